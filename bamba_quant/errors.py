@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bamba_reference.config import ConfigError
 from bamba_reference.errors import BambaQuantError
 
@@ -14,6 +16,7 @@ __all__ = [
     "OutputError",
     "PlanError",
     "TokenizerError",
+    "listed",
 ]
 
 
@@ -39,3 +42,9 @@ class PlanError(BambaQuantError):
 
 class OutputError(BambaQuantError):
     """An output that exists already, or that cannot be written."""
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first ``most`` names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -72,7 +72,7 @@ RULES = (
     Rule("model.embed_tokens.weight", "token_embd.weight", "token_embd", _embedding),
     Rule("lm_head.weight", "output.weight", "output", _embedding, when=lambda c: not c.tie_word_embeddings),
     Rule("lm_head.weight", None, "output", _embedding, when=lambda c: c.tie_word_embeddings,
-         left_out="tied to the embedding"),
+         left_out="tied to the embedding", equal_to="model.embed_tokens.weight"),
     Rule("model.final_layernorm.weight", "output_norm.weight", "norm", _hidden),
     Rule(_L + "input_layernorm.weight", _B + "attn_norm.weight", "norm", _hidden),
     # Rows of in_proj, in order: z, x, B, C, dt.

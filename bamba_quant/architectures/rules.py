@@ -22,7 +22,8 @@ class Rule:
     ``shape`` and ``gguf_shape`` (where it differs) follow from the configuration, in numpy's order. ``layers``
     gives the layers that have the tensor; a name without ``{i}`` stands once. ``when`` says whether a
     configuration has the tensor at all. A rule whose ``gguf`` is None covers a tensor that is left out, for the
-    reason in ``left_out``; such a tensor may also be missing.
+    reason in ``left_out``; such a tensor may also be missing, and must equal the tensor ``equal_to`` if that is
+    given.
     """
 
     hf: str
@@ -34,6 +35,7 @@ class Rule:
     layers: Callable[[Config], tuple[int, ...]] = lambda config: tuple(range(config.num_hidden_layers))
     when: Callable[[Config], bool] = lambda config: True
     left_out: str = ""
+    equal_to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class TensorRule:
     gguf_shape: Shape
     transform: Transform
     left_out: str
+    equal_to: str | None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def _fill(rule: Rule, config: Config, layer: int | None) -> TensorRule:
         gguf_shape=rule.gguf_shape(config) if rule.gguf_shape else shape,
         transform=rule.transform(config),
         left_out=rule.left_out,
+        equal_to=rule.equal_to,
     )
 
 

@@ -58,6 +58,12 @@ def split_files(file: Path) -> tuple[Path, ...]:
     return shards
 
 
+def split_stem(file: Path) -> Path:
+    """``file`` without .gguf and without the numbers of a split: what all shards' names begin with."""
+    match = _SPLIT_NAME.match(file.name)
+    return file.with_name(match["stem"] if match else file.name.removesuffix(".gguf"))
+
+
 def split_name(stem: Path, number: int, count: int) -> Path:
     """llama.cpp's name for shard ``number`` (from 0) of ``count``."""
     return stem.with_name(f"{stem.name}-{number + 1:05d}-of-{count:05d}.gguf")

@@ -10,7 +10,7 @@ from typing import Any
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
-from bamba_quant.errors import CheckpointError
+from bamba_quant.errors import CheckpointError, listed
 
 ReadFile = Callable[[Path], dict[str, StoredTensor]]
 
@@ -78,7 +78,7 @@ def _indexed(index: Path, read: ReadFile) -> dict[str, StoredTensor]:
         ):
             if names:
                 raise CheckpointError(complaint, where=index.parent / file_name,
-                                      found=_some(sorted(names)), fix="fetch index and shards of one version")
+                                      found=listed(sorted(names)), fix="fetch index and shards of one version")
         tensors |= shard
     return tensors
 
@@ -95,7 +95,3 @@ def _merged(files: list[Path], read: ReadFile) -> dict[str, StoredTensor]:
         tensors |= shard
     return tensors
 
-
-def _some(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

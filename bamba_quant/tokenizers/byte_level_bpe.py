@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,13 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
     settings = tokenizer_config(file.parent)
     ids = {text: token for token, (text, _) in known.items()}
     special = special_ids(file.parent, settings, vocab_size, ids.get)
-    add_bos, add_eos, more = _added_around(file, special, settings)
+    add_bos, add_eos, more = _added_around(file, tokenizer, vocab_size, special, settings)
     return Vocabulary(
         model="gpt2",
         pre=name,
         tokens=tokens,
         types=types,
-        merges=tuple(_merge(file, merge) for merge in model["merges"]),
+        merges=_merges(file, model["merges"]),
         special_ids=special,
         add_bos=add_bos,
         add_eos=add_eos,
@@ -70,26 +71,31 @@ def _check_model(file: Path, model: dict[str, Any]) -> None:
                                  where=file, found=model[key], expected="none" + hint)
 
 
-def _merge(file: Path, merge: str | list[str]) -> str:
-    """A merge as one string; a space inside a part is written as the byte-level alphabet writes it."""
-    if isinstance(merge, str):
-        return merge
-    if len(merge) != 2:
-        raise TokenizerError("a merge does not have two parts", where=file, found=merge)
-    return " ".join(part.replace(" ", "\u0120") for part in merge)
+def _merges(file: Path, merges: list[Any]) -> tuple[str, ...]:
+    """Merges as strings of two parts; a space inside a part is written as the byte-level alphabet writes it."""
+    joined = tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in merges)
+    if all(merge.count(" ") == 1 for merge in joined):
+        return joined
+    odd = next((merge for merge in merges if isinstance(merge, str) or len(merge) != 2), None)
+    if odd is not None and (not isinstance(odd, str) or odd.count(" ") != 1):
+        raise TokenizerError("a merge does not have two parts", where=file, found=repr(odd))
+    return tuple(" ".join(part.replace(" ", "\u0120") for part in merge) for merge in merges)
 
 
 def _added_around(
-    file: Path, special: dict[str, int], settings: dict[str, Any]
+    file: Path, tokenizer: dict[str, Any], vocab_size: int, special: dict[str, int], settings: dict[str, Any]
 ) -> tuple[bool, bool, tuple[str, ...]]:
-    """Whether encoding puts BOS before and EOS after a text: asked of the tokenizer itself."""
+    """Whether encoding puts BOS before and EOS after a text: asked of the post-processor itself.
+
+    It runs behind a vocabulary of one token, whose id no real token has, so that what it adds stands out.
+    """
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a", add_special_tokens=True).ids
-    start = next(i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain)
-    before, after = whole[:start], whole[start + len(plain) :]
+    text = vocab_size
+    model = {"type": "BPE", "vocab": {"a": text}, "merges": []}
+    bare = {"added_tokens": [], "post_processor": tokenizer.get("post_processor"), "model": model}
+    whole = Tokenizer.from_str(json.dumps(bare)).encode("a").ids
+    before, after = whole[: whole.index(text)], whole[whole.index(text) + 1 :]
     if before not in ([], [special.get("bos")]) or after not in ([], [special.get("eos")]):
         raise TokenizerError("the tokenizer adds special tokens that llama.cpp cannot add", where=file,
                              found=f"{before} before and {after} after a text",

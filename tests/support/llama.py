@@ -1,0 +1,56 @@
+"""llama.cpp as an oracle, through llama-cpp-python: logits, tokens, quantization; missing in CI it fails the test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def llama_cpp() -> Any:
+    """The module; without it a test fails in CI and is skipped elsewhere."""
+    try:
+        import llama_cpp
+    except ImportError:
+        if os.environ.get("CI"):
+            pytest.fail("llama-cpp-python is missing, and in CI it must not be")
+        pytest.skip("llama-cpp-python is not installed (make test installs it)")
+    return llama_cpp
+
+
+@contextmanager
+def _loaded(file: Path, **options: Any) -> Iterator[Any]:
+    llama = llama_cpp().Llama(str(file), n_gpu_layers=0, verbose=False, **options)
+    try:
+        yield llama
+    finally:
+        llama.close()
+
+
+def logits(file: Path, tokens: Sequence[int]) -> np.ndarray:
+    """Logits at every position, float32 of shape (len(tokens), vocabulary), with float32 caches."""
+    module = llama_cpp()
+    with _loaded(file, n_ctx=len(tokens), n_batch=len(tokens), n_ubatch=len(tokens), logits_all=True,
+                 type_k=module.GGML_TYPE_F32, type_v=module.GGML_TYPE_F32, flash_attn=False) as llama:
+        llama.eval(list(tokens))
+        return np.array(llama.scores[: len(tokens)], dtype=np.float32)
+
+
+def tokenize(file: Path, texts: Sequence[str], *, add_bos: bool = True) -> list[list[int]]:
+    """Token ids of each text, special tokens parsed; the vocabulary alone is loaded."""
+    with _loaded(file, vocab_only=True) as llama:
+        return [llama.tokenize(text.encode("utf-8"), add_bos=add_bos, special=True) for text in texts]
+
+
+def quantize(source: Path, target: Path, file_type: int) -> None:
+    """llama-quantize's own conversion of ``source`` to ``target``; ``file_type`` is a llama_ftype."""
+    module = llama_cpp()
+    params = module.llama_model_quantize_default_params()
+    params.ftype = file_type
+    params.nthread = 2
+    assert module.llama_model_quantize(str(source).encode(), str(target).encode(), params) == 0
