@@ -1,0 +1,231 @@
+"""Each operation of the forward pass in plain torch: any device, any float dtype, differentiable.
+
+Sums that lose what they add are kept wide: dt, A, decays, states, norms, softmax and rotary angles are float32
+whatever the model's dtype, and float64 where that is float64. Shapes are named as in ``numpy_forward``, with a
+batch B in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+# Elements of the (chunks, H, q, q) matrix of a scan that are worked on at once: 2 MB stay in a core's cache.
+_SCAN_ELEMENTS = 1 << 19
+
+# Rows of the vocabulary that are widened at once for the logits.
+_HEAD_ROWS = 16384
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what must not be rounded to the model's: float32, or float64 for a float64 model."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+    """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out) in x's dtype.
+
+    On a CPU float32 products of several rows go to oneDNN as a convolution of width one, because torch gives
+    plain float32 products to MKL, which leaves half of an AMD processor's vector width unused (measured: 210
+    against 380 to 430 GFLOP/s on two Zen 5 cores, and down to 5 against 170 at 16 rows), with the smaller
+    rounding error of the two.
+    """
+    rows = x.numel() // x.shape[-1]
+    if x.device.type == "cpu" and x.dtype == torch.float32 and rows > 1 and torch.backends.mkldnn.is_available():
+        pixels = x.reshape(rows, 1, 1, x.shape[-1]).permute(1, 3, 0, 2)  # (1, in, rows, 1), channels last
+        y = F.conv2d(pixels, weight[:, :, None, None], bias)  # (1, out, rows, 1)
+        return y.permute(2, 0, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
+    return F.linear(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension, rounded once at the end to x's dtype."""
+    v = x.to(wide(x.dtype))
+    scale = torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)  # (…, 1)
+    return (v * scale * weight.to(v.dtype)).to(x.dtype)
+
+
+def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: Tensor | None) -> Tensor:
+    """Causal depthwise convolution and SiLU: xBC (B, L, W) behind tail (B, K-1, W) -> (B, L, W), wide.
+
+    weight (W, K), its last column for the current token; bias (W,). ``fresh`` (B, L) marks tokens that begin a
+    packed sequence: nothing from before them is seen.
+    """
+    L, K, dtype = xBC.shape[1], weight.shape[1], wide(xBC.dtype)
+    joined = torch.cat([tail, xBC], dim=1).to(dtype)  # (B, K-1+L, W)
+    taps = weight.to(dtype).t().contiguous()  # (K, W)
+    out = joined[:, K - 1 :] * taps[K - 1]  # (B, L, W)
+    if bias is not None:
+        out = out + bias.to(dtype)
+    age = None if fresh is None else _age(fresh)
+    for back in range(1, K):
+        earlier = joined[:, K - 1 - back : K - 1 - back + L]  # (B, L, W)
+        if age is not None:
+            earlier = earlier * (age >= back)[..., None]
+        out = torch.addcmul(out, earlier, taps[K - 1 - back])
+    return F.silu(out)
+
+
+def _age(fresh: Tensor) -> Tensor:
+    """How many tokens of its own packed sequence stand before each token: (B, L)."""
+    index = torch.arange(fresh.shape[1], device=fresh.device).expand_as(fresh)
+    return index - torch.where(fresh, index, 0).cummax(dim=1).values
+
+
+def scan(
+    x: Tensor,
+    dt: Tensor,
+    A_log: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_limit: tuple[float, float],
+    h: Tensor,
+    chunk: int,
+    fresh: Tensor | None,
+    real: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The state-space recurrence in chunks (Dao and Gu 2024, section 6): y (B, L, H, P) and h after the last token.
+
+    x (B, L, H, P), raw dt (B, L, H), B and C (B, L, G, N), A_log, D and dt_bias (H,), h (B, H, P, N) wide.
+    dt = clamp(softplus(dt + dt_bias), dt_limit), A = -exp(A_log). ``fresh`` (B, L): tokens that begin a packed
+    sequence. ``real`` (B, L): false at padding, which leaves the state as it is. The result is wide.
+    """
+    dtype = h.dtype
+    x, B, C = x.to(dtype), B.to(dtype), C.to(dtype)
+    dt = F.softplus(dt.to(dtype) + dt_bias.to(dtype)).clamp(*dt_limit)  # (B, L, H)
+    if real is not None:
+        dt = dt * real[..., None]
+    dtA = dt * -torch.exp(A_log.to(dtype))  # (B, L, H)
+    pieces = []
+    for start, stop, q in _pieces(x.shape[1], chunk, most=_SCAN_ELEMENTS // (x.shape[0] * x.shape[2] * chunk**2)):
+        now = slice(start, stop)
+        starts = None if fresh is None else fresh[:, now]
+        y, h = _scan_chunks(x[:, now], dt[:, now], dtA[:, now], B[:, now], C[:, now], D.to(dtype), h, q, starts)
+        pieces.append(y)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1), h
+
+
+def _pieces(length: int, chunk: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, chunk size): runs of at most ``most`` whole chunks, then what is left as one short chunk."""
+    whole = length // chunk * chunk
+    for start in range(0, whole, max(1, most) * chunk):
+        yield start, min(whole, start + max(1, most) * chunk), chunk
+    if whole < length:
+        yield whole, length, length - whole
+
+
+def _scan_chunks(
+    x: Tensor,
+    dt: Tensor,
+    dtA: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    h: Tensor,
+    q: int,
+    fresh: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """``scan`` over c whole chunks of q tokens, for dt and dtA (b, c * q, H) already discretized."""
+    b, _, H, P = x.shape
+    G, N = B.shape[2:]
+    x, B, C = x.unflatten(1, (-1, q)), B.unflatten(1, (-1, q)), C.unflatten(1, (-1, q))  # (b, c, q, H, P), …
+    c = x.shape[1]
+    dt = dt.unflatten(1, (c, q)).transpose(2, 3)  # (b, c, H, q)
+    a = dtA.unflatten(1, (c, q)).transpose(2, 3).cumsum(-1)  # (b, c, H, q)
+    # Above the diagonal minus infinity, so that exp gives zero; a falls, so below it exp cannot overflow.
+    mask = torch.full((q, q), -torch.inf, dtype=x.dtype, device=x.device).triu(1)  # (q, q)
+    reach, keep = a.exp(), (a[..., -1:] - a).exp() * dt  # (b, c, H, q): of h into token i, of token j into h
+    if fresh is not None:
+        segment = fresh.unflatten(1, (c, q)).cumsum(-1)[:, :, None]  # (b, c, 1, q)
+        apart = segment[..., :, None] != segment[..., None, :]  # (b, c, 1, q, q)
+        mask = mask.expand_as(apart).masked_fill(apart, -torch.inf)
+        reach = reach * (segment == 0)
+        keep = keep * (segment == segment[..., -1:])
+    CB = C.transpose(2, 3) @ B.permute(0, 1, 3, 4, 2)  # (b, c, G, q, q), once a group, not once a head
+    M = (a[..., :, None] - a[..., None, :] + mask).exp() * dt[..., None, :]  # (b, c, H, q, q)
+    M = (M.unflatten(2, (G, -1)) * CB[:, :, :, None]).flatten(2, 3)  # (b, c, H, q, q)
+    M.diagonal(dim1=-2, dim2=-1).add_(D[:, None])  # y = … + D x
+    y = (M @ x.transpose(2, 3)).transpose(2, 3)  # (b, c, q, H, P)
+    xs = (x * keep.transpose(2, 3)[..., None]).view(b, c, q, G, H // G * P)  # (b, c, q, G, HP/G)
+    decay = reach[..., -1]  # (b, c, H)
+    out = []
+    for i in range(c):
+        from_h = C[:, i].transpose(1, 2) @ h.view(b, G, -1, N).transpose(2, 3)  # (b, G, q, HP/G)
+        from_h = from_h.transpose(1, 2).reshape(b, q, H, P)
+        out.append(torch.addcmul(y[:, i], from_h, reach[:, i].transpose(1, 2)[..., None]))  # (b, q, H, P)
+        added = xs[:, i].permute(0, 2, 3, 1) @ B[:, i].transpose(1, 2)  # (b, G, HP/G, N)
+        h = torch.addcmul(added.view(b, H, P, N), h, decay[:, i, :, None, None])  # (b, H, P, N)
+    return out[0] if c == 1 else torch.cat(out, dim=1), h
+
+
+def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
+    """rms_norm of y * silu(z) over each of ``groups`` parts of the last dimension: y (…, I) wide, in z's dtype."""
+    v = (y * F.silu(z.to(y.dtype))).unflatten(-1, (groups, -1))  # (…, G, I/G)
+    scale = torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)  # (…, G, 1)
+    return ((v * scale).flatten(-2) * weight.to(v.dtype)).to(z.dtype)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (i, i + r/2) of each head's first r elements, pass the rest: x (B, L, n, E), cos (B, L, r/2)."""
+    half = cos.shape[-1]
+    cos, sin = cos[:, :, None], sin[:, :, None]  # (B, L, 1, r/2)
+    first, second = x[..., :half].to(cos.dtype), x[..., half : 2 * half].to(cos.dtype)
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    return torch.cat([rotated, x[..., 2 * half :]], dim=-1)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor | None, sequences: list[tuple[int, int, int]] | None
+) -> Tensor:
+    """Causal softmax attention of q (B, L, heads, E) over k and v (B, S, kv, E): (B, L, heads, E).
+
+    Query i of the L stands at place S - L + i. ``starts`` (B,): places before it are padding and not seen.
+    ``sequences``: rows' packed sequences as (row, start, stop), each of which sees itself alone. Both absent means
+    that all rows are whole.
+    """
+    if sequences is not None:
+        parts = [
+            attention(q[r : r + 1, i:j], k[r : r + 1, i:j], v[r : r + 1, i:j], scale, None, None)[0]
+            for r, i, j in sequences
+        ]
+        return torch.cat(parts).view_as(q)
+    L, S = q.shape[1], k.shape[1]
+    mask = None
+    if starts is not None or 1 < L < S:
+        place = torch.arange(S, device=q.device)
+        mask = (place <= place[S - L :, None])[None]  # (1, L, S)
+        if starts is not None:
+            # Padding sees itself, because a query that sees nothing has no softmax.
+            seen = (place >= starts[:, None])[:, None] | (place == place[S - L :, None])  # (B, L, S)
+            mask = mask & seen
+        mask = mask[:, None]  # (B or 1, 1, L, S)
+    y = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None and L > 1,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )  # (B, heads, L, E)
+    return y.transpose(1, 2)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise in their dtype."""
+    return F.silu(gate) * up
+
+
+def head(x: Tensor, weight: Tensor) -> Tensor:
+    """Logits (…, V), wide, of x (…, d) by weight (V, d): a block of the vocabulary at a time.
+
+    Rounding logits to bfloat16 alone would cost a divergence of 3e-4 to 5e-4 (field-notes/forward.md, 0.6).
+    """
+    x = x.to(wide(x.dtype))
+    blocks = [linear(x, rows.to(x.dtype), None, "head") for rows in weight.split(_HEAD_ROWS)]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
