@@ -154,6 +154,7 @@ def _check_gguf(config: Config) -> None:
     low, high = config.time_step_limit
     refusals = (
         ("mamba_expand", config.mamba_expand, config.mamba_expand == 2, "2"),
+        ("mamba_conv_bias", config.mamba_conv_bias, config.mamba_conv_bias, "true (its graph adds the bias unasked)"),
         ("mamba_proj_bias", config.mamba_proj_bias, not config.mamba_proj_bias, "false"),
         ("time_step_limit", [low, high], low <= 0 and math.isinf(high), "[0, Infinity]: no limit"),
         ("hidden_act", config.hidden_act, config.hidden_act == "silu", "silu"),

@@ -43,7 +43,7 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
     tokens, types = laid_out(known, vocab_size, file)
     settings = tokenizer_config(file.parent)
     ids = {text: token for token, (text, _) in known.items()}
-    special = special_ids(file.parent, settings, vocab_size, ids.get)
+    special = special_ids(file.parent, settings, vocab_size, ids.get, {})
     add_bos, add_eos, more = _added_around(file, tokenizer, vocab_size, special, settings)
     return Vocabulary(
         model="gpt2",

@@ -40,6 +40,9 @@ CL100K = (
 _BYTES: Step = ("ByteLevel", False)
 _GPT2: Step = ("ByteLevel", True)
 
+# Measured: llama.cpp's patterns for these two leave out \p{M} and tell case by ASCII letters.
+_NO_MARKS = "llama.cpp cuts words at combining marks, and words of mixed case outside ASCII, unlike this tokenizer"
+
 
 def _split(pattern: str) -> tuple[Step, ...]:
     return (("Split", pattern, "Isolated"), _BYTES)
@@ -47,11 +50,15 @@ def _split(pattern: str) -> tuple[Step, ...]:
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """llama.cpp's ``name`` for ``steps``; ``ignore_merges`` is what that name implies for whole-word tokens."""
+    """llama.cpp's ``name`` for ``steps``; ``ignore_merges`` is what that name implies for whole-word tokens.
+
+    ``differs`` says where llama.cpp's own pattern under that name only approximates the tokenizer's.
+    """
 
     name: str
     steps: tuple[Step, ...]
     ignore_merges: bool
+    differs: str = ""
 
 
 TABLE: tuple[PreTokenizer, ...] = (
@@ -60,8 +67,8 @@ TABLE: tuple[PreTokenizer, ...] = (
     PreTokenizer("llama-bpe", _split(CL100K), ignore_merges=True),
     PreTokenizer("smaug-bpe", _split(CL100K), ignore_merges=False),
     PreTokenizer("qwen2", _split(QWEN2), ignore_merges=False),
-    PreTokenizer("gpt-4o", _split(GPT4O), ignore_merges=False),
-    PreTokenizer("tekken", _split(TEKKEN), ignore_merges=True),
+    PreTokenizer("gpt-4o", _split(GPT4O), ignore_merges=False, differs=_NO_MARKS),
+    PreTokenizer("tekken", _split(TEKKEN), ignore_merges=True, differs=_NO_MARKS),
     PreTokenizer("gpt-2", (_GPT2,), ignore_merges=False),
     PreTokenizer("starcoder", (("Digits", True), _GPT2), ignore_merges=False),
 )
@@ -94,7 +101,7 @@ def recognise(tokenizer: Mapping[str, Any], where: object) -> tuple[str, tuple[s
     same_split = [row for row in TABLE if row.steps == steps]
     for row in same_split:
         if row.ignore_merges == ignore_merges:
-            return row.name, notes
+            return row.name, (*notes, row.differs) if row.differs else notes
     if same_split:
         raise TokenizerError(
             "llama.cpp splits text like this tokenizer, but treats whole-word tokens differently", where=where,

@@ -36,10 +36,9 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
     tokens, types = laid_out(known, vocab_size, file)
     scores += [_ADDED_SCORE] * (vocab_size - len(scores))
     ids = {text: token for token, (text, _) in known.items()}
-    special = {kind: token for kind, token in (
-        ("bos", model.trainer_spec.bos_id), ("eos", model.trainer_spec.eos_id),
-        ("unk", model.trainer_spec.unk_id), ("pad", model.trainer_spec.pad_id)) if token >= 0}
-    special |= special_ids(file.parent, settings, vocab_size, ids.get)
+    own = {kind: int(getattr(model.trainer_spec, f"{kind}_id")) for kind in ("bos", "eos", "unk", "pad")}
+    own = {kind: token for kind, token in own.items() if token >= 0}
+    special = special_ids(file.parent, settings, vocab_size, ids.get, own)
     return Vocabulary(
         model="t5" if unigram else "llama",
         pre="default",
@@ -54,7 +53,15 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
         remove_extra_whitespaces=bool(model.normalizer_spec.remove_extra_whitespaces) if unigram else None,
         charsmap=model.normalizer_spec.precompiled_charsmap if unigram else b"",
         chat_templates=chat_templates(file.parent, settings),
+        notes=_notes(types, bool(model.normalizer_spec.add_dummy_prefix)),
     )
+
+
+def _notes(types: tuple[int, ...], add_dummy_prefix: bool) -> tuple[str, ...]:
+    if not add_dummy_prefix or int(TokenType.USER_DEFINED) not in types:
+        return ()
+    return ("llama.cpp puts the leading space also behind user-defined tokens inside a text; the sentencepiece "
+            "library does not",)
 
 
 def _parsed(file: Path) -> Any:

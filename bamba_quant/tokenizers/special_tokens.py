@@ -22,9 +22,13 @@ def tokenizer_config(directory: Path) -> dict[str, Any]:
 
 
 def special_ids(
-    directory: Path, settings: Mapping[str, Any], vocab_size: int, id_of: Callable[[str], int | None]
+    directory: Path,
+    settings: Mapping[str, Any],
+    vocab_size: int,
+    id_of: Callable[[str], int | None],
+    own: Mapping[str, int],
 ) -> dict[str, int]:
-    """Ids by kind: the tokenizer's own names first, then config.json and generation_config.json.
+    """Ids by kind: those the settings name, then the tokenizer's ``own``, then config.json and generation_config.json.
 
     A model that stops at several tokens gets the first as "eos", the next two as "eot" and "eom". Raises
     ``TokenizerError`` for a special token that is not in the vocabulary.
@@ -41,6 +45,7 @@ def special_ids(
             raise TokenizerError(f"the {kind} token is not in the vocabulary", where=directory, found=repr(text),
                                  fix=f"correct {kind}_token in tokenizer_config.json")
         ids[kind] = token
+    ids = {**own, **ids}
     for name in ("config.json", "generation_config.json"):
         if not (directory / name).is_file():
             continue

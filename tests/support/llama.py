@@ -34,17 +34,29 @@ def _loaded(file: Path, **options: Any) -> Iterator[Any]:
 
 def logits(file: Path, tokens: Sequence[int]) -> np.ndarray:
     """Logits at every position, float32 of shape (len(tokens), vocabulary), with float32 caches."""
+    return chunk_logits(file, [tokens])[0]
+
+
+def chunk_logits(file: Path, chunks: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """``logits`` of several texts of one length, each from an empty state, the file loaded once."""
     module = llama_cpp()
-    with _loaded(file, n_ctx=len(tokens), n_batch=len(tokens), n_ubatch=len(tokens), logits_all=True,
-                 type_k=module.GGML_TYPE_F32, type_v=module.GGML_TYPE_F32, flash_attn=False) as llama:
-        llama.eval(list(tokens))
-        return np.array(llama.scores[: len(tokens)], dtype=np.float32)
+    length = len(chunks[0])
+    found = []
+    with _loaded(file, n_ctx=length, n_batch=length, n_ubatch=length, n_threads=2, n_threads_batch=2,
+                 logits_all=True, type_k=module.GGML_TYPE_F32, type_v=module.GGML_TYPE_F32,
+                 flash_attn=False) as llama:
+        for chunk in chunks:
+            llama.reset()
+            module.llama_memory_clear(module.llama_get_memory(llama.ctx), True)
+            llama.eval(list(chunk))
+            found.append(np.array(llama.scores[:length], dtype=np.float32))
+    return found
 
 
-def tokenize(file: Path, texts: Sequence[str], *, add_bos: bool = True) -> list[list[int]]:
-    """Token ids of each text, special tokens parsed; the vocabulary alone is loaded."""
+def tokenize(file: Path, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
+    """Token ids of each text behind BOS; ``special`` parses control tokens that the text spells out."""
     with _loaded(file, vocab_only=True) as llama:
-        return [llama.tokenize(text.encode("utf-8"), add_bos=add_bos, special=True) for text in texts]
+        return [llama.tokenize(text.encode("utf-8"), add_bos=True, special=special) for text in texts]
 
 
 def quantize(source: Path, target: Path, file_type: int) -> None:
