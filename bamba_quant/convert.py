@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from bamba_reference.config import Config
 from gguf import GGML_QUANT_VERSION, Keys, fill_templated_filename
 
 from bamba_quant.architectures import architecture_of
@@ -15,7 +16,6 @@ from bamba_quant.errors import CheckpointError
 from bamba_quant.general_metadata import read_general, tool_version_key
 from bamba_quant.plan import Plan, plan_gguf, resolve_recipe
 from bamba_quant.tokenizers import read_vocabulary
-from bamba_reference.config import Config
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,33 @@ def plan_conversion(
     """
     checkpoint = open_checkpoint(model)
     if checkpoint.kind != "huggingface":
-        raise CheckpointError("convert reads a Hugging Face checkpoint directory", where=checkpoint.path,
-                              found=checkpoint.kind, fix="give the directory with config.json and the weights")
+        raise CheckpointError(
+            "convert reads a Hugging Face checkpoint directory",
+            where=checkpoint.path,
+            found=checkpoint.kind,
+            fix="give the directory with config.json and the weights",
+        )
     architecture = architecture_of(checkpoint.metadata)
     config = Config.from_hf(checkpoint.metadata, ignore=ignore_config_keys)
     architecture.check_gguf(config)
     rules = architecture.tensors(config)
     recipe = resolve_recipe(outtype, checkpoint)
-    general = read_general(checkpoint.path, checkpoint.elements, architecture=architecture.gguf_architecture,
-                           model_name=model_name, overrides=metadata)
+    general = read_general(
+        checkpoint.path,
+        checkpoint.elements,
+        architecture=architecture.gguf_architecture,
+        model_name=model_name,
+        overrides=metadata,
+    )
     values: dict[str, Value] = dict(general.values)
-    values |= {f"{architecture.gguf_architecture}.{key}": value
-               for key, value in architecture.gguf_metadata(config).items()}
-    values |= {Keys.General.FILE_TYPE: uint32(recipe.file_type),
-               Keys.General.QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION)}
+    values |= {
+        f"{architecture.gguf_architecture}.{key}": value
+        for key, value in architecture.gguf_metadata(config).items()
+    }
+    values |= {
+        Keys.General.FILE_TYPE: uint32(recipe.file_type),
+        Keys.General.QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION),
+    }
     notes: tuple[str, ...] = ()
     if vocab:
         vocabulary = read_vocabulary(checkpoint.path, config.vocab_size, pre)
@@ -70,7 +83,9 @@ def plan_conversion(
         # llama.cpp's name for a model that takes and gives token ids only.
         values[Keys.Tokenizer.MODEL] = string("none")
     values |= tool_version_key()
-    plan = plan_gguf(checkpoint, architecture, rules, recipe, values, split_max_bytes=split_max_bytes, notes=notes)
+    plan = plan_gguf(
+        checkpoint, architecture, rules, recipe, values, split_max_bytes=split_max_bytes, notes=notes
+    )
     if vocab_only:
         plan = Plan(plan.architecture, plan.recipe, (), plan.metadata, (), plan.notes)
     stem = general.default_stem(recipe.name, vocab_only)

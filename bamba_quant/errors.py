@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bamba_reference.config import ConfigError
-from bamba_reference.errors import BambaQuantError
+from bamba_reference.errors import BambaQuantError, ConfigError
 
 __all__ = [
     "ArchitectureError",

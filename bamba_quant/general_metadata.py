@@ -25,12 +25,16 @@ class General:
     def default_stem(self, file_type: str, vocab_only: bool) -> str:
         """llama.cpp's default name: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#gguf-naming-convention."""
         known = self.metadata
-        return naming_convention(
-            known.name, known.basename, known.finetune, known.version,
+        stem: str = naming_convention(
+            known.name,
+            known.basename,
+            known.finetune,
+            known.version,
             None if vocab_only else known.size_label,
             None if vocab_only else file_type,
             "vocab" if vocab_only else None,
         )
+        return stem
 
 
 def read_general(
@@ -46,8 +50,12 @@ def read_general(
     try:
         metadata = Metadata.load(overrides, directory, model_name, elements)
     except yaml.YAMLError as error:
-        raise PlanError("the model card's front matter is no YAML", where=directory / "README.md",
-                        found=str(error), fix="correct it, or move README.md away") from error
+        raise PlanError(
+            "the model card's front matter is no YAML",
+            where=directory / "README.md",
+            found=str(error),
+            fix="correct it, or move README.md away",
+        ) from error
     if metadata.name is None:
         metadata.name = directory.resolve().name
     recorder = GGUFWriter(None, architecture)
@@ -80,9 +88,15 @@ def _check_overrides(file: Path | None) -> None:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PlanError("the metadata file cannot be read as JSON", where=file, found=str(error)) from error
-    known = {value for name, value in vars(Keys.General).items() if not name.startswith("_") and "{" not in value}
+    known = {
+        value for name, value in vars(Keys.General).items() if not name.startswith("_") and "{" not in value
+    }
     known |= {"general.base_models", "general.datasets"}
     if not isinstance(values, dict) or not values.keys() <= known:
         unknown = sorted(values.keys() - known) if isinstance(values, dict) else [type(values).__name__]
-        raise PlanError("the metadata file has keys that mean nothing", where=file, found=", ".join(unknown),
-                        expected="an object with keys among " + ", ".join(sorted(known)))
+        raise PlanError(
+            "the metadata file has keys that mean nothing",
+            where=file,
+            found=", ".join(unknown),
+            expected="an object with keys among " + ", ".join(sorted(known)),
+        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bamba_reference.config import Config
 from gguf import GGUFValueType, Keys, LlamaFileType
 
 from bamba_quant.architectures import architecture_of
@@ -14,7 +15,6 @@ from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import Value
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.repair import suspect
-from bamba_reference.config import Config
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,11 @@ class Inspection:
         totals = []
         for name in names:
             stored = [tensor for tensor in self.tensors if tensor.format.name == name]
-            totals.append(FormatTotal(name, len(stored), sum(t.elements for t in stored),
-                                      sum(t.n_bytes for t in stored)))
+            totals.append(
+                FormatTotal(
+                    name, len(stored), sum(t.elements for t in stored), sum(t.n_bytes for t in stored)
+                )
+            )
         return tuple(sorted(totals, key=lambda total: -total.n_bytes))
 
     @property
@@ -86,8 +89,10 @@ def _inspect_gguf(checkpoint: Checkpoint) -> Inspection:
     name = str(values[Keys.General.ARCHITECTURE].value) if Keys.General.ARCHITECTURE in values else "unknown"
     remarks: tuple[str, ...] = ()
     if not isinstance(suspect(values), str):
-        remarks = ("written by another tool, with a partial rotary embedding: llama.cpp's converter puts q and k rows "
-                   "of such files in the wrong order; `bamba-quant repair` puts them right",)
+        remarks = (
+            "written by another tool, with a partial rotary embedding: llama.cpp's converter puts q and k rows "
+            "of such files in the wrong order; `bamba-quant repair` puts them right",
+        )
     return Inspection(checkpoint, name, _gguf_layers(name, values), _shown(values), remarks)
 
 

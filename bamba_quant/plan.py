@@ -114,22 +114,30 @@ def match_tensors(
     uncovered = [tensor for name, tensor in checkpoint.tensors.items() if name not in by_name]
     if uncovered:
         raise PlanError(
-            "the checkpoint has tensors that the architecture does not know", where=uncovered[0].file,
+            "the checkpoint has tensors that the architecture does not know",
+            where=uncovered[0].file,
             found=listed([tensor.name for tensor in uncovered]),
             expected="the tensors that config.json implies",
             fix="check config.json (biases, layer types); adapters must be merged before conversion",
         )
     missing = [rule.hf for rule in rules if rule.hf not in checkpoint.tensors and rule.gguf is not None]
     if missing:
-        raise PlanError("the checkpoint lacks tensors that config.json implies", where=checkpoint.path,
-                        found=listed(missing) + " missing",
-                        fix="fetch all shards, or correct config.json (tie_word_embeddings, biases, layer types)")
+        raise PlanError(
+            "the checkpoint lacks tensors that config.json implies",
+            where=checkpoint.path,
+            found=listed(missing) + " missing",
+            fix="fetch all shards, or correct config.json (tie_word_embeddings, biases, layer types)",
+        )
     pairs = [(checkpoint.tensors[rule.hf], rule) for rule in rules if rule.hf in checkpoint.tensors]
     for tensor, rule in pairs:
         if tensor.shape != rule.shape:
-            raise PlanError("a tensor has another shape than config.json implies",
-                            where=f"{tensor.file}, tensor {tensor.name}", found=tensor.shape, expected=rule.shape,
-                            fix="check that config.json and the weights belong together")
+            raise PlanError(
+                "a tensor has another shape than config.json implies",
+                where=f"{tensor.file}, tensor {tensor.name}",
+                found=tensor.shape,
+                expected=rule.shape,
+                fix="check that config.json and the weights belong together",
+            )
     return pairs
 
 
@@ -152,7 +160,9 @@ def plan_gguf(
             left_out.append(LeftOut(tensor, rule.left_out, twin))
             continue
         number_format, note = _choose(recipe, rule)
-        rows.append(PlanRow(tensor, rule.gguf, rule.role, rule.transform, number_format, rule.gguf_shape, note=note))
+        rows.append(
+            PlanRow(tensor, rule.gguf, rule.role, rule.transform, number_format, rule.gguf_shape, note=note)
+        )
     placed, shard_count = _place(rows, split_max_bytes)
     return Plan(architecture.name, recipe.name, placed, metadata, tuple(left_out), notes, shard_count)
 
@@ -165,7 +175,10 @@ def _choose(recipe: Recipe, rule: TensorRule) -> tuple[Format, str]:
         number_format = format_named(recipe.fallbacks[number_format.name])
     if number_format is wanted:
         return wanted, ""
-    return number_format, f"{wanted.name} needs rows of a multiple of {wanted.block_size}, this one has {columns}"
+    return (
+        number_format,
+        f"{wanted.name} needs rows of a multiple of {wanted.block_size}, this one has {columns}",
+    )
 
 
 def _place(rows: list[PlanRow], split_max_bytes: int | None) -> tuple[tuple[PlanRow, ...], int]:
@@ -178,4 +191,3 @@ def _place(rows: list[PlanRow], split_max_bytes: int | None) -> tuple[tuple[Plan
         placed.append(replace(row, shard=shard, offset=offset))
         offset += padded(row.n_bytes)
     return tuple(placed), shard + 1
-

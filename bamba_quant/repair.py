@@ -62,21 +62,37 @@ def plan_repair(file: Path) -> tuple[Checkpoint, Plan]:
     checkpoint = read_gguf(file)
     rotary = suspect(checkpoint.metadata)
     if isinstance(rotary, str):
-        raise CheckpointError("this file is not one to repair", where=file, found=rotary,
-                              expected="a Bamba GGUF with a partial rotary embedding, written by llama.cpp's converter")
+        raise CheckpointError(
+            "this file is not one to repair",
+            where=file,
+            found=rotary,
+            expected="a Bamba GGUF with a partial rotary embedding, written by llama.cpp's converter",
+        )
     move = _to_right_order(rotary)
     rows: list[PlanRow] = []
     for shard, shard_file in enumerate(checkpoint.files):
         offset = 0
         for tensor in sorted((t for t in checkpoint.tensors.values() if t.file == shard_file), key=_position):
             moved = _QUERY_OR_KEY.match(tensor.name) is not None
-            rows.append(PlanRow(tensor, tensor.name, "", move if moved else IDENTITY, tensor.format, tensor.shape,
-                                shard=shard, offset=offset))
+            rows.append(
+                PlanRow(
+                    tensor,
+                    tensor.name,
+                    "",
+                    move if moved else IDENTITY,
+                    tensor.format,
+                    tensor.shape,
+                    shard=shard,
+                    offset=offset,
+                )
+            )
             offset += padded(rows[-1].n_bytes)
     dropped = (Keys.General.ALIGNMENT, "split.")
     metadata = {key: value for key, value in checkpoint.metadata.items() if not key.startswith(dropped)}
     metadata |= tool_version_key()
-    metadata["bamba_quant.repaired"] = string(f"q and k rows reordered for rotary {rotary.rotary_dim}/{rotary.head_dim}")
+    metadata["bamba_quant.repaired"] = string(
+        f"q and k rows reordered for rotary {rotary.rotary_dim}/{rotary.head_dim}"
+    )
     return checkpoint, Plan("bamba", "", tuple(rows), metadata, shard_count=len(checkpoint.files))
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from bamba_reference import Config
 
 from bamba_quant.architectures import architecture_of
-from bamba_reference import Config
 
 BAMBA_9B: dict[str, Any] = {
     "architectures": ["BambaForCausalLM"], "model_type": "bamba", "vocab_size": 128256, "hidden_size": 4096,
@@ -36,7 +36,9 @@ def make_checkpoint(directory: Path, layers: int = 3, attention: tuple[int, ...]
     rules = [rule for rule in architecture_of(hf).tensors(Config.from_hf(hf)) if not rule.left_out]
     rng = np.random.default_rng(9)
     weight_map: dict[str, str] = {}
-    shards = [[rule for rule in rules if rule.layer in group] for group in ({None}, *({i} for i in range(layers)))]
+    shards = [
+        [rule for rule in rules if rule.layer in group] for group in ({None}, *({i} for i in range(layers)))
+    ]
     for number, shard in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= {rule.hf: file for rule in shard}
@@ -51,7 +53,11 @@ def _write_shard(file: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.
     header: dict[str, Any] = {}
     offset = 0
     for name, shape in shapes.items():
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + 2 * math.prod(shape)]}
+        header[name] = {
+            "dtype": "BF16",
+            "shape": shape,
+            "data_offsets": [offset, offset + 2 * math.prod(shape)],
+        }
         offset += 2 * math.prod(shape)
     packed = json.dumps(header).encode()
     packed = packed.ljust(-(-len(packed) // 8) * 8)
@@ -79,9 +85,18 @@ def _tokenizer(size: int) -> dict[str, Any]:
             known.add(left + right)
             tokens.append(left + right)
             merges.append([left, right])
-    special = [{"id": size + i, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-                "normalized": False, "special": True}
-               for i, text in enumerate(("<|begin_of_text|>", "<|end_of_text|>"))]
+    special = [
+        {
+            "id": size + i,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for i, text in enumerate(("<|begin_of_text|>", "<|end_of_text|>"))
+    ]
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},

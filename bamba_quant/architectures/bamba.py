@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 
+from bamba_reference.config import Config
 from gguf import GGUFValueType
 
-from bamba_quant.architectures.rules import Architecture, Metadata, Rule, Transform, register
-from bamba_quant.architectures.transforms import NEGATIVE_EXP, interleave_rotary
+from bamba_quant.architectures.rules import Architecture, Metadata, Rule, register
+from bamba_quant.architectures.transforms import NEGATIVE_EXP, Transform, interleave_rotary
 from bamba_quant.checkpoint.gguf_values import array, boolean, float32, uint32
 from bamba_quant.errors import ArchitectureError
-from bamba_reference.config import Config
 
 _L = "model.layers.{i}."
 _B = "blk.{i}."
@@ -68,6 +68,7 @@ def _rotary(config: Config) -> Transform:
     return interleave_rotary(config.head_dim, config.rotary_dim)
 
 
+# fmt: off
 RULES = (
     Rule("model.embed_tokens.weight", "token_embd.weight", "token_embd", _embedding),
     Rule("lm_head.weight", "output.weight", "output", _embedding, when=lambda c: not c.tie_word_embeddings),
@@ -119,6 +120,7 @@ RULES = (
          when=_mlp_bias),
     Rule(_L + "feed_forward.down_proj.bias", _B + "ffn_down.bias", "bias", _hidden, when=_mlp_bias),
 )
+# fmt: on
 
 
 def _gguf_metadata(config: Config) -> Metadata:
@@ -154,18 +156,29 @@ def _check_gguf(config: Config) -> None:
     low, high = config.time_step_limit
     refusals = (
         ("mamba_expand", config.mamba_expand, config.mamba_expand == 2, "2"),
-        ("mamba_conv_bias", config.mamba_conv_bias, config.mamba_conv_bias, "true (its graph adds the bias unasked)"),
+        (
+            "mamba_conv_bias",
+            config.mamba_conv_bias,
+            config.mamba_conv_bias,
+            "true (its graph adds the bias unasked)",
+        ),
         ("mamba_proj_bias", config.mamba_proj_bias, not config.mamba_proj_bias, "false"),
         ("time_step_limit", [low, high], low <= 0 and math.isinf(high), "[0, Infinity]: no limit"),
         ("hidden_act", config.hidden_act, config.hidden_act == "silu", "silu"),
-        ("attn_layer_indices", list(config.attention_layers), bool(config.attention_layers),
-         "at least one attention layer (a model without any is a Mamba-2 model)"),
+        (
+            "attn_layer_indices",
+            list(config.attention_layers),
+            bool(config.attention_layers),
+            "at least one attention layer (a model without any is a Mamba-2 model)",
+        ),
         ("layer_types", "attention in every layer", bool(config.mamba_layers), "at least one Mamba layer"),
     )
     for key, value, supported, expected in refusals:
         if not supported:
             raise ArchitectureError(
-                f"llama.cpp cannot represent this model's {key}", where="config.json", found=f"{key} = {value}",
+                f"llama.cpp cannot represent this model's {key}",
+                where="config.json",
+                found=f"{key} = {value}",
                 expected=expected,
                 fix="GGUF is no way out for this model; the reference forward pass still runs it",
             )

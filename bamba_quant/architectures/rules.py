@@ -1,4 +1,4 @@
-"""An architecture as a table of rules, from which plans, their inverse and every complaint about a checkpoint follow."""
+"""An architecture as a table of rules: plans, their inverse and complaints about a checkpoint follow from it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bamba_reference.config import Config
+
 from bamba_quant.architectures.transforms import IDENTITY, Transform
 from bamba_quant.checkpoint.gguf_values import Value
 from bamba_quant.errors import ArchitectureError
-from bamba_reference.config import Config
 
 Shape = tuple[int, ...]
 Metadata = dict[str, Value]

@@ -20,5 +20,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return read_huggingface(path)
     if path.is_file():
         return read_gguf(path)
-    raise CheckpointError("there is no such file or directory", where=path,
-                          expected="a Hugging Face checkpoint directory or a .gguf file")
+    raise CheckpointError(
+        "there is no such file or directory",
+        where=path,
+        expected="a Hugging Face checkpoint directory or a .gguf file",
+    )

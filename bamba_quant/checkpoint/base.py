@@ -93,21 +93,26 @@ class RawReader:
             try:
                 self._descriptors[file] = os.open(file, os.O_RDONLY)
             except OSError as error:
-                raise CheckpointError("a file of the checkpoint cannot be opened", where=file,
-                                      found=error.strerror) from error
+                raise CheckpointError(
+                    "a file of the checkpoint cannot be opened", where=file, found=error.strerror
+                ) from error
         return self._descriptors[file]
 
     def read_into(self, file: Path, offset: int, buffer: U8) -> None:
         """Fill ``buffer`` from ``offset``. Raises ``CheckpointError`` when the file ends before it is full."""
         descriptor = self.open(file)
-        view = memoryview(buffer)
+        view = buffer.data
         done = 0
         while done < len(view):
             count = os.preadv(descriptor, [view[done:]], offset + done)
             if count == 0:
-                raise CheckpointError("a file of the checkpoint ends too early", where=file,
-                                      found=f"{offset + done} bytes", expected=f"at least {offset + len(view)} bytes",
-                                      fix="fetch the file again")
+                raise CheckpointError(
+                    "a file of the checkpoint ends too early",
+                    where=file,
+                    found=f"{offset + done} bytes",
+                    expected=f"at least {offset + len(view)} bytes",
+                    fix="fetch the file again",
+                )
             done += count
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,12 @@ def read_gguf(file: Path) -> Checkpoint:
         tensors |= found
     promised = key_values.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT)
     if len(shards) > 1 and promised is not None and promised.value != len(tensors):
-        raise CheckpointError("the shards do not hold the tensors the first one promises", where=shards[0],
-                              found=len(tensors), expected=promised.value)
+        raise CheckpointError(
+            "the shards do not hold the tensors the first one promises",
+            where=shards[0],
+            found=len(tensors),
+            expected=promised.value,
+        )
     return Checkpoint(file, "gguf", key_values, tensors, shards)
 
 
@@ -49,12 +54,18 @@ def split_files(file: Path) -> tuple[Path, ...]:
     match = _SPLIT_NAME.match(file.name)
     if match is None:
         return (file,)
-    shards = tuple(split_name(file.parent / match["stem"], number, int(match["count"]))
-                   for number in range(int(match["count"])))
+    shards = tuple(
+        split_name(file.parent / match["stem"], number, int(match["count"]))
+        for number in range(int(match["count"]))
+    )
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise CheckpointError("shards of a split GGUF are missing", where=file.parent, found=", ".join(missing),
-                              fix="put all shards in one directory")
+        raise CheckpointError(
+            "shards of a split GGUF are missing",
+            where=file.parent,
+            found=", ".join(missing),
+            fix="put all shards in one directory",
+        )
     return shards
 
 
@@ -74,7 +85,10 @@ def _read_shard(file: Path) -> tuple[dict[str, Value], dict[str, StoredTensor]]:
         with file.open("rb") as stream:
             if stream.read(len(MAGIC)) != MAGIC:
                 raise CheckpointError("not a GGUF file", where=file, expected="a file that begins with GGUF")
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as buffer:
+            with (
+                mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+                memoryview(mapped) as buffer,
+            ):
                 return _parse(file, buffer)
     except OSError as error:
         raise CheckpointError("a GGUF file cannot be read", where=file, found=error.strerror) from error
@@ -86,28 +100,45 @@ def _parse(file: Path, buffer: memoryview) -> tuple[dict[str, Value], dict[str, 
     try:
         version = cursor.number(GGUFValueType.UINT32)
         if version not in (2, 3):
-            raise CheckpointError("a GGUF version that is not known", where=file, found=version, expected="2 or 3",
-                                  fix="a big-endian or a version-1 file must be converted again")
+            raise CheckpointError(
+                "a GGUF version that is not known",
+                where=file,
+                found=version,
+                expected="2 or 3",
+                fix="a big-endian or a version-1 file must be converted again",
+            )
         tensor_count = cursor.number(GGUFValueType.UINT64)
         value_count = cursor.number(GGUFValueType.UINT64)
         key_values = {cursor.text(): cursor.value() for _ in range(value_count)}
         entries = [_entry(file, cursor) for _ in range(tensor_count)]
     except EOFError:
-        raise CheckpointError("a GGUF file ends inside its header", where=file, found=f"{len(buffer)} bytes",
-                              fix="fetch the file again") from None
+        raise CheckpointError(
+            "a GGUF file ends inside its header",
+            where=file,
+            found=f"{len(buffer)} bytes",
+            fix="fetch the file again",
+        ) from None
     except ValueError as error:
-        raise CheckpointError("a GGUF header is malformed", where=f"{file}, byte {cursor.position}",
-                              found=str(error)) from error
+        raise CheckpointError(
+            "a GGUF header is malformed", where=f"{file}, byte {cursor.position}", found=str(error)
+        ) from error
     alignment = DEFAULT_ALIGNMENT
     if Keys.General.ALIGNMENT in key_values:
         alignment = int(key_values[Keys.General.ALIGNMENT].value)
     data_start = -(-cursor.position // alignment) * alignment
-    tensors = {name: StoredTensor(name, shape, number_format, file, data_start + offset)
-               for name, shape, number_format, offset in entries}
+    tensors = {
+        name: StoredTensor(name, shape, number_format, file, data_start + offset)
+        for name, shape, number_format, offset in entries
+    }
     end = max((tensor.offset + tensor.n_bytes for tensor in tensors.values()), default=0)
     if end > len(buffer):
-        raise CheckpointError("a GGUF file is truncated", where=file, found=f"{len(buffer)} bytes",
-                              expected=f"at least {end}", fix="fetch the file again")
+        raise CheckpointError(
+            "a GGUF file is truncated",
+            where=file,
+            found=f"{len(buffer)} bytes",
+            expected=f"at least {end}",
+            fix="fetch the file again",
+        )
     return key_values, tensors
 
 
@@ -119,6 +150,7 @@ def _entry(file: Path, cursor: Cursor) -> tuple[str, tuple[int, ...], Format, in
     return name, tuple(reversed(dimensions)), number_format, cursor.number(GGUFValueType.UINT64)
 
 
+@cache
 def _format_of(ggml_type: GGMLQuantizationType) -> Format:
     for number_format in formats():
         if number_format.ggml_type == ggml_type:

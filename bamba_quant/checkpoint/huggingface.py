@@ -41,7 +41,8 @@ def read_huggingface(directory: Path) -> Checkpoint:
         used = tuple(sorted({tensor.file for tensor in tensors.values()}))
         return Checkpoint(directory, "huggingface", config, tensors, used)
     raise CheckpointError(
-        "the directory holds no weights", where=directory,
+        "the directory holds no weights",
+        where=directory,
         found=", ".join(sorted(entry.name for entry in directory.iterdir())[:12]) or "an empty directory",
         expected="model.safetensors, its shards with model.safetensors.index.json, or pytorch_model.bin",
     )
@@ -66,8 +67,12 @@ def _indexed(index: Path, read: ReadFile) -> dict[str, StoredTensor]:
         raise CheckpointError("the index has no weight_map", where=index)
     missing = sorted({name for name in weight_map.values() if not (index.parent / name).is_file()})
     if missing:
-        raise CheckpointError("the index names shards that are not there", where=index, found=", ".join(missing),
-                              fix="fetch the missing files")
+        raise CheckpointError(
+            "the index names shards that are not there",
+            where=index,
+            found=", ".join(missing),
+            fix="fetch the missing files",
+        )
     tensors: dict[str, StoredTensor] = {}
     for file_name in sorted(set(weight_map.values())):
         shard = read(index.parent / file_name)
@@ -77,8 +82,12 @@ def _indexed(index: Path, read: ReadFile) -> dict[str, StoredTensor]:
             ("a shard holds tensors that the index does not place there", shard.keys() - promised),
         ):
             if names:
-                raise CheckpointError(complaint, where=index.parent / file_name,
-                                      found=listed(sorted(names)), fix="fetch index and shards of one version")
+                raise CheckpointError(
+                    complaint,
+                    where=index.parent / file_name,
+                    found=listed(sorted(names)),
+                    fix="fetch index and shards of one version",
+                )
         tensors |= shard
     return tensors
 
@@ -89,9 +98,11 @@ def _merged(files: list[Path], read: ReadFile) -> dict[str, StoredTensor]:
         shard = read(file)
         twice = sorted(shard.keys() & tensors.keys())
         if twice:
-            raise CheckpointError("two files hold the same tensor and no index decides", where=file,
-                                  found=f"{twice[0]}, also in {tensors[twice[0]].file.name}",
-                                  fix="leave one copy of the weights in the directory")
+            raise CheckpointError(
+                "two files hold the same tensor and no index decides",
+                where=file,
+                found=f"{twice[0]}, also in {tensors[twice[0]].file.name}",
+                fix="leave one copy of the weights in the directory",
+            )
         tensors |= shard
     return tensors
-

@@ -48,4 +48,6 @@ def recipe_named(name: str) -> Recipe:
     try:
         return RECIPES[name.lower()]
     except KeyError:
-        raise PlanError(f"no output type is called {name!r}", expected="auto, " + ", ".join(RECIPES)) from None
+        raise PlanError(
+            f"no output type is called {name!r}", expected="auto, " + ", ".join(RECIPES)
+        ) from None

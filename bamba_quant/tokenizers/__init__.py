@@ -18,12 +18,17 @@ def read_vocabulary(directory: Path, vocab_size: int, pre: str | None = None) ->
     """
     if (directory / "tokenizer.model").is_file():
         if pre is not None:
-            raise TokenizerError("--pre is for byte-level BPE, and this tokenizer is SentencePiece",
-                                 where=directory / "tokenizer.model", fix="leave --pre out")
+            raise TokenizerError(
+                "--pre is for byte-level BPE, and this tokenizer is SentencePiece",
+                where=directory / "tokenizer.model",
+                fix="leave --pre out",
+            )
         return read_sentencepiece(directory / "tokenizer.model", vocab_size)
     if (directory / "tokenizer.json").is_file():
         return read_byte_level_bpe(directory / "tokenizer.json", vocab_size, pre)
     raise TokenizerError(
-        "the directory has no tokenizer", where=directory, expected="tokenizer.json or tokenizer.model",
+        "the directory has no tokenizer",
+        where=directory,
+        expected="tokenizer.json or tokenizer.model",
         fix="copy the tokenizer's files there, or write the file without a vocabulary: --no-vocab",
     )

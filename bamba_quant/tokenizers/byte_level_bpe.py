@@ -61,14 +61,24 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
 
 def _check_model(file: Path, model: dict[str, Any]) -> None:
     if model.get("type") != "BPE" or not model.get("vocab") or "merges" not in model:
-        raise TokenizerError("the tokenizer is not byte-level BPE", where=file,
-                             found=f"a model of type {model.get('type')!r}", expected="BPE with vocab and merges",
-                             fix="if it came from SentencePiece, put its tokenizer.model into the directory")
+        raise TokenizerError(
+            "the tokenizer is not byte-level BPE",
+            where=file,
+            found=f"a model of type {model.get('type')!r}",
+            expected="BPE with vocab and merges",
+            fix="if it came from SentencePiece, put its tokenizer.model into the directory",
+        )
     for key, off in _SWITCHED_OFF.items():
         if model.get(key) not in off:
-            hint = "; put the tokenizer.model it came from into the directory" if key == "byte_fallback" else ""
-            raise TokenizerError(f"the tokenizer uses BPE's {key}, which llama.cpp's byte-level BPE lacks",
-                                 where=file, found=model[key], expected="none" + hint)
+            hint = (
+                "; put the tokenizer.model it came from into the directory" if key == "byte_fallback" else ""
+            )
+            raise TokenizerError(
+                f"the tokenizer uses BPE's {key}, which llama.cpp's byte-level BPE lacks",
+                where=file,
+                found=model[key],
+                expected="none" + hint,
+            )
 
 
 def _merges(file: Path, merges: list[Any]) -> tuple[str, ...]:
@@ -93,13 +103,20 @@ def _added_around(
 
     text = vocab_size
     model = {"type": "BPE", "vocab": {"a": text}, "merges": []}
-    bare = {"added_tokens": [], "post_processor": tokenizer.get("post_processor"), "model": model}
+    bare: dict[str, Any] = {
+        "added_tokens": [],
+        "post_processor": tokenizer.get("post_processor"),
+        "model": model,
+    }
     whole = Tokenizer.from_str(json.dumps(bare)).encode("a").ids
     before, after = whole[: whole.index(text)], whole[whole.index(text) + 1 :]
     if before not in ([], [special.get("bos")]) or after not in ([], [special.get("eos")]):
-        raise TokenizerError("the tokenizer adds special tokens that llama.cpp cannot add", where=file,
-                             found=f"{before} before and {after} after a text",
-                             expected=f"at most BOS ({special.get('bos')}) before and EOS ({special.get('eos')}) after")
+        raise TokenizerError(
+            "the tokenizer adds special tokens that llama.cpp cannot add",
+            where=file,
+            found=f"{before} before and {after} after a text",
+            expected=f"at most BOS ({special.get('bos')}) before and EOS ({special.get('eos')}) after",
+        )
     notes = tuple(
         f"tokenizer_config.json says add_{kind}_token = {str(flag).lower()}, tokenizer.json does otherwise; "
         "tokenizer.json was followed"
@@ -113,9 +130,14 @@ def _added_around(
 
 
 def _trimming_notes(tokenizer: dict[str, Any]) -> tuple[str, ...]:
-    trimming = [added["content"] for added in tokenizer.get("added_tokens") or []
-                if added.get("lstrip") or added.get("rstrip") or added.get("single_word")]
+    trimming = [
+        added["content"]
+        for added in tokenizer.get("added_tokens") or []
+        if added.get("lstrip") or added.get("rstrip") or added.get("single_word")
+    ]
     if not trimming:
         return ()
-    return (f"{len(trimming)} added tokens (the first {trimming[0]!r}) take neighbouring white space or only whole "
-            "words with them; llama.cpp does not",)
+    return (
+        f"{len(trimming)} added tokens (the first {trimming[0]!r}) take neighbouring white space or only whole "
+        "words with them; llama.cpp does not",
+    )

@@ -28,9 +28,7 @@ GPT4O = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_TAIL_SLASH}"
 )
-TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|{_TAIL_SLASH}"
-)
+TEKKEN = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|{_TAIL_SLASH}"
 # The possessive spelling of tiktoken's cl100k_base; it matches what LLAMA3 matches.
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
@@ -41,7 +39,9 @@ _BYTES: Step = ("ByteLevel", False)
 _GPT2: Step = ("ByteLevel", True)
 
 # Measured: llama.cpp's patterns for these two leave out \p{M} and tell case by ASCII letters.
-_NO_MARKS = "llama.cpp cuts words at combining marks, and words of mixed case outside ASCII, unlike this tokenizer"
+_NO_MARKS = (
+    "llama.cpp cuts words at combining marks, and words of mixed case outside ASCII, unlike this tokenizer"
+)
 
 
 def _split(pattern: str) -> tuple[Step, ...]:
@@ -74,20 +74,15 @@ TABLE: tuple[PreTokenizer, ...] = (
 )
 
 # Names of llama.cpp's byte-level pre-tokenizers that --pre takes on the user's word.
-KNOWN_NAMES = tuple(
-    sorted(
-        {row.name for row in TABLE}
-        | set(
-            """
-            afmoe bailingmoe bloom chameleon chatglm-bpe codeshell command-r dbrx deepseek-coder deepseek-llm
-            deepseek-r1-qwen deepseek-v3 exaone exaone-moe exaone4 falcon falcon-h1 falcon3 glm4 gpt3-finnish
-            granite-docling granite-embed-multi-97m grok-2 hunyuan hunyuan-dense jais jais-2 kimi-k2 llama3 llama4
-            megrez mellum2 minerva-7b minimax-m2 mpt olmo phi-2 pixtral poro-chat qwen35 refact seed-coder smollm
-            solar-open stablelm2 superbpe tiny_aya trillion viking youtu
-            """.split()
-        )
-    )
-)
+_OTHER_NAMES = """
+    afmoe bailingmoe bloom chameleon chatglm-bpe codeshell command-r dbrx deepseek-coder
+    deepseek-llm deepseek-r1-qwen deepseek-v3 exaone exaone-moe exaone4 falcon falcon-h1 falcon3
+    glm4 gpt3-finnish granite-docling granite-embed-multi-97m grok-2 hunyuan hunyuan-dense jais
+    jais-2 kimi-k2 llama3 llama4 megrez mellum2 minerva-7b minimax-m2 mpt olmo phi-2 pixtral
+    poro-chat qwen35 refact seed-coder smollm solar-open stablelm2 superbpe tiny_aya trillion viking
+    youtu
+""".split()
+KNOWN_NAMES = tuple(sorted({row.name for row in TABLE}.union(_OTHER_NAMES)))
 
 
 def recognise(tokenizer: Mapping[str, Any], where: object) -> tuple[str, tuple[str, ...]]:
@@ -104,25 +99,30 @@ def recognise(tokenizer: Mapping[str, Any], where: object) -> tuple[str, tuple[s
             return row.name, (*notes, row.differs) if row.differs else notes
     if same_split:
         raise TokenizerError(
-            "llama.cpp splits text like this tokenizer, but treats whole-word tokens differently", where=where,
+            "llama.cpp splits text like this tokenizer, but treats whole-word tokens differently",
+            where=where,
             found=f"ignore_merges = {ignore_merges}",
             expected=f"ignore_merges = {same_split[0].ignore_merges}, which {same_split[0].name!r} implies",
             fix=f"accept the difference with --pre {same_split[0].name}",
         )
     raise TokenizerError(
-        "the pre-tokenizer is none that llama.cpp is known to have", where=where,
+        "the pre-tokenizer is none that llama.cpp is known to have",
+        where=where,
         found="\n    ".join(["", *map(_shown, steps)]) if steps else "none",
         expected="the structure of one of: " + ", ".join(sorted({row.name for row in TABLE})),
         fix="if llama.cpp has it under another name, say which with --pre NAME, NAME one of: "
-            + ", ".join(KNOWN_NAMES),
+        + ", ".join(KNOWN_NAMES),
     )
 
 
 def check_name(name: str) -> str:
     """``name`` when llama.cpp knows it. Raises ``TokenizerError`` listing the names."""
     if name not in KNOWN_NAMES:
-        raise TokenizerError("--pre names a pre-tokenizer that llama.cpp does not have", found=name,
-                             expected=", ".join(KNOWN_NAMES))
+        raise TokenizerError(
+            "--pre names a pre-tokenizer that llama.cpp does not have",
+            found=name,
+            expected=", ".join(KNOWN_NAMES),
+        )
     return name
 
 
@@ -131,10 +131,16 @@ def _normalizer_notes(normalizer: Mapping[str, Any] | None, where: object) -> tu
     if not kinds:
         return ()
     if kinds == ["NFC"]:
-        return ("the tokenizer normalizes text to NFC and llama.cpp does not: text in another form may be "
-                "tokenized differently there",)
-    raise TokenizerError("the tokenizer's normalizer has no counterpart in llama.cpp", where=where,
-                         found=", ".join(kinds), expected="none, or NFC")
+        return (
+            "the tokenizer normalizes text to NFC and llama.cpp does not: text in another form may be "
+            "tokenized differently there",
+        )
+    raise TokenizerError(
+        "the tokenizer's normalizer has no counterpart in llama.cpp",
+        where=where,
+        found=", ".join(kinds),
+        expected="none, or NFC",
+    )
 
 
 def _steps(pre_tokenizer: Mapping[str, Any] | None) -> tuple[Step, ...]:

@@ -60,8 +60,10 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
 def _notes(types: tuple[int, ...], add_dummy_prefix: bool) -> tuple[str, ...]:
     if not add_dummy_prefix or int(TokenType.USER_DEFINED) not in types:
         return ()
-    return ("llama.cpp puts the leading space also behind user-defined tokens inside a text; the sentencepiece "
-            "library does not",)
+    return (
+        "llama.cpp puts the leading space also behind user-defined tokens inside a text; the sentencepiece "
+        "library does not",
+    )
 
 
 def _parsed(file: Path) -> Any:
@@ -72,37 +74,56 @@ def _parsed(file: Path) -> Any:
     try:
         model.ParseFromString(file.read_bytes())
     except (OSError, DecodeError) as error:
-        raise TokenizerError("a tokenizer.model cannot be read", where=file, found=str(error),
-                             expected="a SentencePiece model") from error
+        raise TokenizerError(
+            "a tokenizer.model cannot be read", where=file, found=str(error), expected="a SentencePiece model"
+        ) from error
     if not model.pieces:
-        raise TokenizerError("a tokenizer.model holds no pieces", where=file, expected="a SentencePiece model")
+        raise TokenizerError(
+            "a tokenizer.model holds no pieces", where=file, expected="a SentencePiece model"
+        )
     return model
 
 
 def _check(file: Path, model: Any) -> None:
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     if trainer.model_type not in (_UNIGRAM, _BPE):
-        raise TokenizerError("llama.cpp has no tokenizer for this kind of SentencePiece model", where=file,
-                             found=f"model_type {trainer.model_type}", expected="BPE or unigram")
+        raise TokenizerError(
+            "llama.cpp has no tokenizer for this kind of SentencePiece model",
+            where=file,
+            found=f"model_type {trainer.model_type}",
+            expected="BPE or unigram",
+        )
     if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
-        raise TokenizerError("the SentencePiece model treats white space as llama.cpp cannot", where=file,
-                             found="treat_whitespace_as_suffix or no escape_whitespaces",
-                             expected="spaces written as a leading ▁")
+        raise TokenizerError(
+            "the SentencePiece model treats white space as llama.cpp cannot",
+            where=file,
+            found="treat_whitespace_as_suffix or no escape_whitespaces",
+            expected="spaces written as a leading ▁",
+        )
     if trainer.model_type == _UNIGRAM:
         if trainer.byte_fallback:
-            raise TokenizerError("llama.cpp's unigram tokenizer has no byte fallback", where=file,
-                                 found="a unigram model with byte_fallback", expected="BPE with, or unigram without")
+            raise TokenizerError(
+                "llama.cpp's unigram tokenizer has no byte fallback",
+                where=file,
+                found="a unigram model with byte_fallback",
+                expected="BPE with, or unigram without",
+            )
         return
     if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
         raise TokenizerError(
-            "the SentencePiece model normalizes text and llama.cpp's BPE tokenizer does not", where=file,
+            "the SentencePiece model normalizes text and llama.cpp's BPE tokenizer does not",
+            where=file,
             found=f"normalizer {normalizer.name!r}, remove_extra_whitespaces = "
-                  f"{normalizer.remove_extra_whitespaces}",
+            f"{normalizer.remove_extra_whitespaces}",
             expected="normalizer 'identity' without remove_extra_whitespaces",
         )
     if not trainer.byte_fallback:
-        raise TokenizerError("the SentencePiece model has no byte pieces, without which llama.cpp stops at the "
-                             "first unknown character", where=file, expected="a model trained with byte_fallback")
+        raise TokenizerError(
+            "the SentencePiece model has no byte pieces, without which llama.cpp stops at the "
+            "first unknown character",
+            where=file,
+            expected="a model trained with byte_fallback",
+        )
 
 
 def _added_tokens(directory: Path, settings: dict[str, Any]) -> list[tuple[int, str, int]]:

@@ -42,8 +42,12 @@ def special_ids(
             continue
         token = id_of(text)
         if token is None:
-            raise TokenizerError(f"the {kind} token is not in the vocabulary", where=directory, found=repr(text),
-                                 fix=f"correct {kind}_token in tokenizer_config.json")
+            raise TokenizerError(
+                f"the {kind} token is not in the vocabulary",
+                where=directory,
+                found=repr(text),
+                fix=f"correct {kind}_token in tokenizer_config.json",
+            )
         ids[kind] = token
     ids = {**own, **ids}
     for name in ("config.json", "generation_config.json"):
@@ -52,8 +56,11 @@ def special_ids(
         values = read_json(directory / name, "the model's settings")
         for kind in _KINDS:
             listed = values.get(f"{kind}_token_id")
-            tokens = [token for token in (listed if isinstance(listed, list) else [listed])
-                      if isinstance(token, int) and 0 <= token < vocab_size]
+            tokens = [
+                token
+                for token in (listed if isinstance(listed, list) else [listed])
+                if isinstance(token, int) and 0 <= token < vocab_size
+            ]
             if tokens:
                 ids.setdefault(kind, tokens[0])
             if kind == "eos":

@@ -49,8 +49,11 @@ class Vocabulary:
 
     def metadata(self) -> dict[str, Value]:
         """Every ``tokenizer.*`` key, in the order llama.cpp's converter writes them."""
-        values = {Keys.Tokenizer.MODEL: string(self.model), Keys.Tokenizer.PRE: string(self.pre),
-                  Keys.Tokenizer.LIST: array(GGUFValueType.STRING, self.tokens)}
+        values = {
+            Keys.Tokenizer.MODEL: string(self.model),
+            Keys.Tokenizer.PRE: string(self.pre),
+            Keys.Tokenizer.LIST: array(GGUFValueType.STRING, self.tokens),
+        }
         if self.scores is not None:
             values[Keys.Tokenizer.SCORES] = array(GGUFValueType.FLOAT32, self.scores)
         values[Keys.Tokenizer.TOKEN_TYPE] = array(GGUFValueType.INT32, self.types)
@@ -91,7 +94,8 @@ def laid_out(
     outside = [token for token in known if not 0 <= token < vocab_size]
     if outside:
         raise TokenizerError(
-            "the tokenizer has tokens that the embedding has no row for", where=where,
+            "the tokenizer has tokens that the embedding has no row for",
+            where=where,
             found=f"{len(outside)} tokens, the first {known[min(outside)][0]!r} with id {min(outside)}",
             expected=f"ids under vocab_size = {vocab_size}",
             fix="take the tokenizer that the model was trained with, or enlarge the embedding",

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bamba_quant.errors import OutputError
@@ -24,14 +24,18 @@ def atomic_files(files: Sequence[tuple[Path, int]], *, overwrite: bool) -> Itera
     """
     for file, _ in files:
         if file.exists() and not overwrite:
-            raise OutputError("the output exists already", where=file,
-                              fix="give another name with --outfile, or allow replacing it with --overwrite")
+            raise OutputError(
+                "the output exists already",
+                where=file,
+                fix="give another name with --outfile, or allow replacing it with --overwrite",
+            )
     _check_space(files)
     partials = [file.with_name(file.name + ".partial") for file, _ in files]
-    descriptors: list[int] = []
-    try:
-        for (file, size), partial in zip(files, partials, strict=True):
-            descriptors.append(_reserve(file, partial, size))
+    with ExitStack() as cleanup:
+        descriptors = [
+            _reserve(file, partial, size, cleanup)
+            for (file, size), partial in zip(files, partials, strict=True)
+        ]
         yield descriptors
         for descriptor, (file, _) in zip(descriptors, files, strict=True):
             try:
@@ -40,30 +44,29 @@ def atomic_files(files: Sequence[tuple[Path, int]], *, overwrite: bool) -> Itera
                 raise output_error(error, file) from error
         for partial, (file, _) in zip(partials, files, strict=True):
             partial.replace(file)
-    finally:
-        for descriptor, partial in zip(descriptors, partials, strict=False):
-            partial.unlink(missing_ok=True)
-            os.close(descriptor)
 
 
-def _reserve(file: Path, partial: Path, size: int) -> int:
+def _reserve(file: Path, partial: Path, size: int, cleanup: ExitStack) -> int:
+    """A descriptor of ``partial``, of the given size and this run's alone; ``cleanup`` learns to remove it."""
     try:
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise output_error(error, file) from error
+    cleanup.callback(os.close, descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(descriptor)
-        raise OutputError("another run is writing this file", where=file,
-                          fix="wait for it, or give another name with --outfile") from error
+        raise OutputError(
+            "another run is writing this file",
+            where=file,
+            fix="wait for it, or give another name with --outfile",
+        ) from error
+    cleanup.callback(partial.unlink, missing_ok=True)
     try:
         os.ftruncate(descriptor, 0)
         os.ftruncate(descriptor, size)
         _allocate(descriptor, size)
     except OSError as error:
-        partial.unlink()
-        os.close(descriptor)
         raise output_error(error, file) from error
     return descriptor
 
@@ -83,8 +86,15 @@ def _check_space(files: Sequence[tuple[Path, int]]) -> None:
         return
     directory = files[0][0].parent
     if not directory.is_dir():
-        raise OutputError("the directory of the output does not exist", where=directory, fix="create it first")
+        raise OutputError(
+            "the directory of the output does not exist", where=directory, fix="create it first"
+        )
     needed, free = sum(size for _, size in files), shutil.disk_usage(directory).free
     if needed > free:
-        raise OutputError("the disk has too little space", where=directory, found=f"{free:,} bytes free",
-                          expected=f"{needed:,} bytes", fix="free some space, or write elsewhere with --outfile")
+        raise OutputError(
+            "the disk has too little space",
+            where=directory,
+            found=f"{free:,} bytes free",
+            expected=f"{needed:,} bytes",
+            fix="free some space, or write elsewhere with --outfile",
+        )

@@ -53,7 +53,11 @@ def layout(plan: Plan, outfile: Path) -> tuple[Shard, ...]:
 
 
 def write_gguf(
-    plan: Plan, outfile: Path, *, threads: int | None = None, overwrite: bool = False,
+    plan: Plan,
+    outfile: Path,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
     progress: Progress = lambda n_bytes: None,
 ) -> tuple[Path, ...]:
     """Write ``plan`` and return the files, in order.
@@ -62,7 +66,10 @@ def write_gguf(
     ``CheckpointError`` and ``FormatError`` for a weight's; then no file has appeared.
     """
     shards = layout(plan, outfile)
-    with RawReader() as reader, atomic_files([(s.file, s.n_bytes) for s in shards], overwrite=overwrite) as outputs:
+    with (
+        RawReader() as reader,
+        atomic_files([(s.file, s.n_bytes) for s in shards], overwrite=overwrite) as outputs,
+    ):
         for left_out in plan.left_out:
             check_equal(left_out, reader)
         for shard, descriptor in zip(shards, outputs, strict=True):
@@ -96,7 +103,11 @@ def _header(metadata: Mapping[str, Value], rows: Sequence[PlanRow]) -> bytes:
     for row in rows:
         # GGUF counts the contiguous axis first.
         dimensions = struct.pack(f"<{len(row.shape)}Q", *reversed(row.shape))
-        parts += (pack_string(row.name), struct.pack("<I", len(row.shape)), dimensions,
-                  struct.pack("<IQ", row.format.ggml_type, row.offset))
+        parts += (
+            pack_string(row.name),
+            struct.pack("<I", len(row.shape)),
+            dimensions,
+            struct.pack("<IQ", row.format.ggml_type, row.offset),
+        )
     header = b"".join(parts)
     return header.ljust(padded(len(header)), b"\0")

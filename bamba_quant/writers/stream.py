@@ -78,8 +78,10 @@ def check_equal(left_out: LeftOut, reader: RawReader) -> None:
     if twin is None:
         return
     differs = CheckpointError(
-        "a tensor that the configuration calls a copy is none", where=f"{source.file}, tensor {source.name}",
-        found=f"other values than {twin.name}", expected=left_out.reason,
+        "a tensor that the configuration calls a copy is none",
+        where=f"{source.file}, tensor {source.name}",
+        found=f"other values than {twin.name}",
+        expected=left_out.reason,
         fix="set tie_word_embeddings to false in config.json if the model was trained untied",
     )
     if twin.format != source.format or twin.shape != source.shape:
@@ -126,14 +128,19 @@ def check_finite(tensor: StoredTensor, values: NDArray[Any], first_row: int) -> 
     signed, infinity = _NON_FINITE[tensor.format.name]
     unsigned = np.dtype(signed).str.replace("i", "u")
     sign = 1 << (8 * np.dtype(signed).itemsize - 1)
-    if values.view(signed).max(initial=0) < infinity and values.view(unsigned).max(initial=0) < infinity | sign:
+    if (
+        values.view(signed).max(initial=0) < infinity
+        and values.view(unsigned).max(initial=0) < infinity | sign
+    ):
         return
     place = int(np.flatnonzero(~np.isfinite(to_float32(values)))[0])
     row, column = divmod(place, tensor.columns) if len(tensor.shape) > 1 else (0, place)
     raise CheckpointError(
-        "a weight is not a finite number", where=f"{tensor.file}, tensor {tensor.name}",
+        "a weight is not a finite number",
+        where=f"{tensor.file}, tensor {tensor.name}",
         found=f"{float(values.reshape(-1)[place])} at row {first_row + row}, column {column}",
-        expected="finite values", fix="the checkpoint is damaged or the training diverged: fetch or repair it",
+        expected="finite values",
+        fix="the checkpoint is damaged or the training diverged: fetch or repair it",
     )
 
 
@@ -142,8 +149,10 @@ def _check_range(row: PlanRow, numbers: F32) -> None:
     if largest > row.format.max_abs:
         raise FormatError(
             f"a weight is too large for {row.format.name}",
-            where=f"{row.source.file}, tensor {row.source.name}", found=f"magnitude {largest:g}",
-            expected=f"at most {row.format.max_abs:g}", fix="choose bf16 or f32",
+            where=f"{row.source.file}, tensor {row.source.name}",
+            found=f"magnitude {largest:g}",
+            expected=f"at most {row.format.max_abs:g}",
+            fix="choose bf16 or f32",
         )
 
 
@@ -166,7 +175,7 @@ def _run(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
 
 def write_at(descriptor: int, offset: int, data: U8 | bytes) -> None:
     """All of ``data`` at ``offset``. Raises ``OutputError`` when the system refuses, a full disk among the reasons."""
-    view = memoryview(data)
+    view = data.data if isinstance(data, np.ndarray) else memoryview(data)
     done = 0
     while done < len(view):
         try:
@@ -177,6 +186,10 @@ def write_at(descriptor: int, offset: int, data: U8 | bytes) -> None:
 
 def output_error(error: OSError, file: Path | None) -> OutputError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError("the disk is full", where=file, found=error.strerror,
-                           fix="free some space, or write elsewhere with --outfile; nothing was left behind")
+        return OutputError(
+            "the disk is full",
+            where=file,
+            found=error.strerror,
+            fix="free some space, or write elsewhere with --outfile; nothing was left behind",
+        )
     return OutputError("the output cannot be written", where=file, found=error.strerror)

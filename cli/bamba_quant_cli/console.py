@@ -36,7 +36,9 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) -> None:
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()
+) -> None:
     """Columns as wide as their widest cell, those in ``right`` flush right; never cut, so it can be piped."""
     cells = [list(map(str, row)) for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
@@ -72,7 +74,10 @@ def progress(total: int, doing: str) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if now - told >= _SECONDS_BETWEEN_LINES:
             told = now
-            typer.echo(f"{doing}: {100 * done // max(1, total)} % ({size(done)} of {size(total)}, "
-                       f"{size(done / (now - started))}/s)", err=True)
+            typer.echo(
+                f"{doing}: {100 * done // max(1, total)} % ({size(done)} of {size(total)}, "
+                f"{size(done / (now - started))}/s)",
+                err=True,
+            )
 
     yield tell

@@ -28,29 +28,44 @@ Examples:
 
 
 def convert(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory with config.json, the weights and the tokenizer.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="Directory with config.json, the weights and the tokenizer."),
+    ],
     outfile: Annotated[
         Path | None,
-        typer.Option(help="File to write ({ftype} stands for the type), or a directory. By default llama.cpp's "
-                          "name, in the model's directory."),
+        typer.Option(
+            help="File to write ({ftype} stands for the type), or a directory. By default llama.cpp's "
+            "name, in the model's directory."
+        ),
     ] = None,
-    outtype: Annotated[str, typer.Option(help="f32, f16, bf16, q8_0, or auto: the input's 16-bit type.")] = "auto",
-    vocab_only: Annotated[bool, typer.Option("--vocab-only", help="Write the vocabulary without weights.")] = False,
-    no_vocab: Annotated[bool, typer.Option("--no-vocab", help="Write no vocabulary: the file takes token ids.")] = False,
+    outtype: Annotated[
+        str, typer.Option(help="f32, f16, bf16, q8_0, or auto: the input's 16-bit type.")
+    ] = "auto",
+    vocab_only: Annotated[
+        bool, typer.Option("--vocab-only", help="Write the vocabulary without weights.")
+    ] = False,
+    no_vocab: Annotated[
+        bool, typer.Option("--no-vocab", help="Write no vocabulary: the file takes token ids.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     split_max_size: Annotated[
-        str | None, typer.Option(metavar="N(K|M|G)", help="Split into shards of at most this many bytes of weights.")
+        str | None,
+        typer.Option(metavar="N(K|M|G)", help="Split into shards of at most this many bytes of weights."),
     ] = None,
     model_name: Annotated[str | None, typer.Option(help="The model's name in the file.")] = None,
     metadata: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON object of general.* keys that override the model card.")
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON object of general.* keys that override the model card."),
     ] = None,
     pre: Annotated[
         str | None, typer.Option(metavar="NAME", help="llama.cpp's pre-tokenizer, when it is not recognised.")
     ] = None,
     ignore_config_key: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="Vouch that an unknown key of config.json changes no logit. Repeatable."),
+        typer.Option(
+            metavar="KEY", help="Vouch that an unknown key of config.json changes no logit. Repeatable."
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a processor.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
@@ -67,8 +82,15 @@ def convert(
     if vocab_only and no_vocab:
         raise PlanError("--vocab-only and --no-vocab leave nothing to write", fix="give one of them")
     conversion = plan_conversion(
-        model, outtype=outtype, outfile=outfile, split_max_bytes=_bytes(split_max_size), model_name=model_name,
-        metadata=metadata, pre=pre, vocab=not no_vocab, vocab_only=vocab_only,
+        model,
+        outtype=outtype,
+        outfile=outfile,
+        split_max_bytes=_bytes(split_max_size),
+        model_name=model_name,
+        metadata=metadata,
+        pre=pre,
+        vocab=not no_vocab,
+        vocab_only=vocab_only,
         ignore_config_keys=ignore_config_key or (),
     )
     plan = conversion.plan
@@ -88,8 +110,11 @@ def convert(
         typer.echo(f"note: {note}", err=True)
     for file in written:
         typer.echo(file)
-    typer.echo(f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {size(n_bytes)}, "
-               f"{plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s", err=True)
+    typer.echo(
+        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {size(n_bytes)}, "
+        f"{plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s",
+        err=True,
+    )
 
 
 def _bytes(text: str | None) -> int | None:
@@ -98,14 +123,19 @@ def _bytes(text: str | None) -> int | None:
         return None
     match = re.fullmatch(r"(\d+)([KMG])", text)
     if match is None or int(match[1]) == 0:
-        raise typer.BadParameter(f"{text!r} is no size; write a whole number and K, M or G, such as 4G",
-                                 param_hint="--split-max-size")
+        raise typer.BadParameter(
+            f"{text!r} is no size; write a whole number and K, M or G, such as 4G",
+            param_hint="--split-max-size",
+        )
     return int(match[1]) * {"K": 10**3, "M": 10**6, "G": 10**9}[match[2]]
 
 
 def _notes(conversion: Conversion) -> list[str]:
     plan = conversion.plan
-    return [*plan.notes, *(f"{row.name} is stored as {row.format.name}: {row.note}" for row in plan.rows if row.note)]
+    return [
+        *plan.notes,
+        *(f"{row.name} is stored as {row.format.name}: {row.note}" for row in plan.rows if row.note),
+    ]
 
 
 def _summary(conversion: Conversion) -> dict[str, Any]:
@@ -126,25 +156,49 @@ def _print_plan(conversion: Conversion, files: list[tuple[Path, int]], as_json: 
     plan = conversion.plan
     if as_json:
         rows = [
-            {"source": row.source.name, "source_type": row.source.format.name, "name": row.name, "role": row.role,
-             "transform": row.transform.name, "type": row.format.name, "shape": row.shape, "bytes": row.n_bytes,
-             "shard": row.shard, "offset": row.offset}
+            {
+                "source": row.source.name,
+                "source_type": row.source.format.name,
+                "name": row.name,
+                "role": row.role,
+                "transform": row.transform.name,
+                "type": row.format.name,
+                "shape": row.shape,
+                "bytes": row.n_bytes,
+                "shard": row.shard,
+                "offset": row.offset,
+            }
             for row in plan.rows
         ]
-        print_json({"files": {str(file): n_bytes for file, n_bytes in files}, **_summary(conversion), "plan": rows})
+        print_json(
+            {"files": {str(file): n_bytes for file, n_bytes in files}, **_summary(conversion), "plan": rows}
+        )
         return
     print_table(
         ("source", "name", "role", "transform", "type", "shape", "bytes"),
-        [(row.source.name, row.name, row.role, row.transform.name or "-",
-          f"{row.source.format.name} → {row.format.name}" if row.format != row.source.format else row.format.name,
-          " × ".join(map(str, row.shape)), f"{row.n_bytes:,}") for row in plan.rows],
+        [
+            (
+                row.source.name,
+                row.name,
+                row.role,
+                row.transform.name or "-",
+                f"{row.source.format.name} → {row.format.name}"
+                if row.format != row.source.format
+                else row.format.name,
+                " × ".join(map(str, row.shape)),
+                f"{row.n_bytes:,}",
+            )
+            for row in plan.rows
+        ],
         right=(5, 6),
     )
     for left_out in plan.left_out:
         typer.echo(f"left out: {left_out.source.name} ({left_out.reason})")
     for note in _notes(conversion):
         typer.echo(f"note: {note}")
-    typer.echo(f"\n{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
-               f"weight, {len(plan.metadata)} key-values")
+    typer.echo(
+        f"\n{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
+        f"weight, {len(plan.metadata)} key-values"
+    )
     for file, n_bytes in files:
         typer.echo(f"{file}  {n_bytes:,} bytes ({size(n_bytes)})")

@@ -38,7 +38,14 @@ def demo(
         conversion = plan_conversion(model, outtype=name, outfile=out)
         (file,) = write_gguf(conversion.plan, conversion.outfile, overwrite=True)
         seconds = time.monotonic() - started
-        rows.append((name, file, size(file.stat().st_size), f"{inspect_path(file).bits_per_weight:.2f}",
-                     f"{seconds:.2f} s"))
+        rows.append(
+            (
+                name,
+                file,
+                size(file.stat().st_size),
+                f"{inspect_path(file).bits_per_weight:.2f}",
+                f"{seconds:.2f} s",
+            )
+        )
     print_table(("type", "file", "size", "bits per weight", "time"), rows, right=(2, 3, 4))
     typer.echo("\nEach runs in llama.cpp as it is. Look inside with: bamba-quant inspect FILE --tensors")

@@ -24,7 +24,12 @@ Examples:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint directory or a .gguf file (any shard of a split one).")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A checkpoint directory or a .gguf file (any shard of a split one)."
+        ),
+    ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, tensors included.")] = False,
 ) -> None:
@@ -36,25 +41,44 @@ def inspect(
         print_json(_as_dict(found))
         return
     checkpoint = found.checkpoint
-    typer.echo(f"{checkpoint.path}: {found.architecture} ({'GGUF' if checkpoint.kind == 'gguf' else 'Hugging Face'})")
-    typer.echo(f"{len(checkpoint.tensors)} tensors in {len(checkpoint.files)} file(s), {count(checkpoint.elements)} "
-               f"weights, {size(checkpoint.n_bytes)}, {found.bits_per_weight:.2f} bits per weight")
+    typer.echo(
+        f"{checkpoint.path}: {found.architecture} ({'GGUF' if checkpoint.kind == 'gguf' else 'Hugging Face'})"
+    )
+    typer.echo(
+        f"{len(checkpoint.tensors)} tensors in {len(checkpoint.files)} file(s), {count(checkpoint.elements)} "
+        f"weights, {size(checkpoint.n_bytes)}, {found.bits_per_weight:.2f} bits per weight"
+    )
     if found.layers:
         # One letter a layer: the map of a hybrid at a glance.
         marks = "".join("A" if kind == "attention" else "m" for kind in found.layers)
         typer.echo(f"layers: {marks}  ({len(found.layers)}; attention in {list(found.attention_layers)})")
     typer.echo()
-    print_table(("type", "tensors", "weights", "bytes", "share"),
-                [(total.name, total.tensors, count(total.elements), f"{total.n_bytes:,}",
-                  f"{100 * total.n_bytes / max(1, checkpoint.n_bytes):.1f} %") for total in found.formats],
-                right=(1, 2, 3, 4))
+    print_table(
+        ("type", "tensors", "weights", "bytes", "share"),
+        [
+            (
+                total.name,
+                total.tensors,
+                count(total.elements),
+                f"{total.n_bytes:,}",
+                f"{100 * total.n_bytes / max(1, checkpoint.n_bytes):.1f} %",
+            )
+            for total in found.formats
+        ],
+        right=(1, 2, 3, 4),
+    )
     typer.echo()
     print_table(("key", "value"), [(key, _short(value)) for key, value in found.metadata.items()])
     if tensors:
         typer.echo()
-        print_table(("tensor", "type", "shape", "bytes"),
-                    [(tensor.name, tensor.format.name, " × ".join(map(str, tensor.shape)), f"{tensor.n_bytes:,}")
-                     for tensor in found.tensors], right=(2, 3))
+        print_table(
+            ("tensor", "type", "shape", "bytes"),
+            [
+                (tensor.name, tensor.format.name, " × ".join(map(str, tensor.shape)), f"{tensor.n_bytes:,}")
+                for tensor in found.tensors
+            ],
+            right=(2, 3),
+        )
     for remark in found.remarks:
         typer.echo(f"\nremark: {remark}")
 
@@ -75,11 +99,21 @@ def _as_dict(found: Inspection) -> dict[str, Any]:
         "weights": checkpoint.elements,
         "bytes": checkpoint.n_bytes,
         "bits_per_weight": round(found.bits_per_weight, 4),
-        "types": {total.name: {"tensors": total.tensors, "weights": total.elements, "bytes": total.n_bytes}
-                  for total in found.formats},
+        "types": {
+            total.name: {"tensors": total.tensors, "weights": total.elements, "bytes": total.n_bytes}
+            for total in found.formats
+        },
         "remarks": found.remarks,
         "metadata": dict(found.metadata),
-        "tensors": [{"name": tensor.name, "type": tensor.format.name, "shape": tensor.shape,
-                     "bytes": tensor.n_bytes, "file": tensor.file.name, "offset": tensor.offset}
-                    for tensor in found.tensors],
+        "tensors": [
+            {
+                "name": tensor.name,
+                "type": tensor.format.name,
+                "shape": tensor.shape,
+                "bytes": tensor.n_bytes,
+                "file": tensor.file.name,
+                "offset": tensor.offset,
+            }
+            for tensor in found.tensors
+        ],
     }

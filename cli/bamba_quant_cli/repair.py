@@ -19,11 +19,18 @@ Examples:
 
 
 def repair(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A Bamba GGUF made with llama.cpp's converter, in any quantization.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A Bamba GGUF made with llama.cpp's converter, in any quantization."
+        ),
+    ],
     outfile: Annotated[
         Path | None, typer.Option(help="File to write; by default the input's name with -repaired.")
     ] = None,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Replace the input, once the new file is whole.")] = False,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Replace the input, once the new file is whole.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a processor.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
@@ -53,6 +60,8 @@ def repair(
         return
     for path in written:
         typer.echo(path)
-    typer.echo(f"{len(moved)} of {len(plan.rows)} tensors had their rows reordered, the others were copied; "
-               f"{size(n_bytes)}", err=True)
-
+    typer.echo(
+        f"{len(moved)} of {len(plan.rows)} tensors had their rows reordered, the others were copied; "
+        f"{size(n_bytes)}",
+        err=True,
+    )

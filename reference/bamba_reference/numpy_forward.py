@@ -20,7 +20,14 @@ import numpy.typing as npt
 
 from bamba_reference.config import Config
 from bamba_reference.packing import Bools, Ints, check_tokens, layout
-from bamba_reference.tensors import EMBEDDING, FINAL_NORM, check_tensors, head_name, layer_prefix, layer_tensors
+from bamba_reference.tensors import (
+    EMBEDDING,
+    FINAL_NORM,
+    check_tensors,
+    head_name,
+    layer_prefix,
+    layer_tensors,
+)
 
 Array = npt.NDArray[Any]
 Scan = Literal["chunked", "sequential"]

@@ -42,9 +42,18 @@ def chunk_logits(file: Path, chunks: Sequence[Sequence[int]]) -> list[np.ndarray
     module = llama_cpp()
     length = len(chunks[0])
     found = []
-    with _loaded(file, n_ctx=length, n_batch=length, n_ubatch=length, n_threads=2, n_threads_batch=2,
-                 logits_all=True, type_k=module.GGML_TYPE_F32, type_v=module.GGML_TYPE_F32,
-                 flash_attn=False) as llama:
+    with _loaded(
+        file,
+        n_ctx=length,
+        n_batch=length,
+        n_ubatch=length,
+        n_threads=2,
+        n_threads_batch=2,
+        logits_all=True,
+        type_k=module.GGML_TYPE_F32,
+        type_v=module.GGML_TYPE_F32,
+        flash_attn=False,
+    ) as llama:
         for chunk in chunks:
             llama.reset()
             module.llama_memory_clear(module.llama_get_memory(llama.ctx), True)

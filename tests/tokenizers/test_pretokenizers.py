@@ -12,13 +12,13 @@ import pytest
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers import read_vocabulary
 from bamba_quant.tokenizers.pretokenizers import KNOWN_NAMES, LLAMA3, TABLE, PreTokenizer
-from bamba_quant.embedded import embedded_model
 from tests.support import llama
-from tests.support.models import random_bamba, save_checkpoint
 from tests.support.conversion import to_gguf
+from tests.support.models import random_bamba, save_checkpoint
 from tests.support.shared import shared
 from tests.support.texts import BROAD, SPECIAL
 
@@ -40,12 +40,19 @@ def train(row: PreTokenizer, directory: Path, vocab_size: int = 4000, **changes:
     tokenizer = Tokenizer(models.BPE(ignore_merges=row.ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([step(described) for described in row.steps])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=["<|begin_of_text|>", "<|end_of_text|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=["<|begin_of_text|>", "<|end_of_text|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     tokenizer.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("</tool>", normalized=False)])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)])
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)]
+    )
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "tokenizer.json"
     tokenizer.save(str(file))
@@ -104,7 +111,9 @@ def test_special_user_and_unused_tokens(tmp_path: Path) -> None:
 
 
 def test_unknown_pattern_is_shown_with_the_names(tmp_path: Path) -> None:
-    unknown = PreTokenizer("", (("Split", r"\p{L}+|\d", "Isolated"), ("ByteLevel", False)), ignore_merges=False)
+    unknown = PreTokenizer(
+        "", (("Split", r"\p{L}+|\d", "Isolated"), ("ByteLevel", False)), ignore_merges=False
+    )
     train(unknown, tmp_path)
     with pytest.raises(TokenizerError) as error:
         read_vocabulary(tmp_path, 4100)

@@ -29,12 +29,22 @@ UNIGRAM: dict[str, Any] = {"model_type": "unigram", "normalization_rule_name": "
 
 def train(directory: Path, **options: Any) -> sentencepiece.SentencePieceProcessor:
     directory.mkdir(parents=True, exist_ok=True)
-    lines = [line for text in [*BROAD * 5, *(topics[name] for name in sorted(topics)[:25])]
-             for line in text.splitlines() if line.strip()]
+    lines = [
+        line
+        for text in [*BROAD * 5, *(topics[name] for name in sorted(topics)[:25])]
+        for line in text.splitlines()
+        if line.strip()
+    ]
     with (directory / "tokenizer.model").open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=file, vocab_size=2000, character_coverage=0.999,
-            user_defined_symbols=["<tool>"], minloglevel=2, **options)
+            sentence_iterator=iter(lines),
+            model_writer=file,
+            vocab_size=2000,
+            character_coverage=0.999,
+            user_defined_symbols=["<tool>"],
+            minloglevel=2,
+            **options,
+        )
     return sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
 
 
@@ -66,8 +76,14 @@ def test_unigram(tmp_path: Path) -> None:
 
 def test_scores_types_and_added_tokens(tmp_path: Path) -> None:
     oracle = train(tmp_path, **LLAMA)
-    settings = {"bos_token": "<s>", "eos_token": "<|end|>", "added_tokens_decoder": {
-        "2000": {"content": "<|end|>", "special": True}, "2001": {"content": "<call>", "special": False}}}
+    settings = {
+        "bos_token": "<s>",
+        "eos_token": "<|end|>",
+        "added_tokens_decoder": {
+            "2000": {"content": "<|end|>", "special": True},
+            "2001": {"content": "<call>", "special": False},
+        },
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<x>": 2002}))
     vocabulary = read_vocabulary(tmp_path, ROWS)
