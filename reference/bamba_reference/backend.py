@@ -1,8 +1,9 @@
 """The operations of the torch forward pass that a set of kernels may replace, one field each.
 
-``TORCH`` computes them in plain torch on any device and is differentiable. A kernel backend is this record with
-some fields replaced (``dataclasses.replace(TORCH, scan=…)``); each of its functions takes and returns what the
-function of the same name in ``torch_ops`` does, where the shapes, dtypes and formulas are written down.
+``TORCH`` computes them in plain torch on any device and is differentiable. A kernel backend is this record
+with some fields replaced (``dataclasses.replace(TORCH, scan=…)``); each of its functions takes and returns
+what the function of the same name in ``torch_ops`` does, where the shapes, dtypes and formulas are written
+down.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from bamba_reference import torch_ops
 class Backend:
     """Which function computes each operation.
 
-    ``linear`` receives the name of the tensor it multiplies by, so that calibration can watch what enters each
-    matrix and a quantized product can find its scales.
+    ``linear`` receives the name of the tensor it multiplies by, so that calibration can watch what enters
+    each matrix and a quantized product can find its scales.
     """
 
     name: str

@@ -1,12 +1,13 @@
-"""What a Bamba model computes, in numpy, one sequence at a time: the definition the faster paths are judged by.
+"""What a Bamba model computes, in numpy, one sequence at a time: the definition the faster paths are judged
+by.
 
 Sources: the state-space layer is Mamba-2's (Dao and Gu 2024, "Transformers are SSMs", arXiv 2405.21060: the
-recurrence is equation 2, the chunked form section 6 and listing 1); rotary embedding, Su et al. 2021 (2104.09864);
-grouped queries, Ainslie et al. 2023 (2305.13245); SwiGLU, Shazeer 2020 (2002.05202). How the parts are put
-together follows transformers' ``modeling_bamba.py``.
+recurrence is equation 2, the chunked form section 6 and listing 1); rotary embedding, Su et al. 2021
+(2104.09864); grouped queries, Ainslie et al. 2023 (2305.13245); SwiGLU, Shazeer 2020 (2002.05202). How the
+parts are put together follows transformers' ``modeling_bamba.py``.
 
-Shapes: L tokens, d hidden size; state-space heads H of size P, state size N, G groups sharing B and C, I = H * P;
-attention heads of size E, ``heads`` for queries and ``kv`` for keys and values; V vocabulary.
+Shapes: L tokens, d hidden size; state-space heads H of size P, state size N, G groups sharing B and C, I = H
+* P; attention heads of size E, ``heads`` for queries and ``kv`` for keys and values; V vocabulary.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Scan = Literal["chunked", "sequential"]
 
 @dataclass
 class NumpyState:
-    """What the tokens so far leave behind: for each layer (conv inputs (K-1, I+2GN), h (H, P, N)) or (k, v)."""
+    """What the tokens so far leave: in each layer (conv inputs (K-1, I+2GN), h (H, P, N)) or (k, v)."""
 
     layers: dict[int, tuple[Array, Array]] = field(default_factory=dict)
     length: int = 0
@@ -43,7 +44,7 @@ class NumpyState:
 
 @dataclass(frozen=True)
 class NumpyOutput:
-    """``logits`` (kept tokens, V); ``hidden_states`` (d wide, L long): before each layer, and after the last."""
+    """``logits`` (kept, V); ``hidden_states``, each (L, d): before every layer and after the last."""
 
     logits: Array
     hidden_states: tuple[Array, ...] | None
@@ -66,11 +67,12 @@ def forward(
 ) -> NumpyOutput:
     """Run tokens (L,) through the model in float32 or float64; logits come in that dtype too.
 
-    ``weights`` maps Hugging Face names to arrays of any float dtype numpy can convert; nothing is kept of it.
-    ``scan`` and ``chunk`` choose how the recurrence is computed, not what. ``state`` is read and brought up to
-    date. ``position_ids``, ``seq_idx``, ``cu_seq_lens`` describe packed sequences (``packing.layout``).
-    ``logits_to_keep`` > 0 computes the logits of that many last tokens only. Raises ``TensorError`` for weights
-    that do not fit the configuration and ``InputError`` for tokens or positions that cannot be run.
+    ``weights`` maps Hugging Face names to arrays of any float dtype numpy can convert; nothing is kept of
+    it. ``scan`` and ``chunk`` choose how the recurrence is computed, not what. ``state`` is read and brought
+    up to date. ``position_ids``, ``seq_idx``, ``cu_seq_lens`` describe packed sequences
+    (``packing.layout``). ``logits_to_keep`` > 0 computes the logits of that many last tokens only. Raises
+    ``TensorError`` for weights that do not fit the configuration and ``InputError`` for tokens or positions
+    that cannot be run.
     """
     tokens = np.asarray(tokens, dtype=np.int64)  # (L,)
     check_tensors(config, weights)
@@ -102,16 +104,19 @@ def forward(
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """Zhang and Sennrich 2019 (1910.07467), over the last dimension."""
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(eps)) * weight
+    rms: Array = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(eps))  # (…, 1)
+    return x / rms * weight
 
 
 def silu(x: Array) -> Array:
     with np.errstate(over="ignore"):  # exp of a large -x is infinite and the quotient rightly zero
-        return x / (1 + np.exp(-x))
+        y: Array = x / (1 + np.exp(-x))
+    return y
 
 
 def softplus(x: Array) -> Array:
-    return np.logaddexp(x, x.dtype.type(0))
+    y: Array = np.logaddexp(x, x.dtype.type(0))
+    return y
 
 
 def linear(w: Mapping[str, Array], name: str, x: Array) -> Array:
@@ -166,7 +171,8 @@ def mixer(
 def causal_conv(joined: Array, weight: Array, bias: Array | None, fresh: Bools | None) -> Array:
     """Depthwise: out[t] = bias + sum over k of weight[:, k] * in[t - (K-1) + k], nothing from before a start.
 
-    ``joined`` (K-1+L, channels) begins with the K-1 inputs before the first of L tokens; weight (channels, K).
+    ``joined`` (K-1+L, channels) begins with the K-1 inputs before the first of L tokens; weight (channels,
+    K).
     """
     K = weight.shape[1]
     L = len(joined) - (K - 1)
@@ -203,8 +209,8 @@ def chunked_scan(
 ) -> tuple[Array, Array]:
     """The same recurrence, a chunk of tokens at a time by matrix products; shapes as in ``sequential_scan``.
 
-    Within a chunk token i sees token j <= i through M = exp(a_i - a_j) (C_i . B_j) dt_j, where a is the running
-    sum of dt A, and what came before the chunk through h, decayed by exp(a_i).
+    Within a chunk token i sees token j <= i through M = exp(a_i - a_j) (C_i . B_j) dt_j, where a is the
+    running sum of dt A, and what came before the chunk through h, decayed by exp(a_i).
     """
     L, H, _ = x.shape
     heads = H // B.shape[1]
@@ -264,7 +270,7 @@ def rotary_angles(config: Config, positions: Ints) -> Array:
 
 
 def rotary(x: Array, positions: Ints, config: Config) -> Array:
-    """Rotate pairs (i, i + r/2) of the first r = rotary_dim elements of each head, pass the rest; x (L, n, E)."""
+    """Rotate pairs (i, i + r/2) of each head's first r = rotary_dim elements, pass the rest: x (L, n, E)."""
     half = config.rotary_dim // 2
     angle = rotary_angles(config, positions)[:, None, :]  # (L, 1, r/2)
     cos, sin = np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype)

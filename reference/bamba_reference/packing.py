@@ -27,9 +27,10 @@ class InputError(BambaQuantError):
 class Layout:
     """What the forward pass needs to know about the L new tokens of each of B rows.
 
-    ``positions`` (B, L) are the rotary embedding's. ``fresh`` (B, L) marks tokens that begin a packed sequence
-    and must see nothing before them; none where rows are not packed. ``real`` (B, L) is false at padding; none
-    where there is none. ``starts`` (B,) counts the padding at the beginning of each row since its first token.
+    ``positions`` (B, L) are the rotary embedding's. ``fresh`` (B, L) marks tokens that begin a packed
+    sequence and must see nothing before them; none where rows are not packed. ``real`` (B, L) is false at
+    padding; none where there is none. ``starts`` (B,) counts the padding at the beginning of each row since
+    its first token.
     """
 
     positions: Ints
@@ -66,11 +67,11 @@ def layout(
 ) -> Layout:
     """Bring what the caller says about a (B, L) batch that follows ``past`` tokens into one form.
 
-    ``attention_mask`` (B, past + L), or (B, L) of the new tokens alone: 1 for tokens, 0 for padding on the left.
-    ``position_ids`` (B, L) or (L,). ``seq_idx`` (B, L) or (L,): a number for each packed sequence.
+    ``attention_mask`` (B, past + L), or (B, L) of the new tokens alone: 1 for tokens, 0 for padding on the
+    left. ``position_ids`` (B, L) or (L,). ``seq_idx`` (B, L) or (L,): a number for each packed sequence.
     ``cu_seq_lens`` (n + 1,): the sequences' borders in a batch of one row. ``starts`` (B,): the padding that
-    earlier calls saw. Raises ``InputError`` for shapes that do not fit, padding after a token, packing together
-    with padding or with a state, and descriptions of the packing that contradict each other.
+    earlier calls saw. Raises ``InputError`` for shapes that do not fit, padding after a token, packing
+    together with padding or with a state, and descriptions of the packing that contradict each other.
     """
     B, L = shape
     starts = np.zeros(B, np.int64) if starts is None else starts
@@ -98,7 +99,9 @@ def layout(
 def _rows(name: str, values: Any, shape: tuple[int, int]) -> Ints:
     array = np.asarray(values, dtype=np.int64)
     if array.shape not in (shape, shape[1:], (1, shape[1])):
-        raise InputError(f"{name} does not fit the tokens", found=f"shape {array.shape}", expected=f"shape {shape}")
+        raise InputError(
+            f"{name} does not fit the tokens", found=f"shape {array.shape}", expected=f"shape {shape}"
+        )
     return np.broadcast_to(array, shape)
 
 
@@ -108,12 +111,15 @@ def _padding(mask: Any, shape: tuple[int, int], past: int, starts: Ints) -> tupl
         raise InputError(
             "attention_mask does not fit the tokens",
             found=f"shape {mask.shape}",
-            expected=f"shape {(B, past + L)}" + (f", of which {past} have been run, or {shape}" if past else ""),
+            expected=f"shape {(B, past + L)}"
+            + (f", of which {past} have been run, or {shape}" if past else ""),
         )
     real = mask[:, mask.shape[1] - L :].astype(bool)
     if mask.shape[1] > L and (mask[:, :past].astype(bool) != (np.arange(past) >= starts[:, None])).any():
-        raise InputError("attention_mask pads other tokens than the earlier calls did",
-                         expected=f"padding of {starts.tolist()} tokens on the left")
+        raise InputError(
+            "attention_mask pads other tokens than the earlier calls did",
+            expected=f"padding of {starts.tolist()} tokens on the left",
+        )
     behind = np.logical_or.accumulate(real, axis=1) | (starts < past)[:, None]
     if (behind & ~real).any():
         row, column = (int(i) for i in np.argwhere(behind & ~real)[0])
@@ -127,16 +133,21 @@ def _padding(mask: Any, shape: tuple[int, int], past: int, starts: Ints) -> tupl
 
 
 def _fresh(shape: tuple[int, int], position_ids: Ints | None, seq_idx: Any, cu_seq_lens: Any) -> Bools | None:
-    """Where packed sequences begin, the first token of each row included; none for rows that are not packed."""
+    """Where packed sequences begin, each row's first token included; none where rows are not packed."""
     B, L = shape
     said: dict[str, Bools] = {}
     if seq_idx is not None:
         said["seq_idx"] = np.diff(_rows("seq_idx", seq_idx, shape), axis=1, prepend=-1) != 0
     if cu_seq_lens is not None:
         borders = np.asarray(cu_seq_lens, dtype=np.int64)
-        if B != 1 or borders.ndim != 1 or len(borders) < 2 or borders[0] != 0 or borders[-1] != L or (
-            np.diff(borders) < 0
-        ).any():
+        if (
+            B != 1
+            or borders.ndim != 1
+            or len(borders) < 2
+            or borders[0] != 0
+            or borders[-1] != L
+            or (np.diff(borders) < 0).any()
+        ):
             raise InputError(
                 "cu_seq_lens does not divide the tokens",
                 found=f"{borders.tolist()} for a batch of shape {shape}",
@@ -151,10 +162,15 @@ def _fresh(shape: tuple[int, int], position_ids: Ints | None, seq_idx: Any, cu_s
             said["position_ids"] = np.concatenate([np.ones((B, 1), bool), restarts], axis=1)
     for marks in said.values():
         marks[:, 0] = True
-    (name, first), *others = said.items() or [("", None)]
+    if not said:
+        return None
+    (name, first), *others = said.items()
     for other, marks in others:
         if (marks != first).any():
             row, column = (int(i) for i in np.argwhere(marks != first)[0])
-            raise InputError(f"{name} and {other} disagree about where the packed sequences begin",
-                             where=f"row {row}, token {column}", expected="the same borders from both")
+            raise InputError(
+                f"{name} and {other} disagree about where the packed sequences begin",
+                where=f"row {row}, token {column}",
+                expected="the same borders from both",
+            )
     return first

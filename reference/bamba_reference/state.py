@@ -37,7 +37,10 @@ class AttentionState:
         room = self._buffers[0].shape[1]
         if self.length > room:
             room = max(self.length, 2 * room)
-            self._buffers = (self._grown(self._buffers[0], room, start), self._grown(self._buffers[1], room, start))
+            self._buffers = (
+                self._grown(self._buffers[0], room, start),
+                self._grown(self._buffers[1], room, start),
+            )
         for buffer, new in zip(self._buffers, (k, v), strict=True):
             buffer[:, start : self.length] = new.detach()
         return self._buffers[0][:, : self.length], self._buffers[1][:, : self.length]
@@ -50,7 +53,7 @@ class AttentionState:
 
 
 class State:
-    """The state of a batch of rows: empty at first, brought up to date by each forward pass it is given to."""
+    """The state of a batch of rows: empty at first, brought up to date by each pass it is given to."""
 
     def __init__(self, config: Config, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         self.batch = batch
@@ -68,8 +71,12 @@ class State:
     def check(self, batch: int) -> None:
         """Raise ``InputError`` unless a batch of this many rows can go on from here."""
         if batch != self.batch:
-            raise InputError("a state belongs to a batch of another size", found=f"{batch} rows",
-                             expected=f"{self.batch} rows", fix="begin a new state for a new batch")
+            raise InputError(
+                "a state belongs to a batch of another size",
+                found=f"{batch} rows",
+                expected=f"{self.batch} rows",
+                fix="begin a new state for a new batch",
+            )
 
 
 def empty_mamba(config: Config, batch: int, dtype: torch.dtype, device: torch.device) -> MambaState:

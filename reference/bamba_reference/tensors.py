@@ -1,4 +1,5 @@
-"""Every tensor of a Bamba model, by Hugging Face name and shape, and the check that a mapping holds exactly these.
+"""Every tensor of a Bamba model, by Hugging Face name and shape, and the check that a mapping holds exactly
+these.
 
 The names are those of transformers' ``BambaForCausalLM``; a tied model has no ``lm_head.weight``.
 """

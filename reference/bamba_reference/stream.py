@@ -1,0 +1,124 @@
+"""Run a model larger than memory: all texts through layer i, for every weight set, before layer i + 1 is
+loaded.
+
+What is held is one layer's weights, the texts' hidden states once for each weight set, and in the end the
+head's weights and the logits of a block of tokens; logits of a whole text never exist at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bamba_reference.backend import TORCH, Backend
+from bamba_reference.config import Config
+from bamba_reference.packing import InputError, Ints, check_tokens, layout
+from bamba_reference.tensors import (
+    EMBEDDING,
+    FINAL_NORM,
+    check_names,
+    check_shape,
+    head_name,
+    layer_prefix,
+    layer_tensors,
+    tensor_shapes,
+)
+from bamba_reference.torch_forward import Model, default_chunk, head, layer, prepare, to_tensor
+
+# Tokens that go through a layer together, and whose logits exist together.
+_LAYER_TOKENS = 2048
+_HEAD_TOKENS = 256
+
+
+def final_hidden(
+    config: Config,
+    sources: Sequence[Mapping[str, Any]],
+    tokens: Any,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    backend: Backend = TORCH,
+    chunk: int | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> list[Tensor]:
+    """The final hidden states (n, L, d), after the final norm, of n texts of L tokens under each weight set.
+
+    Each of ``sources`` is a lazy mapping: reading a name loads that tensor, numpy's or torch's, and nothing
+    of it is kept after its layer. ``on_layer(done, layers)`` is called after each layer. Raises
+    ``TensorError`` for tensors that do not fit and ``InputError`` for tokens that cannot be run.
+    """
+    ids = np.asarray(tokens, np.int64)  # (n, L)
+    if ids.ndim != 2:
+        raise InputError("the texts are not a batch", found=f"shape {ids.shape}", expected="shape (n, L)")
+    check_tokens(ids, config.vocab_size)
+    for source in sources:
+        check_names(config, source)
+    device = torch.device(device)
+    with torch.no_grad():
+        hidden = [_embed(config, source, ids, dtype, device) for source in sources]
+        # One row of positions serves every row: texts begin at 0 and have no padding.
+        sequences = prepare(config, layout((1, ids.shape[1])), dtype, device)
+        rows = max(1, _LAYER_TOKENS // ids.shape[1])
+        for i in range(config.num_hidden_layers):
+            names = [layer_prefix(i) + name for name in layer_tensors(config, i)]
+            for source, x in zip(sources, hidden, strict=True):
+                model = _part(config, source, names, dtype, device, backend, chunk)
+                for some in x.split(rows):
+                    some.copy_(layer(model, i, some, sequences))
+                del model
+            if on_layer:
+                on_layer(i + 1, config.num_hidden_layers)
+        for source, x in zip(sources, hidden, strict=True):
+            model = _part(config, source, [FINAL_NORM], dtype, device, backend, chunk)
+            for some in x.split(rows):
+                some.copy_(backend.rms_norm(some, model.weights[FINAL_NORM], config.rms_norm_eps))
+    return hidden
+
+
+def logit_blocks(
+    config: Config,
+    source: Mapping[str, Any],
+    hidden: Tensor,
+    *,
+    backend: Backend = TORCH,
+    block: int = _HEAD_TOKENS,
+) -> Iterator[Tensor]:
+    """Logits (at most ``block``, V), wide, for final hidden states (T, d), block after block of tokens."""
+    name = head_name(config)
+    model = _part(config, source, [name], hidden.dtype, hidden.device, backend, None)
+    for some in hidden.split(block):
+        with torch.no_grad():  # around the product, because the caller runs between the blocks
+            logits = head(model, some)
+        yield logits
+
+
+def _part(
+    config: Config,
+    source: Mapping[str, Any],
+    names: Sequence[str],
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: Backend,
+    chunk: int | None,
+) -> Model:
+    """A model of which only these tensors are loaded."""
+    shapes, weights = tensor_shapes(config), {}
+    for name in names:
+        weights[name] = to_tensor(source[name], dtype, device)
+        check_shape(name, weights[name].shape, shapes[name])
+    return Model(config, weights, dtype, device, backend, chunk or default_chunk(device))
+
+
+def _embed(
+    config: Config, source: Mapping[str, Any], ids: Ints, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Hidden states (n, L, d) before the first layer; only the rows that occur are converted."""
+    table = source[EMBEDDING]
+    check_shape(EMBEDDING, table.shape, tensor_shapes(config)[EMBEDDING])
+    used, places = np.unique(ids, return_inverse=True)
+    rows = table[torch.from_numpy(used)] if isinstance(table, Tensor) else np.asarray(table[used])
+    return to_tensor(rows, dtype, device)[torch.from_numpy(places.reshape(ids.shape)).to(device)]
