@@ -8,10 +8,11 @@ from bamba_quant.architectures.rules import (
     Rule,
     TensorRule,
     architecture_of,
+    architecture_of_gguf,
     architectures,
 )
 
 for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
     importlib.import_module(f"{__name__}.{_module}")
 
-__all__ = ["Architecture", "Rule", "TensorRule", "architecture_of", "architectures"]
+__all__ = ["Architecture", "Rule", "TensorRule", "architecture_of", "architecture_of_gguf", "architectures"]

@@ -7,13 +7,15 @@ gguf-py's tensor_mapping.py for the right-hand ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from bamba_reference.config import Config
 from gguf import GGUFValueType
 
 from bamba_quant.architectures.rules import Architecture, Metadata, Rule, register
 from bamba_quant.architectures.transforms import NEGATIVE_EXP, Transform, interleave_rotary
-from bamba_quant.checkpoint.gguf_values import array, boolean, float32, uint32
+from bamba_quant.checkpoint.gguf_values import Value, array, boolean, float32, uint32
 from bamba_quant.errors import ArchitectureError
 
 _L = "model.layers.{i}."
@@ -123,6 +125,10 @@ RULES = (
 # fmt: on
 
 
+# Multipliers and experts, which make a granitehybrid file a Granite.
+_GRANITE_KEYS = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale", "expert_count")
+
+
 def _gguf_metadata(config: Config) -> Metadata:
     """What llama.cpp reads for ``granitehybrid`` (granite-hybrid.cpp, ``load_arch_hparams``; llama-model.cpp)."""
     kv_heads = [config.num_key_value_heads if kind == "attention" else 0 for kind in config.layer_types]
@@ -184,6 +190,68 @@ def _check_gguf(config: Config) -> None:
             )
 
 
+def _config_of_gguf(values: Mapping[str, Value], tensors: Collection[str]) -> Config:
+    """``_gguf_metadata`` read back; biases and tying show in the tensors' names.
+
+    Raises ``ArchitectureError`` for keys that are missing, or that make the file another ``granitehybrid`` model.
+    """
+
+    def read(key: str, default: Any = None) -> Any:
+        found = values.get(f"granitehybrid.{key}")
+        if found is None and default is None:
+            raise ArchitectureError(
+                "the file lacks a key-value its architecture needs", found=f"no granitehybrid.{key}"
+            )
+        return default if found is None else found.value
+
+    for key in _GRANITE_KEYS:
+        if read(key, 0):
+            raise ArchitectureError(
+                "this granitehybrid file is no Bamba",
+                found=f"granitehybrid.{key} = {read(key)}",
+                expected="Bamba",
+            )
+    special = {
+        kind: values[f"tokenizer.ggml.{kind}_token_id"].value
+        if f"tokenizer.ggml.{kind}_token_id" in values
+        else None
+        for kind in ("bos", "eos", "padding")
+    }
+    heads, hidden_size = int(read("attention.head_count")), int(read("embedding_length"))
+    head_dim = int(read("attention.key_length", hidden_size // heads))
+    kv_heads = read("attention.head_count_kv")
+    n_heads, d_inner = int(read("ssm.time_step_rank")), int(read("ssm.inner_size"))
+    return Config(
+        vocab_size=int(read("vocab_size")),
+        hidden_size=hidden_size,
+        intermediate_size=int(read("feed_forward_length")),
+        layer_types=tuple("attention" if count else "mamba" for count in kv_heads),
+        num_attention_heads=heads,
+        num_key_value_heads=max(kv_heads),
+        head_dim=head_dim,
+        rotary_dim=int(read("rope.dimension_count", head_dim)),
+        rope_theta=float(read("rope.freq_base", 10000.0)),
+        attention_bias=any(name.endswith("attn_q.bias") for name in tensors),
+        mlp_bias=any(name.endswith("ffn_up.bias") for name in tensors),
+        hidden_act="silu",
+        mamba_expand=d_inner // hidden_size,
+        mamba_n_heads=n_heads,
+        mamba_d_head=d_inner // n_heads,
+        mamba_n_groups=int(read("ssm.group_count")),
+        mamba_d_state=int(read("ssm.state_size")),
+        mamba_d_conv=int(read("ssm.conv_kernel")),
+        mamba_conv_bias=any(name.endswith("ssm_conv1d.bias") for name in tensors),
+        mamba_proj_bias=False,
+        time_step_limit=(0.0, math.inf),
+        rms_norm_eps=float(read("attention.layer_norm_rms_epsilon")),
+        tie_word_embeddings="output.weight" not in tensors,
+        max_position_embeddings=int(read("context_length")),
+        bos_token_id=special["bos"],
+        eos_token_ids=(special["eos"],) if special["eos"] is not None else (),
+        pad_token_id=special["padding"],
+    )
+
+
 BAMBA = register(
     Architecture(
         name="bamba",
@@ -192,5 +260,6 @@ BAMBA = register(
         rules=RULES,
         gguf_metadata=_gguf_metadata,
         check_gguf=_check_gguf,
+        config_of_gguf=_config_of_gguf,
     )
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ class Architecture:
     """A model family: which configurations are its own, its table, and what GGUF calls and needs for it.
 
     ``gguf_metadata`` gives the keys below ``gguf_architecture``; ``check_gguf`` raises ``ArchitectureError`` for
-    what llama.cpp cannot represent.
+    what llama.cpp cannot represent. ``config_of_gguf`` reads key-values and tensor names back.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Architecture:
     rules: tuple[Rule, ...]
     gguf_metadata: Callable[[Config], Metadata]
     check_gguf: Callable[[Config], None]
+    config_of_gguf: Callable[[Mapping[str, Value], Collection[str]], Config]
 
     def tensors(self, config: Config) -> tuple[TensorRule, ...]:
         """Every tensor of a model of this shape: in file order, those of a layer together."""
@@ -124,4 +125,17 @@ def architecture_of(hf_config: Mapping[str, Any]) -> Architecture:
         "this model's architecture is not supported",
         found=", ".join(classes) or f"model_type {hf_config.get('model_type')!r} and no architectures",
         expected=", ".join(name for known in _registry.values() for name in known.hf_architectures),
+    )
+
+
+def architecture_of_gguf(values: Mapping[str, Value]) -> Architecture:
+    """The architecture a GGUF's ``general.architecture`` names. Raises ``ArchitectureError`` listing the supported."""
+    name = values["general.architecture"].value if "general.architecture" in values else None
+    for architecture in _registry.values():
+        if architecture.gguf_architecture == name:
+            return architecture
+    raise ArchitectureError(
+        "this file's architecture is not supported",
+        found=name,
+        expected=", ".join(sorted({known.gguf_architecture for known in _registry.values()})),
     )

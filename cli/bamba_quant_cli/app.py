@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli import convert, demo, inspect, repair
+from bamba_quant_cli import convert, demo, generate, inspect, perplexity, repair
 
 app = typer.Typer(
     name="bamba-quant",
@@ -23,6 +23,8 @@ app = typer.Typer(
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("repair", epilog=repair.EXAMPLES)(repair.repair)
+app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
+app.command("perplexity", epilog=perplexity.EXAMPLES)(perplexity.perplexity)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 
 

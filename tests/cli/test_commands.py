@@ -19,7 +19,7 @@ from bamba_quant.embedded import embedded_model
 from tests.support.models import random_bamba, save_checkpoint
 from tests.test_repair import faulty
 
-COMMANDS = ("convert", "inspect", "repair", "demo")
+COMMANDS = ("convert", "inspect", "repair", "generate", "perplexity", "demo")
 
 
 def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
