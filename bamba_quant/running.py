@@ -29,7 +29,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
     if name not in _DTYPES:
         raise BambaQuantError("no such dtype", found=name, expected=", ".join(_DTYPES))
-    return getattr(torch, name)  # type: ignore[no-any-return]
+    return getattr(torch, name)
 
 
 def read_text(file: Path) -> tuple[str, str]:

@@ -107,7 +107,7 @@ def _byte_level_bpe(path: Path, read: Callable[..., Any]) -> Any:
             expected=", ".join(sorted({row.name for row in TABLE})),
             fix="give the original's directory as --tokenizer",
         )
-    build = {
+    build: dict[str, Callable[..., Any]] = {
         "Split": lambda pattern, behaviour: pre_tokenizers.Split(Regex(pattern), behaviour.lower()),
         "Digits": lambda individual: pre_tokenizers.Digits(individual_digits=individual),
         "ByteLevel": lambda regex: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bamba_quant_cli.console import print_table, size
+
+if TYPE_CHECKING:
+    from bamba_quant.weights import LoadedModel
+    from bamba_quant.tokenizers.encoder import Encoder
 
 EXAMPLES = """
 Examples:
@@ -18,34 +21,71 @@ Examples:
   bamba-quant demo --out /somewhere/else
 """
 
+_CONTEXT, _CHUNKS = 256, 16
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for the files it makes.")] = Path("demo"),
 ) -> None:
-    """Convert the embedded bamba-mini to GGUF in every type, and show what came out."""
+    """Convert the embedded bamba-mini to GGUF in every type, and run each file beside the original.
+
+    The text is Python's own help; perplexity is llama-perplexity's, by the reference forward pass.
+    """
     from bamba_quant.convert import plan_conversion
     from bamba_quant.embedded import embedded_model
-    from bamba_quant.inspection import inspect_path
     from bamba_quant.recipes import RECIPES
+    from bamba_quant.running import open_model
     from bamba_quant.writers import write_gguf
 
-    model = embedded_model()
     out.mkdir(parents=True, exist_ok=True)
-    typer.echo(f"{model.name}: 4.2 million weights, trained for this project\n")
-    rows = []
+    source = embedded_model()
+    loaded, encoder = open_model(source)
+    tokens = encoder.encode(_help_text())
+    typer.echo(f"{source.name}: {loaded.checkpoint.elements:,} weights, trained for this project\n")
+    rows: list[tuple[object, ...]] = [
+        (
+            "(checkpoint)",
+            size(loaded.checkpoint.n_bytes),
+            "16.00",
+            _perplexity(loaded, encoder, tokens),
+            source,
+        )
+    ]
     for name in RECIPES:
-        started = time.monotonic()
-        conversion = plan_conversion(model, outtype=name, outfile=out)
+        conversion = plan_conversion(source, outtype=name, outfile=out)
         (file,) = write_gguf(conversion.plan, conversion.outfile, overwrite=True)
-        seconds = time.monotonic() - started
+        converted, inner = open_model(file)
         rows.append(
             (
                 name,
-                file,
                 size(file.stat().st_size),
-                f"{inspect_path(file).bits_per_weight:.2f}",
-                f"{seconds:.2f} s",
+                f"{conversion.plan.bits_per_weight:.2f}",
+                _perplexity(converted, inner, tokens),
+                file,
             )
         )
-    print_table(("type", "file", "size", "bits per weight", "time"), rows, right=(2, 3, 4))
-    typer.echo("\nEach runs in llama.cpp as it is. Look inside with: bamba-quant inspect FILE --tensors")
+    print_table(("type", "size", "bits per weight", "perplexity", "where"), rows, right=(1, 2, 3))
+    typer.echo("\nEach file runs in llama.cpp as it is. Try also:")
+    typer.echo(f"  bamba-quant inspect {rows[-1][-1]} --tensors")
+    typer.echo(f'  bamba-quant generate {rows[-1][-1]} --prompt "The function"')
+
+
+def _help_text() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name] for name in sorted(topics))[: 16 * _CONTEXT * _CHUNKS]
+
+
+def _perplexity(loaded: LoadedModel, encoder: Encoder, tokens: list[int]) -> str:
+    from bamba_reference.perplexity import perplexity, torch_scorer
+    from bamba_reference.torch_forward import load
+
+    estimate = perplexity(
+        torch_scorer(load(loaded.config, loaded.weights)),
+        tokens,
+        vocab_size=loaded.config.vocab_size,
+        ctx=_CONTEXT,
+        bos=encoder.bos,
+        chunks=_CHUNKS,
+    )
+    return f"{estimate.perplexity:.3f} ± {estimate.error:.3f}"
