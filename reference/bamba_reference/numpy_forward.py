@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bamba_reference.config import Config
-from bamba_reference.packing import Bools, Ints, check_tokens, layout
+from bamba_reference.packing import Bools, InputError, Ints, check_tokens, layout
 from bamba_reference.tensors import (
     EMBEDDING,
     FINAL_NORM,
@@ -75,6 +75,8 @@ def forward(
     that cannot be run.
     """
     tokens = np.asarray(tokens, dtype=np.int64)  # (L,)
+    if tokens.ndim != 1:
+        raise InputError("tokens are not one sequence", found=f"shape {tokens.shape}", expected="shape (L,)")
     check_tensors(config, weights)
     check_tokens(tokens, config.vocab_size)
     L, past = len(tokens), state.length if state else 0
@@ -98,7 +100,7 @@ def forward(
     if state:
         state.length = past + L
     x = rms_norm(x[-logits_to_keep:], np.asarray(weights[FINAL_NORM], dtype), config.rms_norm_eps)
-    logits = x @ np.asarray(weights[head_name(config)], dtype).T  # (kept, V)
+    logits = product(x, np.asarray(weights[head_name(config)], dtype))  # (kept, V)
     return NumpyOutput(logits=logits, hidden_states=tuple(trace) if hidden_states else None)
 
 
@@ -120,8 +122,20 @@ def softplus(x: Array) -> Array:
 
 
 def linear(w: Mapping[str, Array], name: str, x: Array) -> Array:
-    y = x @ w[f"{name}.weight"].T
+    y = product(x, w[f"{name}.weight"])
     return y + w[f"{name}.bias"] if f"{name}.bias" in w else y
+
+
+def product(x: Array, weight: Array, terms: int = 64) -> Array:
+    """x (L, in) times weight (out, in) transposed, summed in parts.
+
+    In float32 a BLAS that adds up 512 terms in one go errs by 2.9e-7 of the result, enough to leave the
+    logits of a trained model further from the truth than transformers'; parts of 64 halve their error.
+    """
+    y: Array = np.zeros((len(x), len(weight)), x.dtype)  # (L, out)
+    for i in range(0, x.shape[1], terms):
+        y += x[:, i : i + terms] @ weight[:, i : i + terms].T
+    return y
 
 
 def mlp(w: Mapping[str, Array], x: Array) -> Array:

@@ -55,11 +55,12 @@ def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: 
         out += bias.to(dtype)
     age = None if fresh is None else _age(fresh)
     for back in range(1, K):
-        earlier, tap = xBC[:, : L - back], taps[K - 1 - back]  # (B, L - back, W), (W,)
+        tap, first = taps[K - 1 - back], min(back, L)  # (W,), tokens that look back into the tail
+        earlier = xBC[:, : L - first]  # (B, L - first, W)
         if age is not None:
-            earlier = earlier * (age[:, back:] >= back)[..., None]
-        out[:, back:].addcmul_(earlier, tap)
-        out[:, :back].addcmul_(tail[:, K - 1 - back :][:, :L], tap)
+            earlier = earlier * (age[:, first:] >= back)[..., None]
+        out[:, first:].addcmul_(earlier, tap)
+        out[:, :first].addcmul_(tail[:, K - 1 - back : K - 1 - back + first], tap)
     return F.silu(out)
 
 

@@ -1,0 +1,145 @@
+"""A text gives the same logits whole, in pieces, token by token, packed beside others and behind padding."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from bamba_reference import numpy_forward, torch_forward
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.reference.cases import RANDOM, Case, random_case, random_tokens, relative_error
+
+TOLERANCE = 2e-5
+names = st.sampled_from(sorted(RANDOM))
+seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=25, deadline=None)
+
+
+def truth(case: Case, tokens: np.ndarray) -> np.ndarray:
+    """One pass over one sequence in float64."""
+    return numpy_forward.forward(case.config, case.weights, tokens).logits
+
+
+def load(case: Case) -> torch_forward.Model:
+    return torch_forward.load(case.config, case.weights)
+
+
+@few
+@given(name=names, lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), seed=seeds)
+@torch.no_grad()
+def test_pieces_are_the_whole(name: str, lengths: list[int], seed: int) -> None:
+    case = random_case(name)
+    tokens = random_tokens(case, 2, sum(lengths), seed=seed)
+    model = load(case)
+    state, numpy_state = torch_forward.new_state(model, 2), numpy_forward.NumpyState()
+    parts, numpy_parts = [], []
+    for piece in np.split(tokens, np.cumsum(lengths)[:-1], axis=1):
+        parts.append(torch_forward.forward(model, piece, state=state).logits)
+        out = numpy_forward.forward(case.config, case.weights, piece[0], dtype=np.float32, state=numpy_state)
+        numpy_parts.append(out.logits)
+    for row in range(2):
+        assert relative_error(torch.cat(parts, dim=1)[row], truth(case, tokens[row])) <= TOLERANCE
+    assert relative_error(np.concatenate(numpy_parts), truth(case, tokens[0])) <= TOLERANCE
+
+
+@few
+@given(name=names, prompt=st.integers(1, 70), new=st.integers(1, 8), seed=seeds)
+@torch.no_grad()
+def test_prefill_and_decode_are_one_pass(name: str, prompt: int, new: int, seed: int) -> None:
+    case = random_case(name)
+    tokens = random_tokens(case, 1, prompt + new, seed=seed)
+    model = load(case)
+    state = torch_forward.new_state(model, 1)
+    parts = [torch_forward.forward(model, tokens[:, :prompt], state=state).logits]
+    for i in range(prompt, prompt + new):
+        parts.append(torch_forward.forward(model, tokens[:, i : i + 1], state=state).logits)
+    assert relative_error(torch.cat(parts, dim=1)[0], truth(case, tokens[0])) <= TOLERANCE
+
+
+def packing(lengths: list[int], how: str) -> dict[str, np.ndarray]:
+    """The packing of sequences of these lengths, as transformers' padding-free inputs say it."""
+    seq_idx = np.repeat(np.arange(len(lengths)), lengths)
+    said = {
+        "seq_idx": seq_idx[None],
+        "cu_seq_lens": np.cumsum([0, *lengths]),
+        "position_ids": np.concatenate([np.arange(n) for n in lengths])[None],
+    }
+    return said if how == "all" else {how: said[how]}
+
+
+@few
+@given(
+    name=names,
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=5),
+    how=st.sampled_from(["seq_idx", "cu_seq_lens", "position_ids", "all"]),
+    seed=seeds,
+)
+@torch.no_grad()
+def test_packed_is_separate(name: str, lengths: list[int], how: str, seed: int) -> None:
+    case = random_case(name)
+    tokens = random_tokens(case, sum(lengths), seed=seed)
+    expected = np.concatenate([truth(case, part) for part in np.split(tokens, np.cumsum(lengths)[:-1])])
+    said = packing(lengths, how)
+    found = torch_forward.forward(load(case), tokens[None], **said).logits[0]
+    assert relative_error(found, expected) <= TOLERANCE
+    ours = numpy_forward.forward(case.config, case.weights, tokens, dtype=np.float32, **said).logits
+    assert relative_error(ours, expected) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_rows_may_be_packed_differently() -> None:
+    case = random_case("plain")
+    tokens = random_tokens(case, 2, 30)
+    seq_idx = np.array([[0] * 30, [4] * 10 + [2] * 20])
+    found = torch_forward.forward(load(case), tokens, seq_idx=seq_idx).logits
+    assert relative_error(found[0], truth(case, tokens[0])) <= TOLERANCE
+    assert relative_error(found[1, :10], truth(case, tokens[1, :10])) <= TOLERANCE
+    assert relative_error(found[1, 10:], truth(case, tokens[1, 10:])) <= TOLERANCE
+
+
+@few
+@given(
+    name=names,
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    border=st.integers(1, 40),
+    new=st.integers(0, 3),
+    seed=seeds,
+)
+@torch.no_grad()
+def test_left_padded_is_unpadded(name: str, lengths: list[int], border: int, new: int, seed: int) -> None:
+    """In two pieces, the first of which may be nothing but padding, and with tokens decoded after them."""
+    case = random_case(name)
+    L, rows = max(lengths), len(lengths)
+    tokens = random_tokens(case, rows, L + new, seed=seed)
+    mask = (np.arange(L + new) >= L - np.array(lengths)[:, None]).astype(int)
+    model = load(case)
+    state = torch_forward.new_state(model, rows)
+    parts, start = [], 0
+    for stop in sorted({min(border, L), L}):
+        piece = tokens[:, start:stop]
+        parts.append(torch_forward.forward(model, piece, state=state, attention_mask=mask[:, :stop]).logits)
+        start = stop
+    for i in range(L, L + new):
+        parts.append(torch_forward.forward(model, tokens[:, i : i + 1], state=state).logits)
+    found = torch.cat(parts, dim=1)
+    for row, length in enumerate(lengths):
+        expected = truth(case, tokens[row, L - length :])
+        assert relative_error(found[row, L - length :], expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_is_float32_and_can_branch(dtype: torch.dtype) -> None:
+    case = random_case("plain")
+    model = torch_forward.load(case.config, case.weights, dtype=dtype)
+    state = torch_forward.new_state(model, 1)
+    torch_forward.forward(model, [[5, 6, 7]], state=state)
+    assert not any(t.requires_grad for t in (state.layers[0].h, state.layers[0].tail))
+    assert state.layers[0].h.dtype == torch.float32
+    branch = copy.deepcopy(state)
+    first = torch_forward.forward(model, [[8]], state=state).logits
+    torch_forward.forward(model, [[9]], state=state)
+    assert torch.equal(torch_forward.forward(model, [[8]], state=branch).logits, first)
