@@ -9,6 +9,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGML
 from numpy.typing import NDArray
 
+from bamba_quant.formats.arithmetic import quiet
 from bamba_quant.formats.base import F32, U8, Format, register
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -50,6 +51,7 @@ def _dequantize_f32(raw: U8) -> F32:
     return raw.view(np.float32)
 
 
+@quiet
 def _quantize_f16(x: F32, importance: F32 | None = None) -> U8:
     return x.astype(np.float16).view(np.uint8)
 
