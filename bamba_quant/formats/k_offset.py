@@ -161,22 +161,26 @@ def _unpack_five_bits(packed: U8) -> U8:
     return unpack_nibbles(packed[32:], group=64) | unpack_bits(packed[:32]) << 4
 
 
-Q2_K = _register("q2_k", 84, 15 * 32752.0, Kind(
+Q2 = Kind(
     bits=2, group=16, levels=15, capped=(False, False), plain=Grid(3, -0.5, 0.1, 15), absolute=True,
     sigma_factor=1, d_at=80, codes_at=slice(0, 16), integers_at=slice(16, 80),
     pack_codes=lambda scales, minima: scales | minima << 4,
     unpack_codes=lambda packed: (packed & 15, packed >> 4),
     pack=pack_crumbs, unpack=unpack_crumbs,
-))
-Q4_K = _register("q4_k", 144, 63 * 32752.0, Kind(
+)
+Q4 = Kind(
     bits=4, group=32, levels=63, capped=(True, False), plain=Grid(15, -1.0, 0.1, 20), absolute=False,
     sigma_factor=2, d_at=0, codes_at=slice(4, 16), integers_at=slice(16, 144),
     pack_codes=pack_scales_and_minima, unpack_codes=unpack_scales_and_minima,
     pack=lambda L: pack_nibbles(L, group=64), unpack=lambda packed: unpack_nibbles(packed, group=64),
-))
-Q5_K = _register("q5_k", 176, 63 * 32752.0, Kind(
+)
+Q5 = Kind(
     bits=5, group=32, levels=63, capped=(True, True), plain=Grid(31, -0.5, 0.1, 15), absolute=False,
     sigma_factor=2, d_at=0, codes_at=slice(4, 16), integers_at=slice(16, 176),
     pack_codes=pack_scales_and_minima, unpack_codes=unpack_scales_and_minima,
     pack=_pack_five_bits, unpack=_unpack_five_bits,
-))
+)
+
+Q2_K = _register("q2_k", 84, 15 * 32752.0, Q2)
+Q4_K = _register("q4_k", 144, 63 * 32752.0, Q4)
+Q5_K = _register("q5_k", 176, 63 * 32752.0, Q5)
