@@ -26,8 +26,8 @@ MIDPOINTS = (VALUES[1:] + VALUES[:-1]) / np.float32(2)
 GROUP = 32
 TRIES = 7
 
-_SUPERBLOCK = 256
-_GROUPS = _SUPERBLOCK // GROUP
+SUPERBLOCK = 256
+GROUPS = SUPERBLOCK // GROUP
 
 
 def nearest_value(v: F32) -> U8:
@@ -76,15 +76,15 @@ def _dequantize_nl(raw: U8) -> F32:
 
 @quiet
 def _quantize_xs(rows: F32, importance: F32 | None = None) -> U8:
-    flat = to_blocks(rows, _SUPERBLOCK)
+    flat = to_blocks(rows, SUPERBLOCK)
     x = _grouped(flat)
-    weights = None if importance is None else _grouped(to_blocks(broadcast_rows(importance, rows), _SUPERBLOCK))
-    sigma2 = serial_sum(flat * flat) * np.float32(2 / _SUPERBLOCK)
+    weights = None if importance is None else _grouped(to_blocks(broadcast_rows(importance, rows), SUPERBLOCK))
+    sigma2 = serial_sum(flat * flat) * np.float32(2 / SUPERBLOCK)
     scales = fit_scales(x, sigma2, weights)
     d = -largest(scales) / np.float32(32)
     codes = nearest_clipped(reciprocal(d) * scales, -32, 31)
     # The integers are fitted to the scale before float16 rounds it (ggml-quants.c:4995).
-    L = nearest_value(reciprocal(d * codes) * x).swapaxes(0, 1).reshape(_SUPERBLOCK, -1)
+    L = nearest_value(reciprocal(d * codes) * x).swapaxes(0, 1).reshape(SUPERBLOCK, -1)
     codes = (codes + np.float32(32)).astype(np.uint8)
     high = (codes >> 4).reshape(2, 4, -1)
     return from_blocks(
@@ -98,19 +98,19 @@ def _quantize_xs(rows: F32, importance: F32 | None = None) -> U8:
 
 def _dequantize_xs(raw: U8) -> F32:
     blocks = to_blocks(raw, 136)
-    high = np.stack([blocks[2:4] >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(_GROUPS, -1)
-    low = np.stack((blocks[4:8] & 15, blocks[4:8] >> 4), axis=1).reshape(_GROUPS, -1)
+    high = np.stack([blocks[2:4] >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(GROUPS, -1)
+    low = np.stack((blocks[4:8] & 15, blocks[4:8] >> 4), axis=1).reshape(GROUPS, -1)
     step = halves(blocks[:2]) * ((low | high << 4).astype(np.float32) - np.float32(32))  # (groups, n_blocks)
-    values = VALUES[unpack_nibbles(blocks[8:])].reshape(_GROUPS, GROUP, -1)
-    return from_blocks(len(raw), (step[:, None] * values).reshape(_SUPERBLOCK, -1))
+    values = VALUES[unpack_nibbles(blocks[8:])].reshape(GROUPS, GROUP, -1)
+    return from_blocks(len(raw), (step[:, None] * values).reshape(SUPERBLOCK, -1))
 
 
 def _grouped(flat: F32) -> F32:
     """(256, n_blocks) to contiguous (32, 8, n_blocks)."""
-    return np.ascontiguousarray(flat.reshape(_GROUPS, GROUP, -1).swapaxes(0, 1))
+    return np.ascontiguousarray(flat.reshape(GROUPS, GROUP, -1).swapaxes(0, 1))
 
 
 IQ4_NL = register(Format("iq4_nl", GGML.IQ4_NL, GROUP, 18, _quantize_nl, _dequantize_nl, max_abs=64 * 65504.0))
 IQ4_XS = register(
-    Format("iq4_xs", GGML.IQ4_XS, _SUPERBLOCK, 136, _quantize_xs, _dequantize_xs, max_abs=2048 * 65504.0)
+    Format("iq4_xs", GGML.IQ4_XS, SUPERBLOCK, 136, _quantize_xs, _dequantize_xs, max_abs=2048 * 65504.0)
 )

@@ -49,9 +49,13 @@ def _signed(bits: int) -> Format:
     return number_format
 
 
+def offset_grid(bits: int) -> Grid:
+    """The grid searched with importance in Q4_1 and Q5_1."""
+    return Grid((1 << bits) - 1, -0.9, 0.05, 36)
+
+
 def _offset(bits: int) -> Format:
     nmax = (1 << bits) - 1
-    grid = Grid(nmax, -0.9, 0.05, 36)
 
     @quiet
     def quantize(x: F32, importance: F32 | None = None) -> U8:
@@ -64,7 +68,7 @@ def _offset(bits: int) -> Format:
             L = np.minimum(L, np.int8(nmax)).astype(np.uint8)
         else:
             weights = to_blocks(row_weights(x, importance), BLOCK)
-            d, low, fitted = make_qkx_quants(v, weights, grid)
+            d, low, fitted = make_qkx_quants(v, weights, offset_grid(bits))
             L, m = fitted.astype(np.uint8), -low
         return from_blocks(len(x), half_bytes(d), half_bytes(m), *_high_bits(L, bits), pack_nibbles(L & 15))
 

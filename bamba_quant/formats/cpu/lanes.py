@@ -20,7 +20,8 @@ from numba.extending import intrinsic, lower_builtin, register_model
 
 LANES = 16
 
-FLOAT, INT, BIT, BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(1), ir.IntType(8)
+FLOAT = ir.FloatType()
+INT, WORD, BYTE, BIT = (ir.IntType(width) for width in (32, 16, 8, 1))
 Emit = Callable[..., Any]
 
 
@@ -227,17 +228,24 @@ def store(typing_context: Any, rows: types.Type, i: types.Type, v: types.Type) -
     return (types.void(rows, types.unliteral(i), v), generate) if v is FLOATS else None
 
 
-@intrinsic  # type: ignore[misc]
-def store_bytes(typing_context: Any, rows: types.Type, i: types.Type, v: types.Type) -> Any:
-    """Put the low bytes of a vector of integers into row i of uint8 scratch of shape (n, 16)."""
+def _store_low(element: ir.Type, align: int) -> Any:
+    """Put the low bits of a vector of integers into row i of scratch of ``element``, shape (n, 16)."""
 
-    def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
-        index = _row(builder, context, args[1], call.args[1])
-        pointer = pointer_to(context, builder, args[0], call.args[0], index, vector_of(BYTE))
-        builder.store(builder.trunc(args[2], vector_of(BYTE)), pointer, align=1)
-        return context.get_dummy_value()
+    @intrinsic  # type: ignore[misc]
+    def function(typing_context: Any, rows: types.Type, i: types.Type, v: types.Type) -> Any:
+        def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
+            index = _row(builder, context, args[1], call.args[1])
+            pointer = pointer_to(context, builder, args[0], call.args[0], index, vector_of(element))
+            builder.store(builder.trunc(args[2], vector_of(element)), pointer, align=align)
+            return context.get_dummy_value()
 
-    return (types.void(rows, types.unliteral(i), v), generate) if v is INTS else None
+        return (types.void(rows, types.unliteral(i), v), generate) if v is INTS else None
+
+    return function
+
+
+store_bytes = _store_low(BYTE, align=1)
+store_words = _store_low(WORD, align=2)
 
 
 def transpose(builder: Any, rows: list[Any]) -> list[Any]:

@@ -79,6 +79,12 @@ def byte_scratch(rows: int) -> Any:
 
 
 @inlined
+def word_scratch(rows: int) -> Any:
+    """Room for ``rows`` vectors of sixteen bits."""
+    return np.empty((rows, LANES), np.uint16)
+
+
+@inlined
 def places(first: int, n_blocks: int, period: int, size: int, starts: Any) -> None:
     """Where the blocks ``first`` … ``first`` + 15, counted modulo ``period``, begin when each has ``size`` elements.
 
