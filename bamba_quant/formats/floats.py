@@ -53,7 +53,7 @@ def _dequantize_f32(raw: U8) -> F32:
 
 @quiet
 def _quantize_f16(x: F32, importance: F32 | None = None) -> U8:
-    return x.astype(np.float16).view(np.uint8)
+    return x.astype(np.float16, order="C").view(np.uint8)
 
 
 def _dequantize_f16(raw: U8) -> F32:

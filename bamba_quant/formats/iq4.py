@@ -66,12 +66,12 @@ def _quantize_nl(rows: F32, importance: F32 | None = None) -> U8:
     weights = None if importance is None else to_blocks(broadcast_rows(importance, rows), GROUP)
     sigma2 = serial_sum(x * x) * np.float32(2 / GROUP)
     d = fit_scales(x, sigma2, weights)
-    return from_blocks(len(rows), half_bytes(d), pack_nibbles(nearest_value(reciprocal(d) * x)))
+    return from_blocks(rows.shape[1] // GROUP, half_bytes(d), pack_nibbles(nearest_value(reciprocal(d) * x)))
 
 
 def _dequantize_nl(raw: U8) -> F32:
     blocks = to_blocks(raw, 18)
-    return from_blocks(len(raw), halves(blocks[:2]) * VALUES[unpack_nibbles(blocks[2:])])
+    return from_blocks(raw.shape[1] // 18, halves(blocks[:2]) * VALUES[unpack_nibbles(blocks[2:])])
 
 
 @quiet
@@ -88,7 +88,7 @@ def _quantize_xs(rows: F32, importance: F32 | None = None) -> U8:
     codes = (codes + np.float32(32)).astype(np.uint8)
     high = (codes >> 4).reshape(2, 4, -1)
     return from_blocks(
-        len(rows),
+        rows.shape[1] // SUPERBLOCK,
         half_bytes(d),
         high[:, 0] | high[:, 1] << 2 | high[:, 2] << 4 | high[:, 3] << 6,
         codes[::2] & 15 | (codes[1::2] & 15) << 4,
@@ -102,7 +102,7 @@ def _dequantize_xs(raw: U8) -> F32:
     low = np.stack((blocks[4:8] & 15, blocks[4:8] >> 4), axis=1).reshape(GROUPS, -1)
     step = halves(blocks[:2]) * ((low | high << 4).astype(np.float32) - np.float32(32))  # (groups, n_blocks)
     values = VALUES[unpack_nibbles(blocks[8:])].reshape(GROUPS, GROUP, -1)
-    return from_blocks(len(raw), (step[:, None] * values).reshape(SUPERBLOCK, -1))
+    return from_blocks(raw.shape[1] // 136, (step[:, None] * values).reshape(SUPERBLOCK, -1))
 
 
 def _grouped(flat: F32) -> F32:
@@ -110,7 +110,7 @@ def _grouped(flat: F32) -> F32:
     return np.ascontiguousarray(flat.reshape(GROUPS, GROUP, -1).swapaxes(0, 1))
 
 
-IQ4_NL = register(Format("iq4_nl", GGML.IQ4_NL, GROUP, 18, _quantize_nl, _dequantize_nl, max_abs=64 * 65504.0))
+IQ4_NL = register(Format("iq4_nl", GGML.IQ4_NL, GROUP, 18, _quantize_nl, _dequantize_nl, max_abs=16 * 65504.0))
 IQ4_XS = register(
-    Format("iq4_xs", GGML.IQ4_XS, SUPERBLOCK, 136, _quantize_xs, _dequantize_xs, max_abs=2048 * 65504.0)
+    Format("iq4_xs", GGML.IQ4_XS, SUPERBLOCK, 136, _quantize_xs, _dequantize_xs, max_abs=512 * 65504.0)
 )

@@ -138,7 +138,7 @@ def _register(name: str, block_bytes: int, max_abs: float, kind: Kind) -> Format
         out[kind.d_at + 2 : kind.d_at + 4] = half_bytes(dmin)
         out[kind.codes_at] = codes
         out[kind.integers_at] = kind.pack(L.swapaxes(0, 1).astype(np.uint8).reshape(BLOCK, -1))
-        return from_blocks(len(rows), out)
+        return from_blocks(rows.shape[1] // BLOCK, out)
 
     def dequantize(raw: U8) -> F32:
         blocks = to_blocks(raw, block_bytes)
@@ -146,7 +146,7 @@ def _register(name: str, block_bytes: int, max_abs: float, kind: Kind) -> Format
         step = halves(blocks[kind.d_at : kind.d_at + 2]) * scales.astype(np.float32)  # (groups, n_blocks)
         low = halves(blocks[kind.d_at + 2 : kind.d_at + 4]) * minima.astype(np.float32)
         L = kind.unpack(blocks[kind.integers_at]).astype(np.float32).reshape(len(step), kind.group, -1)
-        return from_blocks(len(raw), (step[:, None] * L - low[:, None]).reshape(BLOCK, -1))
+        return from_blocks(raw.shape[1] // block_bytes, (step[:, None] * L - low[:, None]).reshape(BLOCK, -1))
 
     return register(
         Format(name, GGML[name.upper()], BLOCK, block_bytes, quantize, dequantize, max_abs=max_abs)
@@ -181,6 +181,6 @@ Q5 = Kind(
     pack=_pack_five_bits, unpack=_unpack_five_bits,
 )
 
-Q2_K = _register("q2_k", 84, 15 * 32752.0, Q2)
-Q4_K = _register("q4_k", 144, 63 * 32752.0, Q4)
-Q5_K = _register("q5_k", 176, 63 * 32752.0, Q5)
+Q2_K = _register("q2_k", 84, 9 * 16376.0, Q2)
+Q4_K = _register("q4_k", 144, 41 * 16376.0, Q4)
+Q5_K = _register("q5_k", 176, 41 * 16376.0, Q5)

@@ -71,7 +71,7 @@ def _quantize_q3_k(rows: F32, importance: F32 | None = None) -> U8:
         codes = fitted.astype(np.uint8)
     step = through_half(d) * (codes.astype(np.float32) - np.float32(32))
     q = _requantize(x, step, 4, L)
-    return from_blocks(len(rows), pack_bits(q >> 2), pack_crumbs(q & 3), pack_signed_scales(codes), half_bytes(d))
+    return from_blocks(rows.shape[1] // BLOCK, pack_bits(q >> 2), pack_crumbs(q & 3), pack_signed_scales(codes), half_bytes(d))
 
 
 def _dequantize_q3_k(raw: U8) -> F32:
@@ -79,7 +79,7 @@ def _dequantize_q3_k(raw: U8) -> F32:
     scales = unpack_signed_scales(blocks[96:108]).astype(np.float32) - np.float32(32)
     step = halves(blocks[108:]) * scales  # (groups, n_blocks)
     q = (unpack_crumbs(blocks[32:96]) | unpack_bits(blocks[:32]) << 2).astype(np.float32) - np.float32(4)
-    return from_blocks(len(raw), (step[:, None] * q.reshape(GROUPS, GROUP, -1)).reshape(BLOCK, -1))
+    return from_blocks(raw.shape[1] // 110, (step[:, None] * q.reshape(GROUPS, GROUP, -1)).reshape(BLOCK, -1))
 
 
 @quiet
@@ -96,7 +96,7 @@ def _quantize_q6_k(rows: F32, importance: F32 | None = None) -> U8:
     q = _requantize(x, step, 32, L)
     out = np.concatenate((pack_nibbles(q & 15, group=128), pack_crumbs(q >> 4), codes, half_bytes(d)))
     out[:, np.abs(greatest) < GROUP_MAX_EPS] = 0
-    return from_blocks(len(rows), out)
+    return from_blocks(rows.shape[1] // BLOCK, out)
 
 
 def _dequantize_q6_k(raw: U8) -> F32:
@@ -105,9 +105,9 @@ def _dequantize_q6_k(raw: U8) -> F32:
     step = halves(blocks[208:]) * scales  # (groups, n_blocks)
     q = (unpack_nibbles(blocks[:128], group=128) | unpack_crumbs(blocks[128:192]) << 4).astype(np.float32)
     return from_blocks(
-        len(raw), (step[:, None] * (q - np.float32(32)).reshape(GROUPS, GROUP, -1)).reshape(BLOCK, -1)
+        raw.shape[1] // 210, (step[:, None] * (q - np.float32(32)).reshape(GROUPS, GROUP, -1)).reshape(BLOCK, -1)
     )
 
 
-Q3_K = register(Format("q3_k", GGML.Q3_K, BLOCK, 110, _quantize_q3_k, _dequantize_q3_k, max_abs=64 * 65504.0))
+Q3_K = register(Format("q3_k", GGML.Q3_K, BLOCK, 110, _quantize_q3_k, _dequantize_q3_k, max_abs=32 * 65504.0))
 Q6_K = register(Format("q6_k", GGML.Q6_K, BLOCK, 210, _quantize_q6_k, _dequantize_q6_k, max_abs=2048 * 65504.0))

@@ -22,10 +22,10 @@ def broadcast_rows(importance: F32, rows: F32) -> F32:
     return np.broadcast_to(importance, rows.shape)
 
 
-def from_blocks(rows: int, *parts: NDArray[Any]) -> NDArray[Any]:
-    """Parts of shape (size, n_blocks), laid one after the other, to (rows, …)."""
+def from_blocks(per_row: int, *parts: NDArray[Any]) -> NDArray[Any]:
+    """Parts of shape (size, n_blocks), laid one after the other, to rows of ``per_row`` blocks."""
     together = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return np.ascontiguousarray(together.T).reshape(rows, -1)
+    return np.ascontiguousarray(together.T).reshape(-1, per_row * len(together))
 
 
 def halves(pair: U8) -> F32:
@@ -35,14 +35,14 @@ def halves(pair: U8) -> F32:
 
 def pack_nibbles(L: U8, group: int = 32) -> U8:
     """In each group, the first half takes the low four bits and the second the high: (n, …) to (n/2, …)."""
-    pairs = L.reshape(-1, 2, group // 2, *L.shape[1:])
-    return (pairs[:, 0] | pairs[:, 1] << 4).reshape(-1, *L.shape[1:])
+    pairs = L.reshape(len(L) // group, 2, group // 2, *L.shape[1:])
+    return (pairs[:, 0] | pairs[:, 1] << 4).reshape(len(L) // 2, *L.shape[1:])
 
 
 def unpack_nibbles(packed: U8, group: int = 32) -> U8:
     """The inverse of ``pack_nibbles``."""
-    pairs = packed.reshape(-1, group // 2, *packed.shape[1:])
-    return np.stack((pairs & 15, pairs >> 4), axis=1).reshape(-1, *packed.shape[1:])
+    pairs = packed.reshape(2 * len(packed) // group, group // 2, *packed.shape[1:])
+    return np.stack((pairs & 15, pairs >> 4), axis=1).reshape(2 * len(packed), *packed.shape[1:])
 
 
 def pack_crumbs(L: U8) -> U8:

@@ -43,12 +43,12 @@ def _quantize(rows: F32, importance: F32 | None = None) -> U8:
         nearer = error < best
         index = np.where(nearer, np.uint8(i), index)
         best = np.where(nearer, error, best)
-    return from_blocks(len(rows), e[None], pack_nibbles(index))
+    return from_blocks(rows.shape[1] // BLOCK, e[None], pack_nibbles(index))
 
 
 def _dequantize(raw: U8) -> F32:
     blocks = to_blocks(raw, 17)
-    return from_blocks(len(raw), VALUES[unpack_nibbles(blocks[1:])] * half_powers(blocks[0]))
+    return from_blocks(raw.shape[1] // 17, VALUES[unpack_nibbles(blocks[1:])] * half_powers(blocks[0]))
 
 
 MXFP4 = register(Format("mxfp4", GGML.MXFP4, BLOCK, 17, _quantize, _dequantize))

@@ -35,16 +35,16 @@ def _signed(bits: int) -> Format:
         else:
             d, fitted = make_qx_quants(v, nmax, to_blocks(row_weights(x, importance), BLOCK))
             L = fitted.astype(np.uint8)
-        return from_blocks(len(x), half_bytes(d), *_high_bits(L, bits), pack_nibbles(L & 15))
+        return from_blocks(x.shape[1] // BLOCK, half_bytes(d), *_high_bits(L, bits), pack_nibbles(L & 15))
 
     def dequantize(raw: U8) -> F32:
         blocks = to_blocks(raw, number_format.block_bytes)
         L = _integers(blocks[2:], bits).astype(np.float32)
-        return from_blocks(len(raw), (L - np.float32(nmax)) * halves(blocks[:2]))
+        return from_blocks(raw.shape[1] // number_format.block_bytes, (L - np.float32(nmax)) * halves(blocks[:2]))
 
     number_format = register(
         Format(f"q{bits}_0", GGML[f"Q{bits}_0"], BLOCK, 2 + 4 * bits, quantize, dequantize,
-               max_abs=(nmax - 1) * 65504.0)
+               max_abs=(nmax - 1) / 1.5 * 65504.0)
     )
     return number_format
 
@@ -70,15 +70,15 @@ def _offset(bits: int) -> Format:
             weights = to_blocks(row_weights(x, importance), BLOCK)
             d, low, fitted = make_qkx_quants(v, weights, offset_grid(bits))
             L, m = fitted.astype(np.uint8), -low
-        return from_blocks(len(x), half_bytes(d), half_bytes(m), *_high_bits(L, bits), pack_nibbles(L & 15))
+        return from_blocks(x.shape[1] // BLOCK, half_bytes(d), half_bytes(m), *_high_bits(L, bits), pack_nibbles(L & 15))
 
     def dequantize(raw: U8) -> F32:
         blocks = to_blocks(raw, number_format.block_bytes)
         L = _integers(blocks[4:], bits).astype(np.float32)
-        return from_blocks(len(raw), L * halves(blocks[:2]) + halves(blocks[2:4]))
+        return from_blocks(raw.shape[1] // number_format.block_bytes, L * halves(blocks[:2]) + halves(blocks[2:4]))
 
     number_format = register(
-        Format(f"q{bits}_1", GGML[f"Q{bits}_1"], BLOCK, 4 + 4 * bits, quantize, dequantize, max_abs=32752.0)
+        Format(f"q{bits}_1", GGML[f"Q{bits}_1"], BLOCK, 4 + 4 * bits, quantize, dequantize, max_abs=16376.0)
     )
     return number_format
 

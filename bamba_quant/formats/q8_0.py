@@ -17,12 +17,12 @@ def _quantize(rows: F32, importance: F32 | None = None) -> U8:
     """ggml-quants.c:270; importance changes nothing there either. The integers use the scale before it is rounded."""
     x = to_blocks(rows, BLOCK)  # (32, n_blocks)
     d = np.abs(x).max(axis=0) / np.float32(127)
-    return from_blocks(len(rows), half_bytes(d), as_bytes(truncate(round_half_away(x * reciprocal(d)))))
+    return from_blocks(rows.shape[1] // BLOCK, half_bytes(d), as_bytes(truncate(round_half_away(x * reciprocal(d)))))
 
 
 def _dequantize(raw: U8) -> F32:
     blocks = to_blocks(raw, 34)
-    return from_blocks(len(raw), blocks[2:].view(np.int8).astype(np.float32) * halves(blocks[:2]))
+    return from_blocks(raw.shape[1] // 34, blocks[2:].view(np.int8).astype(np.float32) * halves(blocks[:2]))
 
 
 Q8_0 = register(Format("q8_0", GGML.Q8_0, BLOCK, 34, _quantize, _dequantize, max_abs=127 * 65504.0))

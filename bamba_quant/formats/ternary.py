@@ -34,7 +34,7 @@ def _quantize_tq1(rows: F32, importance: F32 | None = None) -> U8:
         number *= 3 ** (5 - count)
         # The byte holds the number over 3^5 as a fraction of 256, rounded up, so that multiplying by 3 reads a trit.
         runs.append(((number * 256 + 242) // 243).astype(np.uint8))
-    return from_blocks(len(rows), *runs, half_bytes(d))
+    return from_blocks(rows.shape[1] // BLOCK, *runs, half_bytes(d))
 
 
 def _dequantize_tq1(raw: U8) -> F32:
@@ -44,20 +44,20 @@ def _dequantize_tq1(raw: U8) -> F32:
         packed = blocks[first : first + size]
         first += size
         trits += [(packed * np.uint8(3**n)).astype(np.uint16) * 3 >> 8 for n in range(count)]
-    return from_blocks(len(raw), (np.concatenate(trits).astype(np.float32) - np.float32(1)) * halves(blocks[52:]))
+    return from_blocks(raw.shape[1] // 54, (np.concatenate(trits).astype(np.float32) - np.float32(1)) * halves(blocks[52:]))
 
 
 @quiet
 def _quantize_tq2(rows: F32, importance: F32 | None = None) -> U8:
     """ggml-quants.c:2383; importance changes nothing there either."""
     d, trits = _trits(to_blocks(rows, BLOCK))
-    return from_blocks(len(rows), pack_crumbs(trits.astype(np.uint8)), half_bytes(d))
+    return from_blocks(rows.shape[1] // BLOCK, pack_crumbs(trits.astype(np.uint8)), half_bytes(d))
 
 
 def _dequantize_tq2(raw: U8) -> F32:
     blocks = to_blocks(raw, 66)
     trits = unpack_crumbs(blocks[:64]).astype(np.float32)
-    return from_blocks(len(raw), (trits - np.float32(1)) * halves(blocks[64:]))
+    return from_blocks(raw.shape[1] // 66, (trits - np.float32(1)) * halves(blocks[64:]))
 
 
 TQ1_0 = register(Format("tq1_0", GGML.TQ1_0, BLOCK, 54, _quantize_tq1, _dequantize_tq1, max_abs=65504.0))
