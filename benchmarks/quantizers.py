@@ -1,7 +1,8 @@
-"""Prints how fast each format quantizes, ggml and ours in turn on the same cores: `python -m benchmarks.quantizers`.
+"""Prints how fast each format quantizes, ggml and ours in turn: `python -m benchmarks.quantizers`.
 
-Weights are normal with deviation 0.02, as rows of 4096; ggml runs in llama-cpp-python's library. Every figure is the
-median of rounds in which all contenders take their turn, in million weights a second. Bytes are compared as well.
+Weights are normal with deviation 0.02, as rows of 4096; ggml runs in llama-cpp-python's library. Every
+figure is the median of rounds in which all contenders take their turn, in million weights a second. Bytes
+are compared as well.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def main() -> None:
         print("format   |    ggml    ours  ratio   numpy |    ggml    ours  ratio   numpy")
         for number_format in formats():
             if number_format.writable and (not options.formats or number_format.name in options.formats):
-                cells = [_compare(number_format, x, weight, threads, options.rounds) for weight in (None, importance)]
+                cells = [
+                    _compare(number_format, x, weight, threads, options.rounds)
+                    for weight in (None, importance)
+                ]
                 print(f"{number_format.name:8} | " + " | ".join(cells), flush=True)
 
 
@@ -65,7 +69,9 @@ def _compare(number_format: Format, x: F32, importance: F32 | None, threads: int
                     written[name] = np.concatenate(parts)
     if not np.array_equal(written["ours"], written["ggml"]):
         sys.exit(f"{number_format.name}: bytes differ from ggml's")
-    rate = {name: contenders[name][1].size / statistics.median(times) / 1e6 for name, times in seconds.items()}
+    rate = {
+        name: contenders[name][1].size / statistics.median(times) / 1e6 for name, times in seconds.items()
+    }
     return f"{rate['ggml']:7.1f} {rate['ours']:7.1f} {rate['ours'] / rate['ggml']:6.1f} {rate['numpy']:7.1f}"
 
 

@@ -1,4 +1,4 @@
-"""The float32 and integer arithmetic of ggml's C, as compiled for x86-64 without FMA, on numpy arrays, bit for bit.
+"""The arithmetic of ggml's C as compiled for x86-64 without FMA, on numpy arrays, bit for bit.
 
 Every sum here runs in serial order: float32 addition does not associate, and the bytes depend on it.
 """
@@ -52,7 +52,8 @@ def round_half_away(v: F32) -> F32:
     """C's roundf: halves go away from zero. v - floor(v) is exact in float32."""
     magnitude = np.abs(v)
     floor = np.floor(magnitude)
-    return np.copysign(floor + (magnitude - floor >= np.float32(0.5)), v)
+    rounded: F32 = np.copysign(floor + (magnitude - floor >= np.float32(0.5)), v)
+    return rounded
 
 
 def serial_sum(terms: F32) -> F32:

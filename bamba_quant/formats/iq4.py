@@ -1,9 +1,9 @@
-"""IQ4_NL, IQ4_XS: four bits index a table of sixteen unevenly spaced values, byte for byte as ggml writes them."""
+"""IQ4_NL, IQ4_XS: four bits index sixteen unevenly spaced values, byte for byte as ggml writes them."""
 
 from __future__ import annotations
 
 import numpy as np
-from gguf import GGMLQuantizationType as GGML
+from gguf import GGMLQuantizationType
 
 from bamba_quant.formats.arithmetic import (
     ONE,
@@ -16,12 +16,19 @@ from bamba_quant.formats.arithmetic import (
     serial_sum,
 )
 from bamba_quant.formats.base import F32, U8, Format, register
-from bamba_quant.formats.layout import broadcast_rows, from_blocks, halves, pack_nibbles, to_blocks, unpack_nibbles
+from bamba_quant.formats.layout import (
+    broadcast_rows,
+    from_blocks,
+    halves,
+    pack_nibbles,
+    to_blocks,
+    unpack_nibbles,
+)
 from bamba_quant.formats.search import GROUP_MAX_EPS
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
-# ggml compares x - VALUES[i] < VALUES[i+1] - x in float32 (ggml-quants.c:35). That is x < midpoint exactly: near a
-# midpoint both differences are exact, and away from it rounding cannot turn their order.
+# ggml compares x - VALUES[i] < VALUES[i+1] - x in float32 (ggml-quants.c:35). That is x < midpoint exactly:
+# near a midpoint both differences are exact, and away from it rounding cannot turn their order.
 MIDPOINTS = (VALUES[1:] + VALUES[:-1]) / np.float32(2)
 GROUP = 32
 TRIES = 7
@@ -78,14 +85,16 @@ def _dequantize_nl(raw: U8) -> F32:
 def _quantize_xs(rows: F32, importance: F32 | None = None) -> U8:
     flat = to_blocks(rows, SUPERBLOCK)
     x = _grouped(flat)
-    weights = None if importance is None else _grouped(to_blocks(broadcast_rows(importance, rows), SUPERBLOCK))
+    weights = (
+        None if importance is None else _grouped(to_blocks(broadcast_rows(importance, rows), SUPERBLOCK))
+    )
     sigma2 = serial_sum(flat * flat) * np.float32(2 / SUPERBLOCK)
     scales = fit_scales(x, sigma2, weights)
     d = -largest(scales) / np.float32(32)
-    codes = nearest_clipped(reciprocal(d) * scales, -32, 31)
+    fitted = nearest_clipped(reciprocal(d) * scales, -32, 31)
     # The integers are fitted to the scale before float16 rounds it (ggml-quants.c:4995).
-    L = nearest_value(reciprocal(d * codes) * x).swapaxes(0, 1).reshape(SUPERBLOCK, -1)
-    codes = (codes + np.float32(32)).astype(np.uint8)
+    L = nearest_value(reciprocal(d * fitted) * x).swapaxes(0, 1).reshape(SUPERBLOCK, -1)
+    codes = (fitted + np.float32(32)).astype(np.uint8)
     high = (codes >> 4).reshape(2, 4, -1)
     return from_blocks(
         rows.shape[1] // SUPERBLOCK,
@@ -110,7 +119,19 @@ def _grouped(flat: F32) -> F32:
     return np.ascontiguousarray(flat.reshape(GROUPS, GROUP, -1).swapaxes(0, 1))
 
 
-IQ4_NL = register(Format("iq4_nl", GGML.IQ4_NL, GROUP, 18, _quantize_nl, _dequantize_nl, max_abs=16 * 65504.0))
+IQ4_NL = register(
+    Format(
+        "iq4_nl", GGMLQuantizationType.IQ4_NL, GROUP, 18, _quantize_nl, _dequantize_nl, max_abs=16 * 65504.0
+    )
+)
 IQ4_XS = register(
-    Format("iq4_xs", GGML.IQ4_XS, SUPERBLOCK, 136, _quantize_xs, _dequantize_xs, max_abs=512 * 65504.0)
+    Format(
+        "iq4_xs",
+        GGMLQuantizationType.IQ4_XS,
+        SUPERBLOCK,
+        136,
+        _quantize_xs,
+        _dequantize_xs,
+        max_abs=512 * 65504.0,
+    )
 )

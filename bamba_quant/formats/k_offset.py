@@ -1,6 +1,7 @@
 """Q2_K, Q4_K, Q5_K: 256 weights in groups with a scale and a minimum each, byte for byte as ggml writes them.
 
-The scales and minima are themselves small integers, under one float16 for the block's scales and one for its minima.
+The scales and minima are themselves small integers, under one float16 for the block's scales and one for
+its minima.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from gguf import GGMLQuantizationType as GGML
+from gguf import GGMLQuantizationType
 
 from bamba_quant.formats.arithmetic import (
     ZERO,
@@ -23,6 +24,7 @@ from bamba_quant.formats.arithmetic import (
 )
 from bamba_quant.formats.base import F32, U8, Format, register
 from bamba_quant.formats.layout import (
+    Bytes,
     broadcast_rows,
     from_blocks,
     halves,
@@ -45,10 +47,11 @@ BLOCK = 256
 class Kind:
     """What tells the three formats apart.
 
-    ``group`` weights share a scale; ``levels`` is the greatest code of a scale or a minimum, and ``capped`` tells
-    where ggml enforces that (without importance, with it). ``plain`` is the grid searched without importance, by
-    absolute error when ``absolute``; ``sigma_factor`` multiplies the mean square in the weights with importance.
-    ``d_at``, ``codes_at`` and ``integers_at`` are byte positions in the block; dmin follows d.
+    ``group`` weights share a scale; ``levels`` is the greatest code of a scale or a minimum, and ``capped``
+    tells where ggml enforces that (without importance, with it). ``plain`` is the grid searched without
+    importance, by absolute error when ``absolute``; ``sigma_factor`` multiplies the mean square in the
+    weights with importance. ``d_at``, ``codes_at`` and ``integers_at`` are byte positions in the block;
+    dmin follows d.
     """
 
     bits: int
@@ -61,10 +64,10 @@ class Kind:
     d_at: int
     codes_at: slice
     integers_at: slice
-    pack_codes: Callable[[U8, U8], U8]
-    unpack_codes: Callable[[U8], tuple[U8, U8]]
-    pack: Callable[[U8], U8]
-    unpack: Callable[[U8], U8]
+    pack_codes: Callable[[Bytes, Bytes], Bytes]
+    unpack_codes: Callable[[Bytes], tuple[Bytes, Bytes]]
+    pack: Callable[[Bytes], Bytes]
+    unpack: Callable[[Bytes], Bytes]
 
     @property
     def nmax(self) -> int:
@@ -80,7 +83,9 @@ class Kind:
         return np.ascontiguousarray(flat.reshape(BLOCK // self.group, self.group, -1).swapaxes(0, 1))
 
 
-Fit = tuple[F32, F32, U8, U8, F32]  # d, dmin (n_blocks,); codes of both (groups, n_blocks); integers (group, …)
+Fit = tuple[
+    F32, F32, U8, U8, F32
+]  # d, dmin (n_blocks,); codes of both (groups, n_blocks); integers (group, …)
 
 
 def _fit_plain(kind: Kind, x: F32) -> Fit:
@@ -95,7 +100,7 @@ def _fit_plain(kind: Kind, x: F32) -> Fit:
 
 
 def _code(values: F32, levels: int) -> tuple[F32, U8]:
-    """Numbers (groups, n_blocks) as multiples of their greatest over ``levels``; all 0 where none is positive."""
+    """Numbers (groups, n_blocks) as multiples of their greatest/levels; all 0 where none is positive."""
     greatest = np.zeros(values.shape[1:], np.float32)
     for value in values:
         greatest = np.where(value > greatest, value, greatest)
@@ -149,36 +154,74 @@ def _register(name: str, block_bytes: int, max_abs: float, kind: Kind) -> Format
         return from_blocks(raw.shape[1] // block_bytes, (step[:, None] * L - low[:, None]).reshape(BLOCK, -1))
 
     return register(
-        Format(name, GGML[name.upper()], BLOCK, block_bytes, quantize, dequantize, max_abs=max_abs)
+        Format(
+            name,
+            GGMLQuantizationType[name.upper()],
+            BLOCK,
+            block_bytes,
+            quantize,
+            dequantize,
+            max_abs=max_abs,
+        )
     )
 
 
-def _pack_five_bits(L: U8) -> U8:
+def _pack_five_bits(L: Bytes) -> Bytes:
     return np.concatenate((pack_bits(L >> 4), pack_nibbles(L & 15, group=64)))
 
 
-def _unpack_five_bits(packed: U8) -> U8:
-    return unpack_nibbles(packed[32:], group=64) | unpack_bits(packed[:32]) << 4
+def _unpack_five_bits(packed: Bytes) -> Bytes:
+    L: Bytes = unpack_nibbles(packed[32:], group=64) | unpack_bits(packed[:32]) << 4
+    return L
 
 
 Q2 = Kind(
-    bits=2, group=16, levels=15, capped=(False, False), plain=Grid(3, -0.5, 0.1, 15), absolute=True,
-    sigma_factor=1, d_at=80, codes_at=slice(0, 16), integers_at=slice(16, 80),
+    bits=2,
+    group=16,
+    levels=15,
+    capped=(False, False),
+    plain=Grid(3, -0.5, 0.1, 15),
+    absolute=True,
+    sigma_factor=1,
+    d_at=80,
+    codes_at=slice(0, 16),
+    integers_at=slice(16, 80),
     pack_codes=lambda scales, minima: scales | minima << 4,
     unpack_codes=lambda packed: (packed & 15, packed >> 4),
-    pack=pack_crumbs, unpack=unpack_crumbs,
+    pack=pack_crumbs,
+    unpack=unpack_crumbs,
 )
 Q4 = Kind(
-    bits=4, group=32, levels=63, capped=(True, False), plain=Grid(15, -1.0, 0.1, 20), absolute=False,
-    sigma_factor=2, d_at=0, codes_at=slice(4, 16), integers_at=slice(16, 144),
-    pack_codes=pack_scales_and_minima, unpack_codes=unpack_scales_and_minima,
-    pack=lambda L: pack_nibbles(L, group=64), unpack=lambda packed: unpack_nibbles(packed, group=64),
+    bits=4,
+    group=32,
+    levels=63,
+    capped=(True, False),
+    plain=Grid(15, -1.0, 0.1, 20),
+    absolute=False,
+    sigma_factor=2,
+    d_at=0,
+    codes_at=slice(4, 16),
+    integers_at=slice(16, 144),
+    pack_codes=pack_scales_and_minima,
+    unpack_codes=unpack_scales_and_minima,
+    pack=lambda L: pack_nibbles(L, group=64),
+    unpack=lambda packed: unpack_nibbles(packed, group=64),
 )
 Q5 = Kind(
-    bits=5, group=32, levels=63, capped=(True, True), plain=Grid(31, -0.5, 0.1, 15), absolute=False,
-    sigma_factor=2, d_at=0, codes_at=slice(4, 16), integers_at=slice(16, 176),
-    pack_codes=pack_scales_and_minima, unpack_codes=unpack_scales_and_minima,
-    pack=_pack_five_bits, unpack=_unpack_five_bits,
+    bits=5,
+    group=32,
+    levels=63,
+    capped=(True, True),
+    plain=Grid(31, -0.5, 0.1, 15),
+    absolute=False,
+    sigma_factor=2,
+    d_at=0,
+    codes_at=slice(4, 16),
+    integers_at=slice(16, 176),
+    pack_codes=pack_scales_and_minima,
+    unpack_codes=unpack_scales_and_minima,
+    pack=_pack_five_bits,
+    unpack=_unpack_five_bits,
 )
 
 Q2_K = _register("q2_k", 84, 9 * 16376.0, Q2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from gguf import GGMLQuantizationType as GGML
+from gguf import GGMLQuantizationType
 
 from bamba_quant.formats.arithmetic import (
     ONE,
@@ -71,7 +71,13 @@ def _quantize_q3_k(rows: F32, importance: F32 | None = None) -> U8:
         codes = fitted.astype(np.uint8)
     step = through_half(d) * (codes.astype(np.float32) - np.float32(32))
     q = _requantize(x, step, 4, L)
-    return from_blocks(rows.shape[1] // BLOCK, pack_bits(q >> 2), pack_crumbs(q & 3), pack_signed_scales(codes), half_bytes(d))
+    return from_blocks(
+        rows.shape[1] // BLOCK,
+        pack_bits(q >> 2),
+        pack_crumbs(q & 3),
+        pack_signed_scales(codes),
+        half_bytes(d),
+    )
 
 
 def _dequantize_q3_k(raw: U8) -> F32:
@@ -105,9 +111,24 @@ def _dequantize_q6_k(raw: U8) -> F32:
     step = halves(blocks[208:]) * scales  # (groups, n_blocks)
     q = (unpack_nibbles(blocks[:128], group=128) | unpack_crumbs(blocks[128:192]) << 4).astype(np.float32)
     return from_blocks(
-        raw.shape[1] // 210, (step[:, None] * (q - np.float32(32)).reshape(GROUPS, GROUP, -1)).reshape(BLOCK, -1)
+        raw.shape[1] // 210,
+        (step[:, None] * (q - np.float32(32)).reshape(GROUPS, GROUP, -1)).reshape(BLOCK, -1),
     )
 
 
-Q3_K = register(Format("q3_k", GGML.Q3_K, BLOCK, 110, _quantize_q3_k, _dequantize_q3_k, max_abs=32 * 65504.0))
-Q6_K = register(Format("q6_k", GGML.Q6_K, BLOCK, 210, _quantize_q6_k, _dequantize_q6_k, max_abs=2048 * 65504.0))
+Q3_K = register(
+    Format(
+        "q3_k", GGMLQuantizationType.Q3_K, BLOCK, 110, _quantize_q3_k, _dequantize_q3_k, max_abs=32 * 65504.0
+    )
+)
+Q6_K = register(
+    Format(
+        "q6_k",
+        GGMLQuantizationType.Q6_K,
+        BLOCK,
+        210,
+        _quantize_q6_k,
+        _dequantize_q6_k,
+        max_abs=2048 * 65504.0,
+    )
+)

@@ -1,9 +1,9 @@
-"""MXFP4: 32 weights as four-bit floats (e2m1) under a shared power of two, byte for byte as ggml writes them."""
+"""MXFP4: 32 weights as four-bit floats (e2m1) under one power of two, byte for byte as ggml writes them."""
 
 from __future__ import annotations
 
 import numpy as np
-from gguf import GGMLQuantizationType as GGML
+from gguf import GGMLQuantizationType
 
 from bamba_quant.formats.arithmetic import as_bytes, quiet, truncate
 from bamba_quant.formats.base import F32, U8, Format, register
@@ -16,14 +16,18 @@ VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.
 def half_powers(e: U8) -> F32:
     """2^(e - 128) in float32, the lowest two as subnormals (``ggml_e8m0_to_fp32_half``, ggml-impl.h:493)."""
     wide = e.astype(np.int32)
-    return np.where(wide < 2, 0x00200000 << np.minimum(wide, 1), wide - 1 << 23).astype(np.int32).view(np.float32)
+    return (
+        np.where(wide < 2, 0x00200000 << np.minimum(wide, 1), wide - 1 << 23)
+        .astype(np.int32)
+        .view(np.float32)
+    )
 
 
 def exponents(amax: F32) -> U8:
     """floor(log2(amax)) + 125, and 0 for amax 0.
 
-    The logarithm is rounded to float32 before its floor is taken, as in C: just below a power of two it may reach
-    that power. Below 2^-125 the byte wraps, as ggml's cast does.
+    The logarithm is rounded to float32 before its floor is taken, as in C: just below a power of two it may
+    reach that power. Below 2^-125 the byte wraps, as ggml's cast does.
     """
     logarithm = np.log2(amax.astype(np.float64)).astype(np.float32)
     e = np.floor(logarithm) - np.float32(2) + np.float32(127)
@@ -51,4 +55,4 @@ def _dequantize(raw: U8) -> F32:
     return from_blocks(raw.shape[1] // 17, VALUES[unpack_nibbles(blocks[1:])] * half_powers(blocks[0]))
 
 
-MXFP4 = register(Format("mxfp4", GGML.MXFP4, BLOCK, 17, _quantize, _dequantize))
+MXFP4 = register(Format("mxfp4", GGMLQuantizationType.MXFP4, BLOCK, 17, _quantize, _dequantize))

@@ -5,20 +5,17 @@ from __future__ import annotations
 from typing import NoReturn
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES
-from gguf import GGMLQuantizationType as GGML
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from bamba_quant.errors import FormatError
 from bamba_quant.formats.base import F32, U8, Format, register
 
-READ_ONLY = (
-    GGML.IQ1_S, GGML.IQ1_M, GGML.IQ2_XXS, GGML.IQ2_XS, GGML.IQ2_S, GGML.IQ3_XXS, GGML.IQ3_S, GGML.NVFP4,
-)  # fmt: skip
+READ_ONLY = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "nvfp4")
 
 
-def _register(ggml_type: GGML) -> Format:
-    name = ggml_type.name.lower()
+def _register(name: str) -> Format:
+    ggml_type = GGMLQuantizationType[name.upper()]
     block_size, block_bytes = GGML_QUANT_SIZES[ggml_type]
 
     def refuse(x: F32, importance: F32 | None = None) -> NoReturn:
@@ -31,5 +28,5 @@ def _register(ggml_type: GGML) -> Format:
     return register(Format(name, ggml_type, block_size, block_bytes, refuse, read, writable=False))
 
 
-for _ggml_type in READ_ONLY:
-    _register(_ggml_type)
+for _name in READ_ONLY:
+    _register(_name)

@@ -1,7 +1,8 @@
-"""ggml's searches for a group's scale, minimum and integers, vectorised over groups and equal to it bit for bit.
+"""ggml's searches for a group's scale, minimum and integers, vectorised over groups, bit for bit.
 
-Groups lie along the trailing axes: ``x`` has shape (n, …) and every sum runs serially over the leading axis.
-Integers come back as float32, which holds them exactly. Line numbers are ggml-quants.c's at llama.cpp 0c1e570.
+Groups lie along the trailing axes: ``x`` has shape (n, …) and every sum runs serially over the leading
+axis. Integers come back as float32, which holds them exactly. Line numbers are ggml-quants.c's at llama.cpp
+0c1e570.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ from functools import cached_property
 
 import numpy as np
 
-from bamba_quant.formats.arithmetic import ONE, ZERO, extremes, largest, nearest_clipped, nearest_int, ratio, serial_sum
+from bamba_quant.formats.arithmetic import (
+    ONE,
+    ZERO,
+    extremes,
+    largest,
+    nearest_clipped,
+    nearest_int,
+    ratio,
+    serial_sum,
+)
 from bamba_quant.formats.base import F32
 
 GROUP_MAX_EPS = np.float32(1e-15)
@@ -69,7 +79,7 @@ def make_qx_quants(x: F32, nmax: int, weights: F32 | None = None) -> tuple[F32, 
 
 
 def make_q3_quants(x: F32, nmax: int) -> tuple[F32, F32]:
-    """As ``make_qx_quants`` with weights x², but each integer moves in turn while that lowers the error (line 697)."""
+    """As ``make_qx_quants`` with weights x², but integers move in turn while that helps (line 697)."""
     greatest = largest(x)
     w = x * x
     wx = w * x
@@ -92,7 +102,7 @@ def make_q3_quants(x: F32, nmax: int) -> tuple[F32, F32]:
 
 
 def make_qkx_quants(x: F32, weights: F32, grid: Grid, absolute: bool = False) -> tuple[F32, F32, F32]:
-    """A scale and a minimum a group, integers in [0, nmax] (lines 799 and 993, equal for numbers without NaN).
+    """A scale and a minimum a group, integers in [0, nmax] (lines 799 and 993: equal for x without NaN).
 
     Returns scale (…), the minimum with its sign turned (…) and L (n, …). The error is Σ w·|difference| when
     ``absolute``, else Σ w·difference². Each span is divided by the distance from the *running* minimum to the

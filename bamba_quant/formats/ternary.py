@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from gguf import GGMLQuantizationType as GGML
+from gguf import GGMLQuantizationType
 
 from bamba_quant.formats.arithmetic import I32, half_bytes, quiet, reciprocal, round_half_away, truncate
 from bamba_quant.formats.base import F32, U8, Format, register
@@ -15,7 +15,7 @@ RUNS = ((32, 5), (16, 5), (4, 4))
 
 
 def _trits(flat: F32) -> tuple[F32, I32]:
-    """Scale (n_blocks,) and trits (256, n_blocks), 1 where the scale's inverse overflows (ggml-quants.c:2342)."""
+    """Scale (n_blocks,) and trits 0, 1, 2 (256, n_blocks); 1 where the scale's inverse overflows."""
     d = np.abs(flat).max(axis=0)
     return d, truncate(round_half_away(flat * reciprocal(d))) + np.int32(1) & 3
 
@@ -32,7 +32,8 @@ def _quantize_tq1(rows: F32, importance: F32 | None = None) -> U8:
         for digit in digits:
             number = number * 3 + digit
         number *= 3 ** (5 - count)
-        # The byte holds the number over 3^5 as a fraction of 256, rounded up, so that multiplying by 3 reads a trit.
+        # The byte holds the number over 3^5 as a fraction of 256, rounded up, so that multiplying by 3
+        # reads a trit.
         runs.append(((number * 256 + 242) // 243).astype(np.uint8))
     return from_blocks(rows.shape[1] // BLOCK, *runs, half_bytes(d))
 
@@ -44,7 +45,9 @@ def _dequantize_tq1(raw: U8) -> F32:
         packed = blocks[first : first + size]
         first += size
         trits += [(packed * np.uint8(3**n)).astype(np.uint16) * 3 >> 8 for n in range(count)]
-    return from_blocks(raw.shape[1] // 54, (np.concatenate(trits).astype(np.float32) - np.float32(1)) * halves(blocks[52:]))
+    return from_blocks(
+        raw.shape[1] // 54, (np.concatenate(trits).astype(np.float32) - np.float32(1)) * halves(blocks[52:])
+    )
 
 
 @quiet
@@ -60,5 +63,9 @@ def _dequantize_tq2(raw: U8) -> F32:
     return from_blocks(raw.shape[1] // 66, (trits - np.float32(1)) * halves(blocks[64:]))
 
 
-TQ1_0 = register(Format("tq1_0", GGML.TQ1_0, BLOCK, 54, _quantize_tq1, _dequantize_tq1, max_abs=65504.0))
-TQ2_0 = register(Format("tq2_0", GGML.TQ2_0, BLOCK, 66, _quantize_tq2, _dequantize_tq2, max_abs=65504.0))
+TQ1_0 = register(
+    Format("tq1_0", GGMLQuantizationType.TQ1_0, BLOCK, 54, _quantize_tq1, _dequantize_tq1, max_abs=65504.0)
+)
+TQ2_0 = register(
+    Format("tq2_0", GGMLQuantizationType.TQ2_0, BLOCK, 66, _quantize_tq2, _dequantize_tq2, max_abs=65504.0)
+)

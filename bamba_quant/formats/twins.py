@@ -1,4 +1,4 @@
-"""Chooses who computes a format: numpy, which defines it, or a compiled twin that writes the same bytes faster."""
+"""Chooses who computes a format: numpy, which defines it, or a faster twin that writes the same bytes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ DEVICES = ("auto", "cpu", "cuda", "numpy")
 def quantizer(number_format: Format, device: str = "cpu") -> Quantize:
     """The quantizer of a format on a device, with ``Format.quantize``'s contract and its bytes.
 
-    ``device``: "numpy", the definition; "cpu", compiled, for one thread on a chunk of rows, other threads free to
-    run it on other rows at the same time; "cuda", one GPU, arrays carried there and back; "auto", cuda where torch
-    sees a GPU and cpu elsewhere. Raises ``FormatError`` for a format that is only read, for an unknown device, for
-    a device that is not there, and in the quantizer for arrays that do not fit the format.
+    ``device``: "numpy", the definition; "cpu", compiled, for one thread on a chunk of rows, other threads
+    free to run it on other rows at the same time; "cuda", one GPU, arrays carried there and back; "auto",
+    cuda where torch sees a GPU and cpu elsewhere. Raises ``FormatError`` for a format that is only read,
+    for an unknown device, for a device that is not there, and in the quantizer for arrays that do not fit
+    the format.
     """
     if not number_format.writable:
         raise FormatError(f"{number_format.name} can be read and not written", fix="choose a writable format")
@@ -47,7 +48,7 @@ def quantizer(number_format: Format, device: str = "cpu") -> Quantize:
 def _cuda_is_there() -> bool:
     import torch
 
-    return torch.cuda.is_available()
+    return bool(torch.cuda.is_available())
 
 
 def _check(number_format: Format, x: F32, importance: F32 | None) -> None:

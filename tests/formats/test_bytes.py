@@ -1,4 +1,4 @@
-"""Every writable format, by numpy and compiled: the bytes of ``ggml_quantize_chunk``, and numbers read back as ggml's."""
+"""Every format, in numpy and compiled, writes ggml's bytes and reads its numbers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,11 @@ def rows_of_weights(draw: st.DrawFn) -> tuple[F32, F32 | None]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     if draw(st.booleans()):
         bits = rng.integers(0, 2**32, shape, dtype=np.uint32)
-        x = np.where(bits & 0x7F800000 == 0x7F800000, bits & 0xFF7FFFFF, bits).astype(np.uint32).view(np.float32)
+        x = (
+            np.where(bits & 0x7F800000 == 0x7F800000, bits & 0xFF7FFFFF, bits)
+            .astype(np.uint32)
+            .view(np.float32)
+        )
     else:
         values = draw(arrays.arrays(np.float32, 8, elements=st.floats(-2, 2, width=32)))
         texture = rng.choice(values, shape) + draw(st.sampled_from((0, 0.01, 1))) * rng.normal(size=shape)
@@ -61,7 +65,9 @@ def rows_of_weights(draw: st.DrawFn) -> tuple[F32, F32 | None]:
     if draw(st.booleans()):
         return x, None
     exponent = draw(st.integers(-40, 40))
-    return x, np.ldexp(np.maximum(rng.random(shape[1]) - draw(st.floats(0, 1)), 0), exponent).astype(np.float32)
+    return x, np.ldexp(np.maximum(rng.random(shape[1]) - draw(st.floats(0, 1)), 0), exponent).astype(
+        np.float32
+    )
 
 
 @every_writable

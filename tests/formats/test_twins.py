@@ -1,4 +1,4 @@
-"""Twins: the same bytes for any chunks, threads and layouts of memory, no compiler at import, and errors that say why."""
+"""Twins: the same bytes for any chunks, threads and layouts of memory, and errors that say why."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def test_chunks_and_threads_change_nothing(number_format: Format, importance: st
     whole = quantize(x, weight)
     with ThreadPoolExecutor(4) as pool:
         for size in (1, 3, 16):
-            chunks = pool.map(lambda rows: quantize(rows, weight), (x[i : i + size] for i in range(0, len(x), size)))
+            chunks = pool.map(
+                lambda rows: quantize(rows, weight), (x[i : i + size] for i in range(0, len(x), size))
+            )
             np.testing.assert_array_equal(np.concatenate(list(chunks)), whole)
     np.testing.assert_array_equal(number_format.quantize(x, weight), whole)
 
@@ -95,7 +97,7 @@ def _python(code: str, **environment: str) -> str:
 
 
 def test_importing_the_formats_imports_no_compiler() -> None:
-    _python("import sys, bamba_quant.formats, bamba_quant.formats.twins; assert not {'numba', 'torch'} & set(sys.modules)")
+    _python("import sys, bamba_quant.formats.twins; assert not {'numba', 'torch'} & set(sys.modules)")
 
 
 _QUANTIZE = """

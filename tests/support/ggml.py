@@ -1,4 +1,4 @@
-"""ggml's own quantizers, called in llama-cpp-python's library: the oracle for every byte the formats write."""
+"""ggml's own quantizers, called in llama-cpp-python's library: the oracle for every byte written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def library_path() -> Path | None:
 
 
 def quantize(number_format: Format, x: F32, importance: F32 | None = None) -> U8:
-    """``ggml_quantize_chunk`` of x (rows, n), with importance (n,) as its imatrix or NULL: (rows, row_bytes)."""
+    """``ggml_quantize_chunk`` of x (rows, n) with importance (n,) or NULL: uint8 (rows, row_bytes)."""
     x = np.ascontiguousarray(x, np.float32)
     if importance is not None:
         importance = np.ascontiguousarray(importance, np.float32)
@@ -61,7 +61,7 @@ def quantize(number_format: Format, x: F32, importance: F32 | None = None) -> U8
 
 
 def dequantize(number_format: Format, raw: U8, columns: int) -> F32:
-    """ggml's float32 (rows, columns) of raw (rows, row_bytes). Raises ``AttributeError`` where it has no function."""
+    """ggml's float32 (rows, columns) of raw (rows, row_bytes)."""
     raw = np.ascontiguousarray(raw)
     out = np.empty((len(raw), columns), np.float32)
     stem, k, _ = number_format.name.partition("_k")

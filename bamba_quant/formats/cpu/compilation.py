@@ -1,8 +1,8 @@
-"""Compiles a format's kernel on first use and keeps it on disk, under a name that changes when any source does.
+"""Compiles a format's kernel on first use and keeps it on disk, until any of its sources changes.
 
-The cache lies in ``$NUMBA_CACHE_DIR`` where that is set, else in ``$XDG_CACHE_HOME/bamba-quant`` (``~/.cache``), so
-that an installed package need not be writable. Where no such directory can be written a warning says so once, and
-every process compiles the kernels it uses anew: slower to start, the same bytes.
+The cache lies in ``$NUMBA_CACHE_DIR`` where that is set, else in ``$XDG_CACHE_HOME/bamba-quant``
+(``~/.cache``), so that an installed package need not be writable. Where no such directory can be written a
+warning says so once, and every process compiles the kernels it uses anew: slower to start, the same bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def inlined(function: Function) -> Function:
 
 
 def kernel(name: str) -> Callable[[Kernel], Kernel]:
-    """Make a function ``(x (rows, n), importance (n,) or None, out (rows, row_bytes))`` the twin of a format."""
+    """Make ``function(x (rows, n), importance (n,) or None, out (rows, row_bytes))`` the twin of a format."""
 
     def register(function: Kernel) -> Kernel:
         KERNELS[name] = function
@@ -46,7 +46,7 @@ def kernel(name: str) -> Callable[[Kernel], Kernel]:
 
 @cache
 def compiled(name: str, weighted: bool) -> Kernel:
-    """The machine code of a kernel, with importance or without; it releases the interpreter lock as it runs."""
+    """The machine code of a kernel, with importance or without; it runs without the interpreter lock."""
     signature = types.void(_INPUT, _IMPORTANCE if weighted else types.none, _OUTPUT)
     given, numba.config.CACHE_DIR = numba.config.CACHE_DIR, numba.config.CACHE_DIR or str(_directory())
     try:
@@ -67,7 +67,7 @@ def compiled(name: str, weighted: bool) -> Kernel:
 
 @cache
 def _directory() -> Path:
-    """numba looks for changes only in the file of the kernel itself; the digest covers what the kernel calls."""
+    """numba looks for changes only in the file of the kernel; the digest covers all that a kernel calls."""
     digest = hashlib.sha256(numba.__version__.encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())

@@ -36,7 +36,7 @@ def _bf16(x: Any, importance: Any, out: Any) -> None:
 
 @inlined
 def _to_bfloat16(v: Any) -> Any:
-    """The sixteen bits of v as bfloat16; half an ulp less one, plus the last kept bit, carries where even rounds up."""
+    """Bits of v as bfloat16: half an ulp less one, plus the last kept bit, carries where even rounds up."""
     bits = bits_of(v)
     return (bits + ((bits >> 16) & 1) + 0x7FFF) >> 16
 

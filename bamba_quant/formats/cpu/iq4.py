@@ -70,14 +70,15 @@ def _iq4_xs(x: Any, importance: Any, out: Any) -> None:
             for i in range(1, 4):
                 byte = byte | ((to_ints(load(codes, 4 * k + i)) >> 4) << (2 * i))
             store_bytes(packed, 2 + k, byte)
-        pack_pairs(codes, packed)
+        _pack_pairs(codes, packed)
         pack_nibbles(tile, SUPERBLOCK, GROUP, packed, 8)
         places(first, n_blocks, n_blocks, 136, starts)
         write(packed, 136, out, starts)
 
 
 @inlined
-def pack_pairs(codes: Any, packed: Any) -> None:
+def _pack_pairs(codes: Any, packed: Any) -> None:
+    """The low nibbles of eight codes."""
     for k in range(4):
         low, high = to_ints(load(codes, 2 * k)), to_ints(load(codes, 2 * k + 1))
         store_bytes(packed, 4 + k, (low & 15) | ((high & 15) << 4))

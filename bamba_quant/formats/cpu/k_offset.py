@@ -166,7 +166,7 @@ def _pack_codes(scales: Any, minima: Any, capped: bool, bits: int, packed: Any) 
 def _requantize(
     tile: Any, at: int, group: int, nmax: int, step: Any, low: Any, inverse: Any, origin: Any
 ) -> None:
-    """Integers against the codes as stored, in place of the values; a lane without a step keeps the search's."""
+    """Integers against the codes as stored, in place of the values; lanes without a step keep the old."""
     vanished = step == 0
     keeps = any_lane(vanished)
     for i in range(at, at + group):

@@ -1,8 +1,8 @@
-"""Vectors of sixteen lanes as numba types: a kernel reads like scalar C, and every lane computes what C would.
+"""Vectors of sixteen lanes as numba types: kernels read like scalar C, and every lane computes what C would.
 
-A lane is one block, so each lane keeps C's order of operations while LLVM spends one instruction on all of them:
-sixteen lanes are one AVX-512 register, two of AVX2, four of SSE2 or NEON. No operation carries a fast-math flag and
-none is fused: without the flag ``contract`` LLVM keeps a product and a sum apart.
+A lane is one block, so each lane keeps C's order of operations while LLVM spends one instruction on all of
+them: sixteen lanes are one AVX-512 register, two of AVX2, four of SSE2 or NEON. No operation carries a
+fast-math flag and none is fused: without the flag ``contract`` LLVM keeps a product and a sum apart.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ LANES = 16
 FLOAT = ir.FloatType()
 INT, WORD, BYTE, BIT = (ir.IntType(width) for width in (32, 16, 8, 1))
 Emit = Callable[..., Any]
+
+
+def primitive(typed: Callable[..., Any]) -> Any:
+    """A function of kernels that ``typed`` turns into LLVM instructions (numba's ``intrinsic``)."""
+    return intrinsic(typed)
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -58,18 +63,20 @@ def as_vector(context: Any, builder: Any, value: Any, given: types.Type, wanted:
     return builder.shuffle_vector(first, undefined, ir.Constant(vector_of(INT), [0] * LANES))
 
 
-def common(*operands: types.Type) -> Vector | None:
-    """The one vector type among operands of which the others are plain numbers; None where there is no such type."""
+def common(*operands: types.Type) -> Any:
+    """The one ``Vector`` among operands of which the others are plain numbers; else None."""
     vectors = {operand for operand in operands if isinstance(operand, Vector)}
     numbers = [operand for operand in operands if not isinstance(operand, Vector)]
-    if len(vectors) != 1 or not all(isinstance(types.unliteral(n), (types.Float, types.Integer)) for n in numbers):
+    if len(vectors) != 1 or not all(
+        isinstance(types.unliteral(n), (types.Float, types.Integer)) for n in numbers
+    ):
         return None
     (vector,) = vectors
     return None if vector is INTS and any(isinstance(n, types.Float) for n in numbers) else vector
 
 
 def _define_binary(symbol: Any, emit: dict[Vector, Emit], result: Vector | None = None) -> None:
-    """Give a Python operator its meaning on the vector types that ``emit`` names, mixed with numbers or not."""
+    """Give a Python operator its meaning on the vectors that ``emit`` names, mixed with numbers or not."""
 
     class Template(AbstractTemplate):  # type: ignore[misc]
         def generic(self, args: tuple[types.Type, ...], kws: dict[str, types.Type]) -> Any:
@@ -80,7 +87,10 @@ def _define_binary(symbol: Any, emit: dict[Vector, Emit], result: Vector | None 
 
     def lower(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
         vector = common(*call.args)
-        pair = (as_vector(context, builder, arg, given, vector) for arg, given in zip(args, call.args, strict=True))
+        pair = (
+            as_vector(context, builder, arg, given, vector)
+            for arg, given in zip(args, call.args, strict=True)
+        )
         return emit[vector](builder, *pair)
 
     infer_global(symbol)(Template)
@@ -107,14 +117,16 @@ _define_binary(operator.and_, {INTS: ir.IRBuilder.and_, MASK: ir.IRBuilder.and_}
 _define_binary(operator.or_, {INTS: ir.IRBuilder.or_, MASK: ir.IRBuilder.or_})
 _define_binary(operator.lshift, {INTS: ir.IRBuilder.shl})
 _define_binary(operator.rshift, {INTS: ir.IRBuilder.ashr})
-for _symbol, _operator in {
-    "<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
-}.items():  # fmt: skip
+for _symbol, _operator in zip(
+    ("<", ">", "<=", ">=", "==", "!="),
+    (operator.lt, operator.gt, operator.le, operator.ge, operator.eq, operator.ne),
+    strict=True,
+):
     _define_binary(_operator, _compare(_symbol), result=MASK)
 
 
 def _unary(argument: Vector, result: Vector, emit: Emit) -> Any:
-    @intrinsic  # type: ignore[misc]
+    @primitive
     def function(typing_context: Any, vector: types.Type) -> Any:
         def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
             return emit(builder, args[0])
@@ -125,10 +137,12 @@ def _unary(argument: Vector, result: Vector, emit: Emit) -> Any:
 
 
 def llvm_call(builder: Any, name: str, *args: Any) -> Any:
-    """A call of the LLVM intrinsic of vectors ``llvm.name``, whose result has the type of its first argument."""
+    """A call of LLVM's intrinsic ``name`` of vectors; the result has the type of the first argument."""
     suffix = f"v{args[0].type.count}{'f32' if args[0].type.element == FLOAT else 'i32'}"
     function_type = ir.FunctionType(args[0].type, [arg.type for arg in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, f"llvm.{name}.{suffix}"), args)
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, function_type, f"llvm.{name}.{suffix}"), args
+    )
 
 
 magnitude = _unary(FLOATS, FLOATS, lambda builder, v: llvm_call(builder, "fabs", v))
@@ -142,7 +156,7 @@ complement = _unary(MASK, MASK, lambda builder, v: builder.not_(v))
 
 
 def _of_scalar(vector: Vector) -> Any:
-    @intrinsic  # type: ignore[misc]
+    @primitive
     def function(typing_context: Any, scalar: types.Type) -> Any:
         def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
             return as_vector(context, builder, args[0], call.args[0], vector)
@@ -156,7 +170,7 @@ floats = _of_scalar(FLOATS)
 ints = _of_scalar(INTS)
 
 
-@intrinsic  # type: ignore[misc]
+@primitive
 def where(typing_context: Any, mask: types.Type, a: types.Type, b: types.Type) -> Any:
     """Lane by lane ``mask ? a : b``; one of a and b may be a number."""
     vector = common(a, b)
@@ -165,11 +179,13 @@ def where(typing_context: Any, mask: types.Type, a: types.Type, b: types.Type) -
         pair = (as_vector(context, builder, args[i], call.args[i], vector) for i in (1, 2))
         return builder.select(args[0], *pair)
 
+    if mask is not MASK or vector is None:
+        return None
     return vector(mask, types.unliteral(a), types.unliteral(b)), generate
 
 
 def _integer_choice(name: str) -> Any:
-    @intrinsic  # type: ignore[misc]
+    @primitive
     def function(typing_context: Any, a: types.Type, b: types.Type) -> Any:
         def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
             return llvm_call(builder, name, args[0], as_vector(context, builder, args[1], call.args[1], INTS))
@@ -183,27 +199,33 @@ at_most = _integer_choice("smin")
 at_least = _integer_choice("smax")
 
 
-@intrinsic  # type: ignore[misc]
+@primitive
 def any_lane(typing_context: Any, mask: types.Type) -> Any:
     """Whether the mask holds in any lane."""
 
     def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
-        return builder.icmp_unsigned("!=", builder.bitcast(args[0], ir.IntType(LANES)), ir.Constant(ir.IntType(LANES), 0))
+        return builder.icmp_unsigned(
+            "!=", builder.bitcast(args[0], ir.IntType(LANES)), ir.Constant(ir.IntType(LANES), 0)
+        )
 
     return types.boolean(mask), generate
 
 
-def pointer_to(context: Any, builder: Any, array: Any, array_type: Any, index: Any, vector: ir.VectorType) -> Any:
-    """The address of element ``index`` of a contiguous array's memory, as that of a vector without alignment."""
+def pointer_to(
+    context: Any, builder: Any, array: Any, array_type: Any, index: Any, vector: ir.VectorType
+) -> Any:
+    """The address of element ``index`` in a contiguous array's memory, as a pointer to a vector."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
 def _row(builder: Any, context: Any, index: Any, index_type: types.Type) -> Any:
-    return builder.mul(context.cast(builder, index, index_type, types.intp), ir.Constant(ir.IntType(64), LANES))
+    return builder.mul(
+        context.cast(builder, index, index_type, types.intp), ir.Constant(ir.IntType(64), LANES)
+    )
 
 
-@intrinsic  # type: ignore[misc]
+@primitive
 def load(typing_context: Any, rows: types.Type, i: types.Type) -> Any:
     """Row i of float32 scratch of shape (n, 16)."""
 
@@ -215,7 +237,7 @@ def load(typing_context: Any, rows: types.Type, i: types.Type) -> Any:
     return FLOATS(rows, types.unliteral(i)), generate
 
 
-@intrinsic  # type: ignore[misc]
+@primitive
 def store(typing_context: Any, rows: types.Type, i: types.Type, v: types.Type) -> Any:
     """Put a vector of floats into row i of float32 scratch of shape (n, 16)."""
 
@@ -231,7 +253,7 @@ def store(typing_context: Any, rows: types.Type, i: types.Type, v: types.Type) -
 def _store_low(element: ir.Type, align: int) -> Any:
     """Put the low bits of a vector of integers into row i of scratch of ``element``, shape (n, 16)."""
 
-    @intrinsic  # type: ignore[misc]
+    @primitive
     def function(typing_context: Any, rows: types.Type, i: types.Type, v: types.Type) -> Any:
         def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
             index = _row(builder, context, args[1], call.args[1])

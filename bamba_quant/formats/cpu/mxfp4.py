@@ -55,8 +55,8 @@ def _mxfp4(x: Any, importance: Any, out: Any) -> None:
 
 @inlined
 def _exponent(amax: Any) -> Any:
-    """The byte of ``bamba_quant.formats.mxfp4.exponents``; the logarithm is rounded to float32 before its floor."""
+    """The byte of ``bamba_quant.formats.mxfp4.exponents``, of one magnitude."""
     if amax == 0:
         return np.float32(0)
     logarithm = np.float32(math.log2(np.float64(amax)))
-    return np.float32((int(math.floor(logarithm)) + 125) & 255)
+    return np.float32((math.floor(logarithm) + 125) & 255)

@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from bamba_quant.formats.cpu.arithmetic import largest, nearest_clipped, reciprocal, store_half, to_half, truncate
+from bamba_quant.formats.cpu.arithmetic import (
+    largest,
+    nearest_clipped,
+    reciprocal,
+    store_half,
+    to_half,
+    truncate,
+)
 from bamba_quant.formats.cpu.compilation import inlined, kernel
 from bamba_quant.formats.cpu.lanes import LANES, at_most, load, store, store_bytes, to_floats, to_ints, where
 from bamba_quant.formats.cpu.packing import pack_nibbles

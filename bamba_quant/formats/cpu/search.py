@@ -1,7 +1,7 @@
-"""The searches of ``bamba_quant.formats.search`` on lanes: each lane walks through its own group exactly as C would.
+"""The searches of ``bamba_quant.formats.search`` on lanes, each of which walks through its group as C would.
 
-A group is ``n`` rows of a tile from row ``at``. Where numpy keeps the best integers, these return the numbers that
-made them: recomputing the integers once costs less than keeping them at every step.
+A group is ``n`` rows of a tile from row ``at``. Where numpy keeps the best integers, these return the
+numbers that made them: recomputing the integers once costs less than keeping them at every step.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from bamba_quant.formats.cpu.lanes import (
 from bamba_quant.formats.cpu.tiles import scratch
 from bamba_quant.formats.search import GROUP_MAX_EPS, SWEEPS
 
+
 @inlined
 def square_sum(x: Any, n: int) -> Any:
     """x[0]² + x[1]² + … in that order."""
@@ -46,7 +47,7 @@ def weigh(x: Any, n: int, sigma2: Any, w: Any) -> None:
 
 @inlined
 def fit_qx(x: Any, at: int, n: int, nmax: int, spans: Any, w: Any, w_at: int) -> Any:
-    """make_qx_quants (ggml-quants.c:628): scale, the inverse whose rounding gives the integers, and where to not.
+    """make_qx_quants (ggml-quants.c:628): scale, the inverse that the integers come from, and where not.
 
     The last is a mask of the groups below 1e-15: scale 0, and integers that are 0 with nmax included.
     """
@@ -79,10 +80,10 @@ def _qx_sums(x: Any, at: int, n: int, nmax: int, iscale: Any, w: Any, w_at: int)
 
 @inlined
 def fit_q3(x: Any, groups: int, n: int, nmax: int, L: Any, scales: Any) -> None:
-    """make_q3_quants (ggml-quants.c:697) of successive groups: a scale each, and L receives integers with nmax.
+    """make_q3_quants (ggml-quants.c:697) of successive groups: a scale each, and in L the integers plus nmax.
 
-    The sweeps visit element i of every group before element i + 1 of any: within a group each move waits for the
-    one before it, so only other groups can fill the time. Groups that a sweep left alone are done.
+    The sweeps visit element i of every group before element i + 1 of any: within a group each move waits
+    for the one before it, so only other groups can fill the time. Groups that a sweep left alone are done.
     """
     sums = scratch(2 * groups)
     active = np.empty(groups, np.intp)
@@ -134,11 +135,13 @@ def fit_q3(x: Any, groups: int, n: int, nmax: int, L: Any, scales: Any) -> None:
 
 
 @inlined
-def fit_qkx(x: Any, at: int, n: int, nmax: int, spans: Any, absolute: bool, w: Any, w_at: int, trial: Any) -> Any:
-    """make_qkx2/3_quants (ggml-quants.c:799, :993): scale, minimum, and the inverse and origin of the integers.
+def fit_qkx(
+    x: Any, at: int, n: int, nmax: int, spans: Any, absolute: bool, w: Any, w_at: int, trial: Any
+) -> Any:
+    """make_qkx2/3_quants (ggml-quants.c:799, :993): scale, minimum, and inverse and origin of the integers.
 
-    The integers are round(inverse·(x - origin)). A group of one value has scale, inverse and origin 0. ``trial`` is
-    scratch of n rows.
+    The integers are round(inverse·(x - origin)). A group of one value has scale, inverse and origin 0.
+    ``trial`` is scratch of n rows.
     """
     low = load(x, at)
     high, sum_w = low, load(w, w_at)
@@ -178,7 +181,9 @@ def fit_qkx(x: Any, at: int, n: int, nmax: int, spans: Any, absolute: bool, w: A
         error = floats(0)
         for i in range(n):
             difference = step_scale * load(trial, i) + step_low - load(x, at + i)
-            error = error + load(w, w_at + i) * (magnitude(difference) if absolute else difference * difference)
+            error = error + load(w, w_at + i) * (
+                magnitude(difference) if absolute else difference * difference
+            )
         better = (D > 0) & (error < best) & complement(flat)
         origin, inverse = where(better, low, origin), where(better, step, inverse)
         best = where(better, error, best)

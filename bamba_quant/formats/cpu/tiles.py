@@ -1,4 +1,4 @@
-"""Sixteen blocks at a time between their order in memory and lanes: row i of a tile holds element i of each block."""
+"""Sixteen blocks at a time between memory and lanes: row i of a tile holds element i of each block."""
 
 from __future__ import annotations
 
@@ -7,29 +7,37 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from bamba_quant.formats.cpu.compilation import inlined
-from bamba_quant.formats.cpu.lanes import BYTE, FLOAT, LANES, pointer_to, transpose, vector_of
+from bamba_quant.formats.cpu.lanes import BYTE, FLOAT, LANES, pointer_to, primitive, transpose, vector_of
 
 _INDEX = ir.IntType(64)
 
 
 def _places(
-    context: Any, builder: Any, array: Any, array_type: Any, starts: Any, starts_type: Any, offset: Any, vector: Any
+    context: Any,
+    builder: Any,
+    array: Any,
+    array_type: Any,
+    starts: Any,
+    starts_type: Any,
+    offset: Any,
+    vector: Any,
 ) -> list[Any]:
     """The addresses ``starts[lane] + offset`` in an array."""
     first = context.make_array(starts_type)(context, builder, starts).data
     indices = [builder.load(builder.gep(first, [ir.Constant(_INDEX, lane)])) for lane in range(LANES)]
     return [
-        pointer_to(context, builder, array, array_type, builder.add(index, offset), vector) for index in indices
+        pointer_to(context, builder, array, array_type, builder.add(index, offset), vector)
+        for index in indices
     ]
 
 
 def _rows(context: Any, builder: Any, tile: Any, tile_type: Any, row: Any, vector: Any) -> list[Any]:
     """The addresses of sixteen successive rows of a tile."""
     indices = [
-        builder.mul(builder.add(row, ir.Constant(_INDEX, i)), ir.Constant(_INDEX, LANES)) for i in range(LANES)
+        builder.mul(builder.add(row, ir.Constant(_INDEX, i)), ir.Constant(_INDEX, LANES))
+        for i in range(LANES)
     ]
     return [pointer_to(context, builder, tile, tile_type, index, vector) for index in indices]
 
@@ -40,9 +48,14 @@ def _move(builder: Any, sources: list[Any], targets: list[Any], align: int) -> N
         builder.store(row, target, align=align)
 
 
-@intrinsic  # type: ignore[misc]
+@primitive
 def _read_square(
-    typing_context: Any, array: types.Type, starts: types.Type, offset: types.Type, tile: types.Type, row: types.Type
+    typing_context: Any,
+    array: types.Type,
+    starts: types.Type,
+    offset: types.Type,
+    tile: types.Type,
+    row: types.Type,
 ) -> Any:
     def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
         vector = vector_of(FLOAT)
@@ -53,9 +66,14 @@ def _read_square(
     return types.void(array, starts, types.intp, tile, types.intp), generate
 
 
-@intrinsic  # type: ignore[misc]
+@primitive
 def _write_square(
-    typing_context: Any, tile: types.Type, row: types.Type, array: types.Type, starts: types.Type, offset: types.Type
+    typing_context: Any,
+    tile: types.Type,
+    row: types.Type,
+    array: types.Type,
+    starts: types.Type,
+    offset: types.Type,
 ) -> Any:
     def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
         vector = vector_of(BYTE)
@@ -86,7 +104,7 @@ def word_scratch(rows: int) -> Any:
 
 @inlined
 def places(first: int, n_blocks: int, period: int, size: int, starts: Any) -> None:
-    """Where the blocks ``first`` … ``first`` + 15, counted modulo ``period``, begin when each has ``size`` elements.
+    """Where blocks ``first`` … ``first`` + 15, modulo ``period``, begin when each has ``size`` elements.
 
     Past the end lanes repeat the last block: they read what it reads and write the same bytes over its own.
     """
@@ -103,7 +121,7 @@ def read(array: Any, starts: Any, size: int, tile: Any) -> None:
 
 @inlined
 def write(tile: Any, size: int, array: Any, starts: Any) -> None:
-    """``size`` bytes, at least 16, of each of sixteen blocks from a tile; the last square overlaps the one before."""
+    """``size`` bytes, at least 16, of each of sixteen blocks from a tile; the last square may overlap."""
     for i in range(0, size - LANES + 1, LANES):
         _write_square(tile, i, array, starts, i)
     if size % LANES:
