@@ -5,7 +5,8 @@ import pkgutil
 
 from bamba_quant.formats.base import Format, format_named, formats
 
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+# Packages hold compiled twins and are imported when one is asked for.
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg):
     importlib.import_module(f"{__name__}.{_module}")
 
 __all__ = ["Format", "format_named", "formats"]

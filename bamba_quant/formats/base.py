@@ -22,10 +22,14 @@ Dequantize = Callable[[U8], F32]
 class Format:
     """How ``block_size`` neighbours of a row become ``block_bytes`` bytes, and back.
 
-    ``quantize(x, importance)`` takes float32 of shape (rows, n), n a multiple of ``block_size``, and optionally
-    importance weights of shape (n,), and returns uint8 of shape (rows, ``row_bytes(n)``); rows never see each
-    other. ``dequantize`` is its inverse up to rounding. ``dtype`` is set for formats that store plain numbers;
-    ``max_abs`` is the largest magnitude a weight may have without overflowing the block's scale.
+    ``quantize(x, importance)`` takes float32 of shape (rows, n), n a multiple of ``block_size``, and
+    optionally importance weights of shape (n,), and returns uint8 of shape (rows, ``row_bytes(n)``); rows
+    never see each other. ``dequantize`` is its inverse up to rounding. ``dtype`` is set for formats that
+    store plain numbers; ``max_abs`` is a magnitude up to which weights never overflow the block's scale. A
+    format that is not ``writable`` can only be read: its ``quantize`` raises ``FormatError``.
+
+    ``quantize`` here is the numpy twin, the definition; ``bamba_quant.formats.twins`` has the fast ones. It
+    keeps temporaries of several times the input: hand it rows in chunks.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Format:
     dequantize: Dequantize
     dtype: np.dtype[Any] | None = None
     max_abs: float = math.inf
+    writable: bool = True
 
     @property
     def bits_per_weight(self) -> float:
@@ -67,7 +72,7 @@ def register(number_format: Format) -> Format:
 
 
 def formats() -> tuple[Format, ...]:
-    """Every format this build can write, in the order of registration."""
+    """Every format this build knows, in the order of registration; ``writable`` tells which it can write."""
     return tuple(_registry.values())
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from gguf import GGMLQuantizationType as GGML
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from bamba_quant.formats.arithmetic import quiet
 from bamba_quant.formats.base import F32, U8, Format, register
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -50,8 +51,9 @@ def _dequantize_f32(raw: U8) -> F32:
     return raw.view(np.float32)
 
 
+@quiet
 def _quantize_f16(x: F32, importance: F32 | None = None) -> U8:
-    return x.astype(np.float16).view(np.uint8)
+    return x.astype(np.float16, order="C").view(np.uint8)
 
 
 def _dequantize_f16(raw: U8) -> F32:
@@ -66,12 +68,30 @@ def _dequantize_bf16(raw: U8) -> F32:
     return to_float32(raw.view(BFLOAT16))
 
 
-F32_FORMAT = register(Format("f32", GGML.F32, 1, 4, _quantize_f32, _dequantize_f32, dtype=FLOAT32))
+F32_FORMAT = register(
+    Format("f32", GGMLQuantizationType.F32, 1, 4, _quantize_f32, _dequantize_f32, dtype=FLOAT32)
+)
 F16_FORMAT = register(
-    Format("f16", GGML.F16, 1, 2, _quantize_f16, _dequantize_f16, dtype=FLOAT16,
-           max_abs=float(np.nextafter(_FLOAT16_OVERFLOW, 0)))
+    Format(
+        "f16",
+        GGMLQuantizationType.F16,
+        1,
+        2,
+        _quantize_f16,
+        _dequantize_f16,
+        dtype=FLOAT16,
+        max_abs=float(np.nextafter(_FLOAT16_OVERFLOW, 0)),
+    )
 )
 BF16_FORMAT = register(
-    Format("bf16", GGML.BF16, 1, 2, _quantize_bf16, _dequantize_bf16, dtype=BFLOAT16,
-           max_abs=float(np.nextafter(np.float64(2.0**128 - 2.0**119), 0)))
+    Format(
+        "bf16",
+        GGMLQuantizationType.BF16,
+        1,
+        2,
+        _quantize_bf16,
+        _dequantize_bf16,
+        dtype=BFLOAT16,
+        max_abs=float(np.nextafter(np.float64(2.0**128 - 2.0**119), 0)),
+    )
 )
