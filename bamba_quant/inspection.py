@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bamba_reference.config import Config
 from gguf import GGUFValueType, Keys, LlamaFileType
 
 from bamba_quant.architectures import architecture_of
@@ -15,6 +14,7 @@ from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import Value
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.repair import suspect
+from bamba_reference.config import Config
 
 
 @dataclass(frozen=True)

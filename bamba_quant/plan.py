@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from bamba_quant.architectures import Architecture, TensorRule
-from bamba_quant.architectures.transforms import Transform
+from bamba_quant.architectures.transforms import IDENTITY, Transform
+from bamba_quant.calibration import MAY_BE_MISSING, Imatrix
 from bamba_quant.checkpoint import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_values import Value
-from bamba_quant.errors import PlanError, listed
-from bamba_quant.formats import Format, format_named
-from bamba_quant.recipes import Recipe, recipe_named
+from bamba_quant.errors import PlanError
+from bamba_quant.formats import Format
+from bamba_quant.formats.base import F32
+from bamba_quant.recipes import Recipe, Wishes, recipe_named, select_formats
+from bamba_quant.source import LeftOut, Source
 
 ALIGNMENT = 32  # GGUF's default
 
@@ -22,7 +24,7 @@ class PlanRow:
     """One tensor of the output: where it comes from, what happens to it, where it goes.
 
     ``offset`` counts bytes from the start of the data section of shard ``shard``. ``note`` says what the tool
-    chose on its own for this tensor.
+    chose on its own for this tensor; ``importance``, of shape (columns,), weighs its columns' errors.
     """
 
     source: StoredTensor
@@ -34,6 +36,7 @@ class PlanRow:
     shard: int = 0
     offset: int = 0
     note: str = ""
+    importance: F32 | None = field(default=None, compare=False, repr=False)
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -50,15 +53,6 @@ class PlanRow:
     def n_bytes(self) -> int:
         rows, columns = self.matrix
         return rows * self.format.row_bytes(columns)
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A tensor of the input that the output does not need; ``equal_to`` must then hold the same bytes, if given."""
-
-    source: StoredTensor
-    reason: str
-    equal_to: StoredTensor | None = None
 
 
 @dataclass(frozen=True)
@@ -103,82 +97,82 @@ def resolve_recipe(name: str, checkpoint: Checkpoint) -> Recipe:
     return recipe_named("f16" if stored == {"f16"} else "bf16")
 
 
-def match_tensors(
-    checkpoint: Checkpoint, rules: tuple[TensorRule, ...]
-) -> list[tuple[StoredTensor, TensorRule]]:
-    """Pair every tensor of a Hugging Face checkpoint with its rule, in the rules' order.
-
-    Raises ``PlanError`` naming tensors that no rule covers, that are missing, or whose shape is not the rule's.
-    """
-    by_name = {rule.hf: rule for rule in rules}
-    uncovered = [tensor for name, tensor in checkpoint.tensors.items() if name not in by_name]
-    if uncovered:
-        raise PlanError(
-            "the checkpoint has tensors that the architecture does not know",
-            where=uncovered[0].file,
-            found=listed([tensor.name for tensor in uncovered]),
-            expected="the tensors that config.json implies",
-            fix="check config.json (biases, layer types); adapters must be merged before conversion",
-        )
-    missing = [rule.hf for rule in rules if rule.hf not in checkpoint.tensors and rule.gguf is not None]
-    if missing:
-        raise PlanError(
-            "the checkpoint lacks tensors that config.json implies",
-            where=checkpoint.path,
-            found=listed(missing) + " missing",
-            fix="fetch all shards, or correct config.json (tie_word_embeddings, biases, layer types)",
-        )
-    pairs = [(checkpoint.tensors[rule.hf], rule) for rule in rules if rule.hf in checkpoint.tensors]
-    for tensor, rule in pairs:
-        if tensor.shape != rule.shape:
-            raise PlanError(
-                "a tensor has another shape than config.json implies",
-                where=f"{tensor.file}, tensor {tensor.name}",
-                found=tensor.shape,
-                expected=rule.shape,
-                fix="check that config.json and the weights belong together",
-            )
-    return pairs
-
-
 def plan_gguf(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    rules: tuple[TensorRule, ...],
+    source: Source,
     recipe: Recipe,
+    wishes: Wishes,
     metadata: Mapping[str, Value],
     *,
+    imatrix: Imatrix | None = None,
+    allow_requantize: bool = False,
     split_max_bytes: int | None = None,
+    keep_split: bool = False,
     notes: tuple[str, ...] = (),
 ) -> Plan:
-    """The plan that turns a Hugging Face checkpoint into a GGUF file under ``recipe``."""
-    rows: list[PlanRow] = []
-    left_out: list[LeftOut] = []
-    for tensor, rule in match_tensors(checkpoint, rules):
-        if rule.gguf is None:
-            twin = checkpoint.tensors[rule.equal_to] if rule.equal_to else None
-            left_out.append(LeftOut(tensor, rule.left_out, twin))
-            continue
-        number_format, note = _choose(recipe, rule)
-        rows.append(
-            PlanRow(tensor, rule.gguf, rule.role, rule.transform, number_format, rule.gguf_shape, note=note)
-        )
-    placed, shard_count = _place(rows, split_max_bytes)
-    return Plan(architecture.name, recipe.name, placed, metadata, tuple(left_out), notes, shard_count)
+    """The plan that turns a model into a GGUF file under ``recipe`` and the user's ``wishes``.
 
-
-def _choose(recipe: Recipe, rule: TensorRule) -> tuple[Format, str]:
-    wanted = format_named(recipe.format_for(rule.role))
-    number_format = wanted
-    columns = rule.gguf_shape[-1]
-    while not number_format.fits(columns):
-        number_format = format_named(recipe.fallbacks[number_format.name])
-    if number_format is wanted:
-        return wanted, ""
-    return (
-        number_format,
-        f"{wanted.name} needs rows of a multiple of {wanted.block_size}, this one has {columns}",
+    Raises ``PlanError`` for an input that is quantized already, unless ``allow_requantize``, for a recipe that
+    needs importance and has none, and for importance that does not fit.
+    """
+    kept = [(tensor, rule) for tensor, rule in source.pairs if rule.gguf is not None]
+    selected = select_formats(
+        [rule for _, rule in kept],
+        recipe,
+        wishes,
+        [tensor.format for tensor, _ in kept],
+        grouped_query=source.config.num_attention_heads // source.config.num_key_value_heads
+        if source.config.layer_types[0] == "attention"
+        else 0,
+        imatrix=imatrix is not None,
     )
+    rows: list[PlanRow] = []
+    for (tensor, rule), (number_format, note) in zip(
+        kept, ((s.format, s.note) for s in selected), strict=True
+    ):
+        _check_requantization(tensor, number_format, allow_requantize)
+        importance = None
+        if imatrix is not None and number_format.dtype is None:
+            importance = imatrix.importance(str(rule.gguf), rule.role, rule.gguf_shape[-1])
+            if importance is None:
+                note = "; ".join(filter(None, [note, "the importance matrix does not cover it"]))
+        if (
+            importance is None
+            and number_format.name in recipe.needs_importance
+            and rule.role not in MAY_BE_MISSING
+        ):
+            raise PlanError(
+                f"{recipe.name} stores tensors in {number_format.name} only with an importance matrix",
+                where=f"tensor {rule.gguf}",
+                fix="give one with --imatrix, or choose a larger type",
+            )
+        transform = rule.transform if source.checkpoint.kind == "huggingface" else IDENTITY
+        rows.append(
+            PlanRow(
+                tensor,
+                str(rule.gguf),
+                rule.role,
+                transform,
+                number_format,
+                rule.gguf_shape,
+                note=note,
+                importance=importance,
+            )
+        )
+    placed, shard_count = _place_as_found(rows) if keep_split else _place(rows, split_max_bytes)
+    return Plan(
+        source.architecture.name, recipe.name, placed, metadata, source.left_out(), notes, shard_count
+    )
+
+
+def _check_requantization(tensor: StoredTensor, wanted: Format, allowed: bool) -> None:
+    if tensor.format.dtype is None and wanted != tensor.format and not allowed:
+        raise PlanError(
+            "the input is quantized already, and quantizing it again loses more than quantizing the original",
+            where=f"{tensor.file}, tensor {tensor.name}",
+            found=tensor.format.name,
+            expected="f32, f16 or bf16",
+            fix="give the original, or accept the loss with --allow-requantize",
+        )
 
 
 def _place(rows: list[PlanRow], split_max_bytes: int | None) -> tuple[tuple[PlanRow, ...], int]:
@@ -191,3 +185,16 @@ def _place(rows: list[PlanRow], split_max_bytes: int | None) -> tuple[tuple[Plan
         placed.append(replace(row, shard=shard, offset=offset))
         offset += padded(row.n_bytes)
     return tuple(placed), shard + 1
+
+
+def _place_as_found(rows: list[PlanRow]) -> tuple[tuple[PlanRow, ...], int]:
+    """Give every row the shard it has in the input."""
+    files = sorted({row.source.file for row in rows})
+    placed: list[PlanRow] = []
+    for shard, file in enumerate(files):
+        offset = 0
+        for row in rows:
+            if row.source.file == file:
+                placed.append(replace(row, shard=shard, offset=offset))
+                offset += padded(row.n_bytes)
+    return tuple(placed), len(files)

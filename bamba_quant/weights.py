@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bamba_reference.config import Config
 from numpy.typing import NDArray
 
-from bamba_quant.architectures import TensorRule, architecture_of, architecture_of_gguf
-from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint, read_tensor
-from bamba_quant.errors import PlanError, listed
-from bamba_quant.plan import match_tensors
+from bamba_quant.architectures import TensorRule
+from bamba_quant.checkpoint import Checkpoint, StoredTensor, read_tensor
+from bamba_quant.source import open_source
+from bamba_reference.config import Config
 
 
 @dataclass(frozen=True)
@@ -62,44 +61,7 @@ def load_model(path: str | Path, *, ignore_config_keys: tuple[str, ...] = ()) ->
     Raises a ``BambaQuantError`` for an architecture that is not supported and for tensors that do not fit their
     configuration.
     """
-    checkpoint = open_checkpoint(path)
-    if checkpoint.kind == "huggingface":
-        architecture = architecture_of(checkpoint.metadata)
-        config = Config.from_hf(checkpoint.metadata, ignore=ignore_config_keys)
-        pairs = match_tensors(checkpoint, architecture.tensors(config))
-        stored = {rule.hf: (tensor, rule) for tensor, rule in pairs if not rule.left_out}
-        return LoadedModel(checkpoint, config, LazyWeights(stored, inverted=False))
-    architecture = architecture_of_gguf(checkpoint.metadata)
-    config = architecture.config_of_gguf(checkpoint.metadata, checkpoint.tensors)
-    rules = {rule.gguf: rule for rule in architecture.tensors(config) if rule.gguf is not None}
-    _check_gguf_tensors(checkpoint, rules)
-    stored = {rule.hf: (checkpoint.tensors[name], rule) for name, rule in rules.items()}
-    return LoadedModel(checkpoint, config, LazyWeights(stored, inverted=True))
-
-
-def _check_gguf_tensors(checkpoint: Checkpoint, rules: Mapping[str, TensorRule]) -> None:
-    missing = sorted(rules.keys() - checkpoint.tensors.keys())
-    unknown = sorted(checkpoint.tensors.keys() - rules.keys())
-    if missing or unknown:
-        raise PlanError(
-            "the file's tensors are not those its key-values imply",
-            where=checkpoint.path,
-            found="; ".join(
-                f"{what} {listed(names)}"
-                for what, names in (("missing", missing), ("unknown", unknown))
-                if names
-            ),
-        )
-    for name, rule in rules.items():
-        # Writers differ in whether they count leading axes of one row.
-        if _squeezed(checkpoint.tensors[name].shape) != _squeezed(rule.gguf_shape):
-            raise PlanError(
-                "a tensor has another shape than the file's key-values imply",
-                where=f"{checkpoint.path}, tensor {name}",
-                found=checkpoint.tensors[name].shape,
-                expected=rule.gguf_shape,
-            )
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(length for length in shape if length != 1)
+    source = open_source(path, ignore_config_keys=ignore_config_keys)
+    stored = {rule.hf: (tensor, rule) for tensor, rule in source.pairs if not rule.left_out}
+    weights = LazyWeights(stored, inverted=source.checkpoint.kind == "gguf")
+    return LoadedModel(source.checkpoint, source.config, weights)

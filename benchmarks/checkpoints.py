@@ -9,9 +9,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from bamba_reference import Config
 
 from bamba_quant.architectures import architecture_of
+from bamba_reference import Config
 
 BAMBA_9B: dict[str, Any] = {
     "architectures": ["BambaForCausalLM"], "model_type": "bamba", "vocab_size": 128256, "hidden_size": 4096,

@@ -13,7 +13,6 @@ from gguf import LlamaFileType
 from bamba_quant.architectures import architecture_of
 from bamba_quant.architectures.rules import Architecture
 from bamba_quant.architectures.transforms import interleave_rotary
-from bamba_quant.checkpoint import RawReader, open_checkpoint
 from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError
@@ -23,6 +22,7 @@ from bamba_quant.plan import PlanRow
 from bamba_quant.repair import plan_repair
 from bamba_quant.writers import write_gguf
 from tests.support import llama
+from tests.support.conversion import assert_same_tensors
 from tests.support.models import random_bamba, save_checkpoint
 
 HEAD_128 = {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1, "mamba_d_head": 64}
@@ -65,18 +65,6 @@ def right(model: Path, target: Path, outtype: str = "f32") -> Path:
 
 def repaired(file: Path, target: Path) -> Path:
     return write_gguf(plan_repair(file)[1], target)[0]
-
-
-def assert_same_tensors(found: Path, expected: Path) -> None:
-    ours, theirs = open_checkpoint(found).tensors, open_checkpoint(expected).tensors
-    assert ours.keys() == theirs.keys()
-    with RawReader() as reader:
-        for name, tensor in theirs.items():
-            assert (ours[name].shape, ours[name].format) == (tensor.shape, tensor.format)
-            pair = np.empty((2, tensor.n_bytes), dtype=np.uint8)
-            reader.read_into(ours[name].file, ours[name].offset, pair[0])
-            reader.read_into(tensor.file, tensor.offset, pair[1])
-            np.testing.assert_array_equal(pair[0], pair[1], err_msg=name)
 
 
 def differing(a: Path, b: Path) -> set[str]:
@@ -145,6 +133,6 @@ def test_another_architecture_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     directory = save_checkpoint(random_bamba(), tmp_path / "m")
     bamba = architecture_of({"model_type": "bamba"})
     other: Architecture = replace(bamba, gguf_architecture="llama")
-    monkeypatch.setattr("bamba_quant.convert.architecture_of", lambda hf: other)
+    monkeypatch.setattr("bamba_quant.source.architecture_of", lambda hf: other)
     with pytest.raises(CheckpointError, match="'llama', not 'granitehybrid'"):
         plan_repair(faulty(directory, tmp_path / "other.gguf"))

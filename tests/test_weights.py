@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bamba_reference import Config
-from bamba_reference.perplexity import cut_chunks, perplexity, torch_scorer
-from bamba_reference.torch_forward import forward, load
 from gguf import LlamaFileType
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import ArchitectureError, PlanError
 from bamba_quant.weights import load_model
+from bamba_reference import Config
+from bamba_reference.perplexity import cut_chunks, perplexity, torch_scorer
+from bamba_reference.torch_forward import forward, load
 from tests.support import llama
 from tests.support.conversion import english_chunks, random_tokens, to_gguf
 from tests.support.models import hf_config, numpy_weights, random_bamba, save_checkpoint

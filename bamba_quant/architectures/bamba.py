@@ -10,13 +10,13 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bamba_reference.config import Config
 from gguf import GGUFValueType
 
 from bamba_quant.architectures.rules import Architecture, Metadata, Rule, register
 from bamba_quant.architectures.transforms import NEGATIVE_EXP, Transform, interleave_rotary
 from bamba_quant.checkpoint.gguf_values import Value, array, boolean, float32, uint32
 from bamba_quant.errors import ArchitectureError
+from bamba_reference.config import Config
 
 _L = "model.layers.{i}."
 _B = "blk.{i}."

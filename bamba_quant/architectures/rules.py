@@ -6,11 +6,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bamba_reference.config import Config
-
 from bamba_quant.architectures.transforms import IDENTITY, Transform
 from bamba_quant.checkpoint.gguf_values import Value
 from bamba_quant.errors import ArchitectureError
+from bamba_reference.config import Config
 
 Shape = tuple[int, ...]
 Metadata = dict[str, Value]

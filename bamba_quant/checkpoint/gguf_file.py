@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import mmap
 import re
-from functools import cache
 from pathlib import Path
 
-import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, Keys, dequantize
+from gguf import GGMLQuantizationType, GGUFValueType, Keys
 
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_values import Cursor, Value
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats import Format, formats
-from bamba_quant.formats.base import F32, U8
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -142,26 +139,13 @@ def _parse(file: Path, buffer: memoryview) -> tuple[dict[str, Value], dict[str, 
     return key_values, tensors
 
 
+def _format_of(ggml_type: GGMLQuantizationType) -> Format:
+    return next(known for known in formats() if known.ggml_type == ggml_type)
+
+
 def _entry(file: Path, cursor: Cursor) -> tuple[str, tuple[int, ...], Format, int]:
     name = cursor.text()
     dimensions = [cursor.number(GGUFValueType.UINT64) for _ in range(cursor.number(GGUFValueType.UINT32))]
     number_format = _format_of(GGMLQuantizationType(cursor.number(GGUFValueType.UINT32)))
     # GGUF counts the contiguous axis first.
     return name, tuple(reversed(dimensions)), number_format, cursor.number(GGUFValueType.UINT64)
-
-
-@cache
-def _format_of(ggml_type: GGMLQuantizationType) -> Format:
-    for number_format in formats():
-        if number_format.ggml_type == ggml_type:
-            return number_format
-    block_size, block_bytes = GGML_QUANT_SIZES[ggml_type]
-
-    def refuse(x: F32, importance: F32 | None) -> U8:
-        raise ValueError(f"{ggml_type.name} is only read")
-
-    def read(raw: U8) -> F32:
-        values: F32 = dequantize(raw, ggml_type).astype(np.float32, copy=False)
-        return values
-
-    return Format(ggml_type.name.lower(), ggml_type, block_size, block_bytes, refuse, read)

@@ -19,7 +19,7 @@ from bamba_quant.checkpoint.gguf_file import MAGIC, split_name, split_stem
 from bamba_quant.checkpoint.gguf_values import Value, int32, pack_string, pack_value, uint16
 from bamba_quant.plan import Plan, PlanRow, padded
 from bamba_quant.writers.atomic import atomic_files
-from bamba_quant.writers.stream import Progress, check_equal, chunks_of, run_chunks, write_at
+from bamba_quant.writers.stream import Progress, check_equal, chunks_of, quantizers, run_chunks, write_at
 
 _VERSION = 3
 
@@ -57,15 +57,18 @@ def write_gguf(
     outfile: Path,
     *,
     threads: int | None = None,
+    device: str = "cpu",
     overwrite: bool = False,
     progress: Progress = lambda n_bytes: None,
 ) -> tuple[Path, ...]:
     """Write ``plan`` and return the files, in order.
 
-    ``progress`` is told input bytes as they are done with. Raises ``OutputError`` for the output's sake,
+    ``device`` says where formats are quantized: "cpu", "cuda", "auto", or "numpy", the definition; the bytes are
+    the same. ``progress`` is told input bytes as they are done with. Raises ``OutputError`` for the output's sake,
     ``CheckpointError`` and ``FormatError`` for a weight's; then no file has appeared.
     """
     shards = layout(plan, outfile)
+    by_format = quantizers(plan.rows, device)
     with (
         RawReader() as reader,
         atomic_files([(s.file, s.n_bytes) for s in shards], overwrite=overwrite) as outputs,
@@ -78,7 +81,9 @@ def write_gguf(
             chunk
             for shard, descriptor in zip(shards, outputs, strict=True)
             for row in shard.rows
-            for chunk in chunks_of(row, descriptor, len(shard.header) + row.offset)
+            for chunk in chunks_of(
+                row, by_format[row.format.name], descriptor, len(shard.header) + row.offset
+            )
         )
         run_chunks(chunks, reader, threads or default_threads(), progress)
     return tuple(shard.file for shard in shards)

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from bamba_quant.checkpoint import RawReader, StoredTensor
 from bamba_quant.errors import CheckpointError, FormatError, OutputError
-from bamba_quant.formats.base import F32, U8
+from bamba_quant.formats.base import F32, U8, Quantize
 from bamba_quant.formats.floats import to_float32
-from bamba_quant.plan import LeftOut, PlanRow
+from bamba_quant.formats.twins import quantizer
+from bamba_quant.plan import PlanRow
+from bamba_quant.source import LeftOut
 
 CHUNK_BYTES = 4 << 20  # of the input; larger chunks were no faster, smaller ones cost more system calls
 Progress = Callable[[int], None]
@@ -30,23 +32,43 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows ``start`` to ``stop`` of a plan's row, bound for ``descriptor`` at byte ``offset``."""
+    """Rows ``start`` to ``stop`` of a plan's row, through ``quantize``, to ``descriptor`` at byte ``offset``."""
 
     row: PlanRow
+    quantize: Quantize
     start: int
     stop: int
     descriptor: int
     offset: int
 
 
-def chunks_of(row: PlanRow, descriptor: int, base: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
+def quantizers(rows: Iterable[PlanRow], device: str) -> dict[str, Quantize]:
+    """By format name: plain numbers by numpy, quantized formats by their twin on ``device``, compiled at once."""
+    chosen: dict[str, Quantize] = {}
+    for row in rows:
+        number_format = row.format
+        if number_format.dtype is not None or copies(row):
+            chosen.setdefault(number_format.name, number_format.quantize)
+        elif chosen.get(number_format.name, number_format.quantize) is number_format.quantize:
+            chosen[number_format.name] = quantizer(number_format, device)
+    return chosen
+
+
+def copies(row: PlanRow) -> bool:
+    """Whether a tensor's packed bytes are only moved."""
+    return row.transform.moves and row.format == row.source.format
+
+
+def chunks_of(
+    row: PlanRow, quantize: Quantize, descriptor: int, base: int, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[Chunk]:
     """Cut a row of the plan where its transform allows; ``base`` is where its tensor begins in the output."""
     rows, columns = row.matrix
     unit = row.transform.rows
     step = max(1, chunk_bytes // (unit * _source_row_bytes(row))) * unit
     row_bytes = row.format.row_bytes(columns)
     for start in range(0, rows, step):
-        yield Chunk(row, start, min(start + step, rows), descriptor, base + start * row_bytes)
+        yield Chunk(row, quantize, start, min(start + step, rows), descriptor, base + start * row_bytes)
 
 
 def run_chunks(chunks: Iterable[Chunk], reader: RawReader, threads: int, progress: Progress) -> None:
@@ -95,24 +117,24 @@ def check_equal(left_out: LeftOut, reader: RawReader) -> None:
             raise differs
 
 
-def convert_rows(row: PlanRow, raw: U8, first_row: int) -> U8:
+def convert_rows(row: PlanRow, quantize: Quantize, raw: U8, first_row: int) -> U8:
     """Bytes of whole source rows to bytes of the output: check, transform, change format.
 
-    ``raw`` is flat; ``first_row`` is only for messages. Pure, and the same for any cut of the tensor. Rows that
-    keep their format are moved as packed bytes, so nothing is lost whatever the format.
+    ``raw`` is flat; ``quantize`` is a twin of the row's format; ``first_row`` is only for messages. Pure, and the
+    same for any cut of the tensor. Rows that keep their format are moved as packed bytes, so nothing is lost.
     """
     source = row.source.format
     if source.dtype is not None:
         check_finite(row.source, raw.view(source.dtype), first_row)
     packed = raw.reshape(-1, _source_row_bytes(row))
-    if row.transform.moves and row.format == source:
+    if copies(row):
         return np.ascontiguousarray(row.transform.apply(packed)).reshape(-1)
     if source.dtype is not None:
         numbers = row.transform.apply(to_float32(packed.view(source.dtype)))
     else:
         numbers = row.transform.apply(source.dequantize(packed))
     _check_range(row, numbers)
-    return row.format.quantize(numbers, None).reshape(-1)
+    return quantize(numbers, row.importance).reshape(-1)
 
 
 # Bits of the smallest non-finite magnitude of each dtype: exponent all ones.
@@ -169,7 +191,7 @@ def _run(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
     raw = buffer[:length]
     source = chunk.row.source
     reader.read_into(source.file, source.offset + chunk.start * row_bytes, raw)
-    write_at(chunk.descriptor, chunk.offset, convert_rows(chunk.row, raw, chunk.start))
+    write_at(chunk.descriptor, chunk.offset, convert_rows(chunk.row, chunk.quantize, raw, chunk.start))
     return length
 
 

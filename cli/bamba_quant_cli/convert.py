@@ -21,27 +21,76 @@ Examples:
 
   bamba-quant convert ./Bamba-9B --outtype q8_0 --outfile bamba-{ftype}.gguf
 
+  bamba-quant convert ./Bamba-9B --outtype q4_k_m --imatrix imatrix.gguf
+
+  bamba-quant convert ./Bamba-9B --outtype q4_k_m --tensor-type ssm_out=q6_k
+
+  bamba-quant convert bamba-BF16.gguf --outtype q5_k_m
+
   bamba-quant convert ./Bamba-9B --dry-run
 
   bamba-quant convert ./Bamba-9B --split-max-size 4G --outfile shards/bamba.gguf
 """
 
 
+def _list_types(wanted: bool) -> None:
+    if not wanted:
+        return
+    from bamba_quant.recipes import recipes
+
+    print_table(
+        ("type", "matrices", "what it is"), [(known.name, known.default, known.about) for known in recipes()]
+    )
+    raise typer.Exit
+
+
 def convert(
     model: Annotated[
         Path,
-        typer.Argument(metavar="MODEL", help="Directory with config.json, the weights and the tokenizer."),
+        typer.Argument(
+            metavar="MODEL", help="Directory with config.json, weights and tokenizer; or a .gguf file."
+        ),
     ],
     outfile: Annotated[
         Path | None,
         typer.Option(
-            help="File to write ({ftype} stands for the type), or a directory. By default llama.cpp's "
-            "name, in the model's directory."
+            help="File to write ({ftype} stands for the type), or a directory. By default llama.cpp's name, "
+            "beside the model."
         ),
     ] = None,
     outtype: Annotated[
-        str, typer.Option(help="f32, f16, bf16, q8_0, or auto: the input's 16-bit type.")
+        str,
+        typer.Option(help="A type of llama-quantize's, such as q4_k_m (see --list-types), or auto: 16 bits."),
     ] = "auto",
+    list_types: Annotated[
+        bool,
+        typer.Option("--list-types", callback=_list_types, is_eager=True, help="List the types and exit."),
+    ] = False,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Importance matrix of llama-imatrix, .gguf or .dat.")
+    ] = None,
+    pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mixture.")] = False,
+    output_tensor_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Type of token_embd.weight.")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=TYPE", help="Type of tensors whose name a regular expression finds. Repeatable."
+        ),
+    ] = None,
+    leave_output_tensor: Annotated[
+        bool, typer.Option("--leave-output-tensor", help="Leave output.weight in the input's type.")
+    ] = False,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Quantize a GGUF that is quantized already, at a loss.")
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help="Where to quantize: cpu, cuda or auto; the bytes are the same.")
+    ] = "cpu",
     vocab_only: Annotated[
         bool, typer.Option("--vocab-only", help="Write the vocabulary without weights.")
     ] = False,
@@ -53,6 +102,9 @@ def convert(
         str | None,
         typer.Option(metavar="N(K|M|G)", help="Split into shards of at most this many bytes of weights."),
     ] = None,
+    keep_split: Annotated[
+        bool, typer.Option("--keep-split", help="Split as the GGUF input is split.")
+    ] = False,
     model_name: Annotated[str | None, typer.Option(help="The model's name in the file.")] = None,
     metadata: Annotated[
         Path | None,
@@ -71,20 +123,34 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Convert a checkpoint to a GGUF file whose logits in llama.cpp are the original's.
+    """Convert a checkpoint to a GGUF file, in one pass to its final type.
 
-    Reads safetensors or pytorch_model.bin, streams it in bounded memory, and writes the file whole or not at all.
+    In f32 its logits in llama.cpp are the original's; in a quantized type its bytes are those that llama.cpp's own
+    quantizer makes of a 16-bit file. Reads safetensors, pytorch_model.bin or GGUF, streams it in bounded memory, and
+    writes the file whole or not at all.
     """
     from bamba_quant.convert import plan_conversion
     from bamba_quant.errors import PlanError
+    from bamba_quant.recipes import Wishes
     from bamba_quant.writers import layout, write_gguf
 
     if vocab_only and no_vocab:
         raise PlanError("--vocab-only and --no-vocab leave nothing to write", fix="give one of them")
+    wishes = Wishes(
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        tensor_types=tuple(map(_tensor_type, tensor_type or ())),
+        pure=pure,
+        leave_output_tensor=leave_output_tensor,
+    )
     conversion = plan_conversion(
         model,
         outtype=outtype,
         outfile=outfile,
+        wishes=wishes,
+        imatrix=imatrix,
+        allow_requantize=allow_requantize,
+        keep_split=keep_split,
         split_max_bytes=_bytes(split_max_size),
         model_name=model_name,
         metadata=metadata,
@@ -100,7 +166,9 @@ def convert(
         return
     started = time.monotonic()
     with progress(sum(row.source.n_bytes for row in plan.rows), "converting") as tell:
-        written = write_gguf(plan, conversion.outfile, threads=threads, overwrite=overwrite, progress=tell)
+        written = write_gguf(
+            plan, conversion.outfile, threads=threads, device=device, overwrite=overwrite, progress=tell
+        )
     seconds = time.monotonic() - started
     n_bytes = sum(file.stat().st_size for file in written)
     if as_json:
@@ -130,6 +198,15 @@ def _bytes(text: str | None) -> int | None:
     return int(match[1]) * {"K": 10**3, "M": 10**6, "G": 10**9}[match[2]]
 
 
+def _tensor_type(text: str) -> tuple[str, str]:
+    pattern, sign, name = text.rpartition("=")
+    if not (pattern and sign and name):
+        raise typer.BadParameter(
+            f"{text!r} is no PATTERN=TYPE, such as ssm_out=q6_k", param_hint="--tensor-type"
+        )
+    return pattern, name
+
+
 def _notes(conversion: Conversion) -> list[str]:
     plan = conversion.plan
     return [
@@ -141,7 +218,7 @@ def _notes(conversion: Conversion) -> list[str]:
 def _summary(conversion: Conversion) -> dict[str, Any]:
     plan = conversion.plan
     return {
-        "model": conversion.checkpoint.path,
+        "model": conversion.source.checkpoint.path,
         "architecture": plan.architecture,
         "type": plan.recipe,
         "tensors": len(plan.rows),

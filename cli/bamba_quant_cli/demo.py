@@ -10,8 +10,8 @@ import typer
 from bamba_quant_cli.console import print_table, size
 
 if TYPE_CHECKING:
-    from bamba_quant.weights import LoadedModel
     from bamba_quant.tokenizers.encoder import Encoder
+    from bamba_quant.weights import LoadedModel
 
 EXAMPLES = """
 Examples:
@@ -33,7 +33,6 @@ def demo(
     """
     from bamba_quant.convert import plan_conversion
     from bamba_quant.embedded import embedded_model
-    from bamba_quant.recipes import RECIPES
     from bamba_quant.running import open_model
     from bamba_quant.writers import write_gguf
 
@@ -51,7 +50,7 @@ def demo(
             source,
         )
     ]
-    for name in RECIPES:
+    for name in ("f32", "bf16", "q8_0", "q6_k", "q4_k_m", "q2_k"):
         conversion = plan_conversion(source, outtype=name, outfile=out)
         (file,) = write_gguf(conversion.plan, conversion.outfile, overwrite=True)
         converted, inner = open_model(file)

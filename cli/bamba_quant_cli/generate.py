@@ -40,11 +40,10 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when done.")] = False,
 ) -> None:
     """Continue a prompt with any model this tool reads; the text appears as it is made."""
+    from bamba_quant.running import open_model, torch_dtype
     from bamba_reference.generate import Sampling
     from bamba_reference.generate import generate as steps
     from bamba_reference.torch_forward import load
-
-    from bamba_quant.running import open_model, torch_dtype
 
     sampling = Sampling(temperature, top_p, seed)
     loaded, encoder = open_model(model, tokenizer)

@@ -13,9 +13,8 @@ import typer
 from bamba_quant_cli.console import print_json
 
 if TYPE_CHECKING:
-    from bamba_reference.perplexity import Estimate, Scorer
-
     from bamba_quant.weights import LoadedModel
+    from bamba_reference.perplexity import Estimate, Scorer
 
 EXAMPLES = """
 Examples:
@@ -49,9 +48,8 @@ def perplexity(
     Disjoint chunks of --ctx tokens, the first token of each replaced by BOS where the tokenizer adds one, the
     second half of each scored.
     """
-    from bamba_reference.perplexity import perplexity as measure
-
     from bamba_quant.running import open_model, read_text
+    from bamba_reference.perplexity import perplexity as measure
 
     words, digest = read_text(text)
     loaded, encoder = open_model(model, tokenizer)
@@ -92,10 +90,9 @@ def perplexity(
 
 
 def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device: str) -> Scorer:
-    from bamba_reference.perplexity import numpy_scorer, stream_scorer, torch_scorer
-
     from bamba_quant.errors import BambaQuantError
     from bamba_quant.running import torch_dtype
+    from bamba_reference.perplexity import numpy_scorer, stream_scorer, torch_scorer
 
     if backend == "numpy":
         if stream or device != "cpu" or dtype not in ("float32", "float64"):

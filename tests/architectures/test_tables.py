@@ -7,10 +7,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from bamba_reference import Config
 
 from bamba_quant.architectures import Architecture, architecture_of, architectures
 from bamba_quant.errors import ArchitectureError
+from bamba_reference import Config
 from tests.support.models import hf_config, numpy_weights, random_bamba
 
 CASES: dict[str, dict[str, Any]] = {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from bamba_reference import stream, torch_forward
 from bamba_reference.packing import InputError
 from bamba_reference.perplexity import (
@@ -20,7 +21,6 @@ from bamba_reference.perplexity import (
     torch_scorer,
 )
 from bamba_reference.tensors import TensorError, tensor_shapes
-
 from tests.reference.cases import (
     RANDOM,
     eval_tokens,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from bamba_quant.checkpoint import RawReader, open_checkpoint
 from bamba_quant.convert import plan_conversion
 from bamba_quant.writers import write_gguf
 
@@ -49,3 +50,18 @@ def perplexity(logits: list[np.ndarray], chunks: list[list[int]]) -> float:
         log_p = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
         losses.append(-log_p[np.arange(len(rows)), tokens[1:]])
     return float(np.exp(np.concatenate(losses).mean()))
+
+
+def assert_same_tensors(found: Path, expected: Path) -> None:
+    """Two GGUF files hold the same tensors: names, types, shapes but for axes of one, and bytes."""
+    ours, theirs = open_checkpoint(found).tensors, open_checkpoint(expected).tensors
+    assert ours.keys() == theirs.keys()
+    with RawReader() as reader:
+        for name, tensor in theirs.items():
+            mine = ours[name]
+            assert mine.format.name == tensor.format.name, f"{name}: {mine.format.name}, not {tensor.format.name}"
+            assert [n for n in mine.shape if n > 1] == [n for n in tensor.shape if n > 1], name
+            pair = np.empty((2, tensor.n_bytes), dtype=np.uint8)
+            reader.read_into(ours[name].file, ours[name].offset, pair[0])
+            reader.read_into(tensor.file, tensor.offset, pair[1])
+            np.testing.assert_array_equal(pair[0], pair[1], err_msg=name)

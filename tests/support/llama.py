@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,35 @@ def tokenize(file: Path, texts: Sequence[str], *, special: bool = True) -> list[
         return [llama.tokenize(text.encode("utf-8"), add_bos=True, special=special) for text in texts]
 
 
-def quantize(source: Path, target: Path, file_type: int) -> None:
-    """llama-quantize's own conversion of ``source`` to ``target``; ``file_type`` is a llama_ftype."""
+def quantize(
+    source: Path,
+    target: Path,
+    file_type: int,
+    *,
+    imatrix: Mapping[str, np.ndarray] | None = None,
+    tensor_types: Sequence[tuple[str, int]] = (),
+    **options: Any,
+) -> None:
+    """llama-quantize's own conversion of ``source`` to ``target``; ``file_type`` is a llama_ftype.
+
+    ``imatrix`` maps tensor names to importance; ``options`` are fields of llama_model_quantize_params.
+    """
     module = llama_cpp()
     params = module.llama_model_quantize_default_params()
     params.ftype = file_type
     params.nthread = 2
+    for name, value in options.items():
+        setattr(params, name, value)
+    if imatrix is not None:
+        entries = (module.llama_model_imatrix_data * (len(imatrix) + 1))()
+        for entry, (name, values) in zip(entries, imatrix.items(), strict=False):
+            entry.name, entry.size = name.encode(), values.size
+            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = entries
+    if tensor_types:
+        overrides = (module.llama_model_tensor_override * (len(tensor_types) + 1))()
+        for override, (pattern, ggml_type) in zip(overrides, tensor_types, strict=False):
+            override.pattern, override.type = pattern.encode(), ggml_type
+        overrides[len(tensor_types)].type = -1
+        params.tt_overrides = overrides
     assert module.llama_model_quantize(str(source).encode(), str(target).encode(), params) == 0
