@@ -1,0 +1,224 @@
+"""Measures the reference forward pass beside transformers' torch path, in one run, on this machine's CPU.
+
+    python benchmarks/forward.py --model ../shared/models/bamba-43m
+
+prints tokens per second of both and their ratio for one Mamba layer of Bamba-9B's shape and for the model end to
+end, in float32, and the peak memory of a streamed perplexity over 1.8 billion random weights. The two take turns;
+each figure is the median of --repeats, after a run of each that is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+TOKENS = 1024
+
+BAMBA_9B: dict[str, Any] = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "attn_layer_indices": [9, 18, 27],
+    "mamba_n_heads": 128,
+    "mamba_d_head": 64,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 128,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+}
+
+# 1.8 billion weights: Bamba-9B's vocabulary and proportions, half as wide, 18 layers.
+BAMBA_2B = BAMBA_9B | {
+    "hidden_size": 2048,
+    "intermediate_size": 7168,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "attn_layer_indices": [9],
+    "mamba_n_heads": 64,
+}
+
+
+def take_turns(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each run, alternating, after one run of each to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def report(what: str, seconds: dict[str, float]) -> None:
+    theirs, ours = TOKENS / seconds["transformers"], TOKENS / seconds["reference"]
+    print(f"{what:52} {theirs:9,.0f} {ours:9,.0f} tok/s {ours / theirs:6.2f} ×", flush=True)
+
+
+def one_layer(repeats: int) -> None:
+    """A mixer of Bamba-9B's shape: whole, without its two projections, and the scan alone."""
+    import torch
+    from bamba_reference import Config, torch_forward, torch_ops
+    from bamba_reference.backend import TORCH
+    from bamba_reference.packing import layout
+    from bamba_reference.tensors import layer_prefix
+    from transformers import BambaConfig
+    from transformers.models.bamba.modeling_bamba import BambaMixer, mamba2_chunk_scan
+
+    torch.manual_seed(0)
+    oracle = BambaMixer(BambaConfig(**BAMBA_9B), layer_idx=0).eval()
+    config = Config.from_hf(BAMBA_9B)
+    w = {f"mamba.{name}": value for name, value in oracle.state_dict().items()}
+    weights = {layer_prefix(0) + name: value for name, value in w.items()}
+    cpu = torch.device("cpu")
+    model = torch_forward.Model(config, weights, torch.float32, cpu, TORCH, torch_forward.default_chunk(cpu))
+    sequences = torch_forward.prepare(config, layout((1, TOKENS)), torch.float32, cpu)
+    u = torch.randn(1, TOKENS, config.hidden_size)
+    projected = oracle.in_proj(u)
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        return TORCH.linear(x, w[f"{name}.weight"], None, name)
+
+    def given(name: str, x: torch.Tensor) -> torch.Tensor:
+        return projected if name == "mamba.in_proj" else x
+
+    def mixer(product: Callable[[str, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return torch_forward.mixer(model, w, product, u, sequences, None)
+
+    difference = (mixer(linear) - oracle(u)).norm() / oracle(u).norm()
+    assert difference < 2e-5, f"the layers differ by {difference}"
+    report(
+        "Bamba-9B mixer",
+        take_turns({"transformers": lambda: oracle(u), "reference": lambda: mixer(linear)}, repeats),
+    )
+
+    class Given(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return projected
+
+    oracle.in_proj, oracle.out_proj = Given(), torch.nn.Identity()
+    report(
+        "Bamba-9B mixer without its projections",
+        take_turns({"transformers": lambda: oracle(u), "reference": lambda: mixer(given)}, repeats),
+    )
+
+    H, P, N = config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state
+    x, dt = torch.randn(1, TOKENS, H, P), torch.randn(1, TOKENS, H)
+    B, C = torch.randn(1, TOKENS, 1, N), torch.randn(1, TOKENS, 1, N)
+    A_log, D, dt_bias = oracle.A_log, oracle.D, oracle.dt_bias
+    h = torch.zeros(1, H, P, N)
+
+    def their_scan() -> torch.Tensor:
+        A = -A_log.exp()
+        return mamba2_chunk_scan(x, dt, A, B, C, chunk_size=256, D=D, dt_bias=dt_bias, dt_softplus=True)
+
+    def our_scan() -> torch.Tensor:
+        limit = config.time_step_limit
+        return torch_ops.scan(x, dt, A_log, B, C, D, dt_bias, limit, h, model.chunk, None, None)[0]
+
+    report("Bamba-9B scan", take_turns({"transformers": their_scan, "reference": our_scan}, repeats))
+
+
+def end_to_end(directory: Path, repeats: int) -> None:
+    import torch
+    from bamba_reference import Config, torch_forward
+    from transformers import BambaForCausalLM
+
+    oracle = BambaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    config = Config.from_hf(json.loads((directory / "config.json").read_text()))
+    model = torch_forward.load(config, oracle.state_dict())
+    tokens = torch.randint(config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    seconds = take_turns(
+        {
+            "transformers": lambda: oracle(tokens, use_cache=False).logits,
+            "reference": lambda: torch_forward.forward(model, tokens).logits,
+        },
+        repeats,
+    )
+    report(f"{directory.name} end to end", seconds)
+
+
+class RandomWeights(Mapping[str, np.ndarray]):
+    """A bfloat16 checkpoint of which every tensor is drawn when it is read."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.shapes = shapes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        shape = self.shapes[name]
+        random = np.random.default_rng(abs(hash(name)))
+        array = np.empty(shape, ml_dtypes.bfloat16)
+        for row in np.array_split(array, max(1, array.size >> 22)):
+            row[...] = random.standard_normal(row.shape, np.float32) * (shape[-1] ** -0.5)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def streamed_memory() -> None:
+    """In a process of its own, because a peak is a process's."""
+    from bamba_reference import Config
+    from bamba_reference.perplexity import perplexity, stream_scorer
+    from bamba_reference.tensors import tensor_shapes
+
+    config = Config.from_hf(BAMBA_2B)
+    shapes = tensor_shapes(config)
+    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    tokens = np.random.default_rng(0).integers(config.vocab_size, size=4 * 512)
+    start = time.perf_counter()
+    found = perplexity(stream_scorer(config, RandomWeights(shapes)), tokens, vocab_size=config.vocab_size)
+    seconds = time.perf_counter() - start
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20
+    print(
+        f"streamed perplexity, {count / 1e9:.2f} billion bfloat16 weights, {found.chunks} chunks of {found.ctx}: "
+        f"peak {peak:.2f} GiB, {seconds:.0f} s",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face directory, for end to end")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", choices=["layer", "model", "memory"], help="one of the three measurements")
+    arguments = parser.parse_args()
+    if arguments.only == "memory":
+        streamed_memory()
+        return
+    import torch
+
+    torch.set_grad_enabled(False)
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {TOKENS} tokens, float32")
+    print(f"{'':52} {'transformers':>9} {'reference':>6}")
+    if arguments.only != "model":
+        one_layer(arguments.repeats)
+    if arguments.only != "layer":
+        end_to_end(arguments.model, arguments.repeats)
+    if arguments.only is None:
+        command = [sys.executable, __file__, "--model", str(arguments.model), "--only", "memory"]
+        subprocess.run(command, check=True, env=os.environ)
+
+
+if __name__ == "__main__":
+    main()
