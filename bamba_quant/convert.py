@@ -12,7 +12,7 @@ from gguf import GGML_QUANT_VERSION, Keys, fill_templated_filename
 from bamba_quant.calibration import read_imatrix
 from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.checkpoint.gguf_values import Value, string, uint32
-from bamba_quant.errors import PlanError
+from bamba_quant.errors import OutputError, PlanError
 from bamba_quant.general_metadata import read_general, tool_version_key
 from bamba_quant.plan import Plan, plan_gguf, resolve_recipe
 from bamba_quant.recipes import Recipe, Wishes, recipes
@@ -148,4 +148,20 @@ def _outfile(given: str | Path | None, model: Path, stem: str, file_type: str) -
     place = Path(given) if given is not None else (model if model.is_dir() else model.parent)
     if place.is_dir():
         return place / f"{stem}.gguf"
-    return place.with_name(fill_templated_filename(place.name, file_type))
+    if str(given).endswith("/"):
+        raise OutputError("the directory of the output does not exist", where=place, fix="create it first")
+    try:
+        named = place.with_name(fill_templated_filename(place.name, file_type))
+    except (KeyError, IndexError, ValueError) as error:
+        raise OutputError(
+            "the output's name holds a template that means nothing",
+            where=place,
+            expected="{ftype} alone between braces",
+        ) from error
+    if split_stem(named).name != named.name.removesuffix(".gguf"):
+        raise OutputError(
+            "the output is named like a shard of a split file",
+            where=named,
+            fix="leave the numbers out: --split-max-size adds them",
+        )
+    return named

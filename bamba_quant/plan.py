@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -90,11 +91,13 @@ def padded(n_bytes: int) -> int:
 
 
 def resolve_recipe(name: str, checkpoint: Checkpoint) -> Recipe:
-    """The recipe called ``name``; "auto" is the 16-bit type of the input: f16 for f16, bf16 for bf16 and f32."""
+    """The recipe called ``name``; "auto" is f16 where most of the input's bytes are f16, and bf16 elsewhere."""
     if name.lower() != "auto":
         return recipe_named(name)
-    stored = {tensor.format.name for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1}
-    return recipe_named("f16" if stored == {"f16"} else "bf16")
+    n_bytes: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        n_bytes[tensor.format.name] += tensor.n_bytes
+    return recipe_named("f16" if n_bytes and n_bytes.most_common(1)[0][0] == "f16" else "bf16")
 
 
 def plan_gguf(

@@ -49,6 +49,8 @@ def suspect(metadata: Mapping[str, Value]) -> Rotary | str:
     if head_dim is None and heads:
         head_dim = int(_plain(metadata, f"{ARCHITECTURE}.embedding_length") or 0) // heads
     rotary_dim = _plain(metadata, f"{ARCHITECTURE}.rope.dimension_count")
+    if rotary_dim is not None and (rotary_dim <= 0 or rotary_dim % 2):
+        return f"its rotary width is {rotary_dim}, which no rotary embedding has"
     if not head_dim or rotary_dim is None or rotary_dim >= head_dim:
         return f"its rotary embedding covers whole heads ({rotary_dim} of {head_dim}), which llama.cpp converts rightly"
     return Rotary(int(head_dim), int(rotary_dim))
@@ -68,6 +70,7 @@ def plan_repair(file: Path) -> tuple[Checkpoint, Plan]:
             found=rotary,
             expected="a Bamba GGUF with a partial rotary embedding, written by llama.cpp's converter",
         )
+    _check_attention(checkpoint, rotary)
     move = _to_right_order(rotary)
     rows: list[PlanRow] = []
     for shard, shard_file in enumerate(checkpoint.files):
@@ -94,6 +97,28 @@ def plan_repair(file: Path) -> tuple[Checkpoint, Plan]:
         f"q and k rows reordered for rotary {rotary.rotary_dim}/{rotary.head_dim}"
     )
     return checkpoint, Plan("bamba", "", tuple(rows), metadata, shard_count=len(checkpoint.files))
+
+
+def _check_attention(checkpoint: Checkpoint, rotary: Rotary) -> None:
+    """Every attention layer must have its q and k under their usual names, in whole heads, or nothing is touched."""
+    heads = _plain(checkpoint.metadata, f"{ARCHITECTURE}.attention.head_count_kv")
+    layers = [i for i, count in enumerate(heads if isinstance(heads, list) else []) if count]
+    if not layers:
+        raise CheckpointError(
+            "the file does not say which layers are attention",
+            where=checkpoint.path,
+            found=f"{ARCHITECTURE}.attention.head_count_kv = {heads}",
+            expected="a list with the key-value heads of each layer",
+        )
+    for name in (f"blk.{i}.attn_{kind}.weight" for i in layers for kind in "qk"):
+        tensor = checkpoint.tensors.get(name)
+        if tensor is None or tensor.rows % rotary.head_dim:
+            raise CheckpointError(
+                "an attention layer's query or key is not where it should be, so nothing was moved",
+                where=f"{checkpoint.path}, tensor {name}",
+                found="missing" if tensor is None else f"{tensor.rows} rows",
+                expected=f"a multiple of the head size, {rotary.head_dim}, rows",
+            )
 
 
 def _to_right_order(rotary: Rotary) -> Transform:

@@ -74,12 +74,13 @@ def report(what: str, seconds: dict[str, float]) -> None:
 def one_layer(repeats: int) -> None:
     """A mixer of Bamba-9B's shape: whole, without its two projections, and the scan alone."""
     import torch
+    from transformers import BambaConfig
+    from transformers.models.bamba.modeling_bamba import BambaMixer, mamba2_chunk_scan
+
     from bamba_reference import Config, torch_forward, torch_ops
     from bamba_reference.backend import TORCH
     from bamba_reference.packing import layout
     from bamba_reference.tensors import layer_prefix
-    from transformers import BambaConfig
-    from transformers.models.bamba.modeling_bamba import BambaMixer, mamba2_chunk_scan
 
     torch.manual_seed(0)
     oracle = BambaMixer(BambaConfig(**BAMBA_9B), layer_idx=0).eval()
@@ -137,8 +138,9 @@ def one_layer(repeats: int) -> None:
 
 def end_to_end(directory: Path, repeats: int) -> None:
     import torch
-    from bamba_reference import Config, torch_forward
     from transformers import BambaForCausalLM
+
+    from bamba_reference import Config, torch_forward
 
     oracle = BambaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     config = Config.from_hf(json.loads((directory / "config.json").read_text()))

@@ -30,6 +30,7 @@ RANDOM: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "three shards": ({}, {"shards": 3}),
     "transformers 5": ({}, {"spelling": 5}),
     "transformers 5 with layer types": ({}, {"spelling": "5+layer_types"}),
+    "large epsilon": ({"rms_norm_eps": 3e-2}, {}),
     "biases": ({"attention_bias": True, "mlp_bias": True}, {}),
     "head size auto": ({"mamba_d_head": "auto"}, {}),
     "attention first and last": ({"attn_layer_indices": [0, 3]}, {}),

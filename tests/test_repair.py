@@ -13,6 +13,7 @@ from gguf import LlamaFileType
 from bamba_quant.architectures import architecture_of
 from bamba_quant.architectures.rules import Architecture
 from bamba_quant.architectures.transforms import interleave_rotary
+from bamba_quant.checkpoint.gguf_values import Value, boolean, uint32
 from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError
@@ -127,6 +128,34 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         plan_repair(faulty(directory, tmp_path / "whole.gguf"))
     with pytest.raises(CheckpointError, match="not a GGUF"):
         plan_repair(directory / "config.json")
+
+
+def test_files_with_other_names_are_left_alone(tmp_path: Path) -> None:
+    wrong = faulty(save_checkpoint(random_bamba(), tmp_path / "m"), tmp_path / "wrong.gguf")
+    raw = wrong.read_bytes()
+    wrong.write_bytes(raw.replace(b"blk.1.attn_q.weight", b"blk.1.attn_x.weight"))
+    with pytest.raises(CheckpointError, match=r"nothing was moved[\s\S]*blk\.1\.attn_q\.weight"):
+        plan_repair(wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"rope.scaling.finetuned": boolean(False)}, "switched off"),
+        ({"rope.dimension_count": uint32(0)}, "rotary width is 0"),
+        ({"rope.dimension_count": uint32(7)}, "rotary width is 7"),
+        ({"attention.head_count_kv": uint32(2)}, "which layers are attention"),
+        ({"attention.key_length": uint32(24)}, "nothing was moved"),
+    ],
+)
+def test_key_values_that_do_not_fit(change: dict[str, Value], complaint: str, tmp_path: Path) -> None:
+    directory = save_checkpoint(random_bamba(), tmp_path / "m")
+    planned = plan_conversion(directory, vocab=False, outfile=tmp_path / "x.gguf")
+    metadata = {key: value for key, value in planned.plan.metadata.items() if key != TOOL_VERSION}
+    metadata |= {f"granitehybrid.{key}": value for key, value in change.items()}
+    write_gguf(replace(planned.plan, metadata=metadata), planned.outfile)
+    with pytest.raises(CheckpointError, match=complaint):
+        plan_repair(planned.outfile)
 
 
 def test_another_architecture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,20 +59,21 @@ def write_gguf(
     threads: int | None = None,
     device: str = "cpu",
     overwrite: bool = False,
+    replace_input: bool = False,
     progress: Progress = lambda n_bytes: None,
 ) -> tuple[Path, ...]:
     """Write ``plan`` and return the files, in order.
 
     ``device`` says where formats are quantized: "cpu", "cuda", "auto", or "numpy", the definition; the bytes are
-    the same. ``progress`` is told input bytes as they are done with. Raises ``OutputError`` for the output's sake,
-    ``CheckpointError`` and ``FormatError`` for a weight's; then no file has appeared.
+    the same. ``replace_input`` allows ``overwrite`` to replace a file that the plan reads. ``progress`` is told
+    input bytes as they are done with. Raises ``OutputError`` for the output's sake, ``CheckpointError`` and
+    ``FormatError`` for a weight's; then no file has appeared.
     """
     shards = layout(plan, outfile)
     by_format = quantizers(plan.rows, device)
-    with (
-        RawReader() as reader,
-        atomic_files([(s.file, s.n_bytes) for s in shards], overwrite=overwrite) as outputs,
-    ):
+    targets = [(shard.file, shard.n_bytes) for shard in shards]
+    inputs = () if replace_input else {row.source.file for row in plan.rows}
+    with RawReader() as reader, atomic_files(targets, overwrite=overwrite, inputs=inputs) as outputs:
         for left_out in plan.left_out:
             check_equal(left_out, reader)
         for shard, descriptor in zip(shards, outputs, strict=True):

@@ -6,20 +6,18 @@ and the bytes do not depend on the number of threads or the size of a chunk.
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.checkpoint import RawReader, StoredTensor
-from bamba_quant.errors import CheckpointError, FormatError, OutputError
+from bamba_quant.errors import CheckpointError, FormatError
 from bamba_quant.formats.base import F32, U8, Quantize
 from bamba_quant.formats.floats import to_float32
 from bamba_quant.formats.twins import quantizer
@@ -196,22 +194,8 @@ def _run(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
 
 
 def write_at(descriptor: int, offset: int, data: U8 | bytes) -> None:
-    """All of ``data`` at ``offset``. Raises ``OutputError`` when the system refuses, a full disk among the reasons."""
+    """All of ``data`` at ``offset``. Raises ``OSError`` when the system refuses, a full disk among the reasons."""
     view = data.data if isinstance(data, np.ndarray) else memoryview(data)
     done = 0
     while done < len(view):
-        try:
-            done += os.pwrite(descriptor, view[done:], offset + done)
-        except OSError as error:
-            raise output_error(error, None) from error
-
-
-def output_error(error: OSError, file: Path | None) -> OutputError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(
-            "the disk is full",
-            where=file,
-            found=error.strerror,
-            fix="free some space, or write elsewhere with --outfile; nothing was left behind",
-        )
-    return OutputError("the output cannot be written", where=file, found=error.strerror)
+        done += os.pwrite(descriptor, view[done:], offset + done)

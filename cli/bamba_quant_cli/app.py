@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from types import FrameType
@@ -47,8 +48,12 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; exit code 2 for bad input or usage, 130 when interrupted."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Run the command line; exit code 2 for bad input or usage. Typer itself makes 130 of an interrupt."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # file names may be any bytes
     from bamba_reference.errors import BambaQuantError
 
     try:
@@ -56,9 +61,6 @@ def main() -> None:
     except BambaQuantError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: nothing was written", err=True)
-        sys.exit(130)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -52,10 +52,11 @@ def convert(
         ),
     ],
     outfile: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
+            metavar="PATH",
             help="File to write ({ftype} stands for the type), or a directory. By default llama.cpp's name, "
-            "beside the model."
+            "beside the model.",
         ),
     ] = None,
     outtype: Annotated[

@@ -52,7 +52,14 @@ def repair(
     stem = split_stem(file)
     target = outfile or stem.with_name(f"{stem.name}{'' if in_place else '-repaired'}.gguf")
     with progress(checkpoint.n_bytes, "repairing") as tell:
-        written = write_gguf(plan, target, threads=threads, overwrite=overwrite or in_place, progress=tell)
+        written = write_gguf(
+            plan,
+            target,
+            threads=threads,
+            overwrite=overwrite or in_place,
+            replace_input=in_place,
+            progress=tell,
+        )
     moved = [row.name for row in plan.rows if row.transform.name]
     n_bytes = sum(path.stat().st_size for path in written)
     if as_json:

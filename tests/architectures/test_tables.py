@@ -76,4 +76,31 @@ def test_what_llama_cpp_cannot_represent(key: str, value: Any) -> None:
     config = Config.from_hf(hf)
     with pytest.raises(ArchitectureError, match="cannot represent") as error:
         architecture_of(hf).check_gguf(config)
-    assert key in str(error.value) or "layer_types" in str(error.value)
+    named = "layer_types" if value == [0, 1, 2, 3] else key
+    assert f"this model's {named}" in str(error.value)
+
+
+def test_every_key_value_follows_the_configuration() -> None:
+    overrides = {
+        "rms_norm_eps": 1e-3, "max_position_embeddings": 777, "mamba_n_groups": 2, "mamba_d_state": 24,
+        "mamba_d_conv": 3, "num_hidden_layers": 3, "attn_layer_indices": [2], "intermediate_size": 88,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25},
+    }  # fmt: skip
+    hf = hf_config(random_bamba(**overrides))
+    found = {key: value.value for key, value in architecture_of(hf).gguf_metadata(Config.from_hf(hf)).items()}
+    assert found == {
+        "block_count": 3, "context_length": 777, "embedding_length": 64, "feed_forward_length": 88, "vocab_size": 160,
+        "attention.head_count": 4, "attention.head_count_kv": [0, 0, 2], "attention.key_length": 16,
+        "attention.value_length": 16, "attention.layer_norm_rms_epsilon": 1e-3, "rope.dimension_count": 4,
+        "rope.freq_base": 5000.0, "rope.scaling.finetuned": True, "ssm.conv_kernel": 3, "ssm.inner_size": 128,
+        "ssm.state_size": 24, "ssm.time_step_rank": 8, "ssm.group_count": 2,
+    }  # fmt: skip
+
+
+def test_attention_by_period() -> None:
+    hf = hf_config(random_bamba()) | {
+        "attn_layer_indices": None,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+    }
+    assert Config.from_hf(hf).attention_layers == (1, 3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -135,36 +134,37 @@ def test_errors_name_file_and_tensor(tmp_path: Path) -> None:
     assert "nowhere" in done.stderr
 
 
-def test_termination_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
+)
+def test_an_interrupted_run_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     # Large enough to be caught at work.
     directory = save_checkpoint(
         random_bamba(vocab_size=600_000, hidden_size=64), tmp_path / "m", dtype="bfloat16"
     )
-    target = tmp_path / "x.gguf"
     child = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "bamba_quant_cli",
-            "convert",
-            str(directory),
-            "--no-vocab",
-            "--outtype",
-            "q8_0",
-            "--outfile",
-            str(target),
-            "--threads",
-            "1",
-        ]
-    )
-    partial = tmp_path / "x.gguf.partial"
+        [sys.executable, "-m", "bamba_quant_cli", "convert", str(directory), "--no-vocab", "--outtype", "f32",
+         "--outfile", str(tmp_path / "x.gguf"), "--threads", "1"], stderr=subprocess.DEVNULL)  # fmt: skip
     deadline = time.monotonic() + 60
-    while not partial.exists() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(child.pid, signal.SIGTERM)
+    while not list(tmp_path.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    child.send_signal(number)
     child.wait(timeout=60)
-    assert child.returncode == 128 + signal.SIGTERM
+    assert child.returncode == 128 + number
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_names_that_mean_nothing(tmp_path: Path) -> None:
+    for name, complaint in (
+        ("x{foo}.gguf", "{ftype}"),
+        ("x{.gguf", "{ftype}"),
+        ("x-00001-of-00003.gguf", "--split-max-size"),
+        ("nowhere/", "does not exist"),
+        ("x" * 300, "too long"),
+    ):
+        done = run("convert", embedded_model(), "--outfile", f"{tmp_path}/{name}", code=2)
+        assert complaint in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_repair(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.convert import Conversion, plan_conversion
 from bamba_quant.embedded import embedded_model
-from bamba_quant.errors import BambaQuantError, CheckpointError, FormatError, OutputError
+from bamba_quant.errors import CheckpointError, FormatError, OutputError
 from bamba_quant.formats.floats import to_float32
+from bamba_quant.writers import atomic, stream, write_gguf
 from bamba_quant.writers import gguf as writer
-from bamba_quant.writers import stream, write_gguf
 from tests.support.models import random_bamba, save_checkpoint
 
 
@@ -28,9 +29,9 @@ def conversion(path: Path, target: Path, outtype: str = "bf16", **options: Any) 
     return plan_conversion(path, outtype=outtype, outfile=target, vocab=False, **options)
 
 
-def write(path: Path, target: Path, outtype: str = "bf16", **options: Any) -> Path:
-    planned = conversion(path, target, outtype, **options)
-    return write_gguf(planned.plan, planned.outfile)[0]
+def write(path: Path, target: Path, outtype: str = "bf16", overwrite: bool = False) -> Path:
+    planned = conversion(path, target, outtype)
+    return write_gguf(planned.plan, planned.outfile, overwrite=overwrite)[0]
 
 
 @pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0"])
@@ -176,19 +177,95 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         write(directory, tmp_path / "nowhere" / "x.gguf")
 
 
-def test_second_run_on_the_same_file(tmp_path: Path) -> None:
+def test_a_file_that_appears_meanwhile_stays(tmp_path: Path) -> None:
     planned = conversion(save_checkpoint(random_bamba(), tmp_path / "m"), tmp_path / "x.gguf")
-    told: list[BambaQuantError] = []
 
-    def write_again(n_bytes: int) -> None:
-        if not told:
-            with pytest.raises(OutputError, match="another run") as error:
-                write_gguf(planned.plan, planned.outfile)
-            told.append(error.value)
+    def write_meanwhile(n_bytes: int) -> None:
+        planned.outfile.write_text("precious")
 
-    write_gguf(planned.plan, planned.outfile, progress=write_again)
-    assert told
-    assert open_checkpoint(planned.outfile).tensors
+    with pytest.raises(OutputError, match="exists already"):
+        write_gguf(planned.plan, planned.outfile, progress=write_meanwhile)
+    assert planned.outfile.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "x.gguf"]
+
+
+def test_targets_that_are_no_ordinary_files(tmp_path: Path) -> None:
+    directory = save_checkpoint(random_bamba(), tmp_path / "m")
+    planned = conversion(directory, tmp_path / "x.gguf", split_max_bytes=60_000)
+    second = tmp_path / f"x-00002-of-{planned.plan.shard_count:05d}.gguf"
+    second.mkdir()
+    with pytest.raises(OutputError, match="no ordinary file"):
+        write_gguf(planned.plan, planned.outfile, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", second.name]
+    single = conversion(directory, tmp_path / "pipe").plan
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="no ordinary file"):
+        write_gguf(single, tmp_path / "pipe", overwrite=True)
+    with pytest.raises(OutputError, match="too long"):
+        write_gguf(single, tmp_path / ("x" * 300), overwrite=True)
+
+
+def test_an_input_is_not_replaced(tmp_path: Path) -> None:
+    directory = save_checkpoint(random_bamba(), tmp_path / "m")
+    weights = directory / "model.safetensors"
+    before = weights.read_bytes()
+    (tmp_path / "link").symlink_to(weights)
+    for target in (weights, tmp_path / "link"):
+        with pytest.raises(OutputError, match="made from"):
+            write(directory, target, overwrite=True)
+    assert weights.read_bytes() == before
+
+
+def test_shards_are_published_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = conversion(
+        save_checkpoint(random_bamba(), tmp_path / "m"), tmp_path / "x.gguf", split_max_bytes=60_000
+    )
+    put = atomic._put
+
+    def fail_at_the_second(partial: Path, file: Path, overwrite: bool) -> None:
+        if "-00002-" in file.name:
+            raise OSError(errno.EIO, "Input/output error")
+        put(partial, file, overwrite)
+
+    monkeypatch.setattr(atomic, "_put", fail_at_the_second)
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_gguf(planned.plan, planned.outfile)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_files_are_flushed_before_they_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = conversion(save_checkpoint(random_bamba(), tmp_path / "m"), tmp_path / "x.gguf")
+    flushed: list[bool] = []
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(planned.outfile.exists())
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_gguf(planned.plan, planned.outfile)
+    assert flushed == [False, True]  # the file, then the directory with its name
+
+
+def test_too_little_space_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = conversion(save_checkpoint(random_bamba(), tmp_path / "m"), tmp_path / "x.gguf")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OutputError, match="1,000 bytes free"):
+        write_gguf(planned.plan, planned.outfile)
+
+
+def test_directories_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = conversion(save_checkpoint(random_bamba(), tmp_path / "m"), tmp_path / "x.gguf")
+
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    (file,) = write_gguf(planned.plan, planned.outfile)
+    assert open_checkpoint(file).tensors
+    with pytest.raises(OutputError, match="exists already"):
+        write_gguf(planned.plan, planned.outfile)
 
 
 def test_tied_head_that_is_no_copy(tmp_path: Path) -> None:
