@@ -99,7 +99,7 @@ def _of_directory(
 ) -> Described:
     architecture, checkpoint = source.architecture, source.checkpoint
     general = read_general(
-        checkpoint.path,
+        checkpoint.path.resolve(),  # "." has no name
         checkpoint.elements,
         architecture=architecture.gguf_architecture,
         model_name=model_name,
@@ -146,7 +146,7 @@ def _file_type(recipe: Recipe) -> dict[str, Value]:
 
 def _outfile(given: str | Path | None, model: Path, stem: str, file_type: str) -> Path:
     place = Path(given) if given is not None else (model if model.is_dir() else model.parent)
-    if place.is_dir():
+    if _is_directory(place):
         return place / f"{stem}.gguf"
     if str(given).endswith("/"):
         raise OutputError("the directory of the output does not exist", where=place, fix="create it first")
@@ -165,3 +165,10 @@ def _outfile(given: str | Path | None, model: Path, stem: str, file_type: str) -
             fix="leave the numbers out: --split-max-size adds them",
         )
     return named
+
+
+def _is_directory(place: Path) -> bool:
+    try:
+        return place.is_dir()
+    except OSError as error:
+        raise OutputError("the output cannot be written", where=place, found=error.strerror) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def open_model(path: Path, tokenizer: Path | None = None) -> tuple[LoadedModel, Encoder]:
+def open_model(
+    path: Path, tokenizer: Path | None = None, ignore_config_keys: Collection[str] = ()
+) -> tuple[LoadedModel, Encoder]:
     """The model at ``path`` with its own tokenizer, or with that of the checkpoint at ``tokenizer``."""
-    loaded = load_model(path)
+    loaded = load_model(path, ignore_config_keys=ignore_config_keys)
     return loaded, read_encoder(open_checkpoint(tokenizer) if tokenizer else loaded.checkpoint)
 
 
@@ -30,6 +33,23 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise BambaQuantError("no such dtype", found=name, expected=", ".join(_DTYPES))
     return getattr(torch, name)
+
+
+def torch_device(name: str) -> torch.device:
+    """torch's device of that name, once it has held a number. Raises ``BambaQuantError`` when it cannot."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    # Which of these torch raises for a device it was not built for differs between devices.
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise BambaQuantError(
+            "torch cannot use this device",
+            found=f"{name}: {str(error).splitlines()[0]}",
+            expected="cpu, or cuda with a torch built for it and a card that is there",
+        ) from error
+    return device
 
 
 def read_text(file: Path) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         return len(self._stored)
 
 
-def load_model(path: str | Path, *, ignore_config_keys: tuple[str, ...] = ()) -> LoadedModel:
+def load_model(path: str | Path, *, ignore_config_keys: Collection[str] = ()) -> LoadedModel:
     """The model at ``path``, a Hugging Face directory or a GGUF file: headers now, weights when they are read.
 
     Raises a ``BambaQuantError`` for an architecture that is not supported and for tensors that do not fit their

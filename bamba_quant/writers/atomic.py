@@ -54,7 +54,10 @@ def output_error(error: OSError, file: Path | None) -> OutputError:
             found=error.strerror,
             fix="free some space, or write elsewhere with --outfile; nothing was left behind",
         )
-    return OutputError("the output cannot be written", where=file, found=error.strerror)
+    fix = (
+        "write elsewhere with --outfile" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else None
+    )
+    return OutputError("the output cannot be written", where=file, found=error.strerror, fix=fix)
 
 
 def _check_target(file: Path, overwrite: bool, inputs: Collection[Path]) -> None:

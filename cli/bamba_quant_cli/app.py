@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from types import FrameType
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
@@ -58,9 +60,20 @@ def main() -> None:
 
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:  # of stdout, or of a file no layer below has a better word for
+        typer.echo(f"error: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
+        _abandon_stdout()
+        sys.exit(2)
     except BambaQuantError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+def _abandon_stdout() -> None:
+    """So that the interpreter does not try again, on its way out, to write what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

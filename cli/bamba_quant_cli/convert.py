@@ -173,7 +173,8 @@ def convert(
     seconds = time.monotonic() - started
     n_bytes = sum(file.stat().st_size for file in written)
     if as_json:
-        print_json({"files": written, "bytes": n_bytes, "seconds": round(seconds, 3), **_summary(conversion)})
+        sizes = [{"file": file, "bytes": file.stat().st_size} for file in written]
+        print_json({"files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3), **_summary(conversion)})
         return
     for note in _notes(conversion):
         typer.echo(f"note: {note}", err=True)
@@ -249,7 +250,11 @@ def _print_plan(conversion: Conversion, files: list[tuple[Path, int]], as_json: 
             for row in plan.rows
         ]
         print_json(
-            {"files": {str(file): n_bytes for file, n_bytes in files}, **_summary(conversion), "plan": rows}
+            {
+                "files": [{"file": file, "bytes": n_bytes} for file, n_bytes in files],
+                **_summary(conversion),
+                "plan": rows,
+            }
         )
         return
     print_table(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,9 +36,12 @@ def demo(
     """
     from bamba_quant.convert import plan_conversion
     from bamba_quant.embedded import embedded_model
+    from bamba_quant.errors import OutputError
     from bamba_quant.running import open_model
     from bamba_quant.writers import write_gguf
 
+    if out.exists() and not out.is_dir():
+        raise OutputError("--out is there already and is no directory", where=out)
     out.mkdir(parents=True, exist_ok=True)
     source = embedded_model()
     loaded, encoder = open_model(source)
@@ -65,8 +71,11 @@ def demo(
         )
     print_table(("type", "size", "bits per weight", "perplexity", "where"), rows, right=(1, 2, 3))
     typer.echo("\nEach file runs in llama.cpp as it is. Try also:")
-    typer.echo(f"  bamba-quant inspect {rows[-1][-1]} --tensors")
-    typer.echo(f'  bamba-quant generate {rows[-1][-1]} --prompt "The function"')
+    # As it was called: make demo runs it from an environment that is not activated.
+    command = "bamba-quant" if shutil.which("bamba-quant") else sys.argv[0]
+    smallest = shlex.quote(str(rows[-1][-1]))
+    typer.echo(f"  {shlex.quote(command)} inspect {smallest} --tensors")
+    typer.echo(f'  {shlex.quote(command)} generate {smallest} --prompt "The function"')
 
 
 def _help_text() -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from bamba_quant_cli.console import print_json
 
 EXAMPLES = """
 Examples:
@@ -32,22 +33,38 @@ def generate(
         list[int] | None,
         typer.Option(metavar="ID", help="Stop at this token instead of the model's own. Repeatable."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="torch's name of the device.")] = "cpu",
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Take the tokenizer of this checkpoint instead.")
     ] = None,
+    ignore_config_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="Vouch that an unknown key of config.json changes no logit. Repeatable."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when done.")] = False,
 ) -> None:
     """Continue a prompt with any model this tool reads; the text appears as it is made."""
-    from bamba_quant.running import open_model, torch_dtype
+    from bamba_quant.errors import BambaQuantError
+    from bamba_quant.running import open_model, torch_device, torch_dtype
     from bamba_reference.generate import Sampling
     from bamba_reference.generate import generate as steps
     from bamba_reference.torch_forward import load
 
     sampling = Sampling(temperature, top_p, seed)
-    loaded, encoder = open_model(model, tokenizer)
-    ready = load(loaded.config, loaded.weights, dtype=torch_dtype(dtype), device=device)
+    if temperature == 0 and top_p != 1:
+        raise BambaQuantError("--top-p draws nothing at temperature 0", fix="give a --temperature above 0")
+    loaded, encoder = open_model(model, tokenizer, ignore_config_key or ())
+    outside = [token for token in stop or () if not 0 <= token < loaded.config.vocab_size]
+    if outside:
+        raise BambaQuantError(
+            "--stop names tokens that the model does not have",
+            found=outside,
+            expected=f"ids from 0 to {loaded.config.vocab_size - 1}",
+        )
+    ready = load(loaded.config, loaded.weights, dtype=torch_dtype(dtype), device=torch_device(device))
     ids = encoder.encode(prompt)
     new: list[int] = []
     shown = ""
@@ -61,8 +78,15 @@ def generate(
             typer.echo(text[len(shown) :], nl=False)
             shown = text
     if as_json:
-        typer.echo(
-            json.dumps({"model": str(model), "prompt": prompt, "text": encoder.decode(new), "tokens": new})
+        ended = "length" if len(new) == max_tokens else "stop"
+        print_json(
+            {
+                "model": model,
+                "prompt": prompt,
+                "text": encoder.decode(new),
+                "tokens": new,
+                "finish_reason": ended,
+            }
         )
     else:
         typer.echo()

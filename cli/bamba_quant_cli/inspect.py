@@ -52,6 +52,8 @@ def inspect(
         # One letter a layer: the map of a hybrid at a glance.
         marks = "".join("A" if kind == "attention" else "m" for kind in found.layers)
         typer.echo(f"layers: {marks}  ({len(found.layers)}; attention in {list(found.attention_layers)})")
+    for remark in found.remarks:
+        typer.echo(f"remark: {remark}")
     typer.echo()
     print_table(
         ("type", "tensors", "weights", "bytes", "share"),
@@ -79,8 +81,6 @@ def inspect(
             ],
             right=(2, 3),
         )
-    for remark in found.remarks:
-        typer.echo(f"\nremark: {remark}")
 
 
 def _short(value: Any, most: int = 100) -> str:

@@ -36,10 +36,16 @@ def perplexity(
         bool, typer.Option("--stream", help="Run layer by layer: one layer in memory instead of the model.")
     ] = False,
     backend: Annotated[str, typer.Option(help="torch, or numpy: the definition, slow.")] = "torch",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="torch's name of the device.")] = "cpu",
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Take the tokenizer of this checkpoint instead.")
+    ] = None,
+    ignore_config_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="Vouch that an unknown key of config.json changes no logit. Repeatable."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -52,7 +58,7 @@ def perplexity(
     from bamba_reference.perplexity import perplexity as measure
 
     words, digest = read_text(text)
-    loaded, encoder = open_model(model, tokenizer)
+    loaded, encoder = open_model(model, tokenizer, ignore_config_key or ())
     started = time.monotonic()
     estimate = measure(
         _scorer(loaded, stream, backend, dtype, device),
@@ -61,7 +67,7 @@ def perplexity(
         ctx=ctx,
         bos=encoder.bos,
         chunks=chunks,
-        progress=_teller(started),
+        progress=_teller(),
     )
     seconds = time.monotonic() - started
     if as_json:
@@ -91,7 +97,7 @@ def perplexity(
 
 def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device: str) -> Scorer:
     from bamba_quant.errors import BambaQuantError
-    from bamba_quant.running import torch_dtype
+    from bamba_quant.running import torch_device, torch_dtype
     from bamba_reference.perplexity import numpy_scorer, stream_scorer, torch_scorer
 
     if backend == "numpy":
@@ -106,27 +112,47 @@ def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device:
         raise BambaQuantError("no such backend", found=backend, expected="torch, numpy")
     if stream:
         return stream_scorer(
-            loaded.config, loaded.weights, dtype=torch_dtype(dtype), device=device, on_layer=_tell_layer
+            loaded.config,
+            loaded.weights,
+            dtype=torch_dtype(dtype),
+            device=torch_device(device),
+            on_layer=_layer_teller(),
         )
     from bamba_reference.torch_forward import load
 
-    return torch_scorer(load(loaded.config, loaded.weights, dtype=torch_dtype(dtype), device=device))
+    where = torch_device(device)
+    return torch_scorer(load(loaded.config, loaded.weights, dtype=torch_dtype(dtype), device=where))
 
 
-def _tell_layer(done: int, layers: int) -> None:
-    _line(f"layer {done} of {layers}", last=done == layers)
+_SECONDS_BETWEEN_LINES = 5.0
 
 
-def _teller(started: float, seconds_between_lines: float = 5.0) -> Callable[[Estimate], None]:
-    told = started
+def _layer_teller() -> Callable[[int, int], None]:
+    told = time.monotonic()
+
+    def tell(done: int, layers: int) -> None:
+        nonlocal told
+        if sys.stderr.isatty() or time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            _line(f"layer {done} of {layers}", last=done == layers)
+
+    return tell
+
+
+def _teller() -> Callable[[Estimate], None]:
+    """Tells the running estimate; the time left is reckoned from the second chunk on, when all is warm."""
+    first = told = time.monotonic()
 
     def tell(estimate: Estimate) -> None:
-        nonlocal told
-        last = estimate.chunks == estimate.total
+        nonlocal first, told
         now = time.monotonic()
-        if sys.stderr.isatty() or now - told >= seconds_between_lines:
+        if estimate.chunks == 1:
+            first = told = now
+            return
+        last = estimate.chunks == estimate.total
+        if sys.stderr.isatty() or now - told >= _SECONDS_BETWEEN_LINES:
             told = now
-            left = (now - started) / estimate.chunks * (estimate.total - estimate.chunks)
+            left = (now - first) / (estimate.chunks - 1) * (estimate.total - estimate.chunks)
             _line(
                 f"chunk {estimate.chunks} of {estimate.total}: perplexity {estimate.perplexity:.4f} ± "
                 f"{estimate.error:.4f}, {left:.0f} s left",

@@ -66,7 +66,7 @@ def test_convert_prints_the_file(tmp_path: Path) -> None:
 def test_convert_as_json(tmp_path: Path) -> None:
     target = tmp_path / "x.gguf"
     result = json.loads(run("convert", embedded_model(), "--outfile", target, "--json").stdout)
-    assert result["files"] == [str(target)]
+    assert result["files"] == [{"file": str(target), "bytes": target.stat().st_size}]
     assert result["bytes"] == target.stat().st_size
     assert result["weights"] == 4_215_880
 
@@ -81,7 +81,9 @@ def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path: Path) -> None:
     assert {"source", "name", "role", "transform", "type", "shape", "bytes"} <= plan["plan"][0].keys()
     assert list(tmp_path.iterdir()) == []
     run(*arguments[:-1])
-    assert plan["files"] == {str(tmp_path / "x.gguf"): (tmp_path / "x.gguf").stat().st_size}
+    assert plan["files"] == [
+        {"file": str(tmp_path / "x.gguf"), "bytes": (tmp_path / "x.gguf").stat().st_size}
+    ]
 
 
 def test_split_and_inspect(tmp_path: Path) -> None:
