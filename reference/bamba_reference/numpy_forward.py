@@ -233,17 +233,18 @@ def chunked_scan(
         piece = slice(start, start + chunk)
         X, Bq, Cq = (v[piece].transpose(1, 0, 2) for v in (x, B, C))  # (H, q, P), (G, q, N), (G, q, N)
         dtq = dt[piece].T  # (H, q)
-        a = np.cumsum(dtq * A[:, None], axis=1)  # (H, q)
+        # The sum grows to hundreds while the differences that matter are small: float64 keeps their last digits.
+        a = np.cumsum(dtq * A[:, None], axis=1, dtype=np.float64)  # (H, q)
         segment = np.cumsum(fresh[piece])  # (q,), 0 while the sequence before the chunk goes on
         sees = np.tril(segment[:, None] == segment[None, :])  # (q, q)
         # Above the diagonal a_i - a_j > 0 may overflow, and infinity times zero is no number.
-        decay = np.exp(np.minimum(a[:, :, None] - a[:, None, :], 0))  # (H, q, q)
+        decay = np.exp(np.minimum(a[:, :, None] - a[:, None, :], 0).astype(x.dtype))  # (H, q, q)
         CB = np.repeat(Cq @ Bq.transpose(0, 2, 1), heads, axis=0)  # (H, q, q)
         M = np.where(sees, decay * CB * dtq[:, None, :], 0)  # (H, q, q)
-        reach = np.exp(a) * (segment == 0)  # (H, q)
+        reach = np.exp(a.astype(x.dtype)) * (segment == 0)  # (H, q)
         from_before = np.repeat(Cq, heads, axis=0) @ h.transpose(0, 2, 1)  # (H, q, P)
         y[piece] = (M @ X + reach[:, :, None] * from_before).transpose(1, 0, 2)
-        kept = np.exp(a[:, -1:] - a) * dtq * (segment == segment[-1])  # (H, q)
+        kept = np.exp((a[:, -1:] - a).astype(x.dtype)) * dtq * (segment == segment[-1])  # (H, q)
         added = (X * kept[:, :, None]).transpose(0, 2, 1) @ np.repeat(Bq, heads, axis=0)
         h = reach[:, -1, None, None] * h + added  # (H, P, N)
     return y, h

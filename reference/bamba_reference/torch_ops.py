@@ -136,10 +136,12 @@ def _scan_chunks(
     x, B, C = x.unflatten(1, (-1, q)), B.unflatten(1, (-1, q)), C.unflatten(1, (-1, q))  # (b, c, q, H, P), …
     c = x.shape[1]
     dt = dt.unflatten(1, (c, q)).transpose(2, 3)  # (b, c, H, q)
-    a = dtA.unflatten(1, (c, q)).transpose(2, 3).cumsum(-1)  # (b, c, H, q)
+    # The sum grows to hundreds while the differences that matter are small: float64 keeps their last digits.
+    a = dtA.unflatten(1, (c, q)).transpose(2, 3).double().cumsum(-1)  # (b, c, H, q)
     # Above the diagonal minus infinity, so that exp gives zero; a falls, so below it exp cannot overflow.
     mask = torch.full((q, q), -torch.inf, dtype=x.dtype, device=x.device).triu(1)  # (q, q)
-    reach, keep = a.exp(), (a[..., -1:] - a).exp() * dt  # (b, c, H, q): of h into token i, of token j into h
+    # (b, c, H, q): of h into token i, of token j into h
+    reach, keep = a.to(x.dtype).exp(), (a[..., -1:] - a).to(x.dtype).exp() * dt
     if fresh is not None:
         segment = fresh.unflatten(1, (c, q)).cumsum(-1)[:, :, None]  # (b, c, 1, q)
         apart = segment[..., :, None] != segment[..., None, :]  # (b, c, 1, q, q)
@@ -147,7 +149,8 @@ def _scan_chunks(
         reach = reach * (segment == 0)
         keep = keep * (segment == segment[..., -1:])
     CB = C.transpose(2, 3) @ B.permute(0, 1, 3, 4, 2)  # (b, c, G, q, q), once a group, not once a head
-    M = (a[..., :, None] - a[..., None, :] + mask).exp() * dt[..., None, :]  # (b, c, H, q, q)
+    difference = (a[..., :, None] - a[..., None, :]).to(x.dtype)  # (b, c, H, q, q)
+    M = (difference + mask).exp() * dt[..., None, :]  # (b, c, H, q, q)
     M = (M.unflatten(2, (G, -1)) * CB[:, :, :, None]).flatten(2, 3)  # (b, c, H, q, q)
     M.diagonal(dim1=-2, dim2=-1).add_(D[:, None])  # y = … + D x
     y = (M @ x.transpose(2, 3)).transpose(2, 3)  # (b, c, q, H, P)
