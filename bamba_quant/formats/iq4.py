@@ -27,7 +27,7 @@ from bamba_quant.formats.layout import (
 from bamba_quant.formats.search import GROUP_MAX_EPS
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
-# ggml compares x - VALUES[i] < VALUES[i+1] - x in float32 (ggml-quants.c:35). That is x < midpoint exactly:
+# ggml compares x - VALUES[i] < VALUES[i+1] - x in float32 (ggml-quants.c:28). That is x < midpoint exactly:
 # near a midpoint both differences are exact, and away from it rounding cannot turn their order.
 MIDPOINTS = (VALUES[1:] + VALUES[:-1]) / np.float32(2)
 GROUP = 32
@@ -46,7 +46,7 @@ def nearest_value(v: F32) -> U8:
 
 
 def fit_scales(x: F32, sigma2: F32, importance: F32 | None) -> F32:
-    """The scale of each group of ``x`` (32, …), σ² given as that of its block (ggml-quants.c:4917)."""
+    """The scale of each group of ``x`` (32, …), σ² given as that of its block (ggml-quants.c:4937)."""
     w = x * x
     if importance is not None:
         w = importance * np.sqrt(sigma2 + w)
@@ -92,7 +92,7 @@ def _quantize_xs(rows: F32, importance: F32 | None = None) -> U8:
     scales = fit_scales(x, sigma2, weights)
     d = -largest(scales) / np.float32(32)
     fitted = nearest_clipped(reciprocal(d) * scales, -32, 31)
-    # The integers are fitted to the scale before float16 rounds it (ggml-quants.c:4995).
+    # The integers are fitted to the scale before float16 rounds it (ggml-quants.c:5022).
     L = nearest_value(reciprocal(d * fitted) * x).swapaxes(0, 1).reshape(SUPERBLOCK, -1)
     codes = (fitted + np.float32(32)).astype(np.uint8)
     high = (codes >> 4).reshape(2, 4, -1)

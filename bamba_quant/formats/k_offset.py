@@ -83,13 +83,12 @@ class Kind:
         return np.ascontiguousarray(flat.reshape(BLOCK // self.group, self.group, -1).swapaxes(0, 1))
 
 
-Fit = tuple[
-    F32, F32, U8, U8, F32
-]  # d, dmin (n_blocks,); codes of both (groups, n_blocks); integers (group, …)
+# d, dmin (n_blocks,); codes of scales and of minima (groups, n_blocks); integers (group, groups, n_blocks).
+Fit = tuple[F32, F32, U8, U8, F32]
 
 
 def _fit_plain(kind: Kind, x: F32) -> Fit:
-    """Without importance (ggml-quants.c:889, :1389, :1594): scales and minima are coded by plain rounding."""
+    """Without importance (ggml-quants.c:891, :1457, :1644): scales and minima are coded by plain rounding."""
     weights = np.abs(x)
     if not kind.absolute:
         weights = np.sqrt(serial_sum(x * x) / np.float32(kind.group)) + weights
@@ -110,7 +109,7 @@ def _code(values: F32, levels: int) -> tuple[F32, U8]:
 
 
 def _fit_weighted(kind: Kind, x: F32, sigma2: F32, importance: F32) -> Fit:
-    """With importance (ggml-quants.c:1151, :1474, :1694): scales and minima are fitted in their turn."""
+    """With importance (ggml-quants.c:1149, :1553, :1758): scales and minima are fitted in their turn."""
     weights = importance * np.sqrt(sigma2 + x * x)
     scales, minima, L = make_qkx_quants(x, weights, kind.weighted)
     group_weights = serial_sum(weights)

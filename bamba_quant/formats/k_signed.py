@@ -52,7 +52,7 @@ def _requantize(x: F32, step: F32, nmax: int, L: F32) -> U8:
 
 @quiet
 def _quantize_q3_k(rows: F32, importance: F32 | None = None) -> U8:
-    """ggml-quants.c:1231 without importance, :1352 with it."""
+    """ggml-quants.c:1229 without importance, :1355 with it."""
     flat = to_blocks(rows, BLOCK)
     x = _grouped(flat)
     if importance is None:
@@ -90,7 +90,7 @@ def _dequantize_q3_k(raw: U8) -> F32:
 
 @quiet
 def _quantize_q6_k(rows: F32, importance: F32 | None = None) -> U8:
-    """ggml-quants.c:1811 and :1976; the importance itself is the weight here."""
+    """ggml-quants.c:1869 and :1970; the importance itself is the weight here."""
     x = _grouped(to_blocks(rows, BLOCK))
     weights = None if importance is None else _grouped(to_blocks(broadcast_rows(importance, rows), BLOCK))
     scales, L = make_qx_quants(x, 32, weights)

@@ -72,7 +72,7 @@ def unpack_bits(packed: Bytes) -> Bytes:
 
 
 def pack_scales_and_minima(scales: Bytes, minima: Bytes) -> Bytes:
-    """Eight scales and minima of six bits, (8, …) each, to 12 bytes of Q4_K or Q5_K (ggml-quants.c:1414).
+    """Eight scales and minima of six bits, (8, …) each, to 12 bytes of Q4_K or Q5_K (ggml-quants.c:1498).
 
     A byte above 63, which a search may hand on, spills into its neighbour's high bits exactly as in ggml.
     """

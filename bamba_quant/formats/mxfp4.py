@@ -14,7 +14,7 @@ VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.
 
 
 def half_powers(e: U8) -> F32:
-    """2^(e - 128) in float32, the lowest two as subnormals (``ggml_e8m0_to_fp32_half``, ggml-impl.h:493)."""
+    """2^(e - 128) in float32, the lowest two as subnormals (``ggml_e8m0_to_fp32_half``, ggml-impl.h:489)."""
     wide = e.astype(np.int32)
     return (
         np.where(wide < 2, 0x00200000 << np.minimum(wide, 1), wide - 1 << 23)
@@ -36,7 +36,7 @@ def exponents(amax: F32) -> U8:
 
 @quiet
 def _quantize(rows: F32, importance: F32 | None = None) -> U8:
-    """ggml-quants.c:351; importance changes nothing there either."""
+    """ggml-quants.c:350; importance changes nothing there either."""
     x = to_blocks(rows, BLOCK)
     e = exponents(np.abs(x).max(axis=0))
     d = half_powers(e)

@@ -22,7 +22,7 @@ BLOCK = 32
 
 
 def row_weights(x: F32, importance: F32) -> F32:
-    """importance·√(σ² + x²), σ² the mean square of the whole row, summed serially (ggml-quants.c:2068)."""
+    """importance·√(σ² + x²), σ² the mean square of the whole row, summed serially (ggml-quants.c:2070)."""
     square = x * x
     sigma2 = np.add.accumulate(square, axis=1)[:, -1:] / np.float32(x.shape[1])
     weights: F32 = importance * np.sqrt(sigma2 + square)
@@ -34,7 +34,7 @@ def _signed(bits: int) -> Format:
 
     @quiet
     def quantize(x: F32, importance: F32 | None = None) -> U8:
-        """ggml-quants.c:80 and :136 without importance, :2068 and :2178 with it."""
+        """ggml-quants.c:113 and :187 without importance, :2070 and :2188 with it."""
         v = to_blocks(x, BLOCK)  # (32, n_blocks)
         if importance is None:
             d = largest(v) / np.float32(-nmax)
@@ -76,7 +76,7 @@ def _offset(bits: int) -> Format:
 
     @quiet
     def quantize(x: F32, importance: F32 | None = None) -> U8:
-        """ggml-quants.c:114 and :179 without importance, :2136 and :2224 with it."""
+        """ggml-quants.c:150 and :231 without importance, :2143 and :2242 with it."""
         v = to_blocks(x, BLOCK)  # (32, n_blocks)
         if importance is None:
             m, high = extremes(v)

@@ -14,7 +14,7 @@ BLOCK = 32
 
 @quiet
 def _quantize(rows: F32, importance: F32 | None = None) -> U8:
-    """ggml-quants.c:286; importance changes nothing there either. Integers use the scale before rounding."""
+    """ggml-quants.c:276; importance changes nothing there either. Integers use the scale before rounding."""
     x = to_blocks(rows, BLOCK)  # (32, n_blocks)
     d = np.abs(x).max(axis=0) / np.float32(127)
     return from_blocks(

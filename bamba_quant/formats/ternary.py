@@ -22,7 +22,7 @@ def _trits(flat: F32) -> tuple[F32, I32]:
 
 @quiet
 def _quantize_tq1(rows: F32, importance: F32 | None = None) -> U8:
-    """ggml-quants.c:2329; importance changes nothing there either."""
+    """ggml-quants.c:2316; importance changes nothing there either."""
     d, trits = _trits(to_blocks(rows, BLOCK))
     runs, first = [], 0
     for size, count in RUNS:
@@ -52,7 +52,7 @@ def _dequantize_tq1(raw: U8) -> F32:
 
 @quiet
 def _quantize_tq2(rows: F32, importance: F32 | None = None) -> U8:
-    """ggml-quants.c:2383; importance changes nothing there either."""
+    """ggml-quants.c:2382; importance changes nothing there either."""
     d, trits = _trits(to_blocks(rows, BLOCK))
     return from_blocks(rows.shape[1] // BLOCK, pack_crumbs(trits.astype(np.uint8)), half_bytes(d))
 

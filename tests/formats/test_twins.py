@@ -110,9 +110,16 @@ assert np.array_equal(quantizer(format_named("bf16"))(x), format_named("bf16").q
 
 
 def test_kernels_are_kept_on_disk(tmp_path: Path) -> None:
-    environment = {"XDG_CACHE_HOME": str(tmp_path), "NUMBA_CACHE_DIR": ""}
-    _python(_QUANTIZE, **environment)
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")}
-    assert kept
-    _python(_QUANTIZE, **environment)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")} == kept
+    for variable in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
+        environment = {"NUMBA_CACHE_DIR": "", variable: str(tmp_path / variable)}
+        _python(_QUANTIZE, **environment)
+        kept = {path: path.stat().st_mtime_ns for path in (tmp_path / variable).rglob("*.nbc")}
+        assert kept
+        _python(_QUANTIZE, **environment)
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / variable).rglob("*.nbc")} == kept
+
+
+def test_without_a_place_for_kernels_a_warning_says_so(tmp_path: Path) -> None:
+    blocked = tmp_path / "a file"
+    blocked.touch()
+    assert "set NUMBA_CACHE_DIR" in _python(_QUANTIZE, NUMBA_CACHE_DIR=str(blocked / "below"))

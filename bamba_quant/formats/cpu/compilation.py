@@ -1,7 +1,7 @@
 """Compiles a format's kernel on first use and keeps it on disk, until any of its sources changes.
 
-The cache lies in ``$NUMBA_CACHE_DIR`` where that is set, else in ``$XDG_CACHE_HOME/bamba-quant``
-(``~/.cache``), so that an installed package need not be writable. Where no such directory can be written a
+The cache lies in ``bamba-quant`` under ``$NUMBA_CACHE_DIR`` where that is set, else ``$XDG_CACHE_HOME``, else
+``~/.cache``, so that an installed package need not be writable. Where no such directory can be written a
 warning says so once, and every process compiles the kernels it uses anew: slower to start, the same bytes.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -22,6 +24,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Kernel = Callable[[Any, Any, Any], None]
 
 KERNELS: dict[str, Kernel] = {}
+
+_compiling = threading.Lock()
 
 _INPUT = types.Array(types.float32, 2, "C", readonly=True)
 _IMPORTANCE = types.Array(types.float32, 1, "C", readonly=True)
@@ -44,32 +48,47 @@ def kernel(name: str) -> Callable[[Kernel], Kernel]:
     return register
 
 
-@cache
 def compiled(name: str, weighted: bool) -> Kernel:
     """The machine code of a kernel, with importance or without; it runs without the interpreter lock."""
+    with _compiling:
+        return _compiled(name, weighted)
+
+
+@cache
+def _compiled(name: str, weighted: bool) -> Kernel:
     signature = types.void(_INPUT, _IMPORTANCE if weighted else types.none, _OUTPUT)
-    given, numba.config.CACHE_DIR = numba.config.CACHE_DIR, numba.config.CACHE_DIR or str(_directory())
+    given = numba.config.CACHE_DIR
+    directory = _directory(given)
+    kept = _writable(directory)
+    # numba takes the place of its cache from this setting as it defines a function.
+    numba.config.CACHE_DIR = str(directory)
     try:
-        machine_code: Kernel = numba.njit(signature, nogil=True, cache=True)(KERNELS[name])
-    except RuntimeError as error:
-        if "no locator" not in str(error):
-            raise
-        warnings.warn(
-            f"compiled kernels cannot be kept in {numba.config.CACHE_DIR}, so each run compiles them again; "
-            "set NUMBA_CACHE_DIR to a directory that can be written",
-            stacklevel=2,
-        )
-        machine_code = numba.njit(signature, nogil=True)(KERNELS[name])
+        machine_code: Kernel = numba.njit(signature, nogil=True, cache=kept)(KERNELS[name])
     finally:
         numba.config.CACHE_DIR = given
     return machine_code
 
 
 @cache
-def _directory() -> Path:
-    """numba looks for changes only in the file of the kernel; the digest covers all that a kernel calls."""
+def _writable(directory: Path) -> bool:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return True
+    except OSError as error:
+        warnings.warn(
+            f"compiled kernels cannot be kept in {directory} ({error.strerror}): each run compiles anew; "
+            "set NUMBA_CACHE_DIR to a directory that can be written",
+            stacklevel=1,
+        )
+        return False
+
+
+def _directory(given: str) -> Path:
+    """numba looks for changes only in the file of the kernel; the digest covers all that a kernel uses."""
     digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    package = Path(__file__).parent
+    for source in sorted((*package.glob("*.py"), *package.parent.glob("*.py"))):
         digest.update(source.read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    base = Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "bamba-quant" / f"kernels-{digest.hexdigest()[:16]}"

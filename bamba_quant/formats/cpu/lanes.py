@@ -49,8 +49,8 @@ class VectorModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, vector, vector_of(vector.element))
 
 
-def vector_of(element: ir.Type, lanes: int = LANES) -> ir.VectorType:
-    return ir.VectorType(element, lanes)
+def vector_of(element: ir.Type) -> ir.VectorType:
+    return ir.VectorType(element, LANES)
 
 
 def as_vector(context: Any, builder: Any, value: Any, given: types.Type, wanted: Vector) -> Any:
