@@ -2,9 +2,9 @@
 
     python benchmarks/forward.py --model ../shared/models/bamba-43m
 
-prints tokens per second of both and their ratio for one Mamba layer of Bamba-9B's shape and for the model end to
-end, in float32, and the peak memory of a streamed perplexity over 1.8 billion random weights. The two take turns;
-each figure is the median of --repeats, after a run of each that is not counted.
+prints tokens per second of both and their ratio for one Mamba layer of Bamba-9B's shape and for the model
+end to end, in float32, and the peak memory of a streamed perplexity over 1.8 billion random weights. The two
+take turns; each figure is the median of --repeats, after a run of each that is not counted.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ def streamed_memory() -> None:
     status = Path("/proc/self/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20
     print(
-        f"streamed perplexity, {count / 1e9:.2f} billion bfloat16 weights, {found.chunks} chunks of {found.ctx}: "
-        f"peak {peak:.2f} GiB, {seconds:.0f} s",
+        f"streamed perplexity, {count / 1e9:.2f} billion bfloat16 weights, "
+        f"{found.chunks} chunks of {found.ctx}: peak {peak:.2f} GiB, {seconds:.0f} s",
         flush=True,
     )
 

@@ -27,7 +27,15 @@ from bamba_reference.tensors import (
     layer_tensors,
     tensor_shapes,
 )
-from bamba_reference.torch_forward import Model, default_chunk, head, layer, prepare, to_tensor
+from bamba_reference.torch_forward import (
+    Model,
+    default_chunk,
+    head,
+    layer,
+    prepare,
+    stored_dtype,
+    to_tensor,
+)
 
 # Tokens that go through a layer together, and whose logits exist together.
 _LAYER_TOKENS = 2048
@@ -108,7 +116,7 @@ def _part(
     """A model of which only these tensors are loaded."""
     shapes, weights = tensor_shapes(config), {}
     for name in names:
-        weights[name] = to_tensor(source[name], dtype, device)
+        weights[name] = to_tensor(source[name], stored_dtype(name, dtype), device)
         check_shape(name, weights[name].shape, shapes[name])
     return Model(config, weights, dtype, device, backend, chunk or default_chunk(device))
 
