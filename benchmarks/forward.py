@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -74,12 +75,13 @@ def report(what: str, seconds: dict[str, float]) -> None:
 def one_layer(repeats: int) -> None:
     """A mixer of Bamba-9B's shape: whole, without its two projections, and the scan alone."""
     import torch
+    from transformers import BambaConfig
+    from transformers.models.bamba.modeling_bamba import BambaMixer, mamba2_chunk_scan
+
     from bamba_reference import Config, torch_forward, torch_ops
     from bamba_reference.backend import TORCH
     from bamba_reference.packing import layout
     from bamba_reference.tensors import layer_prefix
-    from transformers import BambaConfig
-    from transformers.models.bamba.modeling_bamba import BambaMixer, mamba2_chunk_scan
 
     torch.manual_seed(0)
     oracle = BambaMixer(BambaConfig(**BAMBA_9B), layer_idx=0).eval()
@@ -137,8 +139,9 @@ def one_layer(repeats: int) -> None:
 
 def end_to_end(directory: Path, repeats: int) -> None:
     import torch
-    from bamba_reference import Config, torch_forward
     from transformers import BambaForCausalLM
+
+    from bamba_reference import Config, torch_forward
 
     oracle = BambaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     config = Config.from_hf(json.loads((directory / "config.json").read_text()))
@@ -155,18 +158,21 @@ def end_to_end(directory: Path, repeats: int) -> None:
 
 
 class RandomWeights(Mapping[str, np.ndarray]):
-    """A bfloat16 checkpoint of which every tensor is drawn when it is read."""
+    """A bfloat16 checkpoint on disk, one file a tensor, each mapped into memory anew when it is read."""
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.shapes = shapes
+    def __init__(self, directory: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.directory, self.shapes = directory, shapes
+        numbers = np.random.default_rng(0).standard_normal(1 << 22, np.float32)
+        for name, shape in shapes.items():
+            left = int(np.prod(shape))
+            scaled = (numbers * shape[-1] ** -0.5).astype(ml_dtypes.bfloat16)
+            with (directory / name).open("wb") as file:
+                while left > 0:
+                    file.write(scaled[:left].tobytes())
+                    left -= len(scaled)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        shape = self.shapes[name]
-        random = np.random.default_rng(abs(hash(name)))
-        array = np.empty(shape, ml_dtypes.bfloat16)
-        for row in np.array_split(array, max(1, array.size >> 22)):
-            row[...] = random.standard_normal(row.shape, np.float32) * (shape[-1] ** -0.5)
-        return array
+        return np.memmap(self.directory / name, ml_dtypes.bfloat16, "r", shape=self.shapes[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -185,9 +191,11 @@ def streamed_memory() -> None:
     shapes = tensor_shapes(config)
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     tokens = np.random.default_rng(0).integers(config.vocab_size, size=4 * 512)
-    start = time.perf_counter()
-    found = perplexity(stream_scorer(config, RandomWeights(shapes)), tokens, vocab_size=config.vocab_size)
-    seconds = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as directory:
+        source = RandomWeights(Path(directory), shapes)
+        start = time.perf_counter()
+        found = perplexity(stream_scorer(config, source), tokens, vocab_size=config.vocab_size)
+        seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20
     print(

@@ -1,4 +1,4 @@
-"""The one exception every layer of this distribution raises for what a user can mend."""
+"""The one exception every layer of this distribution raises for what a user can mend, and the reference's own kinds."""
 
 from __future__ import annotations
 
@@ -26,5 +26,14 @@ class BambaQuantError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        parts = [("where", self.where), ("found", self.found), ("expected", self.expected), ("to mend", self.fix)]
+        parts = [
+            ("where", self.where),
+            ("found", self.found),
+            ("expected", self.expected),
+            ("to mend", self.fix),
+        ]
         return "\n".join([self.what, *(f"  {label}: {value}" for label, value in parts if value is not None)])
+
+
+class ConfigError(BambaQuantError):
+    """A configuration that is incomplete, contradicts itself, or asks for mathematics that is not implemented."""

@@ -3,8 +3,7 @@
 The text is cut into ⌊T / ctx⌋ chunks that share nothing; the first token of each is replaced by BOS where
 the model's tokenizer adds one; the second half of each is scored: the logits at ctx/2 … ctx-2 predict the
 tokens at ctx/2 + 1 … ctx-1. Perplexity is exp of the mean negative log-likelihood, and its error the
-standard error of that mean times the perplexity (llama.cpp, tools/perplexity/perplexity.cpp;
-field-notes/gguf.md, 5).
+standard error of that mean times the perplexity (llama.cpp, tools/perplexity/perplexity.cpp).
 """
 
 from __future__ import annotations

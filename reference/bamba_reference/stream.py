@@ -1,8 +1,8 @@
 """Run a model larger than memory: all texts through layer i, for every weight set, before layer i + 1 is
 loaded.
 
-What is held is one layer's weights, the texts' hidden states once for each weight set, and in the end the
-head's weights and the logits of a block of tokens; logits of a whole text never exist at once.
+What is held is one layer's weights, the texts' hidden states once for each weight set, and in the end some
+rows of the head and the logits of a block of tokens; logits of a whole text never exist at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from bamba_reference.tensors import (
 from bamba_reference.torch_forward import (
     Model,
     default_chunk,
-    head,
     layer,
     prepare,
     stored_dtype,
@@ -39,7 +38,9 @@ from bamba_reference.torch_forward import (
 
 # Tokens that go through a layer together, and whose logits exist together.
 _LAYER_TOKENS = 2048
-_HEAD_TOKENS = 256
+_HEAD_TOKENS = 512
+# Rows of the head that are converted together: a head of 128,256 rows is twice a layer.
+_HEAD_ROWS = 16384
 
 
 def final_hidden(
@@ -97,10 +98,15 @@ def logit_blocks(
 ) -> Iterator[Tensor]:
     """Logits (at most ``block``, V), wide, for final hidden states (T, d), block after block of tokens."""
     name = head_name(config)
-    model = _part(config, source, [name], hidden.dtype, hidden.device, backend, None)
+    check_shape(name, source[name].shape, tensor_shapes(config)[name])
     for some in hidden.split(block):
-        with torch.no_grad():  # around the product, because the caller runs between the blocks
-            logits = head(model, some)
+        with torch.no_grad():  # around the products, because the caller runs between the blocks
+            parts = []
+            for start in range(0, config.vocab_size, _HEAD_ROWS):
+                # Read anew each time, so that a table mapped from a file is let go with its rows.
+                rows = source[name][start : start + _HEAD_ROWS]
+                parts.append(backend.head(some, to_tensor(rows, some.dtype, some.device), name))
+            logits = torch.cat(parts, dim=-1)
         yield logits
 
 

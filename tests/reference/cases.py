@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from bamba_reference import Config
 from transformers import BambaForCausalLM
 
+from bamba_reference import Config
 from tests.support.models import hf_config, numpy_weights, random_bamba
 from tests.support.shared import shared
 

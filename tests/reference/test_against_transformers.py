@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from bamba_reference import numpy_forward, torch_forward
 
+from bamba_reference import numpy_forward, torch_forward
 from tests.reference.cases import (
     RANDOM,
     TRAINED,

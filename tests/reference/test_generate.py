@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bamba_reference import numpy_forward, torch_forward
-from bamba_reference.generate import Sampling, choose, generate, generate_batch
-from bamba_reference.packing import InputError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bamba_reference import numpy_forward, torch_forward
+from bamba_reference.generate import Sampling, choose, generate, generate_batch
+from bamba_reference.packing import InputError
 from tests.reference.cases import eval_tokens, random_case, trained_case
 
 PROMPTS = [[5], [7, 3, 9, 11, 2, 8], [4, 4, 1]]

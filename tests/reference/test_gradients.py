@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 import torch
+
 from bamba_reference import torch_forward
 from bamba_reference.backend import TORCH
-
 from tests.reference.cases import RANDOM, random_case, random_tokens, relative_error
 
 TOLERANCE = 5e-5  # a gradient passes through twice as many operations as a logit, of which 2e-5 is asked

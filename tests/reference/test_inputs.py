@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+
 from bamba_reference import numpy_forward, torch_forward
 from bamba_reference.packing import InputError, layout
 from bamba_reference.tensors import TensorError, check_names, tensor_shapes
-
 from tests.reference.cases import RANDOM, random_case
 
 

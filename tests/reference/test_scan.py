@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bamba_reference import numpy_forward, torch_forward, torch_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bamba_reference import numpy_forward, torch_forward, torch_ops
 from tests.reference.cases import RANDOM, random_case, random_tokens, relative_error
 
 TOLERANCE = 2e-5

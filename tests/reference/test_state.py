@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from bamba_reference import numpy_forward, torch_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bamba_reference import numpy_forward, torch_forward
 from tests.reference.cases import RANDOM, Case, random_case, random_tokens, relative_error
 
 TOLERANCE = 2e-5

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bamba_reference import numpy_forward, torch_forward
 from transformers import DynamicCache
 
+from bamba_reference import numpy_forward, torch_forward
 from tests.reference.cases import Case, random_case, random_tokens, relative_error
 
 TOLERANCE = 2e-5

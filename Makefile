@@ -1,0 +1,49 @@
+# On a fresh machine with Python and make: `make demo` or `make test`, nothing else first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# llama.cpp, the oracle of the tests, is built from source. Built for the machine it stands on, it dies on virtual
+# machines that promise instructions they do not have; these four every x86-64 of the last ten years has.
+LLAMA_CMAKE := -DGGML_NATIVE=OFF
+ifeq ($(shell uname -m),x86_64)
+LLAMA_CMAKE += -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
+endif
+
+.PHONY: demo test lint format bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/bamba-quant demo
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python benchmarks/convert.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info demo bench
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable .
+	touch $@
+
+# llama-cpp-python first and apart, so that its build is cached before anything else can fail.
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	CMAKE_ARGS="$(LLAMA_CMAKE)" $(INSTALL) llama-cpp-python
+	$(INSTALL) --editable ".[test]"
+	touch $@

@@ -1,0 +1,27 @@
+"""What is on disk, read lazily and through one interface: Hugging Face directories and GGUF files."""
+
+from pathlib import Path
+
+from bamba_quant.checkpoint.base import Checkpoint, RawReader, StoredTensor, read_tensor
+from bamba_quant.checkpoint.gguf_file import read_gguf
+from bamba_quant.checkpoint.huggingface import read_huggingface
+from bamba_quant.errors import CheckpointError
+
+__all__ = ["Checkpoint", "RawReader", "StoredTensor", "open_checkpoint", "read_tensor"]
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """The model at ``path``: a Hugging Face directory, or a GGUF file. Reads headers only.
+
+    Raises ``CheckpointError`` when there is nothing, or nothing of these kinds.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_huggingface(path)
+    if path.is_file():
+        return read_gguf(path)
+    raise CheckpointError(
+        "there is no such file or directory",
+        where=path,
+        expected="a Hugging Face checkpoint directory or a .gguf file",
+    )

@@ -1,0 +1,127 @@
+"""One interface to what is on disk: named tensors, each a contiguous run of bytes in some file, read by rows."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bamba_quant.errors import CheckpointError
+from bamba_quant.formats import Format
+from bamba_quant.formats.base import F32, U8
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: ``shape`` in numpy's order (rows first), ``format`` of its bytes, byte range in ``file``."""
+
+    name: str
+    shape: Shape
+    format: Format
+    file: Path
+    offset: int
+
+    @property
+    def columns(self) -> int:
+        """Length of the last axis, along which blocks run."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.rows * self.format.row_bytes(self.columns)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk.
+
+    ``kind`` is "huggingface", where ``metadata`` is the parsed config.json, or "gguf", where it maps the GGUF's
+    keys to ``Value``. ``files`` are those that hold tensors.
+    """
+
+    path: Path
+    kind: str
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    files: tuple[Path, ...] = field(default=())
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(tensor.n_bytes for tensor in self.tensors.values())
+
+    @property
+    def elements(self) -> int:
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+
+class RawReader:
+    """Reads byte ranges of any number of files, each opened once; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[Path, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def open(self, file: Path) -> int:
+        """The descriptor of ``file``; call it before threads share the reader."""
+        if file not in self._descriptors:
+            try:
+                self._descriptors[file] = os.open(file, os.O_RDONLY)
+            except OSError as error:
+                raise CheckpointError(
+                    "a file of the checkpoint cannot be opened", where=file, found=error.strerror
+                ) from error
+        return self._descriptors[file]
+
+    def read_into(self, file: Path, offset: int, buffer: U8) -> None:
+        """Fill ``buffer`` from ``offset``. Raises ``CheckpointError`` when the file ends before it is full."""
+        descriptor = self.open(file)
+        view = buffer.data
+        done = 0
+        while done < len(view):
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise CheckpointError(
+                    "a file of the checkpoint ends too early",
+                    where=file,
+                    found=f"{offset + done} bytes",
+                    expected=f"at least {offset + len(view)} bytes",
+                    fix="fetch the file again",
+                )
+            done += count
+
+
+def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
+    """A whole tensor: in its own dtype when it stores plain numbers, else dequantized to float32."""
+    raw = np.empty(tensor.n_bytes, dtype=np.uint8)
+    with RawReader() as reader:
+        reader.read_into(tensor.file, tensor.offset, raw)
+    if tensor.format.dtype is not None:
+        return raw.view(tensor.format.dtype).reshape(tensor.shape)
+    values: F32 = tensor.format.dequantize(raw.reshape(tensor.rows, -1))
+    return values.reshape(tensor.shape)

@@ -1,0 +1,101 @@
+"""A safetensors header, read and checked against the file's size before any weight is touched."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from bamba_quant.checkpoint.base import StoredTensor
+from bamba_quant.errors import CheckpointError
+from bamba_quant.formats import format_named
+
+# Names of the safetensors specification; other dtypes belong to quantized checkpoints.
+DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+_MAX_HEADER = 100_000_000  # the specification's own limit
+
+
+def read_safetensors(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one file by name. Raises ``CheckpointError`` for a file that is truncated or no safetensors."""
+    header, data_start, size = _header(file)
+    tensors: dict[str, StoredTensor] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        tensors[name] = _tensor(file, name, entry, data_start, size)
+    return tensors
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int, int]:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(_MAX_HEADER, size - 8):
+                raise CheckpointError(
+                    "not a whole safetensors file",
+                    where=file,
+                    found=f"{size} bytes, a header said to be {length} bytes long",
+                    expected="8 bytes of header length, the header, then the weights",
+                    fix="fetch the file again (a Git LFS pointer is a small text file that stands for it)",
+                )
+            header = json.loads(stream.read(length))
+    except OSError as error:
+        raise CheckpointError(
+            "a file of the checkpoint cannot be read", where=file, found=error.strerror
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(
+            "the header of a safetensors file is no JSON",
+            where=file,
+            found=str(error),
+            fix="fetch the file again",
+        ) from error
+    if not isinstance(header, dict):
+        raise CheckpointError(
+            "the header of a safetensors file is no JSON object",
+            where=file,
+            found=type(header).__name__,
+            fix="fetch the file again",
+        )
+    return header, 8 + length, size
+
+
+def _tensor(file: Path, name: str, entry: Any, data_start: int, size: int) -> StoredTensor:
+    where = f"{file}, tensor {name}"
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+        begin, end = (int(n) for n in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            "a tensor's entry in a safetensors header is malformed",
+            where=where,
+            found=entry,
+            expected="dtype, shape and data_offsets",
+        ) from error
+    if dtype not in DTYPES:
+        raise CheckpointError(
+            "a tensor has a dtype that weights cannot be read from",
+            where=where,
+            found=dtype,
+            expected=", ".join(DTYPES),
+            fix="give the unquantized checkpoint (bf16, f16 or f32)",
+        )
+    tensor = StoredTensor(name, shape, format_named(DTYPES[dtype]), file, data_start + begin)
+    if end - begin != tensor.n_bytes:
+        raise CheckpointError(
+            "a tensor's byte range does not fit its shape",
+            where=where,
+            found=f"{end - begin} bytes",
+            expected=f"{math.prod(shape)} × {tensor.format.block_bytes} bytes",
+        )
+    if data_start + end > size:
+        raise CheckpointError(
+            "a safetensors file is truncated",
+            where=where,
+            found=f"{size} bytes in the file",
+            expected=f"at least {data_start + end}",
+            fix="fetch the file again",
+        )
+    return tensor

@@ -1,0 +1,49 @@
+"""The errors of the library: all derive from ``BambaQuantError``, and each subclass names the layer that refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bamba_reference.errors import BambaQuantError, ConfigError
+
+__all__ = [
+    "ArchitectureError",
+    "BambaQuantError",
+    "CheckpointError",
+    "ConfigError",
+    "FormatError",
+    "OutputError",
+    "PlanError",
+    "TokenizerError",
+    "listed",
+]
+
+
+class CheckpointError(BambaQuantError):
+    """An input that cannot be read as what it claims to be."""
+
+
+class ArchitectureError(BambaQuantError):
+    """A model, or a feature of one, that the tool or the output format cannot represent."""
+
+
+class TokenizerError(BambaQuantError):
+    """A vocabulary that is missing, unknown or contradicts the model."""
+
+
+class FormatError(BambaQuantError):
+    """Values that a number format cannot hold, or a format that does not exist."""
+
+
+class PlanError(BambaQuantError):
+    """A checkpoint, an architecture and a recipe that do not fit together."""
+
+
+class OutputError(BambaQuantError):
+    """An output that exists already, or that cannot be written."""
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first ``most`` names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,134 @@
+"""Q3_K, Q6_K: 256 weights in groups of 16 with a signed scale each, byte for byte as ggml writes them."""
+
+from __future__ import annotations
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from bamba_quant.formats.arithmetic import (
+    ONE,
+    ZERO,
+    as_bytes,
+    half_bytes,
+    largest,
+    nearest_clipped,
+    nearest_int,
+    quiet,
+    serial_sum,
+    through_half,
+)
+from bamba_quant.formats.base import F32, U8, Format, register
+from bamba_quant.formats.layout import (
+    broadcast_rows,
+    from_blocks,
+    halves,
+    pack_bits,
+    pack_crumbs,
+    pack_nibbles,
+    pack_signed_scales,
+    to_blocks,
+    unpack_bits,
+    unpack_crumbs,
+    unpack_nibbles,
+    unpack_signed_scales,
+)
+from bamba_quant.formats.search import GROUP_MAX_EPS, make_q3_quants, make_qx_quants
+
+BLOCK = 256
+GROUP = 16
+GROUPS = BLOCK // GROUP
+
+
+def _grouped(flat: F32) -> F32:
+    """(256, n_blocks) to contiguous (16, groups, n_blocks)."""
+    return np.ascontiguousarray(flat.reshape(GROUPS, GROUP, -1).swapaxes(0, 1))
+
+
+def _requantize(x: F32, step: F32, nmax: int, L: F32) -> U8:
+    """Integers against the scales as stored; a group whose step vanished keeps what the search left."""
+    fitted = nearest_clipped(x / step, -nmax, nmax - 1) + np.float32(nmax)
+    return np.where(step != 0, fitted, L).swapaxes(0, 1).astype(np.uint8).reshape(BLOCK, -1)
+
+
+@quiet
+def _quantize_q3_k(rows: F32, importance: F32 | None = None) -> U8:
+    """ggml-quants.c:1231 without importance, :1352 with it."""
+    flat = to_blocks(rows, BLOCK)
+    x = _grouped(flat)
+    if importance is None:
+        scales, L = make_q3_quants(x, 4)
+        greatest = largest(scales)
+        iscale = np.float32(-32) / greatest
+        # The integer passes through an int8 before it is clipped.
+        codes = np.clip(nearest_int(iscale * scales).astype(np.int8), np.int8(-32), np.int8(31)) + np.int8(32)
+        codes = np.where(greatest != 0, codes, 0).astype(np.uint8)
+        d = np.where(greatest != 0, ONE / iscale, ZERO)
+    else:
+        sigma2 = np.float32(2) * serial_sum(flat * flat) / np.float32(BLOCK)
+        weights = _grouped(to_blocks(broadcast_rows(importance, rows), BLOCK)) * np.sqrt(sigma2 + x * x)
+        scales, L = make_qx_quants(x, 4, weights)
+        d, fitted = make_qx_quants(scales, 32, serial_sum(weights))
+        codes = fitted.astype(np.uint8)
+    step = through_half(d) * (codes.astype(np.float32) - np.float32(32))
+    q = _requantize(x, step, 4, L)
+    return from_blocks(
+        rows.shape[1] // BLOCK,
+        pack_bits(q >> 2),
+        pack_crumbs(q & 3),
+        pack_signed_scales(codes),
+        half_bytes(d),
+    )
+
+
+def _dequantize_q3_k(raw: U8) -> F32:
+    blocks = to_blocks(raw, 110)
+    scales = unpack_signed_scales(blocks[96:108]).astype(np.float32) - np.float32(32)
+    step = halves(blocks[108:]) * scales  # (groups, n_blocks)
+    q = (unpack_crumbs(blocks[32:96]) | unpack_bits(blocks[:32]) << 2).astype(np.float32) - np.float32(4)
+    return from_blocks(raw.shape[1] // 110, (step[:, None] * q.reshape(GROUPS, GROUP, -1)).reshape(BLOCK, -1))
+
+
+@quiet
+def _quantize_q6_k(rows: F32, importance: F32 | None = None) -> U8:
+    """ggml-quants.c:1811 and :1976; the importance itself is the weight here."""
+    x = _grouped(to_blocks(rows, BLOCK))
+    weights = None if importance is None else _grouped(to_blocks(broadcast_rows(importance, rows), BLOCK))
+    scales, L = make_qx_quants(x, 32, weights)
+    greatest = largest(scales)
+    iscale = np.float32(-128) / greatest
+    d = ONE / iscale
+    codes = as_bytes(np.minimum(nearest_int(iscale * scales), 127))
+    step = through_half(d) * codes.view(np.int8).astype(np.float32)
+    q = _requantize(x, step, 32, L)
+    out = np.concatenate((pack_nibbles(q & 15, group=128), pack_crumbs(q >> 4), codes, half_bytes(d)))
+    out[:, np.abs(greatest) < GROUP_MAX_EPS] = 0
+    return from_blocks(rows.shape[1] // BLOCK, out)
+
+
+def _dequantize_q6_k(raw: U8) -> F32:
+    blocks = to_blocks(raw, 210)
+    scales = np.ascontiguousarray(blocks[192:208]).view(np.int8).astype(np.float32)
+    step = halves(blocks[208:]) * scales  # (groups, n_blocks)
+    q = (unpack_nibbles(blocks[:128], group=128) | unpack_crumbs(blocks[128:192]) << 4).astype(np.float32)
+    return from_blocks(
+        raw.shape[1] // 210,
+        (step[:, None] * (q - np.float32(32)).reshape(GROUPS, GROUP, -1)).reshape(BLOCK, -1),
+    )
+
+
+Q3_K = register(
+    Format(
+        "q3_k", GGMLQuantizationType.Q3_K, BLOCK, 110, _quantize_q3_k, _dequantize_q3_k, max_abs=32 * 65504.0
+    )
+)
+Q6_K = register(
+    Format(
+        "q6_k",
+        GGMLQuantizationType.Q6_K,
+        BLOCK,
+        210,
+        _quantize_q6_k,
+        _dequantize_q6_k,
+        max_abs=2048 * 65504.0,
+    )
+)

@@ -1,0 +1,120 @@
+"""What a checkpoint or GGUF file is, in numbers: architecture, layers, tensors, types, sizes, metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType, Keys, LlamaFileType
+
+from bamba_quant.architectures import architecture_of
+from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from bamba_quant.checkpoint.gguf_values import Value
+from bamba_quant.errors import BambaQuantError
+from bamba_quant.repair import suspect
+from bamba_reference.config import Config
+
+
+@dataclass(frozen=True)
+class FormatTotal:
+    """Tensors, weights and bytes stored in one number format."""
+
+    name: str
+    tensors: int
+    elements: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """``layers`` names each layer's kind where the architecture is known; ``remarks`` are warnings for the user."""
+
+    checkpoint: Checkpoint
+    architecture: str
+    layers: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    remarks: tuple[str, ...]
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return tuple(self.checkpoint.tensors.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.checkpoint.n_bytes / max(1, self.checkpoint.elements)
+
+    @property
+    def formats(self) -> tuple[FormatTotal, ...]:
+        """Totals by number format, the largest first."""
+        names = {tensor.format.name for tensor in self.tensors}
+        totals = []
+        for name in names:
+            stored = [tensor for tensor in self.tensors if tensor.format.name == name]
+            totals.append(
+                FormatTotal(
+                    name, len(stored), sum(t.elements for t in stored), sum(t.n_bytes for t in stored)
+                )
+            )
+        return tuple(sorted(totals, key=lambda total: -total.n_bytes))
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        return tuple(i for i, kind in enumerate(self.layers) if kind == "attention")
+
+
+def inspect_path(path: str | Path) -> Inspection:
+    """Inspect a Hugging Face directory or a GGUF file, reading headers only; of any architecture.
+
+    Raises ``CheckpointError`` when it cannot be read as what it claims to be.
+    """
+    checkpoint = open_checkpoint(path)
+    return _inspect_gguf(checkpoint) if checkpoint.kind == "gguf" else _inspect_huggingface(checkpoint)
+
+
+def _inspect_huggingface(checkpoint: Checkpoint) -> Inspection:
+    hf = checkpoint.metadata
+    name = ", ".join(hf.get("architectures") or [str(hf.get("model_type"))])
+    try:
+        architecture_of(hf)
+        layers, remarks = Config.from_hf(hf).layer_types, ()
+    except BambaQuantError as error:
+        return Inspection(checkpoint, name, (), hf, (str(error),))
+    return Inspection(checkpoint, name, tuple(layers), hf, remarks)
+
+
+def _inspect_gguf(checkpoint: Checkpoint) -> Inspection:
+    values: Mapping[str, Value] = checkpoint.metadata
+    name = str(values[Keys.General.ARCHITECTURE].value) if Keys.General.ARCHITECTURE in values else "unknown"
+    remarks: tuple[str, ...] = ()
+    if not isinstance(suspect(values), str):
+        remarks = (
+            "written by another tool, with a partial rotary embedding: llama.cpp's converter puts q and k rows "
+            "of such files in the wrong order; `bamba-quant repair` puts them right",
+        )
+    return Inspection(checkpoint, name, _gguf_layers(name, values), _shown(values), remarks)
+
+
+def _gguf_layers(name: str, values: Mapping[str, Value]) -> tuple[str, ...]:
+    """A layer without key-value heads is a Mamba layer; a count instead of a list means attention everywhere."""
+    kv_heads = values.get(f"{name}.attention.head_count_kv")
+    blocks = values.get(f"{name}.block_count")
+    if kv_heads is None or blocks is None:
+        return ()
+    listed = kv_heads.value if kv_heads.type == GGUFValueType.ARRAY else [kv_heads.value] * int(blocks.value)
+    return tuple("attention" if heads else "mamba" for heads in listed)
+
+
+def _shown(values: Mapping[str, Value], most: int = 64) -> dict[str, Any]:
+    """Key-values as plain Python, arrays longer than ``most`` as their length and first items."""
+    shown: dict[str, Any] = {}
+    for key, value in values.items():
+        if value.type == GGUFValueType.ARRAY and len(value.value) > most:
+            shown[key] = {"length": len(value.value), "first": list(value.value[:4])}
+        else:
+            shown[key] = value.value
+    file_type = shown.get(Keys.General.FILE_TYPE)
+    if file_type is not None and file_type in LlamaFileType._value2member_map_:
+        shown["general.file_type (name)"] = LlamaFileType(file_type).name
+    return shown

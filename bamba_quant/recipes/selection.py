@@ -1,0 +1,148 @@
+"""Lays a recipe and the user's own wishes over a model's tensors: which format each of them takes, and why."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bamba_quant.architectures import TensorRule
+from bamba_quant.errors import PlanError
+from bamba_quant.formats import Format, format_named
+from bamba_quant.recipes.base import Place, Recipe
+
+# llama.cpp keeps these in float32 in every file (convert_hf_to_gguf.py: 1-D tensors, norms and the convolution;
+# llama-quantize leaves the same ones alone).
+ALWAYS_F32 = frozenset({"norm", "bias", "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_d"})
+
+# What a row takes whose length its format's blocks do not fill (llama-quant.cpp, ``tensor_type_fallback``).
+_FALLBACKS = {
+    "iq4_xs": "iq4_nl",
+    "q2_k": "q4_0",
+    "q3_k": "q4_0",
+    "tq1_0": "q4_0",
+    "tq2_0": "q4_0",
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for on top of a recipe, under llama-quantize's names.
+
+    ``tensor_types`` pairs regular expressions, searched in tensor names, with formats; the first that matches wins.
+    """
+
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    pure: bool = False
+    leave_output_tensor: bool = False
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A format, and a note when it is not what was asked for."""
+
+    format: Format
+    note: str = ""
+
+
+def select_formats(
+    rules: Sequence[TensorRule],
+    recipe: Recipe,
+    wishes: Wishes,
+    stored: Sequence[Format],
+    *,
+    grouped_query: int,
+    imatrix: bool,
+) -> list[Selected]:
+    """The format of each tensor of ``rules``, in the order of llama-quantize's decisions.
+
+    ``stored`` are the input's formats, for a tensor the user leaves as it is. Raises ``PlanError`` for a wish that
+    is no regular expression, names a format that is not writable, or matches no tensor.
+    """
+    patterns = [(_compiled(pattern), _writable(name)) for pattern, name in wishes.tensor_types]
+    _check_matches(rules, wishes.tensor_types)
+    counts = Counter(rule.role for rule in rules)
+    layers = len({rule.layer for rule in rules} - {None})
+    tied = counts["output"] == 0
+    seen: Counter[str] = Counter()
+    selected: list[Selected] = []
+    for rule, source in zip(rules, stored, strict=True):
+        if rule.role in ALWAYS_F32:
+            selected.append(Selected(format_named("f32")))
+            continue
+        if rule.role == "output" and wishes.leave_output_tensor:
+            selected.append(Selected(source))
+            continue
+        wish = _wished(rule, wishes) or _by_pattern(rule, patterns)
+        if wish is not None:
+            selected.append(_filled(wish, rule))
+            continue
+        name = recipe.default
+        role = "output" if tied and rule.role == "token_embd" else rule.role
+        if role == "output" and wishes.output_tensor_type is not None and not wishes.pure:
+            selected.append(_filled(_writable(wishes.output_tensor_type), rule))
+            continue
+        if not wishes.pure:
+            # llama-quantize counts the feed-forward matrices by layers, the others by themselves.
+            count = layers if role.startswith("ffn_") else counts[role]
+            place = Place(seen[role], count, grouped_query, imatrix)
+            seen[role] += 1
+            name = recipe.format_for(role, place)
+            if role == "output" and not format_named(recipe.default).fits(rule.gguf_shape[-1]):
+                name = "q8_0"
+        selected.append(_filled(format_named(name), rule))
+    return selected
+
+
+def _wished(rule: TensorRule, wishes: Wishes) -> Format | None:
+    named = {"token_embd": wishes.token_embedding_type, "output": wishes.output_tensor_type}.get(rule.role)
+    return None if named is None else _writable(named)
+
+
+def _by_pattern(rule: TensorRule, patterns: Sequence[tuple[re.Pattern[str], Format]]) -> Format | None:
+    return next((wish for pattern, wish in patterns if pattern.search(str(rule.gguf))), None)
+
+
+def _filled(wanted: Format, rule: TensorRule) -> Selected:
+    columns = rule.gguf_shape[-1]
+    if wanted.fits(columns):
+        return Selected(wanted)
+    found = format_named(_FALLBACKS.get(wanted.name, "f16"))
+    if not found.fits(columns):
+        found = format_named("f16")
+    return Selected(
+        found, f"{wanted.name} needs rows of a multiple of {wanted.block_size}, this one has {columns}"
+    )
+
+
+def _writable(name: str) -> Format:
+    found = format_named(name)
+    if not found.writable:
+        raise PlanError(f"{found.name} can be read and not written", fix="choose another format")
+    return found
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise PlanError(
+            "a tensor type's pattern is no regular expression", found=f"{pattern}: {error}"
+        ) from error
+
+
+def _check_matches(rules: Sequence[TensorRule], tensor_types: Sequence[tuple[str, str]]) -> None:
+    for pattern, name in tensor_types:
+        if not any(re.search(pattern, str(rule.gguf)) for rule in rules if rule.role not in ALWAYS_F32):
+            raise PlanError(
+                "a tensor type's pattern matches no tensor that can be quantized",
+                found=f"{pattern}={name}",
+                expected="a pattern found in names such as "
+                + ", ".join(sorted({str(r.gguf) for r in rules})[:4]),
+            )

@@ -1,0 +1,48 @@
+"""A model and its tokenizer brought together, ready for the reference forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.errors import BambaQuantError, CheckpointError
+from bamba_quant.tokenizers.encoder import Encoder, read_encoder
+from bamba_quant.weights import LoadedModel, load_model
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def open_model(path: Path, tokenizer: Path | None = None) -> tuple[LoadedModel, Encoder]:
+    """The model at ``path`` with its own tokenizer, or with that of the checkpoint at ``tokenizer``."""
+    loaded = load_model(path)
+    return loaded, read_encoder(open_checkpoint(tokenizer) if tokenizer else loaded.checkpoint)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """torch's dtype of that name. Raises ``BambaQuantError`` listing the names."""
+    import torch
+
+    if name not in _DTYPES:
+        raise BambaQuantError("no such dtype", found=name, expected=", ".join(_DTYPES))
+    return getattr(torch, name)
+
+
+def read_text(file: Path) -> tuple[str, str]:
+    """A UTF-8 text and the SHA-256 of its bytes. Raises ``CheckpointError`` for a file in another encoding."""
+    try:
+        raw = file.read_bytes()
+        return raw.decode("utf-8"), hashlib.sha256(raw).hexdigest()
+    except OSError as error:
+        raise CheckpointError("the text cannot be read", where=file, found=error.strerror) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            "the text is not UTF-8",
+            where=f"{file}, byte {error.start}",
+            found=f"byte 0x{raw[error.start]:02x}",
+            fix="convert it, for example with iconv",
+        ) from error

@@ -1,0 +1,34 @@
+"""A model directory's vocabulary as GGUF stores it, or an error: never another model's vocabulary."""
+
+from pathlib import Path
+
+from bamba_quant.errors import TokenizerError
+from bamba_quant.tokenizers.byte_level_bpe import read_byte_level_bpe
+from bamba_quant.tokenizers.sentencepiece_model import read_sentencepiece
+from bamba_quant.tokenizers.vocabulary import Vocabulary
+
+__all__ = ["Vocabulary", "read_vocabulary"]
+
+
+def read_vocabulary(directory: Path, vocab_size: int, pre: str | None = None) -> Vocabulary:
+    """The vocabulary in ``directory`` for an embedding of ``vocab_size`` rows.
+
+    A SentencePiece tokenizer.model goes before a tokenizer.json made from it. ``pre`` overrides the recognition
+    of a byte-level pre-tokenizer. Raises ``TokenizerError`` when there is none or llama.cpp cannot follow it.
+    """
+    if (directory / "tokenizer.model").is_file():
+        if pre is not None:
+            raise TokenizerError(
+                "--pre is for byte-level BPE, and this tokenizer is SentencePiece",
+                where=directory / "tokenizer.model",
+                fix="leave --pre out",
+            )
+        return read_sentencepiece(directory / "tokenizer.model", vocab_size)
+    if (directory / "tokenizer.json").is_file():
+        return read_byte_level_bpe(directory / "tokenizer.json", vocab_size, pre)
+    raise TokenizerError(
+        "the directory has no tokenizer",
+        where=directory,
+        expected="tokenizer.json or tokenizer.model",
+        fix="copy the tokenizer's files there, or write the file without a vocabulary: --no-vocab",
+    )

@@ -1,0 +1,170 @@
+"""Which of llama.cpp's pre-tokenizers splits text as a tokenizer.json does, told by its structure alone.
+
+A tokenizer.json spells its splitting out: a normalizer and a list of splits with their patterns. llama.cpp knows
+a list of names, each standing for patterns in its source (src/llama-vocab.cpp). The table pairs the two; every
+row is tested by training a vocabulary with the left side and comparing tokens with llama.cpp under the right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bamba_quant.errors import TokenizerError
+
+Step = tuple[Any, ...]
+
+# The contractions and white space that most patterns share.
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_TAIL_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}"
+QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_TAIL}"
+GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_TAIL_SLASH}"
+)
+TEKKEN = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|{_TAIL_SLASH}"
+# The possessive spelling of tiktoken's cl100k_base; it matches what LLAMA3 matches.
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+_BYTES: Step = ("ByteLevel", False)
+_GPT2: Step = ("ByteLevel", True)
+
+# Measured: llama.cpp's patterns for these two leave out \p{M} and tell case by ASCII letters.
+_NO_MARKS = (
+    "llama.cpp cuts words at combining marks, and words of mixed case outside ASCII, unlike this tokenizer"
+)
+
+
+def _split(pattern: str) -> tuple[Step, ...]:
+    return (("Split", pattern, "Isolated"), _BYTES)
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """llama.cpp's ``name`` for ``steps``; ``ignore_merges`` is what that name implies for whole-word tokens.
+
+    ``differs`` says where llama.cpp's own pattern under that name only approximates the tokenizer's.
+    """
+
+    name: str
+    steps: tuple[Step, ...]
+    ignore_merges: bool
+    differs: str = ""
+
+
+TABLE: tuple[PreTokenizer, ...] = (
+    PreTokenizer("llama-bpe", _split(LLAMA3), ignore_merges=True),
+    PreTokenizer("smaug-bpe", _split(LLAMA3), ignore_merges=False),
+    PreTokenizer("llama-bpe", _split(CL100K), ignore_merges=True),
+    PreTokenizer("smaug-bpe", _split(CL100K), ignore_merges=False),
+    PreTokenizer("qwen2", _split(QWEN2), ignore_merges=False),
+    PreTokenizer("gpt-4o", _split(GPT4O), ignore_merges=False, differs=_NO_MARKS),
+    PreTokenizer("tekken", _split(TEKKEN), ignore_merges=True, differs=_NO_MARKS),
+    PreTokenizer("gpt-2", (_GPT2,), ignore_merges=False),
+    PreTokenizer("starcoder", (("Digits", True), _GPT2), ignore_merges=False),
+)
+
+# Names of llama.cpp's byte-level pre-tokenizers that --pre takes on the user's word.
+_OTHER_NAMES = """
+    afmoe bailingmoe bloom chameleon chatglm-bpe codeshell command-r dbrx deepseek-coder
+    deepseek-llm deepseek-r1-qwen deepseek-v3 exaone exaone-moe exaone4 falcon falcon-h1 falcon3
+    glm4 gpt3-finnish granite-docling granite-embed-multi-97m grok-2 hunyuan hunyuan-dense jais
+    jais-2 kimi-k2 llama3 llama4 megrez mellum2 minerva-7b minimax-m2 mpt olmo phi-2 pixtral
+    poro-chat qwen35 refact seed-coder smollm solar-open stablelm2 superbpe tiny_aya trillion viking
+    youtu
+""".split()
+KNOWN_NAMES = tuple(sorted({row.name for row in TABLE}.union(_OTHER_NAMES)))
+
+
+def recognise(tokenizer: Mapping[str, Any], where: object) -> tuple[str, tuple[str, ...]]:
+    """llama.cpp's name for the splitting in a parsed tokenizer.json, and notes on what llama.cpp does not do.
+
+    Raises ``TokenizerError`` that shows the structure when no row of the table has it.
+    """
+    notes = _normalizer_notes(tokenizer.get("normalizer"), where)
+    steps = _steps(tokenizer.get("pre_tokenizer"))
+    ignore_merges = bool(tokenizer["model"].get("ignore_merges"))
+    same_split = [row for row in TABLE if row.steps == steps]
+    for row in same_split:
+        if row.ignore_merges == ignore_merges:
+            return row.name, (*notes, row.differs) if row.differs else notes
+    if same_split:
+        raise TokenizerError(
+            "llama.cpp splits text like this tokenizer, but treats whole-word tokens differently",
+            where=where,
+            found=f"ignore_merges = {ignore_merges}",
+            expected=f"ignore_merges = {same_split[0].ignore_merges}, which {same_split[0].name!r} implies",
+            fix=f"accept the difference with --pre {same_split[0].name}",
+        )
+    raise TokenizerError(
+        "the pre-tokenizer is none that llama.cpp is known to have",
+        where=where,
+        found="\n    ".join(["", *map(_shown, steps)]) if steps else "none",
+        expected="the structure of one of: " + ", ".join(sorted({row.name for row in TABLE})),
+        fix="if llama.cpp has it under another name, say which with --pre NAME, NAME one of: "
+        + ", ".join(KNOWN_NAMES),
+    )
+
+
+def check_name(name: str) -> str:
+    """``name`` when llama.cpp knows it. Raises ``TokenizerError`` listing the names."""
+    if name not in KNOWN_NAMES:
+        raise TokenizerError(
+            "--pre names a pre-tokenizer that llama.cpp does not have",
+            found=name,
+            expected=", ".join(KNOWN_NAMES),
+        )
+    return name
+
+
+def _normalizer_notes(normalizer: Mapping[str, Any] | None, where: object) -> tuple[str, ...]:
+    kinds = [step["type"] for step in _flattened(normalizer, "normalizers")]
+    if not kinds:
+        return ()
+    if kinds == ["NFC"]:
+        return (
+            "the tokenizer normalizes text to NFC and llama.cpp does not: text in another form may be "
+            "tokenized differently there",
+        )
+    raise TokenizerError(
+        "the tokenizer's normalizer has no counterpart in llama.cpp",
+        where=where,
+        found=", ".join(kinds),
+        expected="none, or NFC",
+    )
+
+
+def _steps(pre_tokenizer: Mapping[str, Any] | None) -> tuple[Step, ...]:
+    return tuple(_step(step) for step in _flattened(pre_tokenizer, "pretokenizers"))
+
+
+def _step(step: Mapping[str, Any]) -> Step:
+    kind = step["type"]
+    if kind == "Split" and not step.get("invert") and "Regex" in step["pattern"]:
+        return (kind, step["pattern"]["Regex"], step["behavior"])
+    if kind == "ByteLevel" and not step.get("add_prefix_space"):
+        return (kind, bool(step.get("use_regex", True)))
+    if kind == "Digits":
+        return (kind, bool(step.get("individual_digits")))
+    return (kind, *(f"{key}={value!r}" for key, value in sorted(step.items()) if key != "type"))
+
+
+def _flattened(step: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]]:
+    if step is None:
+        return []
+    if step["type"] == "Sequence":
+        return [inner for part in step[parts] for inner in _flattened(part, parts)]
+    return [step]
+
+
+def _shown(step: Step) -> str:
+    return f"{step[0]}({', '.join(map(str, step[1:]))})"

@@ -1,0 +1,119 @@
+"""Executes a plan into a GGUF file, or into the standard shards of one.
+
+Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian. Where every byte
+goes is known before the first weight is read.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf import Keys
+
+from bamba_quant.checkpoint import RawReader
+from bamba_quant.checkpoint.gguf_file import MAGIC, split_name, split_stem
+from bamba_quant.checkpoint.gguf_values import Value, int32, pack_string, pack_value, uint16
+from bamba_quant.plan import Plan, PlanRow, padded
+from bamba_quant.writers.atomic import atomic_files
+from bamba_quant.writers.stream import Progress, check_equal, chunks_of, quantizers, run_chunks, write_at
+
+_VERSION = 3
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file: its header's bytes, the tensors behind it, and its size."""
+
+    file: Path
+    header: bytes
+    rows: tuple[PlanRow, ...]
+    n_bytes: int
+
+
+def default_threads() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def layout(plan: Plan, outfile: Path) -> tuple[Shard, ...]:
+    """The files ``plan`` makes under the name ``outfile``, headers packed."""
+    shards: list[Shard] = []
+    for number in range(plan.shard_count):
+        rows = tuple(row for row in plan.rows if row.shard == number)
+        header = _header(_shard_metadata(plan, number), rows)
+        file = outfile
+        if plan.shard_count > 1:
+            file = split_name(split_stem(outfile), number, plan.shard_count)
+        shards.append(Shard(file, header, rows, len(header) + plan.shard_bytes(number)))
+    return tuple(shards)
+
+
+def write_gguf(
+    plan: Plan,
+    outfile: Path,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    replace_input: bool = False,
+    progress: Progress = lambda n_bytes: None,
+) -> tuple[Path, ...]:
+    """Write ``plan`` and return the files, in order.
+
+    ``device`` says where formats are quantized: "cpu", "cuda", "auto", or "numpy", the definition; the bytes are
+    the same. ``replace_input`` allows ``overwrite`` to replace a file that the plan reads. ``progress`` is told
+    input bytes as they are done with. Raises ``OutputError`` for the output's sake, ``CheckpointError`` and
+    ``FormatError`` for a weight's; then no file has appeared.
+    """
+    shards = layout(plan, outfile)
+    by_format = quantizers(plan.rows, device)
+    targets = [(shard.file, shard.n_bytes) for shard in shards]
+    inputs = () if replace_input else {row.source.file for row in plan.rows}
+    with RawReader() as reader, atomic_files(targets, overwrite=overwrite, inputs=inputs) as outputs:
+        for left_out in plan.left_out:
+            check_equal(left_out, reader)
+        for shard, descriptor in zip(shards, outputs, strict=True):
+            write_at(descriptor, 0, shard.header)
+        chunks = (
+            chunk
+            for shard, descriptor in zip(shards, outputs, strict=True)
+            for row in shard.rows
+            for chunk in chunks_of(
+                row, by_format[row.format.name], descriptor, len(shard.header) + row.offset
+            )
+        )
+        run_chunks(chunks, reader, threads or default_threads(), progress)
+    return tuple(shard.file for shard in shards)
+
+
+def _shard_metadata(plan: Plan, number: int) -> Mapping[str, Value]:
+    """The first shard carries the model's key-values, every shard says which it is (llama.cpp's gguf-split)."""
+    if plan.shard_count == 1:
+        return plan.metadata
+    split = {
+        Keys.Split.LLM_KV_SPLIT_NO: uint16(number),
+        Keys.Split.LLM_KV_SPLIT_COUNT: uint16(plan.shard_count),
+        Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: int32(len(plan.rows)),
+    }
+    return {**plan.metadata, **split} if number == 0 else split
+
+
+def _header(metadata: Mapping[str, Value], rows: Sequence[PlanRow]) -> bytes:
+    parts = [MAGIC, struct.pack("<IQQ", _VERSION, len(rows), len(metadata))]
+    for key, value in metadata.items():
+        parts += (pack_string(key), pack_value(value))
+    for row in rows:
+        # GGUF counts the contiguous axis first.
+        dimensions = struct.pack(f"<{len(row.shape)}Q", *reversed(row.shape))
+        parts += (
+            pack_string(row.name),
+            struct.pack("<I", len(row.shape)),
+            dimensions,
+            struct.pack("<IQ", row.format.ggml_type, row.offset),
+        )
+    header = b"".join(parts)
+    return header.ljust(padded(len(header)), b"\0")

@@ -1,0 +1,201 @@
+"""Streams tensors by chunks of rows from input files to output files, every core at work, memory bounded.
+
+No step holds more than a chunk per thread, a weight that is NaN or infinite ends the run with its tensor's name,
+and the bytes do not depend on the number of threads or the size of a chunk.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bamba_quant.checkpoint import RawReader, StoredTensor
+from bamba_quant.errors import CheckpointError, FormatError
+from bamba_quant.formats.base import F32, U8, Quantize
+from bamba_quant.formats.floats import to_float32
+from bamba_quant.formats.twins import quantizer
+from bamba_quant.plan import PlanRow
+from bamba_quant.source import LeftOut
+
+CHUNK_BYTES = 4 << 20  # of the input; larger chunks were no faster, smaller ones cost more system calls
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows ``start`` to ``stop`` of a plan's row, through ``quantize``, to ``descriptor`` at byte ``offset``."""
+
+    row: PlanRow
+    quantize: Quantize
+    start: int
+    stop: int
+    descriptor: int
+    offset: int
+
+
+def quantizers(rows: Iterable[PlanRow], device: str) -> dict[str, Quantize]:
+    """By format name: plain numbers by numpy, quantized formats by their twin on ``device``, compiled at once."""
+    chosen: dict[str, Quantize] = {}
+    for row in rows:
+        number_format = row.format
+        if number_format.dtype is not None or copies(row):
+            chosen.setdefault(number_format.name, number_format.quantize)
+        elif chosen.get(number_format.name, number_format.quantize) is number_format.quantize:
+            chosen[number_format.name] = quantizer(number_format, device)
+    return chosen
+
+
+def copies(row: PlanRow) -> bool:
+    """Whether a tensor's packed bytes are only moved."""
+    return row.transform.moves and row.format == row.source.format
+
+
+def chunks_of(
+    row: PlanRow, quantize: Quantize, descriptor: int, base: int, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[Chunk]:
+    """Cut a row of the plan where its transform allows; ``base`` is where its tensor begins in the output."""
+    rows, columns = row.matrix
+    unit = row.transform.rows
+    step = max(1, chunk_bytes // (unit * _source_row_bytes(row))) * unit
+    row_bytes = row.format.row_bytes(columns)
+    for start in range(0, rows, step):
+        yield Chunk(row, quantize, start, min(start + step, rows), descriptor, base + start * row_bytes)
+
+
+def run_chunks(chunks: Iterable[Chunk], reader: RawReader, threads: int, progress: Progress) -> None:
+    """Execute ``chunks`` on ``threads`` threads; ``progress`` is told the input bytes of each finished chunk.
+
+    Raises the first error any chunk met, once no thread is at work any more.
+    """
+    scratch = threading.local()
+    waiting: set[Future[int]] = set()
+    with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
+        try:
+            for chunk in chunks:
+                reader.open(chunk.row.source.file)
+                if len(waiting) >= 2 * threads:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        progress(future.result())
+                waiting.add(pool.submit(_run, chunk, reader, scratch))
+            for future in waiting:
+                progress(future.result())
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def check_equal(left_out: LeftOut, reader: RawReader) -> None:
+    """Raise ``CheckpointError`` when a tensor that is left out as a copy of another holds other bytes."""
+    source, twin = left_out.source, left_out.equal_to
+    if twin is None:
+        return
+    differs = CheckpointError(
+        "a tensor that the configuration calls a copy is none",
+        where=f"{source.file}, tensor {source.name}",
+        found=f"other values than {twin.name}",
+        expected=left_out.reason,
+        fix="set tie_word_embeddings to false in config.json if the model was trained untied",
+    )
+    if twin.format != source.format or twin.shape != source.shape:
+        raise differs
+    for start in range(0, source.n_bytes, CHUNK_BYTES):
+        length = min(CHUNK_BYTES, source.n_bytes - start)
+        pair = np.empty((2, length), dtype=np.uint8)
+        reader.read_into(source.file, source.offset + start, pair[0])
+        reader.read_into(twin.file, twin.offset + start, pair[1])
+        if not np.array_equal(pair[0], pair[1]):
+            raise differs
+
+
+def convert_rows(row: PlanRow, quantize: Quantize, raw: U8, first_row: int) -> U8:
+    """Bytes of whole source rows to bytes of the output: check, transform, change format.
+
+    ``raw`` is flat; ``quantize`` is a twin of the row's format; ``first_row`` is only for messages. Pure, and the
+    same for any cut of the tensor. Rows that keep their format are moved as packed bytes, so nothing is lost.
+    """
+    source = row.source.format
+    if source.dtype is not None:
+        check_finite(row.source, raw.view(source.dtype), first_row)
+    packed = raw.reshape(-1, _source_row_bytes(row))
+    if copies(row):
+        return np.ascontiguousarray(row.transform.apply(packed)).reshape(-1)
+    if source.dtype is not None:
+        numbers = row.transform.apply(to_float32(packed.view(source.dtype)))
+    else:
+        numbers = row.transform.apply(source.dequantize(packed))
+    _check_range(row, numbers)
+    return quantize(numbers, row.importance).reshape(-1)
+
+
+# Bits of the smallest non-finite magnitude of each dtype: exponent all ones.
+_NON_FINITE = {"f32": (np.int32, 0x7F800000), "f16": (np.int16, 0x7C00), "bf16": (np.int16, 0x7F80)}
+
+
+def check_finite(tensor: StoredTensor, values: NDArray[Any], first_row: int) -> None:
+    """Raise ``CheckpointError`` naming tensor and place when a value is NaN or infinite.
+
+    Read as integers, a positive non-finite is at least the bits of +inf; a negative one, read without sign, at
+    least those of -inf. Two maxima in cache cost less than a pass that builds a mask.
+    """
+    signed, infinity = _NON_FINITE[tensor.format.name]
+    unsigned = np.dtype(signed).str.replace("i", "u")
+    sign = 1 << (8 * np.dtype(signed).itemsize - 1)
+    if (
+        values.view(signed).max(initial=0) < infinity
+        and values.view(unsigned).max(initial=0) < infinity | sign
+    ):
+        return
+    place = int(np.flatnonzero(~np.isfinite(to_float32(values)))[0])
+    row, column = divmod(place, tensor.columns) if len(tensor.shape) > 1 else (0, place)
+    raise CheckpointError(
+        "a weight is not a finite number",
+        where=f"{tensor.file}, tensor {tensor.name}",
+        found=f"{float(values.reshape(-1)[place])} at row {first_row + row}, column {column}",
+        expected="finite values",
+        fix="the checkpoint is damaged or the training diverged: fetch or repair it",
+    )
+
+
+def _check_range(row: PlanRow, numbers: F32) -> None:
+    largest = float(max(numbers.max(initial=0), -numbers.min(initial=0)))
+    if largest > row.format.max_abs:
+        raise FormatError(
+            f"a weight is too large for {row.format.name}",
+            where=f"{row.source.file}, tensor {row.source.name}",
+            found=f"magnitude {largest:g}",
+            expected=f"at most {row.format.max_abs:g}",
+            fix="choose bf16 or f32",
+        )
+
+
+def _source_row_bytes(row: PlanRow) -> int:
+    return row.source.format.row_bytes(row.matrix[1])
+
+
+def _run(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
+    row_bytes = _source_row_bytes(chunk.row)
+    length = (chunk.stop - chunk.start) * row_bytes
+    buffer: U8 | None = getattr(scratch, "buffer", None)
+    if buffer is None or len(buffer) < length:
+        buffer = scratch.buffer = np.empty(max(length, CHUNK_BYTES), dtype=np.uint8)
+    raw = buffer[:length]
+    source = chunk.row.source
+    reader.read_into(source.file, source.offset + chunk.start * row_bytes, raw)
+    write_at(chunk.descriptor, chunk.offset, convert_rows(chunk.row, chunk.quantize, raw, chunk.start))
+    return length
+
+
+def write_at(descriptor: int, offset: int, data: U8 | bytes) -> None:
+    """All of ``data`` at ``offset``. Raises ``OSError`` when the system refuses, a full disk among the reasons."""
+    view = data.data if isinstance(data, np.ndarray) else memoryview(data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], offset + done)

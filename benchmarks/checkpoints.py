@@ -1,0 +1,108 @@
+"""Random checkpoints with Bamba-9B's layer shapes, made once and kept, for every benchmark that needs size."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from bamba_quant.architectures import architecture_of
+from bamba_reference import Config
+
+BAMBA_9B: dict[str, Any] = {
+    "architectures": ["BambaForCausalLM"], "model_type": "bamba", "vocab_size": 128256, "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "attn_layer_indices": [9, 18, 27], "attn_rotary_emb": 64, "mamba_n_heads": 128, "mamba_d_head": 64,
+    "mamba_n_groups": 1, "mamba_d_state": 128, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_chunk_size": 256,
+    "mamba_conv_bias": True, "mamba_proj_bias": False, "hidden_act": "silu", "rms_norm_eps": 1e-05,
+    "max_position_embeddings": 262144, "tie_word_embeddings": False, "rope_theta": 10000.0,
+    "bos_token_id": 128000, "eos_token_id": 128001, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+def make_checkpoint(directory: Path, layers: int = 3, attention: tuple[int, ...] = (1,)) -> Path:
+    """A bf16 checkpoint of ``layers`` layers in Bamba-9B's shapes: 1.83 billion weights with three layers.
+
+    Weights are normal with deviation 0.02, drawn from a fixed seed; a directory that is whole already is kept.
+    """
+    if (directory / "config.json").is_file():
+        return directory
+    directory.mkdir(parents=True, exist_ok=True)
+    hf = BAMBA_9B | {"num_hidden_layers": layers, "attn_layer_indices": list(attention)}
+    rules = [rule for rule in architecture_of(hf).tensors(Config.from_hf(hf)) if not rule.left_out]
+    rng = np.random.default_rng(9)
+    weight_map: dict[str, str] = {}
+    shards = [
+        [rule for rule in rules if rule.layer in group] for group in ({None}, *({i} for i in range(layers)))
+    ]
+    for number, shard in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= {rule.hf: file for rule in shard}
+        _write_shard(directory / file, {rule.hf: rule.shape for rule in shard}, rng)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "tokenizer.json").write_text(json.dumps(_tokenizer(hf["bos_token_id"])))
+    (directory / "config.json").write_text(json.dumps(hf))
+    return directory
+
+
+def _write_shard(file: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.Generator) -> None:
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, shape in shapes.items():
+        header[name] = {
+            "dtype": "BF16",
+            "shape": shape,
+            "data_offsets": [offset, offset + 2 * math.prod(shape)],
+        }
+        offset += 2 * math.prod(shape)
+    packed = json.dumps(header).encode()
+    packed = packed.ljust(-(-len(packed) // 8) * 8)
+    with file.open("wb") as stream:
+        stream.write(len(packed).to_bytes(8, "little") + packed)
+        for shape in shapes.values():
+            left = math.prod(shape)
+            while left:
+                count = min(left, 1 << 24)
+                x = rng.standard_normal(count, dtype=np.float32) * np.float32(0.02)
+                stream.write(x.astype(ml_dtypes.bfloat16).tobytes())
+                left -= count
+
+
+def _tokenizer(size: int) -> dict[str, Any]:
+    """A byte-level BPE of ``size`` tokens merged at random: as large to read as a real one."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    rng = np.random.default_rng(0)
+    tokens = sorted(ByteLevel.alphabet())
+    known, merges = set(tokens), []
+    while len(tokens) < size:
+        left, right = (tokens[int(len(tokens) * u**3)] for u in rng.random(2))
+        if left + right not in known and len(left + right) < 24:
+            known.add(left + right)
+            tokens.append(left + right)
+            merges.append([left, right])
+    special = [
+        {
+            "id": size + i,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for i, text in enumerate(("<|begin_of_text|>", "<|end_of_text|>"))
+    ]
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": {text: i for i, text in enumerate(tokens)}, "merges": merges},
+    }  # fmt: skip

@@ -1,0 +1,68 @@
+"""The ``bamba-quant`` command: its subcommands, and how errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from bamba_quant_cli import convert, demo, generate, inspect, perplexity, repair
+
+app = typer.Typer(
+    name="bamba-quant",
+    help="Turn hybrid Mamba-2/attention checkpoints (Bamba and its family) into GGUF files that llama.cpp runs "
+    "exactly.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
+app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("repair", epilog=repair.EXAMPLES)(repair.repair)
+app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
+app.command("perplexity", epilog=perplexity.EXAMPLES)(perplexity.perplexity)
+app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"bamba-quant {version('bamba-quant')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Options before the subcommand."""
+
+
+def main() -> None:
+    """Run the command line; exit code 2 for bad input or usage. Typer itself makes 130 of an interrupt."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # file names may be any bytes
+    from bamba_reference.errors import BambaQuantError
+
+    try:
+        app()
+    except BambaQuantError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    # As an exception, so that half-written files are removed on the way out.
+    sys.exit(128 + number)

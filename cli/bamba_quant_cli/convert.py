@@ -1,0 +1,282 @@
+"""``bamba-quant convert``: a Hugging Face directory to a GGUF file."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bamba_quant_cli.console import count, print_json, print_table, progress, size
+
+if TYPE_CHECKING:
+    from bamba_quant.convert import Conversion
+
+EXAMPLES = """
+Examples:
+
+  bamba-quant convert ./Bamba-9B
+
+  bamba-quant convert ./Bamba-9B --outtype q8_0 --outfile bamba-{ftype}.gguf
+
+  bamba-quant convert ./Bamba-9B --outtype q4_k_m --imatrix imatrix.gguf
+
+  bamba-quant convert ./Bamba-9B --outtype q4_k_m --tensor-type ssm_out=q6_k
+
+  bamba-quant convert bamba-BF16.gguf --outtype q5_k_m
+
+  bamba-quant convert ./Bamba-9B --dry-run
+
+  bamba-quant convert ./Bamba-9B --split-max-size 4G --outfile shards/bamba.gguf
+"""
+
+
+def _list_types(wanted: bool) -> None:
+    if not wanted:
+        return
+    from bamba_quant.recipes import recipes
+
+    print_table(
+        ("type", "matrices", "what it is"), [(known.name, known.default, known.about) for known in recipes()]
+    )
+    raise typer.Exit
+
+
+def convert(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="Directory with config.json, weights and tokenizer; or a .gguf file."
+        ),
+    ],
+    outfile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="File to write ({ftype} stands for the type), or a directory. By default llama.cpp's name, "
+            "beside the model.",
+        ),
+    ] = None,
+    outtype: Annotated[
+        str,
+        typer.Option(help="A type of llama-quantize's, such as q4_k_m (see --list-types), or auto: 16 bits."),
+    ] = "auto",
+    list_types: Annotated[
+        bool,
+        typer.Option("--list-types", callback=_list_types, is_eager=True, help="List the types and exit."),
+    ] = False,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Importance matrix of llama-imatrix, .gguf or .dat.")
+    ] = None,
+    pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mixture.")] = False,
+    output_tensor_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Type of token_embd.weight.")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=TYPE", help="Type of tensors whose name a regular expression finds. Repeatable."
+        ),
+    ] = None,
+    leave_output_tensor: Annotated[
+        bool, typer.Option("--leave-output-tensor", help="Leave output.weight in the input's type.")
+    ] = False,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Quantize a GGUF that is quantized already, at a loss.")
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help="Where to quantize: cpu, cuda or auto; the bytes are the same.")
+    ] = "cpu",
+    vocab_only: Annotated[
+        bool, typer.Option("--vocab-only", help="Write the vocabulary without weights.")
+    ] = False,
+    no_vocab: Annotated[
+        bool, typer.Option("--no-vocab", help="Write no vocabulary: the file takes token ids.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    split_max_size: Annotated[
+        str | None,
+        typer.Option(metavar="N(K|M|G)", help="Split into shards of at most this many bytes of weights."),
+    ] = None,
+    keep_split: Annotated[
+        bool, typer.Option("--keep-split", help="Split as the GGUF input is split.")
+    ] = False,
+    model_name: Annotated[str | None, typer.Option(help="The model's name in the file.")] = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON object of general.* keys that override the model card."),
+    ] = None,
+    pre: Annotated[
+        str | None, typer.Option(metavar="NAME", help="llama.cpp's pre-tokenizer, when it is not recognised.")
+    ] = None,
+    ignore_config_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="Vouch that an unknown key of config.json changes no logit. Repeatable."
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a processor.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Convert a checkpoint to a GGUF file, in one pass to its final type.
+
+    In f32 its logits in llama.cpp are the original's; in a quantized type its bytes are those that llama.cpp's own
+    quantizer makes of a 16-bit file. Reads safetensors, pytorch_model.bin or GGUF, streams it in bounded memory, and
+    writes the file whole or not at all.
+    """
+    from bamba_quant.convert import plan_conversion
+    from bamba_quant.errors import PlanError
+    from bamba_quant.recipes import Wishes
+    from bamba_quant.writers import layout, write_gguf
+
+    if vocab_only and no_vocab:
+        raise PlanError("--vocab-only and --no-vocab leave nothing to write", fix="give one of them")
+    wishes = Wishes(
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        tensor_types=tuple(map(_tensor_type, tensor_type or ())),
+        pure=pure,
+        leave_output_tensor=leave_output_tensor,
+    )
+    conversion = plan_conversion(
+        model,
+        outtype=outtype,
+        outfile=outfile,
+        wishes=wishes,
+        imatrix=imatrix,
+        allow_requantize=allow_requantize,
+        keep_split=keep_split,
+        split_max_bytes=_bytes(split_max_size),
+        model_name=model_name,
+        metadata=metadata,
+        pre=pre,
+        vocab=not no_vocab,
+        vocab_only=vocab_only,
+        ignore_config_keys=ignore_config_key or (),
+    )
+    plan = conversion.plan
+    if dry_run:
+        files = [(shard.file, shard.n_bytes) for shard in layout(plan, conversion.outfile)]
+        _print_plan(conversion, files, as_json)
+        return
+    started = time.monotonic()
+    with progress(sum(row.source.n_bytes for row in plan.rows), "converting") as tell:
+        written = write_gguf(
+            plan, conversion.outfile, threads=threads, device=device, overwrite=overwrite, progress=tell
+        )
+    seconds = time.monotonic() - started
+    n_bytes = sum(file.stat().st_size for file in written)
+    if as_json:
+        print_json({"files": written, "bytes": n_bytes, "seconds": round(seconds, 3), **_summary(conversion)})
+        return
+    for note in _notes(conversion):
+        typer.echo(f"note: {note}", err=True)
+    for file in written:
+        typer.echo(file)
+    typer.echo(
+        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {size(n_bytes)}, "
+        f"{plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s",
+        err=True,
+    )
+
+
+def _bytes(text: str | None) -> int | None:
+    """llama.cpp's sizes: a whole number with K, M or G for thousands, millions or thousands of millions."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)([KMG])", text)
+    if match is None or int(match[1]) == 0:
+        raise typer.BadParameter(
+            f"{text!r} is no size; write a whole number and K, M or G, such as 4G",
+            param_hint="--split-max-size",
+        )
+    return int(match[1]) * {"K": 10**3, "M": 10**6, "G": 10**9}[match[2]]
+
+
+def _tensor_type(text: str) -> tuple[str, str]:
+    pattern, sign, name = text.rpartition("=")
+    if not (pattern and sign and name):
+        raise typer.BadParameter(
+            f"{text!r} is no PATTERN=TYPE, such as ssm_out=q6_k", param_hint="--tensor-type"
+        )
+    return pattern, name
+
+
+def _notes(conversion: Conversion) -> list[str]:
+    plan = conversion.plan
+    return [
+        *plan.notes,
+        *(f"{row.name} is stored as {row.format.name}: {row.note}" for row in plan.rows if row.note),
+    ]
+
+
+def _summary(conversion: Conversion) -> dict[str, Any]:
+    plan = conversion.plan
+    return {
+        "model": conversion.source.checkpoint.path,
+        "architecture": plan.architecture,
+        "type": plan.recipe,
+        "tensors": len(plan.rows),
+        "weights": plan.elements,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "left_out": {left_out.source.name: left_out.reason for left_out in plan.left_out},
+        "notes": _notes(conversion),
+    }
+
+
+def _print_plan(conversion: Conversion, files: list[tuple[Path, int]], as_json: bool) -> None:
+    plan = conversion.plan
+    if as_json:
+        rows = [
+            {
+                "source": row.source.name,
+                "source_type": row.source.format.name,
+                "name": row.name,
+                "role": row.role,
+                "transform": row.transform.name,
+                "type": row.format.name,
+                "shape": row.shape,
+                "bytes": row.n_bytes,
+                "shard": row.shard,
+                "offset": row.offset,
+            }
+            for row in plan.rows
+        ]
+        print_json(
+            {"files": {str(file): n_bytes for file, n_bytes in files}, **_summary(conversion), "plan": rows}
+        )
+        return
+    print_table(
+        ("source", "name", "role", "transform", "type", "shape", "bytes"),
+        [
+            (
+                row.source.name,
+                row.name,
+                row.role,
+                row.transform.name or "-",
+                f"{row.source.format.name} → {row.format.name}"
+                if row.format != row.source.format
+                else row.format.name,
+                " × ".join(map(str, row.shape)),
+                f"{row.n_bytes:,}",
+            )
+            for row in plan.rows
+        ],
+        right=(5, 6),
+    )
+    for left_out in plan.left_out:
+        typer.echo(f"left out: {left_out.source.name} ({left_out.reason})")
+    for note in _notes(conversion):
+        typer.echo(f"note: {note}")
+    typer.echo(
+        f"\n{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
+        f"weight, {len(plan.metadata)} key-values"
+    )
+    for file, n_bytes in files:
+        typer.echo(f"{file}  {n_bytes:,} bytes ({size(n_bytes)})")

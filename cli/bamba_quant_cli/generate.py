@@ -1,0 +1,68 @@
+"""``bamba-quant generate``: continue a prompt by the reference forward pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+Examples:
+
+  bamba-quant generate ./Bamba-9B --prompt "The old mill" --max-tokens 40
+
+  bamba-quant generate bamba-9b-Q8_0.gguf --prompt "def f(" --temperature 0.8 --top-p 0.95 --seed 7
+"""
+
+
+def generate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint directory or a .gguf file.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 100,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest token, more draws more freely.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw among the likeliest tokens that reach this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    stop: Annotated[
+        list[int] | None,
+        typer.Option(metavar="ID", help="Stop at this token instead of the model's own. Repeatable."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="torch's name of the device.")] = "cpu",
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Take the tokenizer of this checkpoint instead.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when done.")] = False,
+) -> None:
+    """Continue a prompt with any model this tool reads; the text appears as it is made."""
+    from bamba_quant.running import open_model, torch_dtype
+    from bamba_reference.generate import Sampling
+    from bamba_reference.generate import generate as steps
+    from bamba_reference.torch_forward import load
+
+    sampling = Sampling(temperature, top_p, seed)
+    loaded, encoder = open_model(model, tokenizer)
+    ready = load(loaded.config, loaded.weights, dtype=torch_dtype(dtype), device=device)
+    ids = encoder.encode(prompt)
+    new: list[int] = []
+    shown = ""
+    if not as_json:
+        typer.echo(prompt, nl=False)
+    for token in steps(ready, ids, max_new_tokens=max_tokens, sampling=sampling, stop=stop or None):
+        new.append(token)
+        text = encoder.decode(ids + new)[len(encoder.decode(ids)) :]
+        # A letter of several tokens is shown when it is whole.
+        if not as_json and not text.endswith("\ufffd"):
+            typer.echo(text[len(shown) :], nl=False)
+            shown = text
+    if as_json:
+        typer.echo(
+            json.dumps({"model": str(model), "prompt": prompt, "text": encoder.decode(new), "tokens": new})
+        )
+    else:
+        typer.echo()

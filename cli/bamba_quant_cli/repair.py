@@ -1,0 +1,74 @@
+"""``bamba-quant repair``: puts the q and k rows of an existing Bamba GGUF where they belong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bamba_quant_cli.console import print_json, progress, size
+
+EXAMPLES = """
+Examples:
+
+  bamba-quant repair Bamba-9B-Q4_K_M.gguf
+
+  bamba-quant repair Bamba-9B-Q4_K_M.gguf --in-place
+"""
+
+
+def repair(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A Bamba GGUF made with llama.cpp's converter, in any quantization."
+        ),
+    ],
+    outfile: Annotated[
+        Path | None, typer.Option(help="File to write; by default the input's name with -repaired.")
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Replace the input, once the new file is whole.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a processor.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Repair the q/k row order that llama.cpp's converter gives to Bamba, without loss in any quantization.
+
+    The converter permutes whole heads for a rotary embedding that covers half of each, which costs about 7 % of
+    perplexity before any quantization. A file is recognised by its architecture, its partial rotary embedding
+    and the absence of bamba-quant's own key; any other is refused.
+    """
+    from bamba_quant.checkpoint.gguf_file import split_stem
+    from bamba_quant.errors import OutputError
+    from bamba_quant.repair import plan_repair
+    from bamba_quant.writers import write_gguf
+
+    if in_place and outfile is not None:
+        raise OutputError("--in-place and --outfile contradict each other", fix="give one of them")
+    checkpoint, plan = plan_repair(file)
+    stem = split_stem(file)
+    target = outfile or stem.with_name(f"{stem.name}{'' if in_place else '-repaired'}.gguf")
+    with progress(checkpoint.n_bytes, "repairing") as tell:
+        written = write_gguf(
+            plan,
+            target,
+            threads=threads,
+            overwrite=overwrite or in_place,
+            replace_input=in_place,
+            progress=tell,
+        )
+    moved = [row.name for row in plan.rows if row.transform.name]
+    n_bytes = sum(path.stat().st_size for path in written)
+    if as_json:
+        print_json({"files": written, "bytes": n_bytes, "repaired": moved})
+        return
+    for path in written:
+        typer.echo(path)
+    typer.echo(
+        f"{len(moved)} of {len(plan.rows)} tensors had their rows reordered, the others were copied; "
+        f"{size(n_bytes)}",
+        err=True,
+    )

@@ -1,0 +1,189 @@
+"""The command as users run it: output, exit codes, errors without tracebacks, help that is quick and has examples."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.embedded import embedded_model
+from tests.support.models import random_bamba, save_checkpoint
+from tests.test_repair import faulty
+
+COMMANDS = ("convert", "inspect", "repair", "generate", "perplexity", "demo")
+
+
+def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "bamba_quant_cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command: str) -> None:
+    text = run(command, "--help").stdout
+    assert "Examples" in text
+    assert f"bamba-quant {command}" in text
+
+
+def test_overview_names_every_command() -> None:
+    assert all(command in run("--help").stdout for command in COMMANDS)
+    assert run("--version").stdout.startswith("bamba-quant ")
+
+
+def test_nothing_heavy_is_imported_for_help() -> None:
+    heavy = ("torch", "numpy", "transformers", "gguf", "bamba_quant.convert")
+    code = f"import sys, bamba_quant_cli.app; print([name for name in sys.modules if name in {heavy}])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_convert_prints_the_file(tmp_path: Path) -> None:
+    target = tmp_path / "x.gguf"
+    done = run("convert", embedded_model(), "--outfile", target, "--outtype", "q8_0")
+    assert done.stdout.strip() == str(target)
+    assert "51 tensors" in done.stderr
+    again = run("convert", embedded_model(), "--outfile", target, code=2)
+    assert "exists already" in again.stderr
+    assert "--overwrite" in again.stderr
+    run("convert", embedded_model(), "--outfile", target, "--overwrite", "--threads", 1)
+
+
+def test_convert_as_json(tmp_path: Path) -> None:
+    target = tmp_path / "x.gguf"
+    result = json.loads(run("convert", embedded_model(), "--outfile", target, "--json").stdout)
+    assert result["files"] == [str(target)]
+    assert result["bytes"] == target.stat().st_size
+    assert result["weights"] == 4_215_880
+
+
+def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path: Path) -> None:
+    arguments = ("convert", embedded_model(), "--outfile", tmp_path / "x.gguf", "--dry-run")
+    text = run(*arguments).stdout
+    assert "model.layers.2.self_attn.q_proj.weight" in text
+    assert "rotary 32/64" in text
+    plan = json.loads(run(*arguments, "--json").stdout)
+    assert len(plan["plan"]) == plan["tensors"] == 51
+    assert {"source", "name", "role", "transform", "type", "shape", "bytes"} <= plan["plan"][0].keys()
+    assert list(tmp_path.iterdir()) == []
+    run(*arguments[:-1])
+    assert plan["files"] == {str(tmp_path / "x.gguf"): (tmp_path / "x.gguf").stat().st_size}
+
+
+def test_split_and_inspect(tmp_path: Path) -> None:
+    done = run("convert", embedded_model(), "--outfile", tmp_path / "x.gguf", "--split-max-size", "3M")
+    files = done.stdout.split()
+    assert [Path(file).name for file in files] == [
+        f"x-0000{i + 1}-of-0000{len(files)}.gguf" for i in range(len(files))
+    ]
+    assert len(files) > 2
+    text = run("inspect", files[0], "--tensors").stdout
+    assert "mmAm" in text
+    assert "blk.3.ssm_a" in text
+    assert json.loads(run("inspect", files[-1], "--json").stdout)["weights"] == 4_215_880
+
+
+def test_vocabulary_only_and_none(tmp_path: Path) -> None:
+    run("convert", embedded_model(), "--outfile", tmp_path / "v.gguf", "--vocab-only")
+    vocabulary = open_checkpoint(tmp_path / "v.gguf")
+    assert not vocabulary.tensors
+    assert len(vocabulary.metadata["tokenizer.ggml.tokens"].value) == 2048
+    run("convert", embedded_model(), "--outfile", tmp_path / "n.gguf", "--no-vocab")
+    assert open_checkpoint(tmp_path / "n.gguf").metadata["tokenizer.ggml.model"].value == "none"
+    run("convert", embedded_model(), "--outfile", tmp_path / "x.gguf", "--no-vocab", "--vocab-only", code=2)
+
+
+def test_a_model_without_tokenizer(tmp_path: Path) -> None:
+    directory = save_checkpoint(random_bamba(), tmp_path / "m")
+    done = run("convert", directory, "--outfile", tmp_path / "x.gguf", code=2)
+    assert "no tokenizer" in done.stderr
+    assert "--no-vocab" in done.stderr
+
+
+@pytest.mark.parametrize("size", ["4", "0G", "4T", "x"])
+def test_bad_sizes(size: str, tmp_path: Path) -> None:
+    done = run(
+        "convert", embedded_model(), "--outfile", tmp_path / "x.gguf", "--split-max-size", size, code=2
+    )
+    assert size in done.stderr
+
+
+def test_errors_name_file_and_tensor(tmp_path: Path) -> None:
+    directory = save_checkpoint(random_bamba(), tmp_path / "m")
+    state = load_file(directory / "model.safetensors")
+    state["model.layers.2.feed_forward.up_proj.weight"][3, 4] = torch.nan
+    save_file(state, directory / "model.safetensors")
+    done = run("convert", directory, "--no-vocab", "--outfile", tmp_path / "x.gguf", code=2)
+    assert "model.safetensors, tensor model.layers.2.feed_forward.up_proj.weight" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    done = run("convert", tmp_path / "nowhere", code=2)
+    assert "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
+)
+def test_an_interrupted_run_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    # Large enough to be caught at work.
+    directory = save_checkpoint(
+        random_bamba(vocab_size=600_000, hidden_size=64), tmp_path / "m", dtype="bfloat16"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-m", "bamba_quant_cli", "convert", str(directory), "--no-vocab", "--outtype", "f32",
+         "--outfile", str(tmp_path / "x.gguf"), "--threads", "1"], stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    child.send_signal(number)
+    child.wait(timeout=60)
+    assert child.returncode == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_names_that_mean_nothing(tmp_path: Path) -> None:
+    for name, complaint in (
+        ("x{foo}.gguf", "{ftype}"),
+        ("x{.gguf", "{ftype}"),
+        ("x-00001-of-00003.gguf", "--split-max-size"),
+        ("nowhere/", "does not exist"),
+        ("x" * 300, "too long"),
+    ):
+        done = run("convert", embedded_model(), "--outfile", f"{tmp_path}/{name}", code=2)
+        assert complaint in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_repair(tmp_path: Path) -> None:
+    directory = save_checkpoint(random_bamba(), tmp_path / "m")
+    wrong = faulty(directory, tmp_path / "wrong.gguf")
+    done = run("repair", wrong)
+    assert done.stdout.strip() == str(tmp_path / "wrong-repaired.gguf")
+    assert "2 of" in done.stderr
+    run("repair", wrong, "--in-place")
+    assert wrong.read_bytes() == (tmp_path / "wrong-repaired.gguf").read_bytes()
+    assert "right order" in run("repair", wrong, code=2).stderr
+    split = faulty(directory, tmp_path / "split.gguf", split_max_bytes=60_000)
+    run("repair", split, "--in-place")
+    assert "bamba_quant.repaired" in open_checkpoint(split).metadata
+    assert not list(tmp_path.glob("*repaired-*"))
+
+
+def test_demo(tmp_path: Path) -> None:
+    text = run("demo", "--out", tmp_path / "demo").stdout
+    for name in ("F32", "BF16", "Q8_0"):
+        assert f"bamba-mini-{name}.gguf" in text
+        assert (tmp_path / "demo" / f"bamba-mini-{name}.gguf").is_file()
