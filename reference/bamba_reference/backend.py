@@ -19,8 +19,8 @@ from bamba_reference import torch_ops
 class Backend:
     """Which function computes each operation.
 
-    ``linear`` receives the name of the tensor it multiplies by, so that calibration can watch what enters
-    each matrix and a quantized product can find its scales.
+    ``linear`` and ``head`` receive the name of the tensor they multiply by, so that calibration can watch
+    what enters each matrix and a quantized product can find its scales.
     """
 
     name: str

@@ -41,8 +41,15 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     parts = [
         part.contiguous().permute(0, 3, 1, 2) for part in flat.split(TERMS, dim=-1)
     ]  # (1, terms, 1, rows)
-    result = x.new_zeros(rows, len(weight)) if bias is None else bias.repeat(rows, 1)
+    result = x.new_empty(rows, len(weight))
     for tile, columns in zip(result.split(COLUMNS, dim=1), weight.split(COLUMNS), strict=True):
-        for part, terms in zip(parts, columns.split(TERMS, dim=1), strict=True):
-            tile += F.conv2d(part, terms[:, :, None, None])[0, :, 0].t()  # (rows, columns)
+        sums = (
+            F.conv2d(part, terms[:, :, None, None])[0, :, 0].t()  # (rows, columns)
+            for part, terms in zip(parts, columns.split(TERMS, dim=1), strict=True)
+        )
+        tile.copy_(next(sums))
+        for more in sums:
+            tile += more
+    if bias is not None:
+        result += bias
     return result.view(*x.shape[:-1], len(weight))

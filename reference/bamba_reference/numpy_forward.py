@@ -24,10 +24,12 @@ from bamba_reference.packing import Bools, InputError, Ints, check_tokens, layou
 from bamba_reference.tensors import (
     EMBEDDING,
     FINAL_NORM,
-    check_tensors,
+    check_names,
+    check_shape,
     head_name,
     layer_prefix,
     layer_tensors,
+    tensor_shapes,
 )
 
 Array = npt.NDArray[Any]
@@ -77,16 +79,23 @@ def forward(
     tokens = np.asarray(tokens, dtype=np.int64)  # (L,)
     if tokens.ndim != 1:
         raise InputError("tokens are not one sequence", found=f"shape {tokens.shape}", expected="shape (L,)")
-    check_tensors(config, weights)
+    check_names(config, weights)
     check_tokens(tokens, config.vocab_size)
     L, past = len(tokens), state.length if state else 0
     where = layout((1, L), past=past, position_ids=position_ids, seq_idx=seq_idx, cu_seq_lens=cu_seq_lens)
     fresh = None if where.fresh is None else where.fresh[0]
     before = state.layers if state else {}
-    x = np.asarray(weights[EMBEDDING], dtype)[tokens]  # (L, d)
+    shapes = tensor_shapes(config)
+
+    def read(name: str) -> Array:
+        array = np.asarray(weights[name], dtype)
+        check_shape(name, array.shape, shapes[name])
+        return array
+
+    x = read(EMBEDDING)[tokens]  # (L, d)
     trace = [x]
     for i, kind in enumerate(config.layer_types):
-        w = {name: np.asarray(weights[layer_prefix(i) + name], dtype) for name in layer_tensors(config, i)}
+        w = {name: read(layer_prefix(i) + name) for name in layer_tensors(config, i)}
         u = rms_norm(x, w["input_layernorm.weight"], config.rms_norm_eps)  # (L, d)
         if kind == "mamba":
             mixed, after = mixer(config, w, u, before.get(i), fresh, scan, chunk)
@@ -99,8 +108,8 @@ def forward(
             state.layers[i] = after
     if state:
         state.length = past + L
-    x = rms_norm(x[-logits_to_keep:], np.asarray(weights[FINAL_NORM], dtype), config.rms_norm_eps)
-    logits = product(x, np.asarray(weights[head_name(config)], dtype))  # (kept, V)
+    x = rms_norm(x[-logits_to_keep:], read(FINAL_NORM), config.rms_norm_eps)
+    logits = product(x, read(head_name(config)))  # (kept, V)
     return NumpyOutput(logits=logits, hidden_states=tuple(trace) if hidden_states else None)
 
 

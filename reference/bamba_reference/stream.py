@@ -27,7 +27,14 @@ from bamba_reference.tensors import (
     layer_tensors,
     tensor_shapes,
 )
-from bamba_reference.torch_forward import Model, default_chunk, layer, prepare, to_tensor
+from bamba_reference.torch_forward import (
+    Model,
+    default_chunk,
+    layer,
+    prepare,
+    stored_dtype,
+    to_tensor,
+)
 
 # Tokens that go through a layer together, and whose logits exist together.
 _LAYER_TOKENS = 2048
@@ -98,7 +105,7 @@ def logit_blocks(
             for start in range(0, config.vocab_size, _HEAD_ROWS):
                 # Read anew each time, so that a table mapped from a file is let go with its rows.
                 rows = source[name][start : start + _HEAD_ROWS]
-                parts.append(backend.head(some, to_tensor(rows, some.dtype, some.device)))
+                parts.append(backend.head(some, to_tensor(rows, some.dtype, some.device), name))
             logits = torch.cat(parts, dim=-1)
         yield logits
 
@@ -115,7 +122,7 @@ def _part(
     """A model of which only these tensors are loaded."""
     shapes, weights = tensor_shapes(config), {}
     for name in names:
-        weights[name] = to_tensor(source[name], dtype, device)
+        weights[name] = to_tensor(source[name], stored_dtype(name, dtype), device)
         check_shape(name, weights[name].shape, shapes[name])
     return Model(config, weights, dtype, device, backend, chunk or default_chunk(device))
 

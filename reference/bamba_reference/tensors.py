@@ -6,8 +6,7 @@ The names are those of transformers' ``BambaForCausalLM``; a tied model has no `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from bamba_reference.config import Config
 from bamba_reference.errors import BambaQuantError
@@ -100,13 +99,6 @@ def check_shape(name: str, found: Iterable[int], expected: Shape) -> None:
             expected=expected,
             fix="correct config.json, or use the checkpoint it belongs to",
         )
-
-
-def check_tensors(config: Config, weights: Mapping[str, Any]) -> None:
-    """Raise ``TensorError`` unless ``weights`` holds the model's tensors, all of them, in their shapes."""
-    check_names(config, weights)
-    for name, shape in tensor_shapes(config).items():
-        check_shape(name, weights[name].shape, shape)
 
 
 def _linear(name: str, rows: int, columns: int, bias: bool) -> Iterator[tuple[str, Shape]]:

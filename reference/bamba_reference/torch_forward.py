@@ -39,9 +39,10 @@ Linear = Callable[[str, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Model:
-    """A configuration with its weights as tensors by Hugging Face name, all of one dtype on one device.
+    """A configuration with its weights as tensors by Hugging Face name, on one device.
 
-    ``chunk`` is the scan's, chosen for the device and not the checkpoint's: chunking is exact.
+    ``dtype`` is that of the matrices and of the activations; ``stored_dtype`` has each tensor's. ``chunk`` is
+    the scan's, chosen for the device and not the checkpoint's: chunking is exact.
     """
 
     config: Config
@@ -54,10 +55,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Output:
-    """``logits`` (B, kept, V), float32 at least; ``hidden_states`` (B, L, d): before each layer, after the
-    last.
+    """What a pass gives: ``logits`` (B, kept, V), float32 at least.
 
-    ``last_hidden`` (B, L, d) is the last of them after the final norm, which the head multiplies.
+    ``hidden_states``, each (B, L, d), stand before every layer and after the last; ``last_hidden`` is the
+    last of them after the final norm, which the head multiplies.
     """
 
     logits: Tensor
@@ -78,7 +79,7 @@ class Sequences:
 
 
 def default_chunk(device: torch.device) -> int:
-    """32 on a CPU, where it is fastest (measured); 64 elsewhere."""
+    """32 on a CPU, where it was the fastest measured; 64 elsewhere, for fewer and larger operations."""
     return 32 if device.type == "cpu" else 64
 
 
@@ -91,7 +92,7 @@ def load(
     backend: Backend = TORCH,
     chunk: int | None = None,
 ) -> Model:
-    """Bring weights, numpy arrays or tensors of any float dtype, to one dtype and device.
+    """Bring weights, numpy arrays or tensors of any float dtype, to their dtypes and one device.
 
     Raises ``TensorError`` where they do not fit the configuration. Tensors already right are shared, not
     copied, so that gradients reach them.
@@ -100,9 +101,21 @@ def load(
     device = torch.device(device)
     tensors = {}
     for name, shape in tensor_shapes(config).items():
-        tensors[name] = to_tensor(weights[name], dtype, device)
+        tensors[name] = to_tensor(weights[name], stored_dtype(name, dtype), device)
         check_shape(name, tensors[name].shape, shape)
     return Model(config, tensors, dtype, device, backend, chunk or default_chunk(device))
+
+
+def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a model of ``dtype`` holds a tensor: wide for what only enters wide arithmetic.
+
+    These are the norms, the convolution and dt_bias, A_log and D, whose rounding would be of no use.
+    """
+    return (
+        wide(dtype)
+        if name.endswith(("norm.weight", "dt_bias", "A_log", "mamba.D")) or "conv1d" in name
+        else dtype
+    )
 
 
 def to_tensor(array: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -273,7 +286,8 @@ def attention(
 
 def head(model: Model, x: Tensor) -> Tensor:
     """Logits (…, V), wide, of final hidden states x (…, d)."""
-    return model.backend.head(x, model.weights[head_name(model.config)])
+    name = head_name(model.config)
+    return model.backend.head(x, model.weights[name], name)
 
 
 def _host(values: Any) -> Any:

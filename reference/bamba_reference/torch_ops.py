@@ -230,11 +230,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def head(x: Tensor, weight: Tensor) -> Tensor:
+def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
     """Logits (…, V), wide, of x (…, d) by weight (V, d): a block of the vocabulary at a time.
 
     Rounding logits to bfloat16 alone would cost a divergence of 3e-4 to 5e-4.
     """
     x = x.to(wide(x.dtype))
-    blocks = [linear(x, rows.to(x.dtype), None, "head") for rows in weight.split(_HEAD_ROWS)]
+    blocks = [linear(x, rows.to(x.dtype), None, name) for rows in weight.split(_HEAD_ROWS)]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)

@@ -50,10 +50,16 @@ def test_trained_models(name: str) -> None:
     for logits in (numpy_logits(case, tokens), torch_logits(case, tokens)):
         assert relative_error(logits, oracle) <= TOLERANCE
         assert relative_error(logits, truth) <= relative_error(oracle, truth)
-    half = torch_logits(case, tokens, torch.bfloat16)
-    rounded = {k: torch.from_numpy(v).bfloat16().float().numpy() for k, v in case.weights.items()}
-    truth = numpy_logits(dataclasses.replace(case, weights=rounded), tokens, np.float64)
-    assert relative_error(half, truth) <= relative_error(oracle_logits(case, tokens, torch.bfloat16), truth)
+    assert_bfloat16_is_no_worse(case, tokens)
+
+
+def assert_bfloat16_is_no_worse(case: Case, tokens: np.ndarray) -> None:
+    """Of the same weights, rounded to bfloat16 first: what is compared is the arithmetic."""
+    weights = {k: torch.from_numpy(v).bfloat16().float().numpy() for k, v in case.weights.items()}
+    rounded = dataclasses.replace(case, weights=weights)
+    truth = numpy_logits(rounded, tokens, np.float64)
+    found = relative_error(torch_logits(rounded, tokens, torch.bfloat16), truth)
+    assert found <= relative_error(oracle_logits(case, tokens, torch.bfloat16), truth)
 
 
 def test_rounding_errors_of_random_models_are_no_larger() -> None:
@@ -75,11 +81,7 @@ def test_rounding_errors_of_random_models_are_no_larger() -> None:
 @pytest.mark.parametrize("name", RANDOM)
 def test_bfloat16_is_no_worse_than_transformers(name: str) -> None:
     case = random_case(name)
-    tokens = random_tokens(case, 300)
-    rounded = {k: torch.from_numpy(v).bfloat16().float().numpy() for k, v in case.weights.items()}
-    truth = numpy_logits(dataclasses.replace(case, weights=rounded), tokens, np.float64)
-    found = relative_error(torch_logits(case, tokens, torch.bfloat16), truth)
-    assert found <= relative_error(oracle_logits(case, tokens, torch.bfloat16), truth)
+    assert_bfloat16_is_no_worse(case, random_tokens(case, 300))
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -122,8 +124,11 @@ def test_logits_to_keep() -> None:
     assert relative_error(kept, whole[0, -3:]) <= TOLERANCE
 
 
-def test_logits_are_float32_in_every_dtype() -> None:
+def test_logits_and_what_enters_wide_arithmetic_are_float32_in_every_dtype() -> None:
     case = random_case("plain")
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         model = torch_forward.load(case.config, case.weights, dtype=dtype)
+        for name, weight in model.weights.items():
+            small = "norm" in name or name.rsplit(".", 1)[-1] in ("A_log", "D", "dt_bias") or "conv1d" in name
+            assert weight.dtype == (torch.float32 if small else dtype), name
         assert torch_forward.forward(model, [[1, 2, 3]]).logits.dtype == torch.float32

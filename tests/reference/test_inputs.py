@@ -13,7 +13,7 @@ import torch
 
 from bamba_reference import numpy_forward, torch_forward
 from bamba_reference.packing import InputError, layout
-from bamba_reference.tensors import TensorError, check_tensors, tensor_shapes
+from bamba_reference.tensors import TensorError, check_names, tensor_shapes
 from tests.reference.cases import RANDOM, random_case
 
 
@@ -21,7 +21,7 @@ from tests.reference.cases import RANDOM, random_case
 def test_tensor_names_and_shapes_are_transformers(name: str) -> None:
     case = random_case(name)
     assert tensor_shapes(case.config) == {k: v.shape for k, v in case.weights.items()}
-    check_tensors(case.config, case.weights)
+    check_names(case.config, case.weights)
 
 
 def test_tensors_that_do_not_fit() -> None:
@@ -80,6 +80,16 @@ def test_inputs_that_contradict_themselves(case: str) -> None:
     said, message = BAD[case]
     with pytest.raises(InputError, match=message):
         layout((2, 4), **said)
+
+
+def test_positions() -> None:
+    mask = [[0, 0, 1, 1], [1, 1, 1, 1]]
+    padded = layout((2, 4), attention_mask=mask)
+    assert padded.positions.tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]] and padded.starts.tolist() == [2, 0]
+    later = layout((2, 1), past=4, starts=padded.starts)
+    assert later.positions.tolist() == [[2], [4]] and later.real is None
+    assert layout((1, 5), seq_idx=[3, 3, 3, 1, 1]).positions.tolist() == [[0, 1, 2, 0, 1]]
+    assert layout((1, 3), position_ids=[7, 8, 9]).fresh is None
 
 
 def test_borders_must_rise_to_the_end() -> None:
