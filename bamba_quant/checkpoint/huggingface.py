@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
+from bamba_quant.checkpoint.json_file import read_json
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
 from bamba_quant.errors import CheckpointError, listed
+
+__all__ = ["read_huggingface", "read_json"]
 
 ReadFile = Callable[[Path], dict[str, StoredTensor]]
 
@@ -46,19 +47,6 @@ def read_huggingface(directory: Path) -> Checkpoint:
         found=", ".join(sorted(entry.name for entry in directory.iterdir())[:12]) or "an empty directory",
         expected="model.safetensors, its shards with model.safetensors.index.json, or pytorch_model.bin",
     )
-
-
-def read_json(file: Path, purpose: str) -> dict[str, Any]:
-    """A JSON object. Raises ``CheckpointError`` when the file is missing or is anything else."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file.name} is missing", where=file.parent, expected=purpose) from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise CheckpointError(f"{file.name} cannot be read as JSON", where=file, found=str(error)) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file.name} holds no JSON object", where=file, found=type(value).__name__)
-    return value
 
 
 def _indexed(index: Path, read: ReadFile) -> dict[str, StoredTensor]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from bamba_quant.checkpoint.base import StoredTensor
+from bamba_quant.checkpoint.json_file import parse_json
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats import format_named
 
@@ -40,26 +40,12 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
                     expected="8 bytes of header length, the header, then the weights",
                     fix="fetch the file again (a Git LFS pointer is a small text file that stands for it)",
                 )
-            header = json.loads(stream.read(length))
+            header = stream.read(length)
     except OSError as error:
         raise CheckpointError(
             "a file of the checkpoint cannot be read", where=file, found=error.strerror
         ) from error
-    except ValueError as error:
-        raise CheckpointError(
-            "the header of a safetensors file is no JSON",
-            where=file,
-            found=str(error),
-            fix="fetch the file again",
-        ) from error
-    if not isinstance(header, dict):
-        raise CheckpointError(
-            "the header of a safetensors file is no JSON object",
-            where=file,
-            found=type(header).__name__,
-            fix="fetch the file again",
-        )
-    return header, 8 + length, size
+    return parse_json(header, f"{file}, its header"), 8 + length, size
 
 
 def _tensor(file: Path, name: str, entry: Any, data_start: int, size: int) -> StoredTensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.checkpoint.huggingface import read_json
+from bamba_quant.checkpoint.json_file import read_json
 from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids, tokenizer_config
 from bamba_quant.tokenizers.vocabulary import Vocabulary, laid_out

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.checkpoint.huggingface import read_json
+from bamba_quant.checkpoint.json_file import read_json
 from bamba_quant.errors import TokenizerError
 
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
