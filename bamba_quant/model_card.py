@@ -58,12 +58,18 @@ def _licence(key: str, value: Any, where: Path | None) -> str | None:
 def _models(key: str, value: Any, where: Path | None) -> list[str | dict[str, str]] | None:
     """Models or data sets: names, or objects that say more."""
     listed = value if isinstance(value, list) else [value]
-    return [
-        {part: text(f"{key}.{part}", found, where) for part, found in entry.items() if part in _ABOUT}
-        if isinstance(entry, dict)
-        else text(key, entry, where)
-        for entry in listed
-    ] or None
+    found: list[str | dict[str, str]] = []
+    for entry in listed:
+        if not isinstance(entry, dict):
+            found.append(text(key, entry, where))
+            continue
+        parts = {
+            part: text(f"{key}.{part}", entry[part], where) for part in _ABOUT if entry.get(part) is not None
+        }
+        if not parts:
+            raise _wrong(key, entry, where, "an object with some of " + ", ".join(_ABOUT))
+        found.append(parts)
+    return found or None
 
 
 def _described(key: str, value: Any, where: Path | None) -> list[dict[str, str]] | None:
