@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import yaml
-from gguf import GGUFValueType, GGUFWriter, Keys, Metadata, naming_convention
+from gguf import GGUFValueType, GGUFWriter, Metadata, naming_convention
 from gguf.gguf_writer import GGUFValue
 
 from bamba_quant.checkpoint.gguf_values import Value, string
+from bamba_quant.checkpoint.json_file import read_json
 from bamba_quant.errors import PlanError
+from bamba_quant.model_card import read_card, read_overrides, read_sampling, text
+
+# huggingface_hub keeps a model at models--ORGANIZATION--NAME/snapshots/COMMIT.
+_CACHED = re.compile(r"/models--(?P<organization>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+$")
 
 
 @dataclass(frozen=True)
@@ -42,26 +48,46 @@ def read_general(
 ) -> General:
     """Who made the model, under what licence, how large it is.
 
-    gguf-py's own heuristics read the directory; ``overrides`` is a JSON object of ``general.*`` keys. Raises
-    ``PlanError`` for overrides that are no such object and for a model card whose front matter is no YAML.
+    gguf-py's own heuristics work on what the module ``model_card`` has checked; ``overrides`` is a JSON object of
+    ``general.*`` keys, of which null takes a key away. Raises ``PlanError`` naming file and key for values that
+    have no place in a GGUF.
     """
-    _check_overrides(overrides)
-    logging.getLogger("gguf").setLevel(logging.ERROR)
-    try:
-        metadata = Metadata.load(overrides, directory, model_name, elements)
-    except yaml.YAMLError as error:
-        raise PlanError(
-            "the model card's front matter is no YAML",
-            where=directory / "README.md",
-            found=str(error),
-            fix="correct it, or move README.md away",
-        ) from error
+    # It complains of what is checked and named here.
+    logging.getLogger("metadata").setLevel(logging.CRITICAL)
+    place = Path(os.path.abspath(directory))  # noqa: PTH100 - a link keeps its own name
+    cached = _CACHED.search(place.as_posix())
+    card = read_card(directory / "README.md")
+    metadata = Metadata.apply_metadata_heuristic(
+        Metadata(),
+        card,
+        _named(directory / "config.json", cached),
+        Path(cached["name"]) if cached else place,
+        elements,
+    )
+    for attribute, value in (
+        read_sampling(directory / "generation_config.json") | read_overrides(overrides)
+    ).items():
+        setattr(metadata, attribute, value)
+    if model_name is not None:
+        metadata.name = text("--model-name", model_name, None)
     if metadata.name is None:
-        metadata.name = directory.resolve().name
+        metadata.name = place.name
+    if not metadata.name.strip():
+        raise PlanError("the model has no name", where=directory, fix="name it with --model-name")
     recorder = GGUFWriter(None, architecture)
     recorder.add_type("model")
     metadata.set_gguf_meta_model(recorder)
     return General({key: _typed(value) for key, value in recorder.kv_data[0].items()}, metadata)
+
+
+def _named(file: Path, cached: re.Match[str] | None) -> dict[str, Any]:
+    """What config.json says of the model's name, else what the Hugging Face cache calls its directory."""
+    name = read_json(file, "config.json is what says which model this is").get("_name_or_path") or None
+    if name is not None:
+        name = text("_name_or_path", name, file)
+    if cached and (name is None or name.count("/") > 1):
+        name = f"{cached['organization']}/{cached['name']}"
+    return {} if name is None else {"_name_or_path": name}
 
 
 def _typed(recorded: GGUFValue) -> Value:
@@ -79,24 +105,3 @@ def tool_version_key() -> dict[str, Value]:
 
 
 TOOL_VERSION = "bamba_quant.version"
-
-
-def _check_overrides(file: Path | None) -> None:
-    if file is None:
-        return
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlanError("the metadata file cannot be read as JSON", where=file, found=str(error)) from error
-    known = {
-        value for name, value in vars(Keys.General).items() if not name.startswith("_") and "{" not in value
-    }
-    known |= {"general.base_models", "general.datasets"}
-    if not isinstance(values, dict) or not values.keys() <= known:
-        unknown = sorted(values.keys() - known) if isinstance(values, dict) else [type(values).__name__]
-        raise PlanError(
-            "the metadata file has keys that mean nothing",
-            where=file,
-            found=", ".join(unknown),
-            expected="an object with keys among " + ", ".join(sorted(known)),
-        )

@@ -41,19 +41,21 @@ class Source:
         )
 
 
-def open_source(path: str | Path, *, ignore_config_keys: Collection[str] = ()) -> Source:
+def open_source(
+    path: str | Path, *, ignore_config_keys: Collection[str] = (), weights: bool = True
+) -> Source:
     """The model at ``path``, a Hugging Face directory or a GGUF file; reads headers only.
 
-    Raises a ``BambaQuantError`` for an architecture that is not supported and for tensors that do not fit their
+    Without ``weights`` a directory needs none: its source has a configuration and no tensor. Raises a
+    ``BambaQuantError`` for an architecture that is not supported and for tensors that do not fit their
     configuration.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, weights=weights)
     if checkpoint.kind == "huggingface":
         architecture = architecture_of(checkpoint.metadata)
         config = Config.from_hf(checkpoint.metadata, ignore=ignore_config_keys)
-        return Source(
-            checkpoint, architecture, config, _match_huggingface(checkpoint, architecture.tensors(config))
-        )
+        rules = architecture.tensors(config) if weights else ()
+        return Source(checkpoint, architecture, config, _match_huggingface(checkpoint, rules))
     architecture = architecture_of_gguf(checkpoint.metadata)
     config = architecture.config_of_gguf(checkpoint.metadata, checkpoint.tensors)
     return Source(checkpoint, architecture, config, _match_gguf(checkpoint, architecture.tensors(config)))

@@ -157,6 +157,9 @@ def _gguf_metadata(config: Config) -> Metadata:
     }
 
 
+_LLAMA_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp's src/llama-hparams.h
+
+
 def _check_gguf(config: Config) -> None:
     """What llama.cpp's graph for ``granitehybrid`` has no place for. Raises ``ArchitectureError``."""
     low, high = config.time_step_limit
@@ -167,6 +170,12 @@ def _check_gguf(config: Config) -> None:
             config.mamba_conv_bias,
             config.mamba_conv_bias,
             "true (its graph adds the bias unasked)",
+        ),
+        (
+            "num_hidden_layers",
+            config.num_hidden_layers,
+            config.num_hidden_layers <= _LLAMA_MAX_LAYERS,
+            f"at most {_LLAMA_MAX_LAYERS}",
         ),
         ("mamba_proj_bias", config.mamba_proj_bias, not config.mamba_proj_bias, "false"),
         ("time_step_limit", [low, high], low <= 0 and math.isinf(high), "[0, Infinity]: no limit"),

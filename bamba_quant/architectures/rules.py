@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -114,15 +115,24 @@ def architecture_of(hf_config: Mapping[str, Any]) -> Architecture:
 
     Raises ``ArchitectureError`` listing what is supported.
     """
-    classes = hf_config.get("architectures") or []
+    classes, model_type = hf_config.get("architectures"), hf_config.get("model_type")
+    if classes is None:
+        classes = []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ArchitectureError(
+            "the configuration's architectures is no list of names",
+            where="config.json",
+            found=reprlib.repr(classes),
+            expected="a list of one name, or null",
+        )
     for architecture in _registry.values():
         if set(classes) & set(architecture.hf_architectures):
             return architecture
-    if not classes and hf_config.get("model_type") in _registry:
-        return _registry[hf_config["model_type"]]
+    if not classes and isinstance(model_type, str) and model_type in _registry:
+        return _registry[model_type]
     raise ArchitectureError(
         "this model's architecture is not supported",
-        found=", ".join(classes) or f"model_type {hf_config.get('model_type')!r} and no architectures",
+        found=", ".join(classes) or f"model_type {reprlib.repr(model_type)} and no architectures",
         expected=", ".join(name for known in _registry.values() for name in known.hf_architectures),
     )
 

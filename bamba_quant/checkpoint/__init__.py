@@ -10,14 +10,15 @@ from bamba_quant.errors import CheckpointError
 __all__ = ["Checkpoint", "RawReader", "StoredTensor", "open_checkpoint", "read_tensor"]
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
     """The model at ``path``: a Hugging Face directory, or a GGUF file. Reads headers only.
 
-    Raises ``CheckpointError`` when there is nothing, or nothing of these kinds.
+    Without ``weights`` a directory may lack them, and none are looked for. Raises ``CheckpointError`` when there
+    is nothing, or nothing of these kinds.
     """
     path = Path(path)
     if path.is_dir():
-        return read_huggingface(path)
+        return read_huggingface(path, weights=weights)
     if path.is_file():
         return read_gguf(path)
     raise CheckpointError(

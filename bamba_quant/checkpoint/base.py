@@ -99,12 +99,19 @@ class RawReader:
         return self._descriptors[file]
 
     def read_into(self, file: Path, offset: int, buffer: U8) -> None:
-        """Fill ``buffer`` from ``offset``. Raises ``CheckpointError`` when the file ends before it is full."""
+        """Fill ``buffer`` from ``offset``. Raises ``CheckpointError`` when that fails or the file ends first."""
         descriptor = self.open(file)
         view = buffer.data
         done = 0
         while done < len(view):
-            count = os.preadv(descriptor, [view[done:]], offset + done)
+            try:
+                count = os.preadv(descriptor, [view[done:]], offset + done)
+            except OSError as error:
+                raise CheckpointError(
+                    "a file of the checkpoint cannot be read",
+                    where=f"{file}, byte {offset + done}",
+                    found=error.strerror,
+                ) from error
             if count == 0:
                 raise CheckpointError(
                     "a file of the checkpoint ends too early",

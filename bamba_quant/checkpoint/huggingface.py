@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
+from bamba_quant.checkpoint.json_file import read_json, required
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
 from bamba_quant.errors import CheckpointError, listed
 
+__all__ = ["read_huggingface", "read_json"]
+
 ReadFile = Callable[[Path], dict[str, StoredTensor]]
 
-# Looked for in this order, as transformers does: safetensors before pickles, an index before single files.
-_LAYOUTS: tuple[tuple[str, str, ReadFile], ...] = (
-    ("model.safetensors.index.json", "model*.safetensors", read_safetensors),
-    ("pytorch_model.bin.index.json", "pytorch_model*.bin", read_torch_file),
+# Index, single file, pattern of all: safetensors before pickles, as transformers looks for them.
+_LAYOUTS: tuple[tuple[str, str, str, ReadFile], ...] = (
+    ("model.safetensors.index.json", "model.safetensors", "model*.safetensors", read_safetensors),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin", read_torch_file),
 )
+_MOST_NAME = 255  # bytes of a file name, on every file system in use
 
 
-def read_huggingface(directory: Path) -> Checkpoint:
-    """The checkpoint in ``directory``, headers only.
+def read_huggingface(directory: Path, *, weights: bool = True) -> Checkpoint:
+    """The checkpoint in ``directory``, headers only; without ``weights`` its configuration alone.
 
     Raises ``CheckpointError`` for a missing configuration or weights, an index that names a missing shard or
-    tensor, and a shard holding tensors the index does not know.
+    tensor, a shard holding tensors the index does not know, and two copies of the weights side by side.
     """
     config = read_json(directory / "config.json", "config.json is what says which model this is")
-    for index_name, pattern, read in _LAYOUTS:
+    if not weights:
+        return Checkpoint(directory, "huggingface", config, {})
+    for index_name, single_name, pattern, read in _LAYOUTS:
         index = directory / index_name
         if index.is_file():
-            tensors = _indexed(index, read)
+            tensors = _indexed(index, single_name, read)
         elif files := sorted(directory.glob(pattern)):
             tensors = _merged(files, read)
         else:
@@ -48,33 +53,37 @@ def read_huggingface(directory: Path) -> Checkpoint:
     )
 
 
-def read_json(file: Path, purpose: str) -> dict[str, Any]:
-    """A JSON object. Raises ``CheckpointError`` when the file is missing or is anything else."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file.name} is missing", where=file.parent, expected=purpose) from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise CheckpointError(f"{file.name} cannot be read as JSON", where=file, found=str(error)) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file.name} holds no JSON object", where=file, found=type(value).__name__)
-    return value
-
-
-def _indexed(index: Path, read: ReadFile) -> dict[str, StoredTensor]:
-    weight_map = read_json(index, "the index of the shards").get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError("the index has no weight_map", where=index)
-    missing = sorted({name for name in weight_map.values() if not (index.parent / name).is_file()})
+def _indexed(index: Path, single_name: str, read: ReadFile) -> dict[str, StoredTensor]:
+    weight_map = required(
+        read_json(index, "the index of the shards"), "weight_map", dict, index, CheckpointError
+    )
+    for name, shard_name in weight_map.items():
+        if not isinstance(shard_name, str) or not _is_file_name(shard_name):
+            raise CheckpointError(
+                "the index places a tensor in something that is no file of its directory",
+                where=f"{index}, tensor {name}",
+                found=reprlib.repr(shard_name),
+                expected="a file name without a path",
+            )
+    shards = set(weight_map.values())
+    if single_name not in shards and (index.parent / single_name).is_file():
+        raise CheckpointError(
+            "the directory holds two copies of the weights: transformers reads the single file, others the shards",
+            where=index.parent,
+            found=f"{single_name} and {index.name}",
+            expected="one of them",
+            fix="move the one that is not wanted away",
+        )
+    missing = sorted(name for name in shards if not (index.parent / name).is_file())
     if missing:
         raise CheckpointError(
             "the index names shards that are not there",
             where=index,
-            found=", ".join(missing),
+            found=listed(missing),
             fix="fetch the missing files",
         )
     tensors: dict[str, StoredTensor] = {}
-    for file_name in sorted(set(weight_map.values())):
+    for file_name in sorted(shards):
         shard = read(index.parent / file_name)
         promised = {name for name, file in weight_map.items() if file == file_name}
         for complaint, names in (
@@ -90,6 +99,10 @@ def _indexed(index: Path, read: ReadFile) -> dict[str, StoredTensor]:
                 )
         tensors |= shard
     return tensors
+
+
+def _is_file_name(name: str) -> bool:
+    return Path(name).name == name and "\0" not in name and len(name.encode()) <= _MOST_NAME
 
 
 def _merged(files: list[Path], read: ReadFile) -> dict[str, StoredTensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
+import reprlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from bamba_quant.checkpoint.base import StoredTensor
+from bamba_quant.checkpoint.json_file import parse_json
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats import format_named
 
@@ -19,11 +20,12 @@ _MAX_HEADER = 100_000_000  # the specification's own limit
 def read_safetensors(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file by name. Raises ``CheckpointError`` for a file that is truncated or no safetensors."""
     header, data_start, size = _header(file)
-    tensors: dict[str, StoredTensor] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        tensors[name] = _tensor(file, name, entry, data_start, size)
+    tensors = {
+        name: _tensor(file, name, entry, data_start, size)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    _check_tiling(file, tensors, data_start, size)
     return tensors
 
 
@@ -40,40 +42,26 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
                     expected="8 bytes of header length, the header, then the weights",
                     fix="fetch the file again (a Git LFS pointer is a small text file that stands for it)",
                 )
-            header = json.loads(stream.read(length))
+            header = stream.read(length)
     except OSError as error:
         raise CheckpointError(
             "a file of the checkpoint cannot be read", where=file, found=error.strerror
         ) from error
-    except ValueError as error:
-        raise CheckpointError(
-            "the header of a safetensors file is no JSON",
-            where=file,
-            found=str(error),
-            fix="fetch the file again",
-        ) from error
-    if not isinstance(header, dict):
-        raise CheckpointError(
-            "the header of a safetensors file is no JSON object",
-            where=file,
-            found=type(header).__name__,
-            fix="fetch the file again",
-        )
-    return header, 8 + length, size
+    return parse_json(header, f"{file}, its header"), 8 + length, size
 
 
 def _tensor(file: Path, name: str, entry: Any, data_start: int, size: int) -> StoredTensor:
     where = f"{file}, tensor {name}"
-    try:
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        begin, end = (int(n) for n in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not (isinstance(dtype, str) and _counts(shape) and _counts(offsets) and len(offsets) == 2):
         raise CheckpointError(
             "a tensor's entry in a safetensors header is malformed",
             where=where,
-            found=entry,
-            expected="dtype, shape and data_offsets",
-        ) from error
+            found=reprlib.repr(entry),
+            expected="dtype (a name), shape and data_offsets (whole numbers from 0 on)",
+        )
+    begin, end = offsets
     if dtype not in DTYPES:
         raise CheckpointError(
             "a tensor has a dtype that weights cannot be read from",
@@ -82,7 +70,7 @@ def _tensor(file: Path, name: str, entry: Any, data_start: int, size: int) -> St
             expected=", ".join(DTYPES),
             fix="give the unquantized checkpoint (bf16, f16 or f32)",
         )
-    tensor = StoredTensor(name, shape, format_named(DTYPES[dtype]), file, data_start + begin)
+    tensor = StoredTensor(name, tuple(shape), format_named(DTYPES[dtype]), file, data_start + begin)
     if end - begin != tensor.n_bytes:
         raise CheckpointError(
             "a tensor's byte range does not fit its shape",
@@ -99,3 +87,30 @@ def _tensor(file: Path, name: str, entry: Any, data_start: int, size: int) -> St
             fix="fetch the file again",
         )
     return tensor
+
+
+def _counts(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+
+
+def _check_tiling(file: Path, tensors: dict[str, StoredTensor], data_start: int, size: int) -> None:
+    """The specification's rule: tensors lie end to end, without a gap or an overlap, up to the end of the file."""
+    position, before = data_start, "the header"
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.n_bytes)):
+        if tensor.offset != position:
+            raise CheckpointError(
+                "tensors of a safetensors file leave a gap or overlap",
+                where=f"{file}, tensor {tensor.name}",
+                found=f"begins at byte {tensor.offset - data_start} of the data",
+                expected=f"{position - data_start}, where {before} ends",
+                fix="fetch the file again, or write it again with the safetensors library",
+            )
+        position, before = tensor.offset + tensor.n_bytes, tensor.name
+    if position != size:
+        raise CheckpointError(
+            "a safetensors file has bytes behind its last tensor",
+            where=file,
+            found=f"{size} bytes",
+            expected=f"{position}, where {before} ends",
+            fix="fetch the file again, or write it again with the safetensors library",
+        )

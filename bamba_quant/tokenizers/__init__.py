@@ -4,6 +4,7 @@ from pathlib import Path
 
 from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers.byte_level_bpe import read_byte_level_bpe
+from bamba_quant.tokenizers.files import tokenizer_file
 from bamba_quant.tokenizers.sentencepiece_model import read_sentencepiece
 from bamba_quant.tokenizers.vocabulary import Vocabulary
 
@@ -16,19 +17,13 @@ def read_vocabulary(directory: Path, vocab_size: int, pre: str | None = None) ->
     A SentencePiece tokenizer.model goes before a tokenizer.json made from it. ``pre`` overrides the recognition
     of a byte-level pre-tokenizer. Raises ``TokenizerError`` when there is none or llama.cpp cannot follow it.
     """
-    if (directory / "tokenizer.model").is_file():
-        if pre is not None:
-            raise TokenizerError(
-                "--pre is for byte-level BPE, and this tokenizer is SentencePiece",
-                where=directory / "tokenizer.model",
-                fix="leave --pre out",
-            )
-        return read_sentencepiece(directory / "tokenizer.model", vocab_size)
-    if (directory / "tokenizer.json").is_file():
-        return read_byte_level_bpe(directory / "tokenizer.json", vocab_size, pre)
-    raise TokenizerError(
-        "the directory has no tokenizer",
-        where=directory,
-        expected="tokenizer.json or tokenizer.model",
-        fix="copy the tokenizer's files there, or write the file without a vocabulary: --no-vocab",
-    )
+    file = tokenizer_file(directory)
+    if file.name == "tokenizer.json":
+        return read_byte_level_bpe(file, vocab_size, pre)
+    if pre is not None:
+        raise TokenizerError(
+            "--pre is for byte-level BPE, and this tokenizer is SentencePiece",
+            where=file,
+            fix="leave --pre out",
+        )
+    return read_sentencepiece(file, vocab_size)

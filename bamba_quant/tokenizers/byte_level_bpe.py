@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.checkpoint.huggingface import read_json
+from bamba_quant.checkpoint.json_file import optional, read_json, required
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.pretokenizers import check_name, recognise
-from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids, tokenizer_config
+from bamba_quant.tokenizers.files import listed_tokens, tokenizer_config
+from bamba_quant.tokenizers.pretokenizers import check_name, normalizer_notes, recognise
+from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids
 from bamba_quant.tokenizers.vocabulary import Vocabulary, laid_out
+
+_SPACE = "\u0120"  # how the byte-level alphabet writes a space
 
 # Features of the BPE model that llama.cpp lacks, with the values that switch them off.
 _SWITCHED_OFF = {
@@ -31,31 +36,35 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
     ``TokenizerError`` for any tokenizer that llama.cpp would not follow token by token.
     """
     tokenizer = read_json(file, "the tokenizer")
-    model = tokenizer.get("model") or {}
+    model = optional(tokenizer, "model", dict, file, TokenizerError) or {}
     _check_model(file, model)
-    name, notes = (check_name(pre), ()) if pre else recognise(tokenizer, file)
-    known: dict[int, tuple[str, int]] = {
-        token: (text, int(TokenType.NORMAL)) for text, token in model["vocab"].items()
-    }
-    for added in tokenizer.get("added_tokens") or []:
-        kind = TokenType.CONTROL if added.get("special") else TokenType.USER_DEFINED
-        known[added["id"]] = (added["content"], int(kind))
+    if pre is None:
+        name, notes = recognise(tokenizer, file)
+    else:
+        name, notes = check_name(pre), normalizer_notes(tokenizer, file)
+    vocab = _vocab(file, model)
+    known = {token: (text, int(TokenType.NORMAL)) for text, token in vocab.items()}
+    for added in listed_tokens(tokenizer, file):
+        kind = TokenType.CONTROL if added.special else TokenType.USER_DEFINED
+        if known.get(added.token, (added.text,))[0] != added.text:
+            raise _two_texts(file, added.token, known[added.token][0], added.text)
+        known[added.token] = (added.text, int(kind))
     tokens, types = laid_out(known, vocab_size, file)
     settings = tokenizer_config(file.parent)
     ids = {text: token for token, (text, _) in known.items()}
-    special = special_ids(file.parent, settings, vocab_size, ids.get, {})
+    special, special_notes = special_ids(file.parent, settings, vocab_size, ids.get, {})
     add_bos, add_eos, more = _added_around(file, tokenizer, vocab_size, special, settings)
     return Vocabulary(
         model="gpt2",
         pre=name,
         tokens=tokens,
         types=types,
-        merges=_merges(file, model["merges"]),
+        merges=_merges(file, vocab, required(model, "merges", list, file, TokenizerError)),
         special_ids=special,
         add_bos=add_bos,
         add_eos=add_eos,
         chat_templates=chat_templates(file.parent, settings),
-        notes=notes + _trimming_notes(tokenizer) + more,
+        notes=notes + _trimming_notes(tokenizer) + more + special_notes,
     )
 
 
@@ -64,10 +73,11 @@ def _check_model(file: Path, model: dict[str, Any]) -> None:
         raise TokenizerError(
             "the tokenizer is not byte-level BPE",
             where=file,
-            found=f"a model of type {model.get('type')!r}",
+            found=f"a model of type {reprlib.repr(model.get('type'))}",
             expected="BPE with vocab and merges",
             fix="if it came from SentencePiece, put its tokenizer.model into the directory",
         )
+    optional(model, "ignore_merges", bool, file, TokenizerError)
     for key, off in _SWITCHED_OFF.items():
         if model.get(key) not in off:
             hint = (
@@ -76,20 +86,58 @@ def _check_model(file: Path, model: dict[str, Any]) -> None:
             raise TokenizerError(
                 f"the tokenizer uses BPE's {key}, which llama.cpp's byte-level BPE lacks",
                 where=file,
-                found=model[key],
+                found=reprlib.repr(model[key]),
                 expected="none" + hint,
             )
 
 
-def _merges(file: Path, merges: list[Any]) -> tuple[str, ...]:
+def _vocab(file: Path, model: dict[str, Any]) -> dict[str, int]:
+    vocab = required(model, "vocab", dict, file, TokenizerError)
+    texts: dict[int, str] = {}
+    for text, token in vocab.items():
+        if type(token) is not int or token < 0:
+            raise TokenizerError(
+                "the vocabulary gives a token something that is no id",
+                where=file,
+                found=f"{text!r}: {reprlib.repr(token)}",
+                expected="a whole number from 0 on",
+            )
+        if texts.setdefault(token, text) != text:
+            raise _two_texts(file, token, texts[token], text)
+    return vocab
+
+
+def _two_texts(file: Path, token: int, one: str, other: str) -> TokenizerError:
+    return TokenizerError(
+        "the tokenizer has two texts under one id",
+        where=file,
+        found=f"id {token} is {one!r} and {other!r}",
+        expected="one text for each id",
+    )
+
+
+def _merges(file: Path, vocab: Mapping[str, int], merges: list[Any]) -> tuple[str, ...]:
     """Merges as strings of two parts; a space inside a part is written as the byte-level alphabet writes it."""
-    joined = tuple(merge if isinstance(merge, str) else " ".join(merge) for merge in merges)
-    if all(merge.count(" ") == 1 for merge in joined):
-        return joined
-    odd = next((merge for merge in merges if isinstance(merge, str) or len(merge) != 2), None)
-    if odd is not None and (not isinstance(odd, str) or odd.count(" ") != 1):
-        raise TokenizerError("a merge does not have two parts", where=file, found=repr(odd))
-    return tuple(" ".join(part.replace(" ", "\u0120") for part in merge) for merge in merges)
+    joined = []
+    for merge in merges:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
+            raise TokenizerError(
+                "a merge does not have two parts",
+                where=file,
+                found=reprlib.repr(merge),
+                expected="two tokens",
+            )
+        left, right = parts
+        if not (left in vocab and right in vocab and left + right in vocab):
+            raise TokenizerError(
+                "a merge is of tokens that the vocabulary does not have",
+                where=file,
+                found=f"{left!r} and {right!r}",
+                expected="both parts and their whole in vocab",
+            )
+        joined.append(f"{left.replace(' ', _SPACE)} {right.replace(' ', _SPACE)}")
+    return tuple(joined)
 
 
 def _added_around(
@@ -108,8 +156,14 @@ def _added_around(
         "post_processor": tokenizer.get("post_processor"),
         "model": model,
     }
-    whole = Tokenizer.from_str(json.dumps(bare)).encode("a").ids
-    before, after = whole[: whole.index(text)], whole[whole.index(text) + 1 :]
+    try:
+        whole = Tokenizer.from_str(json.dumps(bare)).encode("a").ids
+        before, after = whole[: whole.index(text)], whole[whole.index(text) + 1 :]
+    # The tokenizers library raises a plain Exception for any description it does not know.
+    except Exception as error:
+        raise TokenizerError(
+            "the tokenizer's post-processor cannot be run", where=file, found=str(error)
+        ) from error
     if before not in ([], [special.get("bos")]) or after not in ([], [special.get("eos")]):
         raise TokenizerError(
             "the tokenizer adds special tokens that llama.cpp cannot add",
@@ -117,14 +171,15 @@ def _added_around(
             found=f"{before} before and {after} after a text",
             expected=f"at most BOS ({special.get('bos')}) before and EOS ({special.get('eos')}) after",
         )
+    where = file.parent / "tokenizer_config.json"
     notes = tuple(
         f"tokenizer_config.json says add_{kind}_token = {str(flag).lower()}, tokenizer.json does otherwise; "
         "tokenizer.json was followed"
         for kind, flag, does in (
-            ("bos", settings.get("add_bos_token"), bool(before)),
-            ("eos", settings.get("add_eos_token"), bool(after)),
+            ("bos", optional(settings, "add_bos_token", bool, where, TokenizerError), bool(before)),
+            ("eos", optional(settings, "add_eos_token", bool, where, TokenizerError), bool(after)),
         )
-        if isinstance(flag, bool) and flag != does
+        if flag is not None and flag != does
     )
     return bool(before), bool(after), notes
 

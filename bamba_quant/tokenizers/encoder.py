@@ -11,9 +11,10 @@ from gguf import Keys, TokenType
 
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.gguf_values import Value
-from bamba_quant.errors import TokenizerError
+from bamba_quant.checkpoint.json_file import optional
+from bamba_quant.errors import BambaQuantError, TokenizerError
+from bamba_quant.tokenizers.files import tokenizer_config, tokenizer_file
 from bamba_quant.tokenizers.pretokenizers import TABLE
-from bamba_quant.tokenizers.special_tokens import tokenizer_config
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
 
@@ -33,20 +34,27 @@ class Encoder:
 
 def read_encoder(checkpoint: Checkpoint) -> Encoder:
     """The tokenizer of a checkpoint of either kind. Raises ``TokenizerError`` when it has none that can be run."""
-    if checkpoint.kind == "gguf":
-        return _from_gguf(checkpoint.path, checkpoint.metadata)
-    if (checkpoint.path / "tokenizer.model").is_file():
-        settings = tokenizer_config(checkpoint.path)
-        return _sentencepiece(
-            (checkpoint.path / "tokenizer.model").read_bytes(), settings.get("add_bos_token")
-        )
-    file = checkpoint.path / "tokenizer.json"
-    if not file.is_file():
+    try:
+        if checkpoint.kind == "gguf":
+            return _from_gguf(checkpoint.path, checkpoint.metadata)
+        return _from_directory(checkpoint.path)
+    except BambaQuantError:
+        raise
+    # The tokenizers and sentencepiece libraries raise whatever they like for a vocabulary they cannot run.
+    except Exception as error:
         raise TokenizerError(
-            "the directory has no tokenizer",
+            "the tokenizer cannot be run",
             where=checkpoint.path,
-            expected="tokenizer.json or tokenizer.model",
-        )
+            found=str(error) or type(error).__name__,
+            fix="fetch the tokenizer's files again",
+        ) from error
+
+
+def _from_directory(directory: Path) -> Encoder:
+    file = tokenizer_file(directory)
+    if file.name == "tokenizer.model":
+        add_bos = optional(tokenizer_config(directory), "add_bos_token", bool, directory, TokenizerError)
+        return _sentencepiece(file.read_bytes(), add_bos)
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))

@@ -7,10 +7,12 @@ row is tested by training a vocabulary with the left side and comparing tokens w
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bamba_quant.checkpoint.json_file import objects, optional, required
 from bamba_quant.errors import TokenizerError
 
 Step = tuple[Any, ...]
@@ -90,8 +92,8 @@ def recognise(tokenizer: Mapping[str, Any], where: object) -> tuple[str, tuple[s
 
     Raises ``TokenizerError`` that shows the structure when no row of the table has it.
     """
-    notes = _normalizer_notes(tokenizer.get("normalizer"), where)
-    steps = _steps(tokenizer.get("pre_tokenizer"))
+    notes = normalizer_notes(tokenizer, where)
+    steps = tuple(_step(step) for step in _flattened(tokenizer, "pre_tokenizer", "pretokenizers", where))
     ignore_merges = bool(tokenizer["model"].get("ignore_merges"))
     same_split = [row for row in TABLE if row.steps == steps]
     for row in same_split:
@@ -126,8 +128,9 @@ def check_name(name: str) -> str:
     return name
 
 
-def _normalizer_notes(normalizer: Mapping[str, Any] | None, where: object) -> tuple[str, ...]:
-    kinds = [step["type"] for step in _flattened(normalizer, "normalizers")]
+def normalizer_notes(tokenizer: Mapping[str, Any], where: object) -> tuple[str, ...]:
+    """Notes on the normalizer of a parsed tokenizer.json. Raises ``TokenizerError`` for one that llama.cpp lacks."""
+    kinds = [step["type"] for step in _flattened(tokenizer, "normalizer", "normalizers", where)]
     if not kinds:
         return ()
     if kinds == ["NFC"]:
@@ -143,27 +146,32 @@ def _normalizer_notes(normalizer: Mapping[str, Any] | None, where: object) -> tu
     )
 
 
-def _steps(pre_tokenizer: Mapping[str, Any] | None) -> tuple[Step, ...]:
-    return tuple(_step(step) for step in _flattened(pre_tokenizer, "pretokenizers"))
-
-
 def _step(step: Mapping[str, Any]) -> Step:
-    kind = step["type"]
-    if kind == "Split" and not step.get("invert") and "Regex" in step["pattern"]:
-        return (kind, step["pattern"]["Regex"], step["behavior"])
-    if kind == "ByteLevel" and not step.get("add_prefix_space"):
-        return (kind, bool(step.get("use_regex", True)))
-    if kind == "Digits":
-        return (kind, bool(step.get("individual_digits")))
-    return (kind, *(f"{key}={value!r}" for key, value in sorted(step.items()) if key != "type"))
+    kind, pattern = step["type"], step.get("pattern")
+    if kind == "Split" and isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
+        if step.get("invert") in (None, False) and isinstance(step.get("behavior"), str):
+            return (kind, pattern["Regex"], step["behavior"])
+    elif kind == "ByteLevel":
+        use_regex = step.get("use_regex", True)
+        if step.get("add_prefix_space") in (None, False) and isinstance(use_regex, bool):
+            return (kind, use_regex)
+    elif kind == "Digits" and isinstance(step.get("individual_digits"), bool):
+        return (kind, step["individual_digits"])
+    return (kind, *(f"{key}={reprlib.repr(value)}" for key, value in sorted(step.items()) if key != "type"))
 
 
-def _flattened(step: Mapping[str, Any] | None, parts: str) -> list[Mapping[str, Any]]:
-    if step is None:
-        return []
-    if step["type"] == "Sequence":
-        return [inner for part in step[parts] for inner in _flattened(part, parts)]
-    return [step]
+def _flattened(tokenizer: Mapping[str, Any], key: str, parts: str, where: object) -> list[dict[str, Any]]:
+    """The steps under ``key`` in order, those of sequences within sequences too; each has a type."""
+    whole = optional(tokenizer, key, dict, where, TokenizerError)
+    left, flat = [whole] if whole is not None else [], []
+    while left:
+        step = left.pop()
+        if required(step, "type", str, where, TokenizerError) == "Sequence":
+            required(step, parts, list, where, TokenizerError)
+            left += reversed(objects(step, parts, where, TokenizerError))
+        else:
+            flat.append(step)
+    return flat
 
 
 def _shown(step: Step) -> str:

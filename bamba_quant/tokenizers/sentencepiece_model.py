@@ -7,9 +7,10 @@ from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.checkpoint.huggingface import read_json
+from bamba_quant.checkpoint.json_file import optional
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids, tokenizer_config
+from bamba_quant.tokenizers.files import Added, added_tokens, tokenizer_config
+from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids
 from bamba_quant.tokenizers.vocabulary import Vocabulary, laid_out
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
@@ -30,15 +31,19 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
     }
     scores = [piece.score for piece in model.pieces]
     settings = tokenizer_config(file.parent)
-    for token, text, kind in _added_tokens(file.parent, settings):
-        if known.get(token) != (text, int(TokenType.CONTROL)):
-            known[token] = (text, kind)
+    for added in added_tokens(file.parent, settings):
+        if known.get(added.token) != (added.text, int(TokenType.CONTROL)):
+            known[added.token] = (added.text, _type_of(added))
     tokens, types = laid_out(known, vocab_size, file)
     scores += [_ADDED_SCORE] * (vocab_size - len(scores))
     ids = {text: token for token, (text, _) in known.items()}
     own = {kind: int(getattr(model.trainer_spec, f"{kind}_id")) for kind in ("bos", "eos", "unk", "pad")}
-    own = {kind: token for kind, token in own.items() if token >= 0}
-    special = special_ids(file.parent, settings, vocab_size, ids.get, own)
+    own = {kind: token for kind, token in own.items() if 0 <= token < vocab_size}
+    special, special_notes = special_ids(file.parent, settings, vocab_size, ids.get, own)
+    add_bos, add_eos = (
+        optional(settings, f"add_{kind}_token", bool, file.parent / "tokenizer_config.json", TokenizerError)
+        for kind in ("bos", "eos")
+    )
     return Vocabulary(
         model="t5" if unigram else "llama",
         pre="default",
@@ -47,23 +52,39 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
         scores=tuple(scores[:vocab_size]),
         special_ids=special,
         # transformers' Llama tokenizers add BOS and no EOS unless told otherwise.
-        add_bos=bool(settings.get("add_bos_token", "bos" in special)),
-        add_eos=bool(settings.get("add_eos_token", False)),
+        add_bos="bos" in special if add_bos is None else add_bos,
+        add_eos=bool(add_eos),
         add_space_prefix=bool(model.normalizer_spec.add_dummy_prefix),
         remove_extra_whitespaces=bool(model.normalizer_spec.remove_extra_whitespaces) if unigram else None,
         charsmap=model.normalizer_spec.precompiled_charsmap if unigram else b"",
         chat_templates=chat_templates(file.parent, settings),
-        notes=_notes(types, bool(model.normalizer_spec.add_dummy_prefix)),
+        notes=_notes(tokens, types, bool(model.normalizer_spec.add_dummy_prefix)) + special_notes,
     )
 
 
-def _notes(types: tuple[int, ...], add_dummy_prefix: bool) -> tuple[str, ...]:
-    if not add_dummy_prefix or int(TokenType.USER_DEFINED) not in types:
-        return ()
-    return (
-        "llama.cpp puts the leading space also behind user-defined tokens inside a text; the sentencepiece "
-        "library does not",
-    )
+def _notes(tokens: tuple[str, ...], types: tuple[int, ...], add_dummy_prefix: bool) -> tuple[str, ...]:
+    user_defined = [
+        text for text, kind in zip(tokens, types, strict=True) if kind == int(TokenType.USER_DEFINED)
+    ]
+    notes = []
+    if add_dummy_prefix and user_defined:
+        notes.append(
+            "llama.cpp puts the leading space also behind user-defined tokens inside a text; the sentencepiece "
+            "library does not"
+        )
+    spaced = [text for text in user_defined if " " in text or "▁" in text]
+    if spaced:
+        notes.append(
+            f"{len(spaced)} user-defined tokens (the first {spaced[0]!r}) hold a space, which llama.cpp and the "
+            "sentencepiece library look for in different spellings: texts with them are tokenized differently there"
+        )
+    return tuple(notes)
+
+
+def _type_of(added: Added) -> int:
+    if added.text == "<unk>":
+        return int(TokenType.UNKNOWN)
+    return int(TokenType.CONTROL if added.special else TokenType.USER_DEFINED)
 
 
 def _parsed(file: Path) -> Any:
@@ -124,17 +145,3 @@ def _check(file: Path, model: Any) -> None:
             where=file,
             expected="a model trained with byte_fallback",
         )
-
-
-def _added_tokens(directory: Path, settings: dict[str, Any]) -> list[tuple[int, str, int]]:
-    """Tokens that transformers adds to the model: id, text and type."""
-    added: list[tuple[int, str, int]] = []
-    if (directory / "added_tokens.json").is_file():
-        listed = read_json(directory / "added_tokens.json", "tokens added to the model")
-        added += ((int(token), text, int(TokenType.USER_DEFINED)) for text, token in listed.items())
-    for token, entry in (settings.get("added_tokens_decoder") or {}).items():
-        kind = TokenType.CONTROL if entry.get("special") else TokenType.USER_DEFINED
-        if entry.get("content") == "<unk>":
-            kind = TokenType.UNKNOWN
-        added.append((int(token), entry["content"], int(kind)))
-    return added

@@ -89,7 +89,8 @@ def laid_out(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Tokens and types for ids 0 to ``vocab_size`` - 1: rows of the embedding without a token become unused ones.
 
-    ``known`` maps an id to its text and type. Raises ``TokenizerError`` for an id that the embedding has no row for.
+    ``known`` maps an id to its text and type. Raises ``TokenizerError`` for an id that the embedding has no row for,
+    and for a text under two ids, with which llama.cpp aborts (llama-vocab.cpp asserts that tokens differ).
     """
     outside = [token for token in known if not 0 <= token < vocab_size]
     if outside:
@@ -100,5 +101,24 @@ def laid_out(
             expected=f"ids under vocab_size = {vocab_size}",
             fix="take the tokenizer that the model was trained with, or enlarge the embedding",
         )
-    filled = [known.get(token, (f"[PAD{token}]", int(TokenType.UNUSED))) for token in range(vocab_size)]
+    ids: dict[str, int] = {}
+    for token, (text, _) in known.items():
+        other = ids.setdefault(text, token)
+        if other != token:
+            raise TokenizerError(
+                "the tokenizer has one text under two ids",
+                where=where,
+                found=f"{text!r} as {other} and as {token}",
+                expected="each text once",
+                fix="correct the added tokens",
+            )
+    filled = [known.get(token) or (_unused(token, ids), int(TokenType.UNUSED)) for token in range(vocab_size)]
     return tuple(text for text, _ in filled), tuple(kind for _, kind in filled)
+
+
+def _unused(token: int, taken: Mapping[str, int]) -> str:
+    """llama.cpp's name for a row without a token, or the next one that no token has."""
+    name = f"[PAD{token}]"
+    while name in taken:
+        name = f"[{name}]"
+    return name

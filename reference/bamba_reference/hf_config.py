@@ -7,11 +7,15 @@ of: an ignored key is how a time-step limit or a rotary width gets lost.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from bamba_reference.config import Config, LayerType
 from bamba_reference.errors import ConfigError
+
+_MOST_LAYERS = 4096  # no model has more; a damaged number would make a plan of millions of tensors
+_MOST = 2**31 - 1  # what every format and kernel counts in
 
 # transformers 5 writes the right-hand spellings for what Granite and older files call the left-hand ones.
 LAYER_TYPE_SPELLINGS: dict[str, LayerType] = {
@@ -29,9 +33,9 @@ def read_hf_config(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
     hidden_size = _int(hf, "hidden_size")
     heads = _int(hf, "num_attention_heads")
     kv_heads = _int(hf, "num_key_value_heads", default=heads)
-    head_dim = _int(
-        hf, "head_dim", default=_quotient(hidden_size, heads, "hidden_size", "num_attention_heads")
-    )
+    head_dim = _int(hf, "head_dim", default=hidden_size // heads)
+    if hf.get("head_dim") is None:
+        _quotient(hidden_size, heads, "hidden_size", "num_attention_heads")
     expand = _int(hf, "mamba_expand", default=2)
     mamba_heads = _int(hf, "mamba_n_heads", default=128)
     d_inner = expand * hidden_size
@@ -49,9 +53,8 @@ def read_hf_config(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
     _quotient(mamba_heads, groups, "mamba_n_heads", "mamba_n_groups")
     _quotient(heads, kv_heads, "num_attention_heads", "num_key_value_heads")
     rope_theta, rotary_dim = _rotary(hf, head_dim)
-    hidden_act = str(hf.get("hidden_act") or "silu")
-    if hidden_act not in ("silu", "swish"):
-        raise _unsupported("hidden_act", hidden_act, "silu")
+    if hf.get("hidden_act") not in (None, "silu", "swish"):
+        raise _unsupported("hidden_act", hf["hidden_act"], "silu")
     return Config(
         vocab_size=_int(hf, "vocab_size"),
         hidden_size=hidden_size,
@@ -74,12 +77,12 @@ def read_hf_config(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
         mamba_conv_bias=_bool(hf, "mamba_conv_bias", default=True),
         mamba_proj_bias=_bool(hf, "mamba_proj_bias", default=False),
         time_step_limit=_time_step_limit(hf.get("time_step_limit")),
-        rms_norm_eps=_float(hf, "rms_norm_eps", default=1e-5),
+        rms_norm_eps=_positive("rms_norm_eps", hf.get("rms_norm_eps"), default=1e-5),
         tie_word_embeddings=_bool(hf, "tie_word_embeddings", default=False),
         max_position_embeddings=_int(hf, "max_position_embeddings", default=262144),
-        bos_token_id=_token_ids(hf, "bos_token_id")[0] if _token_ids(hf, "bos_token_id") else None,
-        eos_token_ids=_token_ids(hf, "eos_token_id"),
-        pad_token_id=_token_ids(hf, "pad_token_id")[0] if _token_ids(hf, "pad_token_id") else None,
+        bos_token_id=_token_id(hf, "bos_token_id"),
+        eos_token_ids=_token_ids("eos_token_id", hf.get("eos_token_id")),
+        pad_token_id=_token_id(hf, "pad_token_id"),
     )
 
 
@@ -112,9 +115,15 @@ _INERT = frozenset(
     length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
     num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
     forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
-    begin_suppress_tokens mamba_dt_min mamba_dt_max mamba_dt_init_floor
+    begin_suppress_tokens mamba_dt_min mamba_dt_max mamba_dt_init_floor hidden_dropout
+    hidden_dropout_prob resid_dropout residual_dropout embd_dropout embedding_dropout mlp_dropout
+    classifier_dropout gradient_checkpointing pretraining_tp unsloth_version unsloth_fixed
+    max_sequence_length model_max_length
     """.split()
 )
+
+# Switches of features that are not implemented, harmless while they are off.
+_OFF = frozenset({"use_sliding_window", "lm_head_bias", "add_bias_linear", "use_qk_norm"})
 
 
 def _refuse_unknown_keys(hf: Mapping[str, Any], ignore: Collection[str]) -> None:
@@ -125,14 +134,15 @@ def _refuse_unknown_keys(hf: Mapping[str, Any], ignore: Collection[str]) -> None
         and key not in _INERT
         and key not in ignore
         and not key.startswith("_")
-        # None, False and empty containers switch nothing on.
-        and value not in (None, False, [], {})
+        # Only null says nothing: 0, false and [] are values, and a key nobody knows may mean anything by them.
+        and value is not None
+        and not (key in _OFF and value is False)
     )
     if unknown:
         raise ConfigError(
             f"the configuration has {'a key' if len(unknown) == 1 else 'keys'} that might change the mathematics "
             "and that nothing here implements",
-            found=", ".join(f"{key} = {hf[key]!r}" for key in unknown),
+            found=", ".join(f"{key} = {reprlib.repr(hf[key])}" for key in unknown),
             expected="the keys of transformers' BambaConfig",
             fix="if a key changes no logit, vouch for it with --ignore-config-key KEY (Config.from_hf(ignore=…))",
         )
@@ -141,32 +151,24 @@ def _refuse_unknown_keys(hf: Mapping[str, Any], ignore: Collection[str]) -> None
 
 
 def _layer_types(hf: Mapping[str, Any]) -> tuple[LayerType, ...]:
-    count = _int(hf, "num_hidden_layers")
+    count = _int(hf, "num_hidden_layers", most=_MOST_LAYERS)
     named: list[tuple[LayerType, ...]] = []
     for key in ("layer_types", "layers_block_type"):
         spelled = hf.get(key)
         if spelled is None:
             continue
-        unknown = sorted({str(kind) for kind in spelled} - LAYER_TYPE_SPELLINGS.keys())
-        if unknown:
-            raise _unsupported(key, ", ".join(unknown), ", ".join(LAYER_TYPE_SPELLINGS))
+        if not isinstance(spelled, list | tuple):
+            raise _unsupported(key, spelled, "a list with one name for each layer")
+        for kind in spelled:
+            if not isinstance(kind, str) or kind not in LAYER_TYPE_SPELLINGS:
+                raise _unsupported(key, kind, ", ".join(LAYER_TYPE_SPELLINGS))
         if len(spelled) != count:
             raise ConfigError(f"{key} does not name every layer", found=len(spelled), expected=count)
         named.append(tuple(LAYER_TYPE_SPELLINGS[kind] for kind in spelled))
-    indices = hf.get("attn_layer_indices")
-    if indices is None and hf.get("attn_layer_period"):
-        period, offset = _int(hf, "attn_layer_period"), _int(hf, "attn_layer_offset")
-        indices = [i for i in range(count) if i % period == offset]
-    if indices is not None:
-        outside = [i for i in indices if not 0 <= i < count]
-        if outside:
-            raise ConfigError(
-                "attn_layer_indices names layers that are not there",
-                found=outside,
-                expected=f"0 to {count - 1} (num_hidden_layers is {count})",
-            )
-        kinds: list[LayerType] = ["attention" if i in indices else "mamba" for i in range(count)]
-        named.append(tuple(kinds))
+    for indices in (_attention_indices(hf, count), _periodic_indices(hf, count)):
+        if indices is not None:
+            kinds: list[LayerType] = ["attention" if i in indices else "mamba" for i in range(count)]
+            named.append(tuple(kinds))
     if not named:
         return (LAYER_TYPE_SPELLINGS["mamba"],) * count
     if any(other != named[0] for other in named[1:]):
@@ -175,14 +177,38 @@ def _layer_types(hf: Mapping[str, Any]) -> tuple[LayerType, ...]:
             found="; ".join(
                 str([i for i, kind in enumerate(layers) if kind == "attention"]) for layers in named
             ),
-            expected="layer_types, layers_block_type and attn_layer_indices to say the same",
+            expected="layer_types, layers_block_type, attn_layer_indices and attn_layer_period to say the same",
         )
     return named[0]
 
 
+def _attention_indices(hf: Mapping[str, Any], count: int) -> Collection[int] | None:
+    indices = hf.get("attn_layer_indices")
+    if indices is None:
+        return None
+    if not isinstance(indices, list | tuple) or not all(map(_is_int, indices)):
+        raise _unsupported("attn_layer_indices", indices, "a list of whole numbers")
+    outside = [i for i in indices if not 0 <= i < count]
+    if outside:
+        raise ConfigError(
+            "attn_layer_indices names layers that are not there",
+            found=reprlib.repr(outside),
+            expected=f"0 to {count - 1} (num_hidden_layers is {count})",
+        )
+    return frozenset(indices)
+
+
+def _periodic_indices(hf: Mapping[str, Any], count: int) -> Collection[int] | None:
+    if hf.get("attn_layer_period") is None and hf.get("attn_layer_offset") is None:
+        return None
+    period = _int(hf, "attn_layer_period")
+    offset = _int(hf, "attn_layer_offset", least=0, most=period - 1)
+    return range(offset, count, period)
+
+
 def _rotary(hf: Mapping[str, Any], head_dim: int) -> tuple[float, int]:
     """Base and width of the rotary embedding; half of each head where nothing says otherwise (BambaConfig)."""
-    parameters: dict[str, Any] = {}
+    sources: list[tuple[str, Mapping[str, Any]]] = [("", hf)]
     for key in ("rope_scaling", "rope_parameters"):
         nested = hf.get(key)
         if nested is None:
@@ -197,9 +223,11 @@ def _rotary(hf: Mapping[str, Any], head_dim: int) -> tuple[float, int]:
             raise _unsupported(
                 f"{key}.{unknown[0]}", nested[unknown[0]], "rope_theta and partial_rotary_factor only"
             )
-        parameters |= nested
+        sources.append((f"{key}.", nested))
     thetas = {
-        float(source["rope_theta"]) for source in (hf, parameters) if source.get("rope_theta") is not None
+        _positive(f"{prefix}rope_theta", source["rope_theta"])
+        for prefix, source in sources
+        if source.get("rope_theta") is not None
     }
     if len(thetas) > 1:
         raise ConfigError(
@@ -208,10 +236,13 @@ def _rotary(hf: Mapping[str, Any], head_dim: int) -> tuple[float, int]:
             expected="one value, at the top or in rope_parameters",
         )
     widths: dict[str, int] = {}
-    for source, prefix in ((hf, ""), (parameters, "rope_parameters.")):
-        factor = source.get("partial_rotary_factor")
-        if factor is not None:
-            widths[f"{prefix}partial_rotary_factor = {factor}"] = int(head_dim * factor)
+    for prefix, source in sources:
+        if source.get("partial_rotary_factor") is not None:
+            key, found = f"{prefix}partial_rotary_factor", source["partial_rotary_factor"]
+            factor = _positive(key, found)
+            if factor > 1:
+                raise _unsupported(key, found, "at most 1, which rotates the whole head")
+            widths[f"{key} = {factor}"] = int(head_dim * factor)
     if hf.get("attn_rotary_emb") is not None:
         widths[f"attn_rotary_emb = {hf['attn_rotary_emb']}"] = _int(hf, "attn_rotary_emb")
     if len(set(widths.values())) > 1:
@@ -232,32 +263,64 @@ def _rotary(hf: Mapping[str, Any], head_dim: int) -> tuple[float, int]:
 def _time_step_limit(value: Any) -> tuple[float, float]:
     if value is None:
         return (0.0, math.inf)
-    try:
-        low, high = (_number(bound) for bound in value)
-    except (TypeError, ValueError) as error:
-        raise _unsupported(
-            "time_step_limit", value, "two numbers, the second of which may be Infinity"
-        ) from error
+    expected = "two numbers, the second of which may be Infinity"
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise _unsupported("time_step_limit", value, expected)
+    low, high = (_number("time_step_limit", bound, expected) for bound in value)
     if not low < high:
         raise _unsupported("time_step_limit", value, "a lower bound under the upper one")
     return low, high
 
 
-def _number(value: Any) -> float:
+def _number(key: str, value: Any, expected: str) -> float:
     """A JSON number, or infinity in transformers 5's ``{"__float__": "Infinity"}`` or as a string."""
-    if isinstance(value, Mapping):
-        value = value["__float__"]
-    return float(value)
+    read = value
+    if isinstance(read, Mapping) and len(read) == 1:
+        read = read.get("__float__")
+    if isinstance(read, bool) or not isinstance(read, int | float | str):
+        raise _unsupported(key, value, expected)
+    try:
+        return float(read)
+    except (ValueError, OverflowError) as error:
+        raise _unsupported(key, value, expected) from error
 
 
-def _token_ids(hf: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    value = hf.get(key)
+def _positive(key: str, value: Any, default: float = math.nan) -> float:
+    """A number above zero that float32 holds: what norms and rotations are computed in."""
+    if value is None:
+        return default
+    expected = "a positive finite number"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _unsupported(key, value, expected)
+    number = _number(key, value, expected)
+    if not 1e-37 < number < 1e38:
+        raise _unsupported(key, value, expected)
+    return number
+
+
+def _token_ids(key: str, value: Any) -> tuple[int, ...]:
+    """Ids of one token or of a list; -1 says that there is none, as older tools write it."""
     if value is None:
         return ()
-    return tuple(int(token) for token in value) if isinstance(value, list | tuple) else (int(value),)
+    ids = value if isinstance(value, list | tuple) else [value]
+    if not all(_is_int(token) and -1 <= token <= _MOST for token in ids):
+        raise _unsupported(key, value, "a token id, a list of them, or null")
+    return tuple(token for token in ids if token >= 0)
 
 
-def _int(hf: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def _token_id(hf: Mapping[str, Any], key: str) -> int | None:
+    if isinstance(hf.get(key), list | tuple):
+        raise _unsupported(key, hf[key], "one token id, or null")
+    return next(iter(_token_ids(key, hf.get(key))), None)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _int(
+    hf: Mapping[str, Any], key: str, default: int | None = None, *, least: int = 1, most: int = _MOST
+) -> int:
     value = hf.get(key)
     if value is None:
         if default is None:
@@ -265,19 +328,9 @@ def _int(hf: Mapping[str, Any], key: str, default: int | None = None) -> int:
                 f"the configuration lacks {key}", expected=f"a whole number under the key {key}"
             )
         return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise _unsupported(key, value, "a whole number")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise _unsupported(key, value, f"a whole number from {least} to {most}")
     return value
-
-
-def _float(hf: Mapping[str, Any], key: str, default: float) -> float:
-    value = hf.get(key)
-    if value is None:
-        return default
-    try:
-        return _number(value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _unsupported(key, value, "a number") from error
 
 
 def _bool(hf: Mapping[str, Any], key: str, default: bool) -> bool:
@@ -290,7 +343,7 @@ def _bool(hf: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def _quotient(whole: int, part: int, whole_name: str, part_name: str) -> int:
-    if part == 0 or whole % part:
+    if whole % part:
         raise ConfigError(
             f"{part_name} does not divide {whole_name}", found=f"{whole} / {part}", expected="a whole number"
         )
@@ -298,4 +351,6 @@ def _quotient(whole: int, part: int, whole_name: str, part_name: str) -> int:
 
 
 def _unsupported(key: str, value: object, supported: str) -> ConfigError:
-    return ConfigError(f"the configuration's {key} is not supported", found=repr(value), expected=supported)
+    return ConfigError(
+        f"the configuration's {key} is not supported", found=reprlib.repr(value), expected=supported
+    )

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGUFValueType as Type
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
@@ -44,6 +44,7 @@ def values(draw: st.DrawFn) -> Value:
     return Value(kind, draw(scalars(kind)))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(values())
 def test_packed_as_gguf_py_packs_and_read_back(value: Value) -> None:
     packed = pack_value(value)

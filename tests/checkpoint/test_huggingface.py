@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.errors import CheckpointError
+from bamba_quant.source import open_source
+from tests.support.models import random_bamba, save_checkpoint
 
 TENSORS = {
     "a": torch.randn(6, 8),
@@ -151,6 +156,14 @@ def test_lfs_pointer(tmp_path: Path) -> None:
         (lambda header: header["a"].update(shape=[6, 9]), "does not fit its shape"),
         (lambda header: header["a"].pop("shape"), "malformed"),
         (lambda header: header.update(a=3), "malformed"),
+        (lambda header: header["a"].update(shape=[6.0, 8.0]), "malformed"),
+        (lambda header: header["a"].update(shape=[True, 48]), "malformed"),
+        (lambda header: header["a"].update(shape=[-6, -8]), "malformed"),
+        (lambda header: header["a"].update(shape="68"), "malformed"),
+        (lambda header: header["a"].update(shape=[math.inf, 8]), "malformed"),
+        (lambda header: header["a"].update(dtype=["F32"]), "malformed"),
+        (lambda header: header["a"].update(data_offsets=[-8, 184]), "malformed"),
+        (lambda header: header["a"].update(data_offsets=[192, 0]), "does not fit"),
     ],
 )
 def test_bad_entry(change: Any, complaint: str, tmp_path: Path) -> None:
@@ -159,6 +172,138 @@ def test_bad_entry(change: Any, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=complaint) as error:
         open_checkpoint(tmp_path)
     assert "tensor a" in str(error.value)
+
+
+def test_a_tensor_that_stands_twice_in_a_header(tmp_path: Path) -> None:
+    directory(tmp_path, model={"a": torch.zeros(4), "b": torch.ones(4)})
+    file = tmp_path / "model.safetensors"
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    packed = raw[8 : 8 + length].rstrip()[:-1] + b', "a": {"dtype":"F32","shape":[4],"data_offsets":[16,32]}}'
+    file.write_bytes(len(packed).to_bytes(8, "little") + packed + raw[8 + length :])
+    with pytest.raises(CheckpointError, match=r"twice[\s\S]*'a'"):
+        open_checkpoint(tmp_path)
+
+
+def overlap(header: Any) -> None:
+    header["b"]["data_offsets"] = header["a"]["data_offsets"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"), [(overlap, "overlap"), (lambda header: header.pop("a"), "gap|behind")]
+)
+def test_tensors_do_not_tile_the_file(change: Any, complaint: str, tmp_path: Path) -> None:
+    directory(tmp_path, model={"a": torch.zeros(4), "b": torch.ones(4), "c": torch.ones(4)})
+    rewrite_header(tmp_path / "model.safetensors", change)
+    with pytest.raises(CheckpointError, match=complaint):
+        open_checkpoint(tmp_path)
+
+
+def test_bytes_behind_the_last_tensor(tmp_path: Path) -> None:
+    directory(tmp_path, model=TENSORS)
+    with (tmp_path / "model.safetensors").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(CheckpointError, match="behind its last tensor"):
+        open_checkpoint(tmp_path)
+
+
+REPACKED = {f"t{i}": torch.randn(1000 + i) for i in range(3)} | {"twin": torch.randn(1000)}
+
+
+def repack(path: Path, compression: Any = lambda name: zipfile.ZIP_STORED, order: Any = list) -> None:
+    """The .bin file of ``REPACKED`` as a zip tool leaves it when it unpacks and packs again."""
+    (path / "config.json").write_text("{}")
+    torch.save(REPACKED, path / "original")
+    with zipfile.ZipFile(path / "original") as old, zipfile.ZipFile(path / "pytorch_model.bin", "w") as new:
+        for name in order(old.namelist()):
+            new.writestr(name, old.read(name), compression(name))
+
+
+@pytest.mark.parametrize("order", [list, sorted, lambda names: names[::-1]])
+def test_a_repacked_bin_file(order: Any, tmp_path: Path) -> None:
+    repack(tmp_path, order=order)
+    assert_holds(tmp_path, REPACKED)
+
+
+@pytest.mark.parametrize("which", ["/data/0", "/data/3", "/"])
+def test_a_compressed_bin_file(which: str, tmp_path: Path) -> None:
+    repack(tmp_path, lambda name: zipfile.ZIP_DEFLATED if which in name else zipfile.ZIP_STORED)
+    with pytest.raises(CheckpointError, match=r"compressed[\s\S]*/data/"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_bin_file_with_a_record_of_another_size(tmp_path: Path) -> None:
+    repack(tmp_path)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "whole")
+    with (
+        zipfile.ZipFile(tmp_path / "whole") as old,
+        zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name)[: 40 if name.endswith("/data/1") else None])
+    with pytest.raises(CheckpointError, match=r"another size[\s\S]*t1[\s\S]*40 bytes"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000, -10])
+def test_truncated_bin_file(size: int, tmp_path: Path) -> None:
+    repack(tmp_path)
+    file = tmp_path / "pytorch_model.bin"
+    truncate(file, size if size >= 0 else file.stat().st_size + size)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("single", ["model.safetensors", "pytorch_model.bin"])
+def test_shards_beside_a_single_file(single: str, tmp_path: Path) -> None:
+    if single == "model.safetensors":
+        directory(tmp_path, x={"a": TENSORS["a"]}, y={"b": TENSORS["b"]})
+        save_file({"a": TENSORS["a"]}, tmp_path / single)
+    else:
+        (tmp_path / "config.json").write_text("{}")
+        torch.save({"a": TENSORS["a"]}, tmp_path / "x.bin")
+        torch.save({"a": TENSORS["a"]}, tmp_path / single)
+        (tmp_path / f"{single}.index.json").write_text(json.dumps({"weight_map": {"a": "x.bin"}}))
+    with pytest.raises(CheckpointError, match=rf"two copies[\s\S]*{single} and {single}\.index\.json"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "shard", [5, [], None, "", "a\0b", "x" * 300, "../x.safetensors", "/etc/passwd", ".", ".."]
+)
+def test_an_index_that_names_no_file(shard: Any, tmp_path: Path) -> None:
+    directory(tmp_path, x={"a": TENSORS["a"]}, y={"b": TENSORS["b"]})
+    weight_map = {"a": "x.safetensors", "b": shard}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match=r"index\.json"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_read_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(directory(tmp_path, model=TENSORS))
+
+    def broken(*arguments: Any) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors[\s\S]*Input/output error"):
+        read_tensor(checkpoint.tensors["a"])
+
+
+def test_without_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bamba"}')
+    checkpoint = open_checkpoint(tmp_path, weights=False)
+    assert (checkpoint.metadata["model_type"], checkpoint.tensors, checkpoint.n_bytes) == ("bamba", {}, 0)
+
+
+def test_a_source_without_weights(tmp_path: Path) -> None:
+    save_checkpoint(random_bamba(), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    source = open_source(tmp_path, weights=False)
+    assert source.config.vocab_size == 160
+    assert source.pairs == ()
+    with pytest.raises(CheckpointError, match="no weights"):
+        open_source(tmp_path)
 
 
 def index_of(path: Path) -> dict[str, Any]:

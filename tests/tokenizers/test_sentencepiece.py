@@ -120,6 +120,52 @@ def test_what_llama_cpp_lacks_is_refused(options: dict[str, Any], complaint: str
         read_vocabulary(tmp_path, ROWS)
 
 
+def test_tokens_that_tokenizer_json_alone_adds(tmp_path: Path) -> None:
+    train(tmp_path, **LLAMA)
+    added = [
+        {"id": 0, "content": "<unk>", "special": True},
+        {"id": 1, "content": "<s>", "special": True},
+        {"id": 2000, "content": "<|end|>", "special": True},
+        {"id": 2001, "content": "<call>", "special": False},
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    vocabulary = read_vocabulary(tmp_path, ROWS)
+    assert vocabulary.tokens[2000:2003] == ("<|end|>", "<call>", "[PAD2002]")
+    assert vocabulary.types[0] == TokenType.UNKNOWN
+    assert vocabulary.types[1] == vocabulary.types[2000] == TokenType.CONTROL
+    assert vocabulary.types[2001] == TokenType.USER_DEFINED
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<other>": 2000}))
+    with pytest.raises(TokenizerError, match=r"different tokens under one id[\s\S]*2000"):
+        read_vocabulary(tmp_path, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("added_tokens.json", {"<x>": "2002"}, "<x>"),
+        ("added_tokens.json", {"<unk>": 2002}, "two ids"),
+        ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "added_tokens_decoder"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "y"}}}, "no id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"5": "y"}}, "5 is not an object"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"5": {}}}, "content is missing"),
+        ("tokenizer_config.json", {"add_bos_token": "yes"}, "add_bos_token"),
+        ("tokenizer.json", {"added_tokens": [{"id": 2002}]}, "content is missing"),
+    ],
+)
+def test_malformed_files_beside_a_model(name: str, content: Any, complaint: str, tmp_path: Path) -> None:
+    train(tmp_path, **LLAMA)
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match=complaint):
+        read_vocabulary(tmp_path, ROWS)
+
+
+def test_user_tokens_with_spaces_are_noted(tmp_path: Path) -> None:
+    train(tmp_path, **LLAMA, add_dummy_prefix=False)
+    assert not read_vocabulary(tmp_path, ROWS).notes
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"a b": 2002}))
+    assert any("'a b'" in note for note in read_vocabulary(tmp_path, ROWS).notes)
+
+
 def test_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(TokenizerError, match=r"tokenizer\.model"):

@@ -1,0 +1,59 @@
+"""A JSON file is read as one object with each key once, or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bamba_quant.checkpoint.json_file import objects, optional, read_json, required
+from bamba_quant.errors import CheckpointError, TokenizerError
+
+
+@pytest.mark.parametrize(
+    ("raw", "complaint"),
+    [
+        (b"\xff\xfe{}", "utf-8"),
+        (b"\xef\xbb\xbf{}", "BOM"),
+        (b"", "JSON"),
+        (b"[" * 100_000, "deeply"),
+        (b'{"a": ' * 100_000, "deeply"),
+        (b'{"a": {"b": 1, "c": 2, "b": 3}}', r"twice[\s\S]*'b'"),
+        (b'{"a": ["\\ud800"]}', r"surrogate[\s\S]*ud800"),
+        (b'{"\\udc00": 1}', "surrogate"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "JSON"),
+        (b"[1]", "no JSON object"),
+        (b"null", "no JSON object"),
+    ],
+)
+def test_refused(raw: bytes, complaint: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=complaint) as error:
+        read_json(file, "a test")
+    assert str(file) in str(error.value)
+
+
+def test_missing_and_directory(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"y\.json is missing[\s\S]*the purpose"):
+        read_json(tmp_path / "y.json", "the purpose")
+    (tmp_path / "y.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"y\.json cannot be read"):
+        read_json(tmp_path / "y.json", "the purpose")
+
+
+def test_whole_surrogate_pairs_are_text(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b'{"a": "\\ud83d\\ude00"}')
+    assert read_json(tmp_path / "x.json", "a test") == {"a": "\U0001f600"}
+
+
+def test_kinds() -> None:
+    values = {"n": 1, "yes": True, "text": "x", "null": None, "list": [{}, 3]}
+    assert optional(values, "n", int, "here") == 1
+    assert optional(values, "null", int, "here") is optional(values, "absent", str, "here") is None
+    with pytest.raises(CheckpointError, match=r"yes is not a whole number[\s\S]*here[\s\S]*True"):
+        optional(values, "yes", int, "here")
+    with pytest.raises(TokenizerError, match="null is missing"):
+        required(values, "null", str, "here", TokenizerError)
+    with pytest.raises(CheckpointError, match="entry of list"):
+        objects(values, "list", "here")

@@ -1,0 +1,176 @@
+"""A configuration is read whole or refused by key and value: no JSON value ends in anything else."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bamba_quant.architectures import architecture_of
+from bamba_quant.architectures.bamba import BAMBA
+from bamba_quant.errors import ArchitectureError, BambaQuantError, ConfigError
+from bamba_reference import Config
+from bamba_reference.hf_config import _INERT, _READ
+
+GOOD: dict[str, Any] = {
+    "architectures": ["BambaForCausalLM"],
+    "model_type": "bamba",
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "attn_layer_indices": [1],
+    "attn_rotary_emb": 8,
+    "rope_theta": 10000.0,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+    "mamba_expand": 2,
+}
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(
+        ["", "auto", "silu", "mamba", "Infinity", "x", 0, 1, 8, 10**400, -1, math.inf, math.nan]
+    )
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["__float__", "rope_theta", "rope_type", "type", "partial_rotary_factor", "x"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.sampled_from(sorted(_READ)), JSON, min_size=1, max_size=3))
+def test_any_value_is_read_or_refused(values: dict[str, Any]) -> None:
+    hf = GOOD | values
+    try:
+        architecture_of(hf)
+        config = Config.from_hf(hf)
+    except BambaQuantError as error:
+        assert str(error)
+        return
+    assert config.num_hidden_layers == hf["num_hidden_layers"]
+    assert math.isfinite(config.rope_theta) and config.rope_theta > 0
+    assert math.isfinite(config.rms_norm_eps) and config.rms_norm_eps > 0
+    assert config.mamba_n_heads * config.mamba_d_head == config.mamba_expand * config.hidden_size
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        (
+            "rope_theta",
+            ["abc", [1], math.nan, 0, -1, math.inf, True, {"__float__": "Infinity"}, 10**400, 1e300],
+        ),
+        ("rms_norm_eps", [math.nan, 0, -1, math.inf, True, "x", {"x": 1}, 1e-300]),
+        ("attn_layer_indices", ["abc", 5, ["1"], [None], [1.5], [True], [4], [-1]]),
+        ("layer_types", [5, [[1]] * 4, "mamba", ["mamba"]]),
+        ("partial_rotary_factor", ["x", [1], math.nan, math.inf, 0, 2, True]),
+        ("attn_rotary_emb", ["8", 8.0, 0, 7, 18]),
+        ("eos_token_id", ["x", [[1]], -2, 2**40, 1.5, True]),
+        ("bos_token_id", [{}, 1.5, [], [1]]),
+        ("pad_token_id", ["0", -7]),
+        ("mamba_n_heads", [0, -8, "8", 8.0, 1e999]),
+        ("num_attention_heads", [0, 5]),
+        ("num_key_value_heads", [0, 3]),
+        ("mamba_n_groups", [0, 3]),
+        ("mamba_d_head", [0, "x", []]),
+        ("head_dim", [0, "x"]),
+        ("mamba_d_conv", [0]),
+        ("hidden_size", [0, 2**31]),
+        ("vocab_size", [0, 161.0, None]),
+        ("num_hidden_layers", [0, 4097, 10**9]),
+        ("max_position_embeddings", [0, 2**31, 2**40]),
+        ("time_step_limit", [5, [0], [0, math.nan], "ab", [0, {"x": 1}], [True, 2], [0, 10**400, 1], [1, 1]]),
+        ("rope_parameters", [[], {"rope_type": ["x"]}, {"rope_theta": "x"}, {"partial_rotary_factor": "x"}]),
+        ("attn_layer_period", [0, "2"]),
+        ("hidden_act", ["", False, ["silu"], "gelu"]),
+        ("tie_word_embeddings", ["true", 1]),
+    ],
+)
+def test_a_bad_value_is_named(key: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ConfigError) as error:
+            Config.from_hf(GOOD | {key: value})
+        assert key in str(error.value), value
+
+
+@pytest.mark.parametrize("value", [0, 0.0, False, "", [], {}, 1])
+def test_an_unknown_key_is_refused_whatever_it_says(value: Any) -> None:
+    with pytest.raises(ConfigError, match="new_thing"):
+        Config.from_hf(GOOD | {"new_thing": value})
+
+
+def test_what_switches_nothing_on_is_accepted() -> None:
+    config = Config.from_hf(GOOD)
+    harmless = {
+        "new_thing": None,
+        "use_sliding_window": False,
+        "z_loss_coefficient": 0.0,
+        "attention_dropout": 0,
+    }
+    assert Config.from_hf(GOOD | harmless) == config
+    with pytest.raises(ConfigError, match="use_sliding_window"):
+        Config.from_hf(GOOD | {"use_sliding_window": True})
+    with pytest.raises(ConfigError, match="use_sliding_window"):
+        Config.from_hf(GOOD | {"use_sliding_window": 0})
+
+
+def test_every_key_that_transformers_writes_is_known() -> None:
+    from transformers import BambaConfig
+
+    unknown = {
+        key for key in BambaConfig().to_dict() if key not in _READ | _INERT and not key.startswith("_")
+    }
+    assert not unknown
+
+
+def test_layers_said_by_period() -> None:
+    spelled = {"attn_layer_indices": None, "attn_layer_period": 2, "attn_layer_offset": 1}
+    assert Config.from_hf(GOOD | spelled).attention_layers == (1, 3)
+    with pytest.raises(ConfigError, match="disagree"):
+        Config.from_hf(GOOD | spelled | {"attn_layer_indices": [1]})
+
+
+def test_half_a_period() -> None:
+    with pytest.raises(ConfigError, match="lacks attn_layer_period"):
+        Config.from_hf(GOOD | {"attn_layer_offset": 1})
+    with pytest.raises(ConfigError, match="attn_layer_offset"):
+        Config.from_hf(GOOD | {"attn_layer_period": 2, "attn_layer_offset": 2})
+
+
+def test_no_token_spelled_as_minus_one() -> None:
+    assert Config.from_hf(GOOD | {"pad_token_id": -1, "eos_token_id": [3, -1]}).pad_token_id is None
+
+
+def test_layers_beyond_llama_cpp() -> None:
+    config = Config.from_hf(GOOD | {"num_hidden_layers": 513})
+    with pytest.raises(ArchitectureError, match="num_hidden_layers = 513"):
+        BAMBA.check_gguf(config)
+
+
+@pytest.mark.parametrize("value", [5, [1], [["x"]], {}, "BambaForCausalLM", ["BambaModel"], True])
+def test_architectures_of_another_kind(value: Any) -> None:
+    with pytest.raises(ArchitectureError, match="architecture"):
+        architecture_of({"architectures": value, "model_type": "bamba"})
+
+
+@pytest.mark.parametrize("value", [5, ["bamba"], {}, None])
+def test_model_type_of_another_kind(value: Any) -> None:
+    with pytest.raises(ArchitectureError, match="model_type"):
+        architecture_of({"model_type": value})
