@@ -178,7 +178,7 @@ def log_of_negative(decay: F32) -> F32:
     Where 16-bit values make every A to the last bit or the one before (other tools compute exp in float32), they
     are what the checkpoint held: by chance that happens to one float32 in thousands. Else each value is the float32
     that makes A exactly, if one does within two steps of the logarithm, and the nearest if not. An A_log whose own
-    steps are finer than what is left of them in A (below 2^-16) comes back as a value of the same A.
+    steps are finer than what is left of them in A (bf16 below 2^-16, f16 below 2^-13) comes back as a value of that A.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         exact = np.log(-decay.astype(np.float64))

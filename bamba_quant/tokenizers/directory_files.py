@@ -168,7 +168,7 @@ def _tokenizer_json(path: Path, read: Read) -> bytes:
             )
             if read(flag, False) and read(key) is not None
         }
-        steps = [processors.ByteLevel(trim_offsets=False)]
+        steps: list[Any] = [processors.ByteLevel(trim_offsets=False)]
         if added:
             before, after = ([tokens[added[kind]]] if kind in added else [] for kind in ("bos", "eos"))
             steps.append(
@@ -179,7 +179,7 @@ def _tokenizer_json(path: Path, read: Read) -> bytes:
                 )
             )
         tokenizer.post_processor = processors.Sequence(steps)
-        return (tokenizer.to_str(pretty=True) + "\n").encode()
+        return f"{tokenizer.to_str(pretty=True)}\n".encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
             "the vocabulary holds tokens that are no UTF-8",
