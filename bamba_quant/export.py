@@ -128,15 +128,9 @@ def _types(source: Source, dtype: str) -> tuple[str, list[Format]]:
     if dtype != "auto":
         return dtype, [format_named(dtype)] * len(source.pairs)
     vectors = {
-        tensor.name: _inverse(rule.transform).apply(read_tensor(tensor).reshape(1, -1))
+        tensor.name: _values(tensor, rule)
         for tensor, rule in source.pairs
-        if rule.role in ALWAYS_F32 and tensor.format.name == "f32" and rule.transform.rows == 1
-    }
-    # Moving a bias' rows changes no value.
-    vectors |= {
-        tensor.name: read_tensor(tensor).reshape(1, -1)
-        for tensor, rule in source.pairs
-        if rule.role in ALWAYS_F32 and tensor.format.name == "f32" and rule.transform.rows > 1
+        if rule.role in ALWAYS_F32 and tensor.format.name == "f32"
     }
     main = _main_type(source.pairs, list(vectors.values()))
     chosen: list[Format] = []
@@ -145,6 +139,12 @@ def _types(source: Source, dtype: str) -> tuple[str, list[Format]]:
         keep = tensor.format.dtype is not None and not narrow
         chosen.append(tensor.format if keep else format_named(main))
     return main, chosen
+
+
+def _values(tensor: StoredTensor, rule: TensorRule) -> F32:
+    """What a small tensor holds in the checkpoint, as one row; where its rows stand changes no value."""
+    stored: F32 = read_tensor(tensor).reshape(1, -1)
+    return stored if rule.transform.moves else _inverse(rule.transform).apply(stored)
 
 
 def _main_type(pairs: Sequence[tuple[StoredTensor, TensorRule]], vectors: Sequence[F32]) -> str:
@@ -222,10 +222,8 @@ def _small_files(source: Source, main: str, vocab: bool) -> tuple[dict[str, byte
     files = {"config.json": as_json(path, config)}
     notes: tuple[str, ...] = ()
     if vocab:
-        tokenizer = tokenizer_files(path, values, source.config.max_position_embeddings)
+        tokenizer, notes = tokenizer_files(path, values, source.config.max_position_embeddings)
         files |= tokenizer
-        if not tokenizer:
-            notes = ("the file has no vocabulary, so no tokenizer is written",)
     files |= generation_config(path, values)
     packed = sorted({t.format.name for t, _ in source.pairs if t.format.dtype is None})
     stem = split_stem(path).name

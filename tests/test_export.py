@@ -299,8 +299,13 @@ def test_sentencepiece_models(options: dict[str, Any], tmp_path: Path) -> None:
         assert found.encode(text) == oracle.encode(text), text
         assert encoder.encode(text) == [oracle.bos_id(), *oracle.encode(text)]
     assert open_checkpoint(to_gguf(back, tmp_path / "again.gguf")).metadata == open_checkpoint(file).metadata
-    assert (
-        AutoTokenizer.from_pretrained(back)("Hello world").input_ids[-1] == oracle.encode("Hello world")[-1]
+    ours = AutoTokenizer.from_pretrained(back)
+    plain = "Hello world! It's the 1st test, isn't it?"
+    assert ours(plain, add_special_tokens=False).input_ids == oracle.encode(plain)
+    if options is test_sentencepiece.LLAMA:
+        assert ours(plain).input_ids == [oracle.bos_id(), *oracle.encode(plain)]
+    assert any("T5Tokenizer" in note for note in plan_export(file).notes) == (
+        options is test_sentencepiece.UNIGRAM
     )
 
 
@@ -337,6 +342,27 @@ def test_vocabularies_that_cannot_be_written(tmp_path: Path) -> None:
     none = plan_export(to_gguf(embedded_model(), tmp_path / "none.gguf", vocab=False))
     assert set(none.files) == {"config.json", "README.md"}
     assert any("no vocabulary" in note for note in none.notes)
+
+
+@pytest.mark.parametrize("key", ["tokens", "token_type", "merges"])
+def test_half_a_vocabulary(key: str, tmp_path: Path) -> None:
+    planned = plan_conversion(embedded_model(), outtype="bf16", outfile=tmp_path / "m.gguf")
+    metadata = dict(planned.plan.metadata)
+    del metadata[f"tokenizer.ggml.{key}"]
+    write_gguf(replace(planned.plan, metadata=metadata), planned.outfile)
+    with pytest.raises(TokenizerError, match=key):
+        plan_export(planned.outfile)
+
+
+def test_a_decay_that_grows(tmp_path: Path) -> None:
+    file = to_gguf(embedded_model(), tmp_path / "m.gguf", "bf16")
+    row = next(row for row in plan_export(file).rows if row.role == "ssm_a")
+    with file.open("r+b") as stream:
+        stream.seek(row.source.offset)
+        stream.write(np.float32(0.5).tobytes())
+    with pytest.raises(CheckpointError, match="ssm_a"):
+        exported(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_misplaced_rows_and_other_inputs_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from gguf import Keys, TokenType
 
 from bamba_quant.checkpoint.gguf_values import Value
-from bamba_quant.errors import TokenizerError
+from bamba_quant.errors import TokenizerError, listed
 from bamba_quant.tokenizers.rebuilt import Read, byte_level_bpe, model_proto, reader
 
 _FIX = "leave the tokenizer out with --no-vocab, and copy the original's files into the directory"
@@ -26,15 +26,19 @@ _ID_KEYS = {
 _SENTENCEPIECE_CLASSES = {"llama": "LlamaTokenizer", "t5": "T5Tokenizer"}
 
 
-def tokenizer_files(path: Path, values: Mapping[str, Value], max_length: int) -> dict[str, bytes]:
-    """Contents by file name; nothing for a file that holds no vocabulary ("none" or no key at all).
+def tokenizer_files(
+    path: Path, values: Mapping[str, Value], max_length: int
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Contents by file name, and notes; no files where there is no vocabulary ("none" or no key at all).
 
     ``path`` is only for messages. Raises ``TokenizerError`` for a vocabulary that cannot be rebuilt.
     """
     read = reader(values)
     kind = read(Keys.Tokenizer.MODEL, "none")
     if kind == "none":
-        return {}
+        return {}, ("the file has no vocabulary, so no tokenizer is written",)
+    _check_lists(path, kind, read)
+    notes: tuple[str, ...] = ()
     if kind == "gpt2":
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **_settings(path, read, max_length)}
         files = {"tokenizer.json": _tokenizer_json(path, read)}
@@ -42,6 +46,11 @@ def tokenizer_files(path: Path, values: Mapping[str, Value], max_length: int) ->
         settings = {"tokenizer_class": _SENTENCEPIECE_CLASSES[kind], **_settings(path, read, max_length)}
         settings |= _sentencepiece_settings(kind, read)
         files = {"tokenizer.model": model_proto(kind, read, fillers=False)}
+        if kind == "t5" and (read(Keys.Tokenizer.ADD_BOS, False) or not read(Keys.Tokenizer.ADD_EOS, False)):
+            notes = (
+                "transformers' T5Tokenizer puts EOS behind every text and no BOS before it, whatever the file "
+                "says; the pieces are the same",
+            )
     else:
         raise TokenizerError(
             "the file's vocabulary cannot be written as a tokenizer",
@@ -50,7 +59,7 @@ def tokenizer_files(path: Path, values: Mapping[str, Value], max_length: int) ->
             expected="gpt2, llama or t5",
             fix=_FIX,
         )
-    return {**files, "tokenizer_config.json": as_json(path, settings)}
+    return {**files, "tokenizer_config.json": as_json(path, settings)}, notes
 
 
 def generation_config(path: Path, values: Mapping[str, Value]) -> dict[str, bytes]:
@@ -82,6 +91,24 @@ def as_json(path: Path, value: Mapping[str, Any]) -> bytes:
             found=repr(error.object[max(0, error.start - 8) : error.end + 8]),
             fix=_FIX,
         ) from error
+
+
+def _check_lists(path: Path, kind: str, read: Read) -> None:
+    """Raise ``TokenizerError`` where what a kind of vocabulary consists of is missing or of unequal length."""
+    parallel = {Keys.Tokenizer.LIST, Keys.Tokenizer.TOKEN_TYPE} if kind == "gpt2" else set()
+    if kind in _SENTENCEPIECE_CLASSES:
+        parallel = {Keys.Tokenizer.LIST, Keys.Tokenizer.TOKEN_TYPE, Keys.Tokenizer.SCORES}
+    needed = parallel | ({Keys.Tokenizer.MERGES} if kind == "gpt2" else set())
+    missing = sorted(key for key in needed if not isinstance(read(key), list))
+    lengths = {key: len(read(key)) for key in sorted(parallel - set(missing))}
+    if missing or len(set(lengths.values())) > 1:
+        raise TokenizerError(
+            "the file's vocabulary is not whole",
+            where=path,
+            found=f"no {listed(missing)}" if missing else lengths,
+            expected="one entry a token in each of its lists",
+            fix=_FIX,
+        )
 
 
 def _settings(path: Path, read: Read, max_length: int) -> dict[str, Any]:
