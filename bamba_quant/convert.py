@@ -53,7 +53,7 @@ def plan_conversion(
     directory, by default the model's own. ``metadata``, ``model_name``, ``pre`` and ``vocab`` are for directories:
     a GGUF brings its own. Raises a ``BambaQuantError`` for whatever llama.cpp could not run.
     """
-    source = open_source(model, ignore_config_keys=ignore_config_keys)
+    source = open_source(model, ignore_config_keys=ignore_config_keys, weights=not vocab_only)
     source.architecture.check_gguf(source.config)
     recipe = resolve_recipe(outtype, source.checkpoint)
     if source.checkpoint.kind == "gguf":

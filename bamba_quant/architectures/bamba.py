@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 from gguf import GGUFValueType
 
 from bamba_quant.architectures.rules import Architecture, Metadata, Rule, register
@@ -261,6 +262,65 @@ def _config_of_gguf(values: Mapping[str, Value], tensors: Collection[str]) -> Co
     )
 
 
+def _hf_config(config: Config) -> dict[str, Any]:
+    """config.json in the keys of both transformers 4 (configuration_bamba.py: ``attn_rotary_emb``) and 5."""
+    written: dict[str, Any] = {
+        "architectures": ["BambaForCausalLM"],
+        "model_type": "bamba",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "attn_layer_indices": list(config.attention_layers),
+        "attn_rotary_emb": config.rotary_dim,
+        "rope_theta": _shortest(config.rope_theta),
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "hidden_act": config.hidden_act,
+        "mamba_expand": config.mamba_expand,
+        "mamba_n_heads": config.mamba_n_heads,
+        "mamba_d_head": config.mamba_d_head,
+        "mamba_n_groups": config.mamba_n_groups,
+        "mamba_d_state": config.mamba_d_state,
+        "mamba_d_conv": config.mamba_d_conv,
+        "mamba_conv_bias": config.mamba_conv_bias,
+        "mamba_proj_bias": config.mamba_proj_bias,
+        "rms_norm_eps": _shortest(config.rms_norm_eps),
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        # Written even where there is none: transformers' defaults are 1, 2 and 0.
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_ids[0]
+        if len(config.eos_token_ids) == 1
+        else list(config.eos_token_ids) or None,
+        "pad_token_id": config.pad_token_id,
+        "use_cache": True,
+    }
+    if config.head_dim * config.num_attention_heads != config.hidden_size:
+        written["head_dim"] = config.head_dim
+    if 2 * config.rotary_dim != config.head_dim:
+        # transformers rotates half of each head unless this says otherwise, and cuts the product down to an integer.
+        factor = config.rotary_dim / config.head_dim
+        if int(config.head_dim * factor) < config.rotary_dim:
+            factor = math.nextafter(factor, 1)
+        written["rope_parameters"] = {
+            "rope_type": "default",
+            "rope_theta": _shortest(config.rope_theta),
+            "partial_rotary_factor": factor,
+        }
+    low, high = config.time_step_limit
+    if (low, high) != (0.0, math.inf):
+        written["time_step_limit"] = [low, high]
+    return written
+
+
+def _shortest(number: float) -> float:
+    """The shortest decimal among those a file's float32 stands for: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(number)))
+
+
 BAMBA = register(
     Architecture(
         name="bamba",
@@ -270,5 +330,6 @@ BAMBA = register(
         gguf_metadata=_gguf_metadata,
         check_gguf=_check_gguf,
         config_of_gguf=_config_of_gguf,
+        hf_config=_hf_config,
     )
 )

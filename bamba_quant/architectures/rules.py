@@ -59,7 +59,8 @@ class Architecture:
     """A model family: which configurations are its own, its table, and what GGUF calls and needs for it.
 
     ``gguf_metadata`` gives the keys below ``gguf_architecture``; ``check_gguf`` raises ``ArchitectureError`` for
-    what llama.cpp cannot represent. ``config_of_gguf`` reads key-values and tensor names back.
+    what llama.cpp cannot represent. ``config_of_gguf`` reads key-values and tensor names back; ``hf_config`` gives
+    the config.json that transformers 4 and 5 both read, without the dtype.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Architecture:
     gguf_metadata: Callable[[Config], Metadata]
     check_gguf: Callable[[Config], None]
     config_of_gguf: Callable[[Mapping[str, Value], Collection[str]], Config]
+    hf_config: Callable[[Config], dict[str, Any]]
 
     def tensors(self, config: Config) -> tuple[TensorRule, ...]:
         """Every tensor of a model of this shape: in file order, those of a layer together."""

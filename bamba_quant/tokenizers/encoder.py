@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import Keys, TokenType
+from gguf import Keys
 
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.gguf_values import Value
 from bamba_quant.checkpoint.json_file import optional
 from bamba_quant.errors import BambaQuantError, TokenizerError
 from bamba_quant.tokenizers.files import tokenizer_config, tokenizer_file
-from bamba_quant.tokenizers.pretokenizers import TABLE
-
-_UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
+from bamba_quant.tokenizers.rebuilt import byte_level_bpe, model_proto, reader
 
 
 @dataclass(frozen=True)
@@ -83,15 +81,13 @@ def _sentencepiece(model: bytes, add_bos: bool | None) -> Encoder:
 
 
 def _from_gguf(path: Path, values: Mapping[str, Value]) -> Encoder:
-    def read(key: str, default: Any = None) -> Any:
-        return values[key].value if key in values else default
-
+    read = reader(values)
     kind = read(Keys.Tokenizer.MODEL)
     if kind == "gpt2":
         bos = read(Keys.Tokenizer.BOS_ID) if read(Keys.Tokenizer.ADD_BOS, False) else None
-        return _huggingface(_byte_level_bpe(path, read), bos)
+        return _huggingface(byte_level_bpe(path, read), bos)
     if kind in ("llama", "t5"):
-        return _sentencepiece(_model_proto(kind, read), read(Keys.Tokenizer.ADD_BOS))
+        return _sentencepiece(model_proto(kind, read), read(Keys.Tokenizer.ADD_BOS))
     raise TokenizerError(
         "the file has no vocabulary that can be run",
         where=path,
@@ -99,68 +95,3 @@ def _from_gguf(path: Path, values: Mapping[str, Value]) -> Encoder:
         expected="gpt2, llama or t5",
         fix="give the original's directory as --tokenizer",
     )
-
-
-def _byte_level_bpe(path: Path, read: Callable[..., Any]) -> Any:
-    """A ``tokenizers.Tokenizer`` from tokens, types and merges; the splitting is the table's for the file's name."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    name = read(Keys.Tokenizer.PRE)
-    row = next((row for row in TABLE if row.name == name), None)
-    if row is None:
-        raise TokenizerError(
-            "the file's pre-tokenizer is known to llama.cpp alone",
-            where=path,
-            found=name,
-            expected=", ".join(sorted({row.name for row in TABLE})),
-            fix="give the original's directory as --tokenizer",
-        )
-    build: dict[str, Callable[..., Any]] = {
-        "Split": lambda pattern, behaviour: pre_tokenizers.Split(Regex(pattern), behaviour.lower()),
-        "Digits": lambda individual: pre_tokenizers.Digits(individual_digits=individual),
-        "ByteLevel": lambda regex: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex),
-    }
-    tokens, types = read(Keys.Tokenizer.LIST), read(Keys.Tokenizer.TOKEN_TYPE)
-    vocabulary = {text: token for token, text in enumerate(tokens)}
-    merges = [tuple(merge.split(" ", 1)) for merge in read(Keys.Tokenizer.MERGES)]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=row.ignore_merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([build[kind](*rest) for kind, *rest in row.steps])
-    tokenizer.decoder = decoders.ByteLevel()
-    for kind, add in (
-        (TokenType.CONTROL, tokenizer.add_special_tokens),
-        (TokenType.USER_DEFINED, tokenizer.add_tokens),
-    ):
-        add(
-            [
-                AddedToken(text, normalized=False)
-                for text, found in zip(tokens, types, strict=True)
-                if found == kind
-            ]
-        )
-    return tokenizer
-
-
-def _model_proto(kind: str, read: Callable[..., Any]) -> bytes:
-    """A SentencePiece model with the file's pieces, scores and types, which are SentencePiece's own numbers."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto()
-    scores = read(Keys.Tokenizer.SCORES)
-    types = read(Keys.Tokenizer.TOKEN_TYPE)
-    for text, score, piece_type in zip(read(Keys.Tokenizer.LIST), scores, types, strict=True):
-        model.pieces.add(piece=text, score=score, type=piece_type)
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    trainer.model_type = _BPE if kind == "llama" else _UNIGRAM
-    trainer.byte_fallback = int(TokenType.BYTE) in types
-    for name, key in (
-        ("bos_id", Keys.Tokenizer.BOS_ID),
-        ("eos_id", Keys.Tokenizer.EOS_ID),
-        ("unk_id", Keys.Tokenizer.UNK_ID),
-        ("pad_id", Keys.Tokenizer.PAD_ID),
-    ):
-        setattr(trainer, name, read(key, -1))
-    normalizer.add_dummy_prefix = read(Keys.Tokenizer.ADD_PREFIX, True)
-    normalizer.remove_extra_whitespaces = read(Keys.Tokenizer.REMOVE_EXTRA_WS, False)
-    normalizer.escape_whitespaces = True
-    normalizer.precompiled_charsmap = bytes(read(Keys.Tokenizer.PRECOMPILED_CHARSMAP, b""))
-    return bytes(model.SerializeToString())

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli import convert, demo, generate, inspect, perplexity, repair
+from bamba_quant_cli import convert, demo, export, generate, inspect, perplexity, repair
 
 app = typer.Typer(
     name="bamba-quant",
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
+app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("repair", epilog=repair.EXAMPLES)(repair.repair)
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)

@@ -59,7 +59,9 @@ def assert_same_tensors(found: Path, expected: Path) -> None:
     with RawReader() as reader:
         for name, tensor in theirs.items():
             mine = ours[name]
-            assert mine.format.name == tensor.format.name, f"{name}: {mine.format.name}, not {tensor.format.name}"
+            assert mine.format.name == tensor.format.name, (
+                f"{name}: {mine.format.name}, not {tensor.format.name}"
+            )
             assert [n for n in mine.shape if n > 1] == [n for n in tensor.shape if n > 1], name
             pair = np.empty((2, tensor.n_bytes), dtype=np.uint8)
             reader.read_into(ours[name].file, ours[name].offset, pair[0])

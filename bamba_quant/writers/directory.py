@@ -1,0 +1,139 @@
+"""A directory that appears whole or not at all: filled beside its place, flushed, then renamed into it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+from bamba_quant.errors import OutputError, listed
+
+# What a model directory holds: only a directory of nothing else is ever replaced.
+_REPLACEABLE = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "README.md",
+)
+
+
+@contextmanager
+def atomic_directory(target: Path, *, overwrite: bool, n_bytes: int) -> Iterator[Path]:
+    """A new empty directory, which becomes ``target`` when the block ends without error.
+
+    ``target`` must not exist or be empty; with ``overwrite`` it may also be a model directory, which is replaced in
+    the end. ``n_bytes`` is the room needed. On any error, and on an interrupt, nothing new is left and the old
+    directory is as it was. Raises ``OutputError`` for a target that may not be written or replaced and for whatever
+    the system refuses in the block.
+    """
+    place = target.resolve()
+    check_directory(place, overwrite=overwrite, n_bytes=n_bytes)
+    partial = place.with_name(f"{place.name}.{secrets.token_hex(4)}.partial")
+    try:
+        try:
+            partial.mkdir()
+            yield partial
+            flush_directory(partial)
+            _publish(partial, place, overwrite)
+        except OSError as error:  # of a write: readers name their own files
+            raise _refused(error, place) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
+    """Raise ``OutputError`` when ``target`` cannot become a new directory of ``n_bytes``; changes nothing."""
+    place = target.resolve()
+    try:
+        entries = sorted(entry.name for entry in place.iterdir()) if place.exists() else []
+        if not place.parent.is_dir():
+            raise OutputError(
+                "the directory above the output does not exist", where=place.parent, fix="create it first"
+            )
+        free = shutil.disk_usage(place.parent).free
+    except NotADirectoryError:
+        raise OutputError(
+            "the output is there already and is no directory", where=place, fix="give another name"
+        ) from None
+    except OSError as error:
+        raise _refused(error, place) from error
+    foreign = [name for name in entries if not any(fnmatch(name, known) for known in _REPLACEABLE)]
+    if entries and not overwrite:
+        raise _not_empty(place, entries)
+    if foreign:
+        raise OutputError(
+            "the output directory holds files that are no part of a model, so it is not replaced",
+            where=place,
+            found=listed(foreign),
+            fix="give another name, or move these files away",
+        )
+    if n_bytes > free:
+        raise OutputError(
+            "the disk has too little space",
+            where=place.parent,
+            found=f"{free:,} bytes free",
+            expected=f"{n_bytes:,} bytes",
+            fix="free some space, or write elsewhere",
+        )
+
+
+def flush_directory(directory: Path) -> None:
+    """So that new names survive a power cut as well as the files do."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(partial: Path, place: Path, overwrite: bool) -> None:
+    if overwrite and place.exists():
+        old = partial.with_suffix(".old")
+        place.rename(old)
+        try:
+            partial.rename(place)
+        except BaseException:
+            old.rename(place)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        try:
+            # Onto an empty directory a rename succeeds, onto one that was filled in the meantime it does not.
+            partial.rename(place)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise _not_empty(place, sorted(entry.name for entry in place.iterdir())) from None
+            raise
+    flush_directory(place.parent)
+
+
+def _not_empty(place: Path, entries: list[str]) -> OutputError:
+    return OutputError(
+        "the output directory exists already and is not empty",
+        where=place,
+        found=listed(entries),
+        fix="give another name, or allow replacing it with --overwrite",
+    )
+
+
+def _refused(error: OSError, place: Path) -> OutputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(
+            "the disk is full",
+            where=place,
+            found=error.strerror,
+            fix="free some space, or write elsewhere; nothing was left behind",
+        )
+    return OutputError("the output cannot be written", where=place, found=error.strerror)
