@@ -11,21 +11,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import Keys
-from numpy.typing import NDArray
 
 from bamba_quant.architectures import TensorRule
-from bamba_quant.architectures.transforms import NEGATIVE_EXP, Transform
+from bamba_quant.architectures.transforms import rounded
 from bamba_quant.checkpoint import StoredTensor, read_tensor
 from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.errors import PlanError
 from bamba_quant.exported_card import model_card
 from bamba_quant.formats import Format, format_named
 from bamba_quant.formats.base import F32
-from bamba_quant.formats.floats import to_float32
 from bamba_quant.plan import PlanRow
 from bamba_quant.recipes.selection import ALWAYS_F32
 from bamba_quant.repair import suspect
@@ -114,13 +111,7 @@ def write_export(
 
 
 def _row(tensor: StoredTensor, rule: TensorRule, number_format: Format) -> PlanRow:
-    return PlanRow(tensor, rule.hf, rule.role, _inverse(rule.transform), number_format, rule.shape)
-
-
-def _inverse(transform: Transform) -> Transform:
-    if transform is NEGATIVE_EXP:
-        return LOG_OF_NEGATIVE
-    return Transform(transform.name, transform.invert, transform.apply, transform.rows, transform.moves)
+    return PlanRow(tensor, rule.hf, rule.role, rule.transform.inverse(), number_format, rule.shape)
 
 
 def _types(source: Source, dtype: str) -> tuple[str, list[Format]]:
@@ -144,7 +135,7 @@ def _types(source: Source, dtype: str) -> tuple[str, list[Format]]:
 def _values(tensor: StoredTensor, rule: TensorRule) -> F32:
     """What a small tensor holds in the checkpoint, as one row; where its rows stand changes no value."""
     stored: F32 = read_tensor(tensor).reshape(1, -1)
-    return stored if rule.transform.moves else _inverse(rule.transform).apply(stored)
+    return stored if rule.transform.moves else rule.transform.inverse().apply(stored)
 
 
 def _main_type(pairs: Sequence[tuple[StoredTensor, TensorRule]], vectors: Sequence[F32]) -> str:
@@ -163,43 +154,7 @@ def _main_type(pairs: Sequence[tuple[StoredTensor, TensorRule]], vectors: Sequen
 
 def fits(values: F32, name: str) -> bool:
     """Whether a 16-bit type holds every value exactly."""
-    return bool(np.array_equal(_rounded(values, name), values))
-
-
-def _rounded(values: NDArray[Any], name: str) -> F32:
-    number_format = format_named(name)
-    narrow = number_format.quantize(np.ascontiguousarray(values, dtype=np.float32), None)
-    return to_float32(narrow.view(number_format.dtype)).reshape(values.shape)
-
-
-def log_of_negative(decay: F32) -> F32:
-    """A_log of a whole tensor A = -exp(A_log), float32 of one shape: the values of the checkpoint, where A tells.
-
-    Where 16-bit values make every A to the last bit or the one before (other tools compute exp in float32), they
-    are what the checkpoint held: by chance that happens to one float32 in thousands. Else each value is the float32
-    that makes A exactly, if one does within two steps of the logarithm, and the nearest if not. An A_log whose own
-    steps are finer than what is left of them in A (bf16 below 2^-16, f16 below 2^-13) comes back as a value of that A.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        exact = np.log(-decay.astype(np.float64))
-    nearest = exact.astype(np.float32)
-    for name in ("bf16", "f16"):
-        narrow = _rounded(nearest, name)
-        if np.all(np.abs(NEGATIVE_EXP.apply(narrow) - decay) <= np.spacing(np.abs(decay))):
-            return narrow
-    best = nearest.copy()
-    found = NEGATIVE_EXP.apply(best) == decay
-    for direction in (-np.inf, np.inf):
-        stepped = nearest
-        for _ in range(2):
-            stepped = np.nextafter(stepped, np.float32(direction))
-            hit = ~found & (NEGATIVE_EXP.apply(stepped) == decay)
-            best[hit] = stepped[hit]
-            found |= hit
-    return best
-
-
-LOG_OF_NEGATIVE = Transform("log(-x)", log_of_negative, NEGATIVE_EXP.apply, moves=False)
+    return bool(np.array_equal(rounded(values, name), values))
 
 
 def _type_notes(rows: Sequence[PlanRow], main: str) -> list[str]:

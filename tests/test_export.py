@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bamba_quant.architectures.transforms import NEGATIVE_EXP
+from bamba_quant.architectures.transforms import NEGATIVE_EXP, log_of_negative
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, CheckpointError, OutputError, PlanError, TokenizerError
-from bamba_quant.export import log_of_negative, plan_export, write_export
+from bamba_quant.export import plan_export, write_export
 from bamba_quant.plan import PlanRow
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.weights import load_model

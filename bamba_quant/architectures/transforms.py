@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bamba_quant.formats import format_named
+from bamba_quant.formats.base import F32
+from bamba_quant.formats.floats import to_float32
+
 Rows = NDArray[Any]
 
 
@@ -26,6 +30,12 @@ class Transform:
     rows: int = 1
     moves: bool = True
 
+    def inverse(self) -> Transform:
+        """The transform that undoes this one."""
+        return Transform(
+            f"inverse of {self.name}" if self.name else "", self.invert, self.apply, self.rows, self.moves
+        )
+
 
 def _same(rows: Rows) -> Rows:
     return rows
@@ -39,12 +49,42 @@ def _negative_exp(x: Rows) -> Rows:
     return (-np.exp(x.astype(np.float64))).astype(np.float32)
 
 
-def _log_of_negative(x: Rows) -> Rows:
-    return np.log(-x.astype(np.float64)).astype(np.float32)
+def log_of_negative(decay: F32) -> F32:
+    """A_log of a whole tensor A = -exp(A_log), float32 of one shape: the values of the checkpoint, where A tells.
+
+    Where 16-bit values make every A to the last bit or the one before (other tools compute exp in float32), they
+    are what the checkpoint held: by chance that happens to one float32 in thousands. Else each value is the float32
+    that makes A exactly, if one does within two steps of the logarithm, and the nearest if not. An A_log whose own
+    steps are finer than what is left of them in A (bf16 below 2^-16, f16 below 2^-13) comes back as a value of that A.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exact = np.log(-decay.astype(np.float64))
+    nearest = exact.astype(np.float32)
+    for name in ("bf16", "f16"):
+        narrow = rounded(nearest, name)
+        if np.all(np.abs(_negative_exp(narrow) - decay) <= np.spacing(np.abs(decay))):
+            return narrow
+    best = nearest.copy()
+    found = _negative_exp(best) == decay
+    for direction in (-np.inf, np.inf):
+        stepped = nearest
+        for _ in range(2):
+            stepped = np.nextafter(stepped, np.float32(direction))
+            hit = ~found & (_negative_exp(stepped) == decay)
+            best[hit] = stepped[hit]
+            found |= hit
+    return best
+
+
+def rounded(values: NDArray[Any], name: str) -> F32:
+    """The nearest values that the plain format ``name`` holds, as float32."""
+    number_format = format_named(name)
+    narrow = number_format.quantize(np.ascontiguousarray(values, dtype=np.float32), None)
+    return to_float32(narrow.view(number_format.dtype)).reshape(values.shape)
 
 
 # A = -exp(A_log): Gu and Dao 2023, section 3.6; llama.cpp stores A.
-NEGATIVE_EXP = Transform("-exp", _negative_exp, _log_of_negative, moves=False)
+NEGATIVE_EXP = Transform("-exp", _negative_exp, log_of_negative, moves=False)
 
 
 def interleave_rotary(head_dim: int, rotary_dim: int) -> Transform:

@@ -18,7 +18,7 @@ from bamba_quant.embedded import embedded_model
 from tests.support.models import random_bamba, save_checkpoint
 from tests.test_repair import faulty
 
-COMMANDS = ("convert", "inspect", "repair", "generate", "perplexity", "demo")
+COMMANDS = ("convert", "inspect", "repair", "export", "generate", "perplexity", "demo")
 
 
 def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:

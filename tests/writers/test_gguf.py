@@ -58,13 +58,15 @@ def test_gguf_py_reads_what_was_planned(outtype: str, tmp_path: Path) -> None:
         assert reader.get_field(key).contents() == expected_value, key
 
 
-@pytest.mark.parametrize("outtype", ["f32", "q8_0"])
+@pytest.mark.parametrize("outtype", ["f32", "q8_0", "q4_k_m", "iq4_xs"])
 def test_bytes_do_not_depend_on_threads_or_chunks(
     outtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = save_checkpoint(random_bamba(), tmp_path / "m", dtype="bfloat16")
+    # Rows of 256, so that every format keeps its own blocks.
+    wide = {"hidden_size": 256, "intermediate_size": 256, "mamba_d_head": 64}
+    directory = save_checkpoint(random_bamba(**wide), tmp_path / "m", dtype="bfloat16")
     expected = write(directory, tmp_path / "whole.gguf", outtype).read_bytes()
-    for threads, chunk in ((1, 1), (3, 1000), (2, 1 << 14), (7, 1 << 22)):
+    for threads, chunk in ((1, 512), (3, 5000), (2, 1 << 14), (7, 1 << 22)):
         monkeypatch.setattr(
             writer, "chunks_of", lambda *a, chunk=chunk: stream.chunks_of(*a, chunk_bytes=chunk)
         )
