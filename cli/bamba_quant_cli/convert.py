@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bamba_quant_cli.console import count, print_json, print_table, progress, size
+from bamba_quant_cli.options import AsJson, DryRun, IgnoreConfigKey, Overwrite, Threads, parse_size
+from bamba_quant_cli.plans import print_rows, rows_as_json
 
 if TYPE_CHECKING:
     from bamba_quant.convert import Conversion
@@ -98,7 +99,7 @@ def convert(
     no_vocab: Annotated[
         bool, typer.Option("--no-vocab", help="Write no vocabulary: the file takes token ids.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    dry_run: DryRun = False,
     split_max_size: Annotated[
         str | None,
         typer.Option(metavar="N(K|M|G)", help="Split into shards of at most this many bytes of weights."),
@@ -114,15 +115,10 @@ def convert(
     pre: Annotated[
         str | None, typer.Option(metavar="NAME", help="llama.cpp's pre-tokenizer, when it is not recognised.")
     ] = None,
-    ignore_config_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY", help="Vouch that an unknown key of config.json changes no logit. Repeatable."
-        ),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a processor.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    ignore_config_key: IgnoreConfigKey = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a checkpoint to a GGUF file, in one pass to its final type.
 
@@ -152,7 +148,7 @@ def convert(
         imatrix=imatrix,
         allow_requantize=allow_requantize,
         keep_split=keep_split,
-        split_max_bytes=_bytes(split_max_size),
+        split_max_bytes=parse_size(split_max_size, "--split-max-size") if split_max_size else None,
         model_name=model_name,
         metadata=metadata,
         pre=pre,
@@ -185,19 +181,6 @@ def convert(
         f"{plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s",
         err=True,
     )
-
-
-def _bytes(text: str | None) -> int | None:
-    """llama.cpp's sizes: a whole number with K, M or G for thousands, millions or thousands of millions."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)([KMG])", text)
-    if match is None or int(match[1]) == 0:
-        raise typer.BadParameter(
-            f"{text!r} is no size; write a whole number and K, M or G, such as 4G",
-            param_hint="--split-max-size",
-        )
-    return int(match[1]) * {"K": 10**3, "M": 10**6, "G": 10**9}[match[2]]
 
 
 def _tensor_type(text: str) -> tuple[str, str]:
@@ -234,47 +217,15 @@ def _summary(conversion: Conversion) -> dict[str, Any]:
 def _print_plan(conversion: Conversion, files: list[tuple[Path, int]], as_json: bool) -> None:
     plan = conversion.plan
     if as_json:
-        rows = [
-            {
-                "source": row.source.name,
-                "source_type": row.source.format.name,
-                "name": row.name,
-                "role": row.role,
-                "transform": row.transform.name,
-                "type": row.format.name,
-                "shape": row.shape,
-                "bytes": row.n_bytes,
-                "shard": row.shard,
-                "offset": row.offset,
-            }
-            for row in plan.rows
-        ]
         print_json(
             {
                 "files": [{"file": file, "bytes": n_bytes} for file, n_bytes in files],
                 **_summary(conversion),
-                "plan": rows,
+                "plan": rows_as_json(plan.rows),
             }
         )
         return
-    print_table(
-        ("source", "name", "role", "transform", "type", "shape", "bytes"),
-        [
-            (
-                row.source.name,
-                row.name,
-                row.role,
-                row.transform.name or "-",
-                f"{row.source.format.name} → {row.format.name}"
-                if row.format != row.source.format
-                else row.format.name,
-                " × ".join(map(str, row.shape)),
-                f"{row.n_bytes:,}",
-            )
-            for row in plan.rows
-        ],
-        right=(5, 6),
-    )
+    print_rows(plan.rows)
     for left_out in plan.left_out:
         typer.echo(f"left out: {left_out.source.name} ({left_out.reason})")
     for note in _notes(conversion):

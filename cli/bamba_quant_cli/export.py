@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bamba_quant_cli.console import count, print_json, print_table, progress, size
+from bamba_quant_cli.console import count, print_json, progress, size
+from bamba_quant_cli.options import AsJson, DryRun, Threads, parse_size
+from bamba_quant_cli.plans import print_rows, rows_as_json
 
 if TYPE_CHECKING:
     from bamba_quant.export import Export
@@ -46,12 +47,12 @@ def export(
         str, typer.Option(metavar="N(K|M|G)", help="Split the weights into files of at most this many bytes.")
     ] = "5G",
     no_vocab: Annotated[bool, typer.Option("--no-vocab", help="Write no tokenizer files.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a processor.")] = None,
+    dry_run: DryRun = False,
+    threads: Threads = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing model directory as a whole.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Export a GGUF file to a Hugging Face directory: weights, configuration, tokenizer and model card.
 
@@ -62,7 +63,9 @@ def export(
     from bamba_quant.export import plan_export, write_export
     from bamba_quant.writers.directory import check_directory
 
-    plan = plan_export(file, dtype=dtype, max_shard_bytes=_bytes(max_shard_size), vocab=not no_vocab)
+    plan = plan_export(
+        file, dtype=dtype, max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"), vocab=not no_vocab
+    )
     check_directory(directory, overwrite=overwrite, n_bytes=sum(plan.sizes.values()))
     if dry_run:
         _print_plan(plan, directory, as_json)
@@ -73,8 +76,9 @@ def export(
     seconds = time.monotonic() - started
     n_bytes = sum(path.stat().st_size for path in written)
     if as_json:
+        sizes = [{"file": path, "bytes": path.stat().st_size} for path in written]
         print_json(
-            {"directory": directory, "files": written, "bytes": n_bytes, "seconds": round(seconds, 3)}
+            {"directory": directory, "files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3)}
             | _summary(plan)
         )
         return
@@ -86,17 +90,6 @@ def export(
         f"{len(written)} files, {seconds:.1f} s",
         err=True,
     )
-
-
-def _bytes(text: str) -> int:
-    """``convert``'s sizes: a whole number with K, M or G for thousands, millions or thousands of millions."""
-    match = re.fullmatch(r"(\d+)([KMG])", text)
-    if match is None or int(match[1]) == 0:
-        raise typer.BadParameter(
-            f"{text!r} is no size; write a whole number and K, M or G, such as 5G",
-            param_hint="--max-shard-size",
-        )
-    return int(match[1]) * {"K": 10**3, "M": 10**6, "G": 10**9}[match[2]]
 
 
 def _summary(plan: Export) -> dict[str, Any]:
@@ -111,44 +104,13 @@ def _summary(plan: Export) -> dict[str, Any]:
 
 
 def _print_plan(plan: Export, directory: Path, as_json: bool) -> None:
-    files = {str(directory / name): n_bytes for name, n_bytes in plan.sizes.items()}
     if as_json:
-        rows = [
-            {
-                "source": row.source.name,
-                "source_type": row.source.format.name,
-                "name": row.name,
-                "role": row.role,
-                "transform": row.transform.name,
-                "type": row.format.name,
-                "shape": row.shape,
-                "bytes": row.n_bytes,
-                "shard": row.shard,
-                "offset": row.offset,
-            }
-            for row in plan.rows
-        ]
-        print_json({"files": files, **_summary(plan), "plan": rows})
+        files = [{"file": directory / name, "bytes": n_bytes} for name, n_bytes in plan.sizes.items()]
+        print_json({"files": files, **_summary(plan), "plan": rows_as_json(plan.rows)})
         return
-    print_table(
-        ("source", "name", "transform", "type", "shape", "bytes"),
-        [
-            (
-                row.source.name,
-                row.name,
-                row.transform.name or "-",
-                f"{row.source.format.name} → {row.format.name}"
-                if row.format != row.source.format
-                else row.format.name,
-                " × ".join(map(str, row.shape)),
-                f"{row.n_bytes:,}",
-            )
-            for row in plan.rows
-        ],
-        right=(4, 5),
-    )
+    print_rows(plan.rows)
     for note in plan.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"\n{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.dtype}")
-    for path, n_bytes in files.items():
-        typer.echo(f"{path}  {n_bytes:,} bytes ({size(n_bytes)})")
+    for name, n_bytes in plan.sizes.items():
+        typer.echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")

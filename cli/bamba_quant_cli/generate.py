@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bamba_quant_cli.console import print_json
+from bamba_quant_cli.options import AsJson, Device, Dtype, IgnoreConfigKey, Model, Tokenizer
 
 EXAMPLES = """
 Examples:
@@ -19,7 +19,7 @@ Examples:
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint directory or a .gguf file.")],
+    model: Model,
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 100,
     temperature: Annotated[
@@ -33,18 +33,11 @@ def generate(
         list[int] | None,
         typer.Option(metavar="ID", help="Stop at this token instead of the model's own. Repeatable."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    device: Annotated[str, typer.Option(help="torch's name of the device.")] = "cpu",
-    tokenizer: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Take the tokenizer of this checkpoint instead.")
-    ] = None,
-    ignore_config_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY", help="Vouch that an unknown key of config.json changes no logit. Repeatable."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when done.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    tokenizer: Tokenizer = None,
+    ignore_config_key: IgnoreConfigKey = None,
+    as_json: AsJson = False,
 ) -> None:
     """Continue a prompt with any model this tool reads; the text appears as it is made."""
     from bamba_quant.errors import BambaQuantError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bamba_quant_cli.console import print_json
+from bamba_quant_cli.options import AsJson, Device, Dtype, IgnoreConfigKey, Model, Tokenizer
 
 if TYPE_CHECKING:
     from bamba_quant.weights import LoadedModel
@@ -28,7 +29,7 @@ Examples:
 
 
 def perplexity(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint directory or a .gguf file.")],
+    model: Model,
     text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text to score.")],
     ctx: Annotated[int, typer.Option(help="Tokens of a chunk; its second half is scored.")] = 512,
     chunks: Annotated[int | None, typer.Option(help="Chunks at most; by default the whole text.")] = None,
@@ -36,18 +37,11 @@ def perplexity(
         bool, typer.Option("--stream", help="Run layer by layer: one layer in memory instead of the model.")
     ] = False,
     backend: Annotated[str, typer.Option(help="torch, or numpy: the definition, slow.")] = "torch",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    device: Annotated[str, typer.Option(help="torch's name of the device.")] = "cpu",
-    tokenizer: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Take the tokenizer of this checkpoint instead.")
-    ] = None,
-    ignore_config_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY", help="Vouch that an unknown key of config.json changes no logit. Repeatable."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    tokenizer: Tokenizer = None,
+    ignore_config_key: IgnoreConfigKey = None,
+    as_json: AsJson = False,
 ) -> None:
     """Perplexity exactly as llama-perplexity defines it, of safetensors and GGUF alike.
 

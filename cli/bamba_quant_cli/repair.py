@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bamba_quant_cli.console import print_json, progress, size
+from bamba_quant_cli.options import AsJson, Overwrite, Threads
 
 EXAMPLES = """
 Examples:
@@ -31,9 +32,9 @@ def repair(
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Replace the input, once the new file is whole.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a processor.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Repair the q/k row order that llama.cpp's converter gives to Bamba, without loss in any quantization.
 

@@ -49,8 +49,10 @@ def test_there_and_back(tmp_path: Path) -> None:
         ).stdout
     )
     assert result["dtype"] == "f32"
-    assert result["bytes"] == sum(Path(name).stat().st_size for name in result["files"])
-    assert sorted(map(str, (tmp_path / "out").iterdir())) == sorted(result["files"])
+    assert result["bytes"] == sum(Path(entry["file"]).stat().st_size for entry in result["files"])
+    assert sorted(map(str, (tmp_path / "out").iterdir())) == sorted(
+        entry["file"] for entry in result["files"]
+    )
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
 
 
@@ -64,7 +66,8 @@ def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path: Path) -> None:
     assert len(plan["plan"]) == plan["tensors"] == 51
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
     run(*arguments[:-1])
-    assert plan["files"] == {str(path): path.stat().st_size for path in (tmp_path / "out").iterdir()}
+    written = {str(path): path.stat().st_size for path in (tmp_path / "out").iterdir()}
+    assert {entry["file"]: entry["bytes"] for entry in plan["files"]} == written
 
 
 def test_refusals(tmp_path: Path) -> None:

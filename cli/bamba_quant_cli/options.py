@@ -1,0 +1,38 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Device = Annotated[str, typer.Option(help="torch's name of the device.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+IgnoreConfigKey = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY", help="Vouch that an unknown key of config.json changes no logit. Repeatable."
+    ),
+]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint directory or a .gguf file.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default one a processor.")]
+Tokenizer = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Take the tokenizer of this checkpoint instead.")
+]
+
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def parse_size(text: str, option: str) -> int:
+    """llama.cpp's sizes: a whole number with K, M or G for thousands, millions or thousands of millions."""
+    match = re.fullmatch(r"(\d+)([KMG])", text)
+    if match is None or int(match[1]) == 0:
+        raise typer.BadParameter(
+            f"{text!r} is no size; write a whole number and K, M or G, such as 4G", param_hint=option
+        )
+    return int(match[1]) * _UNITS[match[2]]
