@@ -31,6 +31,8 @@ format: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/convert.py
+	PYTHONPATH=. $(BIN)/python benchmarks/quantize.py --types q8_0 q4_k_m
+	$(BIN)/python -m benchmarks.quantizers
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo bench
