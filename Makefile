@@ -48,4 +48,6 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	CMAKE_ARGS="$(LLAMA_CMAKE)" $(INSTALL) llama-cpp-python
 	$(INSTALL) --editable ".[test]"
+	# torch's CUDA builds bring the Triton they need; beside its CPU build this one interprets the kernels.
+	$(BIN)/python -c "import triton" 2>/dev/null || $(INSTALL) --no-deps triton==3.6.0
 	touch $@
