@@ -1,21 +1,25 @@
-"""Every tensor of a Bamba model, by Hugging Face name and shape, and the check that a mapping holds exactly
-these.
+"""Every tensor of a model by name and shape, and the check that a mapping holds exactly these.
 
-The names are those of transformers' ``BambaForCausalLM``; a tied model has no ``lm_head.weight``.
+All families share one set of names: Bamba's in transformers (``BambaForCausalLM``) where it has the tensor,
+``model.final_layernorm.weight`` for every final norm, ``model.layers.{i}.mamba.*`` for every state-space layer. A
+tied model has no ``lm_head.weight``. Names of the reference's own, E experts of width I:
+``moe.router.weight`` (E, d), ``moe.gate_proj.weight`` and ``moe.up_proj.weight`` (E, I, d),
+``moe.down_proj.weight`` (E, d, I), beside which ``feed_forward.*`` is the network that Granite calls shared.
+Mamba's ``in_proj`` has the rows x, z; Mamba-2's z, x, B, C, dt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
+from bamba_reference import feed_forward
 from bamba_reference.config import Config
 from bamba_reference.errors import BambaQuantError
+from bamba_reference.mixers import MIXERS, Shape
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.final_layernorm.weight"
 HEAD = "lm_head.weight"
-
-Shape = tuple[int, ...]
 
 
 class TensorError(BambaQuantError):
@@ -29,27 +33,8 @@ def layer_prefix(layer: int) -> str:
 
 def layer_tensors(config: Config, layer: int) -> dict[str, Shape]:
     """Name within the layer -> shape, for layer ``layer``."""
-    d = config.hidden_size
-    shapes: dict[str, Shape] = {"input_layernorm.weight": (d,)}
-    if config.layer_types[layer] == "mamba":
-        H, inner, conv = config.mamba_n_heads, config.mamba_d_inner, config.mamba_conv_dim
-        shapes |= _linear("mamba.in_proj", config.mamba_in_proj_dim, d, config.mamba_proj_bias)
-        shapes |= {"mamba.conv1d.weight": (conv, 1, config.mamba_d_conv)}
-        shapes |= {"mamba.conv1d.bias": (conv,)} if config.mamba_conv_bias else {}
-        shapes |= {"mamba.dt_bias": (H,), "mamba.A_log": (H,), "mamba.D": (H,), "mamba.norm.weight": (inner,)}
-        shapes |= _linear("mamba.out_proj", d, inner, config.mamba_proj_bias)
-    else:
-        queries = config.num_attention_heads * config.head_dim
-        keys = config.num_key_value_heads * config.head_dim
-        shapes |= _linear("self_attn.q_proj", queries, d, config.attention_bias)
-        shapes |= _linear("self_attn.k_proj", keys, d, config.attention_bias)
-        shapes |= _linear("self_attn.v_proj", keys, d, config.attention_bias)
-        shapes |= _linear("self_attn.o_proj", d, queries, config.attention_bias)
-    shapes |= {"pre_ff_layernorm.weight": (d,)}
-    shapes |= _linear("feed_forward.gate_proj", config.intermediate_size, d, config.mlp_bias)
-    shapes |= _linear("feed_forward.up_proj", config.intermediate_size, d, config.mlp_bias)
-    shapes |= _linear("feed_forward.down_proj", d, config.intermediate_size, config.mlp_bias)
-    return shapes
+    norm: dict[str, Shape] = {"input_layernorm.weight": (config.hidden_size,)}
+    return norm | MIXERS[config.layer_types[layer]].tensors(config) | feed_forward.tensors(config)
 
 
 def tensor_shapes(config: Config) -> dict[str, Shape]:
@@ -99,12 +84,6 @@ def check_shape(name: str, found: Iterable[int], expected: Shape) -> None:
             expected=expected,
             fix="correct config.json, or use the checkpoint it belongs to",
         )
-
-
-def _linear(name: str, rows: int, columns: int, bias: bool) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", (rows, columns)
-    if bias:
-        yield f"{name}.bias", (rows,)
 
 
 def _listed(names: list[str], most: int = 8) -> str:

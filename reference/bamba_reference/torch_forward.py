@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bamba_reference.backend import TORCH, Backend
 from bamba_reference.config import Config
-from bamba_reference.numpy_forward import rotary_angles
+from bamba_reference.mixers.attention import rotary_angles
 from bamba_reference.packing import InputError, Layout, check_tokens, layout
 from bamba_reference.state import AttentionState, MambaState, State, empty_mamba
 from bamba_reference.tensors import (

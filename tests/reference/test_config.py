@@ -13,7 +13,9 @@ from bamba_quant.architectures import architecture_of
 from bamba_quant.architectures.bamba import BAMBA
 from bamba_quant.errors import ArchitectureError, BambaQuantError, ConfigError
 from bamba_reference import Config
-from bamba_reference.hf_config import _INERT, _READ
+from bamba_reference.hf_configs.bamba import INERT, KEYS
+from bamba_reference.hf_configs.reading import COMMON
+from bamba_reference.hf_configs.reading import INERT as COMMON_INERT
 
 GOOD: dict[str, Any] = {
     "architectures": ["BambaForCausalLM"],
@@ -55,7 +57,7 @@ JSON = st.recursive(
 
 
 @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(st.sampled_from(sorted(_READ)), JSON, min_size=1, max_size=3))
+@given(st.dictionaries(st.sampled_from(sorted(KEYS | COMMON)), JSON, min_size=1, max_size=3))
 def test_any_value_is_read_or_refused(values: dict[str, Any]) -> None:
     hf = GOOD | values
     try:
@@ -135,7 +137,9 @@ def test_every_key_that_transformers_writes_is_known() -> None:
     from transformers import BambaConfig
 
     unknown = {
-        key for key in BambaConfig().to_dict() if key not in _READ | _INERT and not key.startswith("_")
+        key
+        for key in BambaConfig().to_dict()
+        if key not in KEYS | COMMON | INERT | COMMON_INERT and not key.startswith("_")
     }
     assert not unknown
 
