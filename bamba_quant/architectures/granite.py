@@ -121,6 +121,19 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
             *mixer,
             *keys.common_refusals(config),
             *((key, value, value != 0, "another number (0 stands for none)") for key, value in multipliers.items()),
+            (
+                "layer_types",
+                "attention in no layer",
+                bool(config.attention_layers),
+                "at least one attention layer",
+            ),
+            # granite-moe.cpp does not read the switch of the rotary embedding.
+            (
+                "position_embedding_type",
+                "nope, with experts and attention in every layer",
+                config.rotary_dim > 0 or _gguf_name(config) != EXPERTS,
+                "rope",
+            ),
         )
     )
     return ()

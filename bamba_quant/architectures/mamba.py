@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from gguf import Keys
 
 from bamba_quant.architectures import keys
@@ -29,7 +30,7 @@ from bamba_quant.architectures.rows import (
     projected_out,
 )
 from bamba_quant.architectures.rules import Architecture, Metadata, Rule, Values, register, spelled
-from bamba_quant.architectures.transforms import NEGATIVE_EXP, Transform
+from bamba_quant.architectures.transforms import NEGATIVE_EXP, Transform, power_of_two
 from bamba_quant.checkpoint.gguf_values import boolean, float32, uint32
 from bamba_reference.config import Config
 
@@ -40,6 +41,23 @@ def _selected(config: Config) -> tuple[int, int]:
 
 def _states(config: Config) -> tuple[int, int]:
     return (config.mamba_d_inner, config.mamba_d_state)
+
+
+def _epsilon_exponent(config: Config) -> int:
+    """k for which rows of x_proj times 2^k make llama.cpp's epsilon act like the mixer's own.
+
+    llama.cpp norms dt, B and C with the model's epsilon e. Of rows times c, x c / sqrt(c^2 m + e) is what the norm
+    of the rows themselves is under e / c^2; 2^2k comes within a factor of two of e over the mixer's epsilon. As
+    GGUF keeps them, in float32.
+    """
+    if config.mixer_rms_eps is None:
+        return 0
+    ratio = np.float32(config.rms_norm_eps) / np.float32(config.mixer_rms_eps)
+    return round(math.log2(ratio) / 2)
+
+
+def _balanced(config: Config) -> Transform:
+    return power_of_two(_epsilon_exponent(config))
 
 
 def _decay(config: Config) -> Transform:
@@ -56,7 +74,8 @@ _MAMBA = (
          gguf_shape=convolution_in_gguf),
     Rule(LAYER + "mamba.conv1d.bias", BLOCK + "ssm_conv1d.bias", "bias", inner, when=has_convolution_bias),
     # Rows of x_proj, in order: dt's, B, C.
-    Rule(LAYER + "mamba.x_proj.weight", BLOCK + "ssm_x.weight", "ssm_x", _selected),
+    Rule(LAYER + "mamba.x_proj.weight", BLOCK + "ssm_x.weight", "ssm_x", _selected,
+         transform=_balanced),
     Rule(LAYER + "mamba.dt_proj.weight", BLOCK + "ssm_dt.weight", "ssm_dt_proj",
          lambda c: (c.mamba_d_inner, c.mamba_time_step_rank)),
     Rule(LAYER + "mamba.dt_proj.bias", BLOCK + "ssm_dt.bias", "ssm_dt", inner),
@@ -69,7 +88,7 @@ _MAMBA = (
 RULES = spelled(EMBEDDINGS + _MAMBA, *MIXER_DIALECTS)
 
 _NORMED = "ssm.dt_b_c_rms"
-# llama.cpp has no such key and passes it over; with it the way back is exact.
+# llama.cpp has no such key and passes it over; a file without it has ssm_x as the checkpoint has it.
 _NORMED_EPSILON = "ssm.dt_b_c_rms_epsilon"
 
 
@@ -99,9 +118,11 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
     )
     if config.mixer_rms_eps in (None, config.rms_norm_eps):
         return ()
+    exponent = _epsilon_exponent(config)
     return (
-        f"llama.cpp norms dt, B and C with the model's epsilon, {config.rms_norm_eps:g}, where transformers takes "
-        f"mixer_rms_eps, {config.mixer_rms_eps:g}",
+        f"llama.cpp norms dt, B and C with the model's epsilon, {config.rms_norm_eps:g}, and not with the mixer's, "
+        f"{config.mixer_rms_eps:g}; ssm_x is stored times 2^{exponent}, under which it acts like "
+        f"{config.rms_norm_eps / 4**exponent:.3g}",
     )
 
 
