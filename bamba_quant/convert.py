@@ -54,7 +54,7 @@ def plan_conversion(
     a GGUF brings its own. Raises a ``BambaQuantError`` for whatever llama.cpp could not run.
     """
     source = open_source(model, ignore_config_keys=ignore_config_keys, weights=not vocab_only)
-    source.architecture.check_gguf(source.config)
+    differences = source.architecture.check_gguf(source.config)
     recipe = resolve_recipe(outtype, source.checkpoint)
     if source.checkpoint.kind == "gguf":
         if model_name or metadata or pre or not vocab or vocab_only:
@@ -78,7 +78,7 @@ def plan_conversion(
         allow_requantize=allow_requantize,
         split_max_bytes=split_max_bytes,
         keep_split=keep_split,
-        notes=notes,
+        notes=(*notes, *differences),
     )
     if vocab_only:
         plan = Plan(plan.architecture, plan.recipe, (), plan.metadata, (), plan.notes)
@@ -97,17 +97,17 @@ def _of_directory(
     vocab: bool,
     vocab_only: bool,
 ) -> Described:
-    architecture, checkpoint = source.architecture, source.checkpoint
+    checkpoint, architecture = source.checkpoint, source.architecture.gguf_architecture(source.config)
     general = read_general(
         checkpoint.path.resolve(),  # "." has no name
         checkpoint.elements,
-        architecture=architecture.gguf_architecture,
+        architecture=architecture,
         model_name=model_name,
         overrides=metadata,
     )
     values = dict(general.values)
-    for key, value in architecture.gguf_metadata(source.config).items():
-        values[f"{architecture.gguf_architecture}.{key}"] = value
+    for key, value in source.architecture.gguf_metadata(source.config).items():
+        values[f"{architecture}.{key}"] = value
     values |= _file_type(recipe)
     notes: tuple[str, ...] = ()
     if vocab:

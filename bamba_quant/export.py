@@ -88,6 +88,7 @@ def plan_export(
             fix="put them right first: bamba-quant repair FILE",
         )
     main, chosen = _types(source, dtype)
+    chosen = _one_type_a_tensor(source, chosen)
     rows = [
         _row(tensor, rule, number_format)
         for (tensor, rule), number_format in zip(source.pairs, chosen, strict=True)
@@ -111,7 +112,9 @@ def write_export(
 
 
 def _row(tensor: StoredTensor, rule: TensorRule, number_format: Format) -> PlanRow:
-    return PlanRow(tensor, rule.hf, rule.role, rule.transform.inverse(), number_format, rule.shape)
+    return PlanRow(
+        tensor, rule.hf, rule.role, rule.transform.inverse(), number_format, rule.shape, section=rule.section
+    )
 
 
 def _types(source: Source, dtype: str) -> tuple[str, list[Format]]:
@@ -130,6 +133,17 @@ def _types(source: Source, dtype: str) -> tuple[str, list[Format]]:
         keep = tensor.format.dtype is not None and not narrow
         chosen.append(tensor.format if keep else format_named(main))
     return main, chosen
+
+
+def _one_type_a_tensor(source: Source, chosen: Sequence[Format]) -> list[Format]:
+    """The chosen types, but f32, which holds all others, for a tensor whose sections' types differ."""
+    by_tensor: dict[str, set[str]] = {}
+    for (_, rule), number_format in zip(source.pairs, chosen, strict=True):
+        by_tensor.setdefault(rule.hf, set()).add(number_format.name)
+    return [
+        number_format if len(by_tensor[rule.hf]) == 1 else format_named("f32")
+        for (_, rule), number_format in zip(source.pairs, chosen, strict=True)
+    ]
 
 
 def _values(tensor: StoredTensor, rule: TensorRule) -> F32:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from bamba_quant.architectures.transforms import IDENTITY, Transform
 from bamba_quant.calibration import MAY_BE_MISSING, Imatrix
-from bamba_quant.checkpoint import Checkpoint, StoredTensor
+from bamba_quant.checkpoint import Checkpoint, Section, StoredTensor
 from bamba_quant.checkpoint.gguf_values import Value
 from bamba_quant.errors import PlanError
 from bamba_quant.formats import Format
@@ -25,7 +25,8 @@ class PlanRow:
     """One tensor of the output: where it comes from, what happens to it, where it goes.
 
     ``offset`` counts bytes from the start of the data section of shard ``shard``. ``note`` says what the tool
-    chose on its own for this tensor; ``importance``, of shape (columns,), weighs its columns' errors.
+    chose on its own for this tensor; ``importance``, of shape (columns,), or (matrices, columns) for a stack of
+    matrices, weighs its columns' errors. With ``section`` the row is those rows of the output's tensor ``name``.
     """
 
     source: StoredTensor
@@ -38,6 +39,14 @@ class PlanRow:
     offset: int = 0
     note: str = ""
     importance: F32 | None = field(default=None, compare=False, repr=False)
+    section: Section | None = None
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """The shape of the output's tensor, of which this row may be a section."""
+        if self.section is None:
+            return self.shape
+        return (*self.shape[:-2], self.section.period, self.shape[-1])
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -126,6 +135,7 @@ def plan_gguf(
         grouped_query=source.config.num_attention_heads // source.config.num_key_value_heads
         if source.config.layer_types[0] == "attention"
         else 0,
+        experts=source.config.num_local_experts,
         imatrix=imatrix is not None,
     )
     rows: list[PlanRow] = []
@@ -135,7 +145,7 @@ def plan_gguf(
         _check_requantization(tensor, number_format, allow_requantize)
         importance = None
         if imatrix is not None and number_format.dtype is None:
-            importance = imatrix.importance(str(rule.gguf), rule.role, rule.gguf_shape[-1])
+            importance = imatrix.importance(str(rule.gguf), rule.role, rule.gguf_shape)
             if importance is None:
                 note = "; ".join(filter(None, [note, "the importance matrix does not cover it"]))
         if (

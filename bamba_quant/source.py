@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bamba_quant.architectures import Architecture, TensorRule, architecture_of, architecture_of_gguf
@@ -34,8 +34,9 @@ class Source:
 
     def left_out(self) -> tuple[LeftOut, ...]:
         """The tensors an output does not need."""
+        by_name = {rule.name: tensor for tensor, rule in self.pairs}
         return tuple(
-            LeftOut(tensor, rule.left_out, self.checkpoint.tensors[rule.equal_to] if rule.equal_to else None)
+            LeftOut(tensor, rule.left_out, by_name[rule.equal_to] if rule.equal_to else None)
             for tensor, rule in self.pairs
             if rule.left_out
         )
@@ -66,8 +67,8 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
 
     Raises ``PlanError`` naming tensors that no rule covers, that are missing, or whose shape is not the rule's.
     """
-    by_name = {rule.hf: rule for rule in rules}
-    uncovered = [tensor for name, tensor in checkpoint.tensors.items() if name not in by_name]
+    spellings = {spelling for rule in rules for spelling in rule.spellings}
+    uncovered = [tensor for name, tensor in checkpoint.tensors.items() if name not in spellings]
     if uncovered:
         raise PlanError(
             "the checkpoint has tensors that the architecture does not know",
@@ -76,7 +77,8 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
             expected="the tensors that config.json implies",
             fix="check config.json (biases, layer types); adapters must be merged before conversion",
         )
-    missing = [rule.hf for rule in rules if rule.hf not in checkpoint.tensors and rule.gguf is not None]
+    found = [[name for name in rule.spellings if name in checkpoint.tensors] for rule in rules]
+    missing = [rule.hf for rule, names in zip(rules, found, strict=True) if not names and rule.gguf is not None]
     if missing:
         raise PlanError(
             "the checkpoint lacks tensors that config.json implies",
@@ -84,17 +86,29 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
             found=listed(missing) + " missing",
             fix="fetch all shards, or correct config.json (tie_word_embeddings, biases, layer types)",
         )
-    pairs = tuple((checkpoint.tensors[rule.hf], rule) for rule in rules if rule.hf in checkpoint.tensors)
-    for tensor, rule in pairs:
-        if tensor.shape != rule.shape:
+    for names in found:
+        if len(names) > 1:
             raise PlanError(
-                "a tensor has another shape than config.json implies",
-                where=f"{tensor.file}, tensor {tensor.name}",
-                found=tensor.shape,
-                expected=rule.shape,
-                fix="check that config.json and the weights belong together",
+                "the checkpoint holds one tensor under two names",
+                where=checkpoint.tensors[names[1]].file,
+                found=listed(names),
+                expected="one of them",
             )
-    return pairs
+    pairs: list[tuple[StoredTensor, TensorRule]] = []
+    for rule, names in zip(rules, found, strict=True):
+        for tensor in (checkpoint.tensors[name] for name in names):
+            if tensor.shape != rule.hf_shape:
+                raise PlanError(
+                    "a tensor has another shape than config.json implies",
+                    where=f"{tensor.file}, tensor {tensor.name}",
+                    found=tensor.shape,
+                    expected=rule.hf_shape,
+                    fix="check that config.json and the weights belong together",
+                )
+            if rule.section is not None:
+                tensor = replace(tensor, shape=rule.shape, section=rule.section)
+            pairs.append((tensor, rule))
+    return tuple(pairs)
 
 
 def _match_gguf(checkpoint: Checkpoint, listed_rules: tuple[TensorRule, ...]) -> Pairs:

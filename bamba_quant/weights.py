@@ -40,7 +40,12 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         tensor, rule = self._stored[name]
         moved = self._inverted and rule.transform.name
         if tensor.format.dtype is not None and not moved:
-            mapped = np.memmap(tensor.file, tensor.format.dtype, "r", tensor.offset, tensor.elements)
+            section = tensor.section
+            stacked = 1 if section is None else section.period // section.length
+            mapped = np.memmap(tensor.file, tensor.format.dtype, "r", tensor.offset, stacked * tensor.elements)
+            if section is not None:
+                whole = mapped.reshape(-1, section.period, tensor.columns)
+                mapped = whole[:, section.start : section.start + section.length]
             return mapped.reshape(rule.shape)
         values = read_tensor(tensor)
         if not moved:
@@ -62,6 +67,6 @@ def load_model(path: str | Path, *, ignore_config_keys: Collection[str] = ()) ->
     configuration.
     """
     source = open_source(path, ignore_config_keys=ignore_config_keys)
-    stored = {rule.hf: (tensor, rule) for tensor, rule in source.pairs if not rule.left_out}
+    stored = {rule.name: (tensor, rule) for tensor, rule in source.pairs if not rule.left_out}
     weights = LazyWeights(stored, inverted=source.checkpoint.kind == "gguf")
     return LoadedModel(source.checkpoint, source.config, weights)

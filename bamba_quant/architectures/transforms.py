@@ -87,6 +87,14 @@ def rounded(values: NDArray[Any], name: str) -> F32:
 NEGATIVE_EXP = Transform("-exp", _negative_exp, log_of_negative, moves=False)
 
 
+def power_of_two(exponent: int) -> Transform:
+    """Multiply by 2^``exponent``, which loses nothing within a float's range."""
+    if exponent == 0:
+        return IDENTITY
+    factor = np.float32(2.0**exponent)
+    return Transform(f"× 2^{exponent}", lambda x: x * factor, lambda x: x / factor, moves=False)
+
+
 def interleave_rotary(head_dim: int, rotary_dim: int) -> Transform:
     """Bring the row pairs (i, i + rotary_dim/2) of each head together, as ggml's NORM rotation expects.
 

@@ -5,6 +5,7 @@ Two forms: GGUF (tools/imatrix/imatrix.cpp, ``save_imatrix``) and the older .dat
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,10 @@ MAY_BE_MISSING = frozenset({"token_embd", "output"})
 
 @dataclass(frozen=True)
 class Imatrix:
-    """``entries`` by tensor name, float32 of shape (columns,); where and over how many chunks they were measured."""
+    """``entries`` by tensor name, float32 of shape (columns,), for a stack of matrices those of one after the other's.
+
+    ``dataset`` and ``chunks`` say where and over how much text they were measured.
+    """
 
     file: Path
     entries: Mapping[str, F32]
@@ -46,10 +50,10 @@ class Imatrix:
             del values["quantize.imatrix.chunks_count"]
         return values
 
-    def importance(self, name: str, role: str, columns: int) -> F32 | None:
-        """The importance of a tensor's columns, or None where llama-imatrix measures none.
+    def importance(self, name: str, role: str, shape: tuple[int, ...]) -> F32 | None:
+        """The importance of the columns of a tensor, or None where llama-imatrix measures none.
 
-        Raises ``PlanError`` naming the tensor when its entry is missing or has another length.
+        Its shape is (columns,), for a stack of matrices (matrices, columns). Raises ``PlanError`` naming the tensor when its entry is missing or has another length.
         """
         entry = self.entries.get(name)
         if entry is None:
@@ -61,15 +65,16 @@ class Imatrix:
                 found=f"{len(self.entries)} entries",
                 fix="measure it on this model; entries are named as in its GGUF",
             )
-        if entry.shape != (columns,):
+        needed = (*shape[:-2], shape[-1])
+        if entry.size != math.prod(needed):
             raise PlanError(
                 "an entry of the importance matrix does not fit its tensor",
                 where=f"{self.file}, tensor {name}",
                 found=f"{entry.size} values",
-                expected=f"{columns}, one for each column",
+                expected=f"{math.prod(needed)}, one for each column",
                 fix="measure it on this model",
             )
-        return entry
+        return entry.reshape(needed)
 
 
 def read_imatrix(file: Path) -> Imatrix:

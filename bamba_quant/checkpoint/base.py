@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,14 +21,39 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Section:
+    """Which rows of a larger tensor are this one's: of every ``period`` rows, ``length`` from ``start``."""
+
+    start: int
+    length: int
+    period: int
+
+
+def row_runs(section: Section | None, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Rows ``first`` to ``stop`` of a section as (row, row of the whole, count); the whole is its own single run."""
+    if section is None:
+        yield first, first, stop - first
+        return
+    while first < stop:
+        matrix, row = divmod(first, section.length)
+        count = min(stop - first, section.length - row)
+        yield first, matrix * section.period + section.start + row, count
+        first += count
+
+
+@dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: ``shape`` in numpy's order (rows first), ``format`` of its bytes, byte range in ``file``."""
+    """Where a tensor lies: ``shape`` in numpy's order (rows first), ``format`` of its bytes, byte range in ``file``.
+
+    With ``section`` it is those rows of the tensor that lies at ``offset`` under ``name``.
+    """
 
     name: str
     shape: Shape
     format: Format
     file: Path
     offset: int
+    section: Section | None = None
 
     @property
     def columns(self) -> int:
@@ -123,11 +148,20 @@ class RawReader:
             done += count
 
 
+    def read_rows(self, tensor: StoredTensor, row_bytes: int, first: int, stop: int, buffer: U8) -> None:
+        """Fill ``buffer`` with rows ``first`` to ``stop`` of ``tensor``, each ``row_bytes`` long. Raises likewise."""
+        for row, place, count in row_runs(tensor.section, first, stop):
+            start = (row - first) * row_bytes
+            self.read_into(
+                tensor.file, tensor.offset + place * row_bytes, buffer[start : start + count * row_bytes]
+            )
+
+
 def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
     """A whole tensor: in its own dtype when it stores plain numbers, else dequantized to float32."""
     raw = np.empty(tensor.n_bytes, dtype=np.uint8)
     with RawReader() as reader:
-        reader.read_into(tensor.file, tensor.offset, raw)
+        reader.read_rows(tensor, tensor.format.row_bytes(tensor.columns), 0, tensor.rows, raw)
     if tensor.format.dtype is not None:
         return raw.view(tensor.format.dtype).reshape(tensor.shape)
     values: F32 = tensor.format.dequantize(raw.reshape(tensor.rows, -1))

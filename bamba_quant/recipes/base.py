@@ -15,12 +15,13 @@ class Place:
     """Where a tensor stands: number ``index`` of ``count`` among those of its role, in layer order.
 
     ``grouped_query`` is query heads per key-value head in the first layer, 0 where that is no attention layer;
-    ``imatrix`` says whether importance was measured.
+    ``experts`` is how many a mixture has, else 0; ``imatrix`` says whether importance was measured.
     """
 
     index: int
     count: int
     grouped_query: int
+    experts: int
     imatrix: bool
 
 

@@ -1,10 +1,11 @@
 """llama-quantize's recipes for the architectures of this library, with exactly its choices.
 
 Source: llama.cpp, src/llama-quant.cpp, ``llama_tensor_get_type_impl`` and ``llama_ftype_get_default_type``, at the
-commit that llama-cpp-python 0.3.36 contains. Two of its choices are accidents of hybrid models, kept so that the
-files are the same: the rules for grouped-query attention look at the first layer, which in Bamba is a Mamba layer
-without key-value heads, so they never apply; and ssm_in and ssm_out, 30 % of the weights, have no rule of their own
-in any recipe and always take the default format.
+commit that llama-cpp-python 0.3.36 contains. Three of its choices are accidents, kept so that the files are the same:
+the rules for grouped-query attention look at the first layer, which in Bamba is a Mamba layer without key-value heads,
+so they never apply; the matrices of Mamba layers, 30 % of Bamba's weights and all of Mamba's, have no rule of their own
+in any recipe and always take the default format; and the rules made for the eight experts of Mixtral meet any model
+that has eight, and no other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from gguf import LlamaFileType as FileType
 from bamba_quant.recipes.base import Choice, Place, Recipe, register
 
 Q6 = Choice("q6_k")
+
+# Recipes that store attn_output in q5_k among eight experts.
+_ATTENTION_OUTPUT_Q5_K = {"q2_k", "q3_k_s", "q3_k_m", "iq4_nl", "q4_k_s", "q4_k_m", "iq4_xs"}
 
 
 def more_bits(place: Place) -> bool:
@@ -42,6 +46,10 @@ def grouped_query(place: Place) -> bool:
     return place.grouped_query >= 4
 
 
+def eight_experts(place: Place) -> bool:
+    return place.experts == 8
+
+
 def first_eighth_measured(place: Place) -> bool:
     return place.imatrix and first_eighth(place)
 
@@ -58,9 +66,15 @@ def _recipe(
     *aliases: str,
     **roles: Choice | tuple[Choice, ...],
 ) -> None:
-    """Register a recipe whose output matrix is q6_k unless said otherwise."""
+    """Register a recipe whose output matrix is q6_k, and whose attention has more bits among eight experts."""
     listed = {role: choices if isinstance(choices, tuple) else (choices,) for role, choices in roles.items()}
     needs = frozenset({"q2_k"} if name == "q2_k_s" else ())
+    for role, among_eight in (
+        ("attn_v", "q8_0"),
+        ("attn_k", "q8_0"),
+        ("attn_output", "q5_k" if name in _ATTENTION_OUTPUT_Q5_K else default),
+    ):
+        listed[role] = (Choice(among_eight, eight_experts), *listed.get(role, ()))
     register(Recipe(name, file_type, default, about, {"output": (Q6,)} | listed, needs), *aliases)
 
 

@@ -12,9 +12,15 @@ from bamba_quant.errors import PlanError
 from bamba_quant.formats import Format, format_named
 from bamba_quant.recipes.base import Place, Recipe
 
-# llama.cpp keeps these in float32 in every file (convert_hf_to_gguf.py: 1-D tensors, norms and the convolution;
-# llama-quantize leaves the same ones alone).
-ALWAYS_F32 = frozenset({"norm", "bias", "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_d"})
+# llama.cpp keeps these in float32 in every file (convert_hf_to_gguf.py: 1-D tensors, norms, the convolution and
+# the router; llama-quantize leaves the same ones alone).
+ALWAYS_F32 = frozenset({"norm", "bias", "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_d", "ffn_gate_inp"})
+
+# Experts, and the feed-forward network beside them, are stored like the feed-forward network of a model without
+# (llama-quant.cpp, ``tensor_get_category``, looks for the first part of these names).
+_SAME_RULES = {
+    f"ffn_{which}_{kind}": f"ffn_{which}" for which in ("gate", "up", "down") for kind in ("exps", "shexp")
+}
 
 # What a row takes whose length its format's blocks do not fill (llama-quant.cpp, ``tensor_type_fallback``).
 _FALLBACKS = {
@@ -58,6 +64,7 @@ def select_formats(
     stored: Sequence[Format],
     *,
     grouped_query: int,
+    experts: int,
     imatrix: bool,
 ) -> list[Selected]:
     """The format of each tensor of ``rules``, in the order of llama-quantize's decisions.
@@ -84,14 +91,16 @@ def select_formats(
             selected.append(_filled(wish, rule))
             continue
         name = recipe.default
-        role = "output" if tied and rule.role == "token_embd" else rule.role
+        role = "output" if tied and rule.role == "token_embd" else _SAME_RULES.get(rule.role, rule.role)
         if role == "output" and wishes.output_tensor_type is not None and not wishes.pure:
             selected.append(_filled(_writable(wishes.output_tensor_type), rule))
             continue
         if not wishes.pure:
-            # llama-quantize counts the feed-forward matrices by layers, the others by themselves.
-            count = layers if role.startswith("ffn_") else counts[role]
-            place = Place(seen[role], count, grouped_query, imatrix)
+            # llama-quantize counts the feed-forward matrices by layers, the others by themselves; where experts
+            # stand beside each other in a layer, it takes the layer's own number.
+            feed_forward = role.startswith("ffn_")
+            index = rule.layer if feed_forward and experts > 1 and rule.layer is not None else seen[role]
+            place = Place(index, layers if feed_forward else counts[role], grouped_query, experts, imatrix)
             seen[role] += 1
             name = recipe.format_for(role, place)
             if role == "output" and not format_named(recipe.default).fits(rule.gguf_shape[-1]):

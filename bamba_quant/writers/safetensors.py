@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -41,23 +42,27 @@ class Shard:
 def place(rows: Sequence[PlanRow], max_bytes: int | None) -> tuple[PlanRow, ...]:
     """Give every row its shard and its offset behind the header, without gaps, as the format wants.
 
-    A shard is closed before the tensor that would overfill it. Wider dtypes come first in it, so that every number
+    Sections of one tensor share its offset. A shard is closed before the tensor that would overfill it. Wider dtypes come first in it, so that every number
     is aligned.
     """
-    shards: list[list[PlanRow]] = [[]]
-    filled = 0
+    tensors: dict[str, list[PlanRow]] = {}
     for row in rows:
-        if max_bytes is not None and filled and filled + row.n_bytes > max_bytes:
+        tensors.setdefault(row.name, []).append(row)
+    shards: list[list[list[PlanRow]]] = [[]]
+    filled = 0
+    for sections in tensors.values():
+        n_bytes = sum(row.n_bytes for row in sections)
+        if max_bytes is not None and filled and filled + n_bytes > max_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append(row)
-        filled += row.n_bytes
+        shards[-1].append(sections)
+        filled += n_bytes
     placed: list[PlanRow] = []
     for number, shard in enumerate(shards):
         offset = 0
-        for row in sorted(shard, key=lambda row: -row.format.block_bytes):
-            placed.append(replace(row, shard=number, offset=offset))
-            offset += row.n_bytes
+        for sections in sorted(shard, key=lambda sections: -sections[0].format.block_bytes):
+            placed += (replace(row, shard=number, offset=offset) for row in sections)
+            offset += sum(row.n_bytes for row in sections)
     return tuple(placed)
 
 
@@ -156,8 +161,8 @@ def _header(rows: Sequence[PlanRow]) -> bytes:
     for row in rows:
         entries[row.name] = {
             "dtype": DTYPES[row.format.name],
-            "shape": row.shape,
-            "data_offsets": (row.offset, row.offset + row.n_bytes),
+            "shape": row.whole_shape,
+            "data_offsets": (row.offset, row.offset + math.prod(row.whole_shape) * row.format.block_bytes),
         }
     text = json.dumps(entries, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // 8) * 8)

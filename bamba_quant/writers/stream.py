@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.checkpoint import RawReader, StoredTensor
+from bamba_quant.checkpoint import RawReader, Section, StoredTensor, row_runs
 from bamba_quant.errors import CheckpointError, FormatError
 from bamba_quant.formats.base import F32, U8, Quantize
 from bamba_quant.formats.floats import to_float32
@@ -30,7 +30,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows ``start`` to ``stop`` of a plan's row, through ``quantize``, to ``descriptor`` at byte ``offset``."""
+    """Rows ``start`` to ``stop`` of a plan's row, through ``quantize``, to the tensor at ``offset`` of ``descriptor``."""
 
     row: PlanRow
     quantize: Quantize
@@ -61,12 +61,11 @@ def chunks_of(
     row: PlanRow, quantize: Quantize, descriptor: int, base: int, chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[Chunk]:
     """Cut a row of the plan where its transform allows; ``base`` is where its tensor begins in the output."""
-    rows, columns = row.matrix
+    rows, _ = row.matrix
     unit = row.transform.rows
     step = max(1, chunk_bytes // (unit * _source_row_bytes(row))) * unit
-    row_bytes = row.format.row_bytes(columns)
     for start in range(0, rows, step):
-        yield Chunk(row, quantize, start, min(start + step, rows), descriptor, base + start * row_bytes)
+        yield Chunk(row, quantize, start, min(start + step, rows), descriptor, base)
 
 
 def run_chunks(chunks: Iterable[Chunk], reader: RawReader, threads: int, progress: Progress) -> None:
@@ -132,7 +131,16 @@ def convert_rows(row: PlanRow, quantize: Quantize, raw: U8, first_row: int) -> U
     else:
         numbers = row.transform.apply(source.dequantize(packed))
     _check_range(row, numbers)
-    return quantize(numbers, row.importance).reshape(-1)
+    if row.importance is None or row.importance.ndim == 1:
+        return quantize(numbers, row.importance).reshape(-1)
+    # Each matrix of a stack has an importance of its own.
+    cuts = Section(0, row.shape[-2], row.shape[-2])
+    runs = row_runs(cuts, first_row, first_row + len(numbers))
+    packed_runs = [
+        quantize(numbers[start - first_row : start - first_row + count], row.importance[start // cuts.length])
+        for start, _, count in runs
+    ]
+    return np.concatenate(packed_runs).reshape(-1)
 
 
 # Bits of the smallest non-finite magnitude of each dtype: exponent all ones.
@@ -187,9 +195,12 @@ def _run(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
     if buffer is None or len(buffer) < length:
         buffer = scratch.buffer = np.empty(max(length, CHUNK_BYTES), dtype=np.uint8)
     raw = buffer[:length]
-    source = chunk.row.source
-    reader.read_into(source.file, source.offset + chunk.start * row_bytes, raw)
-    write_at(chunk.descriptor, chunk.offset, convert_rows(chunk.row, chunk.quantize, raw, chunk.start))
+    reader.read_rows(chunk.row.source, row_bytes, chunk.start, chunk.stop, raw)
+    data = convert_rows(chunk.row, chunk.quantize, raw, chunk.start)
+    written = len(data) // (chunk.stop - chunk.start)
+    for row, place, count in row_runs(chunk.row.section, chunk.start, chunk.stop):
+        first = (row - chunk.start) * written
+        write_at(chunk.descriptor, chunk.offset + place * written, data[first : first + count * written])
     return length
 
 

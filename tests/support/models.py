@@ -1,4 +1,4 @@
-"""Small random Bamba models whose every part moves the logits, and their checkpoints on disk.
+"""Small random models whose every part moves the logits, and Bamba's checkpoints on disk.
 
 transformers' own initialization hides mistakes: its attention is nearly uniform, its norms are ones and its
 heads all forget at once. Here each of them is drawn so that getting it wrong shows.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ ALSO_WRITTEN = (
     "num_logits_to_keep",
 )
 
+Model = TypeVar("Model", bound=torch.nn.Module)
 Spelling = Literal[4, 5, "5+layer_types"]
 
 
@@ -60,12 +61,16 @@ def random_bamba(seed: int = 0, **overrides: Any) -> BambaForCausalLM:
     ``overrides`` are keys of transformers' ``BambaConfig``, laid over ``SMALL``. The same arguments
     give the same weights.
     """
-    model = BambaForCausalLM(BambaConfig(**{**SMALL, **overrides})).eval()
+    return drawn(BambaForCausalLM(BambaConfig(**{**SMALL, **overrides})), seed)
+
+
+def drawn(model: Model, seed: int) -> Model:
+    """A transformers model in eval mode with every weight drawn; the same seed gives the same weights."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_draw(name, parameter.shape, generator))
-    return model
+    return model.eval()
 
 
 def _draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
@@ -73,20 +78,21 @@ def _draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Ten
     leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
     if leaf == "A_log":  # decay rates from 1/2 to 16, as Mamba-2 is initialized and trained
         return torch.log(0.5 + 15.5 * torch.rand(shape, generator=generator))
-    if leaf == "dt_bias":  # steps from 0.001 to 0.3 after softplus
+    if leaf == "dt_bias" or name.endswith("dt_proj.bias"):  # steps from 0.001 to 0.3 after softplus
         dt = torch.exp(torch.empty(shape).uniform_(math.log(1e-3), math.log(0.3), generator=generator))
         return dt + torch.log(-torch.expm1(-dt))
     if leaf == "D" or "norm" in leaf:
         return 1 + 0.3 * normal
     if leaf == "bias":
         return 0.3 * normal
-    if leaf == "embed_tokens":  # 0.3 keeps logits near 1 where the head is tied to it
+    if leaf in ("embed_tokens", "embeddings"):  # 0.3 keeps logits near 1 where the head is tied to it
         return 0.3 * normal
     if leaf == "conv1d":
         return 0.5 * normal
-    fan_in = shape[1]
-    # Scores of deviation 6 instead of 1: attention that picks, so that a rotation gone wrong picks otherwise.
-    gain = 2.5 if leaf in ("q_proj", "k_proj") else 1.0
+    fan_in = shape[-1]
+    # Scores of deviation 6 instead of 1: attention that picks, so that a rotation gone wrong picks otherwise. A
+    # router that is undecided between experts decides otherwise with the next rounding.
+    gain = {"q_proj": 2.5, "k_proj": 2.5, "router": 3.0}.get(leaf, 1.0)
     return gain * normal / math.sqrt(fan_in)
 
 
