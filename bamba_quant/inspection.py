@@ -9,10 +9,10 @@ from typing import Any
 
 from gguf import GGUFValueType, Keys, LlamaFileType
 
-from bamba_quant.architectures import architecture_of
+from bamba_quant.architectures import architecture_of, architecture_of_gguf
 from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import Value
-from bamba_quant.errors import BambaQuantError
+from bamba_quant.errors import ArchitectureError, BambaQuantError
 from bamba_quant.repair import suspect
 from bamba_reference.config import Config
 
@@ -77,11 +77,13 @@ def _inspect_huggingface(checkpoint: Checkpoint) -> Inspection:
     hf = checkpoint.metadata
     name = ", ".join(hf.get("architectures") or [str(hf.get("model_type"))])
     try:
+        # state-spaces' own configurations name neither.
+        name = name if hf.get("architectures") else architecture_of(hf).name
         architecture_of(hf)
-        layers, remarks = Config.from_hf(hf).layer_types, ()
+        layers = Config.from_hf(hf).layer_types
     except BambaQuantError as error:
         return Inspection(checkpoint, name, (), hf, (str(error),))
-    return Inspection(checkpoint, name, tuple(layers), hf, remarks)
+    return Inspection(checkpoint, name, layers, hf, ())
 
 
 def _inspect_gguf(checkpoint: Checkpoint) -> Inspection:
@@ -97,7 +99,14 @@ def _inspect_gguf(checkpoint: Checkpoint) -> Inspection:
 
 
 def _gguf_layers(name: str, values: Mapping[str, Value]) -> tuple[str, ...]:
-    """A layer without key-value heads is a Mamba layer; a count instead of a list means attention everywhere."""
+    """Each layer's kind. Of an architecture not known, a layer without key-value heads is a Mamba layer.
+
+    A count instead of a list means attention everywhere.
+    """
+    try:
+        return architecture_of_gguf(values).config_of_gguf(values, ()).layer_types
+    except ArchitectureError:
+        pass
     kv_heads = values.get(f"{name}.attention.head_count_kv")
     blocks = values.get(f"{name}.block_count")
     if kv_heads is None or blocks is None:

@@ -65,10 +65,10 @@ def _config_of_gguf(values: Values, tensors: Collection[str]) -> Config:
     attention = read.attention(tensors)
     return Config(
         **read.shape(tensors),
-        intermediate_size=int(read("feed_forward_length")),
+        intermediate_size=read.count("feed_forward_length"),
         **attention,
-        rotary_dim=int(read("rope.dimension_count", attention["head_dim"])),
-        mlp_bias=any(name.endswith("ffn_up.bias") for name in tensors),
+        rotary_dim=read.count("rope.dimension_count", attention["head_dim"]),
+        mlp_bias=keys.has_bias(tensors, "ffn_up"),
         hidden_act="silu",
         **read.mamba2(tensors),
     )

@@ -144,14 +144,14 @@ def _config_of_gguf(values: Values, tensors: Collection[str]) -> Config:
     read = keys.Reader(values)
     attention = read.attention(tensors)
     experts = int(read("expert_count", 0))
-    length = int(read("feed_forward_length"))
+    length = read.count("feed_forward_length")
     rotates = read("rope.scaling.finetuned", True)
     return Config(
         **read.shape(tensors),
         **attention,
         **read.mamba2(tensors),
-        intermediate_size=int(read("expert_shared_feed_forward_length")) if experts else length,
-        rotary_dim=int(read("rope.dimension_count", attention["head_dim"])) if rotates else 0,
+        intermediate_size=read.count("expert_shared_feed_forward_length") if experts else length,
+        rotary_dim=read.count("rope.dimension_count", attention["head_dim"]) if rotates else 0,
         mlp_bias=False,
         hidden_act="silu",
         # llama.cpp takes 0 for no scale at all.

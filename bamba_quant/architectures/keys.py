@@ -52,6 +52,17 @@ class Reader:
             )
         return default if found is None else found.value
 
+    def count(self, key: str, default: Any = None) -> int:
+        """The positive integer under ``key``. Raises ``ArchitectureError`` for anything else, as when it is missing."""
+        found = self(key, default)
+        if not isinstance(found, int) or found < 1:
+            raise ArchitectureError(
+                "a key-value of the file is no count",
+                found=f"{self.architecture}.{key} = {found}",
+                expected="an integer of at least 1",
+            )
+        return found
+
     def special_tokens(self) -> dict[str, Any]:
         """The fields of ``Config`` that GGUF keeps with the vocabulary."""
         bos, eos, padding = (
@@ -67,47 +78,64 @@ class Reader:
     def vocab_size(self) -> int:
         """Rows of the embedding; a file that does not say has as many as tokens."""
         tokens = self._values.get(Keys.Tokenizer.LIST)
-        return int(self("vocab_size", None if tokens is None else len(tokens.value)))
+        return self.count("vocab_size", None if tokens is None else len(tokens.value))
 
     def shape(self, tensors: Collection[str]) -> dict[str, Any]:
         """The fields of ``Config`` that every family has; tying shows in the tensors' names."""
         return {
             "vocab_size": self.vocab_size(),
-            "hidden_size": int(self("embedding_length")),
+            "hidden_size": self.count("embedding_length"),
             "rms_norm_eps": float(self("attention.layer_norm_rms_epsilon")),
             "tie_word_embeddings": "output.weight" not in tensors,
-            "max_position_embeddings": int(self("context_length")),
+            "max_position_embeddings": self.count("context_length"),
             **self.special_tokens(),
         }
 
     def mamba2(self, tensors: Collection[str]) -> dict[str, Any]:
         """The fields of ``Config`` that Mamba-2 layers have; biases show in the tensors' names."""
-        heads, d_inner = int(self("ssm.time_step_rank")), int(self("ssm.inner_size"))
+        heads, d_inner = self.count("ssm.time_step_rank"), self.count("ssm.inner_size")
         return {
-            "mamba_expand": d_inner // int(self("embedding_length")),
+            "mamba_expand": d_inner // self.count("embedding_length"),
             "mamba_n_heads": heads,
             "mamba_d_head": d_inner // heads,
-            "mamba_n_groups": int(self("ssm.group_count")),
-            "mamba_d_state": int(self("ssm.state_size")),
-            "mamba_d_conv": int(self("ssm.conv_kernel")),
-            "mamba_conv_bias": any(name.endswith("ssm_conv1d.bias") for name in tensors),
+            "mamba_n_groups": self.count("ssm.group_count"),
+            "mamba_d_state": self.count("ssm.state_size"),
+            "mamba_d_conv": self.count("ssm.conv_kernel"),
+            "mamba_conv_bias": has_convolution_bias(tensors),
             "mamba_proj_bias": False,
             "time_step_limit": (0.0, math.inf),
         }
 
     def attention(self, tensors: Collection[str]) -> dict[str, Any]:
         """The fields of ``Config`` that attention layers have; a layer without key-value heads is none."""
-        heads, kv_heads = int(self("attention.head_count")), self("attention.head_count_kv")
+        heads, blocks = self.count("attention.head_count"), self.count("block_count")
+        kv_heads = self("attention.head_count_kv")
         if not isinstance(kv_heads, list):
-            kv_heads = [kv_heads] * int(self("block_count"))
+            kv_heads = [kv_heads] * blocks
+        if len(kv_heads) != blocks or not all(isinstance(each, int) and each >= 0 for each in kv_heads):
+            raise ArchitectureError(
+                "the file does not say which layers are attention",
+                found=f"{self.architecture}.attention.head_count_kv = {kv_heads}",
+                expected=f"key-value heads of each of {blocks} layers",
+            )
         return {
             "layer_types": tuple("attention" if count else "mamba" for count in kv_heads),
             "num_attention_heads": heads,
             "num_key_value_heads": max(kv_heads),
-            "head_dim": int(self("attention.key_length", int(self("embedding_length")) // heads)),
+            "head_dim": self.count("attention.key_length", self.count("embedding_length") // heads),
             "rope_theta": float(self("rope.freq_base", 10000.0)),
-            "attention_bias": any(name.endswith("attn_q.bias") for name in tensors),
+            "attention_bias": has_bias(tensors, "attn_q"),
         }
+
+
+def has_bias(tensors: Collection[str], kind: str) -> bool:
+    """Whether a file has biases of this kind."""
+    return any(name.endswith(f"{kind}.bias") for name in tensors)
+
+
+def has_convolution_bias(tensors: Collection[str]) -> bool:
+    """The same of the convolution; true where there is none, as llama.cpp runs no other."""
+    return has_bias(tensors, "ssm_conv1d") or not any(name.endswith("ssm_conv1d.weight") for name in tensors)
 
 
 def shape(config: Config) -> Metadata:

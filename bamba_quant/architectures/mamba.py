@@ -133,17 +133,17 @@ def _config_of_gguf(values: Values, tensors: Collection[str]) -> Config:
     return Config(
         **shape,
         **keys.ONLY_MIXERS,
-        layer_types=("mamba1",) * int(read("block_count")),
-        mamba_expand=int(read("ssm.inner_size")) // shape["hidden_size"],
+        layer_types=("mamba1",) * read.count("block_count"),
+        mamba_expand=read.count("ssm.inner_size") // shape["hidden_size"],
         mamba_n_heads=0,
         mamba_d_head=0,
         mamba_n_groups=0,
-        mamba_d_state=int(read("ssm.state_size")),
-        mamba_d_conv=int(read("ssm.conv_kernel")),
-        mamba_conv_bias=any(name.endswith("ssm_conv1d.bias") for name in tensors),
+        mamba_d_state=read.count("ssm.state_size"),
+        mamba_d_conv=read.count("ssm.conv_kernel"),
+        mamba_conv_bias=keys.has_convolution_bias(tensors),
         mamba_proj_bias=False,
         time_step_limit=(0.0, math.inf),
-        mamba_time_step_rank=int(read("ssm.time_step_rank")),
+        mamba_time_step_rank=read.count("ssm.time_step_rank"),
         mixer_rms_eps=float(read(_NORMED_EPSILON, shape["rms_norm_eps"])) if _is_falcon(values) else None,
     )
 

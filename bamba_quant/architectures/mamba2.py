@@ -32,7 +32,7 @@ def _config_of_gguf(values: Values, tensors: Collection[str]) -> Config:
     return Config(
         **read.shape(tensors),
         **keys.ONLY_MIXERS,
-        layer_types=("mamba",) * int(read("block_count")),
+        layer_types=("mamba",) * read.count("block_count"),
         **read.mamba2(tensors),
     )
 
