@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BambaForCausalLM
+from transformers import BambaForCausalLM, DynamicCache
 
 from bamba_reference import Config
+from bamba_reference.hf_configs.reading import NO_POSITIONS
 from tests.reference.families import FAMILY_OF, own_names, random_model
 from tests.support.shared import shared
 
@@ -80,6 +81,34 @@ def oracle_logits(case: Case, tokens: np.ndarray, dtype: torch.dtype = torch.flo
         copy.load_state_dict(case.oracle.state_dict())
         logits = copy.to(dtype)(ids, use_cache=False).logits
     return logits.double().numpy().reshape(*tokens.shape, -1)
+
+
+@torch.no_grad()
+def oracle_pieces(case: Case, *pieces: np.ndarray, positions: bool = True) -> torch.Tensor:
+    """transformers' logits (L, V) of the last of these pieces of one text, run one after the other with its cache.
+
+    Without ``positions`` it is left to count by itself.
+    """
+    has_positions = case.config.max_position_embeddings != NO_POSITIONS
+    cache, past = DynamicCache(config=case.oracle.config), 0
+    for piece in pieces:
+        said: dict[str, Any] = {"past_key_values" if has_positions else "cache_params": cache}
+        if has_positions and positions:
+            said["position_ids"] = torch.arange(past, past + len(piece))[None]
+        logits = case.oracle(torch.from_numpy(piece)[None], use_cache=True, **said).logits[0]
+        past += len(piece)
+    return logits
+
+
+@torch.no_grad()
+def oracle_padded(case: Case, tokens: np.ndarray, padding: int) -> torch.Tensor:
+    """transformers' logits (L, V) of tokens behind ``padding`` tokens that its mask says are none."""
+    ids = torch.from_numpy(np.concatenate([np.full(padding, 2), tokens]))[None]
+    mask = torch.tensor([[0] * padding + [1] * len(tokens)])
+    said = {}
+    if case.config.max_position_embeddings != NO_POSITIONS:
+        said["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    return case.oracle(ids, attention_mask=mask, use_cache=False, **said).logits[0, padding:]
 
 
 def oracle_streams(case: Case, hidden_states: tuple[torch.Tensor, ...]) -> dict[int, torch.Tensor]:

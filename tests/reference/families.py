@@ -97,6 +97,21 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 }
 FAMILY_OF = {name: family for family, cases in CASES.items() for name in cases}
 
+# One case of each family, and one with experts.
+REPRESENTATIVE = (*(next(iter(cases)) for cases in CASES.values()), "granite, experts")
+
+# Cases whose mixers' projections have biases, and whose dt is bounded: transformers errs there
+# (test_transformers_faults).
+PROJECTION_BIASES = tuple(
+    name
+    for cases in CASES.values()
+    for name, keys in cases.items()
+    if keys.get("mamba_proj_bias") or keys.get("use_bias")
+)
+FINITE_LIMIT = tuple(
+    name for cases in CASES.values() for name, keys in cases.items() if "time_step_limit" in keys
+)
+
 
 def random_model(name: str, seed: int) -> Any:
     """A float32 transformers model in eval mode."""
