@@ -53,7 +53,8 @@ class Imatrix:
     def importance(self, name: str, role: str, shape: tuple[int, ...]) -> F32 | None:
         """The importance of the columns of a tensor, or None where llama-imatrix measures none.
 
-        Its shape is (columns,), for a stack of matrices (matrices, columns). Raises ``PlanError`` naming the tensor when its entry is missing or has another length.
+        Its shape is (columns,), for a stack of matrices (matrices, columns). Raises ``PlanError`` naming the tensor
+        when its entry is missing or has another length.
         """
         entry = self.entries.get(name)
         if entry is None:
