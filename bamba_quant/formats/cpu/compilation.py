@@ -25,7 +25,7 @@ Kernel = Callable[[Any, Any, Any], None]
 
 KERNELS: dict[str, Kernel] = {}
 
-_compiling = threading.Lock()
+compiling = threading.Lock()
 
 _INPUT = types.Array(types.float32, 2, "C", readonly=True)
 _IMPORTANCE = types.Array(types.float32, 1, "C", readonly=True)
@@ -50,23 +50,32 @@ def kernel(name: str) -> Callable[[Kernel], Kernel]:
 
 def compiled(name: str, weighted: bool) -> Kernel:
     """The machine code of a kernel, with importance or without; it runs without the interpreter lock."""
-    with _compiling:
+    with compiling:
         return _compiled(name, weighted)
 
 
 @cache
 def _compiled(name: str, weighted: bool) -> Kernel:
-    signature = types.void(_INPUT, _IMPORTANCE if weighted else types.none, _OUTPUT)
+    return machine_code(KERNELS[name], types.void(_INPUT, weights_of(weighted), _OUTPUT))
+
+
+def weights_of(weighted: bool) -> Any:
+    """The type of a kernel's importance: an array, or none, for which no code is made."""
+    return _IMPORTANCE if weighted else types.none
+
+
+def machine_code(function: Function, signature: Any) -> Function:
+    """``function`` compiled for ``signature``, kept on disk where that can be; not to be called by two threads."""
     given = numba.config.CACHE_DIR
     directory = _directory(given)
     kept = _writable(directory)
     # numba takes the place of its cache from this setting as it defines a function.
     numba.config.CACHE_DIR = str(directory)
     try:
-        machine_code: Kernel = numba.njit(signature, nogil=True, cache=kept)(KERNELS[name])
+        made: Function = numba.njit(signature, nogil=True, cache=kept)(function)
     finally:
         numba.config.CACHE_DIR = given
-    return machine_code
+    return made
 
 
 @cache
