@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,11 +136,11 @@ def method_named(name: str) -> Fit:
     return METHODS[name]
 
 
-def least_greatest(x: F32) -> F32:
+def magnitude(x: F32) -> F32:
     """The greatest magnitude along the leading axis."""
     low, high = extremes(x)
-    magnitude: F32 = np.maximum(-low, high)
-    return magnitude
+    greatest: F32 = np.maximum(-low, high)
+    return greatest
 
 
 def span(grid: Grid, low: F32, high: F32) -> tuple[F32, F32]:
@@ -174,7 +174,7 @@ def round_to_nearest(grid: Grid, x: F32, weights: F32) -> tuple[F32, F32]:
     step. Otherwise the range over 15 (255).
     """
     if grid.zero == "none":
-        scale = bfloat16(least_greatest(x) / (np.float32(grid.high - grid.low) / np.float32(2)))
+        scale = bfloat16(magnitude(x) / (np.float32(grid.high - grid.low) / np.float32(2)))
         return usable(scale), np.zeros(x.shape[1:], np.float32)
     return span(grid, *ends(grid, x))
 
@@ -233,7 +233,7 @@ class _Best:
 def _search(grid: Grid, x: F32, weights: F32, scale: F32, zero: F32, half_quadratic: bool) -> tuple[F32, F32]:
     best = _Best(grid, x, weights, scale, zero)
     if grid.zero == "none":
-        widest = least_greatest(x) / np.float32(-grid.low)
+        widest = magnitude(x) / np.float32(-grid.low)
         for fraction in grid.fractions(SYMMETRIC_TRIALS):
             trial = bfloat16(widest * fraction)
             best.consider(trial, zero)
@@ -260,12 +260,14 @@ def _refit(grid: Grid, x: F32, weights: F32, best: _Best) -> tuple[F32, F32]:
     if grid.zero != "float":
         return bfloat16(sum_qx / sum_qq), best.zero
     sum_w, sum_q, sum_x = serial_sum(weights), serial_sum(wq), serial_sum(weights * x)
-    scale = bfloat16((sum_w * sum_qx - sum_q * sum_x) / (sum_w * sum_qq - sum_q * sum_q))
-    return scale, bfloat16((sum_x - scale * sum_q) / sum_w)
+    slope: NDArray[Any] = (sum_w * sum_qx - sum_q * sum_x) / (sum_w * sum_qq - sum_q * sum_q)
+    scale = bfloat16(slope)
+    start: NDArray[Any] = (sum_x - scale * sum_q) / sum_w
+    return scale, bfloat16(start)
 
 
 def pack(codes: NDArray[np.int8], bits: int, offset: int) -> U8:
-    """Integers plus ``offset`` modulo 2^bits, (rows, n) to (rows, n·bits/8): of two nibbles the first is the low one."""
+    """Integers plus ``offset`` modulo 2^bits, (rows, n) to (rows, n·bits/8): the first nibble is the low one."""
     unsigned = (codes.view(np.uint8) + np.uint8(offset)) & np.uint8((1 << bits) - 1)
     if bits == 8:
         return unsigned
@@ -275,9 +277,10 @@ def pack(codes: NDArray[np.int8], bits: int, offset: int) -> U8:
 
 def unpack(packed: U8, bits: int, offset: int) -> NDArray[np.int8]:
     """The inverse of ``pack`` for integers of [-2^(bits-1), 2^(bits-1))."""
+    unsigned: NDArray[Any] = packed
     if bits == 4:
-        packed = np.stack((packed & 15, packed >> 4), axis=-1).reshape(len(packed), -1)
+        unsigned = np.stack((packed & 15, packed >> 4), axis=-1).reshape(len(packed), -1)
     # Shifting the offset's bits to the top and back extends the sign.
     top = 8 - bits
-    codes: NDArray[np.int8] = ((packed - np.uint8(offset)) << top).view(np.int8) >> top
+    codes: NDArray[Any] = ((unsigned - np.uint8(offset)) << top).view(np.int8) >> top
     return codes

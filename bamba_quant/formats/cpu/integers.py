@@ -1,4 +1,4 @@
-"""Groups of integers on lanes, packed as they are made: the twin of ``bamba_quant.formats.integers``, a lane a group."""
+"""Groups of integers on lanes, packed as they are made: the twin of ``formats.integers``, a lane a group."""
 
 from __future__ import annotations
 
