@@ -35,6 +35,7 @@ Array = NDArray[Any]
 Parts = Mapping[str, Array]
 Shared = Any
 Encode = Callable[[F32, "F32 | None", Shared], Parts]
+Measure = Callable[[F32, "F32 | None"], Array]
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,15 @@ class Method:
 
     Where a whole matrix shares something, ``measure(x, importance)`` sees every chunk first, ``combine`` joins two
     measurements, exactly and in any order, and ``share`` makes of their union what ``encode`` is told. Matrices
-    that a runtime fuses are measured as one. Without ``measure`` shared is None.
+    that a runtime fuses are measured as one. Without ``measure`` shared is None. ``measure_twin`` is like ``twin``.
     """
 
     name: str
     about: str
     encode: Encode
     twin: Callable[[], Encode] | None = None
-    measure: Callable[[F32, F32 | None], Array] | None = None
+    measure: Measure | None = None
+    measure_twin: Callable[[], Measure] | None = None
     combine: Callable[[Array, Array], Array] | None = None
     share: Callable[[Array], Shared] | None = None
 
