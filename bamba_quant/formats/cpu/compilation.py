@@ -25,7 +25,7 @@ Kernel = Callable[[Any, Any, Any], None]
 
 KERNELS: dict[str, Kernel] = {}
 
-compiling = threading.Lock()
+_compiling = threading.Lock()
 
 _INPUT = types.Array(types.float32, 2, "C", readonly=True)
 _IMPORTANCE = types.Array(types.float32, 1, "C", readonly=True)
@@ -50,24 +50,12 @@ def kernel(name: str) -> Callable[[Kernel], Kernel]:
 
 def compiled(name: str, weighted: bool) -> Kernel:
     """The machine code of a kernel, with importance or without; it runs without the interpreter lock."""
-    with compiling:
+    with _compiling:
         return _compiled(name, weighted)
 
 
 @cache
 def _compiled(name: str, weighted: bool) -> Kernel:
-<<<<<<< HEAD
-    return machine_code(KERNELS[name], types.void(_INPUT, weights_of(weighted), _OUTPUT))
-
-
-def weights_of(weighted: bool) -> Any:
-    """The type of a kernel's importance: an array, or none, for which no code is made."""
-    return _IMPORTANCE if weighted else types.none
-
-
-def machine_code(function: Function, signature: Any) -> Function:
-    """``function`` compiled for ``signature``, kept on disk where that can be; not to be called by two threads."""
-=======
     signature = types.void(_INPUT, _IMPORTANCE if weighted else types.none, _OUTPUT)
     found: Kernel = _machine_code(KERNELS[name], signature)
     return found
@@ -82,24 +70,16 @@ def machine_code(function: Function, signature: Any) -> Function:
 
 @cache
 def _machine_code(function: Any, signature: Any) -> Any:
->>>>>>> fp8
     given = numba.config.CACHE_DIR
     directory = _directory(given)
     kept = _writable(directory)
     # numba takes the place of its cache from this setting as it defines a function.
     numba.config.CACHE_DIR = str(directory)
     try:
-<<<<<<< HEAD
-        made: Function = numba.njit(signature, nogil=True, cache=kept)(function)
-    finally:
-        numba.config.CACHE_DIR = given
-    return made
-=======
         # C's division: left to itself numba tests every divisor, which costs the vectors.
         return numba.njit(signature, nogil=True, cache=kept, error_model="numpy")(function)
     finally:
         numba.config.CACHE_DIR = given
->>>>>>> fp8
 
 
 @cache

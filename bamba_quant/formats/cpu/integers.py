@@ -11,7 +11,7 @@ from numba import types
 
 from bamba_quant.formats.base import F32, U8
 from bamba_quant.formats.cpu.arithmetic import nearest_clipped, nearest_int
-from bamba_quant.formats.cpu.compilation import compiling, inlined, machine_code, weights_of
+from bamba_quant.formats.cpu.compilation import inlined, machine_code
 from bamba_quant.formats.cpu.lanes import (
     LANES,
     at_least,
@@ -60,8 +60,7 @@ def quantizer(grid: Grid, method: str, offset: int) -> Quantize:
         x = np.require(x, np.float32, ["C", "A"])
         if importance is not None:
             importance = np.require(importance, np.float32, ["C", "A"])
-        with compiling:
-            kernel = _compiled(grid, method, offset, importance is not None)
+        kernel = _compiled(grid, method, offset, importance is not None)
         kernel(x, importance, packed, scale.reshape(-1), zero.reshape(-1))
         return packed, scale, zero
 
@@ -71,8 +70,9 @@ def quantizer(grid: Grid, method: str, offset: int) -> Quantize:
 @cache
 def _compiled(grid: Grid, method: str, offset: int, weighted: bool) -> Any:
     rows = types.Array(types.float32, 2, "C", readonly=True)
+    importance = types.Array(types.float32, 1, "C", readonly=True) if weighted else types.none
     packed, parameters = types.Array(types.uint8, 2, "C"), types.Array(types.float32, 1, "C")
-    signature = types.void(rows, weights_of(weighted), packed, parameters, parameters)
+    signature = types.void(rows, importance, packed, parameters, parameters)
     bits, zero_kind, group, effort = grid.bits, _ZEROS[grid.zero], grid.group, _METHODS[method]
     trials = SYMMETRIC_TRIALS
     if grid.zero != "none":
