@@ -282,5 +282,6 @@ def unpack(packed: U8, bits: int, offset: int) -> NDArray[np.int8]:
         unsigned = np.stack((packed & 15, packed >> 4), axis=-1).reshape(len(packed), -1)
     # Shifting the offset's bits to the top and back extends the sign.
     top = 8 - bits
-    codes: NDArray[Any] = ((unsigned - np.uint8(offset)) << top).view(np.int8) >> top
+    shifted: NDArray[Any] = (unsigned - np.uint8(offset)) << top
+    codes: NDArray[np.int8] = shifted.view(np.int8) >> np.int8(top)
     return codes
