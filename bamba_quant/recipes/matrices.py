@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from bamba_quant.architectures import TensorRule
-from bamba_quant.errors import PlanError, listed
+from bamba_quant.errors import PlanError
 from bamba_quant.schemes import Ignored
 from bamba_reference.config import Config
 
