@@ -1,4 +1,4 @@
-"""What is on disk, read lazily and through one interface: Hugging Face directories, quantized or not, and GGUF files."""
+"""What is on disk, read lazily and through one interface: Hugging Face directories and GGUF files."""
 
 from pathlib import Path
 

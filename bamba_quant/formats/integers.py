@@ -277,11 +277,11 @@ def pack(codes: NDArray[np.int8], bits: int, offset: int) -> U8:
 
 def unpack(packed: U8, bits: int, offset: int) -> NDArray[np.int8]:
     """The inverse of ``pack`` for integers of [-2^(bits-1), 2^(bits-1))."""
-    unsigned: NDArray[Any] = packed
+    unsigned: Any = packed
     if bits == 4:
         unsigned = np.stack((packed & 15, packed >> 4), axis=-1).reshape(len(packed), -1)
     # Shifting the offset's bits to the top and back extends the sign.
     top = 8 - bits
-    shifted: NDArray[Any] = (unsigned - np.uint8(offset)) << top
+    shifted = (unsigned - np.uint8(offset)) << top
     codes: NDArray[np.int8] = shifted.view(np.int8) >> np.int8(top)
     return codes

@@ -8,6 +8,7 @@ measured in a pass of its own before.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,14 +92,22 @@ class Method:
 
 @dataclass(frozen=True)
 class Ignored:
-    """The modules a scheme leaves alone: by Hugging Face's names, and as regular expressions of leaves for vLLM.
+    """The linear layers a scheme leaves alone, in three ways to say so, for no runtime understands every one.
 
-    ``patterns`` are Python's, without compressed-tensors' prefix ``re:``; each of ``modules`` is matched by one.
-    vLLM renames what stands above a leaf, so there only the patterns match.
+    ``modules`` are all of them by Hugging Face's names. ``patterns`` are Python's regular expressions, without
+    compressed-tensors' prefix ``re:``, that match those of ``modules`` that stand in layers and no quantized one,
+    under vLLM's names too, which differ between layer and leaf. ``aliases`` are vLLM's own names.
     """
 
     modules: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """The modules that stand in no layer, such as the output: every runtime has the same names for them."""
+        expressions = [re.compile(pattern) for pattern in self.patterns]
+        return tuple(module for module in self.modules if not any(e.match(module) for e in expressions))
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ def compressed_tensors(ignored: Ignored, weights: dict[str, Any], activations: d
         "config_groups": {"group_0": group},
         "format": form,
         "global_compression_ratio": None,
-        "ignore": [*ignored.modules, *(f"re:{pattern}" for pattern in ignored.patterns)],
+        "ignore": [*ignored.unmatched, *(f"re:{pattern}" for pattern in ignored.patterns)],
         "kv_cache_scheme": None,
         "quant_method": "compressed-tensors",
         # Without this transformers loads the codes unscaled, and all logits are NaN.
@@ -236,7 +236,7 @@ def _fine_grained(ignored: Ignored) -> dict[str, Any]:
     return {
         "activation_scheme": "dynamic",
         "fmt": "e4m3",
-        "modules_to_not_convert": list(ignored.modules),
+        "modules_to_not_convert": [*ignored.modules, *ignored.aliases],
         "quant_method": "fp8",
         "weight_block_size": [BLOCK, BLOCK],
     }

@@ -89,6 +89,20 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
         )
 
 
+def reserve(file: Path, size: int) -> int:
+    """A descriptor of a new file with its blocks reserved where the system can, so a full disk shows early."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        os.ftruncate(descriptor, size)
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
 def flush_directory(directory: Path) -> None:
     """So that new names survive a power cut as well as the files do."""
     descriptor = os.open(directory, os.O_RDONLY)

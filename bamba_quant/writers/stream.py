@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,9 @@ from bamba_quant.formats.floats import to_float32
 from bamba_quant.formats.twins import quantizer
 from bamba_quant.plan import PlanRow
 from bamba_quant.source import LeftOut
+from bamba_quant.writers.tasks import Progress, Task, run_tasks
 
 CHUNK_BYTES = 4 << 20  # of the input; larger chunks were no faster, smaller ones cost more system calls
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,13 @@ def run_chunks(chunks: Iterable[Chunk], reader: RawReader, threads: int, progres
     Raises the first error any chunk met, once no thread is at work any more.
     """
     scratch = threading.local()
-    waiting: set[Future[int]] = set()
-    with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
-        try:
-            for chunk in chunks:
-                for file in chunk.row.source.files:
-                    reader.open(file)
-                if len(waiting) >= 2 * threads:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        progress(future.result())
-                waiting.add(pool.submit(_run, chunk, reader, scratch))
-            for future in waiting:
-                progress(future.result())
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+
+    def task(chunk: Chunk) -> Task:
+        for file in chunk.row.source.files:
+            reader.open(file)
+        return partial(_run, chunk, reader, scratch)
+
+    run_tasks(map(task, chunks), threads, progress)
 
 
 def check_equal(left_out: LeftOut, reader: RawReader) -> None:
