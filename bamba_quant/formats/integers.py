@@ -152,7 +152,7 @@ def span(grid: Grid, low: F32, high: F32) -> tuple[F32, F32]:
         return scale, bfloat16(low - scale * np.float32(grid.low))
     # Against the scale before rounding, as compressed-tensors has it.
     zero = np.clip(np.float32(grid.low) - low / exact, np.float32(grid.low), np.float32(grid.high))
-    return scale, np.where(exact == 0, np.float32(grid.low), nearest_clipped(zero, grid.low, grid.high))
+    return scale, np.where(exact == 0, np.float32(0), nearest_clipped(zero, grid.low, grid.high))
 
 
 def usable(scale: F32) -> F32:
@@ -220,7 +220,8 @@ class _Best:
 
     def consider(self, scale: F32, zero: F32) -> None:
         error = self._of(self.integers(scale, zero), scale, zero)
-        better = (error < self._error) & (scale != 0)
+        usable = scale != 0 if self._grid.zero == "none" else scale > 0
+        better = (error < self._error) & usable
         self._error = np.where(better, error, self._error)
         self.scale = np.where(better, scale, self.scale)
         self.zero = np.where(better, zero, self.zero)
@@ -271,7 +272,7 @@ def pack(codes: NDArray[np.int8], bits: int, offset: int) -> U8:
     unsigned = (codes.view(np.uint8) + np.uint8(offset)) & np.uint8((1 << bits) - 1)
     if bits == 8:
         return unsigned
-    packed: U8 = unsigned[:, ::2] | unsigned[:, 1::2] << 4
+    packed: U8 = unsigned[:, ::2] | unsigned[:, 1::2] << np.uint8(4)
     return packed
 
 

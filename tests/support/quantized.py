@@ -1,4 +1,4 @@
-"""Quantized directories written in the plainest way: whole matrices by a scheme's definition, safetensors' own writer."""
+"""Quantized directories written in the plainest way: matrices whole, by a scheme's definition and safetensors' writer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from safetensors.torch import load_file, save_file
 from bamba_quant.schemes import Ignored, Method, Scheme
 from bamba_quant.schemes.base import Parts
 
-LINEAR = tuple(
-    f"{leaf}_proj.weight" for leaf in ("in", "out", "q", "k", "v", "o", "gate", "up", "down")
-)
+LINEAR = tuple(f"{leaf}_proj.weight" for leaf in ("in", "out", "q", "k", "v", "o", "gate", "up", "down"))
 
 
 def quantized_parts(scheme: Scheme, method: Method, x: np.ndarray) -> Parts:
