@@ -78,7 +78,7 @@ def run_chunks(chunks: Iterable[Chunk], reader: RawReader, threads: int, progres
 
     def task(chunk: Chunk) -> Task:
         reader.open(chunk.row.source.file)
-        return partial(_run, chunk, reader, scratch)
+        return partial(run_chunk, chunk, reader, scratch)
 
     run_tasks(map(task, chunks), threads, progress)
 
@@ -171,7 +171,8 @@ def _source_row_bytes(row: PlanRow) -> int:
     return row.source.format.row_bytes(row.matrix[1])
 
 
-def _run(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
+def run_chunk(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
+    """Read a chunk, change its format and write it; return the bytes read. ``scratch`` is its thread's own."""
     row_bytes = _source_row_bytes(chunk.row)
     length = (chunk.stop - chunk.start) * row_bytes
     buffer: U8 | None = getattr(scratch, "buffer", None)
