@@ -240,7 +240,7 @@ def _matrix(candidate: Candidate, tensor: StoredTensor, scheme: Scheme, imatrix:
             where=f"{tensor.file}, tensor {tensor.name}",
             found=error.found,
             expected=error.expected,
-            fix=f"choose another scheme, or keep it: --keep '{candidate.module}'",
+            fix="choose another scheme, or keep what does not divide with --keep",
         ) from None
     rule = candidate.rules[0]
     importance = None
