@@ -82,7 +82,7 @@ def fingerprint(plan: Quantization) -> dict[str, Any]:
     weights = hashlib.sha256()
     for matrix in plan.matrices:
         weights.update(b"" if matrix.importance is None else matrix.importance.tobytes())
-    files = {source.file for source in plan.sources}
+    files = {file for source in plan.sources for file in source.files}
     inputs = {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
     return {
         "version": __version__,
@@ -157,7 +157,8 @@ class _Run:
     def execute(self) -> None:
         method, matrices = self.plan.method, self.plan.matrices
         for source in self.plan.sources:
-            self.reader.open(source.file)
+            for file in source.files:
+                self.reader.open(file)
         encode = method.twin() if method.twin else method.encode
         if method.measure is None:
             self._run(self._encodings(range(len(matrices)), encode, None), self._rows())
@@ -246,7 +247,7 @@ class _Run:
         if buffer is None or len(buffer) < length:
             buffer = self.scratch.matrix = np.empty(max(length, CHUNK_BYTES), np.uint8)
         raw = buffer[:length]
-        self.reader.read_into(source.file, source.offset + start * row_bytes, raw)
+        self.reader.read_rows(source, row_bytes, start, stop, raw)
         values = raw.view(source.format.dtype)
         check_finite(source, values, start)
         return to_float32(values).reshape(-1, source.columns), length
