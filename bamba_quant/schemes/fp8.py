@@ -242,6 +242,11 @@ def _fine_grained(ignored: Ignored) -> dict[str, Any]:
     }
 
 
+def _whole_groups(rows: int, columns: int) -> str:
+    """Activations are quantized by groups of neighbours, and compressed-tensors pads none of them."""
+    return "" if columns % BLOCK == 0 else f"columns in a multiple of {BLOCK}"
+
+
 def _whole_blocks(rows: int, columns: int) -> str:
     """transformers takes a block's height to be rows over rows of scales (finegrained_fp8.py, ``_dequantize_one``)."""
     return "" if rows % BLOCK == 0 == columns % BLOCK else f"rows and columns in multiples of {BLOCK}"
@@ -287,6 +292,7 @@ FP8_BLOCK = register(
             weights={"strategy": "block", "block_structure": [BLOCK, BLOCK]},
             activations={"strategy": "group", "group_size": BLOCK},
         ),
+        _whole_groups,
     )
 )
 FP8_BLOCK_INVERSE = register(

@@ -80,7 +80,7 @@ def run_chunks(chunks: Iterable[Chunk], reader: RawReader, threads: int, progres
     def task(chunk: Chunk) -> Task:
         for file in chunk.row.source.files:
             reader.open(file)
-        return partial(_run, chunk, reader, scratch)
+        return partial(run_chunk, chunk, reader, scratch)
 
     run_tasks(map(task, chunks), threads, progress)
 
@@ -195,7 +195,8 @@ def _share(source: StoredTensor, start: int, stop: int, rows: int) -> int:
     return source.n_bytes * stop // rows - source.n_bytes * start // rows
 
 
-def _run(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
+def run_chunk(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
+    """Read a chunk, change its format and write it; return the bytes read. ``scratch`` is its thread's own."""
     row_bytes = _source_row_bytes(chunk.row)
     length = (chunk.stop - chunk.start) * row_bytes
     buffer: U8 | None = getattr(scratch, "buffer", None)
