@@ -5,10 +5,12 @@ from pathlib import Path
 from bamba_quant.checkpoint.base import Checkpoint, RawReader, Section, StoredTensor, read_tensor, row_runs
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.huggingface import read_huggingface
+from bamba_quant.checkpoint.packed import PackedTensor
 from bamba_quant.errors import CheckpointError
 
 __all__ = [
     "Checkpoint",
+    "PackedTensor",
     "RawReader",
     "Section",
     "StoredTensor",
