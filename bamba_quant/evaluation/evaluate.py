@@ -28,6 +28,7 @@ from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.drift import DriftWatch, worst
 from bamba_quant.evaluation.gates import Limit, check_enough, judge, limits_for
 from bamba_quant.evaluation.intervals import RESAMPLES, Bootstrap
+from bamba_quant.evaluation.llama_activations import with_activations
 from bamba_quant.evaluation.logits_file import (
     LogitsFile,
     base_blocks,
@@ -83,6 +84,7 @@ class Options:
     noise_floor: str = "order"
     floor_chunks: int = 8
     drift_chunks: int = 2
+    activations: str = "exact"
     tokenizer: Path | None = None
     ignore_config_keys: tuple[str, ...] = ()
     save_base: Path | None = None
@@ -160,7 +162,11 @@ def evaluate(
     sources = [Source(each.model.weights, each.model.config, dtype, device, meter) for each in opened]
     floor_chunks = 0 if given or options.noise_floor == "none" else min(options.floor_chunks, len(tokens.cut))
     drift_chunks = 0 if given else min(options.drift_chunks, len(tokens.cut))
-    floor = FloorWatch(opened[0].model.config, options.noise_floor, floor_chunks) if floor_chunks else None
+    backends = [with_activations(backend, each.model.weights, options.activations) for each in opened]
+    floor = None
+    if floor_chunks:
+        other = with_activations(OTHER, opened[0].model.weights, options.activations)
+        floor = FloorWatch(opened[0].model.config, options.noise_floor, floor_chunks, other)
     drift = (
         DriftWatch(opened[0].model.config, [each.model.weights for each in opened], drift_chunks, meter)
         if drift_chunks
@@ -178,12 +184,12 @@ def evaluate(
         tokens.cut,
         dtype=dtype,
         device=device,
-        backend=backend,
+        backend=backends,
         on_layer=lambda done, total: progress(Progress("layers", done, total, {})),
         on_pass=watch if floor or drift else None,
         watched=max(floor_chunks, drift_chunks),
     )
-    measured = _score(given, opened, sources, hidden, tokens, floor, options, backend, progress)
+    measured = _score(given, opened, sources, hidden, tokens, floor, options, backends, progress)
     losses = drift.finish() if drift else [()] * len(others)
     seconds = time.perf_counter() - clock
     hashing = time.perf_counter()
@@ -212,7 +218,7 @@ def evaluate(
         )
     return Evaluation(
         schema=SCHEMA,
-        run=_run(command or _command(base, candidates, text, options), options, backend, started),
+        run=_run(command or _command(base, candidates, text, options), options, backends[0], started),
         text=tokens.text,
         base=_logits_model(given) if given else _with_hashes(describe(opened[0]), hashed[0]),
         candidates=tuple(found),
@@ -232,7 +238,7 @@ def _score(
     tokens: _Tokens,
     floor: FloorWatch | None,
     options: Options,
-    backend: Backend,
+    backends: Sequence[Backend],
     progress: Tell,
 ) -> _Measured:
     """The head over blocks of tokens: the base's logits once, then each candidate's against them."""
@@ -245,8 +251,8 @@ def _score(
         kept.append(states[:, first:-1].reshape(-1, states.shape[-1]).clone())
         del states
     logits = [
-        logit_blocks(each.model.config, source, states, backend=backend, block=block)
-        for each, source, states in zip(opened, sources, kept, strict=True)
+        logit_blocks(each.model.config, source, states, backend=ops, block=block)
+        for each, ops, source, states in zip(opened, backends, sources, kept, strict=True)
     ]
     floor_logits: Iterator[torch.Tensor] = iter(())
     if floor:
@@ -255,7 +261,7 @@ def _score(
             opened[0].model.config,
             sources[0],
             states.reshape(-1, states.shape[-1]),
-            backend=OTHER,
+            backend=floor.other,
             block=block,
         )
     candidates = logits if given else logits[1:]
