@@ -3,6 +3,10 @@
 The structure and the names are ``numpy_forward``'s, where the sources of the formulas are given. Activations
 and weights have the model's dtype; what ``torch_ops`` calls wide is float32 at least: logits, and the stream
 between layers where the model keeps it in float32.
+
+In 16-bit dtypes transformers 5.23 rounds at more places: each norm before its weight, the stream before a norm,
+sums and activations of convolutions, dt and its bias before softplus, the selective scan's state before every
+product with C, the router's logits, and all logits.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from bamba_reference.state import AttentionState, MambaState, State
 from bamba_reference.tensors import (
     EMBEDDING,
     FINAL_NORM,
+    WIDE,
     check_names,
     check_shape,
     head_name,
@@ -98,11 +103,9 @@ def load(
 def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a model of ``dtype`` holds a tensor: wide for what only enters wide arithmetic.
 
-    These are the norms, the convolution, dt's bias, A_log and D, and the router, whose rounding would be of no
-    use.
+    These are the norms, the convolution, dt's bias, A_log and D, and the router.
     """
-    small = ("norm.weight", "dt_bias", "dt_proj.bias", "A_log", "mamba.D", "router.weight")
-    return wide(dtype) if name.endswith(small) or "conv1d" in name else dtype
+    return wide(dtype) if name.endswith(WIDE) else dtype
 
 
 def to_tensor(array: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
