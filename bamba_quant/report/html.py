@@ -11,11 +11,11 @@ from bamba_quant.report.charts.distributions import divergence_histograms, proba
 from bamba_quant.report.charts.drift import drift_scale, layer_drift
 from bamba_quant.report.charts.size_divergence import size_divergence
 from bamba_quant.report.charts.tensors import colour_key, sqnr_span, tensor_map
-from bamba_quant.report.markup import Markup, element, joined, visible
+from bamba_quant.report.markup import Markup, element, joined, unbroken, visible
 from bamba_quant.report.repetition import definitions, facts, hashes
 from bamba_quant.report.view import short_names, verdict
 
-_WIDE, _NARROW = 1032.0, 328.0
+_WIDTHS = {"desk": 1032.0, "tablet": 600.0, "phone": 328.0}  # page.css shows the one that fits
 _FEW_GATES = 6
 # No script, style or picture from anywhere else can run or load, whatever a name in the report says.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -94,7 +94,7 @@ def _verdict(evaluation: Evaluation) -> Markup:
             element(
                 "div",
                 element("strong", f"{_SIGNS[found.state]}{found.word}: {found.title}"),
-                element("p", found.detail),
+                element("p", unbroken(found.detail)),
                 class_=f"verdict {found.state}",
                 id="verdict",
             ),
@@ -128,7 +128,7 @@ _SIGNS = {"pass": "✓ ", "fail": "✗ ", "none": ""}
 
 def _size(evaluation: Evaluation) -> Markup:
     return _figure(
-        _both(lambda width: size_divergence(evaluation, width)),
+        _every_width(lambda width: size_divergence(evaluation, width)),
         "Each mark is a candidate, its upright line the 95 % interval (often shorter than the mark). Down and to the "
         f"left is better. The base takes {numbers.size(evaluation.base.file_bytes)}. "
         + (
@@ -149,7 +149,7 @@ def _figures(evaluation: Evaluation) -> Markup:
             tables.summary(evaluation),
             element(
                 "p",
-                f"Intervals: 95 %, paired bootstrap over {evaluation.text.chunks} chunks, "
+                f"Intervals: 95\u00a0%, paired bootstrap over {evaluation.text.chunks} chunks, "
                 f"{evaluation.run.resamples:,} resamples. {said}",
                 class_="note",
             ),
@@ -164,12 +164,12 @@ def _spread(evaluation: Evaluation) -> Markup:
         (
             element("h3", "KL divergence"),
             _figure(
-                _both(lambda width: divergence_histograms(evaluation, width)),
+                _every_width(lambda width: divergence_histograms(evaluation, width)),
                 "How many tokens diverge how much. Ticks below each hill: median, 99 % and 99.9 % of tokens.",
             ),
             element("h3", "Probability of the correct token"),
             _figure(
-                _both(lambda width: probability_strips(evaluation, width)),
+                _every_width(lambda width: probability_strips(evaluation, width)),
                 "Change from the base. From the thickest bar to the thinnest: the middle 50, 90, 98 and 99.8 % of "
                 "tokens; the tick is the median. A strip that leans left lost more than it gained.",
             ),
@@ -264,15 +264,13 @@ def _time(evaluation: Evaluation) -> str:
     )
 
 
-def _both(draw: Callable[[float], Markup]) -> Markup:
-    """A chart drawn for a desk and again for a phone; the page shows the one that fits."""
-    return joined(
-        (element("div", draw(_WIDE), class_="wide"), element("div", draw(_NARROW), class_="narrow"))
-    )
+def _every_width(draw: Callable[[float], Markup]) -> Markup:
+    """A chart drawn for every width, since one scaled down to a phone could not be read."""
+    return joined(element("div", draw(width), class_=name) for name, width in _WIDTHS.items())
 
 
 def _figure(picture: Markup, caption: str) -> Markup:
-    return element("figure", picture, element("figcaption", caption))
+    return element("figure", picture, element("figcaption", unbroken(caption)))
 
 
 def _patterns() -> Markup:

@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bamba_quant.report.markup import visible
+
 _STEP = 7.0  # pixels between places that are tried
 
 
@@ -42,7 +44,8 @@ def text_width(text: str, size: float) -> float:
 
 
 def shortened(text: str, most: int) -> str:
-    """``text`` in at most ``most`` characters; the end goes, since names begin with what tells them apart."""
+    """``text`` as it shows, in at most ``most`` characters; the end goes, since names begin with what differs."""
+    text = visible(text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

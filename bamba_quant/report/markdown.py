@@ -18,8 +18,10 @@ from bamba_quant.report.view import (
 )
 
 _SIGNS = {"pass": "✅ ", "fail": "❌ ", "none": ""}
-# What Markdown, its tables and the HTML inside it would take for markup.
-_MARKS = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&@:-])")
+# What Markdown, its tables and the HTML inside it would take for markup: also addresses, which become links, and
+# :names: of emoji; but not the underscores inside a name, which mean nothing.
+_MARKS = re.compile(r"([\\`*{}\[\]()<>#+!|~$&@]|(?<![^\W_])_|_(?![^\W_])|:(?=//|[\w+-]+:)|(?<=\bwww)\.)")
+_FEW_GATES = 6
 
 
 def to_markdown(evaluation: Evaluation) -> str:
@@ -40,8 +42,13 @@ def literal(text: str) -> str:
     return _MARKS.sub(r"\\\1", " ".join(visible(text).split()))
 
 
+def cell_code(text: str) -> str:
+    """``text`` as code inside a table, where a fence of backticks would not hide the bars."""
+    return f"<code>{literal(text)}</code>"
+
+
 def code(text: str) -> str:
-    """``text`` as code: fenced by more backticks than it holds in a row."""
+    """``text`` as code outside tables: fenced by more backticks than it holds in a row."""
     line = " ".join(visible(text).split())
     fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
     pad = " " if line.startswith("`") or line.endswith("`") or not line else ""
@@ -66,21 +73,31 @@ def _heading(evaluation: Evaluation) -> str:
 
 
 def _gates(evaluation: Evaluation) -> str:
+    """The gates that failed, and all of them folded away; all in full view where they are few."""
     rows = [
         (
-            literal(name),
-            "✅ pass" if gate.passed else "❌ **fail**",
-            literal(gate_condition(gate)),
-            literal(gate_finding(gate, candidate)),
+            gate.passed,
+            (
+                literal(name),
+                "✅ pass" if gate.passed else "❌ **fail**",
+                literal(gate_condition(gate)),
+                literal(gate_finding(gate, candidate)),
+            ),
         )
         for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True)
-        for gate in sorted(candidate.gates, key=lambda gate: gate.passed)
+        for gate in candidate.gates
     ]
-    return table(("candidate", "verdict", "gate", "tested"), rows, words=4) if rows else ""
+    header = ("candidate", "verdict", "gate", "tested")
+    failed = [row for passed, row in rows if not passed]
+    everything = table(header, failed + [row for passed, row in rows if passed], words=4)
+    if len(rows) <= _FEW_GATES:
+        return everything if rows else ""
+    parts = [table(header, failed, words=4)] if failed else []
+    return "\n\n".join([*parts, _folded(f"All {len(rows)} gates", everything)])
 
 
 def _figures(evaluation: Evaluation) -> str:
-    header = ("candidate", "size", "bits/weight", *map(literal, LEADING.values()))
+    header = ("candidate", "size", "bits/weight", *(literal(name) for name in LEADING.values()))
     rows = [
         (
             f"**{literal(name)}**",
@@ -111,7 +128,7 @@ def _worst(evaluation: Evaluation) -> str:
             rows.append(
                 (
                     literal(name),
-                    code(tensor.name),
+                    cell_code(tensor.name),
                     literal(tensor.format),
                     numbers.decibels(tensor.output_sqnr),
                     numbers.decibels(tensor.weight_sqnr),

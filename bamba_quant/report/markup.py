@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -33,6 +34,16 @@ def visible(text: str) -> str:
 def escaped(text: str) -> Markup:
     """``text`` as it may stand between tags and inside quoted attributes; ``Markup`` stays as it is."""
     return text if isinstance(text, Markup) else Markup(html.escape(visible(text), quote=True))
+
+
+def unbroken(text: str) -> str:
+    """``text`` in which no line ends between a number and its percent sign."""
+    return text.replace(" %", "\u00a0%")
+
+
+def breakable(text: str) -> Markup:
+    """``text`` that may end a line after the dots, slashes, dashes and underscores of a long name."""
+    return Markup(re.sub(r"([./_-])(?=\w)", r"\1<wbr>", escaped(text))) if len(text) > 16 else escaped(text)
 
 
 def joined(parts: Iterable[str], separator: str = "") -> Markup:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
 from bamba_quant.evaluation.result import Figure, FigureKind
 
@@ -36,51 +36,60 @@ def plain(value: float) -> str:
     return f"{value:.10f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
 
 
-def uncertain(value: float, half_width: float | None) -> str:
-    """``value`` down to the second digit of its uncertainty; four digits where none is known."""
-    if half_width is None or half_width <= 0:
-        return digits(value, 4)
-    place = _exponent(half_width, 2) - 1  # power of ten of the last digit that says something
-    if value != 0 and max(abs(value), half_width) < 1e-4:
-        top = max(_exponent(value, 1), _exponent(half_width, 2))
-        return f"{_written(round(value / 10.0**top, top - place), top - place)}e{top}"
-    return _written(value, max(-place, 0)) if place < 0 else f"{value:.0f}"
+@dataclass(frozen=True)
+class Style:
+    """How to write a value and its interval alike: decimals, after taking out a power of ten if there is one."""
+
+    decimals: int
+    exponent: int | None = None
+
+    def __call__(self, value: float) -> str:
+        if self.exponent is None:
+            words, power = f"{value:.{self.decimals}f}", ""
+        else:
+            words, power = f"{value / 10.0**self.exponent:.{self.decimals}f}", f"e{self.exponent}"
+        return words + power if any(digit in words for digit in "123456789") else "0"
+
+
+def style(value: float, half_width: float | None) -> Style:
+    """Down to the second digit of the uncertainty; four digits where none is known; scientific below 1e-4."""
+    if half_width:
+        last, first = _exponent(half_width, 2) - 1, _exponent(max(abs(value), half_width), 2)
+    else:
+        last, first = _exponent(value, 4) - 3, _exponent(value, 4)
+    if first < -4:
+        return Style(max(first - last, 0), first)
+    return Style(max(-last, 0))
 
 
 def shown(kind: FigureKind, figure: Figure) -> str:
     """A figure's value as the report shows it, percent figures times 100 and with their sign."""
-    scale = 100.0 if kind.percent else 1.0
-    words = uncertain(figure.value * scale, _half_width(figure, scale))
-    return f"{words} %" if kind.percent else words
+    return _with_sign(kind, _style(kind, figure)(figure.value * _scale(kind)))
 
 
 def interval(kind: FigureKind, figure: Figure) -> str | None:
     """The 95 % interval to the same digits, such as ``0.0278 … 0.0302``; None where there is none."""
     if figure.low is None or figure.high is None:
         return None
-    scale = 100.0 if kind.percent else 1.0
-    half = _half_width(figure, scale)
-    return f"{uncertain(figure.low * scale, half)} … {uncertain(figure.high * scale, half)}"
+    write, scale = _style(kind, figure), _scale(kind)
+    return f"{write(figure.low * scale)} … {write(figure.high * scale)}"
 
 
 def bound(kind: FigureKind, value: float, figure: Figure) -> str:
     """A gate's bound, to one digit more than the figure so that it does not round onto its limit."""
-    scale = 100.0 if kind.percent else 1.0
-    half = _half_width(figure, scale)
-    words = uncertain(value * scale, half / 10 if half else None)
-    return f"{words} %" if kind.percent else words
+    write = _style(kind, figure)
+    return _with_sign(kind, Style(write.decimals + 1, write.exponent)(value * _scale(kind)))
 
 
 def limit(kind: FigureKind, value: float) -> str:
-    return f"{plain(round(value * 100, 10))} %" if kind.percent else plain(value)
+    return _with_sign(kind, plain(round(value * 100, 10) if kind.percent else value))
 
 
 def floor(kind: FigureKind, value: float | None) -> str | None:
     """A noise floor, of which only the first two digits mean anything."""
     if value is None:
         return None
-    words = digits(value * (100 if kind.percent else 1), 2)
-    return f"{words} %" if kind.percent else words
+    return _with_sign(kind, digits(value * _scale(kind), 2))
 
 
 def decibels(value: float | None) -> str:
@@ -98,10 +107,19 @@ def label(kind: FigureKind) -> str:
     return " ".join(kind.label.split())
 
 
-def _half_width(figure: Figure, scale: float) -> float | None:
+def _style(kind: FigureKind, figure: Figure) -> Style:
+    scale = _scale(kind)
     if figure.low is None or figure.high is None:
-        return None
-    return (figure.high - figure.low) / 2 * scale
+        return style(figure.value * scale, None)
+    return style(figure.value * scale, (figure.high - figure.low) / 2 * scale)
+
+
+def _scale(kind: FigureKind) -> float:
+    return 100.0 if kind.percent else 1.0
+
+
+def _with_sign(kind: FigureKind, words: str) -> str:
+    return f"{words} %" if kind.percent else words
 
 
 def _exponent(value: float, count: int) -> int:
@@ -112,12 +130,3 @@ def _exponent(value: float, count: int) -> int:
 def _scientific(value: float, decimals: int) -> str:
     mantissa, exponent = f"{value:.{decimals}e}".split("e")
     return f"{mantissa}e{int(exponent)}"
-
-
-def _written(value: float, decimals: int) -> str:
-    words = f"{value:.{decimals}f}"
-    return (
-        words.removeprefix("-")
-        if math.copysign(1, value) < 0 and not any(c in "123456789" for c in words)
-        else words
-    )

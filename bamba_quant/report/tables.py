@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from bamba_quant.evaluation.result import FIGURES, Candidate, Evaluation, Figure, Gate
 from bamba_quant.report import numbers
-from bamba_quant.report.markup import Markup, element, escaped, joined
+from bamba_quant.report.markup import Markup, breakable, element, joined
 from bamba_quant.report.view import LEADING, cell, figure_label, gate_condition, gate_finding, short_names
+
+_SHORT = 16  # characters of a name that is not worth breaking into lines
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,19 @@ def table(
         ),
     )
     body = [_row(row) for row in rows]
-    return element(
-        "div",
-        element(
-            "table",
-            element("caption", caption),
-            element("thead", head),
-            element("tbody", *body),
-            element("tfoot", _row(foot)) if foot else Markup(),
-            class_="sortable" if sortable else None,
-        ),
-        class_="scroll",
-        role="region",
-        tabindex="0",
+    inner = element(
+        "table",
+        element("thead", head),
+        element("tbody", *body),
+        element("tfoot", _row(foot)) if foot else Markup(),
+        class_="sortable" if sortable else None,
         aria_label=caption,
+    )
+    return joined(
+        (
+            element("p", caption, class_="caption"),
+            element("div", inner, class_="scroll", role="region", tabindex="0", aria_label=caption),
+        )
     )
 
 
@@ -126,7 +127,7 @@ def worst(candidate: Candidate) -> Markup:
                 "li",
                 element("code", tensor.name),
                 element(
-                    "span", f" {tensor.format}, {numbers.decibels(tensor.output_sqnr)} dB", class_="number"
+                    "span", f" {tensor.format}, {numbers.decibels(tensor.output_sqnr)} dB", class_="stored"
                 ),
             )
             for tensor in (known[name] for name in candidate.worst if name in known)
@@ -153,17 +154,10 @@ def tensors(name: str, candidate: Candidate) -> Markup:
             ]
         )
     header = (
-        "tensor",
-        "layer",
-        "role",
-        "stored as",
-        "shape",
-        "size",
-        "weight SQNR, dB",
-        "output SQNR, dB",
-        "greatest error",
+        *("tensor", "layer", "role", "stored as", "shape", "size"),
+        *("weight SQNR, dB", "output SQNR, dB", "greatest error"),
     )
-    return table(f"All tensors of {name}", header, rows)  # fmt: skip
+    return table(f"All tensors of {name}", header, rows)
 
 
 def _figure(key: str, figure: Figure, *, sorted_by: bool = True) -> Cell:
@@ -201,8 +195,9 @@ def _cell(entry: Cell, heading: bool) -> Markup:
     below = element("span", entry.below, class_="range") if entry.below else Markup()
     value = None if entry.value is None else repr(float(entry.value))
     verdict = {"✓": "pass", "✗": "fail"}.get(entry.text[:1]) if entry.words else None
-    content = element("span", entry.text, class_="word") if verdict else escaped(entry.text)
-    classes = " ".join(name for name in ("words" if entry.words else "number", verdict) if name)
+    content = element("span", entry.text, class_="word") if verdict else breakable(entry.text)
+    short = "short" if entry.words and len(entry.text) <= _SHORT else None
+    classes = " ".join(name for name in ("words" if entry.words else "number", verdict, short) if name)
     return element(
         "th" if heading else "td",
         joined((content, below)),

@@ -14,7 +14,7 @@ LEADING = {
     "kld_mean": "Mean KLD",
     "kld_99_9": "99.9 % KLD",
     "ppl_ratio": "PPL ratio",
-    "same_top": "Same top p",
+    "same_top": "Same top\u00a0p",
     "top_5_overlap": "Top-5 overlap",
     "delta_p_rms": "RMS Δp",
     "flips": "Flips",

@@ -119,7 +119,7 @@ def open_browser(path: str) -> Iterator[Page]:
     up_read, up_write = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{down_read} 4>&{up_write}', "sh", path,
+            ["bash", "-c", f'exec "$@" 3<&{down_read} 4>&{up_write}', "bash", path,
              "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
              "--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={profile}"],
             pass_fds=(down_read, up_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -91,8 +91,8 @@ def colour_key(span: tuple[float, float]) -> Markup:
         for i in range(pieces)
     ]
     ticks = [
-        canvas.text(plain(value), scale(value), 30, anchor="middle", class_="tick")
-        for value in scale.ticks(6)
+        canvas.text(f"{plain(value)} dB", scale(value), 30, anchor="middle", class_="tick")
+        for value in scale.ticks(5)
     ]
     return canvas.picture(
         width, 36, "Colours", f"{plain(round(scale.low))} dB is darkest, {plain(round(scale.high))} dB lightest",
@@ -113,8 +113,17 @@ class _Colours:
         rgb = [
             a + (b - a) * (place - first) for a, b in zip(_CIVIDIS[first], _CIVIDIS[first + 1], strict=True)
         ]
-        light = 0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2] > 118
-        return "#" + "".join(f"{round(part):02x}" for part in rgb), "on-light" if light else "on-dark"
+        bright = sum(
+            weight * _linear(part / 255) for weight, part in zip((0.2126, 0.7152, 0.0722), rgb, strict=True)
+        )
+        # Where black and white can be told from it equally well (WCAG 2.2, relative luminance).
+        writing = "on-light" if (bright + 0.05) ** 2 > 1.05 * 0.05 else "on-dark"
+        return "#" + "".join(f"{round(part):02x}" for part in rgb), writing
+
+
+def _linear(part: float) -> float:
+    """A share of a colour in sRGB as a share of light."""
+    return part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
 
 
 def _widened(span: tuple[float, float]) -> tuple[float, float]:
