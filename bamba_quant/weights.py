@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.architectures import TensorRule
-from bamba_quant.checkpoint import Checkpoint, StoredTensor, read_tensor
+from bamba_quant.checkpoint import Checkpoint, RawReader, StoredTensor, read_tensor
+from bamba_quant.formats.decoding import decode
 from bamba_quant.source import open_source
 from bamba_reference.config import Config
 
@@ -22,7 +25,36 @@ class LoadedModel:
 
     checkpoint: Checkpoint
     config: Config
-    weights: Mapping[str, NDArray[Any]]
+    weights: LazyWeights
+    architecture: str
+
+
+@dataclass(frozen=True)
+class WeightInfo:
+    """What a tensor of a model is, without reading it; ``format`` is what its weights are stored in."""
+
+    name: str
+    role: str
+    layer: int | None
+    shape: tuple[int, ...]
+    format: str
+    n_bytes: int
+
+
+class Meter:
+    """Adds up the seconds spent ``reading`` bytes and ``decoding`` them to numbers."""
+
+    def __init__(self) -> None:
+        self.reading = 0.0
+        self.decoding = 0.0
+
+    @contextmanager
+    def spent(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, what, getattr(self, what) + time.perf_counter() - started)
 
 
 class LazyWeights(Mapping[str, NDArray[Any]]):
@@ -38,15 +70,50 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         tensor, rule = self._stored[name]
-        moved = self._inverted and rule.transform.name
-        if tensor.format.dtype is not None and not moved:
+        if tensor.format.dtype is not None and not self._moved(rule):
             mapped = np.memmap(tensor.file, tensor.format.dtype, "r", tensor.offset, tensor.elements)
             return mapped.reshape(rule.shape)
-        values = read_tensor(tensor)
-        if not moved:
-            return values.reshape(rule.shape)
-        rows = values.reshape(-1, 1) if values.ndim == 1 else values.reshape(-1, values.shape[-1])
-        return rule.transform.invert(rows).reshape(rule.shape)
+        return self.rows(name)
+
+    def rows(
+        self, name: str, start: int = 0, stop: int | None = None, meter: Meter | None = None
+    ) -> NDArray[Any]:
+        """Rows ``start`` to ``stop`` of a tensor along its first axis, in memory: plain numbers in their dtype,
+        others as float32.
+
+        Only these rows are read, but for vectors, which are read whole. ``meter`` is told the seconds it took.
+        """
+        tensor, rule = self._stored[name]
+        meter = meter or Meter()
+        stop = rule.shape[0] if stop is None else stop
+        if len(rule.shape) == 1:
+            with meter.spent("reading"):
+                values = read_tensor(tensor)
+            if self._moved(rule):
+                values = rule.transform.invert(values.reshape(-1, 1))
+            return values.reshape(rule.shape)[start:stop]
+        together = rule.transform.rows if self._moved(rule) else 1
+        first, last = start // together * together, -(-stop // together) * together
+        columns, row_bytes = tensor.columns, tensor.n_bytes // rule.shape[0]
+        raw = np.empty((last - first) * row_bytes, np.uint8)
+        with meter.spent("reading"), RawReader() as reader:
+            reader.read_into(tensor.file, tensor.offset + first * row_bytes, raw)
+        with meter.spent("decoding"):
+            if tensor.format.dtype is not None:
+                values = raw.view(tensor.format.dtype).reshape(-1, columns)
+            else:
+                values = decode(tensor.format, raw.reshape(-1, tensor.format.row_bytes(columns)))
+            if self._moved(rule):
+                values = rule.transform.invert(values)
+        return values.reshape(-1, *rule.shape[1:])[start - first : stop - first]
+
+    def info(self, name: str) -> WeightInfo:
+        """What the tensor is, from the headers."""
+        tensor, rule = self._stored[name]
+        return WeightInfo(name, rule.role, rule.layer, rule.shape, tensor.format.name, tensor.n_bytes)
+
+    def _moved(self, rule: TensorRule) -> bool:
+        return self._inverted and bool(rule.transform.name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -64,4 +131,4 @@ def load_model(path: str | Path, *, ignore_config_keys: Collection[str] = ()) ->
     source = open_source(path, ignore_config_keys=ignore_config_keys)
     stored = {rule.hf: (tensor, rule) for tensor, rule in source.pairs if not rule.left_out}
     weights = LazyWeights(stored, inverted=source.checkpoint.kind == "gguf")
-    return LoadedModel(source.checkpoint, source.config, weights)
+    return LoadedModel(source.checkpoint, source.config, weights, source.architecture.name)

@@ -247,7 +247,10 @@ class LayerDrift:
 
 @dataclass(frozen=True)
 class Gate:
-    """One limit and its verdict: ``bound``, the one-sided 95 % bound of ``figure``, against ``limit``."""
+    """One limit and its verdict: ``bound``, the one-sided 95 % bound of ``figure``, against ``limit``.
+
+    A limit within three noise ``floor``s of losing nothing is not ``measurable``, and then has not passed.
+    """
 
     figure: str
     kind: Literal["max", "min"]
@@ -256,6 +259,7 @@ class Gate:
     bound: float
     floor: float | None
     passed: bool
+    measurable: bool = True
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ rows of the head and the logits of a block of tokens; logits of a whole text nev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from bamba_reference.tensors import (
 )
 from bamba_reference.torch_forward import (
     Model,
+    Sequences,
     default_chunk,
     layer,
     prepare,
@@ -43,8 +45,24 @@ _HEAD_TOKENS = 512
 _HEAD_ROWS = 16384
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One weight set's way through one layer, told while the layer is still loaded.
+
+    ``before``: hidden states (watched, L, d) of the first texts before the layer; ``after``: those of all texts
+    (n, L, d) after it, which the next layer will replace.
+    """
+
+    layer: int
+    source: int
+    model: Model
+    sequences: Sequences
+    before: Tensor
+    after: Tensor
+
+
 def final_hidden(
-    config: Config,
+    config: Config | Sequence[Config],
     sources: Sequence[Mapping[str, Any]],
     tokens: Any,
     *,
@@ -53,39 +71,55 @@ def final_hidden(
     backend: Backend = TORCH,
     chunk: int | None = None,
     on_layer: Callable[[int, int], None] | None = None,
+    on_pass: Callable[[Pass], None] | None = None,
+    watched: int = 0,
 ) -> list[Tensor]:
     """The final hidden states (n, L, d), after the final norm, of n texts of L tokens under each weight set.
 
     Each of ``sources`` is a lazy mapping: reading a name loads that tensor, numpy's or torch's, and nothing
-    of it is kept after its layer. ``on_layer(done, layers)`` is called after each layer. Raises
-    ``TensorError`` for tensors that do not fit and ``InputError`` for tokens that cannot be run.
+    of it is kept after its layer. ``config`` is one for all or one for each; they agree in the number of layers.
+    ``on_layer(done, layers)`` is called after each layer, ``on_pass`` after each weight set has passed it, with
+    what the first ``watched`` texts were before. Raises ``TensorError`` for tensors that do not fit and
+    ``InputError`` for tokens that cannot be run.
     """
     ids = np.asarray(tokens, np.int64)  # (n, L)
     if ids.ndim != 2:
         raise InputError("the texts are not a batch", found=f"shape {ids.shape}", expected="shape (n, L)")
-    check_tokens(ids, config.vocab_size)
-    for source in sources:
-        check_names(config, source)
+    configs = [config] * len(sources) if isinstance(config, Config) else list(config)
+    for each, source in zip(configs, sources, strict=True):
+        check_tokens(ids, each.vocab_size)
+        check_names(each, source)
     device = torch.device(device)
     with torch.no_grad():
-        hidden = [_embed(config, source, ids, dtype, device) for source in sources]
-        # One row of positions serves every row: texts begin at 0 and have no padding.
-        sequences = prepare(config, layout((1, ids.shape[1])), dtype, device)
+        runs = [
+            # One row of positions serves every row: texts begin at 0 and have no padding.
+            (
+                each,
+                source,
+                _embed(each, source, ids, dtype, device),
+                prepare(each, layout((1, ids.shape[1])), dtype, device),
+            )
+            for each, source in zip(configs, sources, strict=True)
+        ]
         rows = max(1, _LAYER_TOKENS // ids.shape[1])
-        for i in range(config.num_hidden_layers):
-            names = [layer_prefix(i) + name for name in layer_tensors(config, i)]
-            for source, x in zip(sources, hidden, strict=True):
-                model = _part(config, source, names, dtype, device, backend, chunk)
+        layers = configs[0].num_hidden_layers if configs else 0
+        for i in range(layers):
+            for number, (each, source, x, sequences) in enumerate(runs):
+                names = [layer_prefix(i) + name for name in layer_tensors(each, i)]
+                model = _part(each, source, names, dtype, device, backend, chunk)
+                before = x[:watched].clone()
                 for some in x.split(rows):
                     some.copy_(layer(model, i, some, sequences))
+                if on_pass:
+                    on_pass(Pass(i, number, model, sequences, before, x))
                 del model
             if on_layer:
-                on_layer(i + 1, config.num_hidden_layers)
-        for source, x in zip(sources, hidden, strict=True):
-            model = _part(config, source, [FINAL_NORM], dtype, device, backend, chunk)
+                on_layer(i + 1, layers)
+        for each, source, x, _ in runs:
+            model = _part(each, source, [FINAL_NORM], dtype, device, backend, chunk)
             for some in x.split(rows):
-                some.copy_(backend.rms_norm(some, model.weights[FINAL_NORM], config.rms_norm_eps))
-    return hidden
+                some.copy_(backend.rms_norm(some, model.weights[FINAL_NORM], each.rms_norm_eps))
+    return [x for _, _, x, _ in runs]
 
 
 def logit_blocks(

@@ -1,0 +1,183 @@
+"""Where a candidate loses: each tensor's own error, the drift of each layer, the rows of ssm_in apart.
+
+Watched while the layers stream by: the base's inputs to every matrix of the current layer are kept for the first
+texts, every candidate's matrices are multiplied by the same inputs, and both are forgotten with the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bamba_quant.evaluation.result import LayerDrift, RowClass, TensorLoss
+from bamba_quant.evaluation.tensor_loss import Difference, difference, row_classes, sqnr
+from bamba_quant.weights import LazyWeights, Meter
+from bamba_reference.config import Config
+from bamba_reference.stream import Pass
+from bamba_reference.tensors import layer_prefix
+from bamba_reference.torch_forward import Model, layer
+
+WORST = 5
+
+# Signal and noise of each row of a product, float64 of shape (rows,).
+Noise = tuple[Any, Any]
+
+
+@dataclass
+class DriftWatch:
+    """Called after each ``Pass`` of a stream whose first source is the base; gathers ``tensors`` and ``layers``.
+
+    ``weights`` are those of the sources, in their order; ``texts`` of the watched ones are looked at.
+    """
+
+    config: Config
+    weights: Sequence[LazyWeights]
+    texts: int
+    meter: Meter
+    tensors: list[list[TensorLoss]] = field(default_factory=list)
+    layers: list[list[LayerDrift]] = field(default_factory=list)
+    _base: _BaseLayer | None = None
+
+    def __post_init__(self) -> None:
+        self.tensors = [[] for _ in self.weights]
+        self.layers = [[] for _ in self.weights]
+
+    def __call__(self, passed: Pass) -> None:
+        before, after = passed.before[: self.texts], passed.after[: self.texts]
+        if passed.source == 0:
+            inputs, outputs = _watch_base(passed, before)
+            self._base = _BaseLayer(before, after.clone(), inputs, outputs)
+            return
+        base = self._base
+        assert base is not None
+        local, noises = _watch_candidate(passed, base)
+        self.layers[passed.source].append(
+            LayerDrift(
+                passed.layer,
+                self.config.layer_types[passed.layer],
+                drift(base.after.double() - base.before, local.double() - base.before),
+                drift(base.after, after),
+            )
+        )
+        prefix = layer_prefix(passed.layer)
+        for name in self.weights[passed.source]:
+            if name.startswith(prefix):
+                self._lose(passed.source, name, noises.get(name))
+
+    def finish(self) -> list[tuple[TensorLoss, ...]]:
+        """The losses of all tensors of each source, those outside the layers added, in the model's order."""
+        found = []
+        for source in range(1, len(self.weights)):
+            for name in self.weights[source]:
+                if self.weights[source].info(name).layer is None:
+                    self._lose(source, name, None)
+            order = {name: place for place, name in enumerate(self.weights[source])}
+            found.append(tuple(sorted(self.tensors[source], key=lambda loss: order[loss.name])))
+        return found
+
+    def _lose(self, source: int, name: str, noise: Noise | None) -> None:
+        apart = difference(self.weights[0], self.weights[source], name, self.meter)
+        self.tensors[source].append(
+            tensor_loss(self.weights[0], self.weights[source], name, apart, self.config, noise)
+        )
+
+
+@dataclass(frozen=True)
+class _BaseLayer:
+    """What the base's layer was given and gave, and for each of its matrices by name as well."""
+
+    before: Tensor
+    after: Tensor
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+def tensor_loss(
+    base: LazyWeights,
+    other: LazyWeights,
+    name: str,
+    apart: Difference,
+    config: Config,
+    noise: Noise | None = None,
+) -> TensorLoss:
+    """A tensor's ``Difference`` and its product's noise as the record that a report shows."""
+    info, original = other.info(name), base.info(name)
+    classes = tuple(
+        RowClass(
+            label,
+            rows.stop - rows.start,
+            sqnr(apart.signal[rows].sum(), apart.noise[rows].sum()),
+            sqnr(noise[0][rows].sum(), noise[1][rows].sum()) if noise else None,
+        )
+        for label, rows in row_classes(info.role, config).items()
+    )
+    return TensorLoss(
+        name,
+        info.layer,
+        info.role,
+        info.shape,
+        original.format,
+        info.format,
+        info.n_bytes,
+        apart.sqnr,
+        apart.max_error,
+        apart.cosine,
+        sqnr(noise[0].sum(), noise[1].sum()) if noise else None,
+        classes,
+    )
+
+
+def worst(tensors: Sequence[TensorLoss]) -> tuple[str, ...]:
+    """The names of the five tensors whose products lost most, by ``output_sqnr``, worst first."""
+    lossy = [(loss.output_sqnr, loss.name) for loss in tensors if loss.output_sqnr is not None]
+    return tuple(name for _, name in sorted(lossy)[:WORST])
+
+
+def drift(base: Tensor, other: Tensor) -> float | None:
+    """10 log10(Σ base² / Σ (other - base)²) in dB, float64 sums; None where nothing differs."""
+    signal = base.square().sum(dtype=torch.float64)
+    noise = (other - base).square().sum(dtype=torch.float64)
+    return sqnr(float(signal), float(noise))
+
+
+def with_linear(model: Model, linear: Callable[..., Tensor]) -> Model:
+    """The model with another product in its layers."""
+    return replace(model, backend=replace(model.backend, linear=linear))
+
+
+def _watch_base(passed: Pass, before: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    usual = passed.model.backend.linear
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        inputs[name], outputs[name] = x, usual(x, weight, bias, name)
+        return outputs[name]
+
+    layer(with_linear(passed.model, linear), passed.layer, before, passed.sequences)
+    return inputs, outputs
+
+
+def _watch_candidate(passed: Pass, base: _BaseLayer) -> tuple[Tensor, dict[str, Noise]]:
+    """The layer's output for the base's input, and the noise of each matrix for the base's input to that."""
+    noises: dict[str, Noise] = {}
+    usual = passed.model.backend.linear
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        y, x_base, y_base = usual(x, weight, bias, name), base.inputs[name], base.outputs[name]
+        # Behind the layer's first matrices the inputs have parted already, and the product is made once more.
+        found = y if torch.equal(x, x_base) else usual(x_base, weight, bias, name)
+        noises[name] = (_squares(y_base), _squares(found - y_base))
+        return y
+
+    local = layer(with_linear(passed.model, linear), passed.layer, base.before, passed.sequences)
+    return local, noises
+
+
+def _squares(y: Tensor) -> Any:
+    """Sums of squares over all tokens of each output, float64 (rows,)."""
+    return y.flatten(0, -2).square().sum(0, dtype=torch.float64).cpu().numpy()

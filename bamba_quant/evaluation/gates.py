@@ -1,0 +1,149 @@
+"""Limits that a candidate must keep, tested on the interval's bound; what noise alone could break is refused.
+
+A gate passes when the one-sided 95 % bound of its figure, in the direction of loss, keeps the limit: a claim of no
+loss beyond it, never "no difference was found". A limit nearer to losslessness than three noise floors cannot be
+measured, and is an error.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bamba_quant.errors import BambaQuantError, listed
+from bamba_quant.evaluation.intervals import LEAST_CHUNKS
+from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure, Gate
+
+FLOORS = 3
+
+# The section of a file whose limits hold for every candidate.
+EVERY = "default"
+
+_SHORT = {"kld": "kld_mean", "ln-ppl-ratio": "ln_ppl_ratio"}
+
+
+class GateError(BambaQuantError):
+    """A gate that does not exist, contradicts itself, or cannot be measured."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit: the greatest value of a figure that grows with loss, or the least of one that falls."""
+
+    figure: str
+    kind: Literal["max", "min"]
+    limit: float
+
+    @property
+    def name(self) -> str:
+        """As an option or a file spells it: max-kld, min-same-top."""
+        short = {figure: name for name, figure in _SHORT.items()}
+        return f"{self.kind}-{short.get(self.figure, self.figure.replace('_', '-'))}"
+
+
+def limit(name: str, value: Any, where: object = None) -> Limit:
+    """The limit called ``name``, such as max-kld or min-same-top. Raises ``GateError`` listing the names."""
+    known = {
+        each.name: each
+        for key, figure in FIGURES.items()
+        if figure.worse is not None and not key.endswith(("_max", "_min"))  # extremes have no interval
+        for each in (Limit(key, "max" if figure.worse == "higher" else "min", 0.0),)
+    }
+    if name not in known:
+        raise GateError("no gate has this name", where=where, found=name, expected=", ".join(known))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        raise GateError("a gate's limit is no number", where=where, found=f"{name} = {value!r}")
+    return Limit(known[name].figure, known[name].kind, float(value))
+
+
+def read_gates(file: Path) -> dict[str, tuple[Limit, ...]]:
+    """A TOML file's limits by section: ``[default]`` for every candidate, others for a recipe or a label.
+
+    A limit that a candidate's own section repeats takes the default's place. Raises ``GateError``.
+    """
+    try:
+        parsed = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GateError("the gates cannot be read", where=file, found=error.strerror) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise GateError("the gates are not TOML", where=file, found=str(error)) from error
+    loose = [name for name, section in parsed.items() if not isinstance(section, dict)]
+    if loose:
+        raise GateError(
+            "limits stand outside every section",
+            where=file,
+            found=listed(loose),
+            expected=f"sections such as [{EVERY}] or [q4_k_m] with limits below them",
+        )
+    return {
+        name: tuple(limit(key, value, f"{file}, [{name}]") for key, value in section.items())
+        for name, section in parsed.items()
+    }
+
+
+def limits_for(
+    sections: Mapping[str, Sequence[Limit]], recipe: str, label: str, given: Sequence[Limit] = ()
+) -> tuple[Limit, ...]:
+    """The limits of one candidate: those given on the command line over its own over its recipe's over the default."""
+    chosen: dict[tuple[str, str], Limit] = {}
+    for found in (sections.get(EVERY, ()), sections.get(recipe, ()), sections.get(label, ()), given):
+        chosen |= {(each.figure, each.kind): each for each in found}
+    return tuple(chosen.values())
+
+
+def check_enough(limits: Sequence[Sequence[Limit]], chunks: int) -> None:
+    """Raise ``GateError`` when there are limits and too few chunks to test them, before anything is run."""
+    named = [each.name for some in limits for each in some]
+    if named and chunks < LEAST_CHUNKS:
+        raise GateError(
+            "gates test an interval's bound, and so few chunks give none",
+            where=", ".join(dict.fromkeys(named)),
+            found=f"{chunks} chunks",
+            expected=f"at least {LEAST_CHUNKS}",
+            fix="use a longer text, or a shorter context (--ctx)",
+        )
+
+
+def judge(limits: Sequence[Limit], figures: Mapping[str, Figure]) -> tuple[Gate, ...]:
+    """The verdicts, in order; a limit too near to losslessness to be measured does not pass."""
+    gates = []
+    for each in limits:
+        figure = figures[each.figure]
+        bound = figure.upper if each.kind == "max" else figure.lower
+        assert bound is not None
+        perfect, floor = FIGURES[each.figure].perfect, figure.floor
+        measurable = perfect is None or floor is None or abs(each.limit - perfect) >= FLOORS * floor
+        passed = bound <= each.limit if each.kind == "max" else bound >= each.limit
+        gates.append(
+            Gate(
+                each.figure,
+                each.kind,
+                each.limit,
+                figure.value,
+                bound,
+                floor,
+                measurable and passed,
+                measurable,
+            )
+        )
+    return tuple(gates)
+
+
+def refuse_unmeasurable(evaluation: Evaluation) -> None:
+    """Raise ``GateError`` naming the first gate that was refused, its limit and its floor."""
+    for candidate in evaluation.candidates:
+        for gate in candidate.gates:
+            if not gate.measurable:
+                floor = gate.floor or 0.0
+                raise GateError(
+                    "a gate is too tight to be measured",
+                    where=f"{candidate.model.label}: {Limit(gate.figure, gate.kind, gate.limit).name}",
+                    found=f"{gate.limit:g}, {abs(gate.limit - (FIGURES[gate.figure].perfect or 0)):.3g} from "
+                    "losing nothing",
+                    expected=f"at least {FLOORS * floor:.3g}, three times the noise floor: what the base differs "
+                    "from itself by another path",
+                    fix="set a wider limit, or evaluate in a wider --dtype",
+                )

@@ -1,0 +1,147 @@
+"""Intervals that hold for dependent tokens: what is drawn again, or taken to be independent, are whole chunks.
+
+Figures that are smooth functions of means get studentized bootstrap intervals (bootstrap-t: Efron 1982, chapter 10;
+Hall 1992, section 3.5), whose error falls with 1/n for skewed data where percentiles' and Student's fall with
+1/√n. Quantiles get Woodruff's (1952): an interval for the share of tokens below the quantile, its error reckoned
+between chunks (Francisco and Fuller 1991), carried through the distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+
+# Fewer chunks give no interval: their own spread is not known well enough.
+LEAST_CHUNKS = 8
+RESAMPLES = 10_000
+_BLOCK = 1000
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """``low`` to ``high``: two-sided 95 %. ``lower`` and ``upper``: one-sided 95 % each."""
+
+    low: float
+    high: float
+    lower: float
+    upper: float
+
+
+def unchanged(theta: Any) -> Any:
+    """A figure that is shown as it is."""
+    return theta
+
+
+# A rising function of floats or of arrays of them.
+Shown = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """A figure ``shown(statistic(m))`` of k means m: both act on the last axis, ``shown`` rises.
+
+    ``gradient`` is the statistic's, (…, k) to (…, k).
+    """
+
+    statistic: Callable[[F64], F64]
+    gradient: Callable[[F64], F64]
+    shown: Shown = unchanged
+
+
+class Bootstrap:
+    """The same resamples of n chunks for every figure, so that what is compared is compared on the same draws."""
+
+    def __init__(self, chunks: int, seed: int, resamples: int = RESAMPLES) -> None:
+        self.chunks = chunks
+        generator = np.random.default_rng(seed)
+        self._counts = generator.multinomial(chunks, np.full(chunks, 1 / chunks), size=resamples).astype(
+            np.uint16
+        )
+
+    def bounds(self, means: F64, figure: Smooth) -> Bounds | None:
+        """Bounds of a figure of the means over chunks of ``means`` (n, k); None for too few chunks."""
+        if self.chunks < LEAST_CHUNKS:
+            return None
+        mean = means.mean(0)  # (k,)
+        theta, error = float(figure.statistic(mean)), self._errors(means, figure)
+        if not math.isfinite(theta) or not error > 0:
+            exact = float(figure.shown(theta))
+            return Bounds(exact, exact, exact, exact) if math.isfinite(exact) else None
+        # How far each resample's figure is from the sample's, in that resample's own standard errors.
+        t = np.concatenate(
+            [
+                self._deviations(means, figure, theta, self._counts[start : start + _BLOCK])
+                for start in range(0, len(self._counts), _BLOCK)
+            ]
+        )
+        cuts = np.quantile(t, (0.975, 0.025, 0.95, 0.05))
+        return Bounds(*(float(figure.shown(theta - cut * error)) for cut in cuts))
+
+    def _errors(self, means: F64, figure: Smooth) -> float:
+        """The standard error by linearization: that of the mean of gradient · (x - m)."""
+        mean = means.mean(0)
+        influence = (means - mean) @ figure.gradient(mean)
+        return float(np.sqrt(np.square(influence).mean() / (len(means) - 1)))
+
+    def _deviations(self, means: F64, figure: Smooth, theta: float, counts: NDArray[np.uint16]) -> F64:
+        n, k = means.shape
+        share = counts / n  # (R, n)
+        drawn = share @ means  # (R, k)
+        products = (means[:, :, None] * means[:, None, :]).reshape(n, -1)
+        moments = (share @ products).reshape(-1, k, k)  # (R, k, k)
+        gradient = figure.gradient(drawn)  # (R, k)
+        variance = np.einsum("ri,rij,rj->r", gradient, moments, gradient)
+        variance -= np.square(np.einsum("ri,ri->r", gradient, drawn))
+        error = np.sqrt(variance / (n - 1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = (figure.statistic(drawn) - theta) / error
+        known: F64 = np.nan_to_num(t, nan=0.0)  # a resample that is one chunk only has neither
+        return known
+
+
+def quantile_bounds(values: F64, fraction: float) -> Bounds | None:
+    """Bounds of the quantile ``fraction`` of ``values`` (n chunks, tokens); None for too few chunks."""
+    n = len(values)
+    if n < LEAST_CHUNKS:
+        return None
+    ordered = np.sort(values, axis=None)
+    at = quantile(ordered, fraction)
+    below = (values <= at).mean(1)  # (n,), independent between chunks
+    # The share's error if it were ``fraction``, widened as much as chunks make tokens alike (design effect).
+    shares = float(below.mean())
+    plain = max(shares * (1 - shares), 1 / values.size) / values.size
+    effect = max(1.0, float(below.var(ddof=1)) / n / plain)
+    error = math.sqrt(fraction * (1 - fraction) * effect / values.size)
+
+    def reach(share: float) -> float:
+        return quantile(ordered, min(1.0, max(0.0, share)))
+
+    wide, one = student(0.975, n - 1) * error, student(0.95, n - 1) * error
+    return Bounds(
+        reach(fraction - wide), reach(fraction + wide), reach(fraction - one), reach(fraction + one)
+    )
+
+
+def quantile(ordered: F64, fraction: float) -> float:
+    """Linear interpolation at ``fraction`` · (N - 1) in ascending values, as llama-perplexity does."""
+    place = fraction * (len(ordered) - 1)
+    whole = int(place)
+    rest = place - whole
+    return float((1 - rest) * ordered[whole] + rest * ordered[min(whole + 1, len(ordered) - 1)])
+
+
+def student(level: float, degrees: int) -> float:
+    """Student's t by its expansion in 1/degrees (Abramowitz and Stegun 26.7.5); to 1e-3 from 7 degrees on."""
+    z = NormalDist().inv_cdf(level)
+    g1 = (z**3 + z) / 4
+    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + g1 / degrees + g2 / degrees**2 + g3 / degrees**3

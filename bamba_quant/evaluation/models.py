@@ -1,0 +1,206 @@
+"""The base and the candidates: opened, found comparable or refused by name, and described for a report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gguf import Keys, LlamaFileType
+
+from bamba_quant.checkpoint import Checkpoint
+from bamba_quant.errors import BambaQuantError, listed
+from bamba_quant.evaluation.result import FileHash, ModelFile, TypeTotal
+from bamba_quant.recipes import recipes
+from bamba_quant.weights import LoadedModel, load_model
+from bamba_reference.tensors import tensor_shapes
+
+_HASH_CHUNK = 1 << 22
+# Files of a directory that say what its weights mean.
+_SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+class ComparisonError(BambaQuantError):
+    """Models that cannot be compared with each other."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready to be read, under a ``label`` that no other of the evaluation has."""
+
+    label: str
+    path: Path
+    model: LoadedModel
+
+
+def open_models(
+    base: Path | None, candidates: Sequence[Path], ignore_config_keys: Collection[str] = ()
+) -> list[Opened]:
+    """The base, if it is a model, and the candidates, in this order.
+
+    Raises ``ComparisonError`` for a path given twice and for models of another architecture, vocabulary or shape.
+    """
+    if not candidates:
+        raise ComparisonError("there is no candidate to evaluate")
+    paths = [*([base] if base else []), *candidates]
+    places = [path.resolve() for path in paths]
+    twice = [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
+    if twice:
+        raise ComparisonError(
+            "a model is given twice", found=", ".join(map(str, twice)), fix="name every model once"
+        )
+    opened = [
+        Opened(label, path, load_model(path, ignore_config_keys=ignore_config_keys))
+        for label, path in zip(_labels(paths), paths, strict=True)
+    ]
+    for other in opened[1:]:
+        _check_comparable(opened[0], other)
+    return opened
+
+
+def describe(opened: Opened) -> ModelFile:
+    """What a report says of a model; its files' hashes are left to ``hashed``."""
+    checkpoint = opened.model.checkpoint
+    weights = opened.model.weights
+    totals: dict[str, list[int]] = {}
+    for name in weights:
+        info = weights.info(name)
+        elements = 1
+        for length in info.shape:
+            elements *= length
+        total = totals.setdefault(info.format, [0, 0, 0])
+        for place, more in enumerate((1, elements, info.n_bytes)):
+            total[place] += more
+    types = tuple(
+        TypeTotal(name, *total) for name, total in sorted(totals.items(), key=lambda item: -item[1][2])
+    )
+    n_bytes, elements = sum(each.n_bytes for each in types), sum(each.weights for each in types)
+    kind: Literal["huggingface", "gguf"] = "gguf" if checkpoint.kind == "gguf" else "huggingface"
+    return ModelFile(
+        label=opened.label,
+        path=str(opened.path),
+        kind=kind,
+        architecture=opened.model.architecture,
+        recipe=_recipe(checkpoint, types),
+        types=types,
+        weights=elements,
+        n_bytes=n_bytes,
+        file_bytes=sum(file.stat().st_size for file in checkpoint.files),
+        bits_per_weight=8 * n_bytes / max(1, elements),
+        files=(),
+    )
+
+
+def files_of(opened: Opened) -> tuple[Path, ...]:
+    """The files that make the model what it is: weights, and a directory's configuration and tokenizer."""
+    small = [opened.path / name for name in _SMALL_FILES] if opened.path.is_dir() else []
+    return (*opened.model.checkpoint.files, *(file for file in small if file.is_file()))
+
+
+def hashes(files: Sequence[Path]) -> tuple[FileHash, ...]:
+    """SHA-256 of each file, several at a time. Raises ``ComparisonError`` when one cannot be read."""
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            return tuple(pool.map(_hash, files))
+    except OSError as error:
+        raise ComparisonError("a file cannot be read", where=error.filename, found=error.strerror) from error
+
+
+def tokenizer_hash(checkpoint: Checkpoint) -> str:
+    """SHA-256 of a directory's tokenizer file, or of a GGUF's ``tokenizer.*`` key-values as sorted JSON."""
+    if checkpoint.kind == "gguf":
+        values: Mapping[str, Any] = checkpoint.metadata
+        told = {key: value.value for key, value in values.items() if key.startswith("tokenizer.")}
+        raw = json.dumps(told, sort_keys=True, default=str).encode()
+        return hashlib.sha256(raw).hexdigest()
+    from bamba_quant.tokenizers.files import tokenizer_file
+
+    return hashlib.sha256(tokenizer_file(checkpoint.path).read_bytes()).hexdigest()
+
+
+def _hash(file: Path) -> FileHash:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return FileHash(file.name, file.stat().st_size, digest.hexdigest())
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, without .gguf; as many more parts as tell all apart."""
+    resolved = [path.resolve() for path in paths]
+    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
+        labels = ["/".join(path.parts[-depth:]).removesuffix(".gguf") for path in resolved]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(path) for path in paths]  # a directory x beside a file x.gguf
+
+
+def _check_comparable(base: Opened, other: Opened) -> None:
+    if base.model.architecture != other.model.architecture:
+        raise ComparisonError(
+            "a candidate is of another architecture than the base",
+            where=other.path,
+            found=other.model.architecture,
+            expected=base.model.architecture,
+        )
+    if base.model.config.vocab_size != other.model.config.vocab_size:
+        raise ComparisonError(
+            "a candidate has another vocabulary than the base",
+            where=other.path,
+            found=f"{other.model.config.vocab_size} tokens",
+            expected=f"{base.model.config.vocab_size} tokens",
+            fix="compare files that were made from the same model",
+        )
+    expected, found = tensor_shapes(base.model.config), tensor_shapes(other.model.config)
+    if expected.keys() != found.keys():
+        apart = sorted(expected.keys() ^ found.keys())
+        raise ComparisonError(
+            "a candidate has other layers than the base",
+            where=other.path,
+            found=f"{other.model.config.num_hidden_layers} layers; tensors of only one of the two: {listed(apart)}",
+            expected=f"the base's {base.model.config.num_hidden_layers} layers and their kinds",
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ComparisonError(
+                "a candidate has another shape than the base",
+                where=f"{other.path}, tensor {name}",
+                found=found[name],
+                expected=shape,
+            )
+
+
+def _recipe(checkpoint: Checkpoint, types: Sequence[TypeTotal]) -> str:
+    """What a file calls its mixture of types; else the type of most of its bytes."""
+    if checkpoint.kind == "gguf":
+        stored = checkpoint.metadata.get(Keys.General.FILE_TYPE)
+        if stored is not None:
+            for recipe in recipes():
+                if int(recipe.file_type) == stored.value:
+                    return recipe.name
+            if stored.value in LlamaFileType._value2member_map_:
+                return str(LlamaFileType(stored.value).name).lower().removeprefix("mostly_")
+    elif "quantization_config" in checkpoint.metadata:
+        return _quantization(checkpoint.metadata["quantization_config"])
+    return Counter({each.name: each.n_bytes for each in types}).most_common(1)[0][0]
+
+
+def _quantization(config: Any) -> str:
+    """fp8, fp8-dynamic, int4, …: the first group of a compressed-tensors configuration, or the method's name."""
+    if not isinstance(config, Mapping):
+        return "quantized"
+    groups = config.get("config_groups")
+    group = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
+        return str(config.get("quant_method", "quantized"))
+    kind = {"float": "fp"}.get(str(weights.get("type")), str(weights.get("type")))
+    inputs = group.get("input_activations")
+    dynamic = isinstance(inputs, Mapping) and inputs.get("dynamic")
+    return f"{kind}{weights.get('num_bits')}" + ("-dynamic" if dynamic else "")

@@ -1,0 +1,110 @@
+"""What the arithmetic alone makes of every figure: the base against itself by another path, beside the candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from bamba_quant.errors import BambaQuantError
+from bamba_quant.evaluation import figures
+from bamba_quant.evaluation.drift import drift
+from bamba_quant.evaluation.result import FIGURES, LayerDrift
+from bamba_quant.evaluation.scores import Scores
+from bamba_reference.backend import TORCH, Backend
+from bamba_reference.config import Config
+from bamba_reference.stream import Pass
+from bamba_reference.torch_forward import Model, layer, stored_dtype
+from bamba_reference.torch_ops import wide
+
+PATHS = {
+    "order": "the same dtype, sums in another order",
+    "bfloat16": "arithmetic in bfloat16",
+    "none": "no noise floor",
+}
+
+# Texts that go through a layer together.
+_TOKENS = 2048
+
+
+def _plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _plain_head(x: Tensor, weight: Tensor, name: str) -> Tensor:
+    x = x.to(wide(x.dtype))
+    return F.linear(x, weight.to(x.dtype))
+
+
+OTHER = replace(TORCH, name="plain torch", linear=_plain_linear, head=_plain_head)
+
+
+@dataclass
+class FloorWatch:
+    """Called after each ``Pass``; takes the base's first ``texts`` texts through every layer by another path."""
+
+    config: Config
+    path: str
+    texts: int
+    layers: list[LayerDrift] = field(default_factory=list)
+    hidden: Tensor | None = None
+    described: str = ""
+
+    def __post_init__(self) -> None:
+        if self.path not in PATHS:
+            raise BambaQuantError("no such noise floor", found=self.path, expected=", ".join(PATHS))
+
+    def __call__(self, passed: Pass) -> None:
+        if passed.source != 0:
+            return
+        x = passed.before[: self.texts].clone() if self.hidden is None else self.hidden
+        model = self._other(passed.model)
+        sequences = passed.sequences
+        if model.dtype != passed.model.dtype:
+            x = x.to(model.dtype)
+        for some in x.split(max(1, _TOKENS // x.shape[1])):
+            some.copy_(layer(model, passed.layer, some, sequences))
+        self.hidden = x
+        self.layers.append(
+            LayerDrift(
+                passed.layer,
+                self.config.layer_types[passed.layer],
+                None,
+                drift(passed.after[: self.texts].double(), x.double()),
+            )
+        )
+
+    def _other(self, model: Model) -> Model:
+        if self.path == "bfloat16":
+            weights = {
+                name: weight.to(stored_dtype(name, torch.bfloat16)) for name, weight in model.weights.items()
+            }
+            self.described = "arithmetic in bfloat16"
+            return replace(model, weights=weights, dtype=torch.bfloat16)
+        self.described = (
+            f"{str(model.dtype).removeprefix('torch.')}, scan in chunks of {2 * model.chunk} instead of "
+            f"{model.chunk}, products by {OTHER.name} instead of {model.backend.name}"
+        )
+        return replace(model, chunk=2 * model.chunk, backend=OTHER)
+
+    @property
+    def backend(self) -> Backend:
+        """Whose head the floor's logits come from."""
+        return OTHER
+
+    def final(self, norm: Tensor) -> Tensor:
+        """The final hidden states (texts, L, d) after the final norm of weight ``norm``."""
+        assert self.hidden is not None
+        return OTHER.rms_norm(self.hidden, norm, self.config.rms_norm_eps)
+
+
+def floors(scores: Scores) -> dict[str, float]:
+    """Each figure of the base against itself, as a distance from that of a candidate that lost nothing."""
+    found = figures.values(scores)
+    return {
+        key: abs(value - (found["ppl_base"] if kind.perfect is None else kind.perfect))
+        for key, value in found.items()
+        for kind in (FIGURES[key],)
+    } | {"ppl_base": abs(found["ppl"] - found["ppl_base"])}

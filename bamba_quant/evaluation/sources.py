@@ -1,0 +1,70 @@
+"""A model's weights as the layer stream reads them: as tensors, with the seconds of reading and decoding counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bamba_quant.weights import LazyWeights, Meter
+from bamba_reference.config import Config
+from bamba_reference.tensors import EMBEDDING, head_name
+from bamba_reference.torch_forward import stored_dtype, to_tensor
+
+# Rows of a table that are read together for the few of them that a text uses.
+_TABLE_ROWS = 8192
+
+
+class Table:
+    """The embedding or the head: rows are read when they are asked for, by a slice or by their numbers."""
+
+    def __init__(
+        self, weights: LazyWeights, name: str, dtype: torch.dtype, device: torch.device, meter: Meter
+    ):
+        self.shape = weights.info(name).shape
+        self._weights, self._name, self._dtype, self._device = weights, name, dtype, device
+        self._meter = meter
+
+    def __getitem__(self, wanted: slice | NDArray[np.intp]) -> Any:
+        if isinstance(wanted, slice):
+            start, stop, _ = wanted.indices(self.shape[0])
+            rows = self._weights.rows(self._name, start, stop, self._meter)
+            with self._meter.spent("decoding"):
+                return to_tensor(rows, self._dtype, self._device)
+        found = []
+        for start in range(0, self.shape[0], _TABLE_ROWS):
+            inside = wanted[(wanted >= start) & (wanted < start + _TABLE_ROWS)]
+            if len(inside):
+                first, last = int(inside.min()), int(inside.max()) + 1
+                found.append(self._weights.rows(self._name, first, last, self._meter)[inside - first])
+        return np.concatenate(found)
+
+
+class Source(Mapping[str, Any]):
+    """What ``stream.final_hidden`` and ``stream.logit_blocks`` read; nothing is kept.
+
+    ``weights`` numbers the rows of a ``Table`` in ascending order.
+    """
+
+    def __init__(
+        self, weights: LazyWeights, config: Config, dtype: torch.dtype, device: torch.device, meter: Meter
+    ) -> None:
+        self._weights, self._dtype, self._device, self._meter = weights, dtype, device, meter
+        self._tables = (EMBEDDING, head_name(config))
+
+    def __getitem__(self, name: str) -> Tensor | Table:
+        if name in self._tables:
+            return Table(self._weights, name, self._dtype, self._device, self._meter)
+        array = self._weights.rows(name, meter=self._meter)
+        with self._meter.spent("decoding"):
+            return to_tensor(array, stored_dtype(name, self._dtype), self._device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

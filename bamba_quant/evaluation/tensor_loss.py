@@ -1,0 +1,98 @@
+"""How far one tensor is from another of its shape, whatever either is stored in: some rows of both at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bamba_quant.weights import LazyWeights, Meter
+from bamba_reference.config import Config
+from bamba_reference.torch_forward import to_tensor
+
+F64 = NDArray[np.float64]
+
+_ELEMENTS = 1 << 23
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Sums over each row of a tensor w and of ŵ: ``signal`` Σw², ``noise`` Σ(ŵ - w)², float64 of shape (rows,)."""
+
+    signal: F64
+    noise: F64
+    other: float
+    product: float
+    max_error: float
+
+    @property
+    def sqnr(self) -> float | None:
+        return sqnr(self.signal.sum(), self.noise.sum())
+
+    @property
+    def cosine(self) -> float | None:
+        """Of the angle between w and ŵ as vectors; None where one of them is zero."""
+        lengths = math.sqrt(float(self.signal.sum()) * self.other)
+        return min(1.0, max(-1.0, self.product / lengths)) if lengths else None
+
+
+def sqnr(signal: float, noise: float) -> float | None:
+    """10 log10(signal / noise) in dB; None where there is no noise. No signal is held to be the least there can be."""
+    return 10 * math.log10(max(float(signal), 1e-300) / float(noise)) if noise else None
+
+
+def difference(
+    base: LazyWeights,
+    other: LazyWeights,
+    name: str,
+    meter: Meter | None = None,
+    *,
+    other_name: str | None = None,
+) -> Difference:
+    """Tensor ``name`` of ``other`` against that of ``base``, in float32 with sums in float64."""  # fmt: skip
+    shape = base.info(name).shape
+    step = max(1, _ELEMENTS // max(1, math.prod(shape[1:]))) if len(shape) > 1 else shape[0]
+    signal, noise, lengths, products, worst = [], [], 0.0, 0.0, 0.0
+    for start in range(0, shape[0], step):
+        w, v = (
+            to_tensor(weights.rows(of, start, min(shape[0], start + step), meter), torch.float32, _CPU).flatten(1)
+            if len(shape) > 1
+            else to_tensor(weights.rows(of, 0, None, meter), torch.float32, _CPU)[:, None]
+            for weights, of in ((base, name), (other, other_name or name))
+        )  # fmt: skip
+        d = v - w
+        signal.append(_squares(w))
+        noise.append(_squares(d))
+        lengths += float(_squares(v).sum())
+        products += float((w * v).sum(dtype=torch.float64))
+        worst = max(worst, float(d.abs().max()))
+    return Difference(np.concatenate(signal), np.concatenate(noise), lengths, products, worst)
+
+
+def row_classes(role: str, config: Config) -> dict[str, slice]:
+    """Rows of a matrix that mean different things: those of ssm_in are z, x, B, C and dt; of others none."""
+    if role != "ssm_in":
+        return {}
+    states = config.mamba_n_groups * config.mamba_d_state
+    sizes = {
+        "z": config.mamba_d_inner,
+        "x": config.mamba_d_inner,
+        "B": states,
+        "C": states,
+        "dt": config.mamba_n_heads,
+    }
+    found, start = {}, 0
+    for name, size in sizes.items():
+        found[name] = slice(start, start + size)
+        start += size
+    return found
+
+
+def _squares(x: Tensor) -> F64:
+    found: F64 = x.square().sum(-1, dtype=torch.float64).numpy()
+    return found
