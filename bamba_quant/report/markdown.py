@@ -13,6 +13,7 @@ from bamba_quant.report.view import (
     cell,
     gate_condition,
     gate_finding,
+    gate_word,
     short_names,
     verdict,
 )
@@ -79,7 +80,7 @@ def _gates(evaluation: Evaluation) -> str:
             gate.passed,
             (
                 literal(name),
-                "✅ pass" if gate.passed else "❌ **fail**",
+                "✅ pass" if gate.passed else f"❌ **{gate_word(gate)}**",
                 literal(gate_condition(gate)),
                 literal(gate_finding(gate, candidate)),
             ),

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from bamba_quant.evaluation.result import FIGURES, Candidate, Evaluation, Figure, Gate
 from bamba_quant.report import numbers
 from bamba_quant.report.markup import Markup, breakable, element, joined
-from bamba_quant.report.view import LEADING, cell, figure_label, gate_condition, gate_finding, short_names
+from bamba_quant.report.view import (
+    LEADING,
+    cell,
+    figure_label,
+    gate_condition,
+    gate_finding,
+    gate_word,
+    short_names,
+)
 
 _SHORT = 16  # characters of a name that is not worth breaking into lines
 
@@ -90,7 +98,7 @@ def gates(caption: str, found: Sequence[tuple[str, Candidate, Gate]]) -> Markup:
     rows = [
         [
             Cell(name, words=True),
-            Cell("✓ pass" if gate.passed else "✗ fail", value=float(gate.passed), words=True),
+            Cell(f"{'✓' if gate.passed else '✗'} {gate_word(gate)}", value=float(gate.passed), words=True),
             Cell(gate_condition(gate), words=True),
             Cell(gate_finding(gate, candidate), words=True),
             _figure(gate.figure, candidate.figures[gate.figure]),

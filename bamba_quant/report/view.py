@@ -21,6 +21,10 @@ LEADING = {
 }
 
 
+def gate_word(gate: Gate) -> str:
+    return "pass" if gate.passed else "fail" if gate.measurable else "refused"
+
+
 @dataclass(frozen=True)
 class Verdict:
     state: Literal["pass", "fail", "none"]
@@ -78,7 +82,9 @@ def gate_condition(gate: Gate) -> str:
 
 
 def gate_finding(gate: Gate, candidate: Candidate) -> str:
-    """The bound that was tested, such as ``upper 95 % bound 0.03124``."""
+    """The bound that was tested, such as ``upper 95 % bound 0.03124``, or why none was."""
+    if not gate.measurable:
+        return "the limit lies within three noise floors of no loss, so it cannot be tested"
     side = "upper" if gate.kind == "max" else "lower"
     kind, figure = FIGURES[gate.figure], candidate.figures[gate.figure]
     return f"{side} 95 % bound {numbers.bound(kind, gate.bound, figure)}"

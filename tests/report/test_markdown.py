@@ -94,6 +94,13 @@ def test_any_text_stays_text(name: str) -> None:
     assert " ".join(found.text.split()) == shown
 
 
+def test_a_gate_that_cannot_be_measured_is_no_pass() -> None:
+    text = to_markdown(EDGES["refused"])
+    assert "FAIL" in text.splitlines()[0]
+    assert "❌ **refused**" in text
+    assert "three noise floors" in text
+
+
 def test_without_a_noise_floor_it_says_so() -> None:
     assert "No noise floor was measured" in to_markdown(EDGES["no floor"])
     assert "noise floor |" in to_markdown(EDGES["one"])

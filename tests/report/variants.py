@@ -103,6 +103,15 @@ def _edges() -> dict[str, Evaluation]:
         "failing": make_evaluation(tuple(RECIPES), failing=True),
         "one": one,
         "no gates": replace(one, candidates=(replace(candidate, gates=()),)),
+        "refused": replace(
+            one,
+            candidates=(
+                replace(
+                    candidate,
+                    gates=tuple(replace(gate, passed=False, measurable=False) for gate in candidate.gates),
+                ),
+            ),
+        ),
         "no floor": replace(one, noise_floor=None),
         "no intervals": replace(one, candidates=(replace(candidate, figures=unbounded, gates=()),)),
         "logits as base": replace(one, base=logits, candidates=(replace(candidate, tensors=(), layers=(), worst=()),)),
