@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.resources import files
 
-from bamba_quant.evaluation.result import Evaluation
+from bamba_quant.evaluation.result import Candidate, Evaluation
 from bamba_quant.report import numbers, tables
 from bamba_quant.report.charts.distributions import divergence_histograms, probability_strips
 from bamba_quant.report.charts.drift import drift_scale, layer_drift
 from bamba_quant.report.charts.size_divergence import size_divergence
-from bamba_quant.report.charts.tensors import colour_key, sqnr_span, tensor_map
+from bamba_quant.report.charts.tensors import colour_key, sqnr_span, tensor_cells, tensor_map
 from bamba_quant.report.markup import Markup, element, joined, unbroken, visible
 from bamba_quant.report.repetition import definitions, facts, hashes
 from bamba_quant.report.view import short_names, verdict
@@ -195,7 +195,7 @@ def _layers(evaluation: Evaluation) -> Markup:
         else None
     )
     panels = [
-        element("div", element("h3", name), layer_drift(name, candidate, i, span))
+        element("div", element("h3", name), _drift(name, candidate, i, span))
         for i, name, candidate in watched
     ]
     return _figure(
@@ -208,6 +208,12 @@ def _layers(evaluation: Evaluation) -> Markup:
     )
 
 
+def _drift(name: str, candidate: Candidate, kind: int, span: tuple[float, float]) -> Markup:
+    if all(layer.local is None and layer.accumulated is None for layer in candidate.layers):
+        return element("p", "Nothing differs in any layer.", class_="note")
+    return layer_drift(name, candidate, kind, span)
+
+
 def _tensors(evaluation: Evaluation) -> Markup:
     span = sqnr_span(evaluation)
     named = list(zip(short_names(evaluation), evaluation.candidates, strict=True))
@@ -217,9 +223,7 @@ def _tensors(evaluation: Evaluation) -> Markup:
         element(
             "div",
             element("h3", name),
-            tensor_map(name, candidate, span),
-            element("p", "Lost most, by output SQNR:", class_="note"),
-            tables.worst(candidate),
+            *_map(name, candidate, span),
         )
         for name, candidate in named
         if span is not None and candidate.tensors
@@ -239,11 +243,18 @@ def _tensors(evaluation: Evaluation) -> Markup:
     return joined((pictures if maps else element("p", "Every tensor is stored exactly."), *complete))
 
 
+def _map(name: str, candidate: Candidate, span: tuple[float, float]) -> list[Markup]:
+    if not tensor_cells(candidate):
+        return [element("p", "Every tensor is stored exactly.", class_="note")]
+    ranked = [element("p", "Lost most, by output SQNR:", class_="note"), tables.worst(candidate)]
+    return [tensor_map(name, candidate, span), *(ranked if candidate.worst else [])]
+
+
 def _repeat(evaluation: Evaluation) -> Markup:
     return joined(
         (
             element("pre", element("code", evaluation.run.command), tabindex="0", aria_label="Command"),
-            element("p", _time(evaluation), class_="note"),
+            element("p", unbroken(_time(evaluation)), class_="note"),
             element("h3", "What was run"),
             facts(evaluation),
             element("details", element("summary", "Files and their SHA-256"), hashes(evaluation)),
@@ -258,7 +269,8 @@ def _time(evaluation: Evaluation) -> str:
     )
     return (
         f"It took {numbers.seconds(timing.seconds)}, {numbers.seconds(timing.seconds_per_token)} a token: "
-        f"{timing.reading:.0%} reading, {timing.dequantizing:.0%} dequantizing, {timing.computing:.0%} computing; "
+        f"{numbers.share(timing.reading)} reading, {numbers.share(timing.dequantizing)} dequantizing, "
+        f"{numbers.share(timing.computing)} computing; "
         f"hashing {numbers.seconds(timing.hashing_seconds)} more. Peak memory "
         f"{numbers.size(timing.peak_memory)}{device}."
     )

@@ -63,16 +63,26 @@ def style(value: float, half_width: float | None) -> Style:
 
 
 def shown(kind: FigureKind, figure: Figure) -> str:
-    """A figure's value as the report shows it, percent figures times 100 and with their sign."""
+    """A figure's value as the report shows it, percent figures times 100 and with their sign.
+
+    What is nearer to no loss than the noise floor is shown as less than the floor.
+    """
+    if below_floor(kind, figure):
+        return f"< {floor(kind, figure.floor)}"
     return _with_sign(kind, _style(kind, figure)(figure.value * _scale(kind)))
 
 
 def interval(kind: FigureKind, figure: Figure) -> str | None:
     """The 95 % interval to the same digits, such as ``0.0278 … 0.0302``; None where there is none."""
-    if figure.low is None or figure.high is None:
+    if figure.low is None or figure.high is None or below_floor(kind, figure):
         return None
     write, scale = _style(kind, figure), _scale(kind)
     return f"{write(figure.low * scale)} … {write(figure.high * scale)}"
+
+
+def below_floor(kind: FigureKind, figure: Figure) -> bool:
+    """Whether a figure that is zero when nothing is lost lies nearer to it than noise does."""
+    return kind.perfect == 0 and figure.floor is not None and 0 < abs(figure.value) < figure.floor
 
 
 def bound(kind: FigureKind, value: float, figure: Figure) -> str:
@@ -94,6 +104,11 @@ def floor(kind: FigureKind, value: float | None) -> str | None:
 
 def decibels(value: float | None) -> str:
     return "exact" if value is None else f"{value:.1f}"
+
+
+def share(value: float) -> str:
+    """A part of a whole in percent, to two digits below ten."""
+    return f"{digits(100 * value, 2) if 0 < value < 0.1 else f'{100 * value:.0f}'} %"
 
 
 def seconds(value: float) -> str:

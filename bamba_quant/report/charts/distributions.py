@@ -102,6 +102,7 @@ def _hill(index: int, name: str, candidate: Candidate, x: Scale, frame: Frame, t
         ),
         canvas.line(frame.inner.left, foot, frame.inner.right, foot, "grid"),
         *quantiles,
+        _below(candidate.kld_histogram, x, frame, foot),
         _name(name, frame, beside=foot - 6, above=foot - room + 10),
     )  # fmt: skip
 
@@ -118,6 +119,16 @@ def _outline(histogram: Histogram, x: Scale, foot: float, per_token: float) -> l
     if not points:
         return [(x.start, foot)]
     return [(points[0][0], foot), *points, (points[-1][0], foot)]
+
+
+def _below(histogram: Histogram, x: Scale, frame: Frame, foot: float) -> Markup:
+    """What to say in place of a hill that lies left of the axis altogether."""
+    if histogram.above or any(
+        count and histogram.edges[i + 1] > x.low for i, count in enumerate(histogram.counts)
+    ):
+        return Markup()
+    words = f"every token below {plain(float(f'{x.low:.0e}'))}"
+    return canvas.text(words, frame.inner.left + 6, foot - (6 if not frame.narrow else 10), class_="tick")
 
 
 def _strip(index: int, name: str, candidate: Candidate, x: Scale, middle: float, frame: Frame) -> Markup:

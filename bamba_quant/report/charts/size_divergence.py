@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
-from bamba_quant.evaluation.result import Evaluation, Figure
+from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure
 from bamba_quant.report.charts import canvas
 from bamba_quant.report.charts.canvas import Frame
 from bamba_quant.report.labels import Box, place_labels, shortened, text_width
 from bamba_quant.report.markup import Markup
-from bamba_quant.report.numbers import digits, plain, size
+from bamba_quant.report.numbers import below_floor, digits, plain, size
 from bamba_quant.report.scales import Scale, linear, logarithmic
 from bamba_quant.report.view import short_names
 
 _LABEL_HEIGHT = 16.0
 _LONGEST_LABEL = 24
 _FAR_BELOW = 30.0  # a floor this many times smaller than every figure would leave them no room
-_STRIP = 22.0  # pixels
+_STRIP = 40.0  # pixels
 
 
 def size_divergence(evaluation: Evaluation, width: float) -> Markup:
@@ -37,16 +36,15 @@ def _draw(evaluation: Evaluation, frame: Frame) -> Markup | None:
     sizes = [float(candidate.model.file_bytes) for candidate in candidates]
     floor = evaluation.noise_floor.figures.get("kld_mean") if evaluation.noise_floor else None
     y = _divergence_scale(klds, floor, inner)
-    if floor is not None and floor < y.low:
-        y = replace(y, start=inner.bottom - _STRIP)  # room for a floor that lies off the axis
     x = _size_scale(sizes, inner)
-    points = [(x(n_bytes), y(kld.value)) for n_bytes, kld in zip(sizes, klds, strict=True)]
-    whiskers = [_whisker(kld, y, px) for kld, (px, _) in zip(klds, points, strict=True)]
+    points = [(x(n_bytes), _height(kld, y, inner)) for n_bytes, kld in zip(sizes, klds, strict=True)]
+    whiskers = [_whisker(kld, y, point) for kld, point in zip(klds, points, strict=True)]
     names = [shortened(name, _LONGEST_LABEL) for name in short_names(evaluation)]
     obstacles = [Box(px - 8, py - 8, px + 8, py + 8) for px, py in points] + whiskers
     shade = _floor_box(floor, y, inner)
-    if shade is not None:
-        obstacles.append(shade)
+    if shade is not None:  # labels may stand below the floor, but not on its line or its name
+        obstacles.append(Box(shade.left, shade.top - 2, shade.right, shade.top + 2))
+        obstacles.append(Box(shade.left, shade.top - 18, shade.left + 210, shade.top + 20))
     boxes = place_labels(
         points, [text_width(name, canvas.FONT) for name in names], _LABEL_HEIGHT, inner, obstacles
     )
@@ -75,11 +73,25 @@ def _draw(evaluation: Evaluation, frame: Frame) -> Markup | None:
 
 
 def _divergence_scale(klds: list[Figure], floor: float | None, inner: Box) -> Scale:
-    values = [kld.value for kld in klds] + [kld.high for kld in klds if kld.high is not None]
-    values += [kld.low for kld in klds if kld.low is not None and kld.low > kld.value / 10]
-    least = min((value for value in values if value > 0), default=1.0)
-    values += [floor] if floor and floor > least / _FAR_BELOW else []
-    return logarithmic(values, inner.bottom, inner.top)
+    """Over what can be measured; room is left below for what cannot, and for a floor that lies far off."""
+    values = [
+        value for kld in klds if not _hidden(kld) for value in (kld.value, kld.high) if value is not None
+    ]
+    values += [
+        kld.low for kld in klds if kld.low is not None and kld.low > kld.value / 10 and not _hidden(kld)
+    ]
+    near = [floor] if floor and floor > min(values, default=0.0) / _FAR_BELOW else []
+    strip = _STRIP if any(map(_hidden, klds)) or (floor is not None and not near) else 0.0
+    return logarithmic(values + near, inner.bottom - strip, inner.top)
+
+
+def _hidden(kld: Figure) -> bool:
+    """Whether a divergence is zero, or too small to be told from it."""
+    return kld.value <= 0 or below_floor(FIGURES["kld_mean"], kld)
+
+
+def _height(kld: Figure, y: Scale, inner: Box) -> float:
+    return (y.start + inner.bottom) / 2 if _hidden(kld) else y(kld.value)
 
 
 def _size_scale(sizes: list[float], inner: Box) -> Scale:
@@ -88,10 +100,11 @@ def _size_scale(sizes: list[float], inner: Box) -> Scale:
     return linear([*sizes, 0.9 * min(sizes), 1.06 * max(sizes)], inner.left, inner.right)
 
 
-def _whisker(kld: Figure, y: Scale, px: float) -> Box:
-    low = kld.value if kld.low is None else kld.low
-    high = kld.value if kld.high is None else kld.high
-    return Box(px - 2, y(high), px + 2, y(max(low, y.low)))
+def _whisker(kld: Figure, y: Scale, point: tuple[float, float]) -> Box:
+    px, py = point
+    if _hidden(kld) or kld.low is None or kld.high is None:
+        return Box(px - 2, py, px + 2, py)
+    return Box(px - 2, y(kld.high), px + 2, y(max(kld.low, y.low)))
 
 
 def _leader(box: Box, point: tuple[float, float]) -> Markup:
@@ -109,7 +122,7 @@ def _floor_box(floor: float | None, y: Scale, inner: Box) -> Box | None:
     """What lies below the noise floor: down from its line, or a strip under the axis when it is farther down."""
     if floor is None:
         return None
-    top = inner.bottom - _STRIP if floor < y.low else y(floor)
+    top = y.start if floor < y.low else y(floor)
     return Box(inner.left, top, inner.right, max(inner.bottom, top))
 
 
