@@ -15,6 +15,7 @@ from gguf import Keys, LlamaFileType
 
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.errors import BambaQuantError, listed
+from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.result import FileHash, ModelFile, TypeTotal
 from bamba_quant.recipes import recipes
 from bamba_quant.weights import LoadedModel, load_model
@@ -93,6 +94,24 @@ def describe(opened: Opened) -> ModelFile:
         file_bytes=sum(file.stat().st_size for file in checkpoint.files),
         bits_per_weight=8 * n_bytes / max(1, elements),
         files=(),
+    )
+
+
+def describe_logits(given: LogitsFile) -> ModelFile:
+    """What a report says of a base that is a file of logits."""
+    size = given.path.stat().st_size
+    return ModelFile(
+        label=given.path.name,
+        path=str(given.path),
+        kind="logits",
+        architecture="",
+        recipe="logits",
+        types=(),
+        weights=0,
+        n_bytes=0,
+        file_bytes=size,
+        bits_per_weight=None,
+        files=hashes([given.path]),
     )
 
 

@@ -48,6 +48,7 @@ class FloorWatch:
     config: Config
     path: str
     texts: int
+    other: Backend = OTHER
     layers: list[LayerDrift] = field(default_factory=list)
     hidden: Tensor | None = None
     described: str = ""
@@ -85,19 +86,14 @@ class FloorWatch:
             return replace(model, weights=weights, dtype=torch.bfloat16)
         self.described = (
             f"{str(model.dtype).removeprefix('torch.')}, scan in chunks of {2 * model.chunk} instead of "
-            f"{model.chunk}, products by {OTHER.name} instead of {model.backend.name}"
+            f"{model.chunk}, products by {self.other.name} instead of {model.backend.name}"
         )
-        return replace(model, chunk=2 * model.chunk, backend=OTHER)
-
-    @property
-    def backend(self) -> Backend:
-        """Whose head the floor's logits come from."""
-        return OTHER
+        return replace(model, chunk=2 * model.chunk, backend=self.other)
 
     def final(self, norm: Tensor) -> Tensor:
         """The final hidden states (texts, L, d) after the final norm of weight ``norm``."""
         assert self.hidden is not None
-        return OTHER.rms_norm(self.hidden, norm, self.config.rms_norm_eps)
+        return self.other.rms_norm(self.hidden, norm, self.config.rms_norm_eps)
 
 
 def floors(scores: Scores) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli import convert, demo, export, generate, inspect, perplexity, repair
+from bamba_quant_cli import convert, demo, evaluate, export, generate, inspect, perplexity, repair
 
 app = typer.Typer(
     name="bamba-quant",
@@ -29,6 +29,7 @@ app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("repair", epilog=repair.EXAMPLES)(repair.repair)
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("perplexity", epilog=perplexity.EXAMPLES)(perplexity.perplexity)
+app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 
 

@@ -68,7 +68,7 @@ def final_hidden(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-    backend: Backend = TORCH,
+    backend: Backend | Sequence[Backend] = TORCH,
     chunk: int | None = None,
     on_layer: Callable[[int, int], None] | None = None,
     on_pass: Callable[[Pass], None] | None = None,
@@ -77,7 +77,8 @@ def final_hidden(
     """The final hidden states (n, L, d), after the final norm, of n texts of L tokens under each weight set.
 
     Each of ``sources`` is a lazy mapping: reading a name loads that tensor, numpy's or torch's, and nothing
-    of it is kept after its layer. ``config`` is one for all or one for each; they agree in the number of layers.
+    of it is kept after its layer. ``config`` and ``backend`` are one for all or one for each; the configurations
+    agree in the number of layers.
     ``on_layer(done, layers)`` is called after each layer, ``on_pass`` after each weight set has passed it, with
     what the first ``watched`` texts were before. Raises ``TensorError`` for tensors that do not fit and
     ``InputError`` for tokens that cannot be run.
@@ -86,6 +87,7 @@ def final_hidden(
     if ids.ndim != 2:
         raise InputError("the texts are not a batch", found=f"shape {ids.shape}", expected="shape (n, L)")
     configs = [config] * len(sources) if isinstance(config, Config) else list(config)
+    backends = [backend] * len(sources) if isinstance(backend, Backend) else list(backend)
     for each, source in zip(configs, sources, strict=True):
         check_tokens(ids, each.vocab_size)
         check_names(each, source)
@@ -95,18 +97,19 @@ def final_hidden(
             # One row of positions serves every row: texts begin at 0 and have no padding.
             (
                 each,
+                ops,
                 source,
                 _embed(each, source, ids, dtype, device),
                 prepare(each, layout((1, ids.shape[1])), dtype, device),
             )
-            for each, source in zip(configs, sources, strict=True)
+            for each, ops, source in zip(configs, backends, sources, strict=True)
         ]
         rows = max(1, _LAYER_TOKENS // ids.shape[1])
         layers = configs[0].num_hidden_layers if configs else 0
         for i in range(layers):
-            for number, (each, source, x, sequences) in enumerate(runs):
+            for number, (each, ops, source, x, sequences) in enumerate(runs):
                 names = [layer_prefix(i) + name for name in layer_tensors(each, i)]
-                model = _part(each, source, names, dtype, device, backend, chunk)
+                model = _part(each, source, names, dtype, device, ops, chunk)
                 before = x[:watched].clone()
                 for some in x.split(rows):
                     some.copy_(layer(model, i, some, sequences))
@@ -115,11 +118,11 @@ def final_hidden(
                 del model
             if on_layer:
                 on_layer(i + 1, layers)
-        for each, source, x, _ in runs:
-            model = _part(each, source, [FINAL_NORM], dtype, device, backend, chunk)
+        for each, ops, source, x, _ in runs:
+            model = _part(each, source, [FINAL_NORM], dtype, device, ops, chunk)
             for some in x.split(rows):
-                some.copy_(backend.rms_norm(some, model.weights[FINAL_NORM], each.rms_norm_eps))
-    return [x for _, _, x, _ in runs]
+                some.copy_(ops.rms_norm(some, model.weights[FINAL_NORM], each.rms_norm_eps))
+    return [x for _, _, _, x, _ in runs]
 
 
 def logit_blocks(

@@ -1,0 +1,28 @@
+"""How an evaluation is done: every choice of the user's that changes a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bamba_quant.evaluation.intervals import RESAMPLES
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate; ``chunks`` None is the whole text. ``floor_chunks`` and ``drift_chunks`` are watched."""
+
+    ctx: int = 512
+    chunks: int | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    seed: int = 0
+    resamples: int = RESAMPLES
+    noise_floor: str = "order"
+    floor_chunks: int = 8
+    drift_chunks: int = 2
+    activations: str = "exact"
+    tokenizer: Path | None = None
+    ignore_config_keys: tuple[str, ...] = ()
+    save_base: Path | None = None
+    overwrite: bool = False

@@ -1,0 +1,83 @@
+"""What a run was: the command and versions that would do it again, its time and its memory."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from bamba_quant.evaluation.options import Options
+from bamba_quant.evaluation.result import Run, Timing
+from bamba_quant.weights import Meter
+from bamba_reference.backend import Backend
+
+
+def command_line(base: Path, candidates: Sequence[Path], text: Path | None, options: Options) -> str:
+    """The command that would run this evaluation again, where a library call began it."""
+    parts = ["bamba-quant", "evaluate", str(base), *map(str, candidates)]
+    parts += ["--text", str(text)] if text else []
+    usual = Options()
+    for name, value in vars(options).items():
+        option = "--" + name.replace("_", "-")
+        if name == "ignore_config_keys":
+            parts += [word for key in value for word in ("--ignore-config-key", key)]
+        elif value is True:
+            parts.append(option)
+        elif value != getattr(usual, name):
+            parts += [option, str(value)]
+    return shlex.join(parts)
+
+
+def run_record(command: str, options: Options, backend: Backend, started: datetime.datetime) -> Run:
+    """What a report says of how the figures came about."""
+    plain = {
+        key: value if isinstance(value, (int, float, bool)) or value is None else str(value)
+        for key, value in vars(options).items()
+    }
+    versions = {name: version(name) for name in ("bamba-quant", "numpy", "torch", "gguf", "tokenizers")}
+    return Run(
+        command=command,
+        options=plain | {"ignore_config_keys": ",".join(options.ignore_config_keys)},
+        seed=options.seed,
+        resamples=options.resamples,
+        versions=versions | {"python": platform.python_version()},
+        backend=backend.name,
+        device=options.device,
+        dtype=options.dtype,
+        threads=torch.get_num_threads(),
+        processor=f"{platform.machine()}, {os.cpu_count()} processors",
+        started=started.isoformat(timespec="seconds"),
+    )
+
+
+def timing(seconds: float, hashing: float, meter: Meter, tokens: int, device: torch.device) -> Timing:
+    """Where ``seconds`` for ``tokens`` tokens went."""
+    reading, decoding = meter.reading / seconds, meter.decoding / seconds
+    return Timing(
+        seconds=seconds,
+        seconds_per_token=seconds / tokens,
+        reading=reading,
+        dequantizing=decoding,
+        computing=1 - reading - decoding,
+        hashing_seconds=hashing,
+        peak_memory=peak_memory(),
+        device_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    )
+
+
+def peak_memory() -> int:
+    """The greatest resident size of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # where getrusage counts the parent's memory as well
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,119 @@
+"""The text every model is given: one tokenizer for all, found to be everyone's, cut into llama-perplexity's chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.errors import CheckpointError
+from bamba_quant.evaluation.logits_file import LogitsFile
+from bamba_quant.evaluation.models import ComparisonError, Opened, tokenizer_hash
+from bamba_quant.evaluation.options import Options
+from bamba_quant.evaluation.result import Text
+from bamba_quant.running import read_text
+from bamba_quant.tokenizers.encoder import Encoder, read_encoder
+from bamba_reference.perplexity import cut_chunks
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The text as every model sees it: ``own`` (n, ctx) as it is, ``cut`` with BOS in the first places."""
+
+    own: NDArray[np.int64]
+    cut: NDArray[np.int64]
+    text: Text
+
+    @property
+    def first(self) -> int:
+        """The place in a chunk whose logits are the first that count."""
+        return self.text.ctx // 2
+
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        return self.cut[:, self.first + 1 :].reshape(-1)
+
+
+def text_tokens(opened: Sequence[Opened], text: Path | None, options: Options) -> Tokens:
+    """The text by the base's tokenizer, once every candidate's is found to read it alike."""
+    if text is None:
+        raise CheckpointError("there is no text to evaluate on", fix="give one with --text")
+    words, digest = read_text(text)
+    if options.tokenizer:
+        checkpoint = open_checkpoint(options.tokenizer)
+        encoder = read_encoder(checkpoint)
+        ids = encoder.encode(words)
+    else:
+        checkpoint = opened[0].model.checkpoint
+        encoder = read_encoder(checkpoint)
+        ids = encoder.encode(words)
+        for other in opened[1:]:
+            _check_same_tokens(ids, encoder, other, words)
+    own, cut = _cut(ids, encoder.bos, opened, options)
+    return Tokens(own, cut, _text(text.name, digest, len(ids), own, encoder.bos, tokenizer_hash(checkpoint)))
+
+
+def _check_same_tokens(ids: list[int], encoder: Encoder, other: Opened, words: str) -> None:
+    theirs = read_encoder(other.model.checkpoint)
+    found = theirs.encode(words)
+    if found == ids and theirs.bos == encoder.bos:
+        return
+    place = next(
+        (i for i, (a, b) in enumerate(zip(ids, found, strict=False)) if a != b), min(len(ids), len(found))
+    )
+    raise ComparisonError(
+        "a candidate's tokenizer reads the text otherwise than the base's",
+        where=f"{other.path}, token {place}",
+        found=f"{len(found)} tokens, {found[place : place + 4]} here; BOS {theirs.bos}",
+        expected=f"{len(ids)} tokens, {ids[place : place + 4]} here; BOS {encoder.bos}",
+        fix="compare files that were made from the same model, or vouch for one tokenizer with --tokenizer",
+    )
+
+
+def file_tokens(given: LogitsFile, opened: Sequence[Opened], text: Path | None, options: Options) -> Tokens:
+    """The tokens of a file of logits, which must be the text's where one is given too."""
+    for each in opened:
+        if each.model.config.vocab_size != given.vocab_size:
+            raise ComparisonError(
+                "a candidate has another vocabulary than the file of logits",
+                where=each.path,
+                found=f"{each.model.config.vocab_size} tokens",
+                expected=f"{given.vocab_size} tokens",
+            )
+    checkpoint = open_checkpoint(options.tokenizer) if options.tokenizer else opened[0].model.checkpoint
+    encoder = read_encoder(checkpoint)
+    own = given.tokens[: options.chunks].astype(np.int64)
+    name, digest, count = given.path.name, "", given.tokens.size
+    if text is not None:
+        words, digest = read_text(text)
+        ids = encoder.encode(words)
+        if ids[: own.size] != own.ravel().tolist():
+            raise ComparisonError(
+                "the file of logits was made of another text, or with another tokenizer",
+                where=given.path,
+                fix="give its own text, or none",
+            )
+        name, count = text.name, len(ids)
+    cut = own.copy()
+    if encoder.bos is not None:
+        cut[:, 0] = encoder.bos
+    return Tokens(own, cut, _text(name, digest, count, own, encoder.bos, tokenizer_hash(checkpoint)))
+
+
+def _cut(
+    ids: list[int], bos: int | None, opened: Sequence[Opened], options: Options
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    vocab_size = opened[0].model.config.vocab_size
+    cut = cut_chunks(ids, vocab_size=vocab_size, ctx=options.ctx, bos=bos, chunks=options.chunks)
+    return np.asarray(ids[: cut.size], np.int64).reshape(cut.shape), cut
+
+
+def _text(
+    name: str, digest: str, count: int, own: NDArray[np.int64], bos: int | None, tokenizer: str
+) -> Text:
+    chunks, ctx = own.shape
+    return Text(name, digest, count, ctx, chunks, chunks * (ctx - 1 - ctx // 2), bos, tokenizer)

@@ -1,0 +1,352 @@
+"""``bamba-quant evaluate``: what candidates lost against their base, with intervals, a noise floor, drift and gates."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bamba_quant_cli.console import print_json, print_table, size
+from bamba_quant_cli.options import AsJson, Device, Dtype, IgnoreConfigKey, Overwrite, Tokenizer
+
+if TYPE_CHECKING:
+    from bamba_quant.evaluation.evaluate import Progress
+    from bamba_quant.evaluation.gates import Limit
+    from bamba_quant.evaluation.result import Candidate, Evaluation, Figure, FigureKind
+
+EXAMPLES = """
+Examples:
+
+  bamba-quant evaluate ./Bamba-9B bamba-9b-Q4_K_M.gguf --text wiki.test.raw
+
+  bamba-quant evaluate ./Bamba-9B *.gguf ./Bamba-9B-FP8 --text wiki.test.raw --chunks 40 --report-dir report
+
+  bamba-quant evaluate bamba-9b-BF16.gguf bamba-9b-Q4_K_M.gguf --text wiki.test.raw --max-kld 0.05 --min-same-top 0.9
+
+  bamba-quant evaluate ./Bamba-9B bamba-9b-Q4_K_M.gguf --text wiki.test.raw --gates gates.toml
+
+  bamba-quant evaluate ./Bamba-9B bamba-9b-Q8_0.gguf --text wiki.test.raw --save-base bamba-9b.kld
+
+  bamba-quant evaluate bamba-9b.kld bamba-9b-Q4_K_M.gguf
+"""
+
+_SECONDS_BETWEEN_LINES = 5.0
+# Options of this command that are gates, in the order of its help.
+_GATES = {
+    "max-kld": "Greatest mean KLD.",
+    "max-kld-99": "Greatest 99 % KLD.",
+    "max-kld-99-9": "Greatest 99.9 % KLD.",
+    "max-ppl-ratio": "Greatest PPL(Q)/PPL(base).",
+    "max-delta-p-rms": "Greatest RMS Δp, as a fraction.",
+    "max-flips": "Greatest share of flips.",
+    "min-same-top": "Least share of tokens with the same top p.",
+}
+
+
+def _gate(name: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(help=_GATES[name], rich_help_panel="Gates")
+    return option
+
+
+def evaluate(
+    base: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BASE",
+            help="The original: a checkpoint directory, a .gguf file, or a file of logits (--save-base).",
+        ),
+    ],
+    candidates: Annotated[
+        list[Path],
+        typer.Argument(metavar="CANDIDATE…", help="Checkpoint directories and .gguf files, of any types."),
+    ],
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="UTF-8 text to evaluate on; a file of logits has its own."),
+    ] = None,
+    ctx: Annotated[int, typer.Option(help="Tokens of a chunk; its second half is scored.")] = 512,
+    chunks: Annotated[int | None, typer.Option(help="Chunks at most; by default the whole text.")] = None,
+    save_base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the base's logits as llama-perplexity's --kl-divergence-base does."
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    report_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write report.json, report.md and report.html there.")
+    ] = None,
+    activations: Annotated[
+        str,
+        typer.Option(
+            help="exact, or llama.cpp: rounded before each product as llama.cpp's CPU backend rounds them, to match "
+            "a table that llama-perplexity printed."
+        ),
+    ] = "exact",
+    noise_floor: Annotated[
+        str,
+        typer.Option(help="The base against itself by another path: order (of sums), bfloat16, or none."),
+    ] = "order",
+    seed: Annotated[int, typer.Option(help="Of the bootstrap; the same seed gives the same intervals.")] = 0,
+    resamples: Annotated[int, typer.Option(min=1000, help="Of the bootstrap.")] = 10_000,
+    floor_chunks: Annotated[int, typer.Option(min=1, help="Chunks the noise floor is measured on.")] = 8,
+    drift_chunks: Annotated[
+        int, typer.Option(min=0, help="Chunks that drift is watched on; 0 for none.")
+    ] = 2,
+    gates: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="TOML: limits by recipe, such as max-kld below \\[q4_k_m].",
+            rich_help_panel="Gates",
+        ),
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=LIMIT", help="Any other limit. Repeatable.", rich_help_panel="Gates"),
+    ] = None,
+    max_kld: Annotated[float | None, _gate("max-kld")] = None,
+    max_kld_99: Annotated[float | None, _gate("max-kld-99")] = None,
+    max_kld_99_9: Annotated[float | None, _gate("max-kld-99-9")] = None,
+    max_ppl_ratio: Annotated[float | None, _gate("max-ppl-ratio")] = None,
+    max_delta_p_rms: Annotated[float | None, _gate("max-delta-p-rms")] = None,
+    max_flips: Annotated[float | None, _gate("max-flips")] = None,
+    min_same_top: Annotated[float | None, _gate("min-same-top")] = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    tokenizer: Tokenizer = None,
+    ignore_config_key: IgnoreConfigKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove what quantized files lost: perplexity, divergence and drift of any formats, in one pass over a text.
+
+    Figures are llama-perplexity's, under its names; intervals take whole chunks to be independent, not tokens. A gate
+    is tested on its figure's one-sided 95 % bound: exit code 1 when one fails.
+    """
+    from bamba_quant.evaluation.evaluate import evaluate as measure
+    from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
+    from bamba_quant.evaluation.options import Options
+
+    given = {
+        "max-kld": max_kld,
+        "max-kld-99": max_kld_99,
+        "max-kld-99-9": max_kld_99_9,
+        "max-ppl-ratio": max_ppl_ratio,
+        "max-delta-p-rms": max_delta_p_rms,
+        "max-flips": max_flips,
+        "min-same-top": min_same_top,
+    }
+    evaluation = measure(
+        base,
+        candidates,
+        text,
+        Options(
+            ctx=ctx,
+            chunks=chunks,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+            resamples=resamples,
+            noise_floor=noise_floor,
+            floor_chunks=floor_chunks,
+            drift_chunks=drift_chunks,
+            activations=activations,
+            tokenizer=tokenizer,
+            ignore_config_keys=tuple(ignore_config_key or ()),
+            save_base=save_base,
+            overwrite=overwrite,
+        ),
+        gates=read_gates(gates) if gates else None,
+        limits=_limits(given, gate or []),
+        command=shlex.join(["bamba-quant", *sys.argv[1:]]),
+        progress=_teller(),
+    )
+    if as_json:
+        from dataclasses import asdict
+
+        print_json(asdict(evaluation))
+    else:
+        _print(evaluation)
+    if report_dir:
+        from bamba_quant.report import write_reports
+
+        for file in write_reports(evaluation, report_dir):
+            typer.echo(file, err=as_json)
+    refuse_unmeasurable(evaluation)
+    if not evaluation.passed:
+        for candidate in evaluation.candidates:
+            for line in _gate_lines(candidate, failed=True):
+                typer.echo(line, err=True)
+        raise typer.Exit(1)
+
+
+def _limits(given: dict[str, float | None], more: list[str]) -> list[Limit]:
+    from bamba_quant.evaluation.gates import GateError, limit
+
+    limits = [limit(name, value, f"--{name}") for name, value in given.items() if value is not None]
+    for each in more:
+        name, equals, value = each.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not equals:
+            raise GateError("a gate has no limit", where="--gate", found=each, expected="NAME=LIMIT")
+        limits.append(limit(name.strip(), number, "--gate"))
+    return limits
+
+
+def _print(evaluation: Evaluation) -> None:
+    from bamba_quant.evaluation.result import FIGURES
+
+    text, timing = evaluation.text, evaluation.timing
+    typer.echo(
+        f"{text.file}: {text.chunks} chunks of {text.ctx}, {text.scored} tokens scored; {evaluation.run.backend}, "
+        f"{evaluation.run.dtype}; {timing.seconds:.1f} s ({100 * timing.reading:.0f} % reading, "
+        f"{100 * timing.dequantizing:.0f} % dequantizing, {100 * timing.computing:.0f} % computing), peak "
+        f"{size(timing.peak_memory)}"
+    )
+    typer.echo()
+    models = [evaluation.base, *(candidate.model for candidate in evaluation.candidates)]
+    figures = [None, *(candidate.figures for candidate in evaluation.candidates)]
+    chosen = ("ppl_ratio", "kld_mean", "kld_99_9", "same_top", "delta_p_rms")
+    print_table(
+        (
+            "model",
+            "type",
+            "size",
+            "bits per weight",
+            *(" ".join(FIGURES[key].label.split()) for key in chosen),
+        ),
+        [
+            (
+                model.label,
+                model.recipe,
+                size(model.file_bytes),
+                f"{model.bits_per_weight:.2f}" if model.bits_per_weight else "",
+                *(_number(FIGURES[key], found[key].value) if found else "" for key in chosen),
+            )
+            for model, found in zip(models, figures, strict=True)
+        ],
+        right=(2, 3, 4, 5, 6, 7, 8),
+    )
+    for candidate in evaluation.candidates:
+        _print_candidate(candidate, evaluation)
+
+
+def _print_candidate(candidate: Candidate, evaluation: Evaluation) -> None:
+    from bamba_quant.evaluation.result import FIGURES
+
+    headings = {
+        "perplexity": "Perplexity statistics",
+        "divergence": "KL divergence statistics",
+        "probability": "Token probability statistics",
+        "agreement": "Agreement",
+    }
+    typer.echo(f"\n{candidate.model.label}")
+    for section, heading in headings.items():
+        typer.echo(f"\n====== {heading} ======")
+        print_table(
+            ("", "value", "±", "95 % from", "to", "noise floor"),
+            [_row(kind, candidate.figures[key]) for key, kind in FIGURES.items() if kind.section == section],
+            right=(1, 2, 3, 4, 5),
+        )
+    flips = candidate.flips
+    typer.echo(
+        f"\nflips: {flips.lost} right tokens lost, {flips.gained} gained; McNemar's exact test p = {flips.p_value:.2g}"
+    )
+    if candidate.layers:
+        typer.echo("\nWhere it was lost (SQNR in dB, less is worse):")
+        print_table(
+            ("layer", "kind", "local", "accumulated"),
+            [
+                (drift.layer, drift.kind, _db(drift.local), _db(drift.accumulated))
+                for drift in candidate.layers
+            ],
+            right=(0, 2, 3),
+        )
+    by_name = {loss.name: loss for loss in candidate.tensors}
+    if candidate.worst:
+        typer.echo()
+        print_table(
+            ("worst tensors", "type", "weight", "output"),
+            [
+                (name, by_name[name].format, _db(by_name[name].weight_sqnr), _db(by_name[name].output_sqnr))
+                for name in candidate.worst
+            ],
+            right=(2, 3),
+        )
+    if candidate.gates:
+        typer.echo()
+        for line in _gate_lines(candidate):
+            typer.echo(line)
+
+
+def _row(kind: FigureKind, figure: Figure) -> tuple[str, ...]:
+    low, high = figure.low, figure.high
+    return (
+        kind.label,
+        _number(kind, figure.value),
+        "" if figure.naive_error is None else _number(kind, figure.naive_error),
+        "" if low is None else _number(kind, low),
+        "" if high is None else _number(kind, high),
+        "" if figure.floor is None else f"{figure.floor * (100 if kind.percent else 1):.1e}",
+    )
+
+
+def _number(kind: FigureKind, value: float) -> str:
+    return f"{100 * value:.3f} %" if kind.percent else f"{value:.6f}"
+
+
+def _db(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f}"
+
+
+def _gate_lines(candidate: Candidate, failed: bool = False) -> list[str]:
+    from bamba_quant.evaluation.gates import Limit
+
+    lines = []
+    for gate in candidate.gates:
+        if failed and gate.passed:
+            continue
+        name = Limit(gate.figure, gate.kind, gate.limit).name
+        verdict = "PASS" if gate.passed else "FAIL" if gate.measurable else "UNMEASURABLE"
+        lines.append(
+            f"{verdict} {candidate.model.label}: {name} {gate.limit:g}, {'upper' if gate.kind == 'max' else 'lower'} "
+            f"bound {gate.bound:.6g} (value {gate.value:.6g})"
+        )
+    return lines
+
+
+def _teller() -> Callable[[Progress], None]:
+    """Tells how far it is, how long it will take and, once tokens are scored, the figures so far."""
+    stage, began, told = "", 0.0, 0.0
+
+    def tell(progress: Progress) -> None:
+        nonlocal stage, began, told
+        now = time.monotonic()
+        if progress.stage != stage:
+            stage, began, told = progress.stage, now, now
+            first = progress.done
+            if first < progress.total:
+                return
+        last = progress.done == progress.total
+        if not sys.stderr.isatty() and now - told < _SECONDS_BETWEEN_LINES:
+            return
+        told = now
+        left = (now - began) / max(1, progress.done - 1) * (progress.total - progress.done)
+        line = f"{progress.done} of {progress.total} {progress.stage}"
+        line += f", {left:.0f} s left" if left else ""
+        for label, figures in list(progress.estimates.items())[:3]:
+            line += f"; {label} KLD {figures['kld_mean']:.5f}, PPL ratio {figures['ppl_ratio']:.4f}"
+        if sys.stderr.isatty():
+            typer.echo(f"\r\x1b[K{line}", nl=last, err=True)
+        else:
+            typer.echo(line, err=True)
+
+    return tell
