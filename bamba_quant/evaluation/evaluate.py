@@ -22,7 +22,7 @@ from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.drift import DriftWatch, worst
 from bamba_quant.evaluation.gates import Limit, check_enough, judge, limits_for
 from bamba_quant.evaluation.intervals import Bootstrap
-from bamba_quant.evaluation.llama_activations import with_activations
+from bamba_quant.evaluation.llama_activations import resolve, with_activations
 from bamba_quant.evaluation.logits_file import (
     LogitsFile,
     base_blocks,
@@ -91,6 +91,8 @@ def evaluate(
     given = read_logits_file(base) if is_logits_file(base) else None
     opened = open_models(None if given else base, candidates, options.ignore_config_keys)
     others = opened if given else opened[1:]
+    kinds = [each.model.checkpoint.kind for each in opened]
+    options = replace(options, activations=resolve(options.activations, kinds))
     dtype, device = torch_dtype(options.dtype), torch_device(options.device)
     tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
     files = [describe(each) for each in others]

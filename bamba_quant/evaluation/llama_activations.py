@@ -1,13 +1,13 @@
 """Products as llama.cpp's CPU backend makes them: it rounds what enters a matrix to a type that suits the matrix's.
 
-Its other backends, and this library by default, multiply by the activations as they are. Rounding them costs more
-than Q8_0's weights do (bamba-43m: a divergence of 4e-4 beside 2e-4), so a table that llama-perplexity printed on a
-CPU is matched only this way. Which type goes with which: ggml-cpu.c, ``type_traits_cpu``; sums are this library's.
+Rounding them costs more than rounding Q8_0's weights (bamba-43m: a divergence of 4e-4 beside 2e-4), so a table that
+llama-perplexity printed is matched only this way, and what a file's weights alone lost is seen only without.
+Which type goes with which: ggml-cpu.c, ``type_traits_cpu``; sums are this library's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ from bamba_reference.backend import Backend
 
 Rounding = Callable[[Tensor], Tensor]
 
-CHOICES = ("exact", "llama.cpp")
+CHOICES = ("auto", "exact", "llama.cpp")
 
 
 def q8_0(x: Tensor) -> Tensor:
@@ -54,15 +54,25 @@ ROUNDINGS: dict[str, Rounding] = {
 }  # fmt: skip
 
 
+def resolve(activations: str, kinds: Iterable[str]) -> str:
+    """ "auto" is "llama.cpp" where all models are GGUF files, so that the table is llama-perplexity's; else "exact".
+
+    Raises ``BambaQuantError`` for a word that is none of ``CHOICES``.
+    """
+    if activations not in CHOICES:
+        raise BambaQuantError("no such activations", found=activations, expected=", ".join(CHOICES))
+    if activations != "auto":
+        return activations
+    return "llama.cpp" if set(kinds) == {"gguf"} else "exact"
+
+
 def with_activations(backend: Backend, weights: LazyWeights, activations: str) -> Backend:
     """``backend``, and for "llama.cpp" with what enters each matrix rounded as suits its stored type.
 
-    Raises ``BambaQuantError`` for another word, and for a type that llama.cpp does not have.
+    Raises ``BambaQuantError`` for a type that llama.cpp does not have.
     """
     if activations == "exact":
         return backend
-    if activations not in CHOICES:
-        raise BambaQuantError("no such activations", found=activations, expected=", ".join(CHOICES))
     formats = {name: weights.info(name).format for name in weights}
     unknown = sorted(set(formats.values()) - ROUNDINGS.keys())
     if unknown:
@@ -70,7 +80,7 @@ def with_activations(backend: Backend, weights: LazyWeights, activations: str) -
             "llama.cpp's activations go with its own types",
             found=", ".join(unknown),
             expected=", ".join(ROUNDINGS),
-            fix="leave out --activations",
+            fix="evaluate with --activations exact",
         )
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:

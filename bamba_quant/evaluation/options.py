@@ -21,7 +21,7 @@ class Options:
     noise_floor: str = "order"
     floor_chunks: int = 8
     drift_chunks: int = 2
-    activations: str = "exact"
+    activations: str = "auto"
     tokenizer: Path | None = None
     ignore_config_keys: tuple[str, ...] = ()
     save_base: Path | None = None

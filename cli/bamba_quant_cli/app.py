@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli import convert, demo, evaluate, export, fp8, generate, inspect, perplexity, repair
+from bamba_quant_cli import compare, convert, demo, evaluate, export, fp8, generate, inspect, perplexity, repair
 
 app = typer.Typer(
     name="bamba-quant",
@@ -31,6 +31,7 @@ app.command("repair", epilog=repair.EXAMPLES)(repair.repair)
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("perplexity", epilog=perplexity.EXAMPLES)(perplexity.perplexity)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 
 

@@ -84,10 +84,10 @@ def evaluate(
     activations: Annotated[
         str,
         typer.Option(
-            help="exact, or llama.cpp: rounded before each product as llama.cpp's CPU backend rounds them, to match "
-            "a table that llama-perplexity printed."
+            help="llama.cpp: rounded before each product as llama.cpp's CPU backend rounds them, which is part of "
+            "llama-perplexity's table; exact: what the weights alone lost; auto: llama.cpp where all are GGUF files."
         ),
-    ] = "exact",
+    ] = "auto",
     noise_floor: Annotated[
         str,
         typer.Option(help="The base against itself by another path: order (of sums), bfloat16, or none."),

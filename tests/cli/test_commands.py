@@ -18,7 +18,17 @@ from bamba_quant.embedded import embedded_model
 from tests.support.models import random_bamba, save_checkpoint
 from tests.test_repair import faulty
 
-COMMANDS = ("convert", "inspect", "repair", "export", "generate", "perplexity", "demo")
+COMMANDS = (
+    "convert",
+    "inspect",
+    "repair",
+    "export",
+    "generate",
+    "perplexity",
+    "evaluate",
+    "compare",
+    "demo",
+)
 
 
 def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:

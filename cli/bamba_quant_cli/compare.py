@@ -1,0 +1,73 @@
+"""``bamba-quant compare``: how far the weights of two models are apart, without a forward pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bamba_quant_cli.console import print_json, print_table, progress
+from bamba_quant_cli.options import AsJson, IgnoreConfigKey
+
+EXAMPLES = """
+Examples:
+
+  bamba-quant compare ./Bamba-9B bamba-9b-Q4_K_M.gguf
+
+  bamba-quant compare bamba-9b-BF16.gguf bamba-9b-Q8_0.gguf --all
+
+  bamba-quant compare ./Bamba-9B bamba-9b-Q8_0.gguf --json | jq '.tensors[] | select(.weight_sqnr < 40) | .name'
+"""
+
+
+def compare(
+    a: Annotated[
+        Path, typer.Argument(metavar="A", help="The original: a checkpoint directory or a .gguf file.")
+    ],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The other, of any types.")],
+    every: Annotated[bool, typer.Option("--all", help="List tensors that are the same too.")] = False,
+    ignore_config_key: IgnoreConfigKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models tensor by tensor: signal-to-noise ratio, greatest error, cosine; reads each file once.
+
+    Formats may differ; transforms that a format asks for are undone first. SQNR is 10 log10(Σa² / Σ(b - a)²) in dB.
+    """
+    from dataclasses import asdict
+
+    from bamba_quant.checkpoint import open_checkpoint
+    from bamba_quant.evaluation.weights_compare import compare_weights
+
+    with progress(open_checkpoint(b).n_bytes, "comparing") as tell:
+        found = compare_weights(a, b, ignore_config_keys=ignore_config_key or (), progress=tell)
+    if as_json:
+        print_json(asdict(found) | {"same": found.same})
+        return
+    rows: list[tuple[str, ...]] = []
+    for loss in found.tensors:
+        if loss.max_error == 0 and not every:
+            continue
+        rows.append(
+            (
+                loss.name,
+                loss.base_format,
+                loss.format,
+                "same" if loss.weight_sqnr is None else f"{loss.weight_sqnr:.2f}",
+                f"{loss.max_error:.3g}",
+                "" if loss.cosine is None else f"{loss.cosine:.8f}",
+            )
+        )
+        rows += [
+            (f"  rows of {part.name}", "", "", f"{part.weight_sqnr:.2f}", "", "")
+            for part in loss.row_classes
+            if part.weight_sqnr is not None
+        ]
+    if rows:
+        print_table(("tensor", "A", "B", "SQNR dB", "max error", "cosine"), rows, right=(3, 4, 5))
+        typer.echo()
+    alike = sum(loss.max_error == 0 for loss in found.tensors)
+    typer.echo(
+        f"{len(found.tensors)} tensors, {alike} of them the same"
+        + ("" if found.sqnr is None else f"; all weights together {found.sqnr:.2f} dB")
+    )
