@@ -11,7 +11,18 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli import compare, convert, demo, evaluate, export, fp8, generate, inspect, perplexity, repair
+from bamba_quant_cli import (
+    compare,
+    convert,
+    demo,
+    evaluate,
+    export,
+    fp8,
+    generate,
+    inspect,
+    perplexity,
+    repair,
+)
 
 app = typer.Typer(
     name="bamba-quant",
