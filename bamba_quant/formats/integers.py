@@ -280,7 +280,7 @@ def unpack(packed: U8, bits: int, offset: int) -> NDArray[np.int8]:
     """The inverse of ``pack`` for integers of [-2^(bits-1), 2^(bits-1))."""
     unsigned: Any = packed
     if bits == 4:
-        unsigned = np.stack((packed & 15, packed >> 4), axis=-1).reshape(len(packed), -1)
+        unsigned = np.stack((packed & 15, packed >> 4), axis=-1).reshape(len(packed), 2 * packed.shape[1])
     # Shifting the offset's bits to the top and back extends the sign.
     top = 8 - bits
     shifted = (unsigned - np.uint8(offset)) << top

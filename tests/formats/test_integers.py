@@ -181,9 +181,9 @@ def test_errors_say_what_is_wrong() -> None:
         quantize(grid, "rtn", np.zeros((2, 100), np.float32))
     with pytest.raises(FormatError, match=r"100 columns\n.*a multiple of 128"):
         quantizer(grid, "rtn", 8)(np.zeros((2, 100), np.float32), None)
-    with pytest.raises(FormatError, match="'gptq'\n.*rtn, mse, hqq"):
+    with pytest.raises(FormatError, match=r"'gptq'\n.*rtn, mse, hqq"):
         quantize(grid, "gptq", np.zeros((2, 128), np.float32))
-    with pytest.raises(FormatError, match="'gptq'\n.*rtn, mse, hqq"):
+    with pytest.raises(FormatError, match=r"'gptq'\n.*rtn, mse, hqq"):
         quantizer(grid, "gptq", 8)
     with pytest.raises(FormatError, match="3 bits"):
         Grid(3, "none", 128)

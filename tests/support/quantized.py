@@ -1,4 +1,4 @@
-"""Quantized directories written in the plainest way: matrices whole, by a scheme's definition and safetensors' writer."""
+"""Quantized directories written in the plainest way: whole matrices, a definition of a scheme, safetensors' writer."""
 
 from __future__ import annotations
 

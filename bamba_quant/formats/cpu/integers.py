@@ -51,6 +51,7 @@ def quantizer(grid: Grid, method: str, offset: int) -> Quantize:
     The bytes of ``integers.quantize`` and ``integers.pack``. Free of the interpreter lock; any number of threads.
     """
     method_named(method)
+    kernel = _compiled(grid, method, offset)
 
     def quantize(x: F32, importance: F32 | None = None) -> tuple[U8, F32, F32]:
         rows, columns = x.shape
@@ -60,7 +61,7 @@ def quantizer(grid: Grid, method: str, offset: int) -> Quantize:
         x = np.require(x, np.float32, ["C", "A"])
         weights = np.ones(columns, np.float32) if importance is None else importance
         weights = np.require(weights, np.float32, ["C", "A"])
-        _compiled(grid, method, offset)(x, weights, packed, scale.reshape(-1), zero.reshape(-1))
+        kernel(x, weights, packed, scale.reshape(-1), zero.reshape(-1))
         return packed, scale, zero
 
     return quantize
