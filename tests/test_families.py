@@ -45,9 +45,7 @@ def test_weights_have_the_references_names(name: str, case: str, kind: str, tmp_
     directory = save(random_case(name, case), tmp_path / "m")
     original = load_model(directory)
     found = (
-        original
-        if kind == "directory"
-        else load_model(to_gguf(directory, tmp_path / "m.gguf", vocab=False))
+        original if kind == "directory" else load_model(to_gguf(directory, tmp_path / "m.gguf", vocab=False))
     )
     assert {key: value.shape for key, value in found.weights.items()} == tensor_shapes(original.config)
     for key, value in original.weights.items():
@@ -170,9 +168,7 @@ def test_one_tensor_under_two_names(tmp_path: Path) -> None:
     tensors = load_file(directory / "model.safetensors")
     from safetensors.torch import save_file
 
-    save_file(
-        tensors | {"backbone.embedding.weight": torch.zeros(160, 64)}, directory / "model.safetensors"
-    )
+    save_file(tensors | {"backbone.embedding.weight": torch.zeros(160, 64)}, directory / "model.safetensors")
     with pytest.raises(PlanError, match="under two names"):
         plan_conversion(directory, vocab=False)
 
