@@ -10,6 +10,7 @@ take turns; each figure is the median of --repeats, after a run of each that is 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -27,6 +28,7 @@ import numpy as np
 TOKENS = 1024
 
 BAMBA_9B: dict[str, Any] = {
+    "architectures": ["BambaForCausalLM"],
     "vocab_size": 128256,
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -79,35 +81,33 @@ def one_layer(repeats: int) -> None:
     from transformers.models.bamba.modeling_bamba import BambaMixer, mamba2_chunk_scan
 
     from bamba_reference import Config, torch_forward, torch_ops
-    from bamba_reference.backend import TORCH
+    from bamba_reference.backend import TORCH, Backend
     from bamba_reference.packing import layout
     from bamba_reference.tensors import layer_prefix
+    from bamba_reference.torch_mixers import TORCH_MIXERS, LayerWeights
 
     torch.manual_seed(0)
     oracle = BambaMixer(BambaConfig(**BAMBA_9B), layer_idx=0).eval()
     config = Config.from_hf(BAMBA_9B)
-    w = {f"mamba.{name}": value for name, value in oracle.state_dict().items()}
-    weights = {layer_prefix(0) + name: value for name, value in w.items()}
-    cpu = torch.device("cpu")
-    model = torch_forward.Model(config, weights, torch.float32, cpu, TORCH, torch_forward.default_chunk(cpu))
+    weights = {f"{layer_prefix(0)}mamba.{name}": value for name, value in oracle.state_dict().items()}
+    cpu, chunk = torch.device("cpu"), torch_forward.default_chunk(torch.device("cpu"))
     sequences = torch_forward.prepare(config, layout((1, TOKENS)), torch.float32, cpu)
     u = torch.randn(1, TOKENS, config.hidden_size)
     projected = oracle.in_proj(u)
 
-    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
-        return TORCH.linear(x, w[f"{name}.weight"], None, name)
+    def given(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, name: str) -> torch.Tensor:
+        return projected if name.endswith("mamba.in_proj.weight") else x
 
-    def given(name: str, x: torch.Tensor) -> torch.Tensor:
-        return projected if name == "mamba.in_proj" else x
+    def mixer(backend: Backend) -> torch.Tensor:
+        model = torch_forward.Model(config, weights, torch.float32, cpu, backend, chunk)
+        return TORCH_MIXERS["mamba"].mix(model, LayerWeights(model, layer_prefix(0)), u, sequences, None)
 
-    def mixer(product: Callable[[str, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        return torch_forward.mixer(model, w, product, u, sequences, None)
-
-    difference = (mixer(linear) - oracle(u)).norm() / oracle(u).norm()
+    without = dataclasses.replace(TORCH, linear=given)
+    difference = (mixer(TORCH) - oracle(u)).norm() / oracle(u).norm()
     assert difference < 2e-5, f"the layers differ by {difference}"
     report(
         "Bamba-9B mixer",
-        take_turns({"transformers": lambda: oracle(u), "reference": lambda: mixer(linear)}, repeats),
+        take_turns({"transformers": lambda: oracle(u), "reference": lambda: mixer(TORCH)}, repeats),
     )
 
     class Given(torch.nn.Module):
@@ -117,7 +117,7 @@ def one_layer(repeats: int) -> None:
     oracle.in_proj, oracle.out_proj = Given(), torch.nn.Identity()
     report(
         "Bamba-9B mixer without its projections",
-        take_turns({"transformers": lambda: oracle(u), "reference": lambda: mixer(given)}, repeats),
+        take_turns({"transformers": lambda: oracle(u), "reference": lambda: mixer(without)}, repeats),
     )
 
     H, P, N = config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state
@@ -132,7 +132,7 @@ def one_layer(repeats: int) -> None:
 
     def our_scan() -> torch.Tensor:
         limit = config.time_step_limit
-        return torch_ops.scan(x, dt, A_log, B, C, D, dt_bias, limit, h, model.chunk, None, None)[0]
+        return torch_ops.scan(x, dt, A_log, B, C, D, dt_bias, limit, h, chunk, None, None)[0]
 
     report("Bamba-9B scan", take_turns({"transformers": their_scan, "reference": our_scan}, repeats))
 

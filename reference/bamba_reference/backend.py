@@ -2,8 +2,8 @@
 
 ``TORCH`` computes them in plain torch on any device and is differentiable. A kernel backend is this record
 with some fields replaced (``dataclasses.replace(TORCH, scan=…)``); each of its functions takes and returns
-what the function of the same name in ``torch_ops`` does, where the shapes, dtypes and formulas are written
-down.
+what the function of the same name in ``torch_ops`` or in ``selective_scan`` does, where the shapes, dtypes and
+formulas are written down.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bamba_reference import torch_ops
+from bamba_reference import selective_scan, torch_ops
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Backend:
     attention: Callable[..., Any]
     swiglu: Callable[..., Any]
     head: Callable[..., Any]
+    selective_scan: Callable[..., Any] = selective_scan.selective_scan
 
 
 TORCH = Backend(

@@ -15,6 +15,9 @@ from bamba_reference.config import Config
 from bamba_reference.mixers.base import Shape, linear_shapes
 from bamba_reference.numpy_ops import Array, linear, product, silu, softmax
 
+# Endings of names as in ``mixers.Mixer.wide``.
+WIDE = ("moe.router.weight",)
+
 
 def tensors(config: Config) -> dict[str, Shape]:
     """Name within the layer -> shape, the norm before it included; nothing for a model without."""

@@ -30,9 +30,12 @@ from bamba_reference.tensors import (
 from bamba_reference.torch_forward import (
     Model,
     default_chunk,
+    final_norm,
     layer,
+    logits_of,
     prepare,
     stored_dtype,
+    stream_of,
     to_tensor,
 )
 
@@ -84,8 +87,8 @@ def final_hidden(
         for source, x in zip(sources, hidden, strict=True):
             model = _part(config, source, [FINAL_NORM], dtype, device, backend, chunk)
             for some in x.split(rows):
-                some.copy_(backend.rms_norm(some, model.weights[FINAL_NORM], config.rms_norm_eps))
-    return hidden
+                some.copy_(final_norm(model, some))
+    return [x.to(dtype) for x in hidden]
 
 
 def logit_blocks(
@@ -106,7 +109,7 @@ def logit_blocks(
                 # Read anew each time, so that a table mapped from a file is let go with its rows.
                 rows = source[name][start : start + _HEAD_ROWS]
                 parts.append(backend.head(some, to_tensor(rows, some.dtype, some.device), name))
-            logits = torch.cat(parts, dim=-1)
+            logits = logits_of(config, torch.cat(parts, dim=-1))
         yield logits
 
 
@@ -135,4 +138,6 @@ def _embed(
     check_shape(EMBEDDING, table.shape, tensor_shapes(config)[EMBEDDING])
     used, places = np.unique(ids, return_inverse=True)
     rows = table[torch.from_numpy(used)] if isinstance(table, Tensor) else np.asarray(table[used])
-    return to_tensor(rows, dtype, device)[torch.from_numpy(places.reshape(ids.shape)).to(device)]
+    return stream_of(config, to_tensor(rows, dtype, device))[
+        torch.from_numpy(places.reshape(ids.shape)).to(device)
+    ]

@@ -21,6 +21,13 @@ EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.final_layernorm.weight"
 HEAD = "lm_head.weight"
 
+# Endings of the names of tensors that only enter arithmetic in float32 at least, whose rounding is of no use.
+WIDE = (
+    "layernorm.weight",
+    *feed_forward.WIDE,
+    *sorted({end for mixer in MIXERS.values() for end in mixer.wide}),
+)
+
 
 class TensorError(BambaQuantError):
     """Weights that do not fit their configuration: a tensor missing, too many, or of another shape."""

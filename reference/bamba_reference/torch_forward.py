@@ -1,12 +1,17 @@
-"""What a Bamba model computes, in torch: the same definition as ``numpy_forward``, batched, on any device.
+"""What a model of the family computes, in torch: the same definition as ``numpy_forward``, batched, on any device.
 
 The structure and the names are ``numpy_forward``'s, where the sources of the formulas are given. Activations
-and weights have the model's dtype; what ``torch_ops`` calls wide is float32 at least, logits included.
+and weights have the model's dtype; what ``torch_ops`` calls wide is float32 at least: logits, and the stream
+between layers where the model keeps it in float32.
+
+In 16-bit dtypes transformers 5.23 rounds at more places: each norm before its weight, the stream before a norm,
+sums and activations of convolutions, dt and its bias before softplus, the selective scan's state before every
+product with C, the router's logits, and all logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,37 +25,38 @@ from bamba_reference.backend import TORCH, Backend
 from bamba_reference.config import Config
 from bamba_reference.mixers.attention import rotary_angles
 from bamba_reference.packing import InputError, Layout, check_tokens, layout
-from bamba_reference.state import AttentionState, MambaState, State, empty_mamba
+from bamba_reference.state import AttentionState, MambaState, State
 from bamba_reference.tensors import (
     EMBEDDING,
     FINAL_NORM,
+    WIDE,
     check_names,
     check_shape,
     head_name,
     layer_prefix,
-    layer_tensors,
     tensor_shapes,
 )
+from bamba_reference.torch_feed_forward import feed_forward
+from bamba_reference.torch_mixers import TORCH_MIXERS, LayerWeights, Model, Sequences
 from bamba_reference.torch_ops import wide
 
-# A product with one of the current layer's matrices, by the matrix's name within the layer.
-Linear = Callable[[str, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A configuration with its weights as tensors by Hugging Face name, on one device.
-
-    ``dtype`` is that of the matrices and of the activations; ``stored_dtype`` has each tensor's. ``chunk`` is
-    the scan's, chosen for the device and not the checkpoint's: chunking is exact.
-    """
-
-    config: Config
-    weights: Mapping[str, Tensor]
-    dtype: torch.dtype
-    device: torch.device
-    backend: Backend
-    chunk: int
+__all__ = [
+    "Model",
+    "Output",
+    "Sequences",
+    "default_chunk",
+    "final_norm",
+    "forward",
+    "head",
+    "layer",
+    "load",
+    "logits_of",
+    "new_state",
+    "prepare",
+    "stored_dtype",
+    "stream_of",
+    "to_tensor",
+]
 
 
 @dataclass(frozen=True)
@@ -64,18 +70,6 @@ class Output:
     logits: Tensor
     last_hidden: Tensor
     hidden_states: tuple[Tensor, ...] | None
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """A ``packing.Layout`` as the layers read it: tensors on the model's device."""
-
-    cos: Tensor  # (B, L, rotary_dim / 2), wide
-    sin: Tensor
-    fresh: Tensor | None  # (B, L)
-    real: Tensor | None  # (B, L)
-    starts: Tensor | None  # (B,)
-    packed: list[tuple[int, int, int]] | None  # (row, start, stop)
 
 
 def default_chunk(device: torch.device) -> int:
@@ -92,10 +86,10 @@ def load(
     backend: Backend = TORCH,
     chunk: int | None = None,
 ) -> Model:
-    """Bring weights, numpy arrays or tensors of any float dtype, to their dtypes and one device.
+    """Bring weights, by the names in ``tensors``, to their dtypes and one device.
 
-    Raises ``TensorError`` where they do not fit the configuration. Tensors already right are shared, not
-    copied, so that gradients reach them.
+    They may be numpy arrays or tensors of any float dtype. Raises ``TensorError`` where they do not fit the
+    configuration. Tensors already right are shared, not copied, so that gradients reach them.
     """
     check_names(config, weights)
     device = torch.device(device)
@@ -109,13 +103,9 @@ def load(
 def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a model of ``dtype`` holds a tensor: wide for what only enters wide arithmetic.
 
-    These are the norms, the convolution and dt_bias, A_log and D, whose rounding would be of no use.
+    These are the norms, the convolution, dt's bias, A_log and D, and the router.
     """
-    return (
-        wide(dtype)
-        if name.endswith(("norm.weight", "dt_bias", "A_log", "mamba.D")) or "conv1d" in name
-        else dtype
-    )
+    return wide(dtype) if name.endswith(WIDE) else dtype
 
 
 def to_tensor(array: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -166,7 +156,7 @@ def forward(
         cu_seq_lens=_host(cu_seq_lens),
     )
     sequences = prepare(model.config, where, model.dtype, model.device)
-    x = F.embedding(ids.to(model.device), model.weights[EMBEDDING])  # (B, L, d)
+    x = stream_of(model.config, F.embedding(ids.to(model.device), model.weights[EMBEDDING]))  # (B, L, d)
     trace = [x]
     for i in range(model.config.num_hidden_layers):
         x = layer(model, i, x, sequences, state.layers[i] if state else None)
@@ -174,7 +164,7 @@ def forward(
             trace.append(x)
     if state is not None:
         state.length, state.starts = state.length + L, where.starts
-    last = model.backend.rms_norm(x, model.weights[FINAL_NORM], model.config.rms_norm_eps)
+    last = final_norm(model, x)
     kept = last[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else last[:, logits_to_keep]
     return Output(head(model, kept), last, tuple(trace) if hidden_states else None)
 
@@ -210,84 +200,39 @@ def layer(
     sequences: Sequences,
     state: MambaState | AttentionState | None = None,
 ) -> Tensor:
-    """One layer on x (B, L, d): the mixer or attention, then the MLP, each added to the stream."""
-    config, ops, prefix = model.config, model.backend, layer_prefix(index)
-    w = {name: model.weights[prefix + name] for name in layer_tensors(config, index)}
+    """One layer on the stream x (B, L, d): the mixer, then the feed-forward network, each added to it."""
+    config, w = model.config, LayerWeights(model, layer_prefix(index))
+    mix, added = TORCH_MIXERS[config.layer_types[index]].mix, config.residual_multiplier
 
-    def linear(name: str, x: Tensor) -> Tensor:
-        return ops.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"), f"{prefix}{name}.weight")
+    def norm(name: str) -> Tensor:
+        return model.backend.rms_norm(x, w[name], config.rms_norm_eps).to(model.dtype)  # (B, L, d)
 
-    u = ops.rms_norm(x, w["input_layernorm.weight"], config.rms_norm_eps)  # (B, L, d)
-    if config.layer_types[index] == "attention":
-        x = x + attention(model, linear, u, sequences, state if isinstance(state, AttentionState) else None)
-    else:
-        x = x + mixer(model, w, linear, u, sequences, state if isinstance(state, MambaState) else None)
-    u = ops.rms_norm(x, w["pre_ff_layernorm.weight"], config.rms_norm_eps)  # (B, L, d)
-    gated = ops.swiglu(linear("feed_forward.gate_proj", u), linear("feed_forward.up_proj", u))  # (B, L, ffn)
-    return x + linear("feed_forward.down_proj", gated)
+    x = torch.add(x, mix(model, w, norm("input_layernorm.weight"), sequences, state), alpha=added)
+    if config.intermediate_size == 0:
+        return x
+    return torch.add(x, feed_forward(model, w, norm("pre_ff_layernorm.weight")), alpha=added)
 
 
-def mixer(
-    model: Model,
-    w: Mapping[str, Tensor],
-    linear: Linear,
-    u: Tensor,
-    sequences: Sequences,
-    state: MambaState | None,
-) -> Tensor:
-    """The Mamba-2 mixer on u (B, L, d)."""
-    config, ops = model.config, model.backend
-    H, P, G, N = config.mamba_n_heads, config.mamba_d_head, config.mamba_n_groups, config.mamba_d_state
-    inner, before = config.mamba_d_inner, config.mamba_d_conv - 1
-    zxBCdt = linear("mamba.in_proj", u)  # (B, L, I + (I + 2GN) + H), in the order z | x, B, C | dt
-    z, xBC, dt = zxBCdt.split([inner, config.mamba_conv_dim, H], dim=-1)
-    if sequences.real is not None:
-        xBC = xBC * sequences.real[..., None]
-    now = state or empty_mamba(config, len(u), u.dtype, u.device)
-    convolved = ops.conv(
-        xBC, w["mamba.conv1d.weight"][:, 0], w.get("mamba.conv1d.bias"), now.tail, sequences.fresh
-    )
-    x, B, C = convolved.split([inner, G * N, G * N], dim=-1)
-    y, h = ops.scan(
-        x.unflatten(-1, (H, P)),  # (B, L, H, P)
-        dt,
-        w["mamba.A_log"],
-        B.unflatten(-1, (G, N)),  # (B, L, G, N)
-        C.unflatten(-1, (G, N)),
-        w["mamba.D"],
-        w["mamba.dt_bias"],
-        config.time_step_limit,
-        now.h,
-        model.chunk,
-        sequences.fresh,
-        sequences.real,
-    )
-    if state is not None:
-        inputs = torch.cat([state.tail, xBC[:, max(0, xBC.shape[1] - before) :]], dim=1).detach()
-        state.tail, state.h = inputs[:, inputs.shape[1] - before :], h.detach()
-    y = ops.gated_norm(y.flatten(2), z, w["mamba.norm.weight"], G, config.rms_norm_eps)  # (B, L, I)
-    return linear("mamba.out_proj", y)
+def stream_of(config: Config, embedded: Tensor) -> Tensor:
+    """What the first layer is given of rows of the embedding, in any shape."""
+    x = embedded if config.embedding_multiplier == 1 else embedded * config.embedding_multiplier
+    return x.to(wide(x.dtype)) if config.residual_in_fp32 else x
 
 
-def attention(
-    model: Model, linear: Linear, u: Tensor, sequences: Sequences, state: AttentionState | None
-) -> Tensor:
-    """Causal grouped-query attention on u (B, L, d)."""
-    config, ops = model.config, model.backend
-    q, k, v = (
-        linear(f"self_attn.{name}_proj", u).unflatten(-1, (-1, config.head_dim)) for name in "qkv"
-    )  # (B, L, heads, E), (B, L, kv, E), (B, L, kv, E)
-    q, k = ops.rotary(q, sequences.cos, sequences.sin), ops.rotary(k, sequences.cos, sequences.sin)
-    if state is not None:
-        k, v = state.append(k, v)  # (B, S, kv, E)
-    y = ops.attention(q, k, v, config.head_dim**-0.5, sequences.starts, sequences.packed)  # (B, L, heads, E)
-    return linear("self_attn.o_proj", y.flatten(2))
+def final_norm(model: Model, x: Tensor) -> Tensor:
+    """What the head is given, in the model's dtype, of the stream x (…, d) after the last layer."""
+    return model.backend.rms_norm(x, model.weights[FINAL_NORM], model.config.rms_norm_eps).to(model.dtype)
 
 
 def head(model: Model, x: Tensor) -> Tensor:
     """Logits (…, V), wide, of final hidden states x (…, d)."""
     name = head_name(model.config)
-    return model.backend.head(x, model.weights[name], name)
+    return logits_of(model.config, model.backend.head(x, model.weights[name], name))
+
+
+def logits_of(config: Config, products: Tensor) -> Tensor:
+    """Logits of the head's products, in any shape."""
+    return products if config.logits_scaling == 1 else products / config.logits_scaling
 
 
 def _host(values: Any) -> Any:

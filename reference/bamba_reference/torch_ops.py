@@ -7,13 +7,12 @@ float32 whatever the model's dtype, and float64 where that is float64. Shapes ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bamba_reference import cpu_products
+from bamba_reference.pieces import pieces
 
 # Elements of the (chunks, H, q, q) matrix of a scan that are worked on at once: 2 MB stay in a core's cache.
 _SCAN_ELEMENTS = 1 << 19
@@ -39,6 +38,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     v = x.to(wide(x.dtype))
     scale = torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)  # (…, 1)
     return (v * scale * weight.to(v.dtype)).to(x.dtype)
+
+
+def unit_norm(x: Tensor, eps: float) -> Tensor:
+    """x / rms(x) over the last dimension, wide: a norm without weights."""
+    v = x.to(wide(x.dtype))
+    return v * torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)
 
 
 def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: Tensor | None) -> Tensor:
@@ -97,8 +102,8 @@ def scan(
     if real is not None:
         dt = dt * real[..., None]
     dtA = dt * -torch.exp(A_log.to(dtype))  # (B, L, H)
-    pieces = []
-    for start, stop, q in _pieces(
+    outputs = []
+    for start, stop, q in pieces(
         x.shape[1], chunk, most=_SCAN_ELEMENTS // (x.shape[0] * x.shape[2] * chunk**2)
     ):
         now = slice(start, stop)
@@ -106,17 +111,8 @@ def scan(
         y, h = _scan_chunks(
             x[:, now], dt[:, now], dtA[:, now], B[:, now], C[:, now], D.to(dtype), h, q, starts
         )
-        pieces.append(y)
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1), h
-
-
-def _pieces(length: int, chunk: int, most: int) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, chunk size): runs of at most ``most`` whole chunks, then the rest as a short chunk."""
-    whole = length // chunk * chunk
-    for start in range(0, whole, max(1, most) * chunk):
-        yield start, min(whole, start + max(1, most) * chunk), chunk
-    if whole < length:
-        yield whole, length, length - whole
+        outputs.append(y)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), h
 
 
 def _scan_chunks(

@@ -9,32 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BambaForCausalLM
+from transformers import BambaForCausalLM, DynamicCache
 
 from bamba_reference import Config
-from tests.support.models import hf_config, numpy_weights, random_bamba
+from bamba_reference.hf_configs.reading import NO_POSITIONS
+from tests.reference.families import FAMILY_OF, own_names, random_model
 from tests.support.shared import shared
 
-# What a configuration may say that changes the mathematics, each at least once.
-RANDOM: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "two groups, finite limit": {"mamba_n_groups": 2, "time_step_limit": (0.01, 0.1)},
-    "tied": {"tie_word_embeddings": True, "num_key_value_heads": 4},
-    "every bias but the convolution's": {
-        "attention_bias": True,
-        "mlp_bias": True,
-        "mamba_proj_bias": True,
-        "mamba_conv_bias": False,
-    },
-    "four groups, two attention layers": {
-        "mamba_n_groups": 4,
-        "attn_layer_indices": [0, 3],
-        "num_key_value_heads": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0},
-        "rms_norm_eps": 1e-3,
-    },
-    "no attention, short convolution": {"attn_layer_indices": None, "mamba_d_conv": 2, "mamba_d_state": 24},
-}
+# Every random model of every family, by the name of its case.
+RANDOM = tuple(FAMILY_OF)
 TRAINED = ("bamba-mini", "bamba-43m")
 
 
@@ -42,15 +25,26 @@ TRAINED = ("bamba-mini", "bamba-43m")
 class Case:
     """A float32 transformers model, the oracle, and the same model as the reference takes it."""
 
-    oracle: BambaForCausalLM
+    oracle: Any
     config: Config
     weights: dict[str, np.ndarray]
 
 
 @functools.cache
 def random_case(name: str, seed: int = 0) -> Case:
-    model = random_bamba(seed, **RANDOM[name])
-    return Case(model, Config.from_hf(hf_config(model)), numpy_weights(model))
+    model = random_model(name, seed)
+    written = json.loads(model.config.to_json_string(use_diff=False))
+    return Case(
+        model, Config.from_hf(written | {"architectures": [type(model).__name__]}), own_weights(model)
+    )
+
+
+def own_weights(model: Any) -> dict[str, np.ndarray]:
+    """The float32 weights under the reference's names, without ``lm_head.weight`` where it is tied."""
+    own = {name: tensor.detach().float().numpy() for name, tensor in own_names(model.state_dict()).items()}
+    if model.config.tie_word_embeddings:
+        del own["lm_head.weight"]
+    return own
 
 
 @functools.cache
@@ -58,7 +52,7 @@ def trained_case(name: str) -> Case:
     directory = shared(f"models/{name}")
     model = BambaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     config = Config.from_hf(json.loads((directory / "config.json").read_text()))
-    return Case(model, config, numpy_weights(model))
+    return Case(model, config, own_weights(model))
 
 
 @functools.cache
@@ -89,8 +83,45 @@ def oracle_logits(case: Case, tokens: np.ndarray, dtype: torch.dtype = torch.flo
     return logits.double().numpy().reshape(*tokens.shape, -1)
 
 
+@torch.no_grad()
+def oracle_pieces(case: Case, *pieces: np.ndarray, positions: bool = True) -> torch.Tensor:
+    """transformers' logits (L, V) of the last of these pieces of one text, run one after the other with its cache.
+
+    Without ``positions`` it is left to count by itself.
+    """
+    has_positions = case.config.max_position_embeddings != NO_POSITIONS
+    cache, past = DynamicCache(config=case.oracle.config), 0
+    for piece in pieces:
+        said: dict[str, Any] = {"past_key_values" if has_positions else "cache_params": cache}
+        if has_positions and positions:
+            said["position_ids"] = torch.arange(past, past + len(piece))[None]
+        logits = case.oracle(torch.from_numpy(piece)[None], use_cache=True, **said).logits[0]
+        past += len(piece)
+    return logits
+
+
+@torch.no_grad()
+def oracle_padded(case: Case, tokens: np.ndarray, padding: int) -> torch.Tensor:
+    """transformers' logits (L, V) of tokens behind ``padding`` tokens that its mask says are none."""
+    ids = torch.from_numpy(np.concatenate([np.full(padding, 2), tokens]))[None]
+    mask = torch.tensor([[0] * padding + [1] * len(tokens)])
+    said = {}
+    if case.config.max_position_embeddings != NO_POSITIONS:
+        said["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    return case.oracle(ids, attention_mask=mask, use_cache=False, **said).logits[0, padding:]
+
+
+def oracle_streams(case: Case, hidden_states: tuple[torch.Tensor, ...]) -> dict[int, torch.Tensor]:
+    """transformers' hidden states by how many layers stand before them, but for the last, which it gives normed.
+
+    Its Mamba classes begin with what the first layer gives, the others with what it is given.
+    """
+    first = 0 if case.config.intermediate_size else 1
+    return {first + i: hidden for i, hidden in enumerate(hidden_states[:-1])}
+
+
 def relative_error(found: Any, truth: Any) -> float:
-    """‖found − truth‖ / ‖truth‖ in float64."""
+    """‖found − truth‖ / ‖truth‖ in float64; of a truth that is zero, ‖found‖."""
     found, truth = (np.asarray(torch.as_tensor(v).detach().double()) for v in (found, truth))
     assert found.shape == truth.shape
-    return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
+    return float(np.linalg.norm(found - truth) / (np.linalg.norm(truth) or 1))

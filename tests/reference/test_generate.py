@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from bamba_reference import numpy_forward, torch_forward
 from bamba_reference.generate import Sampling, choose, generate, generate_batch
 from bamba_reference.packing import InputError
-from tests.reference.cases import eval_tokens, random_case, trained_case
+from tests.reference.cases import RANDOM, eval_tokens, random_case, random_tokens, trained_case
+from tests.reference.families import FINITE_LIMIT, REPRESENTATIVE
 
 PROMPTS = [[5], [7, 3, 9, 11, 2, 8], [4, 4, 1]]
 
 
-def model() -> torch_forward.Model:
-    case = random_case("plain")
+def model(name: str = "plain") -> torch_forward.Model:
+    case = random_case(name)
     return torch_forward.load(case.config, case.weights)
 
 
@@ -38,15 +39,40 @@ def test_greedy_is_transformers() -> None:
     assert list(ours) == theirs.tolist()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [name for name in RANDOM if name not in FINITE_LIMIT and name != "no attention, short convolution"],
+)
+def test_every_family_generates_as_transformers_does(name: str) -> None:
+    case = random_case(name)
+    prompt = torch.from_numpy(random_tokens(case, 1, 30))
+    everything = torch.ones_like(prompt)
+    theirs = case.oracle.generate(
+        prompt,
+        attention_mask=everything,
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=2,
+    )[0, 30:]
+    ours = generate(
+        torch_forward.load(case.config, case.weights), prompt[0].tolist(), max_new_tokens=12, stop=[]
+    )
+    assert list(ours) == theirs.tolist()
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVE)
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_p=0.9, seed=3)])
-def test_a_batch_gives_each_prompt_its_own(sampling: Sampling) -> None:
-    together = generate_batch(model(), PROMPTS, max_new_tokens=10, sampling=sampling, stop=[])
+def test_a_batch_gives_each_prompt_its_own(name: str, sampling: Sampling) -> None:
+    together = generate_batch(model(name), PROMPTS, max_new_tokens=10, sampling=sampling, stop=[])
     assert all(len(tokens) == 10 for tokens in together)
-    assert generate_batch(model(), PROMPTS, max_new_tokens=10, sampling=sampling, stop=[]) == together
-    assert list(generate(model(), PROMPTS[0], max_new_tokens=10, sampling=sampling, stop=[])) == together[0]
+    assert generate_batch(model(name), PROMPTS, max_new_tokens=10, sampling=sampling, stop=[]) == together
+    assert (
+        list(generate(model(name), PROMPTS[0], max_new_tokens=10, sampling=sampling, stop=[])) == together[0]
+    )
     if sampling.temperature == 0:
         for prompt, tokens in zip(PROMPTS, together, strict=True):
-            assert list(generate(model(), prompt, max_new_tokens=10, stop=[])) == tokens
+            assert list(generate(model(name), prompt, max_new_tokens=10, stop=[])) == tokens
 
 
 def test_seeds_differ_and_repeat() -> None:

@@ -9,7 +9,8 @@ import torch
 
 from bamba_reference import torch_forward
 from bamba_reference.backend import TORCH
-from tests.reference.cases import RANDOM, random_case, random_tokens, relative_error
+from tests.reference.cases import RANDOM, oracle_streams, random_case, random_tokens, relative_error
+from tests.reference.families import own_names
 
 TOLERANCE = 5e-5  # a gradient passes through twice as many operations as a logit, of which 2e-5 is asked
 
@@ -23,26 +24,33 @@ def test_gradients(name: str) -> None:
     ids = torch.from_numpy(tokens)
     direction = torch.randn(2, 45, case.config.vocab_size, generator=torch.Generator().manual_seed(1))
 
-    names = list(case.weights)
     parameters = dict(case.oracle.named_parameters())
     oracle = case.oracle(ids, use_cache=False, output_hidden_states=True)
-    activations = oracle.hidden_states[:-1]
-    expected = torch.autograd.grad(
-        (oracle.logits * direction).sum(), [*(parameters[n] for n in names), *activations]
+    streams = oracle_streams(case, oracle.hidden_states)
+    gradients = torch.autograd.grad(
+        (oracle.logits * direction).sum(), [*parameters.values(), *streams.values()]
     )
+    expected = own_names(dict(zip(parameters, gradients, strict=False)))
+    assert expected.keys() == case.weights.keys()
 
     weights = {n: torch.from_numpy(array.copy()).requires_grad_() for n, array in case.weights.items()}
     out = torch_forward.forward(torch_forward.load(case.config, weights), tokens, hidden_states=True)
     found = torch.autograd.grad(
-        (out.logits * direction).sum(), [*(weights[n] for n in names), *out.hidden_states[:-1]]
+        (out.logits * direction).sum(), [*weights.values(), *(out.hidden_states[i] for i in streams)]
     )
-    for label, ours, theirs in zip([*names, *range(len(activations))], found, expected, strict=True):
+    labels = [*weights, *(f"stream before layer {i}" for i in streams)]
+    truth = [*(expected[name] for name in weights), *gradients[len(parameters) :]]
+    for label, ours, theirs in zip(labels, found, truth, strict=True):
         assert relative_error(ours, theirs) <= TOLERANCE, label
 
 
-def test_linear_is_called_with_the_tensor_it_multiplies_by() -> None:
-    """What calibration rests on: it watches inputs and takes gradients by replacing one operation."""
-    case = random_case("plain")
+@pytest.mark.parametrize("name", RANDOM)
+def test_linear_is_called_with_the_tensor_it_multiplies_by(name: str) -> None:
+    """What calibration rests on: it watches inputs and takes gradients by replacing one operation.
+
+    Expert e's matrix is the e-th of the stacked tensor, named so.
+    """
+    case = random_case(name)
     seen = {}
 
     def watched(x, weight, bias, name):
@@ -54,9 +62,14 @@ def test_linear_is_called_with_the_tensor_it_multiplies_by() -> None:
 
     backend = dataclasses.replace(TORCH, name="watched", linear=watched)
     model = torch_forward.load(case.config, case.weights, backend=backend)
-    torch_forward.forward(model, [[1, 2, 3]]).logits.square().sum().backward()
-    matrices = {n for n, w in case.weights.items() if w.ndim == 2 and "embed" not in n and "lm_head" not in n}
-    assert seen.keys() == matrices
-    for name, (x, y) in seen.items():
-        assert x.shape[-1] == case.weights[name].shape[1]
-        assert y.grad is not None and y.grad.abs().sum() > 0, name
+    torch_forward.forward(model, random_tokens(case, 1, 40)).logits.square().sum().backward()
+    expected = set()
+    for tensor, weight in case.weights.items():
+        if tensor.endswith("_proj.weight") or "router" in tensor:
+            expected |= {f"{tensor}[{e}]" for e in range(len(weight))} if weight.ndim == 3 else {tensor}
+    assert seen.keys() == expected
+    for label, (x, y) in seen.items():
+        assert x.shape[-1] == case.weights[label.split("[")[0]].shape[-1]
+        # The softmax of a single logit is 1 whatever it is.
+        indifferent = "router" in label and case.config.num_experts_per_tok == 1
+        assert y.grad is not None and (y.grad.abs().sum() > 0) != indifferent, label

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bamba_reference import numpy_forward, torch_forward
-from tests.reference.cases import RANDOM, Case, random_case, random_tokens, relative_error
+from tests.reference.cases import Case, random_case, random_tokens, relative_error
+from tests.reference.families import CASES, REPRESENTATIVE
 
 TOLERANCE = 2e-5
-names = st.sampled_from(sorted(RANDOM))
 seeds = st.integers(0, 2**32 - 1)
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=10, deadline=None)
 
 
 def truth(case: Case, tokens: np.ndarray) -> np.ndarray:
@@ -28,11 +28,12 @@ def load(case: Case) -> torch_forward.Model:
     return torch_forward.load(case.config, case.weights)
 
 
+@pytest.mark.parametrize("family", CASES)
 @few
-@given(name=names, lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), seed=seeds)
+@given(data=st.data(), lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), seed=seeds)
 @torch.no_grad()
-def test_pieces_are_the_whole(name: str, lengths: list[int], seed: int) -> None:
-    case = random_case(name)
+def test_pieces_are_the_whole(family: str, data: st.DataObject, lengths: list[int], seed: int) -> None:
+    case = random_case(data.draw(st.sampled_from(sorted(CASES[family]))))
     tokens = random_tokens(case, 2, sum(lengths), seed=seed)
     model = load(case)
     state, numpy_state = torch_forward.new_state(model, 2), numpy_forward.NumpyState()
@@ -46,11 +47,14 @@ def test_pieces_are_the_whole(name: str, lengths: list[int], seed: int) -> None:
     assert relative_error(np.concatenate(numpy_parts), truth(case, tokens[0])) <= TOLERANCE
 
 
+@pytest.mark.parametrize("family", CASES)
 @few
-@given(name=names, prompt=st.integers(1, 70), new=st.integers(1, 8), seed=seeds)
+@given(data=st.data(), prompt=st.integers(1, 70), new=st.integers(1, 8), seed=seeds)
 @torch.no_grad()
-def test_prefill_and_decode_are_one_pass(name: str, prompt: int, new: int, seed: int) -> None:
-    case = random_case(name)
+def test_prefill_and_decode_are_one_pass(
+    family: str, data: st.DataObject, prompt: int, new: int, seed: int
+) -> None:
+    case = random_case(data.draw(st.sampled_from(sorted(CASES[family]))))
     tokens = random_tokens(case, 1, prompt + new, seed=seed)
     model = load(case)
     state = torch_forward.new_state(model, 1)
@@ -71,16 +75,19 @@ def packing(lengths: list[int], how: str) -> dict[str, np.ndarray]:
     return said if how == "all" else {how: said[how]}
 
 
+@pytest.mark.parametrize("family", CASES)
 @few
 @given(
-    name=names,
+    data=st.data(),
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=5),
     how=st.sampled_from(["seq_idx", "cu_seq_lens", "position_ids", "all"]),
     seed=seeds,
 )
 @torch.no_grad()
-def test_packed_is_separate(name: str, lengths: list[int], how: str, seed: int) -> None:
-    case = random_case(name)
+def test_packed_is_separate(
+    family: str, data: st.DataObject, lengths: list[int], how: str, seed: int
+) -> None:
+    case = random_case(data.draw(st.sampled_from(sorted(CASES[family]))))
     tokens = random_tokens(case, sum(lengths), seed=seed)
     expected = np.concatenate([truth(case, part) for part in np.split(tokens, np.cumsum(lengths)[:-1])])
     said = packing(lengths, how)
@@ -90,9 +97,10 @@ def test_packed_is_separate(name: str, lengths: list[int], how: str, seed: int) 
     assert relative_error(ours, expected) <= TOLERANCE
 
 
+@pytest.mark.parametrize("name", REPRESENTATIVE)
 @torch.no_grad()
-def test_rows_may_be_packed_differently() -> None:
-    case = random_case("plain")
+def test_rows_may_be_packed_differently(name: str) -> None:
+    case = random_case(name)
     tokens = random_tokens(case, 2, 30)
     seq_idx = np.array([[0] * 30, [4] * 10 + [2] * 20])
     found = torch_forward.forward(load(case), tokens, seq_idx=seq_idx).logits
@@ -101,18 +109,21 @@ def test_rows_may_be_packed_differently() -> None:
     assert relative_error(found[1, 10:], truth(case, tokens[1, 10:])) <= TOLERANCE
 
 
+@pytest.mark.parametrize("family", CASES)
 @few
 @given(
-    name=names,
+    data=st.data(),
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     border=st.integers(1, 40),
     new=st.integers(0, 3),
     seed=seeds,
 )
 @torch.no_grad()
-def test_left_padded_is_unpadded(name: str, lengths: list[int], border: int, new: int, seed: int) -> None:
+def test_left_padded_is_unpadded(
+    family: str, data: st.DataObject, lengths: list[int], border: int, new: int, seed: int
+) -> None:
     """In two pieces, the first of which may be nothing but padding, and with tokens decoded after them."""
-    case = random_case(name)
+    case = random_case(data.draw(st.sampled_from(sorted(CASES[family]))))
     L, rows = max(lengths), len(lengths)
     tokens = random_tokens(case, rows, L + new, seed=seed)
     mask = (np.arange(L + new) >= L - np.array(lengths)[:, None]).astype(int)
@@ -131,9 +142,10 @@ def test_left_padded_is_unpadded(name: str, lengths: list[int], border: int, new
         assert relative_error(found[row, L - length :], expected) <= TOLERANCE
 
 
+@pytest.mark.parametrize("name", REPRESENTATIVE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_state_is_float32_and_can_branch(dtype: torch.dtype) -> None:
-    case = random_case("plain")
+def test_state_is_float32_and_can_branch(name: str, dtype: torch.dtype) -> None:
+    case = random_case(name)
     model = torch_forward.load(case.config, case.weights, dtype=dtype)
     state = torch_forward.new_state(model, 1)
     torch_forward.forward(model, [[5, 6, 7]], state=state)

@@ -30,6 +30,7 @@ from tests.reference.cases import (
     relative_error,
     trained_case,
 )
+from tests.reference.families import REPRESENTATIVE
 
 
 class Lazy(Mapping[str, Any]):
@@ -75,6 +76,20 @@ def test_streamed_is_whole(name: str) -> None:
         assert sorted(name for name in source.loaded if name != head) == sorted(expected)
 
 
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+@torch.no_grad()
+def test_streamed_in_bfloat16_is_whole(name: str) -> None:
+    case = random_case(name)
+    tokens = random_tokens(case, 3, 40)
+    (hidden,) = stream.final_hidden(case.config, [case.weights], tokens, dtype=torch.bfloat16)
+    whole = torch_forward.forward(torch_forward.load(case.config, case.weights, dtype=torch.bfloat16), tokens)
+    assert hidden.dtype == torch.bfloat16
+    assert relative_error(hidden, whole.last_hidden) <= 1e-6
+    (logits,) = stream.logit_blocks(case.config, case.weights, hidden.flatten(0, 1))
+    assert logits.dtype == torch.float32
+    assert relative_error(logits, whole.logits.flatten(0, 1)) <= 1e-6
+
+
 def test_layers_are_loaded_one_after_the_other() -> None:
     case = random_case("plain")
     source = Lazy(case.weights)
@@ -108,9 +123,10 @@ def plain_perplexity(logits: np.ndarray, tokens: np.ndarray, ctx: int) -> tuple[
     return math.exp(mean), math.exp(mean) * math.sqrt(variance / (len(nll) - 1)), len(nll)
 
 
+@pytest.mark.parametrize("name", REPRESENTATIVE)
 @pytest.mark.parametrize(("ctx", "bos", "limit"), [(32, None, None), (33, 7, None), (16, 0, 3)])
-def test_perplexity_is_its_definition(ctx: int, bos: int | None, limit: int | None) -> None:
-    case = random_case("plain")
+def test_perplexity_is_its_definition(name: str, ctx: int, bos: int | None, limit: int | None) -> None:
+    case = random_case(name)
     tokens = random_tokens(case, 150)
     count = min(150 // ctx, limit or 150)
     chunks = tokens[: count * ctx].reshape(count, ctx).copy()

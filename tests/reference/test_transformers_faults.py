@@ -8,10 +8,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache
 
 from bamba_reference import numpy_forward, torch_forward
-from tests.reference.cases import Case, random_case, random_tokens, relative_error
+from tests.reference.cases import (
+    Case,
+    oracle_padded,
+    oracle_pieces,
+    random_case,
+    random_tokens,
+    relative_error,
+)
+from tests.reference.families import CASES, PROJECTION_BIASES
 
 TOLERANCE = 2e-5
 
@@ -24,36 +31,54 @@ def decoded(case: Case, tokens: np.ndarray) -> torch.Tensor:
     return torch_forward.forward(model, tokens[None, -1:], state=state).logits[0, -1]
 
 
-def oracle_decoded(case: Case, tokens: np.ndarray, with_positions: bool) -> torch.Tensor:
-    ids = torch.from_numpy(tokens)[None]
-    cache = DynamicCache(config=case.oracle.config)
-    case.oracle(ids[:, :-1], past_key_values=cache, use_cache=True)
-    positions = {"position_ids": torch.tensor([[len(tokens) - 1]])} if with_positions else {}
-    return case.oracle(ids[:, -1:], past_key_values=cache, use_cache=True, **positions).logits[0, -1]
-
-
 @torch.no_grad()
 def test_decoding_restarts_the_rotary_embedding_without_position_ids() -> None:
     case = random_case("plain")
     tokens = random_tokens(case, 40)
     truth = numpy_forward.forward(case.config, case.weights, tokens).logits[-1]
-    assert relative_error(oracle_decoded(case, tokens, with_positions=True), truth) <= TOLERANCE
-    assert relative_error(oracle_decoded(case, tokens, with_positions=False), truth) > 1e-3
+    pieces = tokens[:-1], tokens[-1:]
+    assert relative_error(oracle_pieces(case, *pieces)[-1], truth) <= TOLERANCE
+    assert relative_error(oracle_pieces(case, *pieces, positions=False)[-1], truth) > 1e-3
     assert relative_error(decoded(case, tokens), truth) <= TOLERANCE
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two groups, finite limit",
+        "granite, projection biases, finite limit",
+        "mamba2, tied, two groups, finite limit",
+    ],
+)
 @torch.no_grad()
-def test_decoding_ignores_a_finite_time_step_limit() -> None:
-    case = random_case("two groups, finite limit")
+def test_decoding_ignores_a_finite_time_step_limit(name: str) -> None:
+    case = random_case(name)
     tokens = random_tokens(case, 40)
     truth = numpy_forward.forward(case.config, case.weights, tokens).logits[-1]
-    assert relative_error(oracle_decoded(case, tokens, with_positions=True), truth) > 1e-3
+    assert relative_error(oracle_pieces(case, tokens[:-1], tokens[-1:])[-1], truth) > 1e-3
     assert relative_error(decoded(case, tokens), truth) <= TOLERANCE
 
 
+@pytest.mark.parametrize("name", [*CASES["mamba"], *CASES["falcon_mamba"]])
 @torch.no_grad()
-def test_packed_sequences_leak_or_raise() -> None:
-    case = random_case("plain")
+def test_the_selective_scan_of_a_second_piece_begins_with_nothing(name: str) -> None:
+    """transformers' scan of several tokens takes no state; that of one token does."""
+    case = random_case(name)
+    tokens = random_tokens(case, 40)
+    pieces = tokens[:20], tokens[20:]
+    truth = numpy_forward.forward(case.config, case.weights, tokens).logits[20:]
+    assert relative_error(oracle_pieces(case, *pieces), truth) > 1e-3
+    model = torch_forward.load(case.config, case.weights)
+    state = torch_forward.new_state(model, 1)
+    for piece in pieces:
+        ours = torch_forward.forward(model, piece[None], state=state).logits[0]
+    assert relative_error(ours, truth) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", [*CASES["bamba"], *CASES["granitemoehybrid"]])
+@torch.no_grad()
+def test_packed_sequences_leak_or_raise(name: str) -> None:
+    case = random_case(name)
     tokens = random_tokens(case, 40)
     separate = [
         numpy_forward.forward(case.config, case.weights, part).logits for part in np.split(tokens, [15])
@@ -74,19 +99,17 @@ def test_packed_sequences_leak_or_raise() -> None:
     assert relative_error(torch_forward.forward(model, ids, **packing).logits[0], truth) <= TOLERANCE
 
 
+@pytest.mark.parametrize("name", PROJECTION_BIASES)
 @torch.no_grad()
-def test_left_padding_with_projection_biases_reaches_the_first_tokens() -> None:
+def test_left_padding_with_projection_biases_reaches_the_first_tokens(name: str) -> None:
     """transformers zeroes padding before the input projection, whose bias then enters the convolution."""
-    case = random_case("every bias but the convolution's")
+    case = random_case(name)
     tokens = random_tokens(case, 20)
     truth = numpy_forward.forward(case.config, case.weights, tokens).logits
-    padded = torch.from_numpy(np.concatenate([np.full(5, 2), tokens]))[None]
-    mask = torch.tensor([[0] * 5 + [1] * 20])
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    theirs = case.oracle(padded, attention_mask=mask, position_ids=positions, use_cache=False).logits[0, 5:]
-    assert relative_error(theirs, truth) > 1e-3
+    assert relative_error(oracle_padded(case, tokens, 5), truth) > 1e-3
+    padded, mask = np.concatenate([np.full(5, 2), tokens]), [[0] * 5 + [1] * 20]
     model = torch_forward.load(case.config, case.weights)
-    ours = torch_forward.forward(model, padded, attention_mask=mask, position_ids=positions).logits[0, 5:]
+    ours = torch_forward.forward(model, padded[None], attention_mask=mask).logits[0, 5:]
     assert relative_error(ours, truth) <= TOLERANCE
 
 

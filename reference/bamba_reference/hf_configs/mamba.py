@@ -97,11 +97,12 @@ def _expand(spelled: state_spaces.Spellings, hidden_size: int) -> int:
     """
     expand = reading.integer(*spelled.ssm("expand", "expand"), default=2)
     d_inner = reading.integer(spelled.hf, "intermediate_size", default=expand * hidden_size)
+    widths = reading.quotient(d_inner, hidden_size, "intermediate_size", "hidden_size")
     if spelled.hf.get("d_inner") not in (None, d_inner):
         raise ConfigError(
             "d_inner is not the width of the mixer", found=spelled.hf["d_inner"], expected=d_inner
         )
-    return reading.quotient(d_inner, hidden_size, "intermediate_size", "hidden_size")
+    return widths
 
 
 register(Family("mamba", ("MambaForCausalLM",), read, KEYS, INERT, layer="Mamba1"))

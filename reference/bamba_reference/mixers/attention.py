@@ -64,4 +64,4 @@ def rotary(x: Array, positions: Ints, config: Config) -> Array:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
-ATTENTION = Mixer(tensors, mix)
+ATTENTION = Mixer(tensors, wide=(), mix=mix)

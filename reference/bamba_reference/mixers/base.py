@@ -35,11 +35,13 @@ class Sequence:
 class Mixer:
     """A kind of layer. ``tensors`` gives each name within the layer its shape.
 
-    ``mix`` takes the layer's tensors by these names, the normed hidden states u (L, d) and what earlier tokens
-    left, none before the first; it returns what is added to the stream, (L, d), and what these tokens leave.
+    ``wide`` ends the names of those that only enter arithmetic in float32 at least: they are kept so. ``mix``
+    takes the layer's tensors by their names, the normed hidden states u (L, d) and what earlier tokens left, none
+    before the first; it returns what is added to the stream, (L, d), and what these tokens leave.
     """
 
     tensors: Callable[[Config], dict[str, Shape]]
+    wide: tuple[str, ...]
     mix: Callable[[Config, Mapping[str, Array], Array, Memory | None, Sequence], tuple[Array, Memory]]
 
 

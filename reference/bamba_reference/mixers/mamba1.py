@@ -109,4 +109,9 @@ def chunked_scan(
     return y.swapaxes(0, 1).reshape(-1, inner)[:L], h
 
 
-MAMBA1 = Mixer(tensors, mix)
+# dt's bias is added, and the convolution computed, in float32.
+MAMBA1 = Mixer(
+    tensors,
+    wide=("conv1d.weight", "conv1d.bias", "dt_proj.bias", "mamba.A_log", "mamba.D"),
+    mix=mix,
+)

@@ -108,4 +108,8 @@ def chunked_scan(
     return y, h
 
 
-MAMBA2 = Mixer(tensors, mix)
+MAMBA2 = Mixer(
+    tensors,
+    wide=("conv1d.weight", "conv1d.bias", "dt_bias", "mamba.A_log", "mamba.D", "mamba.norm.weight"),
+    mix=mix,
+)
