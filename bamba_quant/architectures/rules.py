@@ -27,9 +27,9 @@ class Rule:
     they are the reference's. ``shape`` and ``gguf_shape`` (where it differs) follow from the configuration, in
     numpy's order. ``section`` (k, n) says that a checkpoint stacks this tensor as number k of n along the rows of
     each matrix. ``layers`` gives the layers that have the tensor; a name without ``{i}`` stands once. ``when`` says
-    whether a configuration has the tensor at all. A rule whose ``gguf`` is None covers a tensor that is left out,
-    for the reason in ``left_out``; such a tensor may also be missing, and must equal the one that the reference
-    names ``equal_to``, if that is given.
+    whether a configuration has the tensor at all. A rule whose ``gguf`` is None covers a tensor that GGUF has no
+    place for, or that no output needs, for the reason in ``left_out``; such a tensor may also be missing, and must
+    equal the one that the reference names ``equal_to``, if that is given.
     """
 
     name: str
