@@ -1,4 +1,4 @@
-"""Layouts of integers: parts as planned, twins of the same bytes, permutations that lose no code, the writer's bytes."""
+"""Layouts of integers: parts as planned, twins of the same bytes, packings that lose no code, the writer's bytes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def test_parts_are_as_planned_and_hold_the_weights(scheme: Scheme) -> None:
             assert parts[part.suffix].dtype == DTYPES[part.dtype]
         assert scheme.n_bytes(rows, columns) == sum(array.nbytes for array in parts.values())
         loss[method.name] = float(((scheme.decode(parts, columns) - x) ** 2).sum() / (x**2).sum())
-    assert loss["hqq"] < loss["mse"] < loss["rtn"] < (3e-4 if "w8" in scheme.name else 2e-2)
+    assert loss["mse"] < loss["rtn"] < (3e-4 if "w8" in scheme.name else 2e-2)
+    assert loss["hqq"] < min(1.01 * loss["mse"], loss["rtn"])
 
 
 @pytest.mark.parametrize(
