@@ -97,7 +97,7 @@ def evaluate(
     tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
     files = [describe(each) for each in others]
     chosen = [limits_for(gates or {}, file.recipe, file.label, limits) for file in files]
-    check_enough(chosen, tokens.text.chunks)
+    check_enough([each for some in chosen for each in some], tokens.text.chunks, tokens.text.scored)
 
     clock = time.perf_counter()
     meter = Meter()

@@ -15,6 +15,7 @@ from bamba_quant.evaluation.intervals import (
     Bounds,
     Shown,
     Smooth,
+    least_tokens,
     quantile,
     quantile_bounds,
     unchanged,
@@ -121,6 +122,11 @@ def figures(scores: Scores, bootstrap: Bootstrap, floors: Mapping[str, float] | 
             floor=floors[key] if floors else None,
         )
     return found
+
+
+def least_tokens_for(key: str) -> int:
+    """How many scored tokens it takes for an interval of a figure, given enough chunks."""
+    return 0 if key in MEANS else least_tokens(QUANTILES[_split(key)[1]])
 
 
 def naive_errors(scores: Scores) -> dict[str, float]:

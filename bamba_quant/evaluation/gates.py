@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bamba_quant.errors import BambaQuantError, listed
+from bamba_quant.evaluation.figures import least_tokens_for
 from bamba_quant.evaluation.intervals import LEAST_CHUNKS
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure, Gate
 
@@ -94,17 +95,18 @@ def limits_for(
     return tuple(chosen.values())
 
 
-def check_enough(limits: Sequence[Sequence[Limit]], chunks: int) -> None:
-    """Raise ``GateError`` when there are limits and too few chunks to test them, before anything is run."""
-    named = [each.name for some in limits for each in some]
-    if named and chunks < LEAST_CHUNKS:
-        raise GateError(
-            "gates test an interval's bound, and so few chunks give none",
-            where=", ".join(dict.fromkeys(named)),
-            found=f"{chunks} chunks",
-            expected=f"at least {LEAST_CHUNKS}",
-            fix="use a longer text, or a shorter context (--ctx)",
-        )
+def check_enough(limits: Sequence[Limit], chunks: int, scored: int) -> None:
+    """Raise ``GateError`` when there are limits and too few chunks or tokens to test them, before anything is run."""
+    for each in limits:
+        needed = least_tokens_for(each.figure)
+        if chunks < LEAST_CHUNKS or scored < needed:
+            raise GateError(
+                "a gate tests an interval's bound, and so short a text gives none",
+                where=each.name,
+                found=f"{chunks} chunks, {scored} tokens scored",
+                expected=f"at least {LEAST_CHUNKS} chunks" + (f" and {needed} tokens" if needed else ""),
+                fix="use a longer text, or a shorter context (--ctx) if the chunks are too few",
+            )
 
 
 def judge(limits: Sequence[Limit], figures: Mapping[str, Figure]) -> tuple[Gate, ...]:

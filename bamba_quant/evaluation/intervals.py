@@ -21,6 +21,8 @@ F64 = NDArray[np.float64]
 
 # Fewer chunks give no interval: their own spread is not known well enough.
 LEAST_CHUNKS = 8
+# Nor does a quantile have one with fewer tokens expected beyond it.
+LEAST_BEYOND = 8
 RESAMPLES = 10_000
 _BLOCK = 1000
 
@@ -108,9 +110,9 @@ class Bootstrap:
 
 
 def quantile_bounds(values: F64, fraction: float) -> Bounds | None:
-    """Bounds of the quantile ``fraction`` of ``values`` (n chunks, tokens); None for too few chunks."""
+    """Bounds of the quantile ``fraction`` of ``values`` (n chunks, tokens); None for too few chunks or tokens."""
     n = len(values)
-    if n < LEAST_CHUNKS:
+    if n < LEAST_CHUNKS or values.size < least_tokens(fraction):
         return None
     ordered = np.sort(values, axis=None)
     at = quantile(ordered, fraction)
@@ -128,6 +130,11 @@ def quantile_bounds(values: F64, fraction: float) -> Bounds | None:
     return Bounds(
         reach(fraction - wide), reach(fraction + wide), reach(fraction - one), reach(fraction + one)
     )
+
+
+def least_tokens(fraction: float) -> int:
+    """How many tokens it takes for an interval of the quantile ``fraction``."""
+    return math.ceil(LEAST_BEYOND / min(fraction, 1 - fraction) - 1e-6)
 
 
 def quantile(ordered: F64, fraction: float) -> float:

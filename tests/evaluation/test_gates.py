@@ -1,0 +1,107 @@
+"""Gates test bounds, not means; know their names; and refuse what the arithmetic alone could break."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bamba_quant.evaluation.gates import (
+    GateError,
+    Limit,
+    check_enough,
+    judge,
+    limit,
+    limits_for,
+    read_gates,
+    refuse_unmeasurable,
+)
+from bamba_quant.evaluation.result import FIGURES, Figure
+from tests.support.evaluations import make_evaluation
+
+KLD = Figure(value=0.02, low=0.017, high=0.024, lower=0.018, upper=0.023, floor=1e-4)
+SAME = Figure(value=0.95, low=0.92, high=0.97, lower=0.93, upper=0.965, floor=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "passed"),
+    [("max-kld", 0.0231, True), ("max-kld", 0.0229, False), ("max-kld", 0.0201, False),
+     ("min-same-top", 0.929, True), ("min-same-top", 0.931, False), ("min-same-top", 0.949, False)],
+)  # fmt: skip
+def test_the_bound_decides(name: str, value: float, passed: bool) -> None:
+    (gate,) = judge([limit(name, value)], {"kld_mean": KLD, "same_top": SAME})
+    assert (gate.passed, gate.measurable) == (passed, True)
+    assert gate.bound == (0.023 if name == "max-kld" else 0.93)
+
+
+def test_three_noise_floors_are_the_least() -> None:
+    for each, wide, tight in (("max-kld", 3.1e-4, 2.9e-4), ("min-same-top", 0.9969, 0.9971)):
+        perfect = {"kld_mean": replace(KLD, upper=0.0), "same_top": replace(SAME, lower=1.0)}
+        assert judge([limit(each, wide)], perfect)[0].passed
+        (gate,) = judge([limit(each, tight)], perfect)
+        assert not gate.passed and not gate.measurable
+    evaluation = make_evaluation()
+    refuse_unmeasurable(evaluation)
+    candidate = evaluation.candidates[0]
+    unmeasurable = replace(candidate, gates=judge([limit("max-kld", 2e-4)], {"kld_mean": KLD}))
+    with pytest.raises(GateError, match=r"too tight to be measured\n.*max-kld\n.*0\.0002, .*\n.*0\.0003"):
+        refuse_unmeasurable(replace(evaluation, candidates=(unmeasurable,)))
+
+
+@pytest.mark.parametrize("key", FIGURES)
+def test_every_figure_with_a_direction_has_a_gate(key: str) -> None:
+    worse = FIGURES[key].worse
+    if worse is None or key.endswith(("_max", "_min")):
+        for kind in ("max", "min"):
+            with pytest.raises(GateError, match="no gate has this name"):
+                limit(f"{kind}-{key.replace('_', '-')}", 1)
+        return
+    kind = "max" if worse == "higher" else "min"
+    made = Limit(key, "max" if kind == "max" else "min", 0.5)
+    assert limit(made.name, 0.5) == made
+    with pytest.raises(GateError, match="no gate has this name"):
+        limit(("min" if kind == "max" else "max") + made.name[3:], 0.5)
+
+
+def test_limits_are_laid_over_each_other(tmp_path: Path) -> None:
+    file = tmp_path / "gates.toml"
+    file.write_text(
+        '[default]\nmax-kld = 0.1\nmin-same-top = 0.8\n[q4_k_m]\nmax-kld = 0.05\n["my model"]\nmax-kld = 0.04\n'
+    )
+    sections = read_gates(file)
+
+    def kld(recipe: str, label: str, *given: Limit) -> float:
+        limits = limits_for(sections, recipe, label, given)
+        assert {each.figure for each in limits} == {"kld_mean", "same_top"}
+        return next(each.limit for each in limits if each.figure == "kld_mean")
+
+    assert kld("q8_0", "x") == 0.1
+    assert kld("q4_k_m", "x") == 0.05
+    assert kld("q4_k_m", "my model") == 0.04
+    assert kld("q4_k_m", "my model", limit("max-kld", 0.03)) == 0.03
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("max-kld = 1", "outside every section"), ("[default]\nmax-kdl = 1", "no gate has this name"),
+     ("[default]\nmax-kld = '1'", "no number"), ("[default]\nmax-kld = true", "no number"),
+     ("[default]\nmax-kld = nan", "no number"), ("[default", "not TOML")],
+)  # fmt: skip
+def test_files_that_say_nothing(text: str, complaint: str, tmp_path: Path) -> None:
+    file = tmp_path / "gates.toml"
+    file.write_text(text)
+    with pytest.raises(GateError, match=complaint) as error:
+        read_gates(file)
+    assert str(file) in str(error.value)
+    with pytest.raises(GateError, match="cannot be read"):
+        read_gates(tmp_path / "nowhere")
+
+
+def test_texts_too_short_for_a_bound_are_refused_first() -> None:
+    check_enough([limit("max-kld", 1), limit("max-kld-99-9", 1)], 40, 10_200)
+    check_enough([], 2, 510)
+    with pytest.raises(GateError, match=r"7 chunks"):
+        check_enough([limit("max-kld", 1)], 7, 10_200)
+    with pytest.raises(GateError, match=r"max-kld-99-9\n.*7999 tokens"):
+        check_enough([limit("max-kld-99-9", 1)], 40, 7999)

@@ -1,0 +1,142 @@
+"""95 % intervals cover the truth 93 to 97 times of 100 when tokens of a chunk depend on each other, and errors that
+take tokens to be independent do not."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from bamba_quant.evaluation import figures
+from bamba_quant.evaluation.figures import MEANS, _columns, _stack
+from bamba_quant.evaluation.intervals import (
+    LEAST_CHUNKS,
+    Bootstrap,
+    least_tokens,
+    quantile,
+    quantile_bounds,
+    student,
+)
+from bamba_quant.evaluation.scores import Scores
+
+CHUNKS, TOKENS, TRIALS = 40, 64, 800
+
+
+def simulated(rng: np.random.Generator, chunks: int, tokens: int = TOKENS) -> Scores:
+    """Every score with a part that its chunk's tokens share, skewed where real scores are."""
+    level = rng.standard_normal((chunks, 1))
+    spread = np.exp(0.4 * rng.standard_normal((chunks, 1)))
+    noise = [rng.standard_normal((chunks, tokens)) for _ in range(4)]
+    base = np.abs(3 + 0.5 * level + 1.2 * noise[0])
+    shift = 0.012 + 0.03 * rng.standard_normal((chunks, 1))
+    alike = 1 / (1 + np.exp(-(2 + 0.4 * rng.standard_normal((chunks, 1)))))
+    right_base = rng.random((chunks, tokens)) < 0.4 + 0.1 * np.tanh(level)
+    return Scores(
+        nll_base=base,
+        nll=base + shift + 0.2 * noise[1] * np.sqrt(spread),
+        kld=0.03 * spread * np.exp(1.2 * noise[2]),
+        delta_p=-0.002 + 0.01 * rng.standard_normal((chunks, 1)) + 0.04 * np.sqrt(spread) * noise[3],
+        same_top=rng.random((chunks, tokens)) < alike,
+        overlap=rng.binomial(5, alike, size=(chunks, tokens)),
+        right_base=right_base,
+        right=np.where(rng.random((chunks, tokens)) < 0.03 * spread, ~right_base, right_base),
+    )
+
+
+@pytest.fixture(scope="module")
+def truth() -> dict[str, float]:
+    return figures.values(simulated(np.random.default_rng(0), 120_000))
+
+
+@pytest.fixture(scope="module")
+def trials() -> list[Scores]:
+    rng = np.random.default_rng(1)
+    return [simulated(rng, CHUNKS) for _ in range(TRIALS)]
+
+
+# One figure of each kind: a mean of skewed values, of signed ones, of a share; functions of several means; a root.
+SMOOTH = ("kld_mean", "ppl_ratio", "same_top", "ppl_difference", "correlation", "delta_p_rms")
+
+
+@pytest.mark.parametrize("key", SMOOTH)
+def test_means_cover(key: str, trials: list[Scores], truth: dict[str, float]) -> None:
+    bootstrap = Bootstrap(CHUNKS, seed=0, resamples=1000)
+    mean = MEANS[key]
+    found = [bootstrap.bounds(_stack(_columns(s), mean).mean(1), mean.smooth) for s in trials]
+    bounds = [each for each in found if each is not None]
+    assert len(bounds) == TRIALS
+    covered = np.mean([each.low <= truth[key] <= each.high for each in bounds])
+    assert 0.93 <= covered <= 0.97
+    for side in (
+        [truth[key] <= each.upper for each in bounds],
+        [truth[key] >= each.lower for each in bounds],
+    ):
+        assert 0.92 <= np.mean(side) <= 0.98
+    naive = [figures.naive_errors(s).get(key) for s in trials]
+    if key in ("ppl_ratio", "kld_mean"):
+        values = [figures.values(s)[key] for s in trials[:200]]
+        reach = [
+            abs(value - truth[key]) <= 1.96 * (error or 0)
+            for value, error in zip(values, naive, strict=False)
+        ]
+        assert np.mean(reach) < 0.9, "the tokens of these chunks hardly depend on each other"
+
+
+@pytest.mark.parametrize(("of", "place"), [("kld", "median"), ("kld", "90"), ("kld", "99"), ("delta_p", "5")])
+def test_quantiles_cover(of: str, place: str, trials: list[Scores], truth: dict[str, float]) -> None:
+    bounds = [quantile_bounds(getattr(s, of), figures.QUANTILES[place]) for s in trials]
+    covered = np.mean([b is not None and b.low <= truth[f"{of}_{place}"] <= b.high for b in bounds])
+    assert 0.93 <= covered <= 0.97
+
+
+def test_bounds_nest_and_are_seeded() -> None:
+    scores = simulated(np.random.default_rng(2), 20)
+    tables = [figures.figures(scores, Bootstrap(20, seed, 1000), None) for seed in (3, 3, 4)]
+    assert tables[0] == tables[1] != tables[2]
+    for key, figure in tables[0].items():
+        if figure.low is not None:
+            assert figure.high is not None and figure.lower is not None and figure.upper is not None
+            assert figure.low <= figure.lower <= figure.upper <= figure.high, key
+            assert figure.low <= figure.value <= figure.high, key
+
+
+def test_what_too_little_text_cannot_say() -> None:
+    few = figures.figures(
+        simulated(np.random.default_rng(3), LEAST_CHUNKS - 1), Bootstrap(LEAST_CHUNKS - 1, 0), None
+    )
+    assert all(figure.low is figure.upper is None for figure in few.values())
+    enough = simulated(np.random.default_rng(3), LEAST_CHUNKS)
+    table = figures.figures(enough, Bootstrap(LEAST_CHUNKS, 0), None)
+    assert enough.kld.size < least_tokens(0.99) and enough.kld.size >= least_tokens(0.95)
+    assert table["kld_99"].upper is None and table["kld_max"].upper is None
+    assert table["kld_95"].upper is not None and table["kld_mean"].upper is not None
+
+
+def test_a_figure_without_spread_is_exact() -> None:
+    scores = simulated(np.random.default_rng(4), 12)
+    same = Scores(**vars(scores) | {"same_top": np.ones_like(scores.same_top)})
+    found = figures.figures(same, Bootstrap(12, 0), None)["same_top"]
+    assert (found.low, found.value, found.high) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.25, 0.5, 0.999, 1.0])
+def test_quantiles_interpolate_as_numpy_does(fraction: float) -> None:
+    for size in (1, 2, 999, 1000):
+        values = np.sort(np.random.default_rng(size).standard_normal(size))
+        assert quantile(values, fraction) == pytest.approx(np.quantile(values, fraction), abs=1e-12)
+
+
+def _t_distribution(x: float, degrees: int) -> float:
+    """The distribution function by plain integration of the density."""
+    grid = np.linspace(0, x, 200_001)
+    density = (1 + grid**2 / degrees) ** (-(degrees + 1) / 2)
+    area = float(np.trapezoid(density, grid))
+    log_scale = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - 0.5 * math.log(degrees * math.pi)
+    return 0.5 + math.exp(log_scale) * area
+
+
+@pytest.mark.parametrize("degrees", [7, 11, 39, 1000])
+@pytest.mark.parametrize("level", [0.95, 0.975])
+def test_students_t(level: float, degrees: int) -> None:
+    assert _t_distribution(student(level, degrees), degrees) == pytest.approx(level, abs=2e-4)
