@@ -10,7 +10,7 @@ from bamba_quant.report import numbers, tables
 from bamba_quant.report.charts.distributions import divergence_histograms, probability_strips
 from bamba_quant.report.charts.drift import drift_scale, layer_drift
 from bamba_quant.report.charts.size_divergence import size_divergence
-from bamba_quant.report.charts.tensors import colour_key, sqnr_span, tensor_cells, tensor_map
+from bamba_quant.report.charts.tensors import tensor_cells, tensor_map
 from bamba_quant.report.markup import Markup, element, joined, unbroken, visible
 from bamba_quant.report.repetition import definitions, facts, hashes
 from bamba_quant.report.view import short_names, verdict
@@ -215,7 +215,6 @@ def _drift(name: str, candidate: Candidate, kind: int, span: tuple[float, float]
 
 
 def _tensors(evaluation: Evaluation) -> Markup:
-    span = sqnr_span(evaluation)
     named = list(zip(short_names(evaluation), evaluation.candidates, strict=True))
     if not any(candidate.tensors for _, candidate in named):
         return Markup()
@@ -223,17 +222,18 @@ def _tensors(evaluation: Evaluation) -> Markup:
         element(
             "div",
             element("h3", name),
-            *_map(name, candidate, span),
+            *_map(name, candidate),
         )
         for name, candidate in named
-        if span is not None and candidate.tensors
+        if candidate.tensors
     ]
     pictures = _figure(
-        joined((colour_key(span) if span else Markup(), element("div", *maps, class_="panels"))),
-        "Signal to quantization noise of each tensor's weights in decibels, dark where most was lost. ssm_in is "
-        "shown by what its rows mean: gate z, input x, B, C and time step dt. Hatched: stored exactly. Kinds of "
-        "tensors that are exact in every layer are left out. Output SQNR is the signal to noise of a tensor's product "
-        "with the base's own activations: it weighs each error by what passes through it.",
+        element("div", *maps, class_="panels"),
+        "Signal to quantization noise in decibels, a row a kind of tensor and a column a layer, dark where this file "
+        "lost most (each file has its own colours). Of matrices: of their product with the base's own activations "
+        "(output SQNR), which weighs every error by what passes through it; of embedding and output: of the weights. "
+        "ssm_in is shown by what its rows mean: gate z, input x, B, C and time step dt. Hatched: stored exactly; "
+        "kinds of tensors that are exact in every layer are left out.",
     )
     complete = [
         element("details", element("summary", f"All tensors of {name}"), tables.tensors(name, candidate))
@@ -243,11 +243,11 @@ def _tensors(evaluation: Evaluation) -> Markup:
     return joined((pictures if maps else element("p", "Every tensor is stored exactly."), *complete))
 
 
-def _map(name: str, candidate: Candidate, span: tuple[float, float]) -> list[Markup]:
+def _map(name: str, candidate: Candidate) -> list[Markup]:
     if not tensor_cells(candidate):
         return [element("p", "Every tensor is stored exactly.", class_="note")]
     ranked = [element("p", "Lost most, by output SQNR:", class_="note"), tables.worst(candidate)]
-    return [tensor_map(name, candidate, span), *(ranked if candidate.worst else [])]
+    return [tensor_map(name, candidate), *(ranked if candidate.worst else [])]
 
 
 def _repeat(evaluation: Evaluation) -> Markup:

@@ -13,7 +13,7 @@ from bamba_quant.report.numbers import decibels, plain
 from bamba_quant.report.scales import Scale, linear
 
 _WIDTH, _HEIGHT = 330.0, 220.0
-_MOST_MARKED = 24  # layers; beyond these the marks would touch
+_MOST_MARKED = 24  # layers; beyond these the marks would touch, and only answer the pointer
 
 
 def drift_scale(evaluation: Evaluation) -> tuple[float, float] | None:
@@ -77,10 +77,8 @@ def _trace(
         point = (centre(index), y(found))
         runs[-1].append(point)
         words = f"layer {layer.layer} ({layer.kind}), {what}: {decibels(found)} dB"
-        radius = 3.5 if len(layers) <= _MOST_MARKED else 1.5
-        marks.append(
-            canvas.marker(kind, *point, radius, canvas.hint(words), class_="hollow" if local else "mark")
-        )
+        look = "spot" if len(layers) > _MOST_MARKED else "hollow" if local else "mark"
+        marks.append(canvas.marker(kind, *point, 3.5, canvas.hint(words), class_=look))
     colour = f"trace s{kind % canvas.SERIES}" + (" dashed" if local else "")
     return [canvas.path(run, colour) for run in runs if len(run) > 1] + marks
 

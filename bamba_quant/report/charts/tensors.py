@@ -1,19 +1,23 @@
-"""Which weights lost most: a cell for every tensor, and for the z, x, B, C and dt rows of ssm_in apart."""
+"""Which tensors of a file lost most: a cell for each, and for the z, x, B, C and dt rows of ssm_in apart.
+
+A cell is the output's signal to noise where the tensor is a matrix of a layer, which weighs every error by what
+passes through it, and the weights' own elsewhere. Colours span one file, so that they tell its tensors apart.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bamba_quant.evaluation.result import Candidate, Evaluation, TensorLoss
+from bamba_quant.evaluation.result import Candidate, TensorLoss
 from bamba_quant.report.charts import canvas
 from bamba_quant.report.labels import Box, shortened, text_width
 from bamba_quant.report.markup import Markup
-from bamba_quant.report.numbers import decibels, plain
-from bamba_quant.report.scales import Scale
+from bamba_quant.report.numbers import decibels
 
 _WIDTH, _ROW, _NAMES, _TOP = 330.0, 19.0, 84.0, 4.0
 _LONGEST_ROLE = 13
+_LEAST_SPAN = 4.0  # decibels; less is scatter and should not look like a pattern
 # From the colour map cividis (Nuñez, Anderton, Renslow 2018), which looks the same with and without colour
 # blindness: dark is much loss, yellow little.
 _CIVIDIS = (
@@ -39,30 +43,20 @@ def tensor_cells(candidate: Candidate) -> tuple[Cell, ...]:
     return tuple(cell for cell in cells if cell.row in lossy)
 
 
-def sqnr_span(evaluation: Evaluation) -> tuple[float, float] | None:
-    """Least and greatest decibels of all candidates, which share their colours; None when all is exact."""
-    values = [
-        cell.sqnr
-        for candidate in evaluation.candidates
-        for cell in tensor_cells(candidate)
-        if cell.sqnr is not None
-    ]
-    return (min(values), max(values)) if values else None
-
-
-def tensor_map(name: str, candidate: Candidate, span: tuple[float, float]) -> Markup:
+def tensor_map(name: str, candidate: Candidate) -> Markup:
     """One candidate's map: a row a role, a column a layer, the least signal to noise darkest."""
     cells = tensor_cells(candidate)
     rows = list(dict.fromkeys(cell.row for cell in cells))
     layers = sorted({tensor.layer for tensor in candidate.tensors if tensor.layer is not None}) or [0]
     step = (_WIDTH - _NAMES - 1) / len(layers)
-    colour = _Colours(*span)
+    found = [cell.sqnr for cell in cells if cell.sqnr is not None]
+    colour = _Colours(min(found, default=0.0), max(found, default=0.0))
     foot = _TOP + _ROW * len(rows)
     worst = min((cell for cell in cells if cell.sqnr is not None), key=lambda c: c.sqnr or 0.0, default=None)
     return canvas.picture(
         _WIDTH,
-        foot + 38,
-        f"Signal to quantization noise of weights, {name}",
+        foot + 62,
+        f"Signal to quantization noise of tensors, {name}",
         f"{len(rows)} kinds of rows by {len(layers)} layers; " + (f"lowest: {worst.words}" if worst else "all exact"),
         *(
             canvas.text(
@@ -75,34 +69,33 @@ def tensor_map(name: str, candidate: Candidate, span: tuple[float, float]) -> Ma
             for cell in cells
         ),
         *_layer_numbers(layers, step, foot),
+        *_key(colour, foot + 42),
     )  # fmt: skip
 
 
-def colour_key(span: tuple[float, float]) -> Markup:
-    """The colours of ``tensor_map`` with their decibels."""
-    width, scale, colour = 260.0, Scale(*_widened(span), 8.0, 252.0), _Colours(*span)
-    pieces = 40
-    bars = [
+def _key(colour: _Colours, top: float) -> list[Markup]:
+    """The colours between their least and greatest decibels."""
+    pieces, left, right = 24, _NAMES + 52, _WIDTH - 52
+    step = (right - left) / pieces
+    swatches = [
         canvas.rectangle(
-            Box(8 + 244 * i / pieces, 4, 8 + 244 * (i + 1) / pieces + 0.4, 16),
+            Box(left + step * i, top, left + step * (i + 1) + 0.4, top + 10),
             "swatch",
-            fill=colour(scale.low + (i + 0.5) / pieces * (scale.high - scale.low))[0],
+            fill=colour(colour.low + (i + 0.5) / pieces * (colour.high - colour.low))[0],
         )
         for i in range(pieces)
     ]
-    ticks = [
-        canvas.text(f"{plain(value)} dB", scale(value), 30, anchor="middle", class_="tick")
-        for value in scale.ticks(5)
+    return [
+        canvas.text(f"{colour.low:.0f} dB", left - 6, top + 9, anchor="end", class_="tick"),
+        *swatches,
+        canvas.text(f"{colour.high:.0f} dB", right + 6, top + 9, class_="tick"),
     ]
-    return canvas.picture(
-        width, 36, "Colours", f"{plain(round(scale.low))} dB is darkest, {plain(round(scale.high))} dB lightest",
-        *bars, *ticks,
-    )  # fmt: skip
 
 
 class _Colours:
     def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = _widened((low, high))
+        room = max(_LEAST_SPAN - (high - low), 0.0) / 2
+        self.low, self.high = low - room, high + room
 
     def __call__(self, sqnr: float) -> tuple[str, str]:
         """A fill, and the class of the writing that can be read on it."""
@@ -126,22 +119,17 @@ def _linear(part: float) -> float:
     return part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
 
 
-def _widened(span: tuple[float, float]) -> tuple[float, float]:
-    return span if span[1] - span[0] >= 1 else (span[0] - 0.5, span[0] + 0.5)
-
-
 def _cells(tensor: TensorLoss) -> list[Cell]:
-    if not tensor.row_classes:
-        words = f"{tensor.name} ({tensor.format}): {_decibels(tensor.weight_sqnr)}"
-        return [Cell(tensor.role, tensor.layer, tensor.weight_sqnr, words)]
+    parts = [(rows.name, rows.weight_sqnr, rows.output_sqnr) for rows in tensor.row_classes]
     return [
         Cell(
-            f"{tensor.role}.{rows.name}",
+            f"{tensor.role}.{part}" if part else tensor.role,
             tensor.layer,
-            rows.weight_sqnr,
-            f"{tensor.name} ({tensor.format}), {rows.rows} rows of {rows.name}: {_decibels(rows.weight_sqnr)}",
+            weight if output is None else output,
+            f"{tensor.name} ({tensor.format}){f', rows of {part}' if part else ''}: weights {_decibels(weight)}"
+            + ("" if output is None else f", output {_decibels(output)}"),
         )
-        for rows in tensor.row_classes
+        for part, weight, output in parts or [("", tensor.weight_sqnr, tensor.output_sqnr)]
     ]
 
 
