@@ -245,7 +245,7 @@ def _matrix(candidate: Candidate, tensor: StoredTensor, scheme: Scheme, imatrix:
     rule = candidate.rules[0]
     importance = None
     if imatrix is not None and rule.gguf is not None:
-        importance = imatrix.importance(rule.gguf, rule.role, rule.gguf_shape)
+        importance = imatrix.importance(rule.gguf, rule.role, columns)
     group = candidate.group(SHARED)
     return Matrix(
         tensor,
