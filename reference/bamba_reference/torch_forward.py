@@ -166,7 +166,7 @@ def forward(
         cu_seq_lens=_host(cu_seq_lens),
     )
     sequences = prepare(model.config, where, model.dtype, model.device)
-    x = F.embedding(ids.to(model.device), model.weights[EMBEDDING])  # (B, L, d)
+    x = embed(model, ids.to(model.device))  # (B, L, d)
     trace = [x]
     for i in range(model.config.num_hidden_layers):
         x = layer(model, i, x, sequences, state.layers[i] if state else None)
@@ -214,17 +214,30 @@ def layer(
     config, ops, prefix = model.config, model.backend, layer_prefix(index)
     w = {name: model.weights[prefix + name] for name in layer_tensors(config, index)}
 
+    def given(name: str) -> tuple[Tensor, Tensor | None, str]:
+        return w[f"{name}.weight"], w.get(f"{name}.bias"), f"{prefix}{name}.weight"
+
     def linear(name: str, x: Tensor) -> Tensor:
-        return ops.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"), f"{prefix}{name}.weight")
+        return ops.linear(x, *given(name))
 
     u = ops.rms_norm(x, w["input_layernorm.weight"], config.rms_norm_eps)  # (B, L, d)
     if config.layer_types[index] == "attention":
-        x = x + attention(model, linear, u, sequences, state if isinstance(state, AttentionState) else None)
+        mixed = attention(model, linear, u, sequences, state if isinstance(state, AttentionState) else None)
     else:
-        x = x + mixer(model, w, linear, u, sequences, state if isinstance(state, MambaState) else None)
-    u = ops.rms_norm(x, w["pre_ff_layernorm.weight"], config.rms_norm_eps)  # (B, L, d)
-    gated = ops.swiglu(linear("feed_forward.gate_proj", u), linear("feed_forward.up_proj", u))  # (B, L, ffn)
-    return x + linear("feed_forward.down_proj", gated)
+        mixed = mixer(model, w, linear, u, sequences, state if isinstance(state, MambaState) else None)
+    norm = w["pre_ff_layernorm.weight"], config.rms_norm_eps
+    if ops.add_norm is None:
+        x = x + mixed
+        u = ops.rms_norm(x, *norm)  # (B, L, d)
+    else:
+        x, u = ops.add_norm(x, mixed, *norm)
+    if ops.gate_up is None:
+        gated = ops.swiglu(linear("feed_forward.gate_proj", u), linear("feed_forward.up_proj", u))
+    else:
+        gated = ops.gate_up(u, given("feed_forward.gate_proj"), given("feed_forward.up_proj"))  # (B, L, ffn)
+    if ops.add_linear is None:
+        return x + linear("feed_forward.down_proj", gated)
+    return ops.add_linear(x, gated, *given("feed_forward.down_proj"))
 
 
 def mixer(
@@ -238,7 +251,7 @@ def mixer(
     """The Mamba-2 mixer on u (B, L, d)."""
     config, ops = model.config, model.backend
     H, P, G, N = config.mamba_n_heads, config.mamba_d_head, config.mamba_n_groups, config.mamba_d_state
-    inner, before = config.mamba_d_inner, config.mamba_d_conv - 1
+    inner = config.mamba_d_inner
     zxBCdt = linear("mamba.in_proj", u)  # (B, L, I + (I + 2GN) + H), in the order z | x, B, C | dt
     z, xBC, dt = zxBCdt.split([inner, config.mamba_conv_dim, H], dim=-1)
     if sequences.real is not None:
@@ -263,8 +276,7 @@ def mixer(
         sequences.real,
     )
     if state is not None:
-        inputs = torch.cat([state.tail, xBC[:, max(0, xBC.shape[1] - before) :]], dim=1).detach()
-        state.tail, state.h = inputs[:, inputs.shape[1] - before :], h.detach()
+        state.tail, state.h = ops.next_tail(state.tail, xBC), h.detach()
     y = ops.gated_norm(y.flatten(2), z, w["mamba.norm.weight"], G, config.rms_norm_eps)  # (B, L, I)
     return linear("mamba.out_proj", y)
 
@@ -282,6 +294,11 @@ def attention(
         k, v = state.append(k, v)  # (B, S, kv, E)
     y = ops.attention(q, k, v, config.head_dim**-0.5, sequences.starts, sequences.packed)  # (B, L, heads, E)
     return linear("self_attn.o_proj", y.flatten(2))
+
+
+def embed(model: Model, ids: Tensor) -> Tensor:
+    """Hidden states (B, L, d) before the first layer, of ids (B, L) on the model's device."""
+    return F.embedding(ids, model.weights[EMBEDDING])
 
 
 def head(model: Model, x: Tensor) -> Tensor:

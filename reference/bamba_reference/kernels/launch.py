@@ -1,0 +1,20 @@
+"""What every kernel's launch needs: block sizes, views with neighbouring last elements, and whether it is interpreted."""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor
+
+# Read by Triton when a kernel is defined, so it does not change after this module's siblings are imported.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def padded(size: int, least: int = 16, most: int = 1 << 30) -> int:
+    """The next power of two, in which Triton's blocks come, between ``least`` and ``most``."""
+    return min(most, max(least, 1 << (size - 1).bit_length()))
+
+
+def rows_apart(x: Tensor) -> Tensor:
+    """x itself where neighbours of the last dimension lie side by side, else a copy in which they do."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

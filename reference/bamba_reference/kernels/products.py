@@ -1,0 +1,162 @@
+"""Matrix products: cuBLAS for many rows, and for a few rows a Triton kernel that reads each weight once.
+
+A product of a few rows takes as long as its matrix takes to cross the memory bus; what surrounds it (bias,
+SwiGLU, the addition to the residual stream) is done where the sums already are. Sums are float32.
+"""
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bamba_reference import torch_ops
+from bamba_reference.kernels.elementwise import swiglu
+from bamba_reference.kernels.launch import padded
+
+# Rows of activations up to which a matrix is read by the kernel below.
+FEW = 4
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Rows of the matrix a program multiplies, terms of their sums it loads at once, and its warps."""
+
+    rows: int = 8
+    terms: int = 1024
+    warps: int = 4
+
+
+DEFAULT = Tuning()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+    """``torch_ops.linear``: x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out)."""
+    if _few(x, weight):
+        return few_rows(x, weight, bias=bias)
+    return F.linear(x, weight, bias)
+
+
+def add_linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+    """x + linear(y), rounded once, in the memory of x: x (…, out), y (…, in)."""
+    if _few(y, weight):
+        return few_rows(y, weight, bias=bias, residual=x)
+    total = x.view(-1, x.shape[-1])
+    if bias is not None:
+        total += bias
+    return torch.addmm(total, y.reshape(-1, y.shape[-1]), weight.t(), out=total).view(x.shape)
+
+
+def gate_up(
+    x: Tensor,
+    gate: tuple[Tensor, Tensor | None, str],
+    up: tuple[Tensor, Tensor | None, str],
+) -> Tensor:
+    """silu(linear(x, gate)) * linear(x, up), each given as weight (ffn, d), bias and name: (…, ffn)."""
+    if gate[1] is None and up[1] is None and _few(x, gate[0]) and gate[0].stride() == up[0].stride():
+        return few_rows(x, gate[0], gated=up[0])
+    return swiglu(linear(x, *gate), linear(x, *up))
+
+
+def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
+    """``torch_ops.head``: logits (…, V), float32: exact products of the model's dtype, summed in float32."""
+    if x.dtype == torch.float32 or not x.is_cuda:
+        return torch_ops.head(x, weight, name)
+    if _few(x, weight):
+        return few_rows(x, weight, dtype=torch.float32)
+    flat = x.reshape(-1, x.shape[-1])
+    return torch.mm(flat, weight.t(), out_dtype=torch.float32).view(*x.shape[:-1], len(weight))
+
+
+def _few(x: Tensor, weight: Tensor) -> bool:
+    return x.is_cuda and x.numel() <= FEW * x.shape[-1] and x.dtype != torch.float32 and weight.stride(1) == 1
+
+
+def few_rows(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    gated: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    tuning: Tuning = DEFAULT,
+) -> Tensor:
+    """x (…, in) times weight (out, in) transposed, plus bias (out,), plus residual (…, out): (…, out) of ``dtype``.
+
+    With ``gated``, a second matrix of weight's shape and strides: silu of the first product times the second.
+    """
+    rows, terms = weight.shape
+    flat = x.reshape(-1, terms)
+    out = torch.empty(*x.shape[:-1], rows, dtype=dtype or x.dtype, device=x.device)
+    grid = (-(-rows // tuning.rows),)
+    _few_rows[grid](
+        flat,
+        weight,
+        gated,
+        bias,
+        None if residual is None else residual.reshape(-1, rows),
+        out,
+        len(flat),
+        rows,
+        terms,
+        flat.stride(0),
+        weight.stride(0),
+        COUNT=padded(len(flat), least=1),
+        ROWS=tuning.rows,
+        TERMS=min(tuning.terms, padded(terms)),
+        num_warps=tuning.warps,
+    )
+    return out
+
+
+@triton.jit
+def _few_rows(
+    x: tl.tensor,
+    weight: tl.tensor,
+    gated: tl.tensor,
+    bias: tl.tensor,
+    residual: tl.tensor,
+    out: tl.tensor,
+    count: tl.tensor,
+    rows: tl.tensor,
+    terms: tl.tensor,
+    x_row: tl.tensor,
+    weight_row: tl.tensor,
+    COUNT: tl.constexpr,
+    ROWS: tl.constexpr,
+    TERMS: tl.constexpr,
+) -> None:
+    r, m = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COUNT)  # (r,), (m,)
+    line = r.to(tl.int64)[:, None] * weight_row  # (r, 1)
+    total = tl.zeros((COUNT, ROWS, TERMS), tl.float32)
+    second = tl.zeros((COUNT, ROWS, TERMS), tl.float32)
+    for start in range(0, terms, TERMS):
+        k = start + tl.arange(0, TERMS)  # (k,)
+        here = (r < rows)[:, None] & (k < terms)[None, :]
+        w = tl.load(weight + line + k[None, :], mask=here, other=0, eviction_policy="evict_first")
+        if gated is not None:
+            v = tl.load(gated + line + k[None, :], mask=here, other=0, eviction_policy="evict_first")
+        xs = tl.load(
+            x + m[:, None] * x_row + k[None, :], mask=(m < count)[:, None] & (k < terms)[None, :], other=0
+        ).to(tl.float32)  # (m, k)
+        total += xs[:, None, :] * w.to(tl.float32)[None, :, :]
+        if gated is not None:
+            second += xs[:, None, :] * v.to(tl.float32)[None, :, :]
+    y = tl.sum(total, axis=2)  # (m, r)
+    if bias is not None:
+        y += tl.load(bias + r, mask=r < rows, other=0).to(tl.float32)[None, :]
+    if gated is not None:
+        y = y / (1 + tl.exp(-y)) * tl.sum(second, axis=2)
+    place = m[:, None] * rows + r[None, :]
+    here = (m < count)[:, None] & (r < rows)[None, :]
+    if residual is not None:
+        y += tl.load(residual + place, mask=here, other=0).to(tl.float32)
+    tl.store(out + place, y.to(out.dtype.element_ty), mask=here)
+
+
