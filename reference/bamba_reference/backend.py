@@ -33,7 +33,8 @@ class Backend:
     ``add_linear(x, y, weight, bias, name)`` gives x + linear(y, …) and may write it over x;
     ``gate_up(x, gate, up)``, each of them (weight, bias, name), gives swiglu of the two products.
     ``next_tail(tail, xBC)`` is what of a convolution's inputs the next call needs. ``decoder(model, state,
-    room)`` continues from a state as ``kernels.decode.Decoder`` does.
+    room)`` continues from a state as ``kernels.decode.Decoder`` does. ``arrange(weights)`` gives a model's
+    weights as the products want them in memory.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Backend:
     gate_up: Callable[..., Any] | None = None
     next_tail: Callable[..., Any] = torch_ops.next_tail
     decoder: Callable[..., Any] | None = None
+    arrange: Callable[..., Any] = dict
 
 
 TORCH = Backend(

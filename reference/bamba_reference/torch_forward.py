@@ -103,7 +103,7 @@ def load(
     for name, shape in tensor_shapes(config).items():
         tensors[name] = to_tensor(weights[name], stored_dtype(name, dtype), device)
         check_shape(name, tensors[name].shape, shape)
-    return Model(config, tensors, dtype, device, backend, chunk or default_chunk(device))
+    return Model(config, backend.arrange(tensors), dtype, device, backend, chunk or default_chunk(device))
 
 
 def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -23,4 +23,5 @@ TRITON = replace(
     add_linear=products.add_linear,
     gate_up=products.gate_up,
     decoder=Decoder,
+    arrange=products.arrange,
 )

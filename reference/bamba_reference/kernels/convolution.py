@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bamba_reference.kernels.launch import padded, rows_apart
+from bamba_reference.kernels.launch import check, padded, rows_apart
 
 _CHANNELS = 256
 
@@ -21,6 +21,7 @@ def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: 
 
     The result has xBC's dtype.
     """
+    check(xBC)
     xBC, tail = rows_apart(xBC), rows_apart(tail)
     B, L, W = xBC.shape
     out = torch.empty(B, L, W, dtype=xBC.dtype, device=xBC.device)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bamba_reference.kernels.launch import padded
+from bamba_reference.kernels.launch import check, padded
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -22,6 +22,7 @@ def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tens
 
 
 def _norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    check(x)
     flat = x.reshape(-1, x.shape[-1])
     more = None if delta is None else delta.reshape(flat.shape)
     total = flat if more is None else torch.empty_like(flat)
@@ -48,6 +49,7 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) ->
 
     z (B, L, I) may be strided along B and L.
     """
+    check(z)
     B, L, inner = z.shape
     y = y.reshape(B * L, inner)
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
