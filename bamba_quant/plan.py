@@ -145,7 +145,9 @@ def plan_gguf(
         _check_requantization(tensor, number_format, allow_requantize)
         importance = None
         if imatrix is not None and number_format.dtype is None:
-            importance = imatrix.importance(str(rule.gguf), rule.role, rule.gguf_shape)
+            importance = imatrix.importance(
+                str(rule.gguf), rule.role, rule.gguf_shape[-1], math.prod(rule.gguf_shape[:-2])
+            )
             if importance is None:
                 note = "; ".join(filter(None, [note, "the importance matrix does not cover it"]))
         if (

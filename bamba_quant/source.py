@@ -78,7 +78,9 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
             fix="check config.json (biases, layer types); adapters must be merged before conversion",
         )
     found = [[name for name in rule.spellings if name in checkpoint.tensors] for rule in rules]
-    missing = [rule.hf for rule, names in zip(rules, found, strict=True) if not names and rule.gguf is not None]
+    missing = [
+        rule.hf for rule, names in zip(rules, found, strict=True) if not names and rule.gguf is not None
+    ]
     if missing:
         raise PlanError(
             "the checkpoint lacks tensors that config.json implies",

@@ -42,7 +42,9 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         if tensor.format.dtype is not None and not moved:
             section = tensor.section
             stacked = 1 if section is None else section.period // section.length
-            mapped = np.memmap(tensor.file, tensor.format.dtype, "r", tensor.offset, stacked * tensor.elements)
+            mapped: NDArray[Any] = np.memmap(
+                tensor.file, tensor.format.dtype, "r", tensor.offset, stacked * tensor.elements
+            )
             if section is not None:
                 whole = mapped.reshape(-1, section.period, tensor.columns)
                 mapped = whole[:, section.start : section.start + section.length]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from bamba_quant.checkpoint import open_checkpoint
@@ -45,9 +45,7 @@ def test_weights_have_the_references_names(name: str, case: str, kind: str, tmp_
     directory = save(random_case(name, case), tmp_path / "m")
     original = load_model(directory)
     found = (
-        original
-        if kind == "directory"
-        else load_model(to_gguf(directory, tmp_path / "m.gguf", vocab=False))
+        original if kind == "directory" else load_model(to_gguf(directory, tmp_path / "m.gguf", vocab=False))
     )
     assert {key: value.shape for key, value in found.weights.items()} == tensor_shapes(original.config)
     for key, value in original.weights.items():
@@ -138,7 +136,6 @@ def test_tensors_that_do_not_fit(name: str, tmp_path: Path) -> None:
     directory = save(random_case(name), tmp_path / "m")
     config = json.loads((directory / "config.json").read_text())
     tensors = load_file(directory / "model.safetensors")
-    from safetensors.torch import save_file
 
     def broken(change: dict[str, Any], without: str | None = None) -> Path:
         kept = {key: tensor for key, tensor in tensors.items() if key != without}
@@ -168,11 +165,7 @@ def test_tensors_that_do_not_fit(name: str, tmp_path: Path) -> None:
 def test_one_tensor_under_two_names(tmp_path: Path) -> None:
     directory = save(random_case("mamba2"), tmp_path / "m")
     tensors = load_file(directory / "model.safetensors")
-    from safetensors.torch import save_file
-
-    save_file(
-        tensors | {"backbone.embedding.weight": torch.zeros(160, 64)}, directory / "model.safetensors"
-    )
+    save_file(tensors | {"backbone.embedding.weight": torch.zeros(160, 64)}, directory / "model.safetensors")
     with pytest.raises(PlanError, match="under two names"):
         plan_conversion(directory, vocab=False)
 
@@ -180,8 +173,6 @@ def test_one_tensor_under_two_names(tmp_path: Path) -> None:
 def test_codestral_mambas_own_names(tmp_path: Path) -> None:
     model = random_case("mamba2", "groups 2")
     directory = save(model, tmp_path / "m")
-    from safetensors.torch import save_file
-
     renamed = {
         f"model.{key.replace('embeddings', 'embedding')}": tensor
         for key, tensor in load_file(directory / "model.safetensors").items()

@@ -161,7 +161,7 @@ def test_key_values_that_do_not_fit(change: dict[str, Value], complaint: str, tm
 def test_another_architecture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = save_checkpoint(random_bamba(), tmp_path / "m")
     bamba = architecture_of({"model_type": "bamba"})
-    other: Architecture = replace(bamba, gguf_architecture="llama")
+    other: Architecture = replace(bamba, gguf_architectures=("llama",))
     monkeypatch.setattr("bamba_quant.source.architecture_of", lambda hf: other)
     with pytest.raises(CheckpointError, match="'llama', not 'granitehybrid'"):
         plan_repair(faulty(directory, tmp_path / "other.gguf"))

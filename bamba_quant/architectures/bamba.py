@@ -60,7 +60,7 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
 
 
 def _config_of_gguf(values: Values, tensors: Collection[str]) -> Config:
-    """``_gguf_metadata`` read back; biases show in the tensors' names. Raises ``ArchitectureError`` for missing keys."""
+    """``_gguf_metadata`` read back; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
     read = keys.Reader(values)
     attention = read.attention(tensors)
     return Config(

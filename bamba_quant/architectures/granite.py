@@ -120,7 +120,10 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
         (
             *mixer,
             *keys.common_refusals(config),
-            *((key, value, value != 0, "another number (0 stands for none)") for key, value in multipliers.items()),
+            *(
+                (key, value, value != 0, "another number (0 stands for none)")
+                for key, value in multipliers.items()
+            ),
             (
                 "layer_types",
                 "attention in no layer",
@@ -140,7 +143,7 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
 
 
 def _config_of_gguf(values: Values, tensors: Collection[str]) -> Config:
-    """``_gguf_metadata`` read back; biases show in the tensors' names. Raises ``ArchitectureError`` for missing keys."""
+    """``_gguf_metadata`` read back; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
     read = keys.Reader(values)
     attention = read.attention(tensors)
     experts = int(read("expert_count", 0))

@@ -12,7 +12,7 @@ from gguf import Keys
 from bamba_quant.architectures.rules import Metadata, Values
 from bamba_quant.checkpoint.gguf_values import float32, uint32
 from bamba_quant.errors import ArchitectureError
-from bamba_reference.config import Config
+from bamba_reference.config import Config, LayerType
 
 _LLAMA_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp's src/llama-hparams.h
 
@@ -90,6 +90,10 @@ class Reader:
             "max_position_embeddings": self.count("context_length"),
             **self.special_tokens(),
         }
+
+    def layers(self, kind: LayerType) -> dict[str, Any]:
+        """The field of ``Config`` of a model with one kind of layer."""
+        return {"layer_types": (kind,) * self.count("block_count")}
 
     def mamba2(self, tensors: Collection[str]) -> dict[str, Any]:
         """The fields of ``Config`` that Mamba-2 layers have; biases show in the tensors' names."""
@@ -242,7 +246,9 @@ def hf_mamba2(config: Config) -> dict[str, Any]:
 
 
 def _hf_time_step_limit(config: Config) -> dict[str, Any]:
-    return {} if config.time_step_limit == (0.0, math.inf) else {"time_step_limit": list(config.time_step_limit)}
+    return (
+        {} if config.time_step_limit == (0.0, math.inf) else {"time_step_limit": list(config.time_step_limit)}
+    )
 
 
 def hf_mixers(config: Config) -> dict[str, Any]:

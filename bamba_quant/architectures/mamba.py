@@ -113,9 +113,7 @@ def _gguf_metadata(config: Config) -> Metadata:
 
 def _check_gguf(config: Config) -> tuple[str, ...]:
     """What llama.cpp's graph for ``mamba`` has no place for (``ArchitectureError``), and what it does otherwise."""
-    keys.refuse(
-        (keys.expansion_refusal(config), *keys.mixer_refusals(config), *keys.common_refusals(config))
-    )
+    keys.refuse((keys.expansion_refusal(config), *keys.mixer_refusals(config), *keys.common_refusals(config)))
     if config.mixer_rms_eps in (None, config.rms_norm_eps):
         return ()
     exponent = _epsilon_exponent(config)
@@ -127,13 +125,13 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
 
 
 def _config_of_gguf(values: Values, tensors: Collection[str]) -> Config:
-    """``_gguf_metadata`` read back; biases show in the tensors' names. Raises ``ArchitectureError`` for missing keys."""
+    """``_gguf_metadata`` read back; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
     read = keys.Reader(values)
     shape = read.shape(tensors)
     return Config(
         **shape,
         **keys.ONLY_MIXERS,
-        layer_types=("mamba1",) * read.count("block_count"),
+        **read.layers("mamba1"),
         mamba_expand=read.count("ssm.inner_size") // shape["hidden_size"],
         mamba_n_heads=0,
         mamba_d_head=0,

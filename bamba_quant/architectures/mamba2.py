@@ -27,12 +27,12 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
 
 
 def _config_of_gguf(values: Values, tensors: Collection[str]) -> Config:
-    """``_gguf_metadata`` read back; biases show in the tensors' names. Raises ``ArchitectureError`` for missing keys."""
+    """``_gguf_metadata`` read back; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
     read = keys.Reader(values)
     return Config(
         **read.shape(tensors),
         **keys.ONLY_MIXERS,
-        layer_types=("mamba",) * read.count("block_count"),
+        **read.layers("mamba"),
         **read.mamba2(tensors),
     )
 

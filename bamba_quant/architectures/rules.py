@@ -27,9 +27,9 @@ class Rule:
     they are the reference's. ``shape`` and ``gguf_shape`` (where it differs) follow from the configuration, in
     numpy's order. ``section`` (k, n) says that a checkpoint stacks this tensor as number k of n along the rows of
     each matrix. ``layers`` gives the layers that have the tensor; a name without ``{i}`` stands once. ``when`` says
-    whether a configuration has the tensor at all. A rule whose ``gguf`` is None covers a tensor that is left out,
-    for the reason in ``left_out``; such a tensor may also be missing, and must equal the one that the reference
-    names ``equal_to``, if that is given.
+    whether a configuration has the tensor at all. A rule whose ``gguf`` is None covers a tensor that GGUF has no
+    place for, or that no output needs, for the reason in ``left_out``; such a tensor may also be missing, and must
+    equal the one that the reference names ``equal_to``, if that is given.
     """
 
     name: str
@@ -90,11 +90,11 @@ Values = Mapping[str, Value]
 class Architecture:
     """A model family: which configurations are its own, its table, and what GGUF calls and needs for it.
 
-    ``name`` is that of the reference's family. ``gguf_architectures`` are the names GGUF knows it by and ``gguf_name``
-    chooses one; ``reads_gguf`` tells a file from another family's of the same name. ``gguf_metadata`` gives the keys below that name; ``check_gguf`` raises ``ArchitectureError``
-    for what llama.cpp cannot represent, and notes what it does a little otherwise. ``config_of_gguf`` reads
-    key-values and tensor names back; ``hf_config`` gives the config.json that transformers 4 and 5 both read,
-    without the dtype.
+    ``name`` is that of the reference's family. ``gguf_architectures`` are the names GGUF knows it by and
+    ``gguf_name`` chooses one; ``reads_gguf`` tells a file from another family's of the same name. ``gguf_metadata``
+    gives the keys below that name; ``check_gguf`` raises ``ArchitectureError`` for what llama.cpp cannot represent,
+    and notes what it does a little otherwise. ``config_of_gguf`` reads key-values and tensor names back;
+    ``hf_config`` gives the config.json that transformers 4 and 5 both read, without the dtype.
     """
 
     name: str
@@ -197,5 +197,7 @@ def architecture_of_gguf(values: Values) -> Architecture:
     raise ArchitectureError(
         "this file's architecture is not supported",
         found=name,
-        expected=", ".join(sorted({kind for known in _registry.values() for kind in known.gguf_architectures})),
+        expected=", ".join(
+            sorted({kind for known in _registry.values() for kind in known.gguf_architectures})
+        ),
     )

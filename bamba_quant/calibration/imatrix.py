@@ -5,7 +5,6 @@ Two forms: GGUF (tools/imatrix/imatrix.cpp, ``save_imatrix``) and the older .dat
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,10 +49,11 @@ class Imatrix:
             del values["quantize.imatrix.chunks_count"]
         return values
 
-    def importance(self, name: str, role: str, shape: tuple[int, ...]) -> F32 | None:
+    def importance(self, name: str, role: str, columns: int, matrices: int = 1) -> F32 | None:
         """The importance of the columns of a tensor, or None where llama-imatrix measures none.
 
-        Its shape is (columns,), for a stack of matrices (matrices, columns). Raises ``PlanError`` naming the tensor when its entry is missing or has another length.
+        Its shape is (columns,), of several stacked ``matrices`` (matrices, columns). Raises ``PlanError`` naming the
+        tensor when its entry is missing or has another length.
         """
         entry = self.entries.get(name)
         if entry is None:
@@ -65,16 +65,15 @@ class Imatrix:
                 found=f"{len(self.entries)} entries",
                 fix="measure it on this model; entries are named as in its GGUF",
             )
-        needed = (*shape[:-2], shape[-1])
-        if entry.size != math.prod(needed):
+        if entry.size != matrices * columns:
             raise PlanError(
                 "an entry of the importance matrix does not fit its tensor",
                 where=f"{self.file}, tensor {name}",
                 found=f"{entry.size} values",
-                expected=f"{math.prod(needed)}, one for each column",
+                expected=f"{matrices * columns}, one for each column",
                 fix="measure it on this model",
             )
-        return entry.reshape(needed)
+        return entry.reshape(matrices, columns) if matrices > 1 else entry
 
 
 def read_imatrix(file: Path) -> Imatrix:

@@ -147,7 +147,6 @@ class RawReader:
                 )
             done += count
 
-
     def read_rows(self, tensor: StoredTensor, row_bytes: int, first: int, stop: int, buffer: U8) -> None:
         """Fill ``buffer`` with rows ``first`` to ``stop`` of ``tensor``, each ``row_bytes`` long. Raises likewise."""
         for row, place, count in row_runs(tensor.section, first, stop):

@@ -50,6 +50,10 @@ def eight_experts(place: Place) -> bool:
     return place.experts == 8
 
 
+def several_experts(place: Place) -> bool:
+    return place.experts > 1
+
+
 def first_eighth_measured(place: Place) -> bool:
     return place.imatrix and first_eighth(place)
 
@@ -127,4 +131,23 @@ _recipe(
     "tq1_0",
     "ternary, 1.7 bits, for models trained so",
     token_embd=Choice("q4_k"),
+)
+
+# In this one alone experts are told from the feed-forward network beside them.
+_NO_EXPERTS = """
+    token_embd output attn_q attn_k attn_v attn_output ssm_in ssm_out ssm_x ssm_dt_proj ffn_gate ffn_up ffn_down
+    ffn_gate_shexp ffn_up_shexp ffn_down_shexp
+""".split()
+register(
+    Recipe(
+        "mxfp4_moe",
+        FileType.MOSTLY_MXFP4_MOE,
+        "mxfp4",
+        "experts in four-bit floats, everything else in q8_0",
+        {role: (Choice("q8_0"),) for role in _NO_EXPERTS}
+        | {
+            f"ffn_{which}_exps": (Choice("mxfp4", several_experts), Choice("q8_0"))
+            for which in ("gate", "up", "down")
+        },
+    )
 )

@@ -92,6 +92,7 @@ def select_formats(
             continue
         name = recipe.default
         role = "output" if tied and rule.role == "token_embd" else _SAME_RULES.get(rule.role, rule.role)
+        asked = rule.role if rule.role in recipe.roles and role != "output" else role
         if role == "output" and wishes.output_tensor_type is not None and not wishes.pure:
             selected.append(_filled(_writable(wishes.output_tensor_type), rule))
             continue
@@ -102,7 +103,7 @@ def select_formats(
             index = rule.layer if feed_forward and experts > 1 and rule.layer is not None else seen[role]
             place = Place(index, layers if feed_forward else counts[role], grouped_query, experts, imatrix)
             seen[role] += 1
-            name = recipe.format_for(role, place)
+            name = recipe.format_for(asked, place)
             if role == "output" and not format_named(recipe.default).fits(rule.gguf_shape[-1]):
                 name = "q8_0"
         selected.append(_filled(format_named(name), rule))

@@ -50,7 +50,7 @@ def read_encoder(checkpoint: Checkpoint) -> Encoder:
 
 def _from_directory(directory: Path) -> Encoder:
     file = tokenizer_file(directory)
-    if file.name == "tokenizer.model":
+    if file.name != "tokenizer.json":
         add_bos = optional(tokenizer_config(directory), "add_bos_token", bool, directory, TokenizerError)
         return _sentencepiece(file.read_bytes(), add_bos)
     from tokenizers import Tokenizer

@@ -21,15 +21,19 @@ class Added:
 
 
 def tokenizer_file(directory: Path) -> Path:
-    """tokenizer.model, which goes before a tokenizer.json made from it. Raises ``TokenizerError`` without either."""
-    for name in ("tokenizer.model", "tokenizer.json"):
+    """A SentencePiece model, which goes before a tokenizer.json made from it. Raises ``TokenizerError`` without either.
+
+    Mistral calls the one of Codestral-Mamba tokenizer.model.v3.
+    """
+    for name in ("tokenizer.model", "tokenizer.model.v3", "tokenizer.json"):
         if (directory / name).is_file():
             return directory / name
     raise TokenizerError(
         "the directory has no tokenizer",
         where=directory,
         expected="tokenizer.json or tokenizer.model",
-        fix="copy the tokenizer's files there; to convert without a vocabulary: --no-vocab",
+        fix="copy the tokenizer's files there (state-spaces' models have GPT-NeoX's); to convert without a vocabulary: "
+        "--no-vocab",
     )
 
 

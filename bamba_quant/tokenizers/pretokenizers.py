@@ -40,6 +40,14 @@ CL100K = (
 _BYTES: Step = ("ByteLevel", False)
 _GPT2: Step = ("ByteLevel", True)
 
+# Falcon's and FalconMamba's: punctuation first, digits last, in threes from the left.
+FALCON: tuple[Step, ...] = (
+    ("Punctuation", "Contiguous"),
+    _GPT2,
+    ("Digits", False),
+    ("Split", "[0-9][0-9][0-9]", "Isolated"),
+)
+
 # Measured: llama.cpp's patterns for these two leave out \p{M} and tell case by ASCII letters.
 _NO_MARKS = (
     "llama.cpp cuts words at combining marks, and words of mixed case outside ASCII, unlike this tokenizer"
@@ -73,12 +81,13 @@ TABLE: tuple[PreTokenizer, ...] = (
     PreTokenizer("tekken", _split(TEKKEN), ignore_merges=True, differs=_NO_MARKS),
     PreTokenizer("gpt-2", (_GPT2,), ignore_merges=False),
     PreTokenizer("starcoder", (("Digits", True), _GPT2), ignore_merges=False),
+    PreTokenizer("falcon", FALCON, ignore_merges=False),
 )
 
 # Names of llama.cpp's byte-level pre-tokenizers that --pre takes on the user's word.
 _OTHER_NAMES = """
     afmoe bailingmoe bloom chameleon chatglm-bpe codeshell command-r dbrx deepseek-coder
-    deepseek-llm deepseek-r1-qwen deepseek-v3 exaone exaone-moe exaone4 falcon falcon-h1 falcon3
+    deepseek-llm deepseek-r1-qwen deepseek-v3 exaone exaone-moe exaone4 falcon-h1 falcon3
     glm4 gpt3-finnish granite-docling granite-embed-multi-97m grok-2 hunyuan hunyuan-dense jais
     jais-2 kimi-k2 llama3 llama4 megrez mellum2 minerva-7b minimax-m2 mpt olmo phi-2 pixtral
     poro-chat qwen35 refact seed-coder smollm solar-open stablelm2 superbpe tiny_aya trillion viking
@@ -155,6 +164,8 @@ def _step(step: Mapping[str, Any]) -> Step:
         use_regex = step.get("use_regex", True)
         if step.get("add_prefix_space") in (None, False) and isinstance(use_regex, bool):
             return (kind, use_regex)
+    elif kind == "Punctuation" and isinstance(step.get("behavior"), str):
+        return (kind, step["behavior"])
     elif kind == "Digits" and isinstance(step.get("individual_digits"), bool):
         return (kind, step["individual_digits"])
     return (kind, *(f"{key}={reprlib.repr(value)}" for key, value in sorted(step.items()) if key != "type"))

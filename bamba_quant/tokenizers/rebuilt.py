@@ -57,6 +57,7 @@ def byte_level_bpe(
     row = splitting(path, read, fix)
     build: dict[str, Callable[..., Any]] = {
         "Split": lambda pattern, behaviour: pre_tokenizers.Split(Regex(pattern), behaviour.lower()),
+        "Punctuation": lambda behaviour: pre_tokenizers.Punctuation(behaviour.lower()),
         "Digits": lambda individual: pre_tokenizers.Digits(individual_digits=individual),
         "ByteLevel": lambda regex: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex),
     }

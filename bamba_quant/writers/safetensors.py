@@ -42,8 +42,8 @@ class Shard:
 def place(rows: Sequence[PlanRow], max_bytes: int | None) -> tuple[PlanRow, ...]:
     """Give every row its shard and its offset behind the header, without gaps, as the format wants.
 
-    Sections of one tensor share its offset. A shard is closed before the tensor that would overfill it. Wider dtypes come first in it, so that every number
-    is aligned.
+    Sections of one tensor share its offset. A shard is closed before the tensor that would overfill it. Wider
+    dtypes come first in it, so that every number is aligned.
     """
     tensors: dict[str, list[PlanRow]] = {}
     for row in rows:

@@ -30,7 +30,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows ``start`` to ``stop`` of a plan's row, through ``quantize``, to the tensor at ``offset`` of ``descriptor``."""
+    """Rows ``start`` to ``stop`` of a plan's row, through ``quantize``, to its tensor at byte ``offset``."""
 
     row: PlanRow
     quantize: Quantize

@@ -1,4 +1,4 @@
-"""Every architecture's table: its names are gguf-py's and the reference's, its shapes transformers' and the reference's."""
+"""Every architecture's table: its names are gguf-py's and the reference's, its shapes those of transformers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from tests.support.models import hf_config, random_bamba
 
 
 def configured(name: str, case: str = "plain", **overrides: Any) -> tuple[Architecture, Config]:
-    hf = random_case(name, case).config.to_dict() | {"architectures": [FAMILIES[name].model.__name__]} | overrides
+    hf = (
+        random_case(name, case).config.to_dict()
+        | {"architectures": [FAMILIES[name].model.__name__]}
+        | overrides
+    )
     return architecture_of(hf), Config.from_hf(hf)
 
 
@@ -28,7 +32,9 @@ def test_every_family_of_the_reference_has_a_table_and_tests() -> None:
     names = {architecture.name for architecture in architectures()}
     assert names == {family.name for family in families()} == FAMILIES.keys()
     by_name = {family.name: family.classes for family in families()}
-    assert all(by_name[architecture.name] == architecture.hf_architectures for architecture in architectures())
+    assert all(
+        by_name[architecture.name] == architecture.hf_architectures for architecture in architectures()
+    )
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
@@ -40,7 +46,9 @@ def test_gguf_names_are_those_of_gguf_py(name: str, case: str) -> None:
         if known == architecture.gguf_architecture(config)
     )
     names = gguf.get_tensor_name_map(model_type, 4)
-    known = {gguf.TENSOR_NAMES[kind].format(bid=i) for kind in gguf.MODEL_TENSORS[model_type] for i in range(4)}
+    known = {
+        gguf.TENSOR_NAMES[kind].format(bid=i) for kind in gguf.MODEL_TENSORS[model_type] for i in range(4)
+    }
     for rule in architecture.tensors(config):
         if rule.gguf is None:
             continue
@@ -72,6 +80,8 @@ def test_table_covers_what_transformers_writes(name: str, case: str, tmp_path: P
         stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     rules = [rule for rule in architecture.tensors(config) if not rule.left_out]
     assert {rule.hf: rule.hf_shape for rule in rules} == stored
+
+
 def test_unsupported_architecture_lists_the_supported() -> None:
     with pytest.raises(ArchitectureError, match=r"LlamaForCausalLM[\s\S]*BambaForCausalLM"):
         architecture_of({"architectures": ["LlamaForCausalLM"]})

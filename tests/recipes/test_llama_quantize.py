@@ -17,6 +17,7 @@ from bamba_quant.recipes import Recipe, Wishes, recipe_named, recipes
 from bamba_quant.source import open_source
 from tests.support import llama
 from tests.support.conversion import assert_same_tensors, to_gguf
+from tests.support.families import FAMILIES, save
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.shared import shared
 
@@ -34,6 +35,33 @@ MODELS: dict[str, dict[str, Any]] = {
     "tied": DEEP | {"tie_word_embeddings": True, "num_hidden_layers": 8, "attn_layer_indices": [1, 5]},
     "rows of 96 and 272": ODD,
 }
+# Of the other families, what llama-quantize's rules look at: key-value heads, experts, ties, lengths of rows.
+_GRANITE: dict[str, Any] = {
+    "hidden_size": 256, "shared_intermediate_size": 256, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 1, "mamba_d_head": 64, "vocab_size": 64,
+    "layer_types": ["mamba", "attention"],
+}  # fmt: skip
+_ALONE: dict[str, Any] = {"layer_types": ["attention"] * 2, "position_embedding_type": "rope"}
+_EIGHT: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2}
+_MIXERS: dict[str, Any] = {"hidden_size": 256, "vocab_size": 64, "num_hidden_layers": 1}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite, eight experts": ("granitemoehybrid", _GRANITE | _EIGHT),
+    "granite, attention alone, tied": ("granitemoehybrid", _GRANITE | _ALONE | {"tie_word_embeddings": True}),
+    "mamba2": ("mamba2", _MIXERS | {"num_heads": 8, "head_dim": 64, "n_groups": 2}),
+    "mamba, a rank of 48": ("mamba", _MIXERS | {"time_step_rank": 48}),
+    "falcon_mamba": ("falcon_mamba", _MIXERS | {"tie_word_embeddings": False, "time_step_rank": 256}),
+}
+# Where rules go by the layer: sixteen, and where experts and their neighbour share a count.
+_DEEP_GRANITE: dict[str, Any] = {
+    **_GRANITE, "num_hidden_layers": 16, "layer_types": ["attention", *["mamba", "attention", "attention"] * 5],
+    "num_experts_per_tok": 1, "intermediate_size": 256,
+}  # fmt: skip
+DEEP_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite, dense": ("granitemoehybrid", _DEEP_GRANITE),
+    "granite, one expert": ("granitemoehybrid", _DEEP_GRANITE | {"num_local_experts": 1}),
+    "granite, two experts": ("granitemoehybrid", _DEEP_GRANITE | {"num_local_experts": 2}),
+}
+BY_LAYER = ("q2_k", "q3_k_m", "q4_k_m", "q5_0", "iq4_xs")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +71,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
     made = {}
     for name, overrides in MODELS.items():
         directory = save_checkpoint(random_bamba(**overrides), base / name, dtype="bfloat16")
+        made[name] = (directory, to_gguf(directory, base / f"{name}.gguf", "bf16", vocab=False))
+    for name, (family, overrides) in (OTHERS | DEEP_OTHERS).items():
+        directory = save(FAMILIES[family].random(**overrides), base / name, dtype="bfloat16")
         made[name] = (directory, to_gguf(directory, base / f"{name}.gguf", "bf16", vocab=False))
     return made
 
@@ -59,11 +90,14 @@ def random_imatrix(model: Path, file: Path) -> dict[str, np.ndarray]:
     for _, rule in open_source(model).pairs:
         if rule.gguf is None or rule.role == "token_embd" or len(rule.gguf_shape) < 2:
             continue
-        sums = (100 * rng.chisquare(1, rule.gguf_shape[-1])).astype(np.float32)
-        sums[rng.random(sums.size) < 0.05] = 0
-        writer.add_tensor(f"{rule.gguf}.in_sum2", sums[None])
-        writer.add_tensor(f"{rule.gguf}.counts", np.full((1, 1), 3584, np.float32))
-        importance[str(rule.gguf)] = sums / np.float32(3584)
+        # Of a stack of matrices each has its own, over as many tokens as were sent to that expert.
+        count = rule.gguf_shape[0] if len(rule.gguf_shape) == 3 else 1
+        sums = (100 * rng.chisquare(1, (count, rule.gguf_shape[-1]))).astype(np.float32)
+        sums[rng.random(sums.shape) < 0.05] = 0
+        tokens = np.full((count, 1), 3584, np.float32) - 100 * np.arange(count, dtype=np.float32)[:, None]
+        writer.add_tensor(f"{rule.gguf}.in_sum2", sums)
+        writer.add_tensor(f"{rule.gguf}.counts", tokens)
+        importance[str(rule.gguf)] = (sums / tokens).reshape(-1)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -71,8 +105,12 @@ def random_imatrix(model: Path, file: Path) -> dict[str, np.ndarray]:
     return importance
 
 
-@pytest.mark.parametrize("recipe", QUANTIZED, ids=lambda recipe: recipe.name)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "recipe"),
+    [(model, recipe) for model in (*MODELS, *OTHERS) for recipe in QUANTIZED]
+    + [(model, recipe_named(name)) for model in DEEP_OTHERS for name in BY_LAYER],
+    ids=lambda value: value.name if isinstance(value, Recipe) else value,
+)
 def test_random_models(
     recipe: Recipe, model: str, checkpoints: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:

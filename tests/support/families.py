@@ -58,13 +58,19 @@ class Family:
 def _mamba_original(config: Any) -> dict[str, Any]:
     return {
         "d_model": config.hidden_size, "n_layer": config.num_hidden_layers, "vocab_size": config.vocab_size - 3,
-        "ssm_cfg": {"d_state": config.state_size, "dt_rank": config.time_step_rank}, "rms_norm": True, "residual_in_fp32": True, "fused_add_norm": True,
+        "ssm_cfg": {"d_state": config.state_size, "dt_rank": config.time_step_rank}, "rms_norm": True,
+        "residual_in_fp32": True, "fused_add_norm": True,
         "pad_vocab_size_multiple": 8,
     }  # fmt: skip
 
 
 def _mamba2_original(config: Any) -> dict[str, Any]:
-    ssm = {"layer": "Mamba2", "d_state": config.state_size, "headdim": config.head_dim, "ngroups": config.n_groups}
+    ssm = {
+        "layer": "Mamba2",
+        "d_state": config.state_size,
+        "headdim": config.head_dim,
+        "ngroups": config.n_groups,
+    }
     return _mamba_original(config) | {
         "ssm_cfg": ssm, "d_intermediate": 0, "attn_layer_idx": [], "attn_cfg": {}, "pad_vocab_size_multiple": 16,
         "tie_embeddings": config.tie_word_embeddings,
@@ -127,7 +133,11 @@ FAMILIES = {
                 "eight experts, tied": {**_EXPERTS, "num_local_experts": 8, "tie_word_embeddings": True},
                 "attention alone": {**_ATTENTION_ONLY, "position_embedding_type": "rope"},
                 "attention alone, no rotary": _ATTENTION_ONLY,
-                "attention alone, experts": {**_ATTENTION_ONLY, **_EXPERTS, "position_embedding_type": "rope"},
+                "attention alone, experts": {
+                    **_ATTENTION_ONLY,
+                    **_EXPERTS,
+                    "position_embedding_type": "rope",
+                },
             },
         ),
         Family(
@@ -159,7 +169,9 @@ FAMILIES = {
     )
 }
 CASES = [(family.name, case) for family in FAMILIES.values() for case in family.cases]
-SPELLED: list[tuple[str, str, Spelling]] = [(name, case, spelling) for name, case in CASES for spelling in (4, 5)]
+SPELLED: list[tuple[str, str, Spelling]] = [
+    (name, case, spelling) for name, case in CASES for spelling in (4, 5)
+]
 SPELLED += [
     (family.name, case, "state-spaces") for family in FAMILIES.values() for case in family.original_cases
 ]

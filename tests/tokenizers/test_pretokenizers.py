@@ -30,6 +30,8 @@ def step(described: tuple[Any, ...]) -> Any:
     kind, *arguments = described
     if kind == "Split":
         return pre_tokenizers.Split(Regex(arguments[0]), arguments[1].lower())
+    if kind == "Punctuation":
+        return pre_tokenizers.Punctuation(arguments[0].lower())
     if kind == "Digits":
         return pre_tokenizers.Digits(individual_digits=arguments[0])
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=arguments[0])

@@ -20,8 +20,8 @@ KEYS = state_spaces.KEYS | frozenset(
     """.split()
 )
 
-# How dt was drawn before training. ``norm_before_gate``, true in Codestral-Mamba, is read by no release of
-# transformers: it normalizes after the gate, as state-spaces' models are trained.
+# How dt was drawn before training. ``norm_before_gate``, true in Codestral-Mamba, is not read by transformers 5.23,
+# which normalizes after the gate, as state-spaces' code does where ``ssm_cfg`` says nothing else.
 INERT = state_spaces.INERT | frozenset(
     """
     time_step_rank time_step_min time_step_max time_step_floor time_step_scale time_step_init_scheme
