@@ -253,7 +253,9 @@ def main() -> None:
     from bamba_reference.kernels import backend_named
     from bamba_reference.torch_forward import forward, load
 
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}")
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    )
     theirs = oracle(options.layers)
     config = Config.from_hf(shape(options.layers))
     cuda = torch.device("cuda")

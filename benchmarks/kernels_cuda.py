@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 # Bamba-9B's.
-HEADS, HEAD, STATE, WIDTH, INNER, FFN = 128, 64, 128, 4096, 8192, 14336
+WIDTH, INNER, FFN = 4096, 8192, 14336
 EPS, UNLIMITED = 1e-5, (0.0, float("inf"))
 LENGTHS = (1, 7, 64, 500, 2048, 8192)
 # An error below this share above the peer's is the same error: both are samples of roundings.
@@ -65,11 +65,27 @@ def doubles(*values: Any) -> list[Any]:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """A mixer's input; ``state`` and ``head`` are sizes of Bamba-9B's heads unless said."""
+
+    batch: int
+    length: int
+    groups: int = 1
+    packed: bool = False
+    state: int = 128
+    head: int = 64
+
+    def __str__(self) -> str:
+        heads = f" P{self.head} N{self.state}" if (self.head, self.state) != (64, 128) else ""
+        return f"B{self.batch} L{self.length:<4} G{self.groups}{heads}{' packed' if self.packed else ''}"
+
+
+@dataclass(frozen=True)
 class Mixer:
     """A mixer's inputs as a projection leaves them: strided views of one tensor, decays and steps as trained."""
 
     z: Tensor
-    xBC: Tensor
+    xBC: Tensor  # noqa: N815
     dt: Tensor
     weight: Tensor
     bias: Tensor
@@ -82,16 +98,17 @@ class Mixer:
     fresh: Tensor | None
 
     @staticmethod
-    def random(B: int, L: int, G: int, dtype: torch.dtype, packed: bool) -> Mixer:
-        W = INNER + 2 * G * STATE
-        u = torch.rand(HEADS, device="cuda")
-        steps = torch.exp(torch.empty(HEADS, device="cuda").uniform_(-6.9, -1.2))  # 0.001 to 0.3
+    def random(shape: Shape, dtype: torch.dtype) -> Mixer:
+        B, L, G, packed, N, P = shape.batch, shape.length, shape.groups, shape.packed, shape.state, shape.head
+        W, H = INNER + 2 * G * N, INNER // P
+        u = torch.rand(H, device="cuda")
+        steps = torch.exp(torch.empty(H, device="cuda").uniform_(-6.9, -1.2))  # 0.001 to 0.3
         fresh = None
         if packed:
             fresh = torch.rand(B, L, device="cuda") < min(0.1, 8 / L)
             fresh[:, 0] = True
-        projected = torch.randn(B, L, INNER + W + HEADS, device="cuda").to(dtype)
-        z, xBC, dt = projected.split([INNER, W, HEADS], dim=-1)
+        projected = torch.randn(B, L, INNER + W + H, device="cuda").to(dtype)
+        z, xBC, dt = projected.split([INNER, W, H], dim=-1)
         scale = 0.0 if packed else 1.0
         return Mixer(
             z=z,
@@ -101,25 +118,24 @@ class Mixer:
             bias=0.3 * torch.randn(W, device="cuda"),
             tail=scale * torch.randn(B, 3, W, device="cuda").to(dtype),
             A_log=torch.log(0.5 + 15.5 * u),
-            D=1 + 0.3 * torch.randn(HEADS, device="cuda"),
+            D=1 + 0.3 * torch.randn(H, device="cuda"),
             dt_bias=steps + torch.log(-torch.expm1(-steps)),
             norm=1 + 0.3 * torch.randn(INNER, device="cuda"),
-            h=scale * torch.randn(B, HEADS, HEAD, STATE, device="cuda"),
+            h=scale * torch.randn(B, H, P, N, device="cuda"),
             fresh=fresh,
         )
 
 
-def mixer_contests(
-    theirs: Any, dtype: torch.dtype, L: int, G: int, packed: bool, B: int, timed: bool
-) -> Iterator[Contest]:
+def mixer_contests(theirs: Any, dtype: torch.dtype, shape: Shape, timed: bool) -> Iterator[Contest]:
     from bamba_reference import torch_ops
     from bamba_reference.kernels import convolution, norms, scan
 
-    m = Mixer.random(B, L, G, dtype, packed)
-    case = f"{str(dtype)[6:]:8} B{B} L{L:<4} G{G} {'packed' if packed else ''}"
+    m = Mixer.random(shape, dtype)
+    B, L, G, packed, N, P = shape.batch, shape.length, shape.groups, shape.packed, shape.state, shape.head
+    H, case = INNER // P, f"{str(dtype)[6:]:9}{shape}"
     convolved = torch_ops.conv(m.xBC, m.weight, m.bias, m.tail, m.fresh).to(dtype)
-    x, Bs, Cs = convolved.split([INNER, G * STATE, G * STATE], dim=-1)
-    x, Bs, Cs = x.unflatten(-1, (HEADS, HEAD)), Bs.unflatten(-1, (G, STATE)), Cs.unflatten(-1, (G, STATE))
+    x, Bs, Cs = convolved.split([INNER, G * N, G * N], dim=-1)
+    x, Bs, Cs = x.unflatten(-1, (H, P)), Bs.unflatten(-1, (G, N)), Cs.unflatten(-1, (G, N))
     args = (x, m.dt, m.A_log, Bs, Cs, m.D, m.dt_bias, UNLIMITED, m.h)
     segments = None if m.fresh is None else m.fresh.cumsum(1).int() - 1
 
@@ -144,13 +160,13 @@ def mixer_contests(
         h = m.h.clone()
 
         def spread(v: Tensor) -> Tensor:
-            return v[:, None].expand(HEADS, HEAD)
+            return v[:, None].expand(H, P)
 
         y = theirs.step(
             h,
             x[:, 0],
-            m.dt[:, 0, :, None].expand(B, HEADS, HEAD),
-            (-m.A_log.exp())[:, None, None].expand(HEADS, HEAD, STATE),
+            m.dt[:, 0, :, None].expand(B, H, P),
+            (-m.A_log.exp())[:, None, None].expand(H, P, N),
             Bs[:, 0],
             Cs[:, 0],
             spread(m.D),
@@ -174,9 +190,7 @@ def mixer_contests(
         lambda: (torch_ops.gated_norm(*doubles(y, m.z, m.norm), G, EPS),),
         lambda: (norms.gated_norm(y, m.z, m.norm, G, EPS),),
         lambda: (
-            theirs.gated_norm(
-                y, m.norm, None, z=m.z, eps=EPS, group_size=INNER // G, norm_before_gate=False
-            ),
+            theirs.gated_norm(y, m.norm, None, z=m.z, eps=EPS, group_size=INNER // G, norm_before_gate=False),
         ),
         timed,
     )
@@ -263,29 +277,34 @@ def milliseconds(run: Callable[[], object]) -> float:
     return float(do_bench(run, warmup=10, rep=40, return_mode="median"))
 
 
-def contests(theirs: Any, quick: bool) -> Iterator[Contest]:
-    for dtype in (torch.bfloat16, torch.float16):
-        lengths = (1, 500) if quick else LENGTHS
-        for L, G, packed in itertools.product(lengths, (1, 8), (False, True)):
-            if not (packed and L == 1):
-                yield from mixer_contests(theirs, dtype, L, G, packed, B=1, timed=L == 8192)
+def contests(theirs: Any, dtype: torch.dtype, times: bool) -> Iterator[Contest]:
+    if times:
+        for shape in (Shape(4, 2048), Shape(1, 8192), Shape(1, 8192, groups=8), Shape(1, 1)):
+            yield from mixer_contests(theirs, dtype, shape, timed=True)
         yield from other_contests(theirs, dtype, 8192, timed=True)
-    yield from mixer_contests(theirs, torch.bfloat16, 2048, 1, False, B=4, timed=True)
-    yield from mixer_contests(theirs, torch.bfloat16, 1, 1, False, B=1, timed=True)
+        return
+    for length, groups, packed in itertools.product(LENGTHS, (1, 8), (False, True)):
+        if not (packed and length == 1):
+            yield from mixer_contests(theirs, dtype, Shape(1, length, groups, packed), timed=False)
+    for head, state in ((64, 64), (64, 256), (32, 128), (128, 16)):
+        yield from mixer_contests(theirs, dtype, Shape(2, 300, 2, state=state, head=head), timed=False)
+    for length in LENGTHS:
+        yield from other_contests(theirs, dtype, length, timed=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two lengths instead of all")
-    quick = parser.parse_args().quick
+    parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
+    parser.add_argument("--times", action="store_true", help="a few large inputs with times, instead of all")
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("torch sees no GPU")
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; errors against float64; ms, cold L2")
-    print(f"{'kernel':18}{'case':28}{'ours':>20}{'peer':>20}{'ours ms':>9}{'peer ms':>9}")
+    print(f"{'kernel':18}{'case':34}{'ours':>18}{'peer':>18}{' ours ms  peer ms' if options.times else ''}")
     worse = 0
-    for contest in contests(peers(), quick):
+    for contest in contests(peers(), getattr(torch, options.dtype), options.times):
         truth = contest.truth()
         ours, peer = relative(contest.ours(), truth), relative(contest.peer(), truth)
         del truth
@@ -295,7 +314,7 @@ def main() -> None:
         times = [milliseconds(run) for run in (contest.ours, contest.peer)] if contest.timed else []
         told = "".join(f"{time:9.4f}" for time in times)
         print(
-            f"{contest.kernel:18}{contest.case:28}{shown[0]:>20}{shown[1]:>20}{told}{'  WORSE' if lost else ''}",
+            f"{contest.kernel:18}{contest.case:34}{shown[0]:>18}{shown[1]:>18}{told}{'  WORSE' if lost else ''}",
             flush=True,
         )
     print(f"{worse} less exact than their peers")

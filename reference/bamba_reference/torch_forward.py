@@ -177,7 +177,10 @@ def new_state(model: Model, batch: int) -> State:
 
 def prepare(config: Config, where: Layout, dtype: torch.dtype, device: torch.device) -> Sequences:
     """Rotary factors and masks, once for all layers."""
-    angles = torch.from_numpy(rotary_angles(config, where.positions))  # (B, L, r/2)
+    # Rows that stand at the same places, as all do without packing and padding, share one row of angles.
+    same = (where.positions == where.positions[:1]).all()
+    positions = where.positions[:1] if same else where.positions  # (B or 1, L)
+    angles = torch.from_numpy(rotary_angles(config, positions))  # (B or 1, L, r/2)
     packed = None
     if where.fresh is not None:
         packed = []

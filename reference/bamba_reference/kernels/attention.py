@@ -1,22 +1,47 @@
-"""Attention of one new token a row over keys and values in buffers whose filled length stands on the device.
+"""Attention: torch's kernels for many tokens; for one new token a row a kernel that reads the length on the device.
 
-The places are divided among programs that each keep a softmax of their own; a second kernel joins them
-(flash decoding, Dao et al. 2023). Sums are float32.
+For one token the places are divided among programs that each keep a softmax of their own, and a second kernel
+joins them (flash decoding, Dao et al. 2023). Sums are float32.
 """
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from bamba_reference import torch_ops
 from bamba_reference.kernels.launch import INTERPRETED, padded
 
 # Programs among which a head's places are divided, and places each looks at together.
 _PARTS = 2 if INTERPRETED else 16
 _PLACES = 64
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    starts: Tensor | None,
+    sequences: list[tuple[int, int, int]] | None,
+) -> Tensor:
+    """``torch_ops.attention``, without repeating keys and values where torch's kernels take them as they are."""
+    L, S = q.shape[1], k.shape[1]
+    if not q.is_cuda or starts is not None or sequences is not None or 1 < L < S:
+        return torch_ops.attention(q, k, v, scale, starts, sequences)
+    y = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        is_causal=L > 1,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )  # (B, heads, L, E)
+    return y.transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, last: Tensor, starts: Tensor) -> Tensor:

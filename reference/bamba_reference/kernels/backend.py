@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bamba_reference.backend import TORCH
-from bamba_reference.kernels import convolution, elementwise, norms, products, scan
+from bamba_reference.kernels import attention, convolution, elementwise, norms, products, scan
 from bamba_reference.kernels.decode import Decoder
 
 TRITON = replace(
@@ -17,6 +17,7 @@ TRITON = replace(
     scan=scan.scan,
     gated_norm=norms.gated_norm,
     rotary=elementwise.rotary,
+    attention=attention.attention,
     swiglu=elementwise.swiglu,
     head=products.head,
     add_norm=norms.add_norm,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bamba_reference.kernels.launch import check, padded, rows_apart
 
-_CHANNELS = 256
+_TOKENS, _CHANNELS, _WARPS = 32, 128, 4
 
 
 def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: Tensor | None) -> Tensor:
@@ -25,7 +25,7 @@ def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: 
     xBC, tail = rows_apart(xBC), rows_apart(tail)
     B, L, W = xBC.shape
     out = torch.empty(B, L, W, dtype=xBC.dtype, device=xBC.device)
-    tokens = padded(L, least=1, most=16)
+    tokens = padded(L, least=1, most=_TOKENS)
     grid = (-(-L // tokens), -(-W // _CHANNELS), B)
     _conv[grid](
         xBC,
@@ -42,6 +42,7 @@ def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: 
         K=weight.shape[1],
         TOKENS=tokens,
         CHANNELS=_CHANNELS,
+        num_warps=_WARPS,
     )
     return out
 

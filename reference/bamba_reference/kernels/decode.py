@@ -6,7 +6,7 @@ For that the step reads its token, its place and the layers' states from fixed m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -60,8 +60,10 @@ class Decoder:
         self._cos = angles.cos().to(device, wide(model.dtype))
         self._sin = angles.sin().to(device, wide(model.dtype))
         self._layers = [self._fixed(layer_state, room) for layer_state in state.layers]
-        self._model = replace(model, backend=self._in_place(model.backend))
-        self._run = self._recorded() if device.type == "cuda" else self._step
+        self._model = replace(model, backend=_in_place(model.backend, self._place, self._starts))
+        self._graph: tuple[torch.cuda.CUDAGraph, Output] | None = None
+        if device.type == "cuda":
+            self._graph = self._recorded()
         for mine, given in zip(self._layers, state.layers, strict=True):
             if isinstance(mine, _Keys) and isinstance(given, AttentionState):
                 mine.take(*given.filled())
@@ -76,49 +78,17 @@ class Decoder:
             raise IndexError(f"the decoder was made for {self.room} places, and all are taken")
         self._tokens.copy_(torch.as_tensor(tokens, dtype=torch.int64).view_as(self._tokens))
         self.length += 1
-        return self._run()
+        if self._graph is None:
+            return self._step()
+        graph, out = self._graph
+        graph.replay()
+        return out
 
     def _fixed(self, state: MambaState | AttentionState, room: int) -> MambaState | AttentionState:
         if isinstance(state, MambaState):
             return MambaState(torch.zeros_like(state.tail), torch.zeros_like(state.h))
         k, _ = state.filled()
         return _Keys(k.new_empty(k.shape[0], room, *k.shape[2:]), self._place)
-
-    def _in_place(self, backend: Backend) -> Backend:
-        """The backend with the operations of one token that update what they are given."""
-
-        def scan(
-            x: Tensor,
-            dt: Tensor,
-            A_log: Tensor,
-            B: Tensor,
-            C: Tensor,
-            D: Tensor,
-            dt_bias: Tensor,
-            limit: tuple[float, float],
-            h: Tensor,
-            chunk: int,
-            fresh: Tensor | None,
-            real: Tensor | None,
-        ) -> tuple[Tensor, Tensor]:
-            return scan_step(x, dt, A_log, B, C, D, dt_bias, limit, h, h, fresh, real)
-
-        def selective_scan(*given: Any) -> tuple[Tensor, Tensor]:
-            h = given[8]
-            y, after = backend.selective_scan(*given)
-            return y, h.copy_(after)
-
-        def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *_: Any) -> Tensor:
-            return attend(q, k, v, scale, self._place, self._starts)
-
-        return replace(
-            backend,
-            conv=conv_in_place,
-            scan=scan,
-            selective_scan=selective_scan,
-            attention=attention,
-            next_tail=lambda tail, xBC: tail,
-        )
 
     def _step(self) -> Output:
         model = self._model
@@ -134,7 +104,7 @@ class Decoder:
         self._place += 1
         return out
 
-    def _recorded(self) -> Callable[[], Output]:
+    def _recorded(self) -> tuple[torch.cuda.CUDAGraph, Output]:
         """The step as a graph; the runs before recording compile the kernels and leave states to be overwritten."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -143,12 +113,49 @@ class Decoder:
                 self._place.zero_()
                 self._step()
         torch.cuda.current_stream().wait_stream(stream)
+        gc.collect()  # of graphs that others left in cycles
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             out = self._step()
+        return graph, out
 
-        def run() -> Output:
-            graph.replay()
-            return out
 
-        return run
+def _in_place(backend: Backend, place: Tensor, starts: Tensor) -> Backend:
+    """The backend with the operations of one token at ``place`` that update what they are given.
+
+    It must not refer to the decoder: a graph in a cycle is freed by the garbage collector at any time, and while
+    another is recorded CUDA forbids that.
+    """
+
+    def scan(
+        x: Tensor,
+        dt: Tensor,
+        A_log: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        dt_bias: Tensor,
+        limit: tuple[float, float],
+        h: Tensor,
+        chunk: int,
+        fresh: Tensor | None,
+        real: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        return scan_step(x, dt, A_log, B, C, D, dt_bias, limit, h, h, fresh, real)
+
+    def selective_scan(*given: Any) -> tuple[Tensor, Tensor]:
+        h = given[8]
+        y, after = backend.selective_scan(*given)
+        return y, h.copy_(after)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *_: Any) -> Tensor:
+        return attend(q, k, v, scale, place, starts)
+
+    return replace(
+        backend,
+        conv=conv_in_place,
+        scan=scan,
+        selective_scan=selective_scan,
+        attention=attention,
+        next_tail=lambda tail, xBC: tail,
+    )

@@ -34,7 +34,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         0 if len(cos) == 1 else L * half,
         HEADS=padded(heads, least=1),
         HALF=padded(half),
-        REST=padded(E - 2 * half) if E > 2 * half else 0,
+        REST=padded(E - 2 * half) if 2 * half < E else 0,
     )
     return out
 

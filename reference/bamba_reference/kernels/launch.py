@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,3 +33,9 @@ def check(x: Tensor) -> None:
             expected="float32, bfloat16 or float16",
             fix="take the torch backend for float64",
         )
+
+
+@cache
+def overlaps(device: torch.device) -> bool:
+    """Whether a kernel may start while the one before it ends (programmatic dependent launch, Hopper and later)."""
+    return device.type == "cuda" and bool(torch.cuda.get_device_capability(device)[0] >= 9)

@@ -7,8 +7,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents
 
-from bamba_reference.kernels.launch import check, padded
+from bamba_reference.kernels.launch import check, overlaps, padded
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -39,6 +40,7 @@ def _norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[
         0 if more is None else more.stride(0),
         eps,
         WIDTH=width,
+        OVERLAP=overlaps(x.device),
         num_warps=_warps(width),
     )
     return total.view(x.shape), out.view(x.shape)
@@ -66,6 +68,7 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) ->
         *z.stride()[:2],
         eps,
         WIDTH=width,
+        OVERLAP=overlaps(z.device),
         num_warps=_warps(width),
     )
     return out
@@ -88,7 +91,10 @@ def _rms_norm(
     delta_row: tl.tensor,
     eps: tl.tensor,
     WIDTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    if OVERLAP:
+        gdc_launch_dependents()
     row, c = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     v = tl.load(x + row * x_row + c, mask=c < d, other=0).to(tl.float32)
     if delta is not None:
@@ -115,7 +121,10 @@ def _gated_norm(
     z_token: tl.tensor,
     eps: tl.tensor,
     WIDTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
+    if OVERLAP:
+        gdc_launch_dependents()
     token, offset = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     here = offset < size
     c = tl.program_id(1) * size + offset

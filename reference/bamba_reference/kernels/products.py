@@ -14,10 +14,11 @@ import torch.nn.functional as F  # noqa: N812
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from bamba_reference import torch_ops
 from bamba_reference.kernels.elementwise import swiglu
-from bamba_reference.kernels.launch import padded
+from bamba_reference.kernels.launch import overlaps, padded
 
 # Rows of activations up to which a matrix is read by the kernel below.
 FEW = 4
@@ -100,7 +101,8 @@ def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
 
 
 def _few(x: Tensor, weight: Tensor) -> bool:
-    return x.is_cuda and x.numel() <= FEW * x.shape[-1] and x.dtype != torch.float32 and weight.stride(1) == 1
+    small = x.numel() <= FEW * x.shape[-1] and x.dtype != torch.float32
+    return bool(small and x.is_cuda and weight.stride(1) == 1)
 
 
 def few_rows(
@@ -120,21 +122,25 @@ def few_rows(
     rows, terms = weight.shape
     flat = x.reshape(-1, terms)
     out = torch.empty(*x.shape[:-1], rows, dtype=dtype or x.dtype, device=x.device)
+    overlap = overlaps(x.device)
     # Programs that multiply the same rows of the matrix stand side by side, so that one of them reads it for all.
-    _few_rows[(len(flat), -(-rows // tuning.rows))](
+    _few_rows[(len(flat) * -(-rows // tuning.rows),)](
         flat,
         weight,
         gated,
         bias,
         None if residual is None else residual.reshape(-1, rows),
         out,
+        len(flat),
         rows,
         terms,
         flat.stride(0),
         weight.stride(0),
         ROWS=tuning.rows,
         TERMS=min(tuning.terms, padded(terms)),
+        OVERLAP=overlap,
         num_warps=tuning.warps,
+        **({"launch_pdl": True} if overlap else {}),
     )
     return out
 
@@ -147,26 +153,39 @@ def _few_rows(
     bias: tl.tensor,
     residual: tl.tensor,
     out: tl.tensor,
+    count: tl.tensor,
     rows: tl.tensor,
     terms: tl.tensor,
     x_row: tl.tensor,
     weight_row: tl.tensor,
     ROWS: tl.constexpr,
     TERMS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
-    m, r = tl.program_id(0), tl.program_id(1) * ROWS + tl.arange(0, ROWS)  # (r,)
-    line = r.to(tl.int64)[:, None] * weight_row  # (r, 1)
+    m, r = tl.program_id(0) % count, tl.program_id(0) // count * ROWS + tl.arange(0, ROWS)  # (r,)
+    k = tl.arange(0, TERMS)  # (k,)
+    line = r.to(tl.int64)[:, None] * weight_row + k[None, :]  # (r, k)
+    here = (r < rows)[:, None] & (k < terms)[None, :]
     total = tl.zeros((ROWS, TERMS), tl.float32)
     second = tl.zeros((ROWS, TERMS), tl.float32)
+    # The weights are on their way before the kernel that makes x has ended.
+    w = tl.load(weight + line, mask=here, other=0)
+    v = w
+    if gated is not None:
+        v = tl.load(gated + line, mask=here, other=0)
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     for start in range(0, terms, TERMS):
-        k = start + tl.arange(0, TERMS)  # (k,)
-        here = (r < rows)[:, None] & (k < terms)[None, :]
-        xs = tl.load(x + m * x_row + k, mask=k < terms, other=0).to(tl.float32)[None, :]  # (1, k)
-        w = tl.load(weight + line + k[None, :], mask=here, other=0)
+        xs = tl.load(x + m * x_row + start + k, mask=start + k < terms, other=0).to(tl.float32)[
+            None, :
+        ]  # (1, k)
         total += xs * w.to(tl.float32)
+        here = (r < rows)[:, None] & (start + TERMS + k < terms)[None, :]
+        w = tl.load(weight + line + (start + TERMS), mask=here, other=0)
         if gated is not None:
-            v = tl.load(gated + line + k[None, :], mask=here, other=0)
             second += xs * v.to(tl.float32)
+            v = tl.load(gated + line + (start + TERMS), mask=here, other=0)
     y = tl.sum(total, axis=1)  # (r,)
     if bias is not None:
         y += tl.load(bias + r, mask=r < rows, other=0).to(tl.float32)

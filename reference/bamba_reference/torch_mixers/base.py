@@ -35,7 +35,7 @@ class Model:
 class Sequences:
     """A ``packing.Layout`` as the layers read it: tensors on the model's device."""
 
-    cos: Tensor  # (B, L, rotary_dim / 2), wide
+    cos: Tensor  # (B or 1, L, rotary_dim / 2), wide
     sin: Tensor
     fresh: Tensor | None  # (B, L)
     real: Tensor | None  # (B, L)
