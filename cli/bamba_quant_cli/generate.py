@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bamba_quant_cli.console import print_json
-from bamba_quant_cli.options import AsJson, Device, Dtype, IgnoreConfigKey, Model, Tokenizer
+from bamba_quant_cli.options import AsJson, Backend, Device, Dtype, IgnoreConfigKey, Model, Tokenizer
 
 EXAMPLES = """
 Examples:
@@ -35,6 +35,7 @@ def generate(
     ] = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
+    backend: Backend = "auto",
     tokenizer: Tokenizer = None,
     ignore_config_key: IgnoreConfigKey = None,
     as_json: AsJson = False,
@@ -44,6 +45,7 @@ def generate(
     from bamba_quant.running import open_model, torch_device, torch_dtype
     from bamba_reference.generate import Sampling
     from bamba_reference.generate import generate as steps
+    from bamba_reference.kernels import backend_named
     from bamba_reference.torch_forward import load
 
     sampling = Sampling(temperature, top_p, seed)
@@ -57,7 +59,9 @@ def generate(
             found=outside,
             expected=f"ids from 0 to {loaded.config.vocab_size - 1}",
         )
-    ready = load(loaded.config, loaded.weights, dtype=torch_dtype(dtype), device=torch_device(device))
+    where, number = torch_device(device), torch_dtype(dtype)
+    kernels = backend_named(backend, where, number)
+    ready = load(loaded.config, loaded.weights, dtype=number, device=where, backend=kernels)
     ids = encoder.encode(prompt)
     new: list[int] = []
     shown = ""
@@ -79,6 +83,7 @@ def generate(
                 "text": encoder.decode(new),
                 "tokens": new,
                 "finish_reason": ended,
+                "backend": kernels.name,
             }
         )
     else:

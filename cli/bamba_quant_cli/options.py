@@ -9,6 +9,13 @@ from typing import Annotated
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="Whose operations: torch, triton and mamba-ssm (a GPU's), auto (triton on a GPU, else torch); to score "
+        "texts also numpy: the definition, slow."
+    ),
+]
 Device = Annotated[str, typer.Option(help="torch's name of the device.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bamba_quant_cli.console import print_json
-from bamba_quant_cli.options import AsJson, Device, Dtype, IgnoreConfigKey, Model, Tokenizer
+from bamba_quant_cli.options import AsJson, Backend, Device, Dtype, IgnoreConfigKey, Model, Tokenizer
 
 if TYPE_CHECKING:
     from bamba_quant.weights import LoadedModel
@@ -36,7 +36,7 @@ def perplexity(
     stream: Annotated[
         bool, typer.Option("--stream", help="Run layer by layer: one layer in memory instead of the model.")
     ] = False,
-    backend: Annotated[str, typer.Option(help="torch, or numpy: the definition, slow.")] = "torch",
+    backend: Backend = "auto",
     dtype: Dtype = "float32",
     device: Device = "cpu",
     tokenizer: Tokenizer = None,
@@ -54,8 +54,9 @@ def perplexity(
     words, digest = read_text(text)
     loaded, encoder = open_model(model, tokenizer, ignore_config_key or ())
     started = time.monotonic()
+    scorer, chosen = _scorer(loaded, stream, backend, dtype, device)
     estimate = measure(
-        _scorer(loaded, stream, backend, dtype, device),
+        scorer,
         encoder.encode(words),
         vocab_size=loaded.config.vocab_size,
         ctx=ctx,
@@ -75,7 +76,7 @@ def perplexity(
                 "tokens_scored": estimate.scored,
                 "text": text,
                 "text_sha256": digest,
-                "backend": backend,
+                "backend": chosen,
                 "dtype": dtype,
                 "device": device,
                 "stream": stream,
@@ -85,13 +86,15 @@ def perplexity(
         return
     typer.echo(
         f"perplexity {estimate.perplexity:.4f} ± {estimate.error:.4f}  ({estimate.chunks} chunks of {ctx}, "
-        f"{estimate.scored} tokens scored, {estimate.chunks * ctx / seconds:.0f} tokens/s)"
+        f"{estimate.scored} tokens scored, {estimate.chunks * ctx / seconds:.0f} tokens/s, backend {chosen})"
     )
 
 
-def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device: str) -> Scorer:
+def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device: str) -> tuple[Scorer, str]:
+    """The scorer, and the name of the backend it came to."""
     from bamba_quant.errors import BambaQuantError
     from bamba_quant.running import torch_device, torch_dtype
+    from bamba_reference.kernels import backend_named
     from bamba_reference.perplexity import numpy_scorer, stream_scorer, torch_scorer
 
     if backend == "numpy":
@@ -101,21 +104,23 @@ def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device:
                 found=f"--stream {stream}, --device {device}, --dtype {dtype}",
                 fix="take --backend torch for these",
             )
-        return numpy_scorer(loaded.config, loaded.weights, dtype)
-    if backend != "torch":
-        raise BambaQuantError("no such backend", found=backend, expected="torch, numpy")
+        return numpy_scorer(loaded.config, loaded.weights, dtype), backend
+    where, number = torch_device(device), torch_dtype(dtype)
+    kernels = backend_named(backend, where, number)
     if stream:
-        return stream_scorer(
+        scorer = stream_scorer(
             loaded.config,
             loaded.weights,
-            dtype=torch_dtype(dtype),
-            device=torch_device(device),
+            dtype=number,
+            device=where,
+            backend=kernels,
             on_layer=_layer_teller(),
         )
+        return scorer, kernels.name
     from bamba_reference.torch_forward import load
 
-    where = torch_device(device)
-    return torch_scorer(load(loaded.config, loaded.weights, dtype=torch_dtype(dtype), device=where))
+    ready = load(loaded.config, loaded.weights, dtype=number, device=where, backend=kernels)
+    return torch_scorer(ready), kernels.name
 
 
 _SECONDS_BETWEEN_LINES = 5.0

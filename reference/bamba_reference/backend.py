@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bamba_reference import selective_scan, torch_ops
+from bamba_reference.errors import BambaQuantError
+
+
+class BackendError(BambaQuantError):
+    """A backend that does not exist, is not installed, or does not run on the device or the dtype asked for."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,15 @@ class Backend:
 
     ``linear`` and ``head`` receive the name of the tensor they multiply by, so that calibration can watch
     what enters each matrix and a quantized product can find its scales.
+
+    The last entries join operations in one pass where a backend can. Those that are None are put together from
+    the others by ``torch_forward``, and whoever replaces ``linear`` to watch it sets ``add_linear`` and
+    ``gate_up`` to None. ``add_norm(x, delta, weight, eps)`` gives x + delta and its rms_norm;
+    ``add_linear(x, y, weight, bias, name)`` gives x + linear(y, …) and may write it over x;
+    ``gate_up(x, gate, up)``, each of them (weight, bias, name), gives swiglu of the two products.
+    ``next_tail(tail, xBC)`` is what of a convolution's inputs the next call needs. ``decoder(model, state,
+    room)`` continues from a state as ``kernels.decode.Decoder`` does. ``arrange(weights)`` gives a model's
+    weights as the products want them in memory.
     """
 
     name: str
@@ -33,6 +47,12 @@ class Backend:
     attention: Callable[..., Any]
     swiglu: Callable[..., Any]
     head: Callable[..., Any]
+    add_norm: Callable[..., Any] | None = None
+    add_linear: Callable[..., Any] | None = None
+    gate_up: Callable[..., Any] | None = None
+    next_tail: Callable[..., Any] = torch_ops.next_tail
+    decoder: Callable[..., Any] | None = None
+    arrange: Callable[..., Any] = dict
     selective_scan: Callable[..., Any] = selective_scan.selective_scan
 
 

@@ -118,13 +118,22 @@ def _steps(
         with torch.no_grad():  # around each pass, because the caller runs between the steps
             out = forward(model, piece, attention_mask=seen, state=state, logits_to_keep=1)
     going = [True] * rows
+    decoder = None
+    # Which experts a step runs depends on its tokens, so no recorded step can run them.
+    if model.backend.decoder is not None and not model.config.num_local_experts:
+        decoder = model.backend.decoder(model, state, L + max_new_tokens)
     for step in range(max_new_tokens):
-        logits = out.logits[:, -1].double().cpu().numpy()  # (rows, V)
-        drawn = [choose(logits[row], sampling, randoms[row]) if going[row] else 0 for row in range(rows)]
+        last = out.logits[:, -1]  # (rows, V)
+        if sampling.temperature == 0:
+            drawn = [token if on else 0 for token, on in zip(last.argmax(-1).tolist(), going, strict=True)]
+        else:
+            logits = last.double().cpu().numpy()
+            drawn = [choose(logits[row], sampling, randoms[row]) if going[row] else 0 for row in range(rows)]
         going = [on and token not in ends for on, token in zip(going, drawn, strict=True)]
         if not any(going):
             return
         yield [token if on else None for on, token in zip(going, drawn, strict=True)]
         if step + 1 < max_new_tokens:
+            after = np.array(drawn)[:, None]
             with torch.no_grad():
-                out = forward(model, np.array(drawn)[:, None], state=state)
+                out = decoder(after) if decoder else forward(model, after, state=state)

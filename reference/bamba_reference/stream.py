@@ -164,7 +164,7 @@ def _part(
     for name in names:
         weights[name] = to_tensor(source[name], stored_dtype(name, dtype), device)
         check_shape(name, weights[name].shape, shapes[name])
-    return Model(config, weights, dtype, device, backend, chunk or default_chunk(device))
+    return Model(config, backend.arrange(weights), dtype, device, backend, chunk or default_chunk(device))
 
 
 def _embed(

@@ -11,9 +11,16 @@ from bamba_reference.torch_ops import wide
 
 def feed_forward(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
     """Of normed hidden states u (B, L, d): what is added to the stream, (B, L, d)."""
-    gated = model.backend.swiglu(w.linear("feed_forward.gate_proj", u), w.linear("feed_forward.up_proj", u))
-    y = w.linear("feed_forward.down_proj", gated)
+    y = w.linear("feed_forward.down_proj", gated(model, w, u))
     return (experts(model, w, u) + y).to(y.dtype) if model.config.num_local_experts else y
+
+
+def gated(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
+    """What the down projection is given, (B, L, ffn)."""
+    ops = model.backend
+    if ops.gate_up is None:
+        return ops.swiglu(w.linear("feed_forward.gate_proj", u), w.linear("feed_forward.up_proj", u))
+    return ops.gate_up(u, w.given("feed_forward.gate_proj"), w.given("feed_forward.up_proj"))
 
 
 def experts(model: Model, w: LayerWeights, u: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from bamba_reference.tensors import (
     layer_prefix,
     tensor_shapes,
 )
-from bamba_reference.torch_feed_forward import feed_forward
+from bamba_reference.torch_feed_forward import feed_forward, gated
 from bamba_reference.torch_mixers import TORCH_MIXERS, LayerWeights, Model, Sequences
 from bamba_reference.torch_ops import wide
 
@@ -45,6 +45,7 @@ __all__ = [
     "Output",
     "Sequences",
     "default_chunk",
+    "embed",
     "final_norm",
     "forward",
     "head",
@@ -97,7 +98,7 @@ def load(
     for name, shape in tensor_shapes(config).items():
         tensors[name] = to_tensor(weights[name], stored_dtype(name, dtype), device)
         check_shape(name, tensors[name].shape, shape)
-    return Model(config, tensors, dtype, device, backend, chunk or default_chunk(device))
+    return Model(config, backend.arrange(tensors), dtype, device, backend, chunk or default_chunk(device))
 
 
 def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -156,7 +157,7 @@ def forward(
         cu_seq_lens=_host(cu_seq_lens),
     )
     sequences = prepare(model.config, where, model.dtype, model.device)
-    x = stream_of(model.config, F.embedding(ids.to(model.device), model.weights[EMBEDDING]))  # (B, L, d)
+    x = embed(model, ids.to(model.device))  # (B, L, d)
     trace = [x]
     for i in range(model.config.num_hidden_layers):
         x = layer(model, i, x, sequences, state.layers[i] if state else None)
@@ -176,7 +177,10 @@ def new_state(model: Model, batch: int) -> State:
 
 def prepare(config: Config, where: Layout, dtype: torch.dtype, device: torch.device) -> Sequences:
     """Rotary factors and masks, once for all layers."""
-    angles = torch.from_numpy(rotary_angles(config, where.positions))  # (B, L, r/2)
+    # Rows that stand at the same places, as all do without packing and padding, share one row of angles.
+    same = (where.positions == where.positions[:1]).all()
+    positions = where.positions[:1] if same else where.positions  # (B or 1, L)
+    angles = torch.from_numpy(rotary_angles(config, positions))  # (B or 1, L, r/2)
     packed = None
     if where.fresh is not None:
         packed = []
@@ -201,16 +205,30 @@ def layer(
     state: MambaState | AttentionState | None = None,
 ) -> Tensor:
     """One layer on the stream x (B, L, d): the mixer, then the feed-forward network, each added to it."""
-    config, w = model.config, LayerWeights(model, layer_prefix(index))
+    config, ops, w = model.config, model.backend, LayerWeights(model, layer_prefix(index))
     mix, added = TORCH_MIXERS[config.layer_types[index]].mix, config.residual_multiplier
+    # Joined operations add as they stand, in the model's dtype.
+    plain = added == 1 and not config.residual_in_fp32
 
     def norm(name: str) -> Tensor:
-        return model.backend.rms_norm(x, w[name], config.rms_norm_eps).to(model.dtype)  # (B, L, d)
+        return ops.rms_norm(x, w[name], config.rms_norm_eps).to(model.dtype)  # (B, L, d)
 
-    x = torch.add(x, mix(model, w, norm("input_layernorm.weight"), sequences, state), alpha=added)
+    mixed = mix(model, w, norm("input_layernorm.weight"), sequences, state)
     if config.intermediate_size == 0:
-        return x
-    return torch.add(x, feed_forward(model, w, norm("pre_ff_layernorm.weight")), alpha=added)
+        return torch.add(x, mixed, alpha=added)
+    if plain and ops.add_norm is not None:
+        x, u = ops.add_norm(x, mixed, w["pre_ff_layernorm.weight"], config.rms_norm_eps)
+    else:
+        x = torch.add(x, mixed, alpha=added)
+        u = norm("pre_ff_layernorm.weight")
+    if plain and ops.add_linear is not None and not config.num_local_experts:
+        return ops.add_linear(x, gated(model, w, u), *w.given("feed_forward.down_proj"))
+    return torch.add(x, feed_forward(model, w, u), alpha=added)
+
+
+def embed(model: Model, ids: Tensor) -> Tensor:
+    """The stream (B, L, d) before the first layer, of ids (B, L) on the model's device."""
+    return stream_of(model.config, F.embedding(ids, model.weights[EMBEDDING]))
 
 
 def stream_of(config: Config, embedded: Tensor) -> Tensor:

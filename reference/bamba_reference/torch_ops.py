@@ -69,6 +69,13 @@ def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: 
     return F.silu(out)
 
 
+def next_tail(tail: Tensor, xBC: Tensor) -> Tensor:
+    """The last K-1 of the convolution's inputs so far: tail (B, K-1, W) and then xBC (B, L, W)."""
+    before = tail.shape[1]
+    inputs = torch.cat([tail, xBC[:, max(0, xBC.shape[1] - before) :]], dim=1).detach()
+    return inputs[:, inputs.shape[1] - before :]
+
+
 def _age(fresh: Tensor) -> Tensor:
     """How many tokens of its own packed sequence stand before each token: (B, L)."""
     index = torch.arange(fresh.shape[1], device=fresh.device).expand_as(fresh)

@@ -28,6 +28,10 @@ class AttentionState:
             )
         for buffer, new in zip(self._buffers, (k, v), strict=True):
             buffer[:, start : self.length] = new.detach()
+        return self.filled()
+
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens so far, as views."""
         return self._buffers[0][:, : self.length], self._buffers[1][:, : self.length]
 
     @staticmethod

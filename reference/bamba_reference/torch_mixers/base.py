@@ -35,7 +35,7 @@ class Model:
 class Sequences:
     """A ``packing.Layout`` as the layers read it: tensors on the model's device."""
 
-    cos: Tensor  # (B, L, rotary_dim / 2), wide
+    cos: Tensor  # (B or 1, L, rotary_dim / 2), wide
     sin: Tensor
     fresh: Tensor | None  # (B, L)
     real: Tensor | None  # (B, L)
@@ -56,10 +56,14 @@ class LayerWeights:
     def get(self, name: str) -> Tensor | None:
         return self.model.weights.get(self.prefix + name)
 
+    def given(self, name: str) -> tuple[Tensor, Tensor | None, str]:
+        """The matrix ``name``, its bias if it has one, and the matrix's full name: a product's last arguments."""
+        return self[f"{name}.weight"], self.get(f"{name}.bias"), f"{self.prefix}{name}.weight"
+
     def linear(self, name: str, x: Tensor, *, bias: bool = True) -> Tensor:
         """x (…, in) times the matrix ``name`` transposed, plus its bias if it has one and ``bias`` is left true."""
-        added = self.get(f"{name}.bias") if bias else None
-        return self.model.backend.linear(x, self[f"{name}.weight"], added, f"{self.prefix}{name}.weight")
+        weight, added, full_name = self.given(name)
+        return self.model.backend.linear(x, weight, added if bias else None, full_name)
 
 
 @dataclass
@@ -72,11 +76,9 @@ class MambaState:
     tail: Tensor
     h: Tensor
 
-    def advance(self, inputs: Tensor, h: Tensor) -> None:
+    def advance(self, ops: Backend, inputs: Tensor, h: Tensor) -> None:
         """Go on to the end of the tokens whose convolution read ``inputs`` (B, L, channels)."""
-        before = self.tail.shape[1]
-        joined = torch.cat([self.tail, inputs[:, max(0, inputs.shape[1] - before) :]], dim=1).detach()
-        self.tail, self.h = joined[:, joined.shape[1] - before :], h.detach()
+        self.tail, self.h = ops.next_tail(self.tail, inputs), h.detach()
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def mix(model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: M
         sequences.real,
     )  # (B, L, I)
     if state is not None:
-        state.advance(x, h)
+        state.advance(ops, x, h)
     return w.linear("mamba.out_proj", y)
 
 

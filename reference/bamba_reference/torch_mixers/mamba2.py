@@ -38,7 +38,7 @@ def mix(model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: M
         sequences.real,
     )
     if state is not None:
-        state.advance(xBC, h)
+        state.advance(ops, xBC, h)
     y = ops.gated_norm(y.flatten(2), z, w["mamba.norm.weight"], G, config.rms_norm_eps)  # (B, L, I)
     return w.linear("mamba.out_proj", y)
 

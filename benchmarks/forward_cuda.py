@@ -1,0 +1,280 @@
+"""Measures a model of Bamba-9B's exact shape on one GPU beside transformers: `python -m benchmarks.forward_cuda`.
+
+Weights are random, bfloat16, made on the GPU and shared by all paths. Printed are the limits of the machine
+(its matrix products at the model's shapes, its copies), prefill of 4 × 2,048 tokens with full logits, greedy
+decoding of one sequence, and the error of 512 tokens' logits against float32. The paths take turns; figures
+are medians, after a run of each that is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.forward import BAMBA_9B
+
+ROWS, LENGTH = 4, 2048
+
+
+def draw(name: str, tensor: Tensor) -> None:
+    """Values as a trained model's, so that activations neither vanish nor overflow."""
+    leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
+    if leaf == "A_log":
+        tensor.copy_(torch.log(0.5 + 15.5 * torch.rand(tensor.shape, device=tensor.device)))
+    elif leaf == "dt_bias":
+        dt = torch.exp(torch.empty(tensor.shape, device=tensor.device).uniform_(-6.9, -1.2))
+        tensor.copy_(dt + torch.log(-torch.expm1(-dt)))
+    elif leaf == "D" or "norm" in leaf:
+        tensor.normal_(1, 0.1)
+    elif leaf == "bias":
+        tensor.normal_(0, 0.1)
+    elif leaf == "conv1d":
+        tensor.normal_(0, 0.5)
+    else:
+        tensor.normal_(0, 1 if leaf == "embed_tokens" else tensor.shape[1] ** -0.5)
+
+
+def shape(layers: int) -> dict[str, Any]:
+    attention = [i for i in BAMBA_9B["attn_layer_indices"] if i < layers]
+    return BAMBA_9B | {"num_hidden_layers": layers, "attn_layer_indices": attention}
+
+
+def oracle(layers: int) -> Any:
+    """transformers' model on the GPU, its scan mamba_ssm's where that can be imported."""
+    sys.modules.setdefault("selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
+    from transformers import BambaConfig, BambaForCausalLM
+
+    with torch.device("meta"):
+        model = BambaForCausalLM(BambaConfig(**shape(layers), pad_token_id=None)).to(torch.bfloat16)
+    # Non-persistent buffers, such as the rotary frequencies, are not in the meta model: made again below.
+    model = model.to_empty(device="cuda").eval()
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        draw(name, parameter)
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(config=model.config).to("cuda")
+    return model
+
+
+@contextmanager
+def torch_scan() -> Iterator[None]:
+    """transformers without mamba_ssm: its functions as they stand under their replacements."""
+    from transformers.models.bamba import modeling_bamba as module
+
+    names = ("mamba2_chunk_scan", "mamba2_selective_state_update")
+    before = {name: getattr(module, name) for name in names}
+    for name, function in before.items():
+        setattr(module, name, function.__wrapped__)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(module, name, function)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def turns(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(repeats):
+        for name, run in runs.items():
+            found[name].append(seconds(run))
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def limits(model: Any) -> tuple[float, float]:
+    """Seconds of the matrix products of a prefill, each shape measured alone; bytes a second of a copy."""
+    tokens, products = ROWS * LENGTH, 0.0
+    layers = [name for name in model.weights if name.endswith("proj.weight")]
+    shapes: dict[tuple[int, ...], int] = {}
+    for name in layers:
+        size = tuple(model.weights[name].shape)
+        shapes[size] = shapes.get(size, 0) + 1
+    for (out, terms), count in [*shapes.items(), ((model.config.vocab_size, model.config.hidden_size), 1)]:
+        x = torch.randn(tokens, terms, device="cuda", dtype=torch.bfloat16)
+        w = torch.randn(out, terms, device="cuda", dtype=torch.bfloat16) * terms**-0.5
+        y = torch.empty(tokens, out, device="cuda", dtype=torch.bfloat16)
+
+        def product(x: Tensor = x, w: Tensor = w, y: Tensor = y) -> None:
+            for _ in range(10):
+                torch.mm(x, w.t(), out=y)
+
+        each = turns({"": product}, 3)[""] / 10
+        products += count * each
+        rate = 2e-12 * tokens * out * terms / each
+        print(f"  {count:3} × ({tokens}, {terms}) by ({out}, {terms})ᵀ: {rate:6.0f} TFLOP/s", flush=True)
+    source = torch.randn(1 << 30, device="cuda")  # 4 GB
+    target = torch.empty_like(source)
+    copy = 2 * source.nbytes / (turns({"": lambda: [target.copy_(source) for _ in range(5)]}, 3)[""] / 5)
+    print(f"  products alone {tokens / products:,.0f} tokens/s; copy {copy / 1e12:.2f} TB/s", flush=True)
+    return products, copy
+
+
+def prefill(theirs: Any, models: dict[str, Any], ids: np.ndarray, repeats: int, products: float) -> None:
+    from bamba_reference.torch_forward import forward
+
+    on_gpu = torch.from_numpy(ids).cuda()
+
+    def their_torch() -> None:
+        with torch_scan():
+            theirs(on_gpu, use_cache=False)
+
+    runs: dict[str, Callable[[], object]] = {
+        "transformers, torch": their_torch,
+        "transformers, mamba_ssm": lambda: theirs(on_gpu, use_cache=False),
+    }
+    for name, model in models.items():
+        runs[f"reference, {name}"] = lambda model=model: forward(model, ids)
+    found, peak = turns(runs, repeats), {}
+    for name, run in runs.items():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        peak[name] = torch.cuda.max_memory_allocated() / 2**30
+    print(f"prefill {ROWS} × {LENGTH}, full logits")
+    best = found["reference, triton"]
+    for name, each in found.items():
+        print(
+            f"  {name:26}{ids.size / each:10,.0f} tokens/s  {1e3 * each:8.1f} ms  {each / best:5.2f} × triton's time  "
+            f"{100 * products / each:4.0f} % of the products alone  peak {peak[name]:5.1f} GiB",
+            flush=True,
+        )
+
+
+def decode(theirs: Any, models: dict[str, Any], prompt: list[int], new: int, copy: float) -> None:
+    from bamba_reference.generate import generate
+
+    ids = torch.tensor([prompt], device="cuda")
+
+    def their(count: int) -> None:
+        theirs.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
+
+    def their_torch(count: int) -> None:
+        with torch_scan():
+            their(count)
+
+    runs: dict[str, tuple[Callable[[int], object], int]] = {
+        "transformers, torch": (their_torch, 24),
+        "transformers, mamba_ssm": (their, 24),
+    }
+    for name, model in models.items():
+        many = new if model.backend.decoder else 24
+        runs[f"reference, {name}"] = (
+            lambda count, model=model: list(generate(model, prompt, max_new_tokens=count, stop=[])),
+            many,
+        )
+    first = next(iter(models.values()))
+    read = sum(t.nbytes for name, t in first.weights.items() if "embed_tokens" not in name)
+    limit = copy / read
+    print(f"greedy decoding, batch 1; reading {read / 1e9:.2f} GB of weights allows {limit:.0f} tokens/s")
+    for name, (run, count) in runs.items():
+        run(4)
+        # The difference of two lengths leaves out the prompt and the recording.
+        short, long = seconds(lambda run=run: run(4)), seconds(lambda run=run, count=count: run(count + 4))
+        rate = count / (long - short)
+        print(f"  {name:26}{rate:8.1f} tokens/s  {100 * rate / limit:4.0f} % of the limit", flush=True)
+
+
+def errors(theirs: Any, models: dict[str, Any], ids: np.ndarray) -> None:
+    """Against the same weights in float32 throughout; D the mean divergence of the next token, in nats."""
+    from dataclasses import replace
+
+    from bamba_reference.backend import TORCH
+    from bamba_reference.torch_forward import forward
+
+    first = next(iter(models.values()))
+    wide = {name: tensor.float() for name, tensor in first.weights.items()}
+    exact = replace(first, weights=wide, dtype=torch.float32, backend=TORCH)
+    truth = forward(exact, ids).logits
+    del wide, exact
+    on_gpu = torch.from_numpy(ids).cuda()
+    with torch_scan():
+        found = {"transformers, torch": theirs(on_gpu, use_cache=False).logits}
+    found["transformers, mamba_ssm"] = theirs(on_gpu, use_cache=False).logits
+    for name, model in models.items():
+        found[f"reference, {name}"] = forward(model, ids).logits
+    log_p = truth.log_softmax(-1)
+    print(f"logits of {ids.size} tokens against float32")
+    for name, logits in found.items():
+        error = ((logits.float() - truth).norm() / truth.norm()).item()
+        divergence = (log_p.exp() * (log_p - logits.float().log_softmax(-1))).sum(-1).mean().item()
+        print(f"  {name:26}{error:10.2e}  D {divergence:.2e}", flush=True)
+
+
+def profile(what: str, run: Callable[[], object], rows: int = 16) -> None:
+    """Where a run's time on the GPU goes, by kernel."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    run()
+    with record(activities=[ProfilerActivity.CUDA]) as found:
+        elapsed = seconds(run)
+    events = sorted(found.key_averages(), key=lambda event: -event.self_device_time_total)
+    busy = sum(event.self_device_time_total for event in events) / 1e3
+    print(f"{what}: {1e3 * elapsed:.2f} ms, GPU busy {busy:.2f} ms")
+    for event in events[:rows]:
+        print(f"  {event.self_device_time_total / 1e3:9.3f} ms {event.count:5} × {event.key[:90]}")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=BAMBA_9B["num_hidden_layers"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--new", type=int, default=256, help="tokens decoded")
+    parser.add_argument("--profile", action="store_true", help="show where the time goes")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("torch sees no GPU")
+    torch.set_grad_enabled(False)
+    import transformers
+
+    from bamba_reference import Config
+    from bamba_reference.backend import TORCH
+    from bamba_reference.generate import generate
+    from bamba_reference.kernels import backend_named
+    from bamba_reference.torch_forward import forward, load
+
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+    theirs = oracle(options.layers)
+    config = Config.from_hf(shape(options.layers))
+    cuda = torch.device("cuda")
+    triton = backend_named("triton", cuda, torch.bfloat16)
+    given = dict(theirs.named_parameters())
+    models = {
+        backend.name: load(config, given, dtype=torch.bfloat16, device=cuda, backend=backend)
+        for backend in (triton, backend_named("mamba-ssm", cuda, torch.bfloat16), TORCH)
+    }
+    ids = np.random.default_rng(0).integers(config.vocab_size, size=(ROWS, LENGTH))
+    products, copy = limits(models["triton"])
+    if options.profile:
+        profile("prefill", lambda: forward(models["triton"], ids))
+        prompt = ids[0, :128].tolist()
+        profile("decode 32", lambda: list(generate(models["triton"], prompt, max_new_tokens=32, stop=[])))
+    errors(theirs, models, ids[:1, :512])
+    prefill(theirs, models, ids, options.repeats, products)
+    decode(theirs, models, ids[0, :512].tolist(), options.new, copy)
+
+
+if __name__ == "__main__":
+    main()

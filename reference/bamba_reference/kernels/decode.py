@@ -1,0 +1,161 @@
+"""Decoding with every kernel of a step recorded once in a CUDA graph and replayed for each token.
+
+A step's launches cost a processor more than its kernels cost a GPU; a graph has them launched by the GPU itself.
+For that the step reads its token, its place and the layers' states from fixed memory and updates them there.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bamba_reference.backend import Backend
+from bamba_reference.kernels.attention import attend
+from bamba_reference.kernels.convolution import conv_in_place
+from bamba_reference.kernels.scan import step as scan_step
+from bamba_reference.mixers.attention import rotary_angles
+from bamba_reference.state import AttentionState, MambaState, State
+from bamba_reference.torch_forward import Model, Output, Sequences, embed, final_norm, head, layer
+from bamba_reference.torch_ops import wide
+
+
+class _Keys(AttentionState):
+    """Keys and values (B, room, kv, E) at fixed addresses; the place to write stands on the device."""
+
+    def __init__(self, empty: Tensor, place: Tensor) -> None:
+        super().__init__(empty)
+        self._buffers = (torch.zeros_like(empty), torch.zeros_like(empty))
+        self._place = place
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        for buffer, new in zip(self._buffers, (k, v), strict=True):
+            buffer.index_copy_(1, self._place, new)
+        return self._buffers
+
+    def take(self, k: Tensor, v: Tensor) -> None:
+        for buffer, old in zip(self._buffers, (k, v), strict=True):
+            buffer[:, : old.shape[1]] = old
+
+
+class Decoder:
+    """Continues from a state token by token, for as many places as there is ``room`` for.
+
+    ``state`` is read when the decoder is made and not brought up to date. Called with tokens (B, 1), it gives
+    what ``torch_forward.forward`` gives with a state; logits and hidden states are overwritten by the next
+    call. Without a GPU, where the kernels are interpreted, the step runs without a graph.
+    """
+
+    def __init__(self, model: Model, state: State, room: int) -> None:
+        device, B = model.device, state.batch
+        self.room, self.length = room, state.length
+        self._tokens = torch.zeros(B, 1, dtype=torch.int64, device=device)
+        self._place = torch.zeros(1, dtype=torch.int64, device=device)
+        self._starts = torch.from_numpy(state.starts).to(device)
+        angles = torch.from_numpy(rotary_angles(model.config, np.arange(room)[None]))[0]  # (room, r/2)
+        self._cos = angles.cos().to(device, wide(model.dtype))
+        self._sin = angles.sin().to(device, wide(model.dtype))
+        self._layers = [self._fixed(layer_state, room) for layer_state in state.layers]
+        self._model = replace(model, backend=_in_place(model.backend, self._place, self._starts))
+        self._graph: tuple[torch.cuda.CUDAGraph, Output] | None = None
+        if device.type == "cuda":
+            self._graph = self._recorded()
+        for mine, given in zip(self._layers, state.layers, strict=True):
+            if isinstance(mine, _Keys) and isinstance(given, AttentionState):
+                mine.take(*given.filled())
+            elif isinstance(mine, MambaState) and isinstance(given, MambaState):
+                mine.tail.copy_(given.tail)
+                mine.h.copy_(given.h)
+        self._place.fill_(state.length)
+
+    def __call__(self, tokens: Any) -> Output:
+        """The next step's output for tokens (B, 1). Raises ``IndexError`` where there is no more room."""
+        if self.length >= self.room:
+            raise IndexError(f"the decoder was made for {self.room} places, and all are taken")
+        self._tokens.copy_(torch.as_tensor(tokens, dtype=torch.int64).view_as(self._tokens))
+        self.length += 1
+        if self._graph is None:
+            return self._step()
+        graph, out = self._graph
+        graph.replay()
+        return out
+
+    def _fixed(self, state: MambaState | AttentionState, room: int) -> MambaState | AttentionState:
+        if isinstance(state, MambaState):
+            return MambaState(torch.zeros_like(state.tail), torch.zeros_like(state.h))
+        k, _ = state.filled()
+        return _Keys(k.new_empty(k.shape[0], room, *k.shape[2:]), self._place)
+
+    def _step(self) -> Output:
+        model = self._model
+        positions = (self._place - self._starts).clamp(min=0)  # (B,)
+        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]  # (B, 1, r/2)
+        sequences = Sequences(cos, sin, fresh=None, real=None, starts=None, packed=None)
+        with torch.no_grad():
+            x = embed(model, self._tokens)  # (B, 1, d)
+            for i, state in enumerate(self._layers):
+                x = layer(model, i, x, sequences, state)
+            last = final_norm(model, x)
+            out = Output(head(model, last), last, None)
+        self._place += 1
+        return out
+
+    def _recorded(self) -> tuple[torch.cuda.CUDAGraph, Output]:
+        """The step as a graph; the runs before recording compile the kernels and leave states to be overwritten."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._place.zero_()
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        gc.collect()  # of graphs that others left in cycles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = self._step()
+        return graph, out
+
+
+def _in_place(backend: Backend, place: Tensor, starts: Tensor) -> Backend:
+    """The backend with the operations of one token at ``place`` that update what they are given.
+
+    It must not refer to the decoder: a graph in a cycle is freed by the garbage collector at any time, and while
+    another is recorded CUDA forbids that.
+    """
+
+    def scan(
+        x: Tensor,
+        dt: Tensor,
+        A_log: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        dt_bias: Tensor,
+        limit: tuple[float, float],
+        h: Tensor,
+        chunk: int,
+        fresh: Tensor | None,
+        real: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        return scan_step(x, dt, A_log, B, C, D, dt_bias, limit, h, h, fresh, real)
+
+    def selective_scan(*given: Any) -> tuple[Tensor, Tensor]:
+        h = given[8]
+        y, after = backend.selective_scan(*given)
+        return y, h.copy_(after)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *_: Any) -> Tensor:
+        return attend(q, k, v, scale, place, starts)
+
+    return replace(
+        backend,
+        conv=conv_in_place,
+        scan=scan,
+        selective_scan=selective_scan,
+        attention=attention,
+        next_tail=lambda tail, xBC: tail,
+    )

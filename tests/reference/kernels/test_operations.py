@@ -1,0 +1,232 @@
+"""Each kernel gives what the operation of its name in ``torch_ops`` gives in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bamba_reference import torch_ops
+from bamba_reference.backend import BackendError
+from bamba_reference.kernels import attention, convolution, elementwise, norms, products, scan
+from tests.reference.cases import relative_error
+
+EXACT = 1e-6  # float32 against float64
+EPS = 1e-5
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# A rounding to the dtype, which every kernel does once: half an ulp over the square root of three, and a little.
+ONCE = {torch.float32: EXACT, torch.bfloat16: 1.75e-3, torch.float16: 2.2e-4}
+DTYPES = list(ONCE) if torch.cuda.is_available() else [torch.float32]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def doubles(*values: Any) -> list[Any]:
+    return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
+
+
+def draw(seed: int) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+    return normal
+
+
+def beginnings(seed: int, B: int, L: int) -> Tensor:
+    fresh = torch.rand((B, L), generator=torch.Generator().manual_seed(seed)) < 0.1
+    fresh[:, 0] = True
+    return fresh.to(DEVICE)
+
+
+@every_dtype
+@settings(max_examples=12, deadline=None)
+@given(
+    L=st.integers(1, 70),
+    K=st.sampled_from([2, 4]),
+    packed=st.booleans(),
+    biased=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_conv(dtype: torch.dtype, L: int, K: int, packed: bool, biased: bool, seed: int) -> None:
+    normal = draw(seed)
+    W = 37
+    projected = normal(2, L, W + 20, dtype=dtype)
+    xBC = projected[..., 11 : 11 + W]  # strided, as the projection's part is
+    weight, bias = normal(W, 1, K)[:, 0], normal(W) if biased else None
+    tail = normal(2, K - 1, W, dtype=dtype) * (0 if packed else 1)
+    fresh = beginnings(seed, 2, L) if packed else None
+    truth = torch_ops.conv(*doubles(xBC, weight, bias, tail), fresh)
+    found = convolution.conv(xBC, weight, bias, tail, fresh)
+    assert found.dtype == dtype
+    assert relative_error(found.cpu(), truth.cpu()) <= ONCE[dtype]
+    if L == 1:
+        after = tail.clone()
+        assert torch.equal(convolution.conv_in_place(xBC, weight, bias, after, None), found)
+        assert torch.equal(after, torch_ops.next_tail(tail, xBC))
+
+
+def scan_arguments(dtype: torch.dtype, L: int, G: int, N: int, P: int, seed: int, packed: bool) -> list[Any]:
+    normal, H, B = draw(seed), 4, 2
+    packing = 0 if packed else 1
+    convolved = normal(B, L, H * P + 2 * G * N, dtype=dtype)
+    x, Bs, Cs = convolved.split([H * P, G * N, G * N], dim=-1)
+    dt = normal(B, L, H + 3, dtype=dtype)[..., 3:]
+    return [
+        x.unflatten(-1, (H, P)),
+        dt,
+        normal(H).abs(),
+        Bs.unflatten(-1, (G, N)),
+        Cs.unflatten(-1, (G, N)),
+        normal(H),
+        normal(H) - 2,
+        (0.0, float("inf")),
+        normal(B, H, P, N) * packing,
+    ]
+
+
+@every_dtype
+@settings(max_examples=16, deadline=None)
+@given(
+    L=st.sampled_from([1, 2, 31, 32, 33, 96, 100]),
+    shape=st.sampled_from([(1, 16, 16), (2, 24, 5), (4, 64, 64), (2, 128, 16), (1, 256, 16)]),
+    padding=st.sampled_from(["packed", "padded", "whole"]),
+    seed=st.integers(0, 2**31),
+)
+def test_scan(dtype: torch.dtype, L: int, shape: tuple[int, int, int], padding: str, seed: int) -> None:
+    args = scan_arguments(dtype, L, *shape, seed, padding == "packed")
+    fresh = beginnings(seed, 2, L) if padding == "packed" else None
+    real = None
+    if padding == "padded":
+        real = torch.ones(2, L, dtype=torch.bool, device=DEVICE)
+        real[0, : L // 3 + 1] = False
+    truth = torch_ops.scan(*doubles(*args), 32, fresh, real)
+    before = args[8].clone()
+    found = scan.scan(*args, 32, fresh, real)
+    assert torch.equal(args[8], before)
+    assert found[0].dtype == dtype and found[1].dtype == torch.float32
+    assert relative_error(found[0].cpu(), truth[0].cpu()) <= ONCE[dtype]
+    # float32's products are exact; two bfloat16 parts of a float32 leave 2^-17.
+    assert relative_error(found[1].cpu(), truth[1].cpu()) <= (EXACT if dtype == torch.float32 else 2e-5)
+
+
+def test_scan_of_small_steps_and_limits() -> None:
+    """softplus keeps its digits where it is small (dt near -12), and dt keeps to its limits."""
+    args = scan_arguments(torch.float32, 40, 1, 16, 16, 0, False)
+    args[1] = args[1] - 10
+    for limit in ((0.0, float("inf")), (1e-5, 2e-5)):
+        args[7] = limit
+        for found, truth in zip(
+            scan.scan(*args, 32, None, None), torch_ops.scan(*doubles(*args), 32, None, None), strict=True
+        ):
+            assert relative_error(found.cpu(), truth.cpu()) <= EXACT
+
+
+@pytest.mark.parametrize("chunk", [16, 32, 64])
+def test_scan_in_pieces_and_chunks(chunk: int) -> None:
+    args = scan_arguments(torch.float32, 90, 2, 16, 16, 1, False)
+    tuning = scan.Tuning(chunk=chunk, rows=16)
+    whole = scan.scan(*args, 32, None, None, tuning=tuning)
+    first = [v[:, :50] if i in (0, 1, 3, 4) else v for i, v in enumerate(args)]
+    second = [v[:, 50:] if i in (0, 1, 3, 4) else v for i, v in enumerate(args)]
+    y, second[8] = scan.scan(*first, 32, None, None, tuning=tuning)
+    rest, h = scan.scan(*second, 32, None, None, tuning=tuning)
+    assert relative_error(torch.cat([y, rest], dim=1).cpu(), whole[0].cpu()) <= EXACT
+    assert relative_error(h.cpu(), whole[1].cpu()) <= EXACT
+
+
+@every_dtype
+@pytest.mark.parametrize("groups", [1, 3])
+def test_norms(dtype: torch.dtype, groups: int) -> None:
+    normal = draw(groups)
+    x, delta = normal(2, 5, 60, dtype=dtype), normal(2, 5, 60, dtype=dtype)
+    weight = normal(60)
+    truth = torch_ops.rms_norm(*doubles(x, weight), EPS)
+    assert relative_error(norms.rms_norm(x, weight, EPS).cpu(), truth.cpu()) <= ONCE[dtype]
+    total, normed = norms.add_norm(x, delta, weight, EPS)
+    assert torch.equal(total, x + delta)
+    truth = torch_ops.rms_norm(*doubles(total, weight), EPS)
+    assert relative_error(normed.cpu(), truth.cpu()) <= ONCE[dtype]
+    z = normal(2, 5, 100, dtype=dtype)[..., 17:77]
+    truth = torch_ops.gated_norm(*doubles(x, z, weight), groups, EPS)
+    assert relative_error(norms.gated_norm(x, z, weight, groups, EPS).cpu(), truth.cpu()) <= ONCE[dtype]
+
+
+@every_dtype
+@pytest.mark.parametrize(("E", "half", "rows"), [(40, 8, 1), (16, 8, 3)])
+def test_rotary_and_swiglu(dtype: torch.dtype, E: int, half: int, rows: int) -> None:
+    normal = draw(E)
+    q = normal(3, 7, 5, E, dtype=dtype)
+    angles = normal(rows, 7, half)
+    truth = torch_ops.rotary(q.double(), angles.double().cos(), angles.double().sin())
+    found = elementwise.rotary(q, angles.double().cos().float(), angles.double().sin().float())
+    assert relative_error(found.cpu(), truth.cpu()) <= ONCE[dtype]
+    assert torch.equal(found[..., 2 * half :], q[..., 2 * half :])
+    gate, up = normal(2, 5, 70, dtype=dtype).split([30, 40], dim=-1)
+    truth = torch_ops.swiglu(gate.double(), up[..., :30].double())
+    assert relative_error(elementwise.swiglu(gate, up[..., :30]).cpu(), truth.cpu()) <= ONCE[dtype]
+
+
+@every_dtype
+@pytest.mark.parametrize("rows", [1, 3])
+def test_few_rows(dtype: torch.dtype, rows: int) -> None:
+    normal = draw(rows)
+    x, residual = normal(rows, 1, 200, dtype=dtype), normal(rows, 1, 37, dtype=dtype)
+    weight, gated = normal(37, 200, dtype=dtype), normal(37, 200, dtype=dtype)
+    bias = normal(37, dtype=dtype)
+    product = torch_ops.linear(*doubles(x, weight, bias), "")
+    found = products.few_rows(x, weight, bias=bias, residual=residual)
+    assert relative_error(found.cpu(), (product + residual).cpu()) <= ONCE[dtype]
+    truth = torch_ops.swiglu(*(torch_ops.linear(*doubles(x, w, None), "") for w in (weight, gated)))
+    assert relative_error(products.few_rows(x, weight, gated=gated).cpu(), truth.cpu()) <= ONCE[dtype]
+    wide = products.few_rows(x, weight, dtype=torch.float32)
+    assert relative_error(wide.cpu(), torch_ops.linear(*doubles(x, weight, None), "").cpu()) <= EXACT
+
+
+def test_gate_and_up_side_by_side() -> None:
+    normal = draw(5)
+    names = [f"model.layers.0.feed_forward.{part}_proj.weight" for part in ("gate", "up", "down")]
+    weights = dict(zip(names, (normal(30, 20), normal(30, 20), normal(20, 30)), strict=True))
+    arranged = products.arrange(weights)
+    assert all(torch.equal(arranged[name], weight) for name, weight in weights.items())
+    gate, up = (arranged[name] for name in names[:2])
+    assert up.data_ptr() == gate.data_ptr() + gate.nbytes
+    again = products.arrange(arranged)
+    assert all(again[name] is arranged[name] for name in names)
+    x = normal(2, 9, 20)
+    truth = torch_ops.swiglu(*(torch_ops.linear(x.double(), w.double(), None, "") for w in (gate, up)))
+    for pair in ((gate, up), (weights[names[0]], weights[names[1]])):
+        found = products.gate_up(x, (pair[0], None, names[0]), (pair[1], None, names[1]))
+        assert relative_error(found.cpu(), truth.cpu()) <= EXACT
+    total, y = normal(2, 9, 20), normal(2, 9, 30)
+    expected = total.double() + torch_ops.linear(*doubles(y, weights[names[2]], None), "")
+    found = products.add_linear(total, y, weights[names[2]], None, names[2])
+    assert relative_error(found.cpu(), expected.cpu()) <= EXACT
+
+
+@every_dtype
+@pytest.mark.parametrize(("last", "starts"), [(257, (0, 5)), (0, (0, 0)), (70, (64, 70))])
+def test_attention_of_one_token(dtype: torch.dtype, last: int, starts: tuple[int, int]) -> None:
+    normal = draw(last)
+    q, k, v = normal(2, 1, 8, 40, dtype=dtype), *normal(2, 2, 300, 2, 40, dtype=dtype)
+    first = torch.tensor(starts, device=DEVICE)
+    found = attention.attend(q, k, v, 0.2, torch.tensor([last], device=DEVICE), first)
+    seen = (q.double(), k[:, : last + 1].double(), v[:, : last + 1].double())
+    truth = torch_ops.attention(*seen, 0.2, first, None)
+    assert relative_error(found.cpu(), truth.cpu()) <= ONCE[dtype]
+
+
+def test_float64_is_refused() -> None:
+    x = torch.randn(1, 4, 16, dtype=torch.float64, device=DEVICE)
+    for call in (
+        lambda: norms.rms_norm(x, x[0, 0], EPS),
+        lambda: norms.gated_norm(x, x, x[0, 0], 1, EPS),
+        lambda: elementwise.swiglu(x, x),
+        lambda: convolution.conv(x, x[0, :, :2].t(), None, x[:, :1], None),
+    ):
+        with pytest.raises(BackendError, match="float64"):
+            call()
