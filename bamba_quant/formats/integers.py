@@ -107,7 +107,7 @@ def quantize(grid: Grid, method: str, x: F32, importance: F32 | None = None) -> 
     weights = np.ascontiguousarray(np.broadcast_to(w, x.shape).reshape(-1, grid.group).T)
     scale, zero = fit(grid, groups, weights)
     codes = grid.codes(groups, scale, zero).astype(np.int8)
-    return Groups(codes.T.reshape(x.shape), scale.reshape(len(x), -1), zero.reshape(len(x), -1))
+    return Groups(np.ascontiguousarray(codes.T).reshape(x.shape), scale.reshape(len(x), -1), zero.reshape(len(x), -1))
 
 
 def dequantize(grid: Grid, groups: Groups) -> F32:
@@ -152,7 +152,7 @@ def span(grid: Grid, low: F32, high: F32) -> tuple[F32, F32]:
         return scale, bfloat16(low - scale * np.float32(grid.low))
     # Against the scale before rounding, as compressed-tensors has it.
     zero = np.clip(np.float32(grid.low) - low / exact, np.float32(grid.low), np.float32(grid.high))
-    return scale, np.where(exact == 0, np.float32(grid.low), nearest_clipped(zero, grid.low, grid.high))
+    return scale, np.where(exact == 0, np.float32(0), nearest_clipped(zero, grid.low, grid.high))
 
 
 def usable(scale: F32) -> F32:
@@ -220,7 +220,8 @@ class _Best:
 
     def consider(self, scale: F32, zero: F32) -> None:
         error = self._of(self.integers(scale, zero), scale, zero)
-        better = (error < self._error) & (scale != 0)
+        usable = scale != 0 if self._grid.zero == "none" else scale > 0
+        better = (error < self._error) & usable
         self._error = np.where(better, error, self._error)
         self.scale = np.where(better, scale, self.scale)
         self.zero = np.where(better, zero, self.zero)
@@ -271,7 +272,7 @@ def pack(codes: NDArray[np.int8], bits: int, offset: int) -> U8:
     unsigned = (codes.view(np.uint8) + np.uint8(offset)) & np.uint8((1 << bits) - 1)
     if bits == 8:
         return unsigned
-    packed: U8 = unsigned[:, ::2] | unsigned[:, 1::2] << 4
+    packed: U8 = unsigned[:, ::2] | unsigned[:, 1::2] << np.uint8(4)
     return packed
 
 
@@ -279,7 +280,7 @@ def unpack(packed: U8, bits: int, offset: int) -> NDArray[np.int8]:
     """The inverse of ``pack`` for integers of [-2^(bits-1), 2^(bits-1))."""
     unsigned: Any = packed
     if bits == 4:
-        unsigned = np.stack((packed & 15, packed >> 4), axis=-1).reshape(len(packed), -1)
+        unsigned = np.stack((packed & 15, packed >> 4), axis=-1).reshape(len(packed), 2 * packed.shape[1])
     # Shifting the offset's bits to the top and back extends the sign.
     top = 8 - bits
     shifted = (unsigned - np.uint8(offset)) << top

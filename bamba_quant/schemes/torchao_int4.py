@@ -35,19 +35,19 @@ def plain_int4(group: int) -> Scheme:
         scheme_name(group),
         f"torchao's plain int4, a scale and a float zero for {group} columns",
         parts,
-        tuple(Method(name, _about(name), *_encoders(grid, name)) for name in ABOUT),
+        tuple(Method(name, about(name), *_encoders(grid, name)) for name in ABOUT),
         partial(decode, grid=grid),
         partial(configuration, group=group),
         fits=lambda rows, columns: "" if columns % group == 0 else f"columns in multiples of {group}",
-        metadata=partial(_metadata, group=group),
+        metadata=partial(metadata, describe=partial(_describe, group=group)),
     )
 
 
-def scheme_name(group: int) -> str:
-    return f"torchao-int4-g{group}"
+def scheme_name(group: int, tile_packed: bool = False) -> str:
+    return f"torchao-int4{'-tile-packed' if tile_packed else ''}-g{group}"
 
 
-def _about(method: str) -> str:
+def about(method: str) -> str:
     return "the whole range, as torchao takes it" if method == "rtn" else ABOUT[method]
 
 
@@ -103,18 +103,24 @@ def configuration(ignored: Ignored, group: int, packing: str = "PLAIN") -> dict[
     }
 
 
-def _metadata(matrices: Mapping[str, tuple[int, int]], others: Sequence[str], group: int) -> dict[str, str]:
+def metadata(
+    matrices: Mapping[str, tuple[int, int]],
+    others: Sequence[str],
+    describe: Callable[[tuple[int, int]], dict[str, Any]],
+) -> dict[str, str]:
     """What torchao's ``flatten_tensor_state_dict`` says of every tensor, and in which order they stand."""
     described = {name: json.dumps({"_type": "Tensor"}) for name in others}
-    for name, shape in matrices.items():
-        data = {
-            "activation_dtype": {"_type": "torch.dtype", "_data": "bfloat16"},
-            "block_size": [1, group],
-            "shape": list(shape),
-        }
-        names = ["qdata", "scale", "zero_point"]
-        described[name] = json.dumps({"_type": "Int4Tensor", "_data": data, "_tensor_data_names": names})
+    described |= {name: json.dumps(describe(shape)) for name, shape in matrices.items()}
     return {"format": "pt", **described, "tensor_names": json.dumps(list(described))}
+
+
+def _describe(shape: tuple[int, int], group: int) -> dict[str, Any]:
+    data = {
+        "activation_dtype": {"_type": "torch.dtype", "_data": "bfloat16"},
+        "block_size": [1, group],
+        "shape": list(shape),
+    }
+    return {"_type": "Int4Tensor", "_data": data, "_tensor_data_names": ["qdata", "scale", "zero_point"]}
 
 
 SCHEMES = tuple(register(plain_int4(group)) for group in GROUPS)

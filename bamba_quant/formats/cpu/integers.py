@@ -51,6 +51,7 @@ def quantizer(grid: Grid, method: str, offset: int) -> Quantize:
     The bytes of ``integers.quantize`` and ``integers.pack``. Free of the interpreter lock; any number of threads.
     """
     method_named(method)
+    kernel = _compiled(grid, method, offset)
 
     def quantize(x: F32, importance: F32 | None = None) -> tuple[U8, F32, F32]:
         rows, columns = x.shape
@@ -58,19 +59,18 @@ def quantizer(grid: Grid, method: str, offset: int) -> Quantize:
         packed = np.empty((rows, columns * grid.bits // 8), np.uint8)
         scale, zero = (np.empty((rows, columns // grid.group), np.float32) for _ in range(2))
         x = np.require(x, np.float32, ["C", "A"])
-        if importance is not None:
-            importance = np.require(importance, np.float32, ["C", "A"])
-        kernel = _compiled(grid, method, offset, importance is not None)
-        kernel(x, importance, packed, scale.reshape(-1), zero.reshape(-1))
+        weights = np.ones(columns, np.float32) if importance is None else importance
+        weights = np.require(weights, np.float32, ["C", "A"])
+        kernel(x, weights, packed, scale.reshape(-1), zero.reshape(-1))
         return packed, scale, zero
 
     return quantize
 
 
 @cache
-def _compiled(grid: Grid, method: str, offset: int, weighted: bool) -> Any:
+def _compiled(grid: Grid, method: str, offset: int) -> Any:
     rows = types.Array(types.float32, 2, "C", readonly=True)
-    importance = types.Array(types.float32, 1, "C", readonly=True) if weighted else types.none
+    importance = types.Array(types.float32, 1, "C", readonly=True)
     packed, parameters = types.Array(types.uint8, 2, "C"), types.Array(types.float32, 1, "C")
     signature = types.void(rows, importance, packed, parameters, parameters)
     bits, zero_kind, group, effort = grid.bits, _ZEROS[grid.zero], grid.group, _METHODS[method]
@@ -105,13 +105,10 @@ def _quantize(
     spans = np.empty(len(fractions), np.float32)
     for i in range(len(fractions)):
         spans[i] = fractions[i]
-    if importance is None:
-        for i in range(n):
-            store(w, i, floats(1))
     for first in range(0, n_groups, LANES):
         places(first, n_groups, n_groups, n, starts)
         read(x, starts, n, tile)
-        if importance is not None:
+        if effort > 0:
             places(first, n_groups, per_row, n, starts)
             read(importance, starts, n, w)
         scale, zero = _fit(tile, w, n, bits, zero_kind, effort, spans)
@@ -194,7 +191,7 @@ def _span(low: Any, high: Any, bits: int, zero_kind: int) -> Any:
     zero = floats(lowest) - low / exact
     zero = where(zero < lowest, lowest, zero)
     zero = where(zero > highest, highest, zero)
-    return scale, where(exact == 0, lowest, nearest_clipped(zero, lowest, highest))
+    return scale, where(exact == 0, 0, nearest_clipped(zero, lowest, highest))
 
 
 @inlined
@@ -253,7 +250,7 @@ def _consider(
     error: Any,
 ) -> Any:
     trial_error = _error(tile, w, n, bits, zero_kind, trial, trial_zero)
-    better = (trial_error < error) & (trial != 0)
+    better = (trial_error < error) & ((trial != 0) if zero_kind == _NONE else (trial > 0))
     return where(better, trial, scale), where(better, trial_zero, zero), where(better, trial_error, error)
 
 

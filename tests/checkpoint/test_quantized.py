@@ -1,0 +1,229 @@
+"""Quantized directories read back: other people's readers get the same weights, by any rows, and faults are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationScheme
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+from torchao.quantization import Float8WeightOnlyConfig, Int4Tensor, PerRow, quantize_
+from torchao.quantization.quant_primitives import _dequantize_affine_tinygemm
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+from bamba_quant.checkpoint import PackedTensor, RawReader, open_checkpoint, read_tensor
+from bamba_quant.convert import plan_conversion
+from bamba_quant.errors import PlanError
+from bamba_quant.inspection import inspect_path
+from bamba_quant.schemes import Scheme
+from bamba_quant.source import open_source
+from bamba_quant.weights import load_model
+from tests.checkpoint.conftest import Made
+from tests.support.conversion import to_gguf
+from tests.support.models import random_bamba, save_checkpoint
+from tests.support.quantized import DIVIDES, LINEAR, READABLE, read_all, write_shards
+
+every_scheme = pytest.mark.parametrize("scheme", READABLE, ids=lambda scheme: scheme.name)
+
+
+def configuration(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "config.json").read_text())["quantization_config"]
+
+
+def theirs(directory: Path) -> dict[str, torch.Tensor]:
+    """Every quantized weight as the library that the directory is for decompresses it, float32."""
+    tensors, config = read_all(directory), configuration(directory)
+    if config["quant_method"] == "compressed-tensors":
+        group = QuantizationScheme.model_validate(config["config_groups"]["group_0"])
+        reader = BaseCompressor.get_value_from_registry(config["format"])
+        modules: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            module, _, leaf = name.rpartition(".")
+            modules.setdefault(module, {})[leaf] = tensor
+        return {
+            f"{module}.weight": reader.decompress(state, group)["weight"].float()
+            for module, state in modules.items()
+            if "weight_scale" in state
+        }
+    if config["quant_method"] == "fp8":
+        one = Fp8Dequantize(None)._dequantize_one
+        return {
+            name: one(tensors[name], tensors[f"{name}_scale_inv"], torch.float32)
+            for name in tensors
+            if f"{name}_scale_inv" in tensors
+        }
+    return _of_torchao(directory, tensors)
+
+
+def _of_torchao(directory: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    from safetensors import safe_open
+
+    metadata: dict[str, str] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            assert not metadata or opened.metadata() == metadata
+            metadata = opened.metadata()
+    found, left = unflatten_tensor_state_dict(tensors, metadata)
+    assert not left
+    values: dict[str, torch.Tensor] = {}
+    for name, tensor in found.items():
+        if not isinstance(tensor, Int4Tensor):
+            continue
+        assert tensor.scale.dtype == tensor.dtype == torch.bfloat16
+        nibbles = torch.stack((tensor.qdata & 15, (tensor.qdata >> 4) & 15), dim=-1).flatten(1)
+        unsigned = (nibbles.to(torch.int32) + 8) % 16  # two's complement to 0 … 15
+        block = tuple(tensor.block_size)
+        scale, zero = (part.T.contiguous().float() for part in (tensor.scale, tensor.zero_point))
+        exact = _dequantize_affine_tinygemm(
+            unsigned, block, scale, zero, torch.int32, 0, 15, output_dtype=torch.float32
+        )
+        values[name] = exact.bfloat16().float()
+    return values
+
+
+@every_scheme
+def test_other_readers_get_the_same_weights(scheme: Scheme, made: Made) -> None:
+    checkpoint = open_checkpoint(made(scheme))
+    expected = theirs(made(scheme))
+    packed = {name for name, tensor in checkpoint.tensors.items() if isinstance(tensor, PackedTensor)}
+    assert packed == expected.keys() == {name for name in checkpoint.tensors if name.endswith(LINEAR)}
+    for name in packed:
+        tensor = checkpoint.tensors[name]
+        assert tensor.shape == expected[name].shape
+        np.testing.assert_array_equal(read_tensor(tensor), expected[name].numpy(), err_msg=name)
+
+
+@every_scheme
+def test_it_holds_what_the_scheme_decodes(scheme: Scheme, made: Made) -> None:
+    checkpoint = open_checkpoint(made(scheme))
+    stored = read_all(made(scheme))
+    for name, tensor in checkpoint.tensors.items():
+        if isinstance(tensor, PackedTensor):
+            module = name.removesuffix(".weight")
+            parts = {}
+            for part in scheme.parts(*tensor.shape):
+                found = stored[module + part.suffix]
+                raw = found.contiguous().view(torch.uint8).numpy() if found.ndim else found.numpy()
+                parts[part.suffix] = raw.view(_dtype(part.dtype)).reshape(part.shape)
+            decoded = torch.from_numpy(scheme.decode(parts, tensor.columns))
+            values = torch.from_numpy(read_tensor(tensor))
+            if scheme.name.startswith("fp8") and scheme.name != "fp8-block-inv":
+                decoded = decoded.bfloat16().float()  # compressed-tensors rounds the product
+            torch.testing.assert_close(values, decoded, rtol=0, atol=0)
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    from bamba_quant.schemes.base import DTYPES
+
+    return DTYPES[name]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_rows_are_the_whole_tensors(made: Made, data: st.DataObject) -> None:
+    checkpoint = open_checkpoint(made(data.draw(st.sampled_from(READABLE))))
+    packed = [tensor for tensor in checkpoint.tensors.values() if isinstance(tensor, PackedTensor)]
+    tensor = data.draw(st.sampled_from(packed))
+    start = data.draw(st.integers(0, tensor.rows - 1))
+    stop = data.draw(st.integers(start + 1, tensor.rows))
+    raw = np.empty((stop - start) * tensor.row_bytes, np.uint8)
+    with RawReader() as reader:
+        reader.read_rows(tensor, tensor.row_bytes, start, stop, raw)
+    rows = tensor.format.dequantize(raw.reshape(stop - start, -1))
+    np.testing.assert_array_equal(rows, read_tensor(tensor)[start:stop])
+
+
+@every_scheme
+def test_sizes_are_those_on_disk(scheme: Scheme, made: Made) -> None:
+    stored = read_all(made(scheme))
+    unread = [tensor for name, tensor in stored.items() if name.endswith("weight_shape")]
+    total = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+    inspection = inspect_path(made(scheme))
+    assert inspection.checkpoint.n_bytes == total - sum(tensor.nbytes for tensor in unread)
+    assert inspection.architecture == "BambaForCausalLM"
+    assert not inspection.remarks
+
+
+@every_scheme
+def test_it_becomes_a_gguf(scheme: Scheme, made: Made, tmp_path: Path) -> None:
+    directory = made(scheme)
+    file = to_gguf(directory, tmp_path / "model.gguf", vocab=False)
+    back, weights = load_model(file).weights, load_model(directory).weights
+    for name in weights:
+        found = np.asarray(back[name], np.float32)
+        if not name.endswith("A_log"):
+            np.testing.assert_array_equal(found, np.asarray(weights[name], np.float32), err_msg=name)
+
+
+def test_requantizing_must_be_asked_for(made: Made, tmp_path: Path) -> None:
+    directory = made(READABLE[0])
+    with pytest.raises(PlanError, match=r"quantized already(.|\n)*--allow-requantize"):
+        to_gguf(directory, tmp_path / "model.gguf", "q8_0", vocab=False)
+    file = to_gguf(directory, tmp_path / "model.gguf", "q8_0", vocab=False, allow_requantize=True)
+    weights, back = load_model(directory).weights, load_model(file).weights
+    name = "model.layers.0.mamba.in_proj.weight"
+    expected = np.asarray(weights[name], np.float32)
+    assert np.abs(np.asarray(back[name]) - expected).max() <= np.abs(expected).max() / 100
+
+
+def test_torchao_float8_by_row(tmp_path: Path) -> None:
+    """What torchao itself makes and flattens on a CPU."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    model = random_bamba(seed=4, **DIVIDES).bfloat16()
+    base = save_checkpoint(model, tmp_path / "base", "bfloat16")
+    by_row = Float8WeightOnlyConfig(granularity=PerRow())
+    quantize_(model, by_row, lambda module, name: name.endswith("_proj"))
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    expected = {
+        name: tensor.dequantize() if hasattr(tensor, "dequantize") else tensor
+        for name, tensor in state.items()
+    }
+    flat, metadata = flatten_tensor_state_dict(state)
+    directory = tmp_path / "float8"
+    directory.mkdir()
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "torchao"}
+    (directory / "config.json").write_text(json.dumps(config))
+    write_shards(directory, flat, metadata | {"format": "pt"})
+    checkpoint = open_checkpoint(directory)
+    for name, values in expected.items():
+        found = np.asarray(read_tensor(checkpoint.tensors[name]), np.float32)
+        np.testing.assert_array_equal(found, values.float().numpy(), err_msg=name)
+
+
+def test_published_forms_of_scales(made: Made, tmp_path: Path) -> None:
+    """A scale without axes and one of shape (1, 1); scales of activations are named as unused."""
+    scheme = next(scheme for scheme in READABLE if scheme.name == "fp8-tensor")
+    source = made(scheme)
+    expected = {name: read_tensor(tensor) for name, tensor in open_checkpoint(source).tensors.items()}
+    for shape in ((), (1, 1)):
+        directory = tmp_path / f"{len(shape)}"
+        directory.mkdir()
+        (directory / "config.json").write_bytes((source / "config.json").read_bytes())
+        tensors = {
+            name: tensor.reshape(shape) if name.endswith("weight_scale") else tensor
+            for name, tensor in read_all(source).items()
+        }
+        tensors |= {
+            name.replace("weight_scale", "input_scale"): tensor.clone()
+            for name, tensor in tensors.items()
+            if name.endswith("weight_scale")
+        }
+        write_shards(directory, tensors, {"format": "pt"})
+        checkpoint = open_checkpoint(directory)
+        assert checkpoint.unused == tuple(sorted(name for name in tensors if name.endswith("input_scale")))
+        for name, values in expected.items():
+            np.testing.assert_array_equal(read_tensor(checkpoint.tensors[name]), values)
+        assert open_source(directory).pairs
+        unread = f"{len(checkpoint.unused)} tensors for quantized activations are not read"
+        assert unread in inspect_path(directory).remarks[0]
+        notes = plan_conversion(directory, vocab=False).plan.notes
+        assert unread in notes[-1]
