@@ -18,7 +18,7 @@ from bamba_quant.errors import FormatError
 from bamba_quant.formats.base import F32
 from bamba_quant.formats.integers import Grid, pack, quantize, unpack
 from bamba_quant.schemes.base import Array, Encode, Ignored, Method, Part, Parts, Scheme, register
-from bamba_quant.schemes.fp8 import compressed_tensors
+from bamba_quant.schemes.compressed_tensors import compressed_tensors
 
 GROUPS = (128, 64, 32)
 ABOUT = {
@@ -82,7 +82,7 @@ def _encoders(grid: Grid, method: str) -> tuple[Encode, Callable[[], Encode]]:
 
 
 def _parts(grid: Grid, packed: Array, scale: F32, zero: F32) -> Parts:
-    parts = {".weight_packed": packed.view(_WORD), ".weight_scale": as_stored(scale)}
+    parts = {".weight_packed": np.ascontiguousarray(packed).view(_WORD), ".weight_scale": as_stored(scale)}
     if grid.zero == "integer":
         parts[".weight_zero_point"] = pack_zeros(zero.astype(np.int8), grid.bits)
     return parts
