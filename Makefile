@@ -11,7 +11,16 @@ ifeq ($(shell uname -m),x86_64)
 LLAMA_CMAKE += -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
 endif
 
-.PHONY: demo test lint format bench clean
+# The accuracy report is of the larger model beside the repository, with its text, where that is there.
+BAMBA_QUANT_SHARED ?= ../shared
+ifneq ($(wildcard $(BAMBA_QUANT_SHARED)/models/bamba-43m/config.json),)
+ACCURACY := MODEL=$(BAMBA_QUANT_SHARED)/models/bamba-43m TEXT=$(BAMBA_QUANT_SHARED)/data/eval.txt \
+	GATES=tests/accuracy/bamba-43m.toml CTX=512 CHUNKS=16
+else
+ACCURACY := MODEL=bamba_quant/data/bamba-mini GATES=tests/accuracy/bamba-mini.toml CTX=256 CHUNKS=32
+endif
+
+.PHONY: demo test lint format accuracy bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo.stamp
@@ -29,13 +38,16 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+accuracy: $(VENV)/demo.stamp
+	PATH="$(abspath $(BIN)):$$PATH" TYPES="bf16 q8_0 q4_k_m fp8 int4" OUT=accuracy $(ACCURACY) .ci/accuracy
+
 bench: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/convert.py
 	PYTHONPATH=. $(BIN)/python benchmarks/quantize.py --types q8_0 q4_k_m
 	$(BIN)/python -m benchmarks.quantizers
 
 clean:
-	rm -rf $(VENV) build *.egg-info demo bench
+	rm -rf $(VENV) build *.egg-info demo bench accuracy
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -28,8 +28,9 @@ from bamba_quant.recipes.selection import ALWAYS_F32
 from bamba_quant.repair import suspect
 from bamba_quant.source import Source, open_source
 from bamba_quant.tokenizers.directory_files import as_json, generation_config, tokenizer_files
-from bamba_quant.writers.safetensors import index_file, layout, place, write_directory
-from bamba_quant.writers.stream import Progress
+from bamba_quant.writers.safetensors import layout, place, write_directory
+from bamba_quant.writers.shards import index_file
+from bamba_quant.writers.tasks import Progress
 
 DTYPES = ("auto", "f32", "f16", "bf16")
 MAX_SHARD_BYTES = 5 * 10**9

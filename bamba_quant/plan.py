@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from bamba_quant.architectures.transforms import IDENTITY, Transform
 from bamba_quant.calibration import MAY_BE_MISSING, Imatrix
-from bamba_quant.checkpoint import Checkpoint, StoredTensor
+from bamba_quant.checkpoint import Checkpoint, PackedTensor, StoredTensor
 from bamba_quant.checkpoint.gguf_values import Value
 from bamba_quant.errors import PlanError
 from bamba_quant.formats import Format
@@ -168,6 +168,8 @@ def plan_gguf(
 
 
 def _check_requantization(tensor: StoredTensor, wanted: Format, allowed: bool) -> None:
+    if isinstance(tensor, PackedTensor) and wanted.dtype is not None:
+        return  # GGUF has no type for such codes, and plain numbers hold what they stand for
     if tensor.format.dtype is None and wanted != tensor.format and not allowed:
         raise PlanError(
             "the input is quantized already, and quantizing it again loses more than quantizing the original",

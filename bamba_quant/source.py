@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bamba_quant.architectures import Architecture, TensorRule, architecture_of, architecture_of_gguf
 from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from bamba_quant.errors import PlanError, listed
+from bamba_quant.formats import Format
 from bamba_reference.config import Config
 
 Pairs = tuple[tuple[StoredTensor, TensorRule], ...]
@@ -59,6 +60,25 @@ def open_source(
     architecture = architecture_of_gguf(checkpoint.metadata)
     config = architecture.config_of_gguf(checkpoint.metadata, checkpoint.tensors)
     return Source(checkpoint, architecture, config, _match_gguf(checkpoint, architecture.tensors(config)))
+
+
+def imagined_source(
+    path: str | Path, number_format: Format, *, ignore_config_keys: Collection[str] = ()
+) -> Source:
+    """The model that ``path``, a directory with a config.json, would hold in ``number_format``; for plans only.
+
+    Its tensors name ``path`` as their file. Raises a ``BambaQuantError`` for an architecture that is not supported.
+    """
+    found = open_source(path, ignore_config_keys=ignore_config_keys, weights=False)
+    rules = found.architecture.tensors(found.config)
+    directory = found.checkpoint.path
+    tensors = {
+        rule.hf: StoredTensor(rule.hf, rule.shape, number_format, directory, 0)
+        for rule in rules
+        if not rule.left_out
+    }
+    checkpoint = replace(found.checkpoint, tensors=tensors)
+    return replace(found, checkpoint=checkpoint, pairs=_match_huggingface(checkpoint, rules))
 
 
 def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) -> Pairs:

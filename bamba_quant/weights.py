@@ -94,15 +94,15 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
             return values.reshape(rule.shape)[start:stop]
         together = rule.transform.rows if self._moved(rule) else 1
         first, last = start // together * together, -(-stop // together) * together
-        columns, row_bytes = tensor.columns, tensor.n_bytes // rule.shape[0]
-        raw = np.empty((last - first) * row_bytes, np.uint8)
+        each = tensor.rows // rule.shape[0]  # rows of the file in one along the first axis
+        raw = np.empty((last - first) * each * tensor.row_bytes, np.uint8)
         with meter.spent("reading"), RawReader() as reader:
-            reader.read_into(tensor.file, tensor.offset + first * row_bytes, raw)
+            reader.read_rows(tensor, tensor.row_bytes, first * each, last * each, raw)
         with meter.spent("decoding"):
             if tensor.format.dtype is not None:
-                values = raw.view(tensor.format.dtype).reshape(-1, columns)
+                values = raw.view(tensor.format.dtype).reshape(-1, tensor.columns)
             else:
-                values = decode(tensor.format, raw.reshape(-1, tensor.format.row_bytes(columns)))
+                values = decode(tensor.format, raw.reshape(-1, tensor.row_bytes))
             if self._moved(rule):
                 values = rule.transform.invert(values)
         return values.reshape(-1, *rule.shape[1:])[start - first : stop - first]

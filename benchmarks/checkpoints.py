@@ -24,15 +24,23 @@ BAMBA_9B: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make_checkpoint(directory: Path, layers: int = 3, attention: tuple[int, ...] = (1,)) -> Path:
-    """A bf16 checkpoint of ``layers`` layers in Bamba-9B's shapes: 1.83 billion weights with three layers.
+def make_checkpoint(
+    directory: Path,
+    layers: int = 3,
+    attention: tuple[int, ...] = (1,),
+    vocab_size: int = 128256,
+    dtype: str = "bfloat16",
+) -> Path:
+    """A checkpoint of ``layers`` layers in Bamba-9B's shapes: 1.83 billion weights with three layers.
 
-    Weights are normal with deviation 0.02, drawn from a fixed seed; a directory that is whole already is kept.
+    Weights are normal with deviation 0.02, drawn from a fixed seed, in bfloat16 or float32; a directory that is
+    whole already is kept.
     """
     if (directory / "config.json").is_file():
         return directory
     directory.mkdir(parents=True, exist_ok=True)
-    hf = BAMBA_9B | {"num_hidden_layers": layers, "attn_layer_indices": list(attention)}
+    hf = BAMBA_9B | {"num_hidden_layers": layers, "attn_layer_indices": list(attention), "torch_dtype": dtype}
+    hf |= {"vocab_size": vocab_size, "bos_token_id": vocab_size - 256, "eos_token_id": vocab_size - 255}
     rules = [rule for rule in architecture_of(hf).tensors(Config.from_hf(hf)) if not rule.left_out]
     rng = np.random.default_rng(9)
     weight_map: dict[str, str] = {}
@@ -42,23 +50,29 @@ def make_checkpoint(directory: Path, layers: int = 3, attention: tuple[int, ...]
     for number, shard in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= {rule.hf: file for rule in shard}
-        _write_shard(directory / file, {rule.hf: rule.shape for rule in shard}, rng)
+        _write_shard(directory / file, {rule.hf: rule.shape for rule in shard}, rng, dtype)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (directory / "tokenizer.json").write_text(json.dumps(_tokenizer(hf["bos_token_id"])))
     (directory / "config.json").write_text(json.dumps(hf))
     return directory
 
 
-def _write_shard(file: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.Generator) -> None:
-    header: dict[str, Any] = {}
+def _write_shard(
+    file: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.Generator, dtype: str
+) -> None:
+    name_in_header, stored = {
+        "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
+        "float32": ("F32", np.dtype(np.float32)),
+    }[dtype]
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
         header[name] = {
-            "dtype": "BF16",
+            "dtype": name_in_header,
             "shape": shape,
-            "data_offsets": [offset, offset + 2 * math.prod(shape)],
+            "data_offsets": [offset, offset + stored.itemsize * math.prod(shape)],
         }
-        offset += 2 * math.prod(shape)
+        offset += stored.itemsize * math.prod(shape)
     packed = json.dumps(header).encode()
     packed = packed.ljust(-(-len(packed) // 8) * 8)
     with file.open("wb") as stream:
@@ -68,7 +82,7 @@ def _write_shard(file: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.
             while left:
                 count = min(left, 1 << 24)
                 x = rng.standard_normal(count, dtype=np.float32) * np.float32(0.02)
-                stream.write(x.astype(ml_dtypes.bfloat16).tobytes())
+                stream.write(x.astype(stored).tobytes())
                 left -= count
 
 

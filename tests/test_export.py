@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -216,12 +217,12 @@ def test_layout_is_aligned_and_without_gaps(tmp_path: Path) -> None:
     for shard in layout(plan.rows):
         assert len(shard.header) % 8 == 0
         ends = 0
-        for row in sorted(shard.rows, key=lambda row: row.offset):
-            assert row.offset == ends
-            assert row.offset % row.format.block_bytes == 0
-            ends += row.n_bytes
+        for entry in sorted(shard.entries, key=lambda entry: entry.offset):
+            assert entry.offset == ends
+            assert entry.offset % (entry.n_bytes // math.prod(entry.shape)) == 0
+            ends += entry.n_bytes
         assert len(shard.header) + ends == shard.n_bytes
-        assert ends <= 50_000 or len(shard.rows) == 1
+        assert ends <= 50_000 or len(shard.entries) == 1
     assert sum(plan.sizes.values()) > 0
 
 

@@ -45,7 +45,22 @@ class StoredTensor:
 
     @property
     def n_bytes(self) -> int:
-        return self.rows * self.format.row_bytes(self.columns)
+        """Bytes on disk."""
+        return self.rows * self.row_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as ``RawReader.read_rows`` gives it and ``format`` takes it."""
+        return self.format.row_bytes(self.columns)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that reading it needs."""
+        return (self.file,)
+
+    def fetch(self, reader: RawReader, row_bytes: int, first: int, buffer: U8) -> None:
+        """Fill ``buffer`` with rows from ``first`` on, ``row_bytes`` each; errors as ``RawReader.read_into``'s."""
+        reader.read_into(self.file, self.offset + first * row_bytes, buffer)
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,8 @@ class Checkpoint:
     """A model on disk.
 
     ``kind`` is "huggingface", where ``metadata`` is the parsed config.json, or "gguf", where it maps the GGUF's
-    keys to ``Value``. ``files`` are those that hold tensors.
+    keys to ``Value``. ``files`` are those that hold tensors. Weights that a quantized checkpoint stores as several
+    tensors are one in ``tensors``; ``unused`` names those that only its activations need.
     """
 
     path: Path
@@ -61,6 +77,7 @@ class Checkpoint:
     metadata: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     files: tuple[Path, ...] = field(default=())
+    unused: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -122,12 +139,16 @@ class RawReader:
                 )
             done += count
 
+    def read_rows(self, tensor: StoredTensor, row_bytes: int, first: int, stop: int, buffer: U8) -> None:
+        """Fill ``buffer`` with rows ``first`` to ``stop`` of ``tensor``, each ``row_bytes`` long. Raises likewise."""
+        tensor.fetch(self, row_bytes, first, buffer[: (stop - first) * row_bytes])
+
 
 def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
     """A whole tensor: in its own dtype when it stores plain numbers, else dequantized to float32."""
-    raw = np.empty(tensor.n_bytes, dtype=np.uint8)
+    raw = np.empty(tensor.rows * tensor.row_bytes, dtype=np.uint8)
     with RawReader() as reader:
-        reader.read_into(tensor.file, tensor.offset, raw)
+        reader.read_rows(tensor, tensor.row_bytes, 0, tensor.rows, raw)
     if tensor.format.dtype is not None:
         return raw.view(tensor.format.dtype).reshape(tensor.shape)
     values: F32 = tensor.format.dequantize(raw.reshape(tensor.rows, -1))

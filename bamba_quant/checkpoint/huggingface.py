@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.json_file import read_json, required
+from bamba_quant.checkpoint.quantized import is_quantized, join
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
 from bamba_quant.errors import CheckpointError, listed
@@ -33,7 +35,10 @@ def read_huggingface(directory: Path, *, weights: bool = True) -> Checkpoint:
     config = read_json(directory / "config.json", "config.json is what says which model this is")
     if not weights:
         return Checkpoint(directory, "huggingface", config, {})
+    quantized = is_quantized(config)
     for index_name, single_name, pattern, read in _LAYOUTS:
+        if quantized and read is read_safetensors:
+            read = partial(read_safetensors, quantized=True)
         index = directory / index_name
         if index.is_file():
             tensors = _indexed(index, single_name, read)
@@ -44,7 +49,10 @@ def read_huggingface(directory: Path, *, weights: bool = True) -> Checkpoint:
         if not tensors:
             raise CheckpointError("the checkpoint's files hold no tensor", where=directory)
         used = tuple(sorted({tensor.file for tensor in tensors.values()}))
-        return Checkpoint(directory, "huggingface", config, tensors, used)
+        if not quantized:
+            return Checkpoint(directory, "huggingface", config, tensors, used)
+        found = join(config, tensors, directory)
+        return Checkpoint(directory, "huggingface", config, found.weights, used, found.unused)
     raise CheckpointError(
         "the directory holds no weights",
         where=directory,

@@ -4,29 +4,58 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 from bamba_quant.checkpoint.base import StoredTensor
 from bamba_quant.checkpoint.json_file import parse_json
 from bamba_quant.errors import CheckpointError
-from bamba_quant.formats import format_named
+from bamba_quant.formats import Format, format_named
+from bamba_quant.schemes.base import DTYPES as DTYPES_OF_PARTS
 
-# Names of the safetensors specification; other dtypes belong to quantized checkpoints.
+# Names of the safetensors specification, as formats of weights and of what stands beside quantized ones.
 DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+SIDE_DTYPES = ("F8_E4M3", "I64", "I32", "I8", "U8")
 _MAX_HEADER = 100_000_000  # the specification's own limit
 
 
-def read_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one file by name. Raises ``CheckpointError`` for a file that is truncated or no safetensors."""
+def read_safetensors(file: Path, *, quantized: bool = False) -> dict[str, StoredTensor]:
+    """Every tensor of one file by name; with ``quantized`` codes and whole numbers too, whose format has their dtype.
+
+    Raises ``CheckpointError`` for a file that is truncated or no safetensors.
+    """
     header, data_start, size = _header(file)
+    formats = {dtype: format_named(name) for dtype, name in DTYPES.items()}
+    if quantized:
+        formats |= {dtype: _plain(dtype) for dtype in SIDE_DTYPES}
     tensors = {
-        name: _tensor(file, name, entry, data_start, size)
+        name: _tensor(file, name, entry, data_start, size, formats)
         for name, entry in header.items()
         if name != "__metadata__"
     }
     _check_tiling(file, tensors, data_start, size)
     return tensors
+
+
+def read_metadata(file: Path) -> dict[str, Any]:
+    """What the header of one file says beside its tensors. Raises as ``read_safetensors``."""
+    metadata = _header(file)[0].get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _plain(dtype: str) -> Format:
+    """A format for numbers that are no weights."""
+    numpy_dtype = DTYPES_OF_PARTS[dtype]
+    refuse = partial(_refuse, dtype)
+    return Format(
+        dtype.lower(), -1, 1, numpy_dtype.itemsize, refuse, refuse, dtype=numpy_dtype, writable=False
+    )
+
+
+def _refuse(dtype: str, *arrays: Any) -> NoReturn:
+    raise CheckpointError("these numbers are no weights", found=dtype)
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int, int]:
@@ -50,7 +79,9 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
     return parse_json(header, f"{file}, its header"), 8 + length, size
 
 
-def _tensor(file: Path, name: str, entry: Any, data_start: int, size: int) -> StoredTensor:
+def _tensor(
+    file: Path, name: str, entry: Any, data_start: int, size: int, formats: Mapping[str, Format]
+) -> StoredTensor:
     where = f"{file}, tensor {name}"
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
@@ -62,15 +93,16 @@ def _tensor(file: Path, name: str, entry: Any, data_start: int, size: int) -> St
             expected="dtype (a name), shape and data_offsets (whole numbers from 0 on)",
         )
     begin, end = offsets
-    if dtype not in DTYPES:
+    if dtype not in formats:
         raise CheckpointError(
             "a tensor has a dtype that weights cannot be read from",
             where=where,
             found=dtype,
-            expected=", ".join(DTYPES),
-            fix="give the unquantized checkpoint (bf16, f16 or f32)",
+            expected=", ".join(formats),
+            fix="give the unquantized checkpoint (bf16, f16 or f32)"
+            + ("; config.json has no quantization_config" if dtype in SIDE_DTYPES else ""),
         )
-    tensor = StoredTensor(name, tuple(shape), format_named(DTYPES[dtype]), file, data_start + begin)
+    tensor = StoredTensor(name, tuple(shape), formats[dtype], file, data_start + begin)
     if end - begin != tensor.n_bytes:
         raise CheckpointError(
             "a tensor's byte range does not fit its shape",

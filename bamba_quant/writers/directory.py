@@ -13,19 +13,26 @@ from pathlib import Path
 
 from bamba_quant.errors import OutputError, listed
 
+# Small files that belong to a model whatever its weights are: a quantized copy of the model has them too.
+COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
 # What a model directory holds: only a directory of nothing else is ever replaced.
 _REPLACEABLE = (
     "config.json",
-    "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
     "README.md",
+    *COPIED,
 )
 
 
@@ -46,9 +53,9 @@ def atomic_directory(target: Path, *, overwrite: bool, n_bytes: int) -> Iterator
             partial.mkdir()
             yield partial
             flush_directory(partial)
-            _publish(partial, place, overwrite)
+            publish(partial, place, overwrite)
         except OSError as error:  # of a write: readers name their own files
-            raise _refused(error, place) from error
+            raise refused(error, place) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -68,7 +75,7 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
             "the output is there already and is no directory", where=place, fix="give another name"
         ) from None
     except OSError as error:
-        raise _refused(error, place) from error
+        raise refused(error, place) from error
     foreign = [name for name in entries if not any(fnmatch(name, known) for known in _REPLACEABLE)]
     if entries and not overwrite:
         raise _not_empty(place, entries)
@@ -89,6 +96,20 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
         )
 
 
+def reserve(file: Path, size: int) -> int:
+    """A descriptor of a new file with its blocks reserved where the system can, so a full disk shows early."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        os.ftruncate(descriptor, size)
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
 def flush_directory(directory: Path) -> None:
     """So that new names survive a power cut as well as the files do."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -98,7 +119,8 @@ def flush_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _publish(partial: Path, place: Path, overwrite: bool) -> None:
+def publish(partial: Path, place: Path, overwrite: bool) -> None:
+    """Put ``partial`` into its place. Raises ``OutputError`` when that was filled in the meantime."""
     if overwrite and place.exists():
         old = partial.with_suffix(".old")
         place.rename(old)
@@ -128,7 +150,8 @@ def _not_empty(place: Path, entries: list[str]) -> OutputError:
     )
 
 
-def _refused(error: OSError, place: Path) -> OutputError:
+def refused(error: OSError, place: Path) -> OutputError:
+    """What a refusal of the operating system means for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
             "the disk is full",

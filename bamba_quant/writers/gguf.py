@@ -19,7 +19,8 @@ from bamba_quant.checkpoint.gguf_file import MAGIC, split_name, split_stem
 from bamba_quant.checkpoint.gguf_values import Value, int32, pack_string, pack_value, uint16
 from bamba_quant.plan import Plan, PlanRow, padded
 from bamba_quant.writers.atomic import atomic_files
-from bamba_quant.writers.stream import Progress, check_equal, chunks_of, quantizers, run_chunks, write_at
+from bamba_quant.writers.stream import check_equal, chunks_of, quantizers, run_chunks, write_at
+from bamba_quant.writers.tasks import Progress
 
 _VERSION = 3
 

@@ -1,17 +1,11 @@
-"""Executes a plan into a model directory: safetensors shards with their index, and the small files beside them.
-
-Layout: https://github.com/huggingface/safetensors#format. The byte of every weight is known before the first one is
-read.
-"""
+"""Executes a plan of plain tensors into a model directory: safetensors shards, their index, and the small files."""
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,67 +14,33 @@ from bamba_quant.checkpoint import RawReader
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats.base import F32, U8, Quantize
 from bamba_quant.plan import PlanRow
-from bamba_quant.writers.directory import atomic_directory
+from bamba_quant.writers.directory import atomic_directory, reserve
 from bamba_quant.writers.gguf import default_threads
-from bamba_quant.writers.stream import CHUNK_BYTES, Chunk, Progress, chunks_of, run_chunks, write_at
+from bamba_quant.writers.shards import Entry, Shard, index_file, shards_of
+from bamba_quant.writers.shards import place as place_entries
+from bamba_quant.writers.stream import CHUNK_BYTES, Chunk, chunks_of, run_chunks, write_at
+from bamba_quant.writers.tasks import Progress
 
-INDEX = "model.safetensors.index.json"
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One safetensors file: its name, its header's bytes, the tensors behind it, and its size."""
-
-    name: str
-    header: bytes
-    rows: tuple[PlanRow, ...]
-    n_bytes: int
+def entry_of(row: PlanRow) -> Entry:
+    """The tensor that a row becomes."""
+    return Entry(row.name, DTYPES[row.format.name], row.shape, row.shard, row.offset)
 
 
 def place(rows: Sequence[PlanRow], max_bytes: int | None) -> tuple[PlanRow, ...]:
-    """Give every row its shard and its offset behind the header, without gaps, as the format wants.
-
-    A shard is closed before the tensor that would overfill it. Wider dtypes come first in it, so that every number
-    is aligned.
-    """
-    shards: list[list[PlanRow]] = [[]]
-    filled = 0
-    for row in rows:
-        if max_bytes is not None and filled and filled + row.n_bytes > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(row)
-        filled += row.n_bytes
-    placed: list[PlanRow] = []
-    for number, shard in enumerate(shards):
-        offset = 0
-        for row in sorted(shard, key=lambda row: -row.format.block_bytes):
-            placed.append(replace(row, shard=number, offset=offset))
-            offset += row.n_bytes
-    return tuple(placed)
+    """``rows`` with shard and offset, in the order they lie in; ``writers.shards.place`` says where that is."""
+    entries = {row.name: entry_of(row) for row in rows}
+    placed = {entry.name: entry for (entry,) in place_entries([[e] for e in entries.values()], max_bytes)}
+    moved = [replace(row, shard=placed[row.name].shard, offset=placed[row.name].offset) for row in rows]
+    return tuple(sorted(moved, key=lambda row: (row.shard, row.offset)))
 
 
 def layout(rows: Sequence[PlanRow]) -> tuple[Shard, ...]:
     """The files that hold ``rows``, headers packed."""
-    count = max((row.shard for row in rows), default=0) + 1
-    shards: list[Shard] = []
-    for number in range(count):
-        held = tuple(row for row in rows if row.shard == number)
-        name = "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-        header = _header(held)
-        shards.append(Shard(name, header, held, len(header) + sum(row.n_bytes for row in held)))
-    return tuple(shards)
-
-
-def index_file(shards: Sequence[Shard]) -> dict[str, bytes]:
-    """The index by its name; none for a single shard."""
-    if len(shards) == 1:
-        return {}
-    weight_map = {row.name: shard.name for shard in shards for row in shard.rows}
-    total = sum(row.n_bytes for shard in shards for row in shard.rows)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return {INDEX: (json.dumps(index, indent=2) + "\n").encode()}
+    entries = {row.name: entry_of(row) for row in rows}
+    return shards_of(list(entries.values()), {"format": "pt"})
 
 
 def write_directory(
@@ -107,19 +67,18 @@ def write_directory(
     ):
         descriptors: list[int] = []
         for shard in shards:
-            descriptors.append(_reserve(partial / shard.name, shard.n_bytes))
+            descriptors.append(reserve(partial / shard.name, shard.n_bytes))
             opened.callback(os.close, descriptors[-1])
             write_at(descriptors[-1], 0, shard.header)
         for name, content in small.items():
-            descriptor = _reserve(partial / name, len(content))
+            descriptor = reserve(partial / name, len(content))
             opened.callback(os.close, descriptor)
             descriptors.append(descriptor)
             write_at(descriptor, 0, content)
         chunks = (
             chunk
-            for shard, descriptor in zip(shards, descriptors, strict=False)
-            for row in shard.rows
-            for chunk in _chunks(row, descriptor, len(shard.header))
+            for row in rows
+            for chunk in row_chunks(row, descriptors[row.shard], len(shards[row.shard].header))
         )
         run_chunks(chunks, reader, threads or default_threads(), progress)
         for descriptor in descriptors:
@@ -127,7 +86,8 @@ def write_directory(
     return tuple(directory / name for name in (*(shard.name for shard in shards), *small))
 
 
-def _chunks(row: PlanRow, descriptor: int, header_bytes: int) -> Iterator[Chunk]:
+def row_chunks(row: PlanRow, descriptor: int, header_bytes: int) -> Iterator[Chunk]:
+    """The chunks of a placed row, with a check that what they write is finite."""
     # Chunks are counted in packed bytes, and a packed weight grows to a float32 on its way.
     packed = row.source.format
     chunk_bytes = CHUNK_BYTES * packed.block_bytes // (4 * packed.block_size)
@@ -149,30 +109,3 @@ def _finite(row: PlanRow) -> Quantize:
         return row.format.quantize(x, importance)
 
     return quantize
-
-
-def _header(rows: Sequence[PlanRow]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    for row in rows:
-        entries[row.name] = {
-            "dtype": DTYPES[row.format.name],
-            "shape": row.shape,
-            "data_offsets": (row.offset, row.offset + row.n_bytes),
-        }
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _reserve(file: Path, size: int) -> int:
-    """A descriptor of a new file with its blocks reserved where the system can, so a full disk shows early."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        os.ftruncate(descriptor, size)
-        if size and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            os.close(descriptor)
-            raise
-    return descriptor

@@ -6,11 +6,12 @@ and the bytes do not depend on the number of threads or the size of a chunk.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,9 @@ from bamba_quant.formats.floats import to_float32
 from bamba_quant.formats.twins import quantizer
 from bamba_quant.plan import PlanRow
 from bamba_quant.source import LeftOut
+from bamba_quant.writers.tasks import Progress, Task, run_tasks
 
 CHUNK_BYTES = 4 << 20  # of the input; larger chunks were no faster, smaller ones cost more system calls
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -75,21 +76,13 @@ def run_chunks(chunks: Iterable[Chunk], reader: RawReader, threads: int, progres
     Raises the first error any chunk met, once no thread is at work any more.
     """
     scratch = threading.local()
-    waiting: set[Future[int]] = set()
-    with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
-        try:
-            for chunk in chunks:
-                reader.open(chunk.row.source.file)
-                if len(waiting) >= 2 * threads:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        progress(future.result())
-                waiting.add(pool.submit(_run, chunk, reader, scratch))
-            for future in waiting:
-                progress(future.result())
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+
+    def task(chunk: Chunk) -> Task:
+        for file in chunk.row.source.files:
+            reader.open(file)
+        return partial(run_chunk, chunk, reader, scratch)
+
+    run_tasks(map(task, chunks), threads, progress)
 
 
 def check_equal(left_out: LeftOut, reader: RawReader) -> None:
@@ -106,11 +99,12 @@ def check_equal(left_out: LeftOut, reader: RawReader) -> None:
     )
     if twin.format != source.format or twin.shape != source.shape:
         raise differs
-    for start in range(0, source.n_bytes, CHUNK_BYTES):
-        length = min(CHUNK_BYTES, source.n_bytes - start)
-        pair = np.empty((2, length), dtype=np.uint8)
-        reader.read_into(source.file, source.offset + start, pair[0])
-        reader.read_into(twin.file, twin.offset + start, pair[1])
+    step = max(1, CHUNK_BYTES // source.row_bytes)
+    for start in range(0, source.rows, step):
+        stop = min(start + step, source.rows)
+        pair = np.empty((2, (stop - start) * source.row_bytes), dtype=np.uint8)
+        reader.read_rows(source, source.row_bytes, start, stop, pair[0])
+        reader.read_rows(twin, twin.row_bytes, start, stop, pair[1])
         if not np.array_equal(pair[0], pair[1]):
             raise differs
 
@@ -130,7 +124,9 @@ def convert_rows(row: PlanRow, quantize: Quantize, raw: U8, first_row: int) -> U
     if source.dtype is not None:
         numbers = row.transform.apply(to_float32(packed.view(source.dtype)))
     else:
-        numbers = row.transform.apply(source.dequantize(packed))
+        unpacked = source.dequantize(packed)
+        check_unpacked(row.source, unpacked, first_row)
+        numbers = row.transform.apply(unpacked)
     _check_range(row, numbers)
     return quantize(numbers, row.importance).reshape(-1)
 
@@ -164,6 +160,20 @@ def check_finite(tensor: StoredTensor, values: NDArray[Any], first_row: int) -> 
     )
 
 
+def check_unpacked(tensor: StoredTensor, values: F32, first_row: int) -> None:
+    """``check_finite`` for float32 (rows, columns) that packed weights became."""
+    if math.isfinite(values.max(initial=0)) and math.isfinite(values.min(initial=0)):
+        return
+    row, column = np.argwhere(~np.isfinite(values))[0].tolist()
+    raise CheckpointError(
+        "a weight is not a finite number once it is unpacked",
+        where=f"{tensor.file}, tensor {tensor.name}",
+        found=f"{float(values[row, column])} at row {first_row + row}, column {column}",
+        expected="finite values",
+        fix="the file is damaged: fetch or make it again",
+    )
+
+
 def _check_range(row: PlanRow, numbers: F32) -> None:
     largest = float(max(numbers.max(initial=0), -numbers.min(initial=0)))
     if largest > row.format.max_abs:
@@ -180,7 +190,13 @@ def _source_row_bytes(row: PlanRow) -> int:
     return row.source.format.row_bytes(row.matrix[1])
 
 
-def _run(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
+def _share(source: StoredTensor, start: int, stop: int, rows: int) -> int:
+    """The input bytes that rows ``start`` to ``stop`` of ``rows`` stand for; all shares add up to the tensor's."""
+    return source.n_bytes * stop // rows - source.n_bytes * start // rows
+
+
+def run_chunk(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
+    """Read a chunk, change its format and write it; return the bytes read. ``scratch`` is its thread's own."""
     row_bytes = _source_row_bytes(chunk.row)
     length = (chunk.stop - chunk.start) * row_bytes
     buffer: U8 | None = getattr(scratch, "buffer", None)
@@ -188,9 +204,9 @@ def _run(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
         buffer = scratch.buffer = np.empty(max(length, CHUNK_BYTES), dtype=np.uint8)
     raw = buffer[:length]
     source = chunk.row.source
-    reader.read_into(source.file, source.offset + chunk.start * row_bytes, raw)
+    reader.read_rows(source, row_bytes, chunk.start, chunk.stop, raw)
     write_at(chunk.descriptor, chunk.offset, convert_rows(chunk.row, chunk.quantize, raw, chunk.start))
-    return length
+    return _share(source, chunk.start, chunk.stop, chunk.row.matrix[0])
 
 
 def write_at(descriptor: int, offset: int, data: U8 | bytes) -> None:

@@ -11,12 +11,24 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli import compare, convert, demo, evaluate, export, generate, inspect, perplexity, repair
+from bamba_quant_cli import (
+    compare,
+    convert,
+    demo,
+    evaluate,
+    export,
+    fp8,
+    generate,
+    inspect,
+    int4,
+    perplexity,
+    repair,
+)
 
 app = typer.Typer(
     name="bamba-quant",
     help="Turn hybrid Mamba-2/attention checkpoints (Bamba and its family) into GGUF files that llama.cpp runs "
-    "exactly.",
+    "exactly, and into FP8 and int4 directories for transformers and vLLM.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -24,7 +36,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
+app.command("fp8", epilog=fp8.EXAMPLES)(fp8.fp8)
 app.command("export", epilog=export.EXAMPLES)(export.export)
+app.command("int4", epilog=int4.EXAMPLES)(int4.int4)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("repair", epilog=repair.EXAMPLES)(repair.repair)
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)

@@ -141,6 +141,10 @@ def evaluate(
         "max-flips": max_flips,
         "min-same-top": min_same_top,
     }
+    if report_dir:
+        from bamba_quant.report import prepare_directory
+
+        prepare_directory(report_dir)
     evaluation = measure(
         base,
         candidates,

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bamba_quant_cli.console import count, print_json, progress, size
-from bamba_quant_cli.options import AsJson, DryRun, Threads, parse_size
+from bamba_quant_cli.options import (
+    AsJson,
+    Directory,
+    DryRun,
+    MaxShardSize,
+    OverwriteDirectory,
+    Threads,
+    parse_size,
+)
 from bamba_quant_cli.plans import print_rows, rows_as_json
 
 if TYPE_CHECKING:
@@ -33,9 +41,7 @@ def export(
         Path,
         typer.Argument(metavar="FILE.gguf", help="A Bamba GGUF of any type, or any shard of a split one."),
     ],
-    directory: Annotated[
-        Path, typer.Argument(metavar="OUT_DIR", help="Directory to write: a new name, or an empty directory.")
-    ],
+    directory: Directory,
     dtype: Annotated[
         str,
         typer.Option(
@@ -43,15 +49,11 @@ def export(
             "their type, quantized ones take the file's 16-bit type, vectors that it holds exactly too."
         ),
     ] = "auto",
-    max_shard_size: Annotated[
-        str, typer.Option(metavar="N(K|M|G)", help="Split the weights into files of at most this many bytes.")
-    ] = "5G",
+    max_shard_size: MaxShardSize = "5G",
     no_vocab: Annotated[bool, typer.Option("--no-vocab", help="Write no tokenizer files.")] = False,
     dry_run: DryRun = False,
     threads: Threads = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing model directory as a whole.")
-    ] = False,
+    overwrite: OverwriteDirectory = False,
     as_json: AsJson = False,
 ) -> None:
     """Export a GGUF file to a Hugging Face directory: weights, configuration, tokenizer and model card.

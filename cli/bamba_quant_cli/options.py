@@ -12,14 +12,55 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 Device = Annotated[str, typer.Option(help="torch's name of the device.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Directory = Annotated[
+    Path, typer.Argument(metavar="OUT_DIR", help="Directory to write: a new name, or an empty directory.")
+]
+HuggingFaceModel = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint directory that is not quantized; for a --dry-run its config.json will do.",
+    ),
+]
 IgnoreConfigKey = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KEY", help="Vouch that an unknown key of config.json changes no logit. Repeatable."
     ),
 ]
+Imatrix = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Importance matrix of llama-imatrix, .gguf or .dat: weighs each column's errors."
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROLE|PATTERN|hybrid",
+        help="Leave these matrices as they are: a role such as ssm_in, a pattern of names such as '*.layers.0.*', or "
+        "hybrid: attention and the Mamba layer before it. Repeatable.",
+    ),
+]
+MaxShardSize = Annotated[
+    str, typer.Option(metavar="N(K|M|G)", help="Split the weights into files of at most this many bytes.")
+]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint directory or a .gguf file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")]
+OtherDtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="Type of what is not quantized: bf16, or stored, as it is in the input. A_log, D and dt_bias stay float32 "
+        "where they are.",
+    ),
+]
+OverwriteDirectory = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an existing model directory as a whole.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where an interrupted run of the same command stopped.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default one a processor.")]
 Tokenizer = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Take the tokenizer of this checkpoint instead.")

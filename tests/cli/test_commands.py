@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
+from bamba_quant.report import read_report
 from tests.support.models import random_bamba, save_checkpoint
 from tests.test_repair import faulty
 
@@ -196,6 +198,16 @@ def test_repair(tmp_path: Path) -> None:
 
 def test_demo(tmp_path: Path) -> None:
     text = run("demo", "--out", tmp_path / "demo").stdout
-    for name in ("F32", "BF16", "Q8_0"):
-        assert f"bamba-mini-{name}.gguf" in text
-        assert (tmp_path / "demo" / f"bamba-mini-{name}.gguf").is_file()
+    report = read_report(tmp_path / "demo" / "report" / "report.json")
+    assert [candidate.model.recipe for candidate in report.candidates] == [
+        *("bf16", "q8_0", "q4_k_m", "fp8-dynamic", "int4")
+    ]
+    for candidate in report.candidates:
+        assert candidate.model.recipe in text
+        assert Path(candidate.model.path).exists()
+        assert candidate.layers
+    page = tmp_path / "demo" / "report" / "report.html"
+    assert str(page) in text
+    assert page.is_file()
+    again = run(*shlex.split(report.run.command)[1:]).stdout
+    assert f"{report.text.chunks} chunks of {report.text.ctx}" in again

@@ -1,4 +1,4 @@
-"""Compiles a format's kernel on first use and keeps it on disk, until any of its sources changes.
+"""Compiles kernels of formats and schemes on first use and keeps them on disk, until any of their sources changes.
 
 The cache lies in ``bamba-quant`` under ``$NUMBA_CACHE_DIR`` where that is set, else ``$XDG_CACHE_HOME``, else
 ``~/.cache``, so that an installed package need not be writable. Where no such directory can be written a
@@ -57,16 +57,29 @@ def compiled(name: str, weighted: bool) -> Kernel:
 @cache
 def _compiled(name: str, weighted: bool) -> Kernel:
     signature = types.void(_INPUT, _IMPORTANCE if weighted else types.none, _OUTPUT)
+    found: Kernel = _machine_code(KERNELS[name], signature)
+    return found
+
+
+def machine_code(function: Function, signature: Any) -> Function:
+    """``function`` compiled for one signature, without the interpreter lock, once on this machine."""
+    with _compiling:
+        compiled: Function = _machine_code(function, signature)
+    return compiled
+
+
+@cache
+def _machine_code(function: Any, signature: Any) -> Any:
     given = numba.config.CACHE_DIR
     directory = _directory(given)
     kept = _writable(directory)
     # numba takes the place of its cache from this setting as it defines a function.
     numba.config.CACHE_DIR = str(directory)
     try:
-        machine_code: Kernel = numba.njit(signature, nogil=True, cache=kept)(KERNELS[name])
+        # C's division: left to itself numba tests every divisor, which costs the vectors.
+        return numba.njit(signature, nogil=True, cache=kept, error_model="numpy")(function)
     finally:
         numba.config.CACHE_DIR = given
-    return machine_code
 
 
 @cache
@@ -87,8 +100,10 @@ def _writable(directory: Path) -> bool:
 def _directory(given: str) -> Path:
     """numba looks for changes only in the file of the kernel; the digest covers all that a kernel uses."""
     digest = hashlib.sha256(numba.__version__.encode())
-    package = Path(__file__).parent
-    for source in sorted((*package.glob("*.py"), *package.parent.glob("*.py"))):
+    formats = Path(__file__).parents[1]
+    schemes = formats.with_name("schemes")
+    packages = (formats, formats / "cpu", schemes, schemes / "cpu")
+    for source in (file for package in packages for file in sorted(package.glob("*.py"))):
         digest.update(source.read_bytes())
     base = Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "bamba-quant" / f"kernels-{digest.hexdigest()[:16]}"

@@ -1,0 +1,167 @@
+"""compressed-tensors' checkpoints: e4m3 weights with scales of rows, blocks or a matrix, and packed integers.
+
+Values are those of compressed-tensors' own decompression: the product is rounded to the scale's type.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from bamba_quant.checkpoint.base import RawReader, StoredTensor
+from bamba_quant.checkpoint.joining import E4M3, Stored, e4m3_decoder, integer_decoder
+from bamba_quant.checkpoint.packed import Beside
+from bamba_quant.formats.integers import Grid
+from bamba_quant.schemes.pack_quantized import unpack_zeros
+
+# Of activations and of the key-value cache: nothing that a weight's value depends on.
+_UNUSED = re.compile(
+    r"\.(input_scale|input_zero_point|output_scale|output_zero_point|[kqv]_scale|[kqv]_zero_point)$"
+)
+_WEIGHT_PARTS = (".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx", ".weight_packed")
+_STRATEGIES = "tensor, channel, block or group"
+
+
+def read_compressed_tensors(quantization: Mapping[str, Any], stored: Stored) -> None:
+    """Join what is packed, or e4m3, with its scales. Raises ``CheckpointError`` naming what cannot be read."""
+    for name, tensor in list(stored.left().items()):
+        if name.endswith(".weight_packed"):
+            module = name.removesuffix(".weight_packed")
+            _packed(stored, module, _arguments(quantization, stored, module, "int"))
+        elif name.endswith(".weight") and tensor.format.name == E4M3:
+            module = name.removesuffix(".weight")
+            _float(stored, module, tensor, _arguments(quantization, stored, module, "float"))
+    for name in stored.left():
+        if _UNUSED.search(name):
+            stored.unused.add(name)
+        elif name.endswith(_WEIGHT_PARTS):
+            raise stored.unsupported(
+                "a weight with such a part",
+                name,
+                "a part without packed codes",
+                "weight_packed, or a weight in e4m3",
+            )
+
+
+def _arguments(quantization: Mapping[str, Any], stored: Stored, module: str, kind: str) -> Mapping[str, Any]:
+    """What the configuration says of a module's weight: its group by name, else the one that names a class."""
+    groups = quantization.get("config_groups")
+    candidates = [group for group in (groups or {}).values() if isinstance(group, dict)]
+    by_class = [group for group in candidates if "Linear" in (group.get("targets") or ())]
+    named = [
+        group
+        for group in candidates
+        if any(_matches(target, module) for target in group.get("targets") or ())
+    ]
+    for group in (*named, *by_class):
+        weights = group.get("weights")
+        if isinstance(weights, dict) and weights.get("type") == kind:
+            return weights
+    raise stored.unsupported(
+        "a weight",
+        f"module {module}",
+        f"no group of quantization_config for it with weights of type {kind}",
+        "config_groups whose targets name the module or Linear",
+    )
+
+
+def _matches(target: Any, module: str) -> bool:
+    if not isinstance(target, str):
+        return False
+    return re.match(target[3:], module) is not None if target.startswith("re:") else target == module
+
+
+def _float(stored: Stored, module: str, codes: StoredTensor, weights: Mapping[str, Any]) -> None:
+    strategy, name = weights.get("strategy"), f"{module}.weight"
+    if weights.get("num_bits") != 8 or not weights.get("symmetric", True) or len(codes.shape) != 2:
+        raise stored.unsupported("a weight", name, dict(weights), "8 bits, symmetric, a matrix")
+    rows, columns = codes.shape
+    height, width = _tile(stored, name, weights, rows, columns)
+    tall, wide = -(-rows // height), -(-columns // width)
+    shapes = {"tensor": ((1,), (), (1, 1)), "channel": ((rows, 1), (rows,))}.get(
+        str(strategy), ((tall, wide),)
+    )
+    scale = stored.take(f"{module}.weight_scale", shapes=shapes)
+    stored.take(name, (E4M3,))
+    stored.add(
+        name,
+        f"e4m3 by {strategy}",
+        columns,
+        e4m3_decoder(columns, width, scale.format.name),
+        codes,
+        Beside(scale, 0 if strategy == "tensor" else height),
+    )
+
+
+def _tile(stored: Stored, name: str, weights: Mapping[str, Any], rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns that share a scale."""
+    strategy, size, structure = (weights.get(key) for key in ("strategy", "group_size", "block_structure"))
+    if strategy == "tensor":
+        return rows, columns
+    if strategy == "channel":
+        return 1, columns
+    if strategy == "group" and type(size) is int and size > 0 and columns % size == 0:
+        return 1, size
+    if strategy == "block" and isinstance(structure, list) and len(structure) == 2:
+        height, width = structure
+        if type(height) is type(width) is int and height > 0 and width > 0:
+            return height, width
+    found = f"strategy {strategy!r}, group_size {size!r}, block_structure {structure!r}, {columns} columns"
+    raise stored.unsupported("a weight", name, found, f"strategy {_STRATEGIES}, with its sizes")
+
+
+def _packed(stored: Stored, module: str, weights: Mapping[str, Any]) -> None:
+    name, bits, symmetric = f"{module}.weight", weights.get("num_bits"), weights.get("symmetric", True)
+    if bits not in (4, 8) or f"{module}.weight_g_idx" in stored.left():
+        raise stored.unsupported(
+            "a weight",
+            name,
+            f"{bits} bits" if bits not in (4, 8) else "weight_g_idx",
+            "4 or 8 bits, groups in order",
+        )
+    rows, columns = _shape(stored, f"{module}.weight_shape")
+    _, group = _tile(stored, name, weights, rows, columns)
+    if weights.get("strategy") not in ("group", "channel") or group % 32 or columns % group:
+        raise stored.unsupported(
+            "a weight", name, f"strategy {weights.get('strategy')!r}, {group} of {columns} columns share a scale",
+            "groups, or rows, of a multiple of 32 columns",
+        )  # fmt: skip
+    per_word = 32 // bits
+    codes = stored.take(f"{module}.weight_packed", ("i32",), ((rows, columns // per_word),))
+    scale = stored.take(f"{module}.weight_scale", shapes=((rows, columns // group),))
+    zero = None
+    if not symmetric:
+        words = stored.take(
+            f"{module}.weight_zero_point", ("i32",), ((-(-rows // per_word), columns // group),)
+        )
+        zero = Beside(words, per_word, unpack=partial(_unpack_zeros, bits=bits))
+    grid = Grid(bits, "none" if symmetric else "integer", group)
+    stored.add(
+        name,
+        f"w{bits}a16{'' if symmetric else '-asym'}-g{group}",
+        columns,
+        integer_decoder(grid, 1 << bits - 1, columns, scale.format.name),
+        codes,
+        Beside(scale),
+        zero,
+    )
+
+
+def _unpack_zeros(words: Any, count: int, bits: int) -> Any:
+    return unpack_zeros(words, bits, count)
+
+
+def _shape(stored: Stored, name: str) -> tuple[int, int]:
+    """The two numbers that ``weight_shape`` holds."""
+    tensor = stored.take(name, ("i64", "i32"), ((2,),))
+    raw = np.empty(tensor.n_bytes, np.uint8)
+    with RawReader() as reader:
+        reader.read_into(tensor.file, tensor.offset, raw)
+    rows, columns = raw.view(tensor.format.dtype).tolist()
+    if rows <= 0 or columns <= 0:
+        raise stored.unsupported("a weight", name, f"{rows} × {columns}", "a matrix")
+    return rows, columns

@@ -1,0 +1,108 @@
+"""What readers of quantized checkpoints share: taking the parts of a weight, and the arithmetic that joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from bamba_quant.checkpoint.base import Shape, StoredTensor
+from bamba_quant.checkpoint.packed import Beside, Decode, PackedTensor, packed_tensor
+from bamba_quant.errors import CheckpointError
+from bamba_quant.formats.base import F32, U8
+from bamba_quant.formats.floats import to_bfloat16, to_float32
+from bamba_quant.formats.integers import Grid, unpack
+
+E4M3 = "f8_e4m3"
+_FLOATS = ("f32", "bf16", "f16")
+
+# Every e4m3 code's value.
+_E4M3_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+
+
+class Stored:
+    """The tensors of a directory, as they become ``weights`` or turn out to be ``unused``."""
+
+    def __init__(self, directory: Path, tensors: Mapping[str, StoredTensor]) -> None:
+        self.directory = directory
+        self.weights: dict[str, PackedTensor] = {}
+        self.unused: set[str] = set()
+        self._tensors = tensors
+        self._taken: set[str] = set()
+
+    def left(self) -> dict[str, StoredTensor]:
+        """What nothing has taken so far."""
+        gone = self._taken | self.unused
+        return {name: tensor for name, tensor in self._tensors.items() if name not in gone}
+
+    def take(
+        self, name: str, dtypes: tuple[str, ...] = _FLOATS, shapes: tuple[Shape, ...] = ()
+    ) -> StoredTensor:
+        """A part of a weight. Raises ``CheckpointError`` when it is missing, or of another dtype or shape."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(
+                "a quantized weight lacks a part",
+                where=self.directory,
+                found=f"no tensor {name}",
+                fix="fetch all shards, or correct quantization_config",
+            )
+        if tensor.format.name not in dtypes or (shapes and tensor.shape not in shapes):
+            raise CheckpointError(
+                "a part of a quantized weight is not what quantization_config implies",
+                where=f"{tensor.file}, tensor {name}",
+                found=f"{tensor.format.name} of shape {tensor.shape}",
+                expected=f"{' or '.join(dtypes)}"
+                + (f" of shape {' or '.join(map(str, shapes))}" if shapes else ""),
+                fix="check that config.json and the weights belong together",
+            )
+        self._taken.add(name)
+        return tensor
+
+    def add(self, name: str, described: str, columns: int, decode: Decode, codes: StoredTensor, scale: Beside,
+            zero: Beside | None = None) -> None:  # fmt: skip
+        """Make the parts the weight ``name``."""
+        self.weights[name] = packed_tensor(
+            name, described, columns, decode, codes=codes, scale=scale, zero=zero
+        )
+
+    def unsupported(self, what: str, name: str, found: object, expected: str) -> CheckpointError:
+        """The error for a weight that is stored in a way nobody has taught this reader."""
+        return CheckpointError(
+            f"{what} cannot be read",
+            where=f"{self.directory}, {name}",
+            found=str(found),
+            expected=expected,
+            fix="give the unquantized checkpoint",
+        )
+
+
+def rounded_as(values: F32, dtype: str) -> F32:
+    """Values as a loader has them that computes in ``dtype``, the scales' own."""
+    if dtype == "bf16":
+        return to_float32(to_bfloat16(values))
+    return values.astype(np.float16).astype(np.float32) if dtype == "f16" else values
+
+
+def e4m3_decoder(columns: int, width: int, dtype: str) -> Decode:
+    """code·scale rounded to ``dtype``, a scale for each ``width`` columns."""
+
+    def decode(codes: U8, scale: F32, zero: F32) -> F32:
+        values: F32 = _E4M3_VALUES[codes]
+        values *= scale if width >= columns else np.repeat(scale, width, axis=1)[:, :columns]
+        return rounded_as(values, dtype)
+
+    return decode
+
+
+def integer_decoder(grid: Grid, offset: int, columns: int, dtype: str) -> Decode:
+    """What a ``Grid`` says integers stored with ``offset`` stand for, rounded to ``dtype``."""
+
+    def decode(codes: U8, scale: F32, zero: F32) -> F32:
+        q = unpack(codes, grid.bits, offset)[:, :columns].reshape(len(codes), -1, grid.group)
+        values = grid.values(q.astype(np.float32), scale[..., None], zero[..., None])
+        return rounded_as(values.reshape(len(codes), columns), dtype)
+
+    return decode

@@ -1,0 +1,138 @@
+"""A weight that several stored tensors make up, read by rows: codes, the scales of its rows, zeros.
+
+A row comes as the bytes of its codes followed by float32 scales and zeros, whatever shape and order these have on
+disk, so that everything that reads tensors by rows reads these too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bamba_quant.checkpoint.base import RawReader, StoredTensor
+from bamba_quant.errors import FormatError
+from bamba_quant.formats import Format
+from bamba_quant.formats.base import F32, U8
+
+# uint8 codes (r, bytes), float32 scales (r, s) and zeros (r, z) of r rows, to float32 weights (r, columns).
+Decode = Callable[[U8, F32, F32], F32]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Numbers beside the codes: one index along ``axis`` of ``tensor`` covers ``rows`` rows of the weight.
+
+    ``rows`` 0 stands for all of them. With ``unpack`` an index holds the numbers of its rows one by one:
+    ``unpack(words (n, groups), count)`` gives float32 (count, groups).
+    """
+
+    tensor: StoredTensor
+    rows: int = 1
+    axis: int = 0
+    unpack: Callable[[NDArray[Any], int], F32] | None = None
+
+    @property
+    def width(self) -> int:
+        """Numbers that belong to a row."""
+        if self.rows == 0:
+            return self.tensor.elements
+        if len(self.tensor.shape) < 2:
+            return 1
+        return self.tensor.shape[1 - self.axis]
+
+    def read(self, reader: RawReader, first: int, stop: int) -> F32:
+        """float32 (stop - first, width): the numbers of those rows of the weight."""
+        if self.rows == 0:
+            return np.broadcast_to(self._whole(reader), (stop - first, self.width))
+        low, high = first // self.rows, -(-stop // self.rows)
+        if self.axis == 1:
+            found = self._columns(reader, low, high)
+        else:
+            found = self._numbers(reader, low * self.width, (high - low) * self.width).reshape(-1, self.width)
+        skipped = first - low * self.rows
+        if self.unpack is not None:
+            return self.unpack(found, stop - low * self.rows)[skipped:]
+        each = np.repeat(found, self.rows, axis=0) if self.rows > 1 else found
+        return each[skipped : skipped + stop - first].astype(np.float32)
+
+    def _whole(self, reader: RawReader) -> NDArray[Any]:
+        return self._numbers(reader, 0, self.tensor.elements).astype(np.float32)
+
+    def _columns(self, reader: RawReader, low: int, high: int) -> NDArray[Any]:
+        across = self.tensor.columns
+        return np.stack(
+            [self._numbers(reader, i * across + low, high - low) for i in range(self.width)], axis=1
+        )
+
+    def _numbers(self, reader: RawReader, start: int, count: int) -> NDArray[Any]:
+        dtype = self.tensor.format.dtype
+        assert dtype is not None
+        raw = np.empty(count * dtype.itemsize, np.uint8)
+        reader.read_into(self.tensor.file, self.tensor.offset + start * dtype.itemsize, raw)
+        return raw.view(dtype)
+
+
+@dataclass(frozen=True)
+class PackedTensor(StoredTensor):
+    """A weight of ``shape`` (rows, columns) whose codes lie at ``offset`` of ``file``, a row after the other."""
+
+    codes: StoredTensor = field(kw_only=True)
+    scale: Beside = field(kw_only=True)
+    zero: Beside | None = field(default=None, kw_only=True)
+
+    @property
+    def beside(self) -> tuple[Beside, ...]:
+        return (self.scale,) if self.zero is None else (self.scale, self.zero)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes on disk, of all its parts."""
+        return self.codes.n_bytes + sum(part.tensor.n_bytes for part in self.beside)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.file, *(part.tensor.file for part in self.beside))
+
+    def fetch(self, reader: RawReader, row_bytes: int, first: int, buffer: U8) -> None:
+        rows = buffer.reshape(-1, row_bytes)
+        at = self.codes.row_bytes
+        codes = np.empty((len(rows), at), np.uint8)
+        reader.read_into(self.file, self.offset + first * at, codes.reshape(-1))
+        rows[:, :at] = codes
+        for part in self.beside:
+            numbers = np.ascontiguousarray(part.read(reader, first, first + len(rows)))
+            rows[:, at : at + 4 * part.width] = numbers.view(np.uint8)
+            at += 4 * part.width
+
+
+def packed_tensor(
+    name: str,
+    described: str,
+    columns: int,
+    decode: Decode,
+    *,
+    codes: StoredTensor,
+    scale: Beside,
+    zero: Beside | None = None,
+) -> PackedTensor:
+    """The weight ``name`` of as many rows as its codes have; ``described`` is what users see as its type."""
+    code_bytes, scales, zeros = codes.row_bytes, scale.width, 0 if zero is None else zero.width
+    row_bytes = code_bytes + 4 * (scales + zeros)
+
+    def dequantize(raw: U8) -> F32:
+        numbers = np.ascontiguousarray(raw[:, code_bytes:]).view(np.float32)
+        return decode(np.ascontiguousarray(raw[:, :code_bytes]), numbers[:, :scales], numbers[:, scales:])
+
+    def refuse(x: F32, importance: F32 | None = None) -> NoReturn:
+        raise FormatError(f"{described} can be read here and not written", fix="choose a GGUF type")
+
+    number_format = Format(described, -1, columns, row_bytes, refuse, dequantize, writable=False)
+    shape = (codes.rows, columns)
+    return PackedTensor(
+        name, shape, number_format, codes.file, codes.offset, codes=codes, scale=scale, zero=zero
+    )

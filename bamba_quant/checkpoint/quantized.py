@@ -1,0 +1,69 @@
+"""Checkpoints whose config.json has a ``quantization_config``: several stored tensors joined to one weight each.
+
+Whatever is not understood is an error that names it: an unknown method, a tensor that belongs to no weight, a weight
+that lacks a part of it.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bamba_quant.checkpoint.base import StoredTensor
+from bamba_quant.checkpoint.compressed_tensors import read_compressed_tensors
+from bamba_quant.checkpoint.joining import Stored
+from bamba_quant.checkpoint.safetensors_file import SIDE_DTYPES
+from bamba_quant.checkpoint.scale_inverse import read_scale_inverse
+from bamba_quant.checkpoint.torchao_tensors import read_torchao
+from bamba_quant.errors import CheckpointError
+
+_KEY = "quantization_config"
+_METHODS: dict[str, Callable[[Mapping[str, Any], Stored], None]] = {
+    "compressed-tensors": read_compressed_tensors,
+    "fp8": read_scale_inverse,
+    "torchao": read_torchao,
+}
+_SIDE_FORMATS = frozenset(dtype.lower() for dtype in SIDE_DTYPES)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Weights by name, and the names of tensors that only quantized activations need."""
+
+    weights: dict[str, StoredTensor]
+    unused: tuple[str, ...]
+
+
+def is_quantized(config: Mapping[str, Any]) -> bool:
+    return config.get(_KEY) is not None
+
+
+def join(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], directory: Path) -> Joined:
+    """The weights that ``tensors``, all those of a directory, make up under the configuration's method.
+
+    Raises ``CheckpointError`` for a method that is not known, and naming the tensor that does not fit.
+    """
+    quantization = config[_KEY]
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method not in _METHODS:
+        raise CheckpointError(
+            "the checkpoint is quantized in a way that cannot be read",
+            where=f"{directory / 'config.json'}, {_KEY}",
+            found=f"quant_method {reprlib.repr(method)}",
+            expected="one of " + ", ".join(_METHODS),
+            fix=f"give the unquantized checkpoint; if its weights are plain, remove {_KEY}",
+        )
+    stored = Stored(directory, tensors)
+    _METHODS[method](quantization, stored)
+    for name, tensor in stored.left().items():
+        if tensor.format.name in _SIDE_FORMATS:
+            raise CheckpointError(
+                "a tensor of a quantized checkpoint belongs to no weight",
+                where=f"{tensor.file}, tensor {name}",
+                found=f"{tensor.format.name} of shape {tensor.shape}",
+                expected=f"a weight as {method} stores it",
+            )
+    return Joined({**stored.left(), **stored.weights}, tuple(sorted(stored.unused)))

@@ -1,0 +1,318 @@
+"""A Hugging Face checkpoint planned as a quantized one: every tensor, byte and small file, from headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from bamba_quant import __version__
+from bamba_quant.architectures.transforms import IDENTITY
+from bamba_quant.calibration import Imatrix
+from bamba_quant.checkpoint import StoredTensor
+from bamba_quant.checkpoint.config_text import with_key
+from bamba_quant.checkpoint.json_file import read_bytes
+from bamba_quant.errors import FormatError, PlanError, listed
+from bamba_quant.formats import format_named
+from bamba_quant.formats.base import F32
+from bamba_quant.plan import PlanRow
+from bamba_quant.quantized_card import quantized_card
+from bamba_quant.recipes.matrices import SHARED, Candidate, ignored_modules, select_matrices
+from bamba_quant.schemes import Method, Scheme, scheme_named
+from bamba_quant.source import LeftOut, Source, imagined_source, open_source
+from bamba_quant.writers.directory import COPIED
+from bamba_quant.writers.safetensors import entry_of
+from bamba_quant.writers.shards import Entry, Shard, index_file, place, shards_of
+
+MAX_SHARD_BYTES = 5 * 10**9
+DTYPES = ("bf16", "stored")
+
+# What the recurrence is made of stays float32 where it is: it is small, and runtimes compute with it in float32.
+_MAY_STAY_F32 = frozenset({"ssm_a", "ssm_d", "ssm_dt"})
+_CONFIG = "config.json"
+_CARD = "README.md"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf")
+_DTYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A tensor that becomes several: where it comes from, and its parts in the order of the scheme's.
+
+    Matrices of the same ``unit`` share what the method measures. ``importance``, of shape (columns,), weighs the
+    columns' errors.
+    """
+
+    source: StoredTensor
+    module: str
+    role: str
+    unit: str
+    entries: tuple[Entry, ...]
+    importance: F32 | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.source.shape
+        return rows, columns
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A plan: matrices and other tensors in place, shards, small files by name, and what was decided unasked.
+
+    One with ``imagined`` was made from a configuration alone and can be shown, not written.
+    """
+
+    source: Source
+    scheme: Scheme
+    method: Method
+    matrices: tuple[Matrix, ...]
+    rows: tuple[PlanRow, ...]
+    shards: tuple[Shard, ...]
+    files: Mapping[str, bytes]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+    imagined: bool = False
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file of the directory."""
+        return {shard.name: shard.n_bytes for shard in self.shards} | {
+            name: len(content) for name, content in self.files.items()
+        }
+
+    @property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """Bytes of weights by safetensors' name of their dtype, most first."""
+        found: Counter[str] = Counter()
+        for shard in self.shards:
+            for entry in shard.entries:
+                found[entry.dtype] += entry.n_bytes
+        return dict(found.most_common())
+
+    @property
+    def sources(self) -> tuple[StoredTensor, ...]:
+        """The tensors that are read: of matrices, then of rows."""
+        return (*(matrix.source for matrix in self.matrices), *(row.source for row in self.rows))
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(source.n_bytes for source in self.sources)
+
+    @property
+    def work_bytes(self) -> int:
+        """Input bytes that are read, those of matrices twice where something is measured first."""
+        again = sum(matrix.source.n_bytes for matrix in self.matrices) if self.method.measure else 0
+        return self.input_bytes + again
+
+    @property
+    def elements(self) -> int:
+        return sum(source.elements for source in self.sources)
+
+    @property
+    def quantized_elements(self) -> int:
+        return sum(matrix.source.elements for matrix in self.matrices)
+
+
+def plan_quantization(
+    model: str | Path,
+    scheme: str,
+    *,
+    method: str | None = None,
+    keep: Sequence[str] = (),
+    dtype: str = "bf16",
+    max_shard_bytes: int | None = MAX_SHARD_BYTES,
+    imatrix: Imatrix | None = None,
+    imagine: bool = False,
+    ignore_config_keys: Collection[str] = (),
+) -> Quantization:
+    """Plan the directory that ``model``, a Hugging Face directory, becomes under ``scheme`` filled by ``method``.
+
+    ``keep`` is ``select_matrices``'s. ``dtype`` is that of all other tensors: "bf16", or "stored", as they are.
+    ``imatrix`` weighs the columns' errors. With ``imagine`` a directory of a config.json alone will do, or that
+    file, and the plan is for show. Raises a ``BambaQuantError`` for an input that is quantized already or not
+    supported, for a matrix that does not divide as the scheme wants, and for a ``keep`` that cannot be followed.
+    """
+    if dtype not in DTYPES:
+        raise PlanError("no such dtype of the other tensors", found=dtype, expected=", ".join(DTYPES))
+    chosen_scheme = scheme_named(scheme)
+    chosen_method = chosen_scheme.method(method)
+    source, imagined = _open(Path(model), imagine, ignore_config_keys)
+    candidates = _candidates(source)
+    chosen = select_matrices(candidates, source.config, keep)
+    if not chosen:
+        raise PlanError("nothing is left to quantize", where=source.checkpoint.path, fix="keep less")
+    matrices: list[Matrix] = []
+    rows: list[PlanRow] = []
+    groups: list[list[Entry]] = []
+    for candidate in candidates:
+        tensor = source.checkpoint.tensors[candidate.name]
+        if candidate.name in chosen:
+            matrices.append(_matrix(candidate, tensor, chosen_scheme, imatrix))
+            groups.append(list(matrices[-1].entries))
+        else:
+            rows.append(_row(candidate, tensor, dtype))
+            groups.append([entry_of(rows[-1])])
+    placed = [entry for group in place(groups, max_shard_bytes) for entry in group]
+    at = {entry.name: entry for entry in placed}
+    metadata = chosen_scheme.metadata(
+        {matrix.source.name: matrix.shape for matrix in matrices}, [row.name for row in rows]
+    )
+    shards = shards_of(placed, metadata)
+    plan = Quantization(
+        source,
+        chosen_scheme,
+        chosen_method,
+        tuple(replace(m, entries=tuple(at[entry.name] for entry in m.entries)) for m in matrices),
+        tuple(replace(row, shard=at[row.name].shard, offset=at[row.name].offset) for row in rows),
+        shards,
+        {},
+        source.left_out(),
+        (),
+        imagined,
+    )
+    rules = source.architecture.tensors(source.config)
+    configuration = chosen_scheme.configuration(ignored_modules(candidates, rules, chosen))
+    files, notes = _small_files(plan, configuration, imatrix is not None)
+    return replace(plan, files=files, notes=notes)
+
+
+def _open(model: Path, imagine: bool, ignore_config_keys: Collection[str]) -> tuple[Source, bool]:
+    """The source, and whether its weights are imagined."""
+    directory = model.parent if model.name == _CONFIG and model.is_file() else model
+    if directory.is_dir() and imagine and not _has_weights(directory):
+        bare = open_source(directory, ignore_config_keys=ignore_config_keys, weights=False)
+        _refuse_quantized(bare)
+        said = bare.checkpoint.metadata.get("dtype", bare.checkpoint.metadata.get("torch_dtype"))
+        stored = format_named(_DTYPE_NAMES.get(str(said), "f32"))
+        return imagined_source(directory, stored, ignore_config_keys=ignore_config_keys), True
+    if directory.is_dir():
+        bare = open_source(directory, ignore_config_keys=ignore_config_keys, weights=False)
+        _refuse_quantized(bare)
+    source = open_source(directory, ignore_config_keys=ignore_config_keys)
+    if source.checkpoint.kind != "huggingface":
+        raise PlanError(
+            "quantized safetensors are made from a Hugging Face directory",
+            where=source.checkpoint.path,
+            found="a GGUF file",
+            fix="make a directory of it first: bamba-quant export FILE.gguf DIRECTORY",
+        )
+    return source, False
+
+
+def _has_weights(directory: Path) -> bool:
+    return any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
+
+
+def _refuse_quantized(source: Source) -> None:
+    found = source.checkpoint.metadata.get("quantization_config")
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        raise PlanError(
+            "the input is quantized already, and quantizing it again loses more than quantizing the original",
+            where=source.checkpoint.path / _CONFIG,
+            found=f"quantization_config, quant_method {method}",
+            expected="f32, f16 or bf16 weights",
+            fix="give the original",
+        )
+
+
+def _candidates(source: Source) -> list[Candidate]:
+    """The checkpoint's tensors that an output holds, each with its rules, in the order of these."""
+    rules: dict[str, list[Any]] = {}
+    for tensor, rule in source.pairs:
+        if not rule.left_out:
+            rules.setdefault(tensor.name, []).append(rule)
+    tensors = source.checkpoint.tensors
+    return [Candidate(name, tensors[name].shape, tuple(served)) for name, served in rules.items()]
+
+
+def _matrix(candidate: Candidate, tensor: StoredTensor, scheme: Scheme, imatrix: Imatrix | None) -> Matrix:
+    rows, columns = tensor.shape
+    try:
+        scheme.check(rows, columns)
+    except FormatError as error:
+        raise FormatError(
+            error.what,
+            where=f"{tensor.file}, tensor {tensor.name}",
+            found=error.found,
+            expected=error.expected,
+            fix="choose another scheme, or keep what does not divide with --keep",
+        ) from None
+    rule = candidate.rules[0]
+    importance = None
+    if imatrix is not None and rule.gguf is not None:
+        importance = imatrix.importance(rule.gguf, rule.role, columns)
+    group = candidate.group(SHARED)
+    return Matrix(
+        tensor,
+        candidate.module,
+        "+".join(sorted(candidate.roles)),
+        candidate.module if group is None else f"{group}",
+        tuple(
+            Entry(candidate.module + part.suffix, part.dtype, part.shape)
+            for part in scheme.parts(rows, columns)
+        ),
+        importance,
+    )
+
+
+def _row(candidate: Candidate, tensor: StoredTensor, dtype: str) -> PlanRow:
+    stays = dtype == "stored" or (candidate.roles <= _MAY_STAY_F32 and tensor.format.name == "f32")
+    return PlanRow(
+        tensor,
+        candidate.name,
+        "+".join(sorted(candidate.roles)),
+        IDENTITY,
+        tensor.format if stays else format_named(dtype),
+        tensor.shape,
+    )
+
+
+def _small_files(
+    plan: Quantization, configuration: dict[str, Any], weighted: bool
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    directory = plan.source.checkpoint.path
+    config = directory / _CONFIG
+    raw = read_bytes(config, "it says which model this is")
+    files = {**index_file(plan.shards), _CONFIG: with_key(raw, "quantization_config", configuration, config)}
+    notes: list[str] = []
+    others: list[str] = []
+    for file in sorted(directory.iterdir()):
+        if file.name in (_CONFIG, _CARD) or not file.is_file():
+            continue
+        if any(fnmatch(file.name, pattern) for pattern in COPIED):
+            files[file.name] = read_bytes(file, "it is copied")
+        elif not file.name.startswith(".") and not any(fnmatch(file.name, p) for p in _WEIGHTS):
+            others.append(file.name)
+    card = directory / _CARD
+    original = read_bytes(card, "the model card") if card.is_file() else None
+    files[_CARD] = quantized_card(original, directory.resolve().name, _account(plan, weighted))
+    if plan.imagined:
+        stored = plan.matrices[0].source.format.name
+        notes.append(f"no weights were read: the input is taken to be {stored}, as config.json says")
+    if others:
+        notes.append(f"not copied: {listed(others)}")
+    float16 = str(plan.source.checkpoint.metadata.get("torch_dtype", "")).endswith("float16")
+    if float16 and "bfloat16" not in str(plan.source.checkpoint.metadata.get("torch_dtype")):
+        notes.append(
+            "config.json asks for float16, to which loaders cast scales: below 2^-17 these lose digits"
+        )
+    return files, tuple(notes)
+
+
+def _account(plan: Quantization, weighted: bool) -> list[str]:
+    """What was done, in the words of the card."""
+    sizes = ", ".join(f"{n_bytes / 1e9:.3f} GB {dtype}" for dtype, n_bytes in plan.bytes_by_dtype.items())
+    kept = sorted(row.name for row in plan.rows if len(row.shape) == 2 and row.name.endswith(".weight"))
+    weights = " weighted by measured activations," if weighted else ""
+    return [
+        f"{len(plan.matrices)} matrices ({plan.quantized_elements:,} of {plan.elements:,} weights) were quantized by "
+        f"bamba-quant {__version__}: scheme `{plan.scheme.name}` ({plan.scheme.about}), method "
+        f"`{plan.method.name}` ({plan.method.about}),{weights} each code rounded once from the original in float32.",
+        f"All other tensors are not quantized, these matrices among them: {listed([f'`{n}`' for n in kept], 8)}.",
+        f"Weights take {sizes}; the input took {plan.input_bytes / 1e9:.3f} GB.",
+    ]

@@ -1,0 +1,206 @@
+"""Which matrices a scheme takes, by role, and what stays: in units that a runtime fuses, under names that match there.
+
+vLLM runs q, k and v as one product and gate and up as another, and Bamba's class there counts down_proj among the
+latter, so each of these groups is quantized as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from bamba_quant.architectures import TensorRule
+from bamba_quant.errors import PlanError
+from bamba_quant.schemes import Ignored
+from bamba_reference.config import Config
+
+# The linear layers that hold nearly all weights of every family. Embedding, output, convolutions, routers, experts
+# stacked into one tensor, norms, biases and whatever belongs to the recurrence (A, D, dt) stay.
+QUANTIZED = frozenset(
+    "ssm_in ssm_out attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down "
+    "ffn_gate_shexp ffn_up_shexp ffn_down_shexp".split()
+)
+# Roles of a layer that are quantized together, and those among them that share what a scheme measures of a matrix.
+UNITS = (
+    frozenset({"attn_q", "attn_k", "attn_v"}),
+    frozenset({"ffn_gate", "ffn_up", "ffn_down"}),
+    frozenset({"ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"}),
+)
+SHARED = (
+    frozenset({"attn_q", "attn_k", "attn_v"}),
+    frozenset({"ffn_gate", "ffn_up"}),
+    frozenset({"ffn_gate_shexp", "ffn_up_shexp"}),
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tensor of the checkpoint: its name, its shape, and the rules it serves, which have one layer."""
+
+    name: str
+    shape: tuple[int, ...]
+    rules: tuple[TensorRule, ...]
+
+    @property
+    def module(self) -> str:
+        return self.name.removesuffix(".weight")
+
+    @property
+    def roles(self) -> frozenset[str]:
+        return frozenset(rule.role for rule in self.rules)
+
+    @property
+    def layer(self) -> int | None:
+        return self.rules[0].layer
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether transformers runs it as a linear layer: what is listed where a configuration says what stays."""
+        return self.name.endswith(".weight") and len(self.shape) == 2 and self.roles != {"token_embd"}
+
+    @property
+    def is_quantizable(self) -> bool:
+        return self.is_linear and self.roles <= QUANTIZED
+
+    def group(self, groups: Sequence[frozenset[str]]) -> tuple[int | None, int] | None:
+        """The layer and the number of the group that its roles belong to."""
+        found = (n for n, group in enumerate(groups) if self.roles & group)
+        number = next(found, None)
+        return None if number is None else (self.layer, number)
+
+
+Preset = Callable[[Candidate, Config], bool]
+
+
+def _hybrid(candidate: Candidate, config: Config) -> bool:
+    """Attention, and the recurrent mixer in the layer before each; the feed-forward matrices are no part of either."""
+    layer = candidate.layer
+    if layer is None:
+        return False
+    if candidate.roles & {"attn_q", "attn_k", "attn_v", "attn_output"}:
+        return True
+    before_attention = layer + 1 < len(config.layer_types) and config.layer_types[layer + 1] == "attention"
+    return bool(before_attention and candidate.roles & {"ssm_in", "ssm_out"})
+
+
+# What Nemotron's quantized hybrids keep.
+PRESETS: Mapping[str, Preset] = {"hybrid": _hybrid}
+
+
+def select_matrices(candidates: Sequence[Candidate], config: Config, keep: Sequence[str]) -> frozenset[str]:
+    """The names of the tensors to quantize: all that may be, but for what ``keep`` lists.
+
+    An entry of ``keep`` is a preset, a role, or a pattern with ``*`` and ``?`` that a tensor's or module's name
+    matches as a whole. Raises ``PlanError`` for one that matches nothing, and for a unit that would be split.
+    """
+    kept: set[str] = set()
+    for entry in keep:
+        found = _matching(entry, candidates, config)
+        if not found:
+            roles = sorted(
+                {role for candidate in candidates if candidate.is_quantizable for role in candidate.roles}
+            )
+            raise PlanError(
+                "nothing in the model matches what is to be kept",
+                found=f"--keep {entry}",
+                expected=f"a preset ({', '.join(PRESETS)}), a role ({', '.join(roles)}) or a pattern of names such "
+                "as '*.layers.0.*'",
+            )
+        kept |= found
+    chosen = frozenset(c.name for c in candidates if c.is_quantizable and c.name not in kept)
+    _check_units(candidates, chosen)
+    return chosen
+
+
+def _matching(entry: str, candidates: Sequence[Candidate], config: Config) -> set[str]:
+    if entry in PRESETS:
+        return {candidate.name for candidate in candidates if PRESETS[entry](candidate, config)}
+    return {
+        candidate.name
+        for candidate in candidates
+        if entry in candidate.roles
+        or fnmatchcase(candidate.name, entry)
+        or fnmatchcase(candidate.module, entry)
+    }
+
+
+def _check_units(candidates: Sequence[Candidate], chosen: Collection[str]) -> None:
+    units: dict[tuple[int | None, int], list[Candidate]] = {}
+    for candidate in candidates:
+        unit = candidate.group(UNITS)
+        if unit is not None and candidate.is_quantizable:
+            units.setdefault(unit, []).append(candidate)
+    for members in units.values():
+        kept = [member.module for member in members if member.name not in chosen]
+        if kept and len(kept) < len(members):
+            others = [member.module for member in members if member.name in chosen]
+            raise PlanError(
+                "matrices that vLLM runs as one would be kept in part",
+                found=f"{', '.join(kept)} kept, {', '.join(others)} quantized",
+                expected="all of them kept, or none",
+                fix="keep these too: " + " ".join(f"--keep {module}" for module in others),
+            )
+
+
+def ignored_modules(candidates: Sequence[Candidate], rules: Sequence[TensorRule],
+                    chosen: Collection[str]) -> Ignored:  # fmt: skip
+    """The linear layers that are not ``chosen``, among them the output where it is tied and stored nowhere."""
+    linear = {candidate.module: candidate for candidate in candidates if candidate.is_linear}
+    kept = [module for module, candidate in linear.items() if candidate.name not in chosen]
+    tied = [rule.hf.removesuffix(".weight") for rule in rules if rule.role == "output"]
+    taken = [module for module, candidate in linear.items() if candidate.name in chosen]
+    layered = [linear[module] for module in kept if linear[module].layer is not None]
+    return Ignored(
+        tuple(dict.fromkeys([*tied, *kept])),
+        _patterns(layered, taken, {candidate.layer for candidate in linear.values()} - {None}),
+        tuple(name for candidate in layered for name in _names_in_vllm(candidate.module)),
+    )
+
+
+def _patterns(
+    kept: Sequence[Candidate], taken: Sequence[str], layers: Collection[int | None]
+) -> tuple[str, ...]:
+    """One expression for each kind of kept module, which finds it under whatever stands between layer and leaf."""
+    tails: dict[str, list[Candidate]] = {}
+    for candidate in kept:
+        tails.setdefault(_tail(candidate, taken), []).append(candidate)
+    patterns: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for tail, found in tails.items():
+        stack = _split(found[0].module)[0]
+        numbers = tuple(sorted(candidate.layer for candidate in found if candidate.layer is not None))
+        patterns.setdefault((stack, numbers), []).append(re.escape(tail))
+    return tuple(
+        rf".*{re.escape(stack)}\.({'|'.join(map(str, numbers))})\.(.*\.)?({'|'.join(leaves)})$"
+        if set(numbers) != set(layers)
+        else rf".*{re.escape(stack)}\.\d+\.(.*\.)?({'|'.join(leaves)})$"
+        for (stack, numbers), leaves in patterns.items()
+    )
+
+
+def _split(module: str) -> tuple[str, str]:
+    """``layers`` and ``mamba.in_proj`` of ``model.layers.3.mamba.in_proj``."""
+    parts = module.split(".")
+    index = next(i for i, part in enumerate(parts) if part.isdecimal())
+    return parts[index - 1], ".".join(parts[index + 1 :])
+
+
+def _tail(candidate: Candidate, taken: Sequence[str]) -> str:
+    """The shortest end of a module's name that no quantized module of its layer has."""
+    parts = _split(candidate.module)[1].split(".")
+    beside = [module for module in taken if f".{candidate.layer}." in module]
+    for length in range(1, len(parts)):
+        tail = ".".join(parts[-length:])
+        if not any(module.endswith(f".{tail}") for module in beside):
+            return tail
+    return ".".join(parts)
+
+
+def _names_in_vllm(module: str) -> tuple[str, ...]:
+    """What vLLM's Bamba calls a module: it drops ``self_attn`` and calls ``mamba`` the mixer (bamba.py)."""
+    head, _, tail = module.rpartition(".")
+    stack = head.rpartition(".")[0]
+    if head.endswith(".self_attn"):
+        return (f"{stack}.{tail}",)
+    return (f"{stack}.mixer.{tail}",) if head.endswith(".mamba") else ()

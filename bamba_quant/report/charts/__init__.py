@@ -1,0 +1,1 @@
+"""The report's pictures: pure functions from an evaluation to SVG."""

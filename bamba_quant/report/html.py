@@ -1,0 +1,302 @@
+"""``report.html``: one file that holds everything it shows and asks nothing of any network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+
+from bamba_quant.evaluation.result import Candidate, Evaluation
+from bamba_quant.report import numbers, tables
+from bamba_quant.report.charts.distributions import divergence_histograms, probability_strips
+from bamba_quant.report.charts.drift import drift_scale, layer_drift
+from bamba_quant.report.charts.size_divergence import size_divergence
+from bamba_quant.report.charts.tensors import tensor_cells, tensor_map
+from bamba_quant.report.markup import Markup, element, joined, unbroken, visible
+from bamba_quant.report.repetition import definitions, facts, hashes
+from bamba_quant.report.view import short_names, verdict
+
+_WIDTHS = {"desk": 1032.0, "tablet": 600.0, "phone": 328.0}  # page.css shows the one that fits
+_FEW_GATES = 6
+# No script, style or picture from anywhere else can run or load, whatever a name in the report says.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+def to_html(evaluation: Evaluation) -> str:
+    """The whole page."""
+    names = short_names(evaluation)
+    title = f"What {_listed(names)} lost against {evaluation.base.label}"
+    sections = [
+        ("size", "Size against divergence", _size(evaluation)),
+        ("figures", "Figures", _figures(evaluation)),
+        ("spread", "Spread over tokens", _spread(evaluation)),
+        ("layers", "Drift by layer", _layers(evaluation)),
+        ("tensors", "Tensors", _tensors(evaluation)),
+        ("repeat", "Run it again", _repeat(evaluation)),
+    ]
+    shown = [section for section in sections if section[2]]
+    return str(
+        joined(
+            (
+                Markup("<!doctype html>\n"),
+                element("html", _head(title), _body(evaluation, title, shown), lang="en"),
+                Markup("\n"),
+            )
+        )
+    )
+
+
+def _head(title: str) -> Markup:
+    return element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", Markup(_packaged("page.css"))),
+    )
+
+
+def _body(evaluation: Evaluation, title: str, sections: list[tuple[str, str, Markup]]) -> Markup:
+    text, run = evaluation.text, evaluation.run
+    links = [element("li", element("a", name, href=f"#{key}")) for key, name, _ in sections]
+    lead = (
+        f"{text.scored:,} tokens of {text.file} scored in {text.chunks} chunks of {text.ctx}; "
+        f"{run.started[:10]}, {run.processor}, {run.device}, {run.dtype}."
+    )
+    return element(
+        "body",
+        element(
+            "header",
+            element(
+                "div",
+                element("h1", title),
+                element("p", lead, class_="lead"),
+            ),
+            element("button", "Dark", id="theme", type="button", aria_pressed="false", hidden=True),
+        ),
+        element(
+            "main",
+            _verdict(evaluation),
+            element("nav", element("ul", *links), aria_label="Sections"),
+            *(element("section", element("h2", name, id=key), content) for key, name, content in sections),
+        ),
+        element("footer", f"bamba-quant {run.versions.get('bamba-quant', '')}, report schema {evaluation.schema}."),
+        _patterns(),
+        element("script", Markup(_packaged("page.js"))),
+    )  # fmt: skip
+
+
+def _verdict(evaluation: Evaluation) -> Markup:
+    found = verdict(evaluation)
+    return joined(
+        (
+            element(
+                "div",
+                element("strong", f"{_SIGNS[found.state]}{found.word}: {found.title}"),
+                element("p", unbroken(found.detail)),
+                class_=f"verdict {found.state}",
+                id="verdict",
+            ),
+            _gates(evaluation),
+        )
+    )
+
+
+def _gates(evaluation: Evaluation) -> Markup:
+    """The gates that failed in full view, and all of them at hand; in full view too where they are few."""
+    found = [
+        (name, candidate, gate)
+        for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True)
+        for gate in candidate.gates
+    ]
+    if len(found) <= _FEW_GATES:
+        return tables.gates("Gates", found) if found else Markup()
+    failed = [entry for entry in found if not entry[2].passed]
+    return joined(
+        (
+            tables.gates("Gates that failed", failed) if failed else Markup(),
+            element(
+                "details", element("summary", f"All {len(found)} gates"), tables.gates("All gates", found)
+            ),
+        )
+    )
+
+
+_SIGNS = {"pass": "✓ ", "fail": "✗ ", "none": ""}
+
+
+def _size(evaluation: Evaluation) -> Markup:
+    return _figure(
+        _every_width(lambda width: size_divergence(evaluation, width)),
+        "Each mark is a candidate, its upright line the 95 % interval (often shorter than the mark). Down and to the "
+        f"left is better. The base takes {numbers.size(evaluation.base.file_bytes)}. "
+        + (
+            "Below the dashed line the base cannot be told from itself."
+            if evaluation.noise_floor
+            else "No noise floor was measured."
+        ),
+    )
+
+
+def _figures(evaluation: Evaluation) -> Markup:
+    floor = evaluation.noise_floor
+    said = (
+        f"Noise floor: {floor.path}, over {floor.chunks} chunks." if floor else "No noise floor was measured."
+    )
+    return joined(
+        (
+            tables.summary(evaluation),
+            element(
+                "p",
+                f"Intervals: 95\u00a0%, paired bootstrap over {evaluation.text.chunks} chunks, "
+                f"{evaluation.run.resamples:,} resamples. {said}",
+                class_="note",
+            ),
+            element("details", element("summary", "All figures"), tables.all_figures(evaluation)),
+            element("details", element("summary", "What the figures mean"), definitions()),
+        )
+    )  # fmt: skip
+
+
+def _spread(evaluation: Evaluation) -> Markup:
+    return joined(
+        (
+            element("h3", "KL divergence"),
+            _figure(
+                _every_width(lambda width: divergence_histograms(evaluation, width)),
+                "How many tokens diverge how much. Ticks below each hill: median, 99 % and 99.9 % of tokens.",
+            ),
+            element("h3", "Probability of the correct token"),
+            _figure(
+                _every_width(lambda width: probability_strips(evaluation, width)),
+                "Change from the base. From the thickest bar to the thinnest: the middle 50, 90, 98 and 99.8 % of "
+                "tokens; the tick is the median. A strip that leans left lost more than it gained.",
+            ),
+        )
+    )
+
+
+def _layers(evaluation: Evaluation) -> Markup:
+    span = drift_scale(evaluation)
+    watched = [
+        (i, name, candidate)
+        for i, (name, candidate) in enumerate(
+            zip(short_names(evaluation), evaluation.candidates, strict=True)
+        )
+        if candidate.layers
+    ]
+    if span is None or not watched:
+        return element("p", "Activations were not watched, or nothing differs in any layer.")
+    floor = evaluation.noise_floor
+    quietest = (
+        min(values)
+        if floor and (values := [v.accumulated for v in floor.layers if v.accumulated is not None])
+        else None
+    )
+    panels = [
+        element("div", element("h3", name), _drift(name, candidate, i, span))
+        for i, name, candidate in watched
+    ]
+    return _figure(
+        element("div", *panels, class_="panels"),
+        "Signal to noise of activations against the base's, in decibels: higher is closer. Full line: the stream "
+        "after each layer, with everything lost before it (accumulated). Dashed line: what the layer itself loses "
+        "when it is given the base's own input (local). Grey columns are attention layers, all others Mamba-2. "
+        f"Watched on the first {evaluation.drift_chunks} chunks."
+        + (f" The noise floor lies at {numbers.decibels(quietest)} dB or higher." if quietest else ""),
+    )
+
+
+def _drift(name: str, candidate: Candidate, kind: int, span: tuple[float, float]) -> Markup:
+    if all(layer.local is None and layer.accumulated is None for layer in candidate.layers):
+        return element("p", "Nothing differs in any layer.", class_="note")
+    return layer_drift(name, candidate, kind, span)
+
+
+def _tensors(evaluation: Evaluation) -> Markup:
+    named = list(zip(short_names(evaluation), evaluation.candidates, strict=True))
+    if not any(candidate.tensors for _, candidate in named):
+        return Markup()
+    maps = [
+        element(
+            "div",
+            element("h3", name),
+            *_map(name, candidate),
+        )
+        for name, candidate in named
+        if candidate.tensors
+    ]
+    pictures = _figure(
+        element("div", *maps, class_="panels"),
+        "Signal to quantization noise in decibels, a row a kind of tensor and a column a layer, dark where this file "
+        "lost most (each file has its own colours). Of matrices: of their product with the base's own activations "
+        "(output SQNR), which weighs every error by what passes through it; of embedding and output: of the weights. "
+        "ssm_in is shown by what its rows mean: gate z, input x, B, C and time step dt. Hatched: stored exactly; "
+        "kinds of tensors that are exact in every layer are left out.",
+    )
+    complete = [
+        element("details", element("summary", f"All tensors of {name}"), tables.tensors(name, candidate))
+        for name, candidate in named
+        if candidate.tensors
+    ]
+    return joined((pictures if maps else element("p", "Every tensor is stored exactly."), *complete))
+
+
+def _map(name: str, candidate: Candidate) -> list[Markup]:
+    if not tensor_cells(candidate):
+        return [element("p", "Every tensor is stored exactly.", class_="note")]
+    ranked = [element("p", "Lost most, by output SQNR:", class_="note"), tables.worst(candidate)]
+    return [tensor_map(name, candidate), *(ranked if candidate.worst else [])]
+
+
+def _repeat(evaluation: Evaluation) -> Markup:
+    return joined(
+        (
+            element("pre", element("code", evaluation.run.command), tabindex="0", aria_label="Command"),
+            element("p", unbroken(_time(evaluation)), class_="note"),
+            element("h3", "What was run"),
+            facts(evaluation),
+            element("details", element("summary", "Files and their SHA-256"), hashes(evaluation)),
+        )
+    )
+
+
+def _time(evaluation: Evaluation) -> str:
+    timing = evaluation.timing
+    device = (
+        f", {numbers.size(timing.device_memory)} on the device" if timing.device_memory is not None else ""
+    )
+    return (
+        f"It took {numbers.seconds(timing.seconds)}, {numbers.seconds(timing.seconds_per_token)} a token: "
+        f"{numbers.share(timing.reading)} reading, {numbers.share(timing.dequantizing)} dequantizing, "
+        f"{numbers.share(timing.computing)} computing; "
+        f"hashing {numbers.seconds(timing.hashing_seconds)} more. Peak memory "
+        f"{numbers.size(timing.peak_memory)}{device}."
+    )
+
+
+def _every_width(draw: Callable[[float], Markup]) -> Markup:
+    """A chart drawn for every width, since one scaled down to a phone could not be read."""
+    return joined(element("div", draw(width), class_=name) for name, width in _WIDTHS.items())
+
+
+def _figure(picture: Markup, caption: str) -> Markup:
+    return element("figure", picture, element("figcaption", unbroken(caption)))
+
+
+def _patterns() -> Markup:
+    """The hatching of exact tensors, which all charts refer to."""
+    stroke = element("path", d="M0 6L6 0", stroke="currentColor", stroke_opacity=0.35)
+    pattern = element("pattern", stroke, id="exact", width=6, height=6, patternUnits="userSpaceOnUse")
+    return element("svg", pattern, width=0, height=0, aria_hidden="true", style="position:absolute")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return visible(
+        names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "nothing"
+    )
+
+
+def _packaged(name: str) -> str:
+    return (files("bamba_quant.report") / name).read_text("utf-8")

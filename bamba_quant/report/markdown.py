@@ -1,0 +1,183 @@
+"""``report.md``: the verdict first, short enough for a CI step's summary or a model card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure
+from bamba_quant.report import numbers
+from bamba_quant.report.markup import visible
+from bamba_quant.report.view import (
+    LEADING,
+    cell,
+    gate_condition,
+    gate_finding,
+    gate_word,
+    short_names,
+    verdict,
+)
+
+_SIGNS = {"pass": "✅ ", "fail": "❌ ", "none": ""}
+# What Markdown, its tables and the HTML inside it would take for markup: also addresses, which become links, and
+# :names: of emoji; but not the underscores inside a name, which mean nothing.
+_MARKS = re.compile(r"([\\`*{}\[\]()<>#+!|~$&@]|(?<![^\W_])_|_(?![^\W_])|:(?=//|[\w+-]+:)|(?<=\bwww)\.)")
+_FEW_GATES = 6
+
+
+def to_markdown(evaluation: Evaluation) -> str:
+    """GitHub's Markdown; every name in it is text, whatever it holds."""
+    parts = [
+        _heading(evaluation),
+        _gates(evaluation),
+        _figures(evaluation),
+        _worst(evaluation),
+        _drift(evaluation),
+        _repeat(evaluation),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def literal(text: str) -> str:
+    """``text`` so that it shows as it is, on one line."""
+    return _MARKS.sub(r"\\\1", " ".join(visible(text).split()))
+
+
+def cell_code(text: str) -> str:
+    """``text`` as code inside a table, where a fence of backticks would not hide the bars."""
+    return f"<code>{literal(text)}</code>"
+
+
+def code(text: str) -> str:
+    """``text`` as code outside tables: fenced by more backticks than it holds in a row."""
+    line = " ".join(visible(text).split())
+    fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") or not line else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A table of cells that are Markdown already; columns after the first ``words`` are flush right."""
+    rules = [":--" if i < words else "--:" for i in range(len(header))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rules, *rows))
+
+
+def _heading(evaluation: Evaluation) -> str:
+    found = verdict(evaluation)
+    text = evaluation.text
+    return (
+        f"## {_SIGNS[found.state]}{found.word}: {found.title}\n\n{literal(found.detail)}\n\n"
+        f"{literal(', '.join(short_names(evaluation)))} against {literal(evaluation.base.label)}: "
+        f"{text.scored:,} tokens of {literal(text.file)} in {text.chunks} chunks of {text.ctx}; "
+        "95 % intervals by paired bootstrap over chunks."
+    )
+
+
+def _gates(evaluation: Evaluation) -> str:
+    """The gates that failed, and all of them folded away; all in full view where they are few."""
+    rows = [
+        (
+            gate.passed,
+            (
+                literal(name),
+                "✅ pass" if gate.passed else f"❌ **{gate_word(gate)}**",
+                literal(gate_condition(gate)),
+                literal(gate_finding(gate, candidate)),
+            ),
+        )
+        for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True)
+        for gate in candidate.gates
+    ]
+    header = ("candidate", "verdict", "gate", "tested")
+    failed = [row for passed, row in rows if not passed]
+    everything = table(header, failed + [row for passed, row in rows if passed], words=4)
+    if len(rows) <= _FEW_GATES:
+        return everything if rows else ""
+    parts = [table(header, failed, words=4)] if failed else []
+    return "\n\n".join([*parts, _folded(f"All {len(rows)} gates", everything)])
+
+
+def _figures(evaluation: Evaluation) -> str:
+    header = ("candidate", "size", "bits/weight", *(literal(name) for name in LEADING.values()))
+    rows = [
+        (
+            f"**{literal(name)}**",
+            numbers.size(candidate.model.file_bytes),
+            "–" if candidate.model.bits_per_weight is None else f"{candidate.model.bits_per_weight:.2f}",
+            *(_with_interval(key, candidate.figures[key]) for key in LEADING),
+        )
+        for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True)
+    ]
+    floor = evaluation.noise_floor
+    if floor is not None:
+        found = (numbers.floor(FIGURES[key], floor.figures.get(key)) or "–" for key in LEADING)
+        rows.append(("noise floor", "", "", *found))
+    note = f"Noise floor: {literal(floor.path)}." if floor else "No noise floor was measured."
+    return f"### Figures\n\n{table(header, rows)}\n\n{note}"
+
+
+def _with_interval(key: str, figure: Figure) -> str:
+    value, interval = cell(key, figure)
+    return f"{value}<br><sub>{interval}</sub>" if interval else value
+
+
+def _worst(evaluation: Evaluation) -> str:
+    rows = []
+    for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True):
+        known = {tensor.name: tensor for tensor in candidate.tensors}
+        for tensor in (known[found] for found in candidate.worst if found in known):
+            rows.append(
+                (
+                    literal(name),
+                    cell_code(tensor.name),
+                    literal(tensor.format),
+                    numbers.decibels(tensor.output_sqnr),
+                    numbers.decibels(tensor.weight_sqnr),
+                )
+            )
+    if not rows:
+        return ""
+    header = ("candidate", "tensor", "stored as", "output SQNR, dB", "weight SQNR, dB")
+    return _folded("Worst tensors", table(header, rows, words=3))
+
+
+def _drift(evaluation: Evaluation) -> str:
+    """The layer where each candidate's own loss is greatest, and what has gathered at the end."""
+    rows = []
+    for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True):
+        lossy = [layer for layer in candidate.layers if layer.local is not None]
+        if lossy:
+            least = min(lossy, key=lambda layer: layer.local or 0.0)
+            last = candidate.layers[-1].accumulated
+            rows.append(
+                (
+                    literal(name),
+                    f"{least.layer} ({literal(least.kind)})",
+                    numbers.decibels(least.local),
+                    numbers.decibels(last),
+                )
+            )
+    if not rows:
+        return ""
+    header = ("candidate", "worst layer", "its own SNR, dB", "SNR after the last layer, dB")
+    return _folded("Drift of activations", table(header, rows, words=2))
+
+
+def _repeat(evaluation: Evaluation) -> str:
+    run = evaluation.run
+    listed = [
+        f"- text {literal(evaluation.text.file)}, SHA-256 {code(evaluation.text.sha256)}",
+        f"- seed {run.seed}, {run.resamples:,} resamples",
+        f"- {literal(f'{run.processor}, {run.device}, {run.threads} threads, {run.backend}, {run.dtype}')}",
+        f"- {literal(', '.join(f'{name} {version}' for name, version in run.versions.items()))}",
+        *(
+            f"- {literal(file.name)} of {literal(model.label)}: {code(file.sha256)}"
+            for model in (evaluation.base, *(candidate.model for candidate in evaluation.candidates))
+            for file in model.files
+        ),
+    ]  # fmt: skip
+    return _folded("Run it again", code(run.command) + "\n\n" + "\n".join(listed))
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{content}\n\n</details>"

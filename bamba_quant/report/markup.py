@@ -1,0 +1,72 @@
+"""HTML and SVG as text, in which nothing that came from outside can act as markup."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterable
+
+_VOID = frozenset({"br", "hr", "input", "meta"})
+# Control characters, lone surrogates (of file names that are no UTF-8) and marks that turn the reading direction.
+_UNSAFE_CATEGORIES = frozenset({"Cc", "Cs", "Cf", "Co"})
+_HARMLESS = frozenset("\n\t\u200d\u00ad")
+
+Attribute = str | float | bool | None
+
+
+class Markup(str):
+    """Text that is markup already; ``element`` escapes every other string."""
+
+    __slots__ = ()
+
+
+def visible(text: str) -> str:
+    """``text`` with every character that cannot be seen or encoded written as its code, such as ``\\u202e``."""
+    return "".join(
+        f"\\u{ord(character):04x}"
+        if unicodedata.category(character) in _UNSAFE_CATEGORIES and character not in _HARMLESS
+        else character
+        for character in text
+    )
+
+
+def escaped(text: str) -> Markup:
+    """``text`` as it may stand between tags and inside quoted attributes; ``Markup`` stays as it is."""
+    return text if isinstance(text, Markup) else Markup(html.escape(visible(text), quote=True))
+
+
+def unbroken(text: str) -> str:
+    """``text`` in which no line ends between a number and its percent sign."""
+    return text.replace(" %", "\u00a0%")
+
+
+def breakable(text: str) -> Markup:
+    """``text`` that may end a line after the dots, slashes, dashes and underscores of a long name."""
+    return Markup(re.sub(r"([./_-])(?=\w)", r"\1<wbr>", escaped(text))) if len(text) > 16 else escaped(text)
+
+
+def joined(parts: Iterable[str], separator: str = "") -> Markup:
+    return Markup(escaped(separator).join(escaped(part) for part in parts))
+
+
+def element(tag: str, *children: str, **attributes: Attribute) -> Markup:
+    """One element. ``class_`` stands for class and ``aria_label`` for aria-label; None and False leave one out."""
+    opened = "".join([tag, *(_attribute(name, value) for name, value in attributes.items())])
+    if tag in _VOID:
+        return Markup(f"<{opened}>")
+    return Markup(f"<{opened}>{joined(children)}</{tag}>")
+
+
+def _attribute(name: str, value: Attribute) -> str:
+    if value is None or value is False:
+        return ""
+    name = name.rstrip("_").replace("_", "-")
+    if value is True:
+        return f" {name}"
+    return f' {name}="{escaped(value if isinstance(value, str) else compact(value))}"'
+
+
+def compact(number: float) -> str:
+    """A coordinate to a hundredth, without trailing zeros."""
+    return f"{number:.2f}".rstrip("0").rstrip(".") if number % 1 else f"{number:.0f}"

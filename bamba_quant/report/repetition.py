@@ -1,0 +1,75 @@
+"""What is needed to run an evaluation again and to read it: versions, hashes, options, definitions."""
+
+from __future__ import annotations
+
+from bamba_quant.evaluation.result import Evaluation, ModelFile
+from bamba_quant.report import numbers
+from bamba_quant.report.markup import Markup, element, escaped
+from bamba_quant.report.tables import Cell, table
+
+DEFINITIONS = (
+    ("KLD", "Kullback-Leibler divergence of the candidate's next-token distribution from the base's, in nats."),
+    ("PPL", "Perplexity: exp of the mean negative log-likelihood. The ratio to the base's is what was lost."),
+    ("Same top p", "Share of tokens whose most probable continuation is the same."),
+    ("Top-5 overlap", "Share of the base's five most probable continuations among the candidate's five."),
+    ("Δp", "Change of the probability given to the token that really follows, candidate minus base."),
+    ("Flips", "Share of tokens whose top guess turned from right to wrong or from wrong to right."),
+    ("SQNR", "Signal to quantization noise: 10 log10(Σw² / Σ(ŵ−w)²), in decibels; 6 dB are about one bit."),
+    ("Interval", "Tokens of one chunk depend on one another, so whole chunks are drawn, for base and candidate alike."),
+    ("Noise floor", "The base against itself by another path of computation; nothing smaller can be measured."),
+    ("Gate", "A limit on the worse end of the one-sided 95 % interval: chance alone passes it in one of twenty runs."),
+)  # fmt: skip
+
+
+def definitions() -> Markup:
+    return _terms([(term, escaped(meaning)) for term, meaning in DEFINITIONS])
+
+
+def facts(evaluation: Evaluation) -> Markup:
+    """Text, tokenizer, seed, device, versions and options."""
+    text, run = evaluation.text, evaluation.run
+    listed = [
+        ("base", f"{evaluation.base.path} ({evaluation.base.kind}, {evaluation.base.recipe})"),
+        *(
+            ("candidate", f"{c.model.path} ({c.model.kind}, {c.model.recipe}, {_types(c.model)})")
+            for c in evaluation.candidates
+        ),
+        ("text", f"{text.file}, {text.tokens:,} tokens"),
+        ("text SHA-256", text.sha256),
+        ("tokenizer SHA-256", text.tokenizer_sha256),
+        ("seed", f"{run.seed}, {run.resamples:,} resamples"),
+        ("computed on", f"{run.processor}, {run.device}, {run.threads} threads, {run.backend}, {run.dtype}"),
+        ("started", run.started),
+        ("versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
+        (
+            "options",
+            ", ".join(f"{name}={value}" for name, value in run.options.items() if value is not None),
+        ),
+    ]
+    return _terms([(term, escaped(value)) for term, value in listed])
+
+
+def hashes(evaluation: Evaluation) -> Markup:
+    """Every file of base and candidates."""
+    rows = [
+        [
+            Cell(file.name, words=True),
+            Cell(model.label, words=True),
+            Cell(f"{file.n_bytes:,}", value=file.n_bytes),
+            Cell(file.sha256, words=True),
+        ]
+        for model in (evaluation.base, *(candidate.model for candidate in evaluation.candidates))
+        for file in model.files
+    ]
+    return table("Files", ("file", "model", "bytes", "SHA-256"), rows) if rows else Markup()
+
+
+def _types(model: ModelFile) -> str:
+    return ", ".join(f"{total.name} {numbers.size(total.n_bytes)}" for total in model.types)
+
+
+def _terms(entries: list[tuple[str, Markup]]) -> Markup:
+    return element(
+        "dl",
+        *(piece for term, value in entries for piece in (element("dt", term), element("dd", value))),
+    )

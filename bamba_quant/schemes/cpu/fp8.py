@@ -1,0 +1,163 @@
+"""The compiled twin of ``bamba_quant.schemes.fp8``: loops over plain arrays that LLVM turns into vectors.
+
+Magnitudes are compared and rounded as the integers their bits are, so no order of float operations is left to
+choose but that of the histogram's sums, which is the elements' own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from bamba_quant.formats.base import F32, U8
+from bamba_quant.formats.cpu.compilation import inlined, machine_code
+from bamba_quant.schemes.scales import BINS, CANDIDATES, energies, losses, of_largest, placed
+
+_ROWS = types.Array(types.float32, 2, "C", readonly=True)
+_BITS = types.Array(types.int32, 2, "C", readonly=True)
+_WEIGHTS = types.Array(types.float32, 1, "C", readonly=True)
+_WHOLE = types.Array(types.int64, 1, "C", readonly=True)
+_TABLE = types.Array(types.float64, 2, "C", readonly=True)
+_ENERGIES = types.Array(types.float64, 1, "C", readonly=True)
+_SCALES = types.Array(types.float32, 2, "C", readonly=True)
+_CODES = types.Array(types.uint8, 2, "C")
+_COUNTS = types.Array(types.int64, 1, "C")
+_LARGEST = types.Array(types.int32, 2, "C")
+_FOUND = types.Array(types.int64, 2, "C")
+_SIZE = types.int64
+
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+_MOST = np.int32(np.float32(448).view(np.int32))
+_NORMAL = np.int32(np.float32(2.0**-6).view(np.int32))  # below it codes are 2^-9 apart
+_FIXED = np.float32(2.0**14)  # a float this large ends in 2^-9
+
+
+def encode_tiles(x: F32, importance: F32 | None, tile: tuple[int, int], search: bool) -> tuple[U8, F32]:
+    """Codes (rows, columns) and scales (tiles down, tiles across) of ``schemes.fp8.tile_scales`` and ``codes``."""
+    x = np.require(x, np.float32, ["C", "A"])
+    height, width = tile[0], tile[1] or x.shape[1]
+    shape = (-(-x.shape[0] // height), -(-x.shape[1] // width))
+    largest = np.empty(shape, np.int32)
+    machine_code(_largest, types.void(_BITS, _SIZE, _SIZE, _LARGEST))(
+        x.view(np.int32), height, width, largest
+    )
+    amax = largest.view(np.float32)
+    if search:
+        candidates = np.empty(shape, np.int64)
+        weights = None if importance is None else np.require(importance, np.float32, ["C", "A"])
+        signature = types.void(
+            _BITS, types.none if weights is None else _WEIGHTS, _ENERGIES, _TABLE, _SIZE, _SIZE, _FOUND
+        )
+        machine_code(_search, signature)(
+            x.view(np.int32), weights, energies()[::BINS].copy(), losses(), height, width, candidates
+        )
+        scales = placed(candidates, amax)
+    else:
+        scales = of_largest(amax)
+    return _encoded(x, scales, height, width), scales
+
+
+def encode_scaled(x: F32, scale: F32) -> U8:
+    """Codes of a matrix under one scale, of shape (1,)."""
+    x = np.require(x, np.float32, ["C", "A"])
+    height, width = x.shape
+    return _encoded(x, scale.reshape(1, 1), height, width)
+
+
+def counts(x: F32, weights: Any) -> Any:
+    """``schemes.fp8.counts``, given the whole numbers that weigh the columns, or None."""
+    x = np.require(x, np.float32, ["C", "A"])
+    found = np.zeros(256 * BINS + 1, np.int64)
+    signature = types.void(_BITS, types.none if weights is None else _WHOLE, _COUNTS)
+    machine_code(_count, signature)(x.view(np.int32), weights, found)
+    found[-1:] = largest_bits(x)
+    return found
+
+
+def largest_bits(x: F32) -> Any:
+    """``schemes.fp8.largest_bits``."""
+    x = np.require(x, np.float32, ["C", "A"])
+    largest = np.zeros((1, 1), np.int32)
+    if x.size:
+        height, width = x.shape
+        machine_code(_largest, types.void(_BITS, _SIZE, _SIZE, _LARGEST))(
+            x.view(np.int32), height, width, largest
+        )
+    return largest[0].astype(np.int64)
+
+
+def _encoded(x: F32, scales: F32, height: int, width: int) -> U8:
+    codes = np.empty(x.shape, np.uint8)
+    machine_code(_encode, types.void(_ROWS, _SCALES, _SIZE, _SIZE, _CODES))(x, scales, height, width, codes)
+    return codes
+
+
+def _largest(bits: Any, height: int, width: int, largest: Any) -> None:
+    largest[:] = 0
+    rows, columns = bits.shape
+    for row in range(rows):
+        for tile in range(largest.shape[1]):
+            most = np.int32(0)
+            for column in range(tile * width, min((tile + 1) * width, columns)):
+                most = max(most, bits[row, column] & _MAGNITUDE)
+            largest[row // height, tile] = max(most, largest[row // height, tile])
+
+
+@inlined
+def _place(bits: Any) -> Any:
+    magnitude = np.uint32(bits & _MAGNITUDE)
+    return (magnitude + np.uint32(0x3FFF) + ((magnitude >> np.uint32(15)) & np.uint32(1))) >> np.uint32(15)
+
+
+def _search(bits: Any, weights: Any, squares: Any, losses: Any, height: int, width: int, found: Any) -> None:
+    rows, columns = bits.shape
+    histogram, error = np.empty(BINS), np.empty(CANDIDATES)
+    for down in range(found.shape[0]):
+        for across in range(found.shape[1]):
+            histogram[:] = 0
+            for row in range(down * height, min((down + 1) * height, rows)):
+                for column in range(across * width, min((across + 1) * width, columns)):
+                    place = _place(bits[row, column])
+                    energy = squares[place >> np.uint32(8)]
+                    if weights is not None:
+                        energy *= weights[column]
+                    histogram[place & np.uint32(255)] += energy
+            error[:] = 0
+            for i in range(BINS):
+                for j in range(CANDIDATES):
+                    error[j] += histogram[i] * losses[i, j]
+            found[down, across] = error.argmin()
+
+
+def _count(bits: Any, weights: Any, found: Any) -> None:
+    for row in range(bits.shape[0]):
+        for column in range(bits.shape[1]):
+            place = _place(bits[row, column])
+            if weights is None:
+                found[place] += 1
+            else:
+                found[place] += weights[column]
+
+
+def _encode(x: Any, scales: Any, height: int, width: int, codes: Any) -> None:
+    rows, columns = x.shape
+    quotient = np.empty(min(width, columns), np.float32)
+    quotient_bits, shifted = quotient.view(np.int32), np.empty(quotient.size, np.float32)
+    shifted_bits = shifted.view(np.int32)
+    fixed = np.int32(0x46800000)  # of _FIXED
+    for row in range(rows):
+        for tile in range(scales.shape[1]):
+            scale = scales[row // height, tile]
+            first = tile * width
+            count = min(width, columns - first)
+            for i in range(count):
+                quotient[i] = x[row, first + i] / scale
+                shifted[i] = abs(quotient[i]) + _FIXED
+            for i in range(count):
+                a = min(quotient_bits[i] & _MAGNITUDE, _MOST)
+                # Adding half a step less one, plus the last kept bit, carries exactly where nearest-even rounds up.
+                normal = ((a + np.int32(0x7FFFF) + ((a >> 20) & 1)) >> 20) - np.int32(120 << 3)
+                code = normal if a >= _NORMAL else shifted_bits[i] - fixed
+                codes[row, first + i] = code | ((quotient_bits[i] >> 24) & 0x80)

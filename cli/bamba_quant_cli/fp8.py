@@ -1,0 +1,110 @@
+"""``bamba-quant fp8``: a Hugging Face directory to one with FP8 weights."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bamba_quant_cli.options import (
+    AsJson,
+    Directory,
+    DryRun,
+    HuggingFaceModel,
+    IgnoreConfigKey,
+    Imatrix,
+    Keep,
+    MaxShardSize,
+    OtherDtype,
+    OverwriteDirectory,
+    Resume,
+    Threads,
+    parse_size,
+)
+
+EXAMPLES = """
+Examples:
+
+  bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8
+
+  bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --scheme tensor --keep hybrid
+
+  bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --format fp8
+
+  bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --resume
+
+  bamba-quant fp8 ./Bamba-9B/config.json ./Bamba-9B-fp8 --scheme tensor --dry-run
+"""
+
+_SCHEMES = {
+    ("compressed-tensors", "dynamic"): "fp8-dynamic",
+    ("compressed-tensors", "tensor"): "fp8-tensor",
+    ("compressed-tensors", "block"): "fp8-block",
+    ("fp8", "block"): "fp8-block-inv",
+}
+
+
+def fp8(
+    model: HuggingFaceModel,
+    directory: Directory,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            help="What shares a scale. dynamic: a row, activations by token. tensor: a matrix, or those that run "
+            "fused; the one for tensor parallelism in vLLM. block: 128 × 128. By default dynamic, or block with "
+            "--format fp8.",
+        ),
+    ] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="compressed-tensors, which vLLM and transformers read; or fp8, transformers' own form, which has "
+            "blocks only and wants both sides of every matrix to divide by 128.",
+        ),
+    ] = "compressed-tensors",
+    scales: Annotated[
+        str,
+        typer.Option(
+            help="search: the scale of least squared error. absmax: the largest weight becomes 448."
+        ),
+    ] = "search",
+    keep: Keep = None,
+    dtype: OtherDtype = "bf16",
+    imatrix: Imatrix = None,
+    max_shard_size: MaxShardSize = "5G",
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    ignore_config_key: IgnoreConfigKey = None,
+    threads: Threads = None,
+    overwrite: OverwriteDirectory = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a checkpoint's linear layers to FP8 (e4m3), in one pass over its rows and in bounded memory.
+
+    Embedding, output, norms, convolutions and the recurrence's own parameters stay as they are. Each weight is
+    rounded once, from the original in float32, against the scale that a loader reads. The directory appears whole or
+    not at all, and an interrupted run goes on with --resume and ends with the same bytes.
+    """
+    from bamba_quant_cli.quantized import quantize
+
+    name = _SCHEMES.get((layout, scheme or ("block" if layout == "fp8" else "dynamic")))
+    if name is None:
+        known = "; ".join(f"--format {form} --scheme {kind}" for form, kind in _SCHEMES)
+        raise typer.BadParameter(f"there is --format {layout} --scheme {scheme} not; there are {known}")
+    quantize(
+        model,
+        directory,
+        name,
+        method=scales,
+        keep=keep or (),
+        dtype=dtype,
+        imatrix=imatrix,
+        max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"),
+        dry_run=dry_run,
+        resume=resume,
+        ignore_config_keys=ignore_config_key or (),
+        threads=threads,
+        overwrite=overwrite,
+        as_json=as_json,
+    )

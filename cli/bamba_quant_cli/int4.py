@@ -1,0 +1,127 @@
+"""``bamba-quant int4``: a Hugging Face directory to one with weights of 4 or 8 bits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bamba_quant_cli.options import (
+    AsJson,
+    Directory,
+    DryRun,
+    HuggingFaceModel,
+    IgnoreConfigKey,
+    Imatrix,
+    Keep,
+    MaxShardSize,
+    OtherDtype,
+    OverwriteDirectory,
+    Resume,
+    Threads,
+    parse_size,
+)
+
+EXAMPLES = """
+Examples:
+
+  bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16
+
+  bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16 --imatrix imatrix.gguf --keep hybrid
+
+  bamba-quant int4 ./Bamba-9B ./Bamba-9B-w8a16 --bits 8
+
+  bamba-quant int4 ./Bamba-9B ./Bamba-9B-int4 --format torchao
+
+  bamba-quant int4 ./Bamba-9B/config.json ./Bamba-9B-w4a16 --dry-run
+"""
+
+FORMATS = ("compressed-tensors", "torchao", "torchao-tile-packed")
+
+
+def int4(
+    model: HuggingFaceModel,
+    directory: Directory,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="compressed-tensors (pack-quantized), which vLLM and transformers read; torchao, Int4Tensor in plain "
+            "packing; or torchao-tile-packed, for CUDA's tinygemm kernel.",
+        ),
+    ] = "compressed-tensors",
+    bits: Annotated[int, typer.Option(help="4, or 8 with compressed-tensors.")] = 4,
+    group_size: Annotated[int, typer.Option(help="Columns that share a scale: 128, 64 or 32.")] = 128,
+    symmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--symmetric/--asymmetric",
+            help="Without or with integer zero points, for compressed-tensors; symmetric by default. torchao's zeros "
+            "are floats.",
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="hqq: scales searched, then refitted with the integers in turns. mse: the clipped range of least "
+            "squared error. rtn: round to nearest over the whole range."
+        ),
+    ] = "hqq",
+    keep: Keep = None,
+    dtype: OtherDtype = "bf16",
+    imatrix: Imatrix = None,
+    max_shard_size: MaxShardSize = "5G",
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    ignore_config_key: IgnoreConfigKey = None,
+    threads: Threads = None,
+    overwrite: OverwriteDirectory = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a checkpoint's linear layers to integers of 4 or 8 bits, in one pass over its rows.
+
+    Embedding, output, norms, convolutions and the recurrence's own parameters stay as they are; activations stay in
+    16 bits. Scales are chosen for the values a loader reads back. The directory appears whole or not at all, and an
+    interrupted run goes on with --resume and ends with the same bytes.
+    """
+    from bamba_quant_cli.quantized import quantize
+
+    quantize(
+        model,
+        directory,
+        _scheme(layout, bits, group_size, symmetric),
+        method=method,
+        keep=keep or (),
+        dtype=dtype,
+        imatrix=imatrix,
+        max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"),
+        dry_run=dry_run,
+        resume=resume,
+        ignore_config_keys=ignore_config_key or (),
+        threads=threads,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
+
+
+def _scheme(layout: str, bits: int, group: int, symmetric: bool | None) -> str:
+    """The scheme's name. Raises ``BadParameter`` for options that do not go together."""
+    from bamba_quant.schemes import pack_quantized, torchao_int4
+
+    if layout not in FORMATS:
+        raise typer.BadParameter(f"{layout!r} is none of {', '.join(FORMATS)}", param_hint="--format")
+    if group not in pack_quantized.GROUPS:
+        raise typer.BadParameter(
+            f"{group} is none of {', '.join(map(str, pack_quantized.GROUPS))}", param_hint="--group-size"
+        )
+    if layout == "compressed-tensors":
+        if bits not in (4, 8):
+            raise typer.BadParameter(f"{bits} is neither 4 nor 8", param_hint="--bits")
+        return pack_quantized.scheme_name(bits, symmetric is not False, group)
+    if bits != 4:
+        raise typer.BadParameter(f"{layout} has 4 bits, not {bits}", param_hint="--bits")
+    if symmetric is not None:
+        raise typer.BadParameter(
+            f"{layout} has float zeros, so it is neither", param_hint="--symmetric/--asymmetric"
+        )
+    return torchao_int4.scheme_name(group, tile_packed=layout == "torchao-tile-packed")

@@ -1,0 +1,187 @@
+"""What the commands that write quantized directories do once their options have become a scheme and a method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from bamba_quant_cli.console import count, print_json, print_table, progress, size
+
+if TYPE_CHECKING:
+    from bamba_quant.quantize import Quantization
+
+
+def quantize(
+    model: Path,
+    directory: Path,
+    scheme: str,
+    *,
+    method: str,
+    keep: Sequence[str],
+    dtype: str,
+    imatrix: Path | None,
+    max_shard_bytes: int,
+    dry_run: bool,
+    resume: bool,
+    ignore_config_keys: Sequence[str],
+    threads: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Plan, then print the plan or execute it."""
+    from bamba_quant.calibration import read_imatrix
+    from bamba_quant.quantize import plan_quantization
+    from bamba_quant.writers.quantized import write_quantized
+    from bamba_quant.writers.resumable import check_output
+
+    plan = plan_quantization(
+        model,
+        scheme,
+        method=method,
+        keep=keep,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        imatrix=read_imatrix(imatrix) if imatrix else None,
+        imagine=dry_run,
+        ignore_config_keys=ignore_config_keys,
+    )
+    if dry_run:
+        _print_plan(plan, directory, as_json)
+        return
+    check_output(directory, overwrite=overwrite, resume=resume, n_bytes=sum(plan.sizes.values()))
+    started = time.monotonic()
+    try:
+        with progress(plan.work_bytes, "quantizing") as tell:
+            written = write_quantized(
+                plan, directory, threads=threads, overwrite=overwrite, resume=resume, progress=tell
+            )
+    except (KeyboardInterrupt, SystemExit):
+        typer.echo("interrupted; what is done is kept: go on with --resume", err=True)
+        raise
+    seconds = time.monotonic() - started
+    n_bytes = sum(path.stat().st_size for path in written)
+    if as_json:
+        sizes = [{"file": path, "bytes": path.stat().st_size} for path in written]
+        print_json(
+            {"directory": directory, "files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3)}
+            | _summary(plan)
+        )
+        return
+    for note in _notes(plan):
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(directory)
+    typer.echo(
+        f"{len(plan.matrices)} matrices in {plan.scheme.name}, {count(plan.quantized_elements)} of "
+        f"{count(plan.elements)} weights, {size(n_bytes)} in {len(written)} files, {seconds:.1f} s",
+        err=True,
+    )
+
+
+def _notes(plan: Quantization) -> list[str]:
+    return [
+        *plan.notes,
+        *(f"left out: {left_out.source.name} ({left_out.reason})" for left_out in plan.left_out),
+    ]
+
+
+def _summary(plan: Quantization) -> dict[str, Any]:
+    return {
+        "model": plan.source.checkpoint.path,
+        "architecture": plan.source.architecture.name,
+        "scheme": plan.scheme.name,
+        "method": plan.method.name,
+        "matrices": len(plan.matrices),
+        "quantized_weights": plan.quantized_elements,
+        "weights": plan.elements,
+        "input_bytes": plan.input_bytes,
+        "bytes_by_dtype": plan.bytes_by_dtype,
+        "notes": _notes(plan),
+    }
+
+
+def _print_plan(plan: Quantization, directory: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "files": [{"file": directory / name, "bytes": n} for name, n in plan.sizes.items()],
+                **_summary(plan),
+                "plan": _rows_as_json(plan),
+            }
+        )
+        return
+    print_table(
+        ("source", "role", "type", "shape", "becomes", "bytes"),
+        [
+            (
+                row["source"],
+                row["role"],
+                row["source_type"],
+                " × ".join(map(str, row["shape"])),
+                " + ".join(
+                    f"{part['dtype']} {' × '.join(map(str, part['shape']))}" for part in row["tensors"]
+                )
+                if row["scheme"]
+                else row["tensors"][0]["dtype"],
+                f"{sum(part['bytes'] for part in row['tensors']):,}",
+            )
+            for row in _rows_as_json(plan)
+        ],
+        right=(3, 5),
+    )
+    for note in _notes(plan):
+        typer.echo(f"note: {note}")
+    stored: dict[str, int] = {}
+    for source in plan.sources:
+        stored[source.format.name] = stored.get(source.format.name, 0) + source.n_bytes
+    typer.echo(
+        f"\n{len(plan.matrices)} matrices in {plan.scheme.name} by {plan.method.name}, "
+        f"{count(plan.quantized_elements)} of {count(plan.elements)} weights\n"
+    )
+    written = sum(plan.bytes_by_dtype.values())
+    print_table(
+        ("weights", "bytes", ""),
+        [
+            ("input", f"{plan.input_bytes:,}", size(plan.input_bytes)),
+            *((f"  {name}", f"{n:,}", size(n)) for name, n in stored.items()),
+            ("output", f"{written:,}", size(written)),
+            *((f"  {name}", f"{n:,}", size(n)) for name, n in plan.bytes_by_dtype.items()),
+        ],
+        right=(1, 2),
+    )
+    typer.echo()
+    for name, n_bytes in plan.sizes.items():
+        typer.echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")
+
+
+def _rows_as_json(plan: Quantization) -> list[dict[str, Any]]:
+    """A row for each tensor of the input, in the order of the checkpoint's rules."""
+    from bamba_quant.writers.safetensors import entry_of
+
+    found = [(matrix.source, matrix.role, plan.scheme.name, matrix.entries) for matrix in plan.matrices] + [
+        (row.source, row.role, "", (entry_of(row),)) for row in plan.rows
+    ]
+    return [
+        {
+            "source": source.name,
+            "source_type": source.format.name,
+            "role": role,
+            "shape": source.shape,
+            "scheme": scheme,
+            "tensors": [
+                {
+                    "name": entry.name,
+                    "dtype": entry.dtype,
+                    "shape": entry.shape,
+                    "bytes": entry.n_bytes,
+                    "shard": entry.shard,
+                    "offset": entry.offset,
+                }
+                for entry in entries
+            ],
+        }
+        for source, role, scheme, entries in found
+    ]

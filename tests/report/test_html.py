@@ -1,0 +1,149 @@
+"""``report.html`` holds everything it shows, asks for nothing, and takes no name for markup."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bamba_quant.evaluation.result import FIGURES
+from bamba_quant.report import numbers, to_html
+from bamba_quant.report.markup import element, visible
+from tests.report.variants import EDGES, HOSTILE, relabelled
+
+FETCHING = {
+    "src",
+    "srcset",
+    "data",
+    "action",
+    "formaction",
+    "poster",
+    "background",
+    "xlink:href",
+    "ping",
+    "manifest",
+}
+
+
+class Parsed(HTMLParser):
+    """Tags with their attributes, and the text outside style and script."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.rows: list[list[str]] = []
+        self._raw = False
+        self._cell = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+        self._raw = tag in ("style", "script")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._raw = False
+        if tag in ("td", "th"):
+            self._cell = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._raw:
+            self.text += data
+        if self._cell:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, tuple[str, Parsed]]:
+    return {name: (page := to_html(evaluation), Parsed(page)) for name, evaluation in EDGES.items()}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_it_is_whole(name: str, pages: dict[str, tuple[str, Parsed]]) -> None:
+    page, parsed = pages[name]
+    evaluation = EDGES[name]
+    for tag, attributes in parsed.elements:
+        assert not FETCHING & attributes.keys()
+        assert tag not in ("link", "iframe", "object", "embed", "img", "image", "use", "base", "form")
+        assert not any(key.startswith("on") for key in attributes)
+        if "href" in attributes:
+            assert (attributes["href"] or "").startswith("#")
+    identifiers = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    assert {attributes["href"][1:] for _, attributes in parsed.elements if attributes.get("href")} <= set(
+        identifiers
+    )
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert evaluation.run.command in parsed.text
+    assert not any(word in parsed.text for word in ("None", "nan", "inf ", "Markup("))
+    assert not re.search(r'="(nan|inf|-inf|None)"', page)
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_every_picture_says_what_it_shows(name: str, pages: dict[str, tuple[str, Parsed]]) -> None:
+    pictures = [a for tag, a in pages[name][1].elements if tag == "svg" and "aria-hidden" not in a]
+    assert len(pictures) >= 6
+    for attributes in pictures:
+        assert attributes["role"] == "img"
+        assert len(attributes["aria-label"] or "") > 20
+
+
+@pytest.mark.parametrize("name", ["two", "all", "failing", "twenty"])
+def test_the_tables_hold_every_figure(name: str, pages: dict[str, tuple[str, Parsed]]) -> None:
+    rows = pages[name][1].rows
+    for key, kind in FIGURES.items():
+        (row,) = [row for row in rows if row and row[0] == numbers.label(kind)]
+        for cell, candidate in zip(row[1:], EDGES[name].candidates, strict=False):
+            assert cell.startswith(numbers.shown(kind, candidate.figures[key]))
+    for tensor in EDGES[name].candidates[0].tensors:
+        assert any(row[0] == tensor.name for row in rows)
+
+
+def test_the_verdict_comes_first(pages: dict[str, tuple[str, Parsed]]) -> None:
+    for name, word in (("all", "PASS"), ("failing", "FAIL"), ("no gates", "NO GATES")):
+        text = pages[name][1].text
+        assert text.index(word) < text.index("Size against divergence")
+    failing = pages["failing"][1]
+    assert "Gates that failed" in failing.text
+    assert sum("✗ fail" in row for row in failing.rows) == 2  # among those that failed, and among all
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_text(name: str) -> None:
+    evaluation = relabelled(EDGES["two"], name)
+    page = to_html(evaluation)
+    page.encode("utf-8")
+    parsed, plain = Parsed(page), Parsed(to_html(EDGES["two"]))
+    assert {tag for tag, _ in parsed.elements} <= {tag for tag, _ in plain.elements} | {"wbr"}
+    known = {key for _, attributes in plain.elements for key in attributes}
+    assert {key for _, attributes in parsed.elements for key in attributes} <= known
+    assert page.count("<script") == 1
+    assert visible(name) in parsed.text
+
+
+@given(st.text())
+def test_any_text_stays_text(text: str) -> None:
+    parsed = Parsed(element("p", text, title=text))
+    ((tag, attributes),) = parsed.elements
+    assert (tag, attributes) == ("p", {"title": visible(text)})
+    assert parsed.text == visible(text)
+
+
+def test_it_grows_with_what_it_shows_and_no_more() -> None:
+    size = {name: len(to_html(evaluation)) for name, evaluation in EDGES.items()}
+    assert size["one"] < 300_000
+    assert size["twenty"] < 20 * size["one"]
+
+
+def test_drift_that_was_not_watched_is_said(pages: dict[str, tuple[str, Parsed]]) -> None:
+    assert "not watched" in pages["logits as base"][1].text
+    assert "exactly" in pages["nothing lost"][1].text
