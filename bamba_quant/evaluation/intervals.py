@@ -102,11 +102,19 @@ class Bootstrap:
         gradient = figure.gradient(drawn)  # (R, k)
         variance = np.einsum("ri,rij,rj->r", gradient, moments, gradient)
         variance -= np.square(np.einsum("ri,ri->r", gradient, drawn))
-        error = np.sqrt(variance / (n - 1))
+        error = np.sqrt(np.maximum(variance, 0) / (n - 1))
         with np.errstate(divide="ignore", invalid="ignore"):
             t = (figure.statistic(drawn) - theta) / error
         known: F64 = np.nan_to_num(t, nan=0.0)  # a resample that is one chunk only has neither
         return known
+
+
+def unseen_bounds(tokens: int) -> Bounds:
+    """Bounds of a share of which ``tokens`` tokens showed none: exact binomial ones (Clopper and Pearson 1934).
+
+    Tokens count as independent here: where nothing was seen nothing tells how it would gather.
+    """
+    return Bounds(0.0, 1 - 0.025 ** (1 / tokens), 0.0, 1 - 0.05 ** (1 / tokens))
 
 
 def quantile_bounds(values: F64, fraction: float) -> Bounds | None:

@@ -131,6 +131,7 @@ def evaluate(
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
     from bamba_quant.evaluation.options import Options
+    from bamba_quant.report import prepare_directory, write_reports
 
     given = {
         "max-kld": max_kld,
@@ -144,6 +145,8 @@ def evaluate(
     if report_dir:
         from bamba_quant.report import prepare_directory
 
+        prepare_directory(report_dir)
+    if report_dir:
         prepare_directory(report_dir)
     evaluation = measure(
         base,
@@ -170,17 +173,15 @@ def evaluate(
         command=shlex.join(["bamba-quant", *sys.argv[1:]]),
         progress=_teller(),
     )
+    reports = write_reports(evaluation, report_dir) if report_dir else ()
     if as_json:
         from dataclasses import asdict
 
         print_json(asdict(evaluation))
     else:
         _print(evaluation)
-    if report_dir:
-        from bamba_quant.report import write_reports
-
-        for file in write_reports(evaluation, report_dir):
-            typer.echo(file, err=as_json)
+    for file in reports:
+        typer.echo(file, err=as_json)
     refuse_unmeasurable(evaluation)
     if not evaluation.passed:
         for candidate in evaluation.candidates:
