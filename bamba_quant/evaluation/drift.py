@@ -49,8 +49,7 @@ class DriftWatch:
     def __call__(self, passed: Pass) -> None:
         before, after = passed.before[: self.texts], passed.after[: self.texts]
         if passed.source == 0:
-            inputs, outputs = _watch_base(passed, before)
-            self._base = _BaseLayer(before, after.clone(), inputs, outputs)
+            self._base = _watch_base(passed, before, after.clone())
             return
         base = self._base
         assert base is not None
@@ -59,7 +58,7 @@ class DriftWatch:
             LayerDrift(
                 passed.layer,
                 self.config.layer_types[passed.layer],
-                drift(base.after.double() - base.before, local.double() - base.before),
+                drift(base.local.double() - base.before, local.double() - base.before),
                 drift(base.after, after),
             )
         )
@@ -67,6 +66,8 @@ class DriftWatch:
         for name in self.weights[passed.source]:
             if name.startswith(prefix):
                 self._lose(passed.source, name, noises.get(name))
+        if passed.source == len(self.weights) - 1:
+            self._base = None
 
     def finish(self) -> list[tuple[TensorLoss, ...]]:
         """The losses of all tensors of each source, those outside the layers added, in the model's order."""
@@ -88,10 +89,14 @@ class DriftWatch:
 
 @dataclass(frozen=True)
 class _BaseLayer:
-    """What the base's layer was given and gave, and for each of its matrices by name as well."""
+    """What the base's layer was given and gave, and for each of its matrices by name as well.
+
+    ``after`` is from the run of all texts, ``local`` from one of the watched texts alone, whose last digits differ.
+    """
 
     before: Tensor
     after: Tensor
+    local: Tensor
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
 
@@ -149,7 +154,7 @@ def with_linear(model: Model, linear: Callable[..., Tensor]) -> Model:
     return replace(model, backend=replace(model.backend, linear=linear))
 
 
-def _watch_base(passed: Pass, before: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _watch_base(passed: Pass, before: Tensor, after: Tensor) -> _BaseLayer:
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     usual = passed.model.backend.linear
@@ -158,8 +163,8 @@ def _watch_base(passed: Pass, before: Tensor) -> tuple[dict[str, Tensor], dict[s
         inputs[name], outputs[name] = x, usual(x, weight, bias, name)
         return outputs[name]
 
-    layer(with_linear(passed.model, linear), passed.layer, before, passed.sequences)
-    return inputs, outputs
+    local = layer(with_linear(passed.model, linear), passed.layer, before, passed.sequences)
+    return _BaseLayer(before, after, local, inputs, outputs)
 
 
 def _watch_candidate(passed: Pass, base: _BaseLayer) -> tuple[Tensor, dict[str, Noise]]:

@@ -46,7 +46,7 @@ def _one(column: str, shown: Shown = unchanged) -> Mean:
 
 def _correlation(m: F64) -> F64:
     a, b, a2, b2, ab = np.moveaxis(m, -1, 0)
-    spread = np.sqrt((a2 - a * a) * (b2 - b * b))
+    spread = np.sqrt(np.maximum(a2 - a * a, 0) * np.maximum(b2 - b * b, 0))
     r: F64 = np.divide(ab - a * b, spread, out=np.ones_like(spread), where=spread > 0)
     return r
 

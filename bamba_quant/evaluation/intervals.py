@@ -102,7 +102,7 @@ class Bootstrap:
         gradient = figure.gradient(drawn)  # (R, k)
         variance = np.einsum("ri,rij,rj->r", gradient, moments, gradient)
         variance -= np.square(np.einsum("ri,ri->r", gradient, drawn))
-        error = np.sqrt(variance / (n - 1))
+        error = np.sqrt(np.maximum(variance, 0) / (n - 1))
         with np.errstate(divide="ignore", invalid="ignore"):
             t = (figure.statistic(drawn) - theta) / error
         known: F64 = np.nan_to_num(t, nan=0.0)  # a resample that is one chunk only has neither

@@ -16,7 +16,8 @@ from bamba_reference.torch_forward import to_tensor
 
 F64 = NDArray[np.float64]
 
-_ELEMENTS = 1 << 23
+# Weights that are compared at once.
+_ELEMENTS = 1 << 20
 _CPU = torch.device("cpu")
 
 

@@ -131,6 +131,7 @@ def evaluate(
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
     from bamba_quant.evaluation.options import Options
+    from bamba_quant.report import prepare_directory, write_reports
 
     given = {
         "max-kld": max_kld,
@@ -144,6 +145,8 @@ def evaluate(
     if report_dir:
         from bamba_quant.report import prepare_directory
 
+        prepare_directory(report_dir)
+    if report_dir:
         prepare_directory(report_dir)
     evaluation = measure(
         base,
@@ -177,8 +180,6 @@ def evaluate(
     else:
         _print(evaluation)
     if report_dir:
-        from bamba_quant.report import write_reports
-
         for file in write_reports(evaluation, report_dir):
             typer.echo(file, err=as_json)
     refuse_unmeasurable(evaluation)

@@ -37,12 +37,13 @@ from bamba_reference.torch_forward import (
     stored_dtype,
     to_tensor,
 )
+from bamba_reference.torch_ops import wide
 
 # Tokens that go through a layer together, and whose logits exist together.
-_LAYER_TOKENS = 2048
+_LAYER_TOKENS = 1024
 _HEAD_TOKENS = 512
 # Rows of the head that are converted together: a head of 128,256 rows is twice a layer.
-_HEAD_ROWS = 16384
+_HEAD_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,12 @@ def logit_blocks(
     check_shape(name, source[name].shape, tensor_shapes(config)[name])
     for some in hidden.split(block):
         with torch.no_grad():  # around the products, because the caller runs between the blocks
-            parts = []
+            logits = some.new_empty((len(some), config.vocab_size), dtype=wide(some.dtype))
             for start in range(0, config.vocab_size, _HEAD_ROWS):
                 # Read anew each time, so that a table mapped from a file is let go with its rows.
                 rows = source[name][start : start + _HEAD_ROWS]
-                parts.append(backend.head(some, to_tensor(rows, some.dtype, some.device), name))
-            logits = torch.cat(parts, dim=-1)
+                part = backend.head(some, to_tensor(rows, some.dtype, some.device), name)
+                logits[:, start : start + _HEAD_ROWS] = part
         yield logits
 
 

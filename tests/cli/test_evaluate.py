@@ -1,0 +1,128 @@
+"""``evaluate`` and ``compare`` as users run them: tables they recognise, exit codes, and errors that name the cause."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bamba_quant.embedded import embedded_model
+from tests.cli.test_commands import run
+from tests.support.conversion import to_gguf
+
+SMALL = ("--ctx", 64, "--chunks", 8, "--resamples", 1000, "--floor-chunks", 2, "--drift-chunks", 1)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pydoc_data.topics import topics
+
+    file = tmp_path_factory.mktemp("text") / "help.txt"
+    file.write_text("\n".join(topics[name] for name in sorted(topics))[:12_000], encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def q8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return to_gguf(embedded_model(), tmp_path_factory.mktemp("files") / "mini-q8.gguf", "q8_0")
+
+
+@pytest.fixture(scope="module")
+def q4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return to_gguf(embedded_model(), tmp_path_factory.mktemp("files") / "mini-q4.gguf", "q4_k_m")
+
+
+def test_the_table_has_llama_perplexitys_names(q8: Path, q4: Path, text: Path) -> None:
+    done = run("evaluate", embedded_model(), q8, q4, "--text", text, *SMALL, "--max-kld", 0.9)
+    for name in (
+        "Mean PPL(Q)/PPL(base)", "Cor(ln(PPL(Q)), ln(PPL(base)))", "Mean    KLD", "99.9%   KLD", "Median  Δp",
+        "RMS Δp", "Same top p", "noise floor", "McNemar", "accumulated", "worst tensors", "% reading",
+        "PASS mini-q8: max-kld 0.9",
+    ):  # fmt: skip
+        assert name in done.stdout, name
+
+
+def test_a_gate_that_fails_is_named_and_exits_1(q8: Path, q4: Path, text: Path, tmp_path: Path) -> None:
+    gates = tmp_path / "gates.toml"
+    gates.write_text("[default]\nmax-kld = 0.02\n[q4_k_m]\nmin-same-top = 0.1\n")
+    done = run(
+        "evaluate", embedded_model(), q8, q4, "--text", text, *SMALL, "--gates", gates, "--gate", "max-flips=0.9",
+        "--json", code=1,
+    )  # fmt: skip
+    assert "FAIL mini-q4: max-kld 0.02, upper bound" in done.stderr and "mini-q8" not in done.stderr
+    found = json.loads(done.stdout)
+    verdicts = {
+        (candidate["model"]["label"], gate["figure"]): gate["passed"]
+        for candidate in found["candidates"]
+        for gate in candidate["gates"]
+    }
+    assert verdicts == {
+        ("mini-q8", "kld_mean"): True, ("mini-q8", "flips"): True, ("mini-q4", "kld_mean"): False,
+        ("mini-q4", "same_top"): True, ("mini-q4", "flips"): True,
+    }  # fmt: skip
+    assert found["run"]["command"].startswith("bamba-quant evaluate ")
+
+
+def test_a_gate_within_the_noise_is_refused(q8: Path, text: Path) -> None:
+    done = run(
+        "evaluate", embedded_model(), q8, "--text", text, *SMALL, "--noise-floor", "bfloat16", "--max-kld", 1e-5,
+        "--drift-chunks", 0, code=2,
+    )  # fmt: skip
+    assert (
+        "too tight to be measured" in done.stderr
+        and "max-kld" in done.stderr
+        and "noise floor" in done.stderr
+    )
+    assert "Same top p" in done.stdout
+
+
+def test_bases_saved_and_used(q8: Path, text: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "base.kld"
+    arguments = ("--noise-floor", "none", "--drift-chunks", 0, "--activations", "exact", "--json")
+    first = run("evaluate", embedded_model(), q8, "--text", text, *SMALL, "--save-base", saved, *arguments)
+    again = run("evaluate", embedded_model(), q8, "--text", text, *SMALL, "--save-base", saved, code=2)
+    assert "exists already" in again.stderr
+    second = run("evaluate", saved, q8, *arguments)
+    klds = [
+        json.loads(done.stdout)["candidates"][0]["figures"]["kld_mean"]["value"] for done in (first, second)
+    ]
+    assert klds[0] == pytest.approx(klds[1], abs=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--max-kld", "nan"), "no number"),
+        (("--gate", "max-kdl=1"), "no gate has this name"),
+        (("--gate", "max-kld"), "NAME=LIMIT"),
+        (("--noise-floor", "gpu"), "no such noise floor"),
+        (("--activations", "int8"), "no such activations"),
+        (("--chunks", "7", "--max-kld", "1"), "so short a text gives none"),
+        (("--dtype", "int8"), "no such dtype"),
+    ],
+)  # fmt: skip
+def test_bad_usage(words: tuple[str, ...], complaint: str, q8: Path, text: Path) -> None:
+    done = run("evaluate", embedded_model(), q8, "--text", text, *SMALL, *words, code=2)
+    assert complaint in done.stderr and not done.stdout
+
+
+def test_texts_and_models_that_do_not_do(q8: Path, tmp_path: Path) -> None:
+    file = tmp_path / "latin.txt"
+    file.write_bytes("Grüße ".encode("latin-1") * 100)
+    assert "not UTF-8" in run("evaluate", embedded_model(), q8, "--text", file, code=2).stderr
+    file.write_text("")
+    assert "too short" in run("evaluate", embedded_model(), q8, "--text", file, code=2).stderr
+    assert "given twice" in run("evaluate", embedded_model(), q8, q8, "--text", file, code=2).stderr
+    assert "--text" in run("evaluate", embedded_model(), q8, code=2).stderr
+
+
+def test_compare(q8: Path, q4: Path, tmp_path: Path) -> None:
+    done = run("compare", embedded_model(), q4)
+    assert "rows of dt" in done.stdout and "all weights together" in done.stdout and "q6_k" in done.stdout
+    found = json.loads(run("compare", q8, q4, "--json").stdout)
+    assert not found["same"] and len(found["tensors"]) == 51 and 10 < found["sqnr"] < 40
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(q8.read_bytes())
+    assert "51 tensors, 51 of them the same" in run("compare", q8, copy).stdout
+    assert "given twice" in run("compare", q8, q8, code=2).stderr
