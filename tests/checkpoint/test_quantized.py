@@ -20,6 +20,7 @@ from torchao.quantization.quant_primitives import _dequantize_affine_tinygemm
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from bamba_quant.checkpoint import PackedTensor, RawReader, open_checkpoint, read_tensor
+from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, PlanError
 from bamba_quant.inspection import inspect_path
@@ -247,6 +248,10 @@ def test_published_forms_of_scales(made: Made, tmp_path: Path) -> None:
         for name, values in expected.items():
             np.testing.assert_array_equal(read_tensor(checkpoint.tensors[name]), values)
         assert open_source(directory).pairs
+        unread = f"{len(checkpoint.unused)} tensors for quantized activations are not read"
+        assert unread in inspect_path(directory).remarks[0]
+        notes = plan_conversion(directory, vocab=False).plan.notes
+        assert unread in notes[-1]
 
 
 MODULE = "model.layers.0.mamba.in_proj"
