@@ -118,7 +118,7 @@ def tensor_loss(
             sqnr(apart.signal[rows].sum(), apart.noise[rows].sum()),
             sqnr(noise[0][rows].sum(), noise[1][rows].sum()) if noise else None,
         )
-        for label, rows in row_classes(info.role, config).items()
+        for label, rows in row_classes(info.role, info.shape[0], config).items()
     )
     return TensorLoss(
         name,

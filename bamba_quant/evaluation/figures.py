@@ -19,6 +19,7 @@ from bamba_quant.evaluation.intervals import (
     quantile,
     quantile_bounds,
     unchanged,
+    unseen_bounds,
 )
 from bamba_quant.evaluation.result import FIGURES, ChunkMeans, Figure, Flips, Histogram
 from bamba_quant.evaluation.scores import TOP, Scores
@@ -38,6 +39,10 @@ class Mean:
 
     columns: tuple[str, ...]
     smooth: Smooth
+
+
+# Shares of tokens, of which no exception in a text is not yet none at all.
+SHARES = ("same_top", "flips")
 
 
 def _one(column: str, shown: Shown = unchanged) -> Mean:
@@ -110,6 +115,9 @@ def figures(scores: Scores, bootstrap: Bootstrap, floors: Mapping[str, float] | 
         if key in MEANS:
             mean = MEANS[key]
             bounds = bootstrap.bounds(_stack(columns, mean).mean(1), mean.smooth)
+            if bounds and key in SHARES and value == FIGURES[key].perfect:
+                none = unseen_bounds(scores.kld.size)
+                bounds = none if value == 0 else Bounds(1 - none.high, 1.0, 1 - none.upper, 1.0)
         else:
             bounds = _quantile_bounds(scores, key)
         found[key] = Figure(

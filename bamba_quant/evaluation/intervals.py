@@ -109,6 +109,14 @@ class Bootstrap:
         return known
 
 
+def unseen_bounds(tokens: int) -> Bounds:
+    """Bounds of a share of which ``tokens`` tokens showed none: exact binomial ones (Clopper and Pearson 1934).
+
+    Tokens count as independent here: where nothing was seen nothing tells how it would gather.
+    """
+    return Bounds(0.0, 1 - 0.025 ** (1 / tokens), 0.0, 1 - 0.05 ** (1 / tokens))
+
+
 def quantile_bounds(values: F64, fraction: float) -> Bounds | None:
     """Bounds of the quantile ``fraction`` of ``values`` (n chunks, tokens); None for too few chunks or tokens."""
     n = len(values)

@@ -75,9 +75,9 @@ def difference(
     return Difference(np.concatenate(signal), np.concatenate(noise), lengths, products, worst)
 
 
-def row_classes(role: str, config: Config) -> dict[str, slice]:
-    """Rows of a matrix that mean different things: those of ssm_in are z, x, B, C and dt; of others none."""
-    if role != "ssm_in":
+def row_classes(role: str, rows: int, config: Config) -> dict[str, slice]:
+    """Rows of a matrix that mean different things: those of Mamba-2's ssm_in are z, x, B, C and dt; of others none."""
+    if role != "ssm_in" or rows != config.mamba_in_proj_dim:
         return {}
     states = config.mamba_n_groups * config.mamba_d_state
     sizes = {

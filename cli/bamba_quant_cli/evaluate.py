@@ -173,15 +173,15 @@ def evaluate(
         command=shlex.join(["bamba-quant", *sys.argv[1:]]),
         progress=_teller(),
     )
+    reports = write_reports(evaluation, report_dir) if report_dir else ()
     if as_json:
         from dataclasses import asdict
 
         print_json(asdict(evaluation))
     else:
         _print(evaluation)
-    if report_dir:
-        for file in write_reports(evaluation, report_dir):
-            typer.echo(file, err=as_json)
+    for file in reports:
+        typer.echo(file, err=as_json)
     refuse_unmeasurable(evaluation)
     if not evaluation.passed:
         for candidate in evaluation.candidates:

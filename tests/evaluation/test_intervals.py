@@ -115,9 +115,22 @@ def test_what_too_little_text_cannot_say() -> None:
 
 def test_a_figure_without_spread_is_exact() -> None:
     scores = simulated(np.random.default_rng(4), 12)
-    same = Scores(**vars(scores) | {"same_top": np.ones_like(scores.same_top)})
-    found = figures.figures(same, Bootstrap(12, 0), None)["same_top"]
+    same = Scores(**vars(scores) | {"nll": scores.nll_base})
+    found = figures.figures(same, Bootstrap(12, 0, 1000), None)["ppl_ratio"]
     assert (found.low, found.value, found.high) == (1.0, 1.0, 1.0)
+
+
+def test_no_exception_seen_is_not_none_at_all() -> None:
+    scores = simulated(np.random.default_rng(4), 12)
+    same = Scores(**vars(scores) | {"same_top": np.ones_like(scores.same_top), "right": scores.right_base})
+    found = figures.figures(same, Bootstrap(12, 0, 1000), None)
+    tokens = scores.kld.size
+    top, flips = found["same_top"], found["flips"]
+    assert top.lower is not None and flips.upper is not None and top.low is not None
+    # Were the share this small, a text of so many tokens would show none in 5 of 100 cases.
+    assert (1 - flips.upper) ** tokens == pytest.approx(0.05) == pytest.approx(top.lower**tokens)
+    assert top.low**tokens == pytest.approx(0.025)
+    assert (top.value, top.high, flips.value, flips.low) == (1.0, 1.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.25, 0.5, 0.999, 1.0])
