@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.architectures import TensorRule
-from bamba_quant.checkpoint import Checkpoint, StoredTensor, read_tensor
+from bamba_quant.checkpoint import Checkpoint, StoredTensor, read_raw, read_tensor
 from bamba_quant.source import open_source
 from bamba_reference.config import Config
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,11 @@ class LoadedModel:
 
     checkpoint: Checkpoint
     config: Config
-    weights: Mapping[str, NDArray[Any]]
+    weights: LazyWeights
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Mapping[str, Any]:
+        """The weights for a device: on a GPU dequantized there, to ``dtype``, elsewhere as they are."""
+        return DeviceWeights(self.weights, device, dtype) if device.type == "cuda" else self.weights
 
 
 class LazyWeights(Mapping[str, NDArray[Any]]):
@@ -37,8 +44,7 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         self._inverted = inverted
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        tensor, rule = self._stored[name]
-        moved = self._inverted and rule.transform.name
+        tensor, rule, moved = self.stored(name)
         if tensor.format.dtype is not None and not moved:
             mapped = np.memmap(tensor.file, tensor.format.dtype, "r", tensor.offset, tensor.elements)
             return mapped.reshape(rule.shape)
@@ -48,11 +54,49 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         rows = values.reshape(-1, 1) if values.ndim == 1 else values.reshape(-1, values.shape[-1])
         return rule.transform.invert(rows).reshape(rule.shape)
 
+    def stored(self, name: str) -> tuple[StoredTensor, TensorRule, bool]:
+        """Where a tensor lies, its rule, and whether that rule's transform is to be undone."""
+        tensor, rule = self._stored[name]
+        return tensor, rule, self._inverted and bool(rule.transform.name)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
 
     def __len__(self) -> int:
         return len(self._stored)
+
+
+class DeviceWeights(Mapping[str, Any]):
+    """``LazyWeights`` read on a GPU: blocks go there as they are stored, and weights of ``dtype`` come out; tensors
+    stored plainly keep their own.
+
+    What a GPU does not read (formats that are only read, and changes of single values) is read on the CPU, to the
+    same values: it is a few vectors of a model, or a file of such a format.
+    """
+
+    def __init__(self, weights: LazyWeights, device: torch.device, dtype: torch.dtype) -> None:
+        self._weights, self._device, self._dtype = weights, device, dtype
+
+    def __getitem__(self, name: str) -> Any:
+        import torch
+
+        from bamba_quant.formats.cuda.decoding import decode, decodes
+
+        tensor, rule, moved = self._weights.stored(name)
+        if not decodes(tensor.format) or len(tensor.shape) < 2 or (moved and not rule.transform.moves):
+            return self._weights[name]
+        raw = read_raw(tensor).reshape(tensor.rows, -1)
+        if moved:
+            raw = np.ascontiguousarray(rule.transform.invert(raw))
+        plain = tensor.format.dtype
+        dtype = self._dtype if plain is None else getattr(torch, plain.name)
+        return decode(tensor.format, torch.from_numpy(raw).to(self._device), dtype).view(rule.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def load_model(path: str | Path, *, ignore_config_keys: Collection[str] = ()) -> LoadedModel:

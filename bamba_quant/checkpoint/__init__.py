@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from bamba_quant.checkpoint.base import Checkpoint, RawReader, StoredTensor, read_tensor
+from bamba_quant.checkpoint.base import Checkpoint, RawReader, StoredTensor, read_raw, read_tensor
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.huggingface import read_huggingface
 from bamba_quant.errors import CheckpointError
 
-__all__ = ["Checkpoint", "RawReader", "StoredTensor", "open_checkpoint", "read_tensor"]
+__all__ = ["Checkpoint", "RawReader", "StoredTensor", "open_checkpoint", "read_raw", "read_tensor"]
 
 
 def open_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:

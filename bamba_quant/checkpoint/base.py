@@ -123,11 +123,17 @@ class RawReader:
             done += count
 
 
-def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
-    """A whole tensor: in its own dtype when it stores plain numbers, else dequantized to float32."""
+def read_raw(tensor: StoredTensor) -> U8:
+    """A whole tensor's bytes, (n_bytes,)."""
     raw = np.empty(tensor.n_bytes, dtype=np.uint8)
     with RawReader() as reader:
         reader.read_into(tensor.file, tensor.offset, raw)
+    return raw
+
+
+def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
+    """A whole tensor: in its own dtype when it stores plain numbers, else dequantized to float32."""
+    raw = read_raw(tensor)
     if tensor.format.dtype is not None:
         return raw.view(tensor.format.dtype).reshape(tensor.shape)
     values: F32 = tensor.format.dequantize(raw.reshape(tensor.rows, -1))
