@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from bamba_quant.formats.decoding import decode
 from bamba_quant.source import open_source
 from bamba_reference.config import Config
 
+if TYPE_CHECKING:
+    import torch
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -27,6 +30,12 @@ class LoadedModel:
     config: Config
     weights: LazyWeights
     architecture: str
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Mapping[str, Any]:
+        """The weights for a device: on a GPU dequantized there, to ``dtype``, elsewhere as they are."""
+        from bamba_quant.device_weights import DeviceWeights
+
+        return DeviceWeights(self.weights, device, dtype) if device.type == "cuda" else self.weights
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,8 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         self._inverted = inverted
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        tensor, rule = self._stored[name]
-        if tensor.format.dtype is not None and not self._moved(rule):
+        tensor, rule, moved = self.stored(name)
+        if tensor.format.dtype is not None and not moved:
             section = tensor.section
             stacked = 1 if section is None else section.period // section.length
             mapped: NDArray[Any] = np.memmap(
@@ -90,16 +99,16 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
 
         Only these rows are read, but for vectors, which are read whole. ``meter`` is told the seconds it took.
         """
-        tensor, rule = self._stored[name]
+        tensor, rule, moved = self.stored(name)
         meter = meter or Meter()
         stop = rule.shape[0] if stop is None else stop
         if len(rule.shape) == 1:
             with meter.spent("reading"):
                 values = read_tensor(tensor)
-            if self._moved(rule):
+            if moved:
                 values = rule.transform.invert(values.reshape(-1, 1))
             return values.reshape(rule.shape)[start:stop]
-        together = rule.transform.rows if self._moved(rule) else 1
+        together = rule.transform.rows if moved else 1
         first, last = start // together * together, -(-stop // together) * together
         each = tensor.rows // rule.shape[0]  # rows of the file in one along the first axis
         raw = np.empty((last - first) * each * tensor.row_bytes, np.uint8)
@@ -110,7 +119,7 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
                 values = raw.view(tensor.format.dtype).reshape(-1, tensor.columns)
             else:
                 values = decode(tensor.format, raw.reshape(-1, tensor.row_bytes))
-            if self._moved(rule):
+            if moved:
                 values = rule.transform.invert(values)
         return values.reshape(-1, *rule.shape[1:])[start - first : stop - first]
 
@@ -119,8 +128,10 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         tensor, rule = self._stored[name]
         return WeightInfo(name, rule.role, rule.layer, rule.shape, tensor.format.name, tensor.n_bytes)
 
-    def _moved(self, rule: TensorRule) -> bool:
-        return self._inverted and bool(rule.transform.name)
+    def stored(self, name: str) -> tuple[StoredTensor, TensorRule, bool]:
+        """Where a tensor lies, its rule, and whether that rule's transform is to be undone."""
+        tensor, rule = self._stored[name]
+        return tensor, rule, self._inverted and bool(rule.transform.name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)

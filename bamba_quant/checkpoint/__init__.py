@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from bamba_quant.checkpoint.base import Checkpoint, RawReader, Section, StoredTensor, read_tensor, row_runs
+from bamba_quant.checkpoint.base import (
+    Checkpoint,
+    RawReader,
+    Section,
+    StoredTensor,
+    read_raw,
+    read_tensor,
+    row_runs,
+)
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.huggingface import read_huggingface
 from bamba_quant.checkpoint.packed import PackedTensor
@@ -15,6 +23,7 @@ __all__ = [
     "Section",
     "StoredTensor",
     "open_checkpoint",
+    "read_raw",
     "read_tensor",
     "row_runs",
 ]

@@ -173,13 +173,18 @@ class RawReader:
             tensor.fetch(self, row_bytes, place, buffer[start : start + count * row_bytes])
 
 
+def read_raw(tensor: StoredTensor) -> U8:
+    """A whole tensor as ``format`` takes it, (rows, ``row_bytes``)."""
+    raw = np.empty((tensor.rows, tensor.row_bytes), dtype=np.uint8)
+    with RawReader() as reader:
+        reader.read_rows(tensor, tensor.row_bytes, 0, tensor.rows, raw.reshape(-1))
+    return raw
+
+
 def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
     """A whole tensor: in its own dtype when it stores plain numbers, else dequantized to float32."""
     if tensor.format.dtype is not None:
-        raw = np.empty(tensor.n_bytes, dtype=np.uint8)
-        with RawReader() as reader:
-            reader.read_rows(tensor, tensor.row_bytes, 0, tensor.rows, raw)
-        return raw.view(tensor.format.dtype).reshape(tensor.shape)
+        return read_raw(tensor).view(tensor.format.dtype).reshape(tensor.shape)
     values = np.empty((tensor.rows, tensor.columns), np.float32)
     step = max(1, _PIECE // max(1, tensor.columns))
     packed = np.empty((min(step, tensor.rows), tensor.row_bytes), np.uint8)

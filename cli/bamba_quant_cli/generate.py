@@ -61,7 +61,7 @@ def generate(
         )
     where, number = torch_device(device), torch_dtype(dtype)
     kernels = backend_named(backend, where, number)
-    ready = load(loaded.config, loaded.weights, dtype=number, device=where, backend=kernels)
+    ready = load(loaded.config, loaded.on(where, number), dtype=number, device=where, backend=kernels)
     ids = encoder.encode(prompt)
     new: list[int] = []
     shown = ""

@@ -110,7 +110,7 @@ def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device:
     if stream:
         scorer = stream_scorer(
             loaded.config,
-            loaded.weights,
+            loaded.on(where, number),
             dtype=number,
             device=where,
             backend=kernels,
@@ -119,7 +119,7 @@ def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device:
         return scorer, kernels.name
     from bamba_reference.torch_forward import load
 
-    ready = load(loaded.config, loaded.weights, dtype=number, device=where, backend=kernels)
+    ready = load(loaded.config, loaded.on(where, number), dtype=number, device=where, backend=kernels)
     return torch_scorer(ready), kernels.name
 
 

@@ -32,16 +32,12 @@ def pair(name: str) -> tuple[torch_forward.Model, torch_forward.Model]:
 @torch.no_grad()
 def test_logits(name: str) -> None:
     torch_model, triton_model = pair(name)
-    tokens = random_tokens(random_case(name), 2, 37)
-    seq_idx = np.repeat([[0, 1, 2], [4, 5, 5]], [10, 3, 24], axis=1)
+    tokens = random_tokens(random_case(name), 2, 17)
+    seq_idx = np.repeat([[0, 1, 2], [4, 5, 5]], [8, 3, 6], axis=1)
     for arguments in ({}, {"seq_idx": seq_idx}):
-        expected = torch_forward.forward(torch_model, tokens, **arguments).logits
-        assert (
-            relative_error(
-                torch_forward.forward(triton_model, tokens, **arguments).logits.cpu(), expected.cpu()
-            )
-            <= TOLERANCE
-        )
+        expected = torch_forward.forward(torch_model, tokens, **arguments).logits.cpu()
+        found = torch_forward.forward(triton_model, tokens, **arguments).logits.cpu()
+        assert relative_error(found, expected) <= TOLERANCE
 
 
 @torch.no_grad()

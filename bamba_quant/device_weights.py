@@ -1,0 +1,47 @@
+"""Weights read on a GPU, to which quantized blocks go as they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bamba_quant.checkpoint import read_raw
+from bamba_quant.weights import LazyWeights
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DeviceWeights(Mapping[str, Any]):
+    """``LazyWeights`` read on a GPU: blocks go there as they are stored, and weights of ``dtype`` come out; tensors
+    stored plainly keep their own.
+
+    What a GPU does not read (formats that are only read, and changes of single values) is read on the CPU, to the
+    same values: it is a few vectors of a model, or a file of such a format.
+    """
+
+    def __init__(self, weights: LazyWeights, device: torch.device, dtype: torch.dtype) -> None:
+        self._weights, self._device, self._dtype = weights, device, dtype
+
+    def __getitem__(self, name: str) -> Any:
+        import torch
+
+        from bamba_quant.formats.cuda.decoding import decode, decodes
+
+        tensor, rule, moved = self._weights.stored(name)
+        if not decodes(tensor.format) or len(tensor.shape) < 2 or (moved and not rule.transform.moves):
+            return self._weights[name]
+        raw = read_raw(tensor)
+        if moved:
+            raw = np.ascontiguousarray(rule.transform.invert(raw))
+        plain = tensor.format.dtype
+        dtype = self._dtype if plain is None else getattr(torch, plain.name)
+        return decode(tensor.format, torch.from_numpy(raw).to(self._device), dtype).view(rule.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

@@ -1,0 +1,61 @@
+"""What the device reads from a format's bytes is what numpy reads, bit for bit: on a GPU, else interpreted."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
+if importlib.util.find_spec("triton") is None:
+    if os.environ.get("CI"):
+        raise ImportError("Triton is missing, and in CI it must not be (make test installs it)")
+    pytest.skip("Triton is not installed (make test installs it)", allow_module_level=True)
+
+from bamba_quant.errors import FormatError
+from bamba_quant.formats import Format, format_named, formats
+from bamba_quant.formats.base import U8
+from bamba_quant.formats.cuda.decoding import decode, decodes
+from tests.formats.inputs import weights
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The interpreter cuts bfloat16 off instead of rounding it (Triton 3.6).
+NARROW = torch.bfloat16 if torch.cuda.is_available() else torch.float16
+READ = [number_format for number_format in formats() if decodes(number_format)]
+
+
+def raws(number_format: Format) -> dict[str, U8]:
+    """Bytes that quantizing gives, and bytes of any kind: every code, NaN and infinite scales among them."""
+    rows = np.stack([rows[i % len(rows), :512] for i, rows in enumerate(weights().values())])
+    noise = np.random.default_rng(0).integers(256, size=(9, number_format.row_bytes(512)), dtype=np.uint8)
+    return {"quantized": number_format.quantize(rows, None), "noise": noise}
+
+
+@pytest.mark.parametrize("number_format", READ, ids=lambda f: f.name)
+@np.errstate(all="ignore")
+def test_every_format(number_format: Format) -> None:
+    for kind, raw in raws(number_format).items():
+        found = decode(number_format, torch.from_numpy(raw).to(DEVICE)).cpu().numpy()
+        truth = number_format.dequantize(raw)
+        np.testing.assert_array_equal(found, truth, err_msg=kind)
+        if kind == "quantized":
+            narrow = decode(number_format, torch.from_numpy(raw).to(DEVICE), NARROW).cpu()
+            expected = torch.from_numpy(truth.copy()).to(NARROW)
+            np.testing.assert_array_equal(narrow.float().numpy(), expected.float().numpy())
+
+
+def test_all_that_is_written_is_read() -> None:
+    assert all(decodes(number_format) for number_format in formats() if number_format.writable)
+
+
+def test_others_are_refused() -> None:
+    with pytest.raises(FormatError, match="iq2_xxs cannot be read on a GPU"):
+        decode(format_named("iq2_xxs"), torch.zeros(1, 66, dtype=torch.uint8))
+
+
+def test_no_rows() -> None:
+    assert decode(format_named("q4_k"), torch.empty(0, 288, dtype=torch.uint8)).shape == (0, 512)

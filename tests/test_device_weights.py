@@ -1,0 +1,48 @@
+"""Weights dequantized on a device are the weights: on a GPU, else with its kernels interpreted."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
+if importlib.util.find_spec("triton") is None:
+    if os.environ.get("CI"):
+        raise ImportError("Triton is missing, and in CI it must not be (make test installs it)")
+    pytest.skip("Triton is not installed (make test installs it)", allow_module_level=True)
+
+from bamba_quant.embedded import embedded_model
+from bamba_quant.weights import DeviceWeights, load_model
+from tests.support.conversion import to_gguf
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("recipe", ["f16", "q4_k_m"])
+def test_of_a_file(recipe: str, tmp_path: Path) -> None:
+    loaded = load_model(to_gguf(embedded_model(), tmp_path / "model.gguf", recipe))
+    found = DeviceWeights(loaded.weights, DEVICE, torch.float32)
+    assert list(found) == list(loaded.weights)
+    assert len(found) == len(loaded.weights)
+    on_device = 0
+    for name, expected in loaded.weights.items():
+        value = found[name]
+        if isinstance(value, torch.Tensor):
+            on_device += 1
+            assert value.device.type == DEVICE.type
+            value = value.cpu().numpy()
+        np.testing.assert_array_equal(value, expected)
+        assert value.dtype == expected.dtype
+    assert on_device > len(found) / 3
+
+
+def test_a_cpu_reads_them_itself() -> None:
+    loaded = load_model(embedded_model())
+    assert loaded.on(torch.device("cpu"), torch.float32) is loaded.weights
+    assert isinstance(loaded.on(torch.device("cuda"), torch.float32), DeviceWeights)
