@@ -14,6 +14,7 @@ from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.checkpoint.gguf_values import Value, string, uint32
 from bamba_quant.errors import OutputError, PlanError
 from bamba_quant.general_metadata import read_general, tool_version_key
+from bamba_quant.inspection import unread
 from bamba_quant.plan import Plan, plan_gguf, resolve_recipe
 from bamba_quant.recipes import Recipe, Wishes, recipes
 from bamba_quant.repair import suspect
@@ -117,6 +118,8 @@ def _of_directory(
     else:
         # llama.cpp's name for a model that takes and gives token ids only.
         values[Keys.Tokenizer.MODEL] = string("none")
+    if checkpoint.unused:
+        notes = (*notes, unread(checkpoint))
     return values, notes, general.default_stem(recipe.name, vocab_only)
 
 

@@ -12,7 +12,7 @@ from gguf import GGUFValueType, Keys, LlamaFileType
 from bamba_quant.architectures import architecture_of
 from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import Value
-from bamba_quant.errors import BambaQuantError
+from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.repair import suspect
 from bamba_reference.config import Config
 
@@ -76,12 +76,18 @@ def inspect_path(path: str | Path) -> Inspection:
 def _inspect_huggingface(checkpoint: Checkpoint) -> Inspection:
     hf = checkpoint.metadata
     name = ", ".join(hf.get("architectures") or [str(hf.get("model_type"))])
+    remarks = (unread(checkpoint),) if checkpoint.unused else ()
     try:
         architecture_of(hf)
-        layers, remarks = Config.from_hf(hf).layer_types, ()
+        layers = Config.from_hf(hf).layer_types
     except BambaQuantError as error:
-        return Inspection(checkpoint, name, (), hf, (str(error),))
+        return Inspection(checkpoint, name, (), hf, (*remarks, str(error)))
     return Inspection(checkpoint, name, tuple(layers), hf, remarks)
+
+
+def unread(checkpoint: Checkpoint) -> str:
+    """What is said of tensors that only quantized activations need."""
+    return f"{len(checkpoint.unused)} tensors for quantized activations are not read: {listed(checkpoint.unused, 2)}"
 
 
 def _inspect_gguf(checkpoint: Checkpoint) -> Inspection:

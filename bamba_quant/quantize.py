@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,14 @@ from bamba_quant import __version__
 from bamba_quant.architectures.transforms import IDENTITY
 from bamba_quant.calibration import Imatrix
 from bamba_quant.checkpoint import StoredTensor
-from bamba_quant.checkpoint.config_text import with_key
-from bamba_quant.checkpoint.json_file import read_bytes
 from bamba_quant.errors import FormatError, PlanError, listed
 from bamba_quant.formats import format_named
 from bamba_quant.formats.base import F32
 from bamba_quant.plan import PlanRow
-from bamba_quant.quantized_card import quantized_card
+from bamba_quant.quantized_files import small_files
 from bamba_quant.recipes.matrices import SHARED, Candidate, ignored_modules, select_matrices
 from bamba_quant.schemes import Method, Scheme, scheme_named
 from bamba_quant.source import LeftOut, Source, imagined_source, open_source
-from bamba_quant.writers.directory import COPIED
 from bamba_quant.writers.safetensors import entry_of
 from bamba_quant.writers.shards import Entry, Shard, index_file, place, shards_of
 
@@ -33,8 +29,6 @@ DTYPES = ("bf16", "stored")
 # What the recurrence is made of stays float32 where it is: it is small, and runtimes compute with it in float32.
 _MAY_STAY_F32 = frozenset({"ssm_a", "ssm_d", "ssm_dt"})
 _CONFIG = "config.json"
-_CARD = "README.md"
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf")
 _DTYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -176,8 +170,13 @@ def plan_quantization(
     )
     rules = source.architecture.tensors(source.config)
     configuration = chosen_scheme.configuration(ignored_modules(candidates, rules, chosen))
-    files, notes = _small_files(plan, configuration, imatrix is not None)
-    return replace(plan, files=files, notes=notes)
+    files, not_copied = small_files(
+        source.checkpoint.path, configuration, _account(plan, imatrix is not None)
+    )
+    notes = _notes(plan, configuration, dtype)
+    if not_copied:
+        notes.append(f"not copied: {listed(not_copied)}")
+    return replace(plan, files={**index_file(shards), **files}, notes=tuple(notes))
 
 
 def _open(model: Path, imagine: bool, ignore_config_keys: Collection[str]) -> tuple[Source, bool]:
@@ -186,8 +185,7 @@ def _open(model: Path, imagine: bool, ignore_config_keys: Collection[str]) -> tu
     if directory.is_dir() and imagine and not _has_weights(directory):
         bare = open_source(directory, ignore_config_keys=ignore_config_keys, weights=False)
         _refuse_quantized(bare)
-        said = bare.checkpoint.metadata.get("dtype", bare.checkpoint.metadata.get("torch_dtype"))
-        stored = format_named(_DTYPE_NAMES.get(str(said), "f32"))
+        stored = format_named(_asked_dtype(bare))
         return imagined_source(directory, stored, ignore_config_keys=ignore_config_keys), True
     if directory.is_dir():
         bare = open_source(directory, ignore_config_keys=ignore_config_keys, weights=False)
@@ -201,6 +199,13 @@ def _open(model: Path, imagine: bool, ignore_config_keys: Collection[str]) -> tu
             fix="make a directory of it first: bamba-quant export FILE.gguf DIRECTORY",
         )
     return source, False
+
+
+def _asked_dtype(source: Source) -> str:
+    """The type that config.json has a model loaded in, float32 where it says nothing, as transformers has it."""
+    metadata = source.checkpoint.metadata
+    said = metadata.get("dtype", metadata.get("torch_dtype"))
+    return _DTYPE_NAMES.get(str(said), "f32")
 
 
 def _has_weights(directory: Path) -> bool:
@@ -272,36 +277,22 @@ def _row(candidate: Candidate, tensor: StoredTensor, dtype: str) -> PlanRow:
     )
 
 
-def _small_files(
-    plan: Quantization, configuration: dict[str, Any], weighted: bool
-) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    directory = plan.source.checkpoint.path
-    config = directory / _CONFIG
-    raw = read_bytes(config, "it says which model this is")
-    files = {**index_file(plan.shards), _CONFIG: with_key(raw, "quantization_config", configuration, config)}
+def _notes(plan: Quantization, configuration: dict[str, Any], dtype: str) -> list[str]:
+    """What a user would want to know before relying on the output."""
     notes: list[str] = []
-    others: list[str] = []
-    for file in sorted(directory.iterdir()):
-        if file.name in (_CONFIG, _CARD) or not file.is_file():
-            continue
-        if any(fnmatch(file.name, pattern) for pattern in COPIED):
-            files[file.name] = read_bytes(file, "it is copied")
-        elif not file.name.startswith(".") and not any(fnmatch(file.name, p) for p in _WEIGHTS):
-            others.append(file.name)
-    card = directory / _CARD
-    original = read_bytes(card, "the model card") if card.is_file() else None
-    files[_CARD] = quantized_card(original, directory.resolve().name, _account(plan, weighted))
+    asked = _asked_dtype(plan.source)
     if plan.imagined:
-        stored = plan.matrices[0].source.format.name
-        notes.append(f"no weights were read: the input is taken to be {stored}, as config.json says")
-    if others:
-        notes.append(f"not copied: {listed(others)}")
-    float16 = str(plan.source.checkpoint.metadata.get("torch_dtype", "")).endswith("float16")
-    if float16 and "bfloat16" not in str(plan.source.checkpoint.metadata.get("torch_dtype")):
+        notes.append(f"no weights were read: the input is taken to be {asked}, as config.json says")
+    if asked == "f16":
         notes.append(
             "config.json asks for float16, to which loaders cast scales: below 2^-17 these lose digits"
         )
-    return files, tuple(notes)
+    if asked == "f32" and dtype == "bf16" and configuration["quant_method"] == "fp8":
+        notes.append(
+            "config.json asks for float32, and in this form transformers leaves all other tensors in the type they "
+            "are stored in: load with dtype=torch.bfloat16, or write with --dtype stored"
+        )
+    return notes
 
 
 def _account(plan: Quantization, weighted: bool) -> list[str]:

@@ -51,7 +51,9 @@ def make_checkpoint(
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= {rule.hf: file for rule in shard}
         _write_shard(directory / file, {rule.hf: rule.shape for rule in shard}, rng, dtype)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     (directory / "tokenizer.json").write_text(json.dumps(_tokenizer(hf["bos_token_id"])))
     (directory / "config.json").write_text(json.dumps(hf))
     return directory

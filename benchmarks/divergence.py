@@ -2,10 +2,10 @@
 
     python benchmarks/divergence.py MODEL TEXT [DIRECTORY …] [--chunks N] [--threads N]
 
-MODEL is quantized by every FP8 scheme (or those of --schemes) and method into a directory of its own; every further DIRECTORY, such as one
-that another tool made of MODEL, is measured beside them. The reference's forward pass runs each in float32 on the
-weights its file stands for, on the same chunks of TEXT. Activations are not quantized here: runtimes that do so add a
-loss of their own. The figure after ± is the standard error over chunks.
+MODEL is quantized by every FP8 scheme (or those of --schemes) and method into a directory of its own; every further
+DIRECTORY, such as one that another tool made of MODEL, is measured beside them. The reference's forward pass runs each
+in float32 on the weights its file stands for, on the same chunks of TEXT. Activations are not quantized: runtimes that
+do so add a loss of their own. The figure after ± is the standard error over chunks.
 """
 
 from __future__ import annotations

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats import Format
-from bamba_quant.formats.base import F32, U8
+from bamba_quant.formats.base import U8
 
 Shape = tuple[int, ...]
+
+_PIECE = 1 << 20  # weights that are unpacked at once
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,18 @@ class RawReader:
 
 def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
     """A whole tensor: in its own dtype when it stores plain numbers, else dequantized to float32."""
-    raw = np.empty(tensor.rows * tensor.row_bytes, dtype=np.uint8)
-    with RawReader() as reader:
-        reader.read_rows(tensor, tensor.row_bytes, 0, tensor.rows, raw)
     if tensor.format.dtype is not None:
+        raw = np.empty(tensor.n_bytes, dtype=np.uint8)
+        with RawReader() as reader:
+            reader.read_rows(tensor, tensor.row_bytes, 0, tensor.rows, raw)
         return raw.view(tensor.format.dtype).reshape(tensor.shape)
-    values: F32 = tensor.format.dequantize(raw.reshape(tensor.rows, -1))
+    values = np.empty((tensor.rows, tensor.columns), np.float32)
+    step = max(1, _PIECE // max(1, tensor.columns))
+    packed = np.empty((min(step, tensor.rows), tensor.row_bytes), np.uint8)
+    with RawReader() as reader:
+        for start in range(0, tensor.rows, step):
+            stop = min(start + step, tensor.rows)
+            rows = packed[: stop - start]
+            reader.read_rows(tensor, tensor.row_bytes, start, stop, rows.reshape(-1))
+            values[start:stop] = tensor.format.dequantize(rows)
     return values.reshape(tensor.shape)

@@ -42,8 +42,10 @@ def unbroken(text: str) -> str:
 
 
 def breakable(text: str) -> Markup:
-    """``text`` that may end a line after the dots, slashes, dashes and underscores of a long name."""
-    return Markup(re.sub(r"([./_-])(?=\w)", r"\1<wbr>", escaped(text))) if len(text) > 16 else escaped(text)
+    """``text`` that may end a line before the parts of a long name; numbers stay whole."""
+    return (
+        Markup(re.sub(r"([./_-])(?=[^\W\d])", r"\1<wbr>", escaped(text))) if len(text) > 16 else escaped(text)
+    )
 
 
 def joined(parts: Iterable[str], separator: str = "") -> Markup:

@@ -87,6 +87,8 @@ def below_floor(kind: FigureKind, figure: Figure) -> bool:
 
 def bound(kind: FigureKind, value: float, figure: Figure) -> str:
     """A gate's bound, to one digit more than the figure so that it does not round onto its limit."""
+    if kind.perfect == 0 and figure.floor is not None and abs(value) < figure.floor:
+        return f"< {floor(kind, figure.floor)}"
     write = _style(kind, figure)
     return _with_sign(kind, Style(write.decimals + 1, write.exponent)(value * _scale(kind)))
 

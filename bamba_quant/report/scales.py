@@ -53,10 +53,13 @@ def logarithmic(values: Sequence[float], start: float, end: float) -> Scale:
 
 
 def _linear_ticks(low: float, high: float, most: int) -> tuple[float, ...]:
-    step = _step(high - low, most)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return tuple(round(number * step, 12) for number in range(first, last + 1))
+    """The multiples of the smallest round step of which at most ``most`` lie inside."""
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    for step in (power * scale * ten for ten in (1, 10, 100) for scale in _STEPS[:-1]):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first < most:
+            return tuple(round(number * step, 12) for number in range(first, last + 1))
+    return (low, high)
 
 
 def _step(span: float, most: int) -> float:

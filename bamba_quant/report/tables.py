@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bamba_quant.evaluation.result import FIGURES, Candidate, Evaluation, Figure, Gate
 from bamba_quant.report import numbers
-from bamba_quant.report.markup import Markup, breakable, element, joined
+from bamba_quant.report.markup import Markup, breakable, element, joined, unbroken
 from bamba_quant.report.view import (
     LEADING,
     cell,
@@ -203,7 +203,9 @@ def _cell(entry: Cell, heading: bool) -> Markup:
     below = element("span", entry.below, class_="range") if entry.below else Markup()
     value = None if entry.value is None else repr(float(entry.value))
     verdict = {"✓": "pass", "✗": "fail"}.get(entry.text[:1]) if entry.words else None
-    content = element("span", entry.text, class_="word") if verdict else breakable(entry.text)
+    content = breakable(unbroken(entry.text) if entry.words else entry.text)
+    if verdict:
+        content = element("span", content, class_="word")
     short = "short" if entry.words and len(entry.text) <= _SHORT else None
     classes = " ".join(name for name in ("words" if entry.words else "number", verdict, short) if name)
     return element(

@@ -88,11 +88,16 @@ def _twin_of_tiles(tile: Tile, search: bool, scale: Part) -> Callable[[F32, F32 
 
 
 def _decode(parts: Parts, columns: int, *, tile: Tile, suffix: str) -> F32:
-    weight: F32 = parts[".weight"].astype(np.float32)
-    weight *= spread(
-        parts[suffix].astype(np.float32).reshape(-1, parts[suffix].shape[-1]), tile, *weight.shape
-    )
-    return weight
+    scales = parts[suffix]
+    wide = scales.astype(np.float32).reshape(-1, scales.shape[-1])
+    return product(parts[".weight"], spread(wide, tile, len(parts[".weight"]), columns), scales.dtype)
+
+
+def product(weight: Array, scales: F32, stored: np.dtype[Any]) -> F32:
+    """Codes times scales, rounded to the type these are stored in, in which loaders multiply."""
+    values: F32 = weight.astype(np.float32)
+    values *= scales
+    return values.astype(stored).astype(np.float32)
 
 
 def _tiled(name: str, about: str, tile: Tile, scale: Part, configuration: Callable[[Ignored], dict[str, Any]],
@@ -189,9 +194,8 @@ def _tensor_whole(rows: int, columns: int, shared: F32) -> Parts:
 
 
 def _tensor_decode(parts: Parts, columns: int) -> F32:
-    weight: F32 = parts[".weight"].astype(np.float32)
-    weight *= parts[".weight_scale"].astype(np.float32)
-    return weight
+    scale = parts[".weight_scale"]
+    return product(parts[".weight"], scale.astype(np.float32), scale.dtype)
 
 
 def compressed_tensors(ignored: Ignored, weights: dict[str, Any], activations: dict[str, Any] | None,

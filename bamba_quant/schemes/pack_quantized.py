@@ -82,7 +82,7 @@ def _encoders(grid: Grid, method: str) -> tuple[Encode, Callable[[], Encode]]:
 
 
 def _parts(grid: Grid, packed: Array, scale: F32, zero: F32) -> Parts:
-    parts = {".weight_packed": packed.view(_WORD), ".weight_scale": as_stored(scale)}
+    parts = {".weight_packed": np.ascontiguousarray(packed).view(_WORD), ".weight_scale": as_stored(scale)}
     if grid.zero == "integer":
         parts[".weight_zero_point"] = pack_zeros(zero.astype(np.int8), grid.bits)
     return parts

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.checkpoint import RawReader, StoredTensor
+from bamba_quant.checkpoint import PackedTensor, RawReader, StoredTensor
 from bamba_quant.errors import CheckpointError, FormatError
 from bamba_quant.formats.base import F32, U8, Quantize
 from bamba_quant.formats.floats import to_float32
@@ -64,7 +64,9 @@ def chunks_of(
     """Cut a row of the plan where its transform allows; ``base`` is where its tensor begins in the output."""
     rows, columns = row.matrix
     unit = row.transform.rows
-    step = max(1, chunk_bytes // (unit * _source_row_bytes(row))) * unit
+    # Codes beside their scales become float32 on their way, of many times their size.
+    packed = isinstance(row.source, PackedTensor)
+    step = max(1, chunk_bytes // (unit * (4 * columns if packed else _source_row_bytes(row)))) * unit
     row_bytes = row.format.row_bytes(columns)
     for start in range(0, rows, step):
         yield Chunk(row, quantize, start, min(start + step, rows), descriptor, base + start * row_bytes)

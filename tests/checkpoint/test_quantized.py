@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +19,18 @@ from torchao.quantization.quant_primitives import _dequantize_affine_tinygemm
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from bamba_quant.checkpoint import PackedTensor, RawReader, open_checkpoint, read_tensor
-from bamba_quant.embedded import embedded_model
-from bamba_quant.errors import CheckpointError, PlanError
+from bamba_quant.convert import plan_conversion
+from bamba_quant.errors import PlanError
 from bamba_quant.inspection import inspect_path
-from bamba_quant.schemes import Scheme, schemes
+from bamba_quant.schemes import Scheme
 from bamba_quant.source import open_source
 from bamba_quant.weights import load_model
+from tests.checkpoint.conftest import Made
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
-from tests.support.quantized import LINEAR, read_all, save_quantized, write_shards
+from tests.support.quantized import DIVIDES, LINEAR, READABLE, read_all, write_shards
 
-# Rows and columns of every matrix divide by 128.
-DIVIDES = {
-    "hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "mamba_n_heads": 16, "mamba_d_head": 16, "mamba_d_state": 56,
-}  # fmt: skip
-READABLE = [scheme for scheme in schemes() if "tile-packed" not in scheme.name]
 every_scheme = pytest.mark.parametrize("scheme", READABLE, ids=lambda scheme: scheme.name)
-
-Made = Callable[[Scheme], Path]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A quantized random model of each scheme, in two shards, made once."""
-    place = tmp_path_factory.mktemp("quantized")
-    base = save_checkpoint(random_bamba(seed=9, **DIVIDES), place / "base", "bfloat16")
-    found: dict[str, Path] = {}
-
-    def make(scheme: Scheme) -> Path:
-        if scheme.name not in found:
-            method = scheme.methods[-1].name
-            found[scheme.name] = save_quantized(base, place / scheme.name, scheme, method, shards=2)
-        return found[scheme.name]
-
-    return make
 
 
 def configuration(directory: Path) -> dict[str, Any]:
@@ -247,106 +223,7 @@ def test_published_forms_of_scales(made: Made, tmp_path: Path) -> None:
         for name, values in expected.items():
             np.testing.assert_array_equal(read_tensor(checkpoint.tensors[name]), values)
         assert open_source(directory).pairs
-
-
-MODULE = "model.layers.0.mamba.in_proj"
-Tensors = dict[str, torch.Tensor]
-
-
-def _drop(suffix: str) -> Callable[[Tensors, dict[str, Any]], None]:
-    def drop(tensors: Tensors, config: dict[str, Any]) -> None:
-        del tensors[MODULE + suffix]
-
-    return drop
-
-
-def _put(
-    suffix: str, change: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[Tensors, dict[str, Any]], None]:
-    def put(tensors: Tensors, config: dict[str, Any]) -> None:
-        tensors[MODULE + suffix] = change(tensors.get(MODULE + suffix, torch.zeros(1)))
-
-    return put
-
-
-def _weights(**values: Any) -> Callable[[Tensors, dict[str, Any]], None]:
-    return lambda tensors, config: config["config_groups"]["group_0"]["weights"].update(values)
-
-
-def _config(**values: Any) -> Callable[[Tensors, dict[str, Any]], None]:
-    return lambda tensors, config: config.update(values)
-
-
-FAULTS: list[tuple[str, str, Callable[[Tensors, dict[str, Any]], None], str]] = [
-    ("no scale", "fp8-dynamic", _drop(".weight_scale"), r"lacks a part(.|\n)*in_proj\.weight_scale"),
-    ("no codes", "w4a16-g128", _drop(".weight_packed"), r"such a part cannot be read(.|\n)*in_proj\.weight_"),
-    ("no shape", "w4a16-g128", _drop(".weight_shape"), r"lacks a part(.|\n)*in_proj\.weight_shape"),
-    ("no zeros", "w4a16-asym-g128", _drop(".weight_zero_point"), r"lacks a part(.|\n)*in_proj\.weight_zero_point"),
-    ("scales cut", "w4a16-g64", _put(".weight_scale", lambda t: t[:, :1].contiguous()), r"not what(.|\n)*\(\d+, 2\)"),
-    ("scales of integers", "fp8-dynamic", _put(".weight_scale", lambda t: t.to(torch.int32)), "i32 of shape"),
-    ("codes cut", "w4a16-g128", _put(".weight_packed", lambda t: t[:-1].contiguous()), "not what"),
-    ("another shape", "w4a16-g128", _put(".weight_shape", lambda t: t * 2), "not what"),
-    ("no shape at all", "w4a16-g128", _put(".weight_shape", lambda t: t * 0), "0 × 0"),
-    ("order of groups", "w4a16-g128", _put(".weight_g_idx", lambda t: torch.zeros(128, dtype=torch.int32)), "g_idx"),
-    ("three bits", "w4a16-g128", _weights(num_bits=3), "3 bits"),
-    ("unknown strategy", "fp8-dynamic", _weights(strategy="lattice"), "'lattice'"),
-    ("no group size", "w4a16-g128", _weights(group_size=None), "group_size None"),
-    ("unsymmetric floats", "fp8-dynamic", _weights(symmetric=False), "symmetric"),
-    ("integers said to be floats", "w4a16-g128", _weights(type="float"), "no group of quantization_config"),
-    ("no groups", "fp8-dynamic", _config(config_groups={}), "no group of quantization_config"),
-    ("unknown method", "fp8-dynamic", _config(quant_method="gptq"), r"'gptq'(.|\n)*compressed-tensors, fp8, torchao"),
-    ("no blocks", "fp8-block-inv", _config(weight_block_size=None), "weight_block_size None"),
-    ("other blocks", "fp8-block-inv", _config(weight_block_size=[64, 64]), "not what"),
-    ("no inverse", "fp8-block-inv", _drop(".weight_scale_inv"), r"lacks a part(.|\n)*in_proj\.weight_scale_inv"),
-    ("no torchao scale", "torchao-int4-g128", _drop("._weight_scale"), r"lacks a part(.|\n)*in_proj\._weight_scale"),
-    ("stray codes", "fp8-tensor", _put(".extra", lambda t: torch.zeros(4, dtype=torch.int8)), "belongs to no weight"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("scheme", "spoil", "message"), [fault[1:] for fault in FAULTS], ids=[f[0] for f in FAULTS]
-)
-def test_faults_are_named(scheme: str, spoil: Callable[[Tensors, dict[str, Any]], None], message: str, made: Made,
-                          tmp_path: Path) -> None:  # fmt: skip
-    from safetensors import safe_open
-
-    source = made(next(known for known in READABLE if known.name == scheme))
-    with safe_open(next(source.glob("*.safetensors")), framework="pt") as opened:
-        metadata = opened.metadata()
-    tensors = read_all(source)
-    config = json.loads((source / "config.json").read_text())
-    spoil(tensors, config["quantization_config"])
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    write_shards(tmp_path, tensors, metadata)
-    with pytest.raises(CheckpointError, match=message):
-        open_checkpoint(tmp_path)
-
-
-def test_codes_without_a_configuration_are_refused(made: Made, tmp_path: Path) -> None:
-    write_shards(tmp_path, read_all(made(READABLE[0])), {"format": "pt"})
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"F8_E4M3(.|\n)*no quantization_config"):
-        open_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize("name", ("fp8-dynamic", "w4a16-g128"))
-def test_a_scale_that_is_no_number_ends_a_conversion(name: str, made: Made, tmp_path: Path) -> None:
-    source = made(next(known for known in READABLE if known.name == name))
-    tensors = read_all(source)
-    tensors[f"{MODULE}.weight_scale"][3, 0] = torch.nan
-    directory = tmp_path / "model"
-    directory.mkdir()
-    (directory / "config.json").write_bytes((source / "config.json").read_bytes())
-    write_shards(directory, tensors, {"format": "pt"})
-    with pytest.raises(
-        CheckpointError, match=r"not a finite number(.|\n)*in_proj(.|\n)*nan at row 3, column 0"
-    ):
-        to_gguf(directory, tmp_path / "model.gguf", vocab=False)
-    assert not (tmp_path / "model.gguf").exists()
-
-
-def test_torchao_types_that_are_not_known_are_named(made: Made, tmp_path: Path) -> None:
-    scheme = next(scheme for scheme in schemes() if "tile-packed" in scheme.name)
-    directory = save_quantized(embedded_model(), tmp_path / "model", scheme, "rtn")
-    with pytest.raises(CheckpointError, match=r"'Int4TilePackedTo4dTensor'(.|\n)*Int4Tensor"):
-        open_checkpoint(directory)
+        unread = f"{len(checkpoint.unused)} tensors for quantized activations are not read"
+        assert unread in inspect_path(directory).remarks[0]
+        notes = plan_conversion(directory, vocab=False).plan.notes
+        assert unread in notes[-1]

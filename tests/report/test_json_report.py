@@ -10,7 +10,14 @@ import jsonschema
 import pytest
 
 from bamba_quant.errors import BambaQuantError, OutputError
-from bamba_quant.report import ReportError, read_report, schema_text, to_json, write_reports
+from bamba_quant.report import (
+    ReportError,
+    prepare_directory,
+    read_report,
+    schema_text,
+    to_json,
+    write_reports,
+)
 from bamba_quant.report.json_report import schema
 from tests.report.variants import EDGES, HOSTILE, relabelled
 
@@ -109,7 +116,10 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         write_reports(EDGES["one"], tmp_path / "file")
     with pytest.raises(OutputError):
         write_reports(EDGES["one"], tmp_path / "file" / "below")
+    with pytest.raises(OutputError):
+        prepare_directory(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+    assert prepare_directory(tmp_path / "deep" / "down").is_dir()
     write_reports(EDGES["one"], tmp_path)
     write_reports(EDGES["two"], tmp_path)
     assert read_report(tmp_path / "report.json") == EDGES["two"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 
@@ -10,15 +11,23 @@ import numpy as np
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torchao.prototype.safetensors.safetensors_support import (
+    flatten_tensor_state_dict,
+    unflatten_tensor_state_dict,
+)
+from torchao.quantization import Int4Tensor, Int4TilePackedTo4dTensor, Int4WeightOnlyConfig
+from torchao.quantization.quantize_.workflows import Int4PackingFormat
+from transformers import TorchAoConfig
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import FormatError, PlanError
 from bamba_quant.formats.integers import pack
 from bamba_quant.quantize import plan_quantization
-from bamba_quant.schemes import Scheme, scheme_named
+from bamba_quant.schemes import Ignored, Scheme, scheme_named
 from bamba_quant.schemes.base import DTYPES
 from bamba_quant.schemes.pack_quantized import SCHEMES as PACKED
 from bamba_quant.schemes.pack_quantized import pack_zeros, unpack_zeros
@@ -26,8 +35,15 @@ from bamba_quant.schemes.torchao_int4 import SCHEMES as PLAIN
 from bamba_quant.schemes.torchao_tile_packed import SCHEMES as TILES
 from bamba_quant.schemes.torchao_tile_packed import pack_tiles, unpack_tiles
 from bamba_quant.writers.quantized import write_quantized
-from tests.support.quantized import read_all, save_quantized
+from tests.support.quantized import read_all, save_quantized, to_torch
 
+BAMBA_9B = {
+    "architectures": ["BambaForCausalLM"], "model_type": "bamba", "vocab_size": 128256, "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "attn_layer_indices": [9, 18, 27], "attn_rotary_emb": 64, "mamba_n_heads": 128, "mamba_d_head": 64,
+    "mamba_n_groups": 1, "mamba_d_state": 128, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_conv_bias": True,
+    "mamba_proj_bias": False, "rms_norm_eps": 1e-05, "tie_word_embeddings": False, "torch_dtype": "float32",
+}  # fmt: skip
 INTEGERS = (*PACKED, *PLAIN, *TILES)
 every_layout = pytest.mark.parametrize("scheme", INTEGERS, ids=lambda scheme: scheme.name)
 
@@ -163,4 +179,66 @@ def test_scales_stay_bfloat16_to_the_disk() -> None:
         (np.abs(x).max(axis=1, keepdims=True) / np.float32(7.5))
         .astype(ml_dtypes.bfloat16)
         .astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("scheme", PACKED, ids=lambda scheme: scheme.name)
+def test_compressed_tensors_understands_the_configuration(scheme: Scheme) -> None:
+    config = scheme.configuration(Ignored(("lm_head",)))
+    understood = QuantizationConfig.model_validate(config)
+    assert understood.quantization_status == "compressed"
+    assert understood.ignore == ["lm_head"]
+    (group,) = understood.config_groups.values()
+    assert group.format == understood.format == "pack-quantized"
+    assert group.targets == ["Linear"]
+    # vLLM takes pack-quantized weights only without quantized activations and in the order of columns.
+    assert group.input_activations is None
+    assert group.weights.actorder is None
+    preset = {"w4a16-g128": "W4A16", "w8a16-g128": "W8A16", "w4a16-asym-g128": "W4A16_ASYM"}.get(scheme.name)
+    if preset:
+        expected = preset_name_to_scheme(preset, ["Linear"]).weights
+        for field in ("num_bits", "type", "symmetric", "strategy", "group_size", "dynamic"):
+            assert getattr(group.weights, field) == getattr(expected, field), field
+
+
+@pytest.mark.parametrize("scheme", (*PLAIN, *TILES), ids=lambda scheme: scheme.name)
+def test_torchao_understands_the_configuration(scheme: Scheme) -> None:
+    understood = TorchAoConfig.from_dict(scheme.configuration(Ignored(("lm_head",))))
+    made = understood.get_apply_tensor_subclass()
+    assert isinstance(made, Int4WeightOnlyConfig)
+    assert scheme.name.endswith(f"-g{made.group_size}")
+    tiles = made.int4_packing_format == Int4PackingFormat.TILE_PACKED_TO_4D
+    assert tiles == ("tile-packed" in scheme.name)
+    assert understood.modules_to_not_convert == ["lm_head"]
+
+
+@pytest.mark.parametrize("scheme", (PLAIN[0], TILES[0]), ids=lambda scheme: scheme.name)
+def test_torchao_makes_its_tensors_of_the_parts(scheme: Scheme) -> None:
+    x = np.random.default_rng(5).normal(size=(16, 1024)).astype(np.float32)
+    parts = scheme.method("rtn").encode(x, None, None)
+    tensors = {f"model.proj{suffix}": to_torch(part) for suffix, part in parts.items()}
+    metadata = scheme.metadata({"model.proj.weight": (16, 1024)}, [])
+    found, left = unflatten_tensor_state_dict(tensors, metadata)
+    assert not left
+    tensor = found["model.proj.weight"]
+    assert type(tensor) is (Int4TilePackedTo4dTensor if "tile" in scheme.name else Int4Tensor)
+    assert tensor.shape == (16, 1024)
+    assert list(tensor.block_size) == [1, 128]
+    assert tensor.dtype == torch.bfloat16
+    again, described = flatten_tensor_state_dict(found)
+    assert {key: json.loads(text) for key, text in described.items()} == {
+        key: json.loads(text) for key, text in metadata.items() if key != "format"
+    }
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+
+
+def test_sizes_of_bamba_9b(tmp_path: Path) -> None:
+    """8,727,822,336 weights in matrices, 2.1048 GB of others in bf16, a scale for 128 columns."""
+    (tmp_path / "config.json").write_text(json.dumps(BAMBA_9B))
+    sizes = {
+        name: sum(plan_quantization(tmp_path, name, imagine=True).bytes_by_dtype.values()) / 1e9
+        for name in ("w4a16-g128", "w8a16-g128", "torchao-int4-g128")
+    }
+    assert sizes == pytest.approx(
+        {"w4a16-g128": 6.605, "w8a16-g128": 10.969, "torchao-int4-g128": 6.741}, abs=1e-3
     )

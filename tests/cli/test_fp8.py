@@ -1,0 +1,112 @@
+"""``bamba-quant fp8`` as users run it: help, dry runs, files, an interrupt, and errors that name what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bamba_quant.embedded import embedded_model
+from bamba_quant.writers import tasks
+from bamba_quant.writers.resumable import partial_of
+from bamba_quant_cli.app import app
+from tests.support import directories
+from tests.test_quantize import BAMBA_9B
+
+RUNNER = CliRunner()
+
+
+def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bamba_quant_cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_has_examples() -> None:
+    shown = RUNNER.invoke(app, ["fp8", "--help"])
+    assert shown.exit_code == 0
+    for word in ("--scheme", "--keep", "--resume", "--dry-run", "--scales", "bamba-quant fp8 ./Bamba-9B"):
+        assert word in shown.stdout
+
+
+def test_a_model_is_quantized(tmp_path: Path) -> None:
+    done = cli(
+        "fp8", embedded_model(), tmp_path / "out", "--keep", "hybrid", "--max-shard-size", "2M", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    files = {Path(entry["file"]).name: entry["bytes"] for entry in said["files"]}
+    assert files == {file.name: file.stat().st_size for file in (tmp_path / "out").iterdir()}
+    assert said["scheme"] == "fp8-dynamic"
+    assert said["method"] == "search"
+    assert (
+        sum(str(t.dtype) == "torch.float8_e4m3fn" for t in directories.tensors(tmp_path / "out").values())
+        == (said["matrices"])
+    )
+
+
+def test_a_dry_run_of_a_configuration(tmp_path: Path) -> None:
+    shutil.copy(BAMBA_9B, tmp_path / "config.json")
+    shown = RUNNER.invoke(app, ["fp8", str(tmp_path), str(tmp_path / "o"), "--scheme", "tensor", "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+    for figure in ("39.12 GB", "10.83 GB", "2.10 GB", "8.73 GB"):
+        assert figure in shown.stdout
+    file = RUNNER.invoke(
+        app, ["fp8", str(tmp_path / "config.json"), "o", "--dry-run", "--json", "--scheme", "tensor"]
+    )
+    planned = json.loads(file.stdout)
+    assert planned["bytes_by_dtype"]["F8_E4M3"] == 8_727_822_336
+    assert len(planned["plan"]) == len({row["source"] for row in planned["plan"]})
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--format", "fp8", "--keep", "attn_q"], "kept in part"),
+        (["--scales", "best"], "absmax"),
+        (["--dtype", "f64"], "bf16"),
+        (["--keep", "nothing*"], "hybrid"),
+    ],
+)
+def test_wrong_options(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = cli("fp8", embedded_model(), tmp_path / "out", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scheme_that_is_not_there(tmp_path: Path) -> None:
+    done = cli("fp8", embedded_model(), tmp_path / "out", "--format", "fp8", "--scheme", "tensor")
+    assert done.returncode == 2
+    assert "--format fp8 --scheme block" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_directory_that_is_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = cli("fp8", embedded_model(), tmp_path)
+    assert done.returncode == 2
+    assert "not empty" in done.stderr
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    target = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks, "wait", ended)
+        shown = RUNNER.invoke(app, ["fp8", str(embedded_model()), str(target), "--threads", "1"])
+    assert shown.exit_code == 130
+    assert "--resume" in shown.stderr
+    assert partial_of(target).is_dir()
+    refused = cli("fp8", embedded_model(), target)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    assert cli("fp8", embedded_model(), target, "--resume").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,130 @@
+"""What is quantized follows from roles, whole units at a time, and is said so that every runtime understands it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from bamba_quant.architectures import architecture_of
+from bamba_quant.errors import PlanError
+from bamba_quant.recipes.matrices import (
+    PRESETS,
+    QUANTIZED,
+    UNITS,
+    Candidate,
+    ignored_modules,
+    select_matrices,
+)
+from bamba_quant.schemes import Ignored
+from bamba_reference.config import Config
+from tests.support.models import SMALL
+from tests.support.vllm import ignores, layers
+
+HF: dict[str, Any] = SMALL | {
+    "architectures": ["BambaForCausalLM"],
+    "model_type": "bamba",
+    "num_hidden_layers": 6,
+    "attn_layer_indices": [1, 4],
+}
+
+
+def candidates(**overrides: Any) -> tuple[list[Candidate], Config, Any]:
+    hf = HF | overrides
+    config = Config.from_hf(hf)
+    rules = architecture_of(hf).tensors(config)
+    found = [Candidate(rule.hf, rule.shape, (rule,)) for rule in rules if not rule.left_out]
+    return found, config, rules
+
+
+def selected(*keep: str, **overrides: Any) -> tuple[set[str], Ignored]:
+    found, config, rules = candidates(**overrides)
+    chosen = select_matrices(found, config, keep)
+    return {name.removesuffix(".weight") for name in chosen}, ignored_modules(found, rules, chosen)
+
+
+def test_linear_layers_of_the_layers_and_nothing_else() -> None:
+    chosen, ignored = selected()
+    leaves = {name.rsplit(".", 1)[-1] for name in chosen}
+    expected = "in_proj out_proj q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
+    assert leaves == set(expected.split())
+    assert len(chosen) == 4 * 2 + 2 * 4 + 6 * 3
+    assert ignored.modules == ("lm_head",)
+    assert ignored.patterns == ()
+
+
+def test_a_tied_output_is_ignored_too() -> None:
+    assert selected(tie_word_embeddings=True)[1].modules == ("lm_head",)
+
+
+def test_roles_stand_in_the_tables() -> None:
+    found, _, _ = candidates()
+    roles = {role for candidate in found for role in candidate.roles}
+    assert {role for unit in UNITS[:2] for role in unit} <= roles
+    assert {"ssm_in", "ssm_out"} <= roles & QUANTIZED
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        ["hybrid"],
+        ["ssm_in"],
+        ["attn_q", "attn_k", "attn_v"],
+        ["*.layers.0.*"],
+        ["model.layers.2.mamba.out_proj", "*.layers.5.feed_forward.*"],
+        ["*.mamba.*", "*.self_attn.*"],
+        ["ssm_out", "*.layers.[13].feed_forward.*_proj.weight"],
+    ],
+    ids=" ".join,
+)
+def test_kept_matrices_are_ignored_under_every_name(keep: list[str]) -> None:
+    """By transformers' names, and by vLLM's in both of its ways to match."""
+    chosen, ignored = selected(*keep)
+    everything, _ = selected()
+    kept = everything - chosen
+    assert kept
+    assert set(ignored.modules) == kept | {"lm_head"}
+    assert ignored.unmatched == ("lm_head",)
+    for module in everything:
+        matched = [pattern for pattern in ignored.patterns if re.match(pattern, module)]
+        assert bool(matched) == (module in kept), module
+    configurations: list[dict[str, Any]] = [
+        {
+            "quant_method": "compressed-tensors",
+            "ignore": [*ignored.unmatched, *(f"re:{pattern}" for pattern in ignored.patterns)],
+        },
+        {"quant_method": "fp8", "modules_to_not_convert": [*ignored.modules, *ignored.aliases]},
+    ]
+    for configuration in configurations:
+        for prefix, modules in layers(HF).items():
+            assert ignores(prefix, configuration) == (modules[0] in kept), prefix
+
+
+def test_the_hybrid_preset() -> None:
+    chosen, _ = selected("hybrid")
+    everything, _ = selected()
+    kept = {name.removeprefix("model.layers.") for name in everything - chosen}
+    attention = {f"{i}.self_attn.{p}_proj" for i in (1, 4) for p in "qkvo"}
+    assert kept == attention | {f"{i}.mamba.{p}_proj" for i in (0, 3) for p in ("in", "out")}
+    assert set(PRESETS) == {"hybrid"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "left", "others"),
+    [
+        ("ffn_down", "gate_proj", ["ffn_gate", "ffn_up"]),
+        ("attn_k", "q_proj", ["attn_q", "attn_v"]),
+        ("*.layers.2.feed_forward.gate_proj", "down_proj", ["*.layers.2.feed_forward.*"]),
+    ],
+)
+def test_a_unit_is_not_split(keep: str, left: str, others: list[str]) -> None:
+    with pytest.raises(PlanError, match="kept in part") as caught:
+        selected(keep)
+    assert left in str(caught.value.fix)
+    selected(keep, *others)
+
+
+def test_what_matches_nothing_is_named() -> None:
+    with pytest.raises(PlanError, match=r"--keep attn_z[\s\S]*hybrid[\s\S]*ssm_in"):
+        selected("attn_z")
