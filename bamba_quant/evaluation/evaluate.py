@@ -273,7 +273,7 @@ def _estimates(
     found = {}
     for label, scored in zip(labels, blocks, strict=True):
         means = {
-            name: float(np.mean([block[name].mean() for block in scored]))
+            name: float(np.concatenate([block[name] for block in scored]).mean())
             for name in ("nll", "nll_base", "kld")
         }
         found[label] = {
