@@ -19,7 +19,3 @@ if importlib.util.find_spec("triton") is None:
 @pytest.fixture
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-# The interpreter's dot of bfloat16 is not bfloat16's (Triton 3.6), and torch's CPU has no use for float16.
-HALVES = [torch.bfloat16, torch.float16] if torch.cuda.is_available() else []
