@@ -161,7 +161,7 @@ def _in_place(backend: Backend, place: Tensor, starts: Tensor) -> Backend:
         return attend(q, k, v, scale, place, starts)
 
     # A step writes no weights. A function that someone put in place of ours is left as it is.
-    early = {
+    early: dict[str, Any] = {
         name: partial(function, settled=True)
         for name, function in _PRODUCTS.items()
         if getattr(backend, name) is function
