@@ -1,7 +1,8 @@
 """Where a candidate loses: each tensor's own error, the drift of each layer, the rows of ssm_in apart.
 
 Watched while the layers stream by: the base's inputs to every matrix of the current layer are kept for the first
-texts, every candidate's matrices are multiplied by the same inputs, and both are forgotten with the layer.
+texts, every candidate's matrices are multiplied by the same inputs, and both are forgotten with the layer. Weights
+are compared from the files, some rows of both at a time, while the system's cache still has the layer.
 """
 
 from __future__ import annotations

@@ -30,7 +30,15 @@ from bamba_quant.evaluation.logits_file import (
     read_logits_file,
     writing,
 )
-from bamba_quant.evaluation.models import Opened, describe, describe_logits, files_of, hashes, open_models
+from bamba_quant.evaluation.models import (
+    ComparisonError,
+    Opened,
+    describe,
+    describe_logits,
+    files_of,
+    hashes,
+    open_models,
+)
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
 from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.record import command_line, run_record, timing
@@ -89,6 +97,12 @@ def evaluate(
     """
     started = datetime.datetime.now(datetime.UTC)
     given = read_logits_file(base) if is_logits_file(base) else None
+    if given and options.save_base:
+        raise ComparisonError(
+            "the base is a file of logits already",
+            where=base,
+            fix="leave out --save-base, or give a model as base",
+        )
     opened = open_models(None if given else base, candidates, options.ignore_config_keys)
     others = opened if given else opened[1:]
     kinds = [each.model.checkpoint.kind for each in opened]
@@ -259,7 +273,7 @@ def _estimates(
     found = {}
     for label, scored in zip(labels, blocks, strict=True):
         means = {
-            name: float(np.mean([block[name].mean() for block in scored]))
+            name: float(np.concatenate([block[name] for block in scored]).mean())
             for name in ("nll", "nll_base", "kld")
         }
         found[label] = {

@@ -300,7 +300,11 @@ def _row(kind: FigureKind, figure: Figure) -> tuple[str, ...]:
         "" if figure.naive_error is None else _number(kind, figure.naive_error),
         "" if low is None else _number(kind, low),
         "" if high is None else _number(kind, high),
-        "" if figure.floor is None else f"{figure.floor * (100 if kind.percent else 1):.1e}",
+        ""
+        if figure.floor is None
+        else f"{100 * figure.floor:.1e} %"
+        if kind.percent
+        else f"{figure.floor:.1e}",
     )
 
 
