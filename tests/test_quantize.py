@@ -184,3 +184,24 @@ def test_the_trained_models(tmp_path: Path) -> None:
     for name, values in directories.dequantized(plan, stored).items():
         expected = original[name].float()
         assert np.square(values - expected.numpy()).mean() < 8e-4 * expected.square().mean()
+
+
+@pytest.mark.parametrize("scheme", ["fp8-dynamic", "fp8-tensor"])
+def test_importance_weighs_the_columns(scheme: str, tmp_path: Path) -> None:
+    from bamba_quant.calibration import read_imatrix
+    from tests.recipes.test_llama_quantize import random_imatrix
+
+    model = save_checkpoint(random_bamba(), tmp_path / "m")
+    random_imatrix(model, tmp_path / "imatrix.gguf")
+    imatrix = read_imatrix(tmp_path / "imatrix.gguf")
+    original = directories.tensors(model)
+    errors: dict[str, float] = {}
+    for name, weights in (("alike", None), ("weighted", imatrix)):
+        plan = written(model, tmp_path / name, scheme, imatrix=weights)
+        found = directories.dequantized(plan, directories.tensors(tmp_path / name))
+        weighed = plan_quantization(model, scheme, imatrix=imatrix).matrices
+        errors[name] = sum(
+            float((np.square(found[m.source.name] - original[m.source.name].numpy()) * m.importance).sum())
+            for m in weighed
+        )
+    assert errors["weighted"] < errors["alike"]

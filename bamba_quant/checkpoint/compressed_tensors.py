@@ -90,7 +90,7 @@ def _float(stored: Stored, module: str, codes: StoredTensor, weights: Mapping[st
     stored.add(
         name,
         f"e4m3 by {strategy}",
-        columns,
+        (rows, columns),
         e4m3_decoder(columns, width, scale.format.name),
         codes,
         Beside(scale, 0 if strategy == "tensor" else height),
@@ -143,7 +143,7 @@ def _packed(stored: Stored, module: str, weights: Mapping[str, Any]) -> None:
     stored.add(
         name,
         f"w{bits}a16{'' if symmetric else '-asym'}-g{group}",
-        columns,
+        (rows, columns),
         integer_decoder(grid, 1 << bits - 1, columns, scale.format.name),
         codes,
         Beside(scale),

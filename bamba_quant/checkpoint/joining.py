@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from bamba_quant.checkpoint.base import Shape, StoredTensor
-from bamba_quant.checkpoint.packed import Beside, Decode, PackedTensor, packed_tensor
+from bamba_quant.checkpoint.packed import Beside, Codes, Decode, PackedTensor, packed_tensor, plain_codes
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats.base import F32, U8
 from bamba_quant.formats.floats import to_bfloat16, to_float32
@@ -61,11 +61,13 @@ class Stored:
         self._taken.add(name)
         return tensor
 
-    def add(self, name: str, described: str, columns: int, decode: Decode, codes: StoredTensor, scale: Beside,
-            zero: Beside | None = None) -> None:  # fmt: skip
-        """Make the parts the weight ``name``."""
+    def add(self, name: str, described: str, shape: tuple[int, int], decode: Decode, codes: Codes | StoredTensor,
+            scale: Beside, zero: Beside | None = None) -> None:  # fmt: skip
+        """Make the parts the weight ``name``; codes that are a tensor stand row by row."""
+        if isinstance(codes, StoredTensor):
+            codes = plain_codes(codes)
         self.weights[name] = packed_tensor(
-            name, described, columns, decode, codes=codes, scale=scale, zero=zero
+            name, described, shape, decode, codes=codes, scale=scale, zero=zero
         )
 
     def unsupported(self, what: str, name: str, found: object, expected: str) -> CheckpointError:

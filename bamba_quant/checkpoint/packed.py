@@ -6,6 +6,7 @@ disk, so that everything that reads tensors by rows reads these too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,12 +29,14 @@ class Beside:
     """Numbers beside the codes: one index along ``axis`` of ``tensor`` covers ``rows`` rows of the weight.
 
     ``rows`` 0 stands for all of them. With ``unpack`` an index holds the numbers of its rows one by one:
-    ``unpack(words (n, groups), count)`` gives float32 (count, groups).
+    ``unpack(words (n, groups), count)`` gives float32 (count, groups). A last axis behind ``axis`` 1 holds several
+    numbers, of which ``item`` is this one.
     """
 
     tensor: StoredTensor
     rows: int = 1
     axis: int = 0
+    item: int = 0
     unpack: Callable[[NDArray[Any], int], F32] | None = None
 
     @property
@@ -64,10 +67,12 @@ class Beside:
         return self._numbers(reader, 0, self.tensor.elements).astype(np.float32)
 
     def _columns(self, reader: RawReader, low: int, high: int) -> NDArray[Any]:
-        across = self.tensor.columns
-        return np.stack(
-            [self._numbers(reader, i * across + low, high - low) for i in range(self.width)], axis=1
-        )
+        across, items = self.tensor.shape[1], math.prod(self.tensor.shape[2:])
+        runs = [
+            self._numbers(reader, (i * across + low) * items, (high - low) * items)[self.item :: items]
+            for i in range(self.width)
+        ]
+        return np.stack(runs, axis=1)
 
     def _numbers(self, reader: RawReader, start: int, count: int) -> NDArray[Any]:
         dtype = self.tensor.format.dtype
@@ -78,10 +83,37 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class PackedTensor(StoredTensor):
-    """A weight of ``shape`` (rows, columns) whose codes lie at ``offset`` of ``file``, a row after the other."""
+class Codes:
+    """The codes of a weight: one index along the first axis of ``tensor`` covers ``rows`` rows.
 
-    codes: StoredTensor = field(kw_only=True)
+    ``arrange`` brings the bytes of some indices, uint8 (n, bytes), into the order of rows, (n·rows, ``row_bytes``).
+    """
+
+    tensor: StoredTensor
+    row_bytes: int
+    rows: int = 1
+    arrange: Callable[[U8], U8] | None = None
+
+    def read(self, reader: RawReader, first: int, stop: int) -> U8:
+        """uint8 (stop - first, ``row_bytes``): the codes of those rows."""
+        low, high = first // self.rows, -(-stop // self.rows)
+        length = self.tensor.n_bytes // self.tensor.shape[0]
+        raw = np.empty((high - low, length), np.uint8)
+        reader.read_into(self.tensor.file, self.tensor.offset + low * length, raw.reshape(-1))
+        skipped = first - low * self.rows
+        return (raw if self.arrange is None else self.arrange(raw))[skipped : skipped + stop - first]
+
+
+def plain_codes(tensor: StoredTensor) -> Codes:
+    """Codes of which each row stands by itself."""
+    return Codes(tensor, tensor.row_bytes)
+
+
+@dataclass(frozen=True)
+class PackedTensor(StoredTensor):
+    """A weight of ``shape`` (rows, columns) made of ``codes``, a ``scale`` and perhaps a ``zero``."""
+
+    codes: Codes = field(kw_only=True)
     scale: Beside = field(kw_only=True)
     zero: Beside | None = field(default=None, kw_only=True)
 
@@ -92,18 +124,22 @@ class PackedTensor(StoredTensor):
     @property
     def n_bytes(self) -> int:
         """Bytes on disk, of all its parts."""
-        return self.codes.n_bytes + sum(part.tensor.n_bytes for part in self.beside)
+        return sum(tensor.n_bytes for tensor in self._tensors)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (self.file, *(part.tensor.file for part in self.beside))
+        return tuple(tensor.file for tensor in self._tensors)
+
+    @property
+    def _tensors(self) -> tuple[StoredTensor, ...]:
+        """Each stored tensor once: a scale and a zero may lie in one."""
+        tensors = (self.codes.tensor, *(part.tensor for part in self.beside))
+        return tuple({tensor.name: tensor for tensor in tensors}.values())
 
     def fetch(self, reader: RawReader, row_bytes: int, first: int, buffer: U8) -> None:
         rows = buffer.reshape(-1, row_bytes)
         at = self.codes.row_bytes
-        codes = np.empty((len(rows), at), np.uint8)
-        reader.read_into(self.file, self.offset + first * at, codes.reshape(-1))
-        rows[:, :at] = codes
+        rows[:, :at] = self.codes.read(reader, first, first + len(rows))
         for part in self.beside:
             numbers = np.ascontiguousarray(part.read(reader, first, first + len(rows)))
             rows[:, at : at + 4 * part.width] = numbers.view(np.uint8)
@@ -113,14 +149,14 @@ class PackedTensor(StoredTensor):
 def packed_tensor(
     name: str,
     described: str,
-    columns: int,
+    shape: tuple[int, int],
     decode: Decode,
     *,
-    codes: StoredTensor,
+    codes: Codes,
     scale: Beside,
     zero: Beside | None = None,
 ) -> PackedTensor:
-    """The weight ``name`` of as many rows as its codes have; ``described`` is what users see as its type."""
+    """The weight ``name`` of its parts; ``described`` is what users see as its type."""
     code_bytes, scales, zeros = codes.row_bytes, scale.width, 0 if zero is None else zero.width
     row_bytes = code_bytes + 4 * (scales + zeros)
 
@@ -131,8 +167,8 @@ def packed_tensor(
     def refuse(x: F32, importance: F32 | None = None) -> NoReturn:
         raise FormatError(f"{described} can be read here and not written", fix="choose a GGUF type")
 
-    number_format = Format(described, -1, columns, row_bytes, refuse, dequantize, writable=False)
-    shape = (codes.rows, columns)
+    number_format = Format(described, -1, shape[1], row_bytes, refuse, dequantize, writable=False)
+    tensor = codes.tensor
     return PackedTensor(
-        name, shape, number_format, codes.file, codes.offset, codes=codes, scale=scale, zero=zero
+        name, shape, number_format, tensor.file, tensor.offset, codes=codes, scale=scale, zero=zero
     )

@@ -25,7 +25,7 @@ def read_scale_inverse(quantization: Mapping[str, Any], stored: Stored) -> None:
             stored.add(
                 name,
                 "e4m3 by block",
-                columns,
+                (rows, columns),
                 e4m3_decoder(columns, width, scale.format.name),
                 codes,
                 Beside(scale, height),

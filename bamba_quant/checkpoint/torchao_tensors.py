@@ -1,4 +1,4 @@
-"""torchao's tensors as its safetensors support flattens them: ``Int4Tensor`` in plain packing, e4m3 by row.
+"""torchao's tensors as its safetensors support flattens them: int4 plain or in tiles, e4m3 by row.
 
 Which tensor is what stands in the shards' headers, as JSON by name (torchao 0.18, prototype/safetensors).
 """
@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from bamba_quant.checkpoint.joining import E4M3, Stored, e4m3_decoder, integer_decoder, rounded_as
-from bamba_quant.checkpoint.packed import Beside
+from bamba_quant.checkpoint.packed import Beside, Codes
 from bamba_quant.checkpoint.safetensors_file import read_metadata
 from bamba_quant.formats.base import F32, U8
-from bamba_quant.formats.integers import Grid
+from bamba_quant.formats.integers import Grid, pack
+from bamba_quant.schemes.torchao_tile_packed import TILE, padded, unpack_tiles
 
 _PLAIN = "Tensor"
 
@@ -38,10 +42,14 @@ def read_torchao(quantization: Mapping[str, Any], stored: Stored) -> None:
             raise stored.unsupported(
                 "a weight", f"tensor {name}", reprlib.repr(described), f"{kind} of {sorted(_KINDS[kind])}"
             )
-        (_int4 if kind == "Int4Tensor" else _float8)(stored, name, *shape, *block)
+        _JOIN[kind](stored, name, *shape, *block)
 
 
-_KINDS = {"Int4Tensor": {"qdata", "scale", "zero_point"}, "Float8Tensor": {"qdata", "scale"}}
+_KINDS = {
+    "Int4Tensor": {"qdata", "scale", "zero_point"},
+    "Int4TilePackedTo4dTensor": {"qdata", "scale_and_zero"},
+    "Float8Tensor": {"qdata", "scale"},
+}
 
 
 def _descriptions(stored: Stored) -> dict[str, dict[str, Any]]:
@@ -90,7 +98,43 @@ def _int4(stored: Stored, name: str, rows: int, columns: int, height: int, group
     zero = stored.take(_part(name, "zero_point"), shapes=(transposed,))
     decode = integer_decoder(Grid(4, "float", group), 0, columns, scale.format.name)
     described = f"torchao-int4-g{group}"
-    stored.add(name, described, columns, decode, codes, Beside(scale, axis=1), Beside(zero, axis=1))
+    stored.add(name, described, (rows, columns), decode, codes, Beside(scale, axis=1), Beside(zero, axis=1))
+
+
+def _tiles(stored: Stored, name: str, rows: int, columns: int, height: int, group: int) -> None:
+    _check_groups(stored, name, columns, height, group)
+    wide = padded(columns)
+    tiles = stored.take(_part(name, "qdata"), ("i32",), ((-(-rows // TILE), wide // 128, 4 * TILE, 4),))
+    tall = tiles.shape[0] * TILE
+    both = stored.take(
+        _part(name, "scale_and_zero"), shapes=((wide // group, tall, 2), (wide // group, rows, 2))
+    )
+    decode = integer_decoder(Grid(4, "float", group), 0, columns, both.format.name)
+    # Scales of the columns that pad a row are cut off with them.
+    count = columns // group
+
+    def of_columns(codes: U8, scale: F32, zero: F32) -> F32:
+        return decode(codes, scale[:, :count], zero[:, :count])
+
+    codes = Codes(tiles, columns // 2, TILE, partial(_rows_of_tiles, columns=columns))
+    described = f"torchao-int4-tile-packed-g{group}"
+    scale, zero = (Beside(both, axis=1, item=item) for item in (0, 1))
+    stored.add(name, described, (rows, columns), of_columns, codes, scale, zero)
+
+
+def _rows_of_tiles(raw: U8, columns: int) -> U8:
+    words = raw.view(np.int32).reshape(len(raw), -1, 4 * TILE, 4)
+    return pack(np.ascontiguousarray(unpack_tiles(words)[:, :columns]), 4, 0)
+
+
+def _check_groups(stored: Stored, name: str, columns: int, height: int, group: int) -> None:
+    if height != 1 or group % 32 or columns % group:
+        raise stored.unsupported(
+            "a weight",
+            f"tensor {name}",
+            f"blocks of {height} × {group}",
+            "1 × a multiple of 32 that fills a row",
+        )
 
 
 def _float8(stored: Stored, name: str, rows: int, columns: int, height: int, width: int) -> None:
@@ -105,4 +149,7 @@ def _float8(stored: Stored, name: str, rows: int, columns: int, height: int, wid
     def decode(packed: U8, scales: F32, zeros: F32) -> F32:
         return rounded_as(exact(packed, scales, zeros), "bf16")
 
-    stored.add(name, "e4m3 by row", columns, decode, codes, Beside(scale))
+    stored.add(name, "e4m3 by row", (rows, columns), decode, codes, Beside(scale))
+
+
+_JOIN = {"Int4Tensor": _int4, "Int4TilePackedTo4dTensor": _tiles, "Float8Tensor": _float8}

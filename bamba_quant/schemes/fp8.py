@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from bamba_quant.formats.base import F32
 from bamba_quant.schemes.base import DTYPES, Array, Ignored, Method, Part, Parts, Scheme, register
+from bamba_quant.schemes.compressed_tensors import compressed_tensors
 from bamba_quant.schemes.scales import (
     BINS,
     LARGEST,
@@ -196,37 +197,6 @@ def _tensor_whole(rows: int, columns: int, shared: F32) -> Parts:
 def _tensor_decode(parts: Parts, columns: int) -> F32:
     scale = parts[".weight_scale"]
     return product(parts[".weight"], scale.astype(np.float32), scale.dtype)
-
-
-def compressed_tensors(ignored: Ignored, weights: dict[str, Any], activations: dict[str, Any] | None,
-                       form: str) -> dict[str, Any]:  # fmt: skip
-    """compressed-tensors' configuration of one group over all linear layers, with every key that it writes."""
-    unset: dict[str, Any] = {"observer_kwargs": {}, "scale_dtype": None, "zp_dtype": None}
-    absent = {"actorder": None, "block_structure": None, "group_size": None}
-    weights = (
-        {"symmetric": True, "dynamic": False, "observer": "memoryless_minmax"} | absent | unset | weights
-    )
-    if activations is not None:
-        activations = {"symmetric": True, "dynamic": True, "observer": None} | absent | unset | activations
-    group = {
-        "format": form,
-        "input_activations": activations,
-        "output_activations": None,
-        "targets": ["Linear"],
-        "weights": weights,
-    }
-    return {
-        "config_groups": {"group_0": group},
-        "format": form,
-        "global_compression_ratio": None,
-        "ignore": [*ignored.unmatched, *(f"re:{pattern}" for pattern in ignored.patterns)],
-        "kv_cache_scheme": None,
-        "quant_method": "compressed-tensors",
-        # Without this transformers loads the codes unscaled, and all logits are NaN.
-        "quantization_status": "compressed",
-        "sparsity_config": {},
-        "transform_config": {},
-    }
 
 
 def _float_quantized(

@@ -18,7 +18,7 @@ from bamba_quant.errors import FormatError
 from bamba_quant.formats.base import F32
 from bamba_quant.formats.integers import Grid, pack, quantize, unpack
 from bamba_quant.schemes.base import Array, Encode, Ignored, Method, Part, Parts, Scheme, register
-from bamba_quant.schemes.fp8 import compressed_tensors
+from bamba_quant.schemes.compressed_tensors import compressed_tensors
 
 GROUPS = (128, 64, 32)
 ABOUT = {

@@ -14,7 +14,13 @@ from compressed_tensors.quantization import QuantizationScheme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
-from torchao.quantization import Float8WeightOnlyConfig, Int4Tensor, PerRow, quantize_
+from torchao.quantization import (
+    Float8WeightOnlyConfig,
+    Int4Tensor,
+    Int4TilePackedTo4dTensor,
+    PerRow,
+    quantize_,
+)
 from torchao.quantization.quant_primitives import _dequantize_affine_tinygemm
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
@@ -22,15 +28,15 @@ from bamba_quant.checkpoint import PackedTensor, RawReader, open_checkpoint, rea
 from bamba_quant.convert import plan_conversion
 from bamba_quant.errors import PlanError
 from bamba_quant.inspection import inspect_path
-from bamba_quant.schemes import Scheme
+from bamba_quant.schemes import Scheme, schemes
 from bamba_quant.source import open_source
 from bamba_quant.weights import load_model
 from tests.checkpoint.conftest import Made
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
-from tests.support.quantized import DIVIDES, LINEAR, READABLE, read_all, write_shards
+from tests.support.quantized import DIVIDES, LINEAR, read_all, write_shards
 
-every_scheme = pytest.mark.parametrize("scheme", READABLE, ids=lambda scheme: scheme.name)
+every_scheme = pytest.mark.parametrize("scheme", schemes(), ids=lambda scheme: scheme.name)
 
 
 def configuration(directory: Path) -> dict[str, Any]:
@@ -74,18 +80,34 @@ def _of_torchao(directory: Path, tensors: dict[str, torch.Tensor]) -> dict[str, 
     assert not left
     values: dict[str, torch.Tensor] = {}
     for name, tensor in found.items():
-        if not isinstance(tensor, Int4Tensor):
+        if isinstance(tensor, Int4Tensor):
+            nibbles = torch.stack((tensor.qdata & 15, (tensor.qdata >> 4) & 15), dim=-1).flatten(1)
+            unsigned = (nibbles.to(torch.int32) + 8) % 16  # two's complement to 0 … 15
+            parts = tensor.scale, tensor.zero_point
+        elif isinstance(tensor, Int4TilePackedTo4dTensor):
+            unsigned = _in_rows(tensor.qdata)[:, : tensor.shape[1]]
+            parts = tensor.scale_and_zero[: tensor.shape[1] // tensor.block_size[1]].unbind(-1)
+        else:
             continue
-        assert tensor.scale.dtype == tensor.dtype == torch.bfloat16
-        nibbles = torch.stack((tensor.qdata & 15, (tensor.qdata >> 4) & 15), dim=-1).flatten(1)
-        unsigned = (nibbles.to(torch.int32) + 8) % 16  # two's complement to 0 … 15
+        assert parts[0].dtype == tensor.dtype == torch.bfloat16
         block = tuple(tensor.block_size)
-        scale, zero = (part.T.contiguous().float() for part in (tensor.scale, tensor.zero_point))
+        scale, zero = (part.T.contiguous().float() for part in parts)
         exact = _dequantize_affine_tinygemm(
             unsigned, block, scale, zero, torch.int32, 0, 15, output_dtype=torch.float32
         )
         values[name] = exact.bfloat16().float()
     return values
+
+
+def _in_rows(words: torch.Tensor) -> torch.Tensor:
+    """Codes of 0 … 15 by the indices in ATen's int4mm.cu (``matrix_to_m16n8k16_Bint4_layout``), word by word."""
+    tiles, outer = words.shape[:2]
+    codes = torch.zeros(8 * tiles, 128 * outer, dtype=torch.int32)
+    tile, k, t, j = torch.meshgrid(*(torch.arange(n) for n in words.shape), indexing="ij")
+    for place, v in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
+        column = 2 * ((k * 8 + 2 * j) * 8 + t % 4 + 4 * (v // 2)) + v % 2
+        codes[tile * 8 + t // 4, column] = (words >> (4 * place)) & 15
+    return codes
 
 
 @every_scheme
@@ -128,7 +150,7 @@ def _dtype(name: str) -> np.dtype[Any]:
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_rows_are_the_whole_tensors(made: Made, data: st.DataObject) -> None:
-    checkpoint = open_checkpoint(made(data.draw(st.sampled_from(READABLE))))
+    checkpoint = open_checkpoint(made(data.draw(st.sampled_from(schemes()))))
     packed = [tensor for tensor in checkpoint.tensors.values() if isinstance(tensor, PackedTensor)]
     tensor = data.draw(st.sampled_from(packed))
     start = data.draw(st.integers(0, tensor.rows - 1))
@@ -163,7 +185,7 @@ def test_it_becomes_a_gguf(scheme: Scheme, made: Made, tmp_path: Path) -> None:
 
 
 def test_requantizing_must_be_asked_for(made: Made, tmp_path: Path) -> None:
-    directory = made(READABLE[0])
+    directory = made(schemes()[0])
     with pytest.raises(PlanError, match=r"quantized already(.|\n)*--allow-requantize"):
         to_gguf(directory, tmp_path / "model.gguf", "q8_0", vocab=False)
     file = to_gguf(directory, tmp_path / "model.gguf", "q8_0", vocab=False, allow_requantize=True)
@@ -201,7 +223,7 @@ def test_torchao_float8_by_row(tmp_path: Path) -> None:
 
 def test_published_forms_of_scales(made: Made, tmp_path: Path) -> None:
     """A scale without axes and one of shape (1, 1); scales of activations are named as unused."""
-    scheme = next(scheme for scheme in READABLE if scheme.name == "fp8-tensor")
+    scheme = next(scheme for scheme in schemes() if scheme.name == "fp8-tensor")
     source = made(scheme)
     expected = {name: read_tensor(tensor) for name, tensor in open_checkpoint(source).tensors.items()}
     for shape in ((), (1, 1)):

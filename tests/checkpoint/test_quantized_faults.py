@@ -12,12 +12,11 @@ import torch
 from safetensors import safe_open
 
 from bamba_quant.checkpoint import open_checkpoint
-from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError
 from bamba_quant.schemes import schemes
 from tests.checkpoint.conftest import Made
 from tests.support.conversion import to_gguf
-from tests.support.quantized import READABLE, read_all, save_quantized, write_shards
+from tests.support.quantized import read_all, write_shards
 
 MODULE = "model.layers.0.mamba.in_proj"
 Tensors = dict[str, torch.Tensor]
@@ -78,7 +77,7 @@ FAULTS: list[tuple[str, str, Callable[[Tensors, dict[str, Any]], None], str]] = 
 )
 def test_faults_are_named(scheme: str, spoil: Callable[[Tensors, dict[str, Any]], None], message: str, made: Made,
                           tmp_path: Path) -> None:  # fmt: skip
-    source = made(next(known for known in READABLE if known.name == scheme))
+    source = made(next(known for known in schemes() if known.name == scheme))
     with safe_open(next(source.glob("*.safetensors")), framework="pt") as opened:
         metadata = opened.metadata()
     tensors = read_all(source)
@@ -91,7 +90,7 @@ def test_faults_are_named(scheme: str, spoil: Callable[[Tensors, dict[str, Any]]
 
 
 def test_codes_without_a_configuration_are_refused(made: Made, tmp_path: Path) -> None:
-    write_shards(tmp_path, read_all(made(READABLE[0])), {"format": "pt"})
+    write_shards(tmp_path, read_all(made(schemes()[0])), {"format": "pt"})
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"F8_E4M3(.|\n)*no quantization_config"):
         open_checkpoint(tmp_path)
@@ -99,7 +98,7 @@ def test_codes_without_a_configuration_are_refused(made: Made, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ("fp8-dynamic", "w4a16-g128"))
 def test_a_scale_that_is_no_number_ends_a_conversion(name: str, made: Made, tmp_path: Path) -> None:
-    source = made(next(known for known in READABLE if known.name == name))
+    source = made(next(known for known in schemes() if known.name == name))
     tensors = read_all(source)
     tensors[f"{MODULE}.weight_scale"][3, 0] = torch.nan
     directory = tmp_path / "model"
@@ -114,7 +113,20 @@ def test_a_scale_that_is_no_number_ends_a_conversion(name: str, made: Made, tmp_
 
 
 def test_torchao_types_that_are_not_known_are_named(made: Made, tmp_path: Path) -> None:
-    scheme = next(scheme for scheme in schemes() if "tile-packed" in scheme.name)
-    directory = save_quantized(embedded_model(), tmp_path / "model", scheme, "rtn")
-    with pytest.raises(CheckpointError, match=r"'Int4TilePackedTo4dTensor'(.|\n)*Int4Tensor"):
-        open_checkpoint(directory)
+    source = made(next(known for known in schemes() if known.name == "torchao-int4-g128"))
+    with safe_open(next(source.glob("*.safetensors")), framework="pt") as opened:
+        metadata = opened.metadata()
+    described = metadata[f"{MODULE}.weight"]
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    for spoiled, message in (
+        (described.replace("Int4Tensor", "NVFP4Tensor"), "'NVFP4Tensor'(.|\\n)*Int4Tensor"),
+        (described.replace("scale", "act_pre_scale"), "act_pre_scale"),
+        (described.replace("[1, 128]", "[2, 128]"), "blocks of 2 × 128"),
+        ("no JSON", "torchao's JSON"),
+    ):
+        write_shards(tmp_path, read_all(source), metadata | {f"{MODULE}.weight": spoiled})
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(tmp_path)
+    write_shards(tmp_path, read_all(source), {"format": "pt"})
+    with pytest.raises(CheckpointError, match="no word of torchao's"):
+        open_checkpoint(tmp_path)

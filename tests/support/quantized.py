@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from bamba_quant.schemes import Ignored, Method, Scheme, schemes
+from bamba_quant.schemes import Ignored, Method, Scheme
 from bamba_quant.schemes.base import Parts
 
 # A model in which rows and columns of every matrix divide by 128.
@@ -20,9 +20,6 @@ DIVIDES = {
     "mamba_n_heads": 16, "mamba_d_head": 16, "mamba_d_state": 56,
 }  # fmt: skip
 LINEAR = tuple(f"{leaf}_proj.weight" for leaf in ("in", "out", "q", "k", "v", "o", "gate", "up", "down"))
-
-# What this project reads back; of tile-packed tensors only CUDA's kernel knows more than their names.
-READABLE = [scheme for scheme in schemes() if "tile-packed" not in scheme.name]
 
 
 def quantized_parts(scheme: Scheme, method: Method, x: np.ndarray) -> Parts:
