@@ -19,7 +19,7 @@ from bamba_reference.backend import Backend
 from bamba_reference.kernels import products
 from bamba_reference.kernels.attention import attend
 from bamba_reference.kernels.convolution import conv_in_place
-from bamba_reference.kernels.scan import step as scan_step
+from bamba_reference.kernels.step import step as scan_step
 from bamba_reference.numpy_forward import rotary_angles
 from bamba_reference.state import AttentionState, MambaState, State
 from bamba_reference.tensors import FINAL_NORM
@@ -157,7 +157,7 @@ def _in_place(backend: Backend, place: Tensor, starts: Tensor) -> Backend:
         return attend(q, k, v, scale, place, starts)
 
     # A step writes no weights. A function that someone put in place of ours is left as it is.
-    early = {
+    early: dict[str, Any] = {
         name: partial(function, settled=True)
         for name, function in _PRODUCTS.items()
         if getattr(backend, name) is function
