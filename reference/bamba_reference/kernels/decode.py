@@ -19,7 +19,7 @@ from bamba_reference.backend import Backend
 from bamba_reference.kernels import products
 from bamba_reference.kernels.attention import attend
 from bamba_reference.kernels.convolution import conv_in_place
-from bamba_reference.kernels.scan import step as scan_step
+from bamba_reference.kernels.step import step as scan_step
 from bamba_reference.mixers.attention import rotary_angles
 from bamba_reference.state import AttentionState, MambaState, State
 from bamba_reference.torch_forward import Model, Output, Sequences, embed, final_norm, head, layer
