@@ -250,6 +250,7 @@ class Gate:
     """One limit and its verdict: ``bound``, the one-sided 95 % bound of ``figure``, against ``limit``.
 
     A limit within three noise ``floor``s of losing nothing is not ``measurable``, and then has not passed.
+    Nor is a figure without an interval, whose ``bound`` is then its ``value``.
     """
 
     figure: str
