@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bamba_quant.errors import BambaQuantError
 from bamba_quant.weights import LazyWeights, Meter
 from bamba_reference.config import Config
 from bamba_reference.torch_forward import to_tensor
@@ -44,7 +45,7 @@ class Difference:
 
 def sqnr(signal: float, noise: float) -> float | None:
     """10 log10(signal / noise) in dB; None where there is no noise. No signal is held to be the least there can be."""
-    return 10 * math.log10(max(float(signal), 1e-300) / float(noise)) if noise else None
+    return 10 * math.log10(max(float(signal), 1e-300) / min(float(noise), 1e300)) if noise else None
 
 
 def difference(
@@ -55,7 +56,10 @@ def difference(
     *,
     other_name: str | None = None,
 ) -> Difference:
-    """Tensor ``name`` of ``other`` against that of ``base``, in float32 with sums in float64."""  # fmt: skip
+    """Tensor ``name`` of ``other`` against that of ``base``, in float32 with sums in float64.
+
+    Raises ``BambaQuantError`` for weights that are infinite or not a number.
+    """
     shape = base.info(name).shape
     step = max(1, _ELEMENTS // max(1, math.prod(shape[1:]))) if len(shape) > 1 else shape[0]
     signal, noise, lengths, products, worst = [], [], 0.0, 0.0, 0.0
@@ -72,6 +76,12 @@ def difference(
         lengths += float(_squares(v).sum())
         products += float((w * v).sum(dtype=torch.float64))
         worst = max(worst, float(d.abs().max()))
+    if not math.isfinite(lengths + float(sum(row.sum() for row in (*signal, *noise)))):
+        raise BambaQuantError(
+            "a tensor holds values that are no numbers, here or in the base",
+            where=f"{other.info(other_name or name).name}, stored as {other.info(other_name or name).format}",
+            fix="make the file again, from a checkpoint whose weights are finite",
+        )
     return Difference(np.concatenate(signal), np.concatenate(noise), lengths, products, worst)
 
 

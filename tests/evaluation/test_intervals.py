@@ -198,21 +198,25 @@ def test_a_figure_that_one_chunk_decides_has_no_interval() -> None:
     assert found.value > 1 and found.low is found.high is found.lower is found.upper is None
 
 
+@given(st.integers(1, 300), st.integers(0, 299), st.floats(0.001, 0.999))
+@settings(max_examples=60, deadline=None)
+def test_the_beta_distribution_is_the_binomials(n: int, k: int, x: float) -> None:
+    k = k % n + 1
+    at_least = math.fsum(math.comb(n, i) * x**i * (1 - x) ** (n - i) for i in range(k, n + 1))
+    assert beta_share(x, k, n - k + 1) == pytest.approx(at_least, rel=1e-9, abs=1e-13)
+
+
 @given(st.floats(0.5, 400), st.floats(0.5, 400), st.floats(0.001, 0.999))
-@settings(max_examples=40, deadline=None)
-def test_the_beta_distribution_is_numerics(a: float, b: float, level: float) -> None:
-    """Against plain integration of the density over the logarithm of the odds, where it is smooth."""
-    x = beta_quantile(level, a, b)
-    assume(1e-290 < x < 1 - 1e-12)
-    odds = np.linspace(-750 / min(a, 1), 750 / min(b, 1), 100_001)
-    log_x, log_rest = -np.logaddexp(0, -odds), -np.logaddexp(0, odds)
-    log_density = a * log_x + b * log_rest
-    density = np.exp(log_density - log_density.max())
-    below = odds <= math.log(x) - math.log1p(-x)
-    assert density[below].sum() / density.sum() == pytest.approx(
-        level, abs=5e-3 + 0.2 * density.max() / density.sum()
+@settings(max_examples=60, deadline=None)
+def test_the_beta_distribution_between_whole_numbers(a: float, b: float, x: float) -> None:
+    """DLMF 8.17.20."""
+    log_term = math.lgamma(a + b) - math.lgamma(a + 1) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    assert beta_share(x, a, b) - beta_share(x, a + 1, b) == pytest.approx(
+        math.exp(log_term), rel=1e-7, abs=1e-11
     )
-    assert beta_share(x, a, b) == pytest.approx(level, rel=1e-9)
+    level = beta_share(x, a, b)
+    assume(1e-9 < level < 1 - 1e-9)
+    assert beta_share(beta_quantile(level, a, b), a, b) == pytest.approx(level, rel=1e-7)
 
 
 @pytest.mark.parametrize(
