@@ -43,8 +43,8 @@ _GATES = {
     "max-kld-99-9": "Greatest 99.9 % KLD.",
     "max-ppl-ratio": "Greatest PPL(Q)/PPL(base).",
     "max-delta-p-rms": "Greatest RMS Δp, as a fraction.",
-    "max-flips": "Greatest share of flips.",
-    "min-same-top": "Least share of tokens with the same top p.",
+    "max-flips": "Greatest share of flips, as a fraction.",
+    "min-same-top": "Least share of tokens with the same top p, as a fraction.",
 }
 
 
