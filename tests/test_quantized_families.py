@@ -35,7 +35,7 @@ MODELS = [
     ("granitemoehybrid", "plain"),
     ("granitemoehybrid", "six experts"),
     ("granitemoehybrid", "attention alone"),
-    ("mamba2", "groups 2"),
+    ("mamba2", "tied"),
     ("mamba", "plain"),
     ("falcon_mamba", "plain"),
 ]
@@ -84,7 +84,7 @@ def test_weights_alone(name: str, case: str, scheme: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("scheme", ["fp8-dynamic", "fp8-block"])
 @pytest.mark.parametrize(("name", "case"), MODELS)
 def test_weights_and_activations(name: str, case: str, scheme: str, tmp_path: Path) -> None:
-    """As transformers loads FP8 by default: activations pass through FP8 before each quantized layer, and only there."""
+    """As transformers loads FP8 by default: activations pass through FP8 before each quantized layer alone."""
     directory, plan = made(name, case, scheme, tmp_path)
     network = loaded(directory, torch.float32)
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -129,10 +129,7 @@ def test_experts_are_left_alone_on_a_gpu_too(tmp_path: Path) -> None:
     replaced = {key for key, module in network.named_modules() if type(module).__name__.startswith("FP8")}
     assert replaced == {matrix.module for matrix in plan.matrices}
     assert any("the experts, 31% of the weights, stay" in note for note in plan.notes)
-    assert (
-        "experts" in (directory / "README.md").read_text()
-        or "input_linear" in (directory / "README.md").read_text()
-    )
+    assert "block_sparse_moe.input_linear" in (directory / "README.md").read_text()
 
 
 @pytest.mark.parametrize("scheme", PACKED)
@@ -161,13 +158,11 @@ def test_packed_out_proj_fails_to_load(name: str, scheme: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", TOUCHED)
 def test_integers_load_where_out_proj_stays(name: str, tmp_path: Path) -> None:
+    """Not to the bit: FalconMamba's class, where quantized, adds dt_proj's bias and takes it off, in bfloat16."""
     directory, plan = made(name, "plain", "w4a16-g128", tmp_path, keep=["ssm_out"])
     assert not any("CompressedTensorsConfig" in note for note in plan.notes)
-    packed, plain = (
-        transformers_logits(loaded(directory, torch.bfloat16, dequantize), TOKENS)
-        for dequantize in (False, True)
-    )
-    np.testing.assert_array_equal(packed, plain)
+    found = transformers_logits(loaded(directory, torch.bfloat16), TOKENS)
+    assert_near(found, reference_logits(directory), 0.03)
 
 
 @pytest.mark.parametrize("name", ["granitemoehybrid", "mamba"])
@@ -228,11 +223,10 @@ def test_vllm_would_load(name: str, case: str, scheme: str, keep: list[str], tmp
     assert vllm.check(config, shapes, scales) == len(plan.matrices)
     assert not any("vLLM" in note for note in plan.notes)
     if keep or case == "six experts":
-        broken = json.loads(json.dumps(config).replace("experts", "expert").replace("out_proj", "outproj"))
-        broken = json.loads(json.dumps(broken).replace("layers.0", "layers.9").replace("(0)", "(9)"))
-        broken = json.loads(json.dumps(broken).replace("o_proj", "oproj"))
-        with pytest.raises(vllm.RefusalError):
-            vllm.check(broken, shapes, scales)
+        key = "modules_to_not_convert" if scheme == "fp8-block-inv" else "ignore"
+        config["quantization_config"][key] = ["lm_head"]
+        with pytest.raises(vllm.RefusalError, match=r"experts|out_proj|o_proj|layers\.0\."):
+            vllm.check(config, shapes, scales)
 
 
 @pytest.mark.parametrize("name", ["mamba", "falcon_mamba"])
