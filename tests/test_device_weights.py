@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
-if importlib.util.find_spec("triton") is None:
-    if os.environ.get("CI"):
-        raise ImportError("Triton is missing, and in CI it must not be (make test installs it)")
-    pytest.skip("Triton is not installed (make test installs it)", allow_module_level=True)
+from tests.support.kernels import DEVICE, needs_triton
+
+needs_triton()
 
 from bamba_quant.device_weights import DeviceWeights
 from bamba_quant.embedded import embedded_model
 from bamba_quant.weights import load_model
 from tests.support.conversion import to_gguf
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("recipe", ["f16", "q4_k_m"])
