@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bamba_quant.checkpoint import read_raw
-from bamba_quant.weights import LazyWeights
+from bamba_quant.weights import LazyWeights, Meter
 
 if TYPE_CHECKING:
     import torch
@@ -26,19 +25,33 @@ class DeviceWeights(Mapping[str, Any]):
         self._weights, self._device, self._dtype = weights, device, dtype
 
     def __getitem__(self, name: str) -> Any:
+        return self._weights[name] if self._on_cpu(name) else self.rows(name)
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None, meter: Meter | None = None) -> Any:
+        """``LazyWeights.rows``, as a tensor on the device where that reads it."""
         import torch
 
-        from bamba_quant.formats.cuda.decoding import decode, decodes
+        from bamba_quant.formats.cuda.decoding import decode
+
+        meter = meter or Meter()
+        tensor, rule, moved = self._weights.stored(name)
+        stop = rule.shape[0] if stop is None else stop
+        if self._on_cpu(name):
+            return self._weights.rows(name, start, stop, meter)
+        raw, first = self._weights.raw(name, start, stop, meter)
+        with meter.spent("decoding"):
+            if moved:
+                raw = np.ascontiguousarray(rule.transform.invert(raw))
+            plain = tensor.format.dtype
+            dtype = self._dtype if plain is None else getattr(torch, plain.name)
+            values = decode(tensor.format, torch.from_numpy(raw).to(self._device), dtype)
+            return values.view(-1, *rule.shape[1:])[start - first : stop - first]
+
+    def _on_cpu(self, name: str) -> bool:
+        from bamba_quant.formats.cuda.decoding import decodes
 
         tensor, rule, moved = self._weights.stored(name)
-        if not decodes(tensor.format) or len(tensor.shape) < 2 or (moved and not rule.transform.moves):
-            return self._weights[name]
-        raw = read_raw(tensor)
-        if moved:
-            raw = np.ascontiguousarray(rule.transform.invert(raw))
-        plain = tensor.format.dtype
-        dtype = self._dtype if plain is None else getattr(torch, plain.name)
-        return decode(tensor.format, torch.from_numpy(raw).to(self._device), dtype).view(rule.shape)
+        return not decodes(tensor.format) or len(rule.shape) < 2 or (moved and not rule.transform.moves)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bamba_quant.architectures import TensorRule
 from bamba_quant.checkpoint import Checkpoint, RawReader, StoredTensor, read_tensor
+from bamba_quant.formats.base import U8
 from bamba_quant.formats.decoding import decode
 from bamba_quant.source import open_source
 from bamba_reference.config import Config
@@ -108,20 +109,26 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
             if moved:
                 values = rule.transform.invert(values.reshape(-1, 1))
             return values.reshape(rule.shape)[start:stop]
-        together = rule.transform.rows if moved else 1
-        first, last = start // together * together, -(-stop // together) * together
-        each = tensor.rows // rule.shape[0]  # rows of the file in one along the first axis
-        raw = np.empty((last - first) * each * tensor.row_bytes, np.uint8)
-        with meter.spent("reading"), RawReader() as reader:
-            reader.read_rows(tensor, tensor.row_bytes, first * each, last * each, raw)
+        raw, first = self.raw(name, start, stop, meter)
         with meter.spent("decoding"):
-            if tensor.format.dtype is not None:
-                values = raw.view(tensor.format.dtype).reshape(-1, tensor.columns)
-            else:
-                values = decode(tensor.format, raw.reshape(-1, tensor.row_bytes))
+            plain = tensor.format.dtype
+            values = decode(tensor.format, raw) if plain is None else raw.view(plain)
             if moved:
                 values = rule.transform.invert(values)
         return values.reshape(-1, *rule.shape[1:])[start - first : stop - first]
+
+    def raw(self, name: str, start: int, stop: int, meter: Meter) -> tuple[U8, int]:
+        """The bytes (rows, ``row_bytes``) that hold indices ``start`` to ``stop`` of the first axis, and the index
+        they begin with: the one before ``start`` at which a transform that is to be undone can be cut.
+        """
+        tensor, rule, moved = self.stored(name)
+        together = rule.transform.rows if moved else 1
+        first, last = start // together * together, -(-stop // together) * together
+        each = tensor.rows // rule.shape[0]  # a stack of matrices has several rows behind an index
+        raw = np.empty(((last - first) * each, tensor.row_bytes), np.uint8)
+        with meter.spent("reading"), RawReader() as reader:
+            reader.read_rows(tensor, tensor.row_bytes, first * each, last * each, raw.reshape(-1))
+        return raw, first
 
     def info(self, name: str) -> WeightInfo:
         """What the tensor is, from the headers."""

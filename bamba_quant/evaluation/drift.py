@@ -152,7 +152,7 @@ def drift(base: Tensor, other: Tensor) -> float | None:
 
 def with_linear(model: Model, linear: Callable[..., Tensor]) -> Model:
     """The model with another product in its layers."""
-    return replace(model, backend=replace(model.backend, linear=linear))
+    return replace(model, backend=model.backend.with_linear(linear))
 
 
 def _watch_base(passed: Pass, before: Tensor, after: Tensor) -> _BaseLayer:

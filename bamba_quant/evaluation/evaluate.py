@@ -48,7 +48,8 @@ from bamba_quant.evaluation.sources import Source
 from bamba_quant.evaluation.tokens import Tokens, file_tokens, text_tokens
 from bamba_quant.running import torch_device, torch_dtype
 from bamba_quant.weights import Meter
-from bamba_reference.backend import TORCH, Backend
+from bamba_reference.backend import Backend
+from bamba_reference.kernels import backend_named
 from bamba_reference.stream import Pass, final_hidden, logit_blocks
 from bamba_reference.tensors import FINAL_NORM
 
@@ -84,7 +85,6 @@ def evaluate(
     *,
     gates: Mapping[str, Sequence[Limit]] | None = None,
     limits: Sequence[Limit] = (),
-    backend: Backend = TORCH,
     command: str | None = None,
     progress: Tell = lambda progress: None,
 ) -> Evaluation:
@@ -108,6 +108,7 @@ def evaluate(
     kinds = [each.model.checkpoint.kind for each in opened]
     options = replace(options, activations=resolve(options.activations, kinds))
     dtype, device = torch_dtype(options.dtype), torch_device(options.device)
+    backend = backend_named(options.backend, device, dtype)
     tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
     files = [describe(each) for each in others]
     chosen = [limits_for(gates or {}, file.recipe, file.label, limits) for file in files]
@@ -273,7 +274,7 @@ def _estimates(
     found = {}
     for label, scored in zip(labels, blocks, strict=True):
         means = {
-            name: float(np.mean([block[name].mean() for block in scored]))
+            name: float(np.concatenate([block[name] for block in scored]).mean())
             for name in ("nll", "nll_base", "kld")
         }
         found[label] = {

@@ -8,7 +8,6 @@ Which type goes with which: ggml-cpu.c, ``type_traits_cpu``; sums are this libra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -89,4 +88,4 @@ def with_activations(backend: Backend, weights: LazyWeights, activations: str) -
     def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
         return backend.head(ROUNDINGS[formats[name]](x), weight, name)
 
-    return replace(backend, name=f"{backend.name}, activations as llama.cpp's", linear=linear, head=head)
+    return backend.with_linear(linear, name=f"{backend.name}, activations as llama.cpp's", head=head)

@@ -51,6 +51,7 @@ class FloorWatch:
     other: Backend = OTHER
     layers: list[LayerDrift] = field(default_factory=list)
     hidden: Tensor | None = None
+    dtype: torch.dtype | None = None
     described: str = ""
 
     def __post_init__(self) -> None:
@@ -63,7 +64,8 @@ class FloorWatch:
         x = passed.before[: self.texts].clone() if self.hidden is None else self.hidden
         model = self._other(passed.model)
         sequences = passed.sequences
-        if model.dtype != passed.model.dtype:
+        self.dtype = model.dtype
+        if model.dtype != passed.model.dtype and not self.config.residual_in_fp32:
             x = x.to(model.dtype)
         for some in x.split(max(1, _TOKENS // x.shape[1])):
             some.copy_(layer(model, passed.layer, some, sequences))
@@ -92,8 +94,8 @@ class FloorWatch:
 
     def final(self, norm: Tensor) -> Tensor:
         """The final hidden states (texts, L, d) after the final norm of weight ``norm``."""
-        assert self.hidden is not None
-        return self.other.rms_norm(self.hidden, norm, self.config.rms_norm_eps)
+        assert self.hidden is not None and self.dtype is not None
+        return self.other.rms_norm(self.hidden, norm, self.config.rms_norm_eps).to(self.dtype)
 
 
 def floors(scores: Scores) -> dict[str, float]:

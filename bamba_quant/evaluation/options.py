@@ -16,6 +16,7 @@ class Options:
     chunks: int | None = None
     dtype: str = "float32"
     device: str = "cpu"
+    backend: str = "auto"
     seed: int = 0
     resamples: int = RESAMPLES
     noise_floor: str = "order"

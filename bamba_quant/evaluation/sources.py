@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bamba_quant.device_weights import DeviceWeights
 from bamba_quant.weights import LazyWeights, Meter
 from bamba_reference.config import Config
 from bamba_reference.tensors import EMBEDDING, head_name
@@ -23,9 +24,15 @@ class Table:
     """The embedding or the head: rows are read when they are asked for, by a slice or by their numbers."""
 
     def __init__(
-        self, weights: LazyWeights, name: str, dtype: torch.dtype, device: torch.device, meter: Meter
+        self,
+        weights: LazyWeights | DeviceWeights,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        meter: Meter,
     ):
-        self.shape = weights.info(name).shape
+        self.shape = shape
         self._weights, self._name, self._dtype, self._device = weights, name, dtype, device
         self._meter = meter
 
@@ -40,8 +47,9 @@ class Table:
             inside = wanted[(wanted >= start) & (wanted < start + _TABLE_ROWS)]
             if len(inside):
                 first, last = int(inside.min()), int(inside.max()) + 1
-                found.append(self._weights.rows(self._name, first, last, self._meter)[inside - first])
-        return np.concatenate(found)
+                rows = self._weights.rows(self._name, first, last, self._meter)[inside - first]
+                found.append(to_tensor(rows, self._dtype, self._device))
+        return torch.cat(found)
 
 
 class Source(Mapping[str, Any]):
@@ -53,12 +61,14 @@ class Source(Mapping[str, Any]):
     def __init__(
         self, weights: LazyWeights, config: Config, dtype: torch.dtype, device: torch.device, meter: Meter
     ) -> None:
-        self._weights, self._dtype, self._device, self._meter = weights, dtype, device, meter
-        self._tables = (EMBEDDING, head_name(config))
+        self._dtype, self._device, self._meter = dtype, device, meter
+        self._weights = DeviceWeights(weights, device, dtype) if device.type == "cuda" else weights
+        self._tables = {name: weights.info(name).shape for name in (EMBEDDING, head_name(config))}
 
     def __getitem__(self, name: str) -> Tensor | Table:
         if name in self._tables:
-            return Table(self._weights, name, self._dtype, self._device, self._meter)
+            shape = self._tables[name]
+            return Table(self._weights, name, shape, self._dtype, self._device, self._meter)
         array = self._weights.rows(name, meter=self._meter)
         with self._meter.spent("decoding"):
             return to_tensor(array, stored_dtype(name, self._dtype), self._device)

@@ -107,7 +107,9 @@ def quantize(grid: Grid, method: str, x: F32, importance: F32 | None = None) -> 
     weights = np.ascontiguousarray(np.broadcast_to(w, x.shape).reshape(-1, grid.group).T)
     scale, zero = fit(grid, groups, weights)
     codes = grid.codes(groups, scale, zero).astype(np.int8)
-    return Groups(np.ascontiguousarray(codes.T).reshape(x.shape), scale.reshape(len(x), -1), zero.reshape(len(x), -1))
+    return Groups(
+        np.ascontiguousarray(codes.T).reshape(x.shape), scale.reshape(len(x), -1), zero.reshape(len(x), -1)
+    )
 
 
 def dequantize(grid: Grid, groups: Groups) -> F32:

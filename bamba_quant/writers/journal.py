@@ -19,7 +19,7 @@ from typing import Any, Self
 from bamba_quant.errors import OutputError
 
 NAME = ".bamba-quant-journal"
-SECONDS = 2.0  # between flushes
+SECONDS = 0.5  # between flushes: disks write while processors work
 
 Chunk = tuple[int, int]  # number of the tensor in the plan, first row
 Fingerprint = Mapping[str, Any]

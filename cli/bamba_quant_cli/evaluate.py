@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bamba_quant_cli.console import print_json, print_table, size
-from bamba_quant_cli.options import AsJson, Device, Dtype, IgnoreConfigKey, Overwrite, Tokenizer
+from bamba_quant_cli.options import AsJson, Backend, Device, Dtype, IgnoreConfigKey, Overwrite, Tokenizer
 
 if TYPE_CHECKING:
     from bamba_quant.evaluation.evaluate import Progress
@@ -119,6 +119,7 @@ def evaluate(
     min_same_top: Annotated[float | None, _gate("min-same-top")] = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
+    backend: Backend = "auto",
     tokenizer: Tokenizer = None,
     ignore_config_key: IgnoreConfigKey = None,
     as_json: AsJson = False,
@@ -157,6 +158,7 @@ def evaluate(
             chunks=chunks,
             dtype=dtype,
             device=device,
+            backend=backend,
             seed=seed,
             resamples=resamples,
             noise_floor=noise_floor,
@@ -300,7 +302,11 @@ def _row(kind: FigureKind, figure: Figure) -> tuple[str, ...]:
         "" if figure.naive_error is None else _number(kind, figure.naive_error),
         "" if low is None else _number(kind, low),
         "" if high is None else _number(kind, high),
-        "" if figure.floor is None else f"{figure.floor * (100 if kind.percent else 1):.1e}",
+        ""
+        if figure.floor is None
+        else f"{100 * figure.floor:.1e} %"
+        if kind.percent
+        else f"{figure.floor:.1e}",
     )
 
 

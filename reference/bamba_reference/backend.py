@@ -9,7 +9,7 @@ formulas are written down.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bamba_reference import selective_scan, torch_ops
@@ -28,8 +28,7 @@ class Backend:
     what enters each matrix and a quantized product can find its scales.
 
     The last entries join operations in one pass where a backend can. Those that are None are put together from
-    the others by ``torch_forward``, and whoever replaces ``linear`` to watch it sets ``add_linear`` and
-    ``gate_up`` to None. ``add_norm(x, delta, weight, eps)`` gives x + delta and its rms_norm;
+    the others by ``torch_forward``. ``add_norm(x, delta, weight, eps)`` gives x + delta and its rms_norm;
     ``add_linear(x, y, weight, bias, name)`` gives x + linear(y, …) and may write it over x;
     ``gate_up(x, gate, up)``, each of them (weight, bias, name), gives swiglu of the two products.
     ``next_tail(tail, xBC)`` is what of a convolution's inputs the next call needs. ``decoder(model, state,
@@ -54,6 +53,10 @@ class Backend:
     decoder: Callable[..., Any] | None = None
     arrange: Callable[..., Any] = dict
     selective_scan: Callable[..., Any] = selective_scan.selective_scan
+
+    def with_linear(self, linear: Callable[..., Any], **others: Any) -> Backend:
+        """The same with ``linear`` for every product in a layer, and ``others`` in place of the fields they name."""
+        return replace(self, linear=linear, add_linear=None, gate_up=None, **others)
 
 
 TORCH = Backend(

@@ -147,8 +147,8 @@ def logit_blocks(
                 # Read anew each time, so that a table mapped from a file is let go with its rows.
                 rows = source[name][start : start + _HEAD_ROWS]
                 part = backend.head(some, to_tensor(rows, some.dtype, some.device), name)
-                logits[:, start : start + _HEAD_ROWS] = part
-        yield logits_of(config, logits)
+                logits[:, start : start + _HEAD_ROWS] = logits_of(config, part)
+        yield logits
 
 
 def _part(
@@ -175,7 +175,7 @@ def _embed(
     table = source[EMBEDDING]
     check_shape(EMBEDDING, table.shape, tensor_shapes(config)[EMBEDDING])
     used, places = np.unique(ids, return_inverse=True)
-    rows = table[torch.from_numpy(used)] if isinstance(table, Tensor) else np.asarray(table[used])
+    rows = table[torch.from_numpy(used)] if isinstance(table, Tensor) else table[used]
     return stream_of(config, to_tensor(rows, dtype, device))[
         torch.from_numpy(places.reshape(ids.shape)).to(device)
     ]

@@ -145,7 +145,7 @@ def ignores(prefix: str, quantization: Mapping[str, Any], packed: Mapping[str, S
 
 
 def check(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Any]) -> int:
-    """Raise ``RefusalError`` where vLLM expects other tensors than a directory holds; return how many it quantizes.
+    """Raise ``RefusalError`` where vLLM would expect other tensors than there are; return how many it quantizes.
 
     ``shapes`` are those of all tensors, by name; ``values`` holds at least the scales of whole matrices.
     """

@@ -33,6 +33,7 @@ from bamba_quant.formats.integers import (
     START_TRIALS,
     SYMMETRIC_TRIALS,
     Grid,
+    Zero,
     check_columns,
     method_named,
 )
@@ -51,7 +52,7 @@ def quantizer(grid: Grid, method: str, offset: int) -> Quantize:
     The bytes of ``integers.quantize`` and ``integers.pack``. Free of the interpreter lock; any number of threads.
     """
     method_named(method)
-    kernel = _compiled(grid, method, offset)
+    kernel, spans = _compiled(grid.bits, grid.zero, method), _fractions(grid, method)
 
     def quantize(x: F32, importance: F32 | None = None) -> tuple[U8, F32, F32]:
         rows, columns = x.shape
@@ -61,28 +62,33 @@ def quantizer(grid: Grid, method: str, offset: int) -> Quantize:
         x = np.require(x, np.float32, ["C", "A"])
         weights = np.ones(columns, np.float32) if importance is None else importance
         weights = np.require(weights, np.float32, ["C", "A"])
-        kernel(x, weights, packed, scale.reshape(-1), zero.reshape(-1))
+        kernel(x, weights, packed, scale.reshape(-1), zero.reshape(-1), grid.group, offset, spans)
         return packed, scale, zero
 
     return quantize
 
 
 @cache
-def _compiled(grid: Grid, method: str, offset: int) -> Any:
+def _compiled(bits: int, zero: Zero, method: str) -> Any:
     rows = types.Array(types.float32, 2, "C", readonly=True)
     importance = types.Array(types.float32, 1, "C", readonly=True)
     packed, parameters = types.Array(types.uint8, 2, "C"), types.Array(types.float32, 1, "C")
-    signature = types.void(rows, importance, packed, parameters, parameters)
-    bits, zero_kind, group, effort = grid.bits, _ZEROS[grid.zero], grid.group, _METHODS[method]
-    trials = SYMMETRIC_TRIALS
-    if grid.zero != "none":
-        trials = START_TRIALS if method == "hqq" else RANGE_TRIALS
-    fractions = tuple(float(fraction) for fraction in grid.fractions(trials))
+    sizes = types.int64, types.int64
+    signature = types.void(rows, importance, packed, parameters, parameters, *sizes, importance)
+    zero_kind, effort = _ZEROS[zero], _METHODS[method]
 
-    def kernel(x: Any, importance: Any, packed: Any, scales: Any, zeros: Any) -> None:
-        _quantize(x, importance, packed, scales, zeros, bits, zero_kind, group, effort, offset, fractions)
+    def kernel(
+        x: Any, weights: Any, packed: Any, scales: Any, zeros: Any, n: Any, offset: Any, spans: Any
+    ) -> None:
+        _quantize(x, weights, packed, scales, zeros, bits, zero_kind, n, effort, offset, spans)
 
     return machine_code(kernel, signature)
+
+
+def _fractions(grid: Grid, method: str) -> F32:
+    if grid.zero == "none":
+        return grid.fractions(SYMMETRIC_TRIALS)
+    return grid.fractions(START_TRIALS if method == "hqq" else RANGE_TRIALS)
 
 
 @inlined
@@ -97,14 +103,11 @@ def _quantize(
     n: int,
     effort: int,
     offset: int,
-    fractions: Any,
+    spans: Any,
 ) -> None:
     n_groups, per_row, size = x.size // n, x.shape[1] // n, n * bits // 8
     starts = np.empty(LANES, np.intp)
     tile, w, codes, pair = scratch(n), scratch(n), byte_scratch(size), scratch(2)
-    spans = np.empty(len(fractions), np.float32)
-    for i in range(len(fractions)):
-        spans[i] = fractions[i]
     for first in range(0, n_groups, LANES):
         places(first, n_groups, n_groups, n, starts)
         read(x, starts, n, tile)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bamba_quant.report.labels import Box, text_width
-from bamba_quant.report.markup import Markup, compact, element, escaped
+from bamba_quant.report.markup import Markup, compact, element
 from bamba_quant.report.scales import Scale
 
 FONT = 12.0  # pixels, as page.css sets it inside charts
@@ -147,12 +147,3 @@ def left_axis(
 
 def border(frame: Frame) -> Markup:
     return rectangle(frame.inner, "border")
-
-
-def legend_key(kind: int, words: str) -> Markup:
-    """A list item of a legend beside a chart."""
-    return element(
-        "li",
-        element("svg", marker(kind, 7, 7, 5), width=14, height=14, aria_hidden="true", class_="key"),
-        escaped(words),
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,21 @@ import torch
 from torch import Tensor
 
 from bamba_reference.backend import Backend
+from bamba_reference.kernels import products
 from bamba_reference.kernels.attention import attend
 from bamba_reference.kernels.convolution import conv_in_place
-from bamba_reference.kernels.scan import step as scan_step
+from bamba_reference.kernels.step import step as scan_step
 from bamba_reference.mixers.attention import rotary_angles
 from bamba_reference.state import AttentionState, MambaState, State
 from bamba_reference.torch_forward import Model, Output, Sequences, embed, final_norm, head, layer
 from bamba_reference.torch_ops import wide
+
+_PRODUCTS: dict[str, Any] = {
+    "linear": products.linear,
+    "add_linear": products.add_linear,
+    "gate_up": products.gate_up,
+    "head": products.head,
+}
 
 
 class _Keys(AttentionState):
@@ -151,6 +160,12 @@ def _in_place(backend: Backend, place: Tensor, starts: Tensor) -> Backend:
     def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *_: Any) -> Tensor:
         return attend(q, k, v, scale, place, starts)
 
+    # A step writes no weights. A function that someone put in place of ours is left as it is.
+    early: dict[str, Any] = {
+        name: partial(function, settled=True)
+        for name, function in _PRODUCTS.items()
+        if getattr(backend, name) is function
+    }
     return replace(
         backend,
         conv=conv_in_place,
@@ -158,4 +173,5 @@ def _in_place(backend: Backend, place: Tensor, starts: Tensor) -> Backend:
         selective_scan=selective_scan,
         attention=attention,
         next_tail=lambda tail, xBC: tail,
+        **early,
     )

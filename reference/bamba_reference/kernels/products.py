@@ -36,17 +36,22 @@ class Tuning:
 DEFAULT = Tuning()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
-    """``torch_ops.linear``: x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out)."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str, *, settled: bool = False) -> Tensor:
+    """``torch_ops.linear``: x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out).
+
+    ``settled``, here and below: no kernel still under way writes the weight, so that it may be read early.
+    """
     if _few(x, weight):
-        return few_rows(x, weight, bias=bias)
+        return few_rows(x, weight, bias=bias, settled=settled)
     return F.linear(x, weight, bias)
 
 
-def add_linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+def add_linear(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, name: str, *, settled: bool = False
+) -> Tensor:
     """x + linear(y), rounded once, in the memory of x: x (…, out), y (…, in)."""
     if _few(y, weight):
-        return few_rows(y, weight, bias=bias, residual=x)
+        return few_rows(y, weight, bias=bias, residual=x, settled=settled)
     total = x.view(-1, x.shape[-1])
     if bias is not None:
         total += bias
@@ -57,13 +62,15 @@ def gate_up(
     x: Tensor,
     gate: tuple[Tensor, Tensor | None, str],
     up: tuple[Tensor, Tensor | None, str],
+    *,
+    settled: bool = False,
 ) -> Tensor:
     """silu(linear(x, gate)) * linear(x, up), each given as weight (ffn, d), bias and name: (…, ffn)."""
     if gate[1] is None and up[1] is None and _few(x, gate[0]) and gate[0].stride() == up[0].stride():
-        return few_rows(x, gate[0], gated=up[0])
+        return few_rows(x, gate[0], gated=up[0], settled=settled)
     both = _joined(gate[0], up[0]) if gate[1] is None and up[1] is None else None
     if both is None:
-        return swiglu(linear(x, *gate), linear(x, *up))
+        return swiglu(linear(x, *gate, settled=settled), linear(x, *up, settled=settled))
     return swiglu(*F.linear(x, both).split(len(gate[0]), dim=-1))
 
 
@@ -90,12 +97,12 @@ def _joined(first: Tensor, second: Tensor) -> Tensor | None:
     return first.as_strided((len(first) + len(second), first.shape[1]), first.stride())
 
 
-def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
+def head(x: Tensor, weight: Tensor, name: str, *, settled: bool = False) -> Tensor:
     """``torch_ops.head``: logits (…, V), float32: exact products of the model's dtype, summed in float32."""
     if x.dtype == torch.float32 or not x.is_cuda:
         return torch_ops.head(x, weight, name)
     if _few(x, weight):
-        return few_rows(x, weight, dtype=torch.float32)
+        return few_rows(x, weight, dtype=torch.float32, settled=settled)
     flat = x.reshape(-1, x.shape[-1])
     return torch.mm(flat, weight.t(), out_dtype=torch.float32).view(*x.shape[:-1], len(weight))
 
@@ -113,6 +120,7 @@ def few_rows(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    settled: bool = False,
     tuning: Tuning = DEFAULT,
 ) -> Tensor:
     """x (…, in) times weight (out, in) transposed, plus bias (out,), plus residual (…, out): (…, out) of ``dtype``.
@@ -122,7 +130,7 @@ def few_rows(
     rows, terms = weight.shape
     flat = x.reshape(-1, terms)
     out = torch.empty(*x.shape[:-1], rows, dtype=dtype or x.dtype, device=x.device)
-    overlap = overlaps(x.device)
+    overlap = settled and overlaps(x.device)
     # Programs that multiply the same rows of the matrix stand side by side, so that one of them reads it for all.
     _few_rows[(len(flat) * -(-rows // tuning.rows),)](
         flat,
@@ -168,7 +176,7 @@ def _few_rows(
     here = (r < rows)[:, None] & (k < terms)[None, :]
     total = tl.zeros((ROWS, TERMS), tl.float32)
     second = tl.zeros((ROWS, TERMS), tl.float32)
-    # The weights are on their way before the kernel that makes x has ended.
+    # With OVERLAP the weights are on their way before the kernel that makes x has ended.
     w = tl.load(weight + line, mask=here, other=0)
     v = w
     if gated is not None:

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
-if importlib.util.find_spec("triton") is None:
-    if os.environ.get("CI"):
-        raise ImportError("Triton is missing, and in CI it must not be (make test installs it)")
-    collect_ignore_glob = ["test_*.py"]
+from tests.support.kernels import DEVICE, needs_triton
+
+needs_triton()
 
 
 @pytest.fixture
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-# The interpreter's dot of bfloat16 is not bfloat16's (Triton 3.6), and torch's CPU has no use for float16.
-HALVES = [torch.bfloat16, torch.float16] if torch.cuda.is_available() else []
+    return DEVICE
