@@ -54,9 +54,7 @@ def output_error(error: OSError, file: Path | None) -> OutputError:
             found=error.strerror,
             fix="free some space, or write elsewhere; nothing was left behind",
         )
-    fix = (
-        "write elsewhere" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else None
-    )
+    fix = "write elsewhere" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else None
     return OutputError("the output cannot be written", where=file, found=error.strerror, fix=fix)
 
 
