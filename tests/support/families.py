@@ -174,7 +174,9 @@ FAMILIES = {
             _mamba_original,
             ("plain", "rank 7, state 8"),
         ),
-        Family("falcon_mamba", FalconMambaForCausalLM, FalconMambaConfig, _MIXERS, _MAMBA_CASES, _WIDE_MIXERS),
+        Family(
+            "falcon_mamba", FalconMambaForCausalLM, FalconMambaConfig, _MIXERS, _MAMBA_CASES, _WIDE_MIXERS
+        ),
     )
 }
 CASES = [(family.name, case) for family in FAMILIES.values() for case in family.cases]
