@@ -19,7 +19,7 @@ from bamba_quant.evaluation.tensor_loss import Difference, difference, row_class
 from bamba_quant.weights import LazyWeights, Meter
 from bamba_reference.config import Config
 from bamba_reference.stream import Pass
-from bamba_reference.tensors import layer_prefix
+from bamba_reference.tensors import layer_prefix, stack_of
 from bamba_reference.torch_forward import Model, layer
 
 WORST = 5
@@ -169,19 +169,32 @@ def _watch_base(passed: Pass, before: Tensor, after: Tensor) -> _BaseLayer:
 
 
 def _watch_candidate(passed: Pass, base: _BaseLayer) -> tuple[Tensor, dict[str, Noise]]:
-    """The layer's output for the base's input, and the noise of each matrix for the base's input to that."""
+    """The layer's output for the base's input, and the noise of each tensor's products for the base's input to them.
+
+    A stack of experts has the sums over those that the base's router chose, whatever the candidate's chose.
+    """
     noises: dict[str, Noise] = {}
     usual = passed.model.backend.linear
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
-        y, x_base, y_base = usual(x, weight, bias, name), base.inputs[name], base.outputs[name]
-        # Behind the layer's first matrices the inputs have parted already, and the product is made once more.
-        found = y if torch.equal(x, x_base) else usual(x_base, weight, bias, name)
-        noises[name] = (_squares(y_base), _squares(found - y_base))
+        y = usual(x, weight, bias, name)
+        if name in base.inputs:
+            # Behind the layer's first matrices the inputs have parted already, and the product is made once more.
+            found = y if torch.equal(x, base.inputs[name]) else usual(base.inputs[name], weight, bias, name)
+            noises[name] = (_squares(base.outputs[name]), _squares(found - base.outputs[name]))
         return y
 
     local = layer(with_linear(passed.model, linear), passed.layer, base.before, passed.sequences)
-    return local, noises
+    stacked: dict[str, Noise] = {}
+    for name, x in base.inputs.items():
+        stack, expert = stack_of(name)
+        if name not in noises:
+            assert expert is not None
+            linear(x, passed.model.weights[stack][expert], None, name)
+        signal, noise = noises[name]
+        before = stacked.get(stack, (0.0, 0.0))
+        stacked[stack] = (before[0] + signal, before[1] + noise)
+    return local, stacked
 
 
 def _squares(y: Tensor) -> Any:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.drift import DriftWatch, worst
-from bamba_quant.evaluation.gates import Limit, check_enough, judge, limits_for
+from bamba_quant.evaluation.gates import Limit, check_enough, check_sections, judge, limits_for
 from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.llama_activations import resolve, with_activations
 from bamba_quant.evaluation.logits_file import (
@@ -43,7 +43,7 @@ from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
 from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.record import command_line, run_record, timing
 from bamba_quant.evaluation.result import SCHEMA, Candidate, Evaluation, NoiseFloor
-from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, collect, score
+from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, check_finite, collect, score
 from bamba_quant.evaluation.sources import Source
 from bamba_quant.evaluation.tokens import Tokens, file_tokens, text_tokens
 from bamba_quant.running import torch_device, torch_dtype
@@ -111,6 +111,8 @@ def evaluate(
     backend = backend_named(options.backend, device, dtype)
     tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
     files = [describe(each) for each in others]
+    if gates is not None:
+        check_sections(gates, files)
     chosen = [limits_for(gates or {}, file.recipe, file.label, limits) for file in files]
     check_enough([each for some in chosen for each in some], tokens.text.chunks, tokens.text.scored)
 
@@ -135,18 +137,33 @@ def evaluate(
             if each:
                 each(passed)
 
-    hidden = final_hidden(
-        [each.model.config for each in opened],
-        sources,
-        tokens.cut,
-        dtype=dtype,
-        device=device,
-        backend=backends,
-        on_layer=lambda done, total: progress(Progress("layers", done, total, {})),
-        on_pass=watch if floor or drift else None,
-        watched=max(floor_chunks, drift_chunks),
-    )
-    measured = _score(given, opened, sources, hidden, tokens, floor, options, backends, progress)
+    with ExitStack() as stack:
+        write = None
+        if options.save_base:
+            inputs = [*(file for each in opened for file in files_of(each)), *([text] if text else [])]
+            write = stack.enter_context(
+                writing(
+                    options.save_base,
+                    tokens.own,
+                    opened[0].model.config.vocab_size,
+                    overwrite=options.overwrite,
+                    inputs=inputs,
+                )
+            )
+        hidden = final_hidden(
+            [each.model.config for each in opened],
+            sources,
+            tokens.cut,
+            dtype=dtype,
+            device=device,
+            backend=backends,
+            on_layer=lambda done, total: progress(Progress("layers", done, total, {})),
+            on_pass=watch if floor or drift else None,
+            watched=max(floor_chunks, drift_chunks),
+        )
+        measured = _score(given, opened, sources, hidden, tokens, floor, write, backends, progress)
+        for file, scores in zip(files, measured.scores, strict=True):
+            check_finite(scores, base.name, file.label)
     losses = drift.finish() if drift else [()] * len(others)
     seconds = time.perf_counter() - clock
     hashing = time.perf_counter()
@@ -176,7 +193,10 @@ def evaluate(
     return Evaluation(
         schema=SCHEMA,
         run=run_record(
-            command or command_line(base, candidates, text, options), options, backends[0], started
+            command or command_line(base, candidates, text, options),
+            replace(options, ctx=tokens.text.ctx),
+            backends[0],
+            started,
         ),
         text=tokens.text,
         base=describe_logits(given) if given else replace(describe(opened[0]), files=hashed[0]),
@@ -196,7 +216,7 @@ def _score(
     hidden: list[torch.Tensor],
     tokens: Tokens,
     floor: FloorWatch | None,
-    options: Options,
+    write: Callable[[NDArray[np.float32]], None] | None,
     backends: Sequence[Backend],
     progress: Tell,
 ) -> _Measured:
@@ -227,23 +247,17 @@ def _score(
     labels = [each.label for each in (opened if given else opened[1:])]
     blocks: list[list[dict[str, NDArray[Any]]]] = [[] for _ in candidates]
     floor_blocks: list[dict[str, NDArray[Any]]] = []
-    with ExitStack() as stack:
-        write = None
-        if options.save_base and not given:
-            write = stack.enter_context(
-                writing(options.save_base, tokens.own, vocab_size, overwrite=options.overwrite)
-            )
-        done = 0
-        for base in _base_blocks(given, None if given else logits[0], tokens, block, kept[0].device):
-            if write:
-                write(base.logits.float().cpu().numpy())
-            for number, ours in enumerate(candidates):
-                blocks[number].append(score(base, next(ours)))
-            for found in [next(floor_logits, None)]:
-                if found is not None:
-                    floor_blocks.append(score(base.first(len(found)), found))
-            done += len(base.targets)
-            progress(Progress("tokens", done, scored, _estimates(labels, blocks)))
+    done = 0
+    for base in _base_blocks(given, None if given else logits[0], tokens, block, kept[0].device):
+        if write:
+            write(base.logits.float().cpu().numpy())
+        for number, ours in enumerate(candidates):
+            blocks[number].append(score(base, next(ours)))
+        by_another_path = next(floor_logits, None)
+        if by_another_path is not None:
+            floor_blocks.append(score(base.first(len(by_another_path)), by_another_path))
+        done += len(base.targets)
+        progress(Progress("tokens", done, scored, _estimates(labels, blocks)))
     chunks = tokens.text.chunks
     return _Measured(
         [collect(each, chunks) for each in blocks],
@@ -278,7 +292,7 @@ def _estimates(
             for name in ("nll", "nll_base", "kld")
         }
         found[label] = {
-            "ppl_ratio": float(np.exp(means["nll"] - means["nll_base"])),
+            "ppl_ratio": float(np.exp(np.minimum(means["nll"] - means["nll_base"], 700))),
             "kld_mean": means["kld"],
         }
     return found

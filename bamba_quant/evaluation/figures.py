@@ -19,10 +19,10 @@ from bamba_quant.evaluation.intervals import (
     quantile,
     quantile_bounds,
     unchanged,
-    unseen_bounds,
 )
 from bamba_quant.evaluation.result import FIGURES, ChunkMeans, Figure, Flips, Histogram
 from bamba_quant.evaluation.scores import TOP, Scores
+from bamba_quant.evaluation.shares import gain_bounds, has_few_exceptions, share_bounds
 
 QUANTILES = {
     "99_9": 0.999, "99": 0.99, "95": 0.95, "90": 0.9, "75": 0.75, "median": 0.5, "25": 0.25, "10": 0.1, "5": 0.05,
@@ -42,7 +42,7 @@ class Mean:
 
 
 # Shares of tokens, of which no exception in a text is not yet none at all.
-SHARES = ("same_top", "flips")
+SHARES = ("same_top", "top_5_overlap", "flips")
 
 
 def _one(column: str, shown: Shown = unchanged) -> Mean:
@@ -113,11 +113,7 @@ def figures(scores: Scores, bootstrap: Bootstrap, floors: Mapping[str, float] | 
     found: dict[str, Figure] = {}
     for key, value in values(scores).items():
         if key in MEANS:
-            mean = MEANS[key]
-            bounds = bootstrap.bounds(_stack(columns, mean).mean(1), mean.smooth)
-            if bounds and key in SHARES and value == FIGURES[key].perfect:
-                none = unseen_bounds(scores.kld.size)
-                bounds = none if value == 0 else Bounds(1 - none.high, 1.0, 1 - none.upper, 1.0)
+            bounds = _share_bounds(key, columns) or _smooth_bounds(key, columns, bootstrap)
         else:
             bounds = _quantile_bounds(scores, key)
         found[key] = Figure(
@@ -130,6 +126,25 @@ def figures(scores: Scores, bootstrap: Bootstrap, floors: Mapping[str, float] | 
             floor=floors[key] if floors else None,
         )
     return found
+
+
+def _smooth_bounds(key: str, columns: Mapping[str, F64], bootstrap: Bootstrap) -> Bounds | None:
+    mean = MEANS[key]
+    return bootstrap.bounds(_stack(columns, mean).mean(1), mean.smooth)
+
+
+def _share_bounds(key: str, columns: Mapping[str, F64]) -> Bounds | None:
+    """Bounds of a share with few exceptions, or of the difference of two such; None of every other figure."""
+    tokens = columns["flips"].size
+    if key in SHARES:
+        shares = columns[MEANS[key].columns[0]].mean(1)
+        return share_bounds(shares, tokens) if has_few_exceptions(shares) else None
+    if key == "accuracy_difference" and has_few_exceptions(columns["flips"].mean(1)):
+        gained, lost = (
+            share_bounds(np.maximum(sign * columns["gain"], 0).mean(1), tokens) for sign in (1, -1)
+        )
+        return gain_bounds(gained, lost) if gained and lost else None
+    return None
 
 
 def least_tokens_for(key: str) -> int:

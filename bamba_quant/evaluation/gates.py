@@ -7,6 +7,7 @@ measured, and is an error.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from typing import Any, Literal
 from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.evaluation.figures import least_tokens_for
 from bamba_quant.evaluation.intervals import LEAST_CHUNKS
-from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure, Gate
+from bamba_quant.evaluation.models import recipe_names
+from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure, Gate, ModelFile
 
 FLOORS = 3
 
@@ -55,8 +57,16 @@ def limit(name: str, value: Any, where: object = None) -> Limit:
     }
     if name not in known:
         raise GateError("no gate has this name", where=where, found=name, expected=", ".join(known))
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise GateError("a gate's limit is no number", where=where, found=f"{name} = {value!r}")
+    if FIGURES[known[name].figure].percent and abs(value) > 1:
+        raise GateError(
+            "a gate's limit is more than the whole",
+            where=where,
+            found=f"{name} = {value:g}",
+            expected="a fraction of 1",
+            fix=f"for {value:g} % give {value / 100:g}" if abs(value) <= 100 else None,
+        )
     return Limit(known[name].figure, known[name].kind, float(value))
 
 
@@ -95,6 +105,33 @@ def limits_for(
     return tuple(chosen.values())
 
 
+def check_sections(sections: Mapping[str, Sequence[Limit]], models: Sequence[ModelFile]) -> None:
+    """Raise ``GateError`` for a candidate that no section is for, and for a section named as no recipe is."""
+    known = {EVERY, *recipe_names(), *(each.recipe for each in models), *(each.label for each in models)}
+    strange = [name for name in sections if name not in known]
+    if strange:
+        raise GateError(
+            "a section of the gates is for no candidate, and no recipe has its name",
+            found=", ".join(f"[{name}]" for name in strange),
+            expected=f"[{EVERY}], or of the candidates " + _sections_of(models),
+        )
+    left = [each for each in models if not {EVERY, each.recipe, each.label} & sections.keys()]
+    if left:
+        raise GateError(
+            "no section of the gates is for a candidate, which so would pass unjudged",
+            found=", ".join(f"[{name}]" for name in sections) or "no section",
+            expected=_sections_of(left),
+            fix="add a section, an empty one to ask nothing of it",
+        )
+
+
+def _sections_of(models: Sequence[ModelFile]) -> str:
+    return ", ".join(
+        f"[{each.recipe}]" if each.recipe == each.label else f"[{each.recipe}] or [{each.label}]"
+        for each in models
+    )
+
+
 def check_enough(limits: Sequence[Limit], chunks: int, scored: int) -> None:
     """Raise ``GateError`` when there are limits and too few chunks or tokens to test them, before anything is run."""
     for each in limits:
@@ -110,14 +147,18 @@ def check_enough(limits: Sequence[Limit], chunks: int, scored: int) -> None:
 
 
 def judge(limits: Sequence[Limit], figures: Mapping[str, Figure]) -> tuple[Gate, ...]:
-    """The verdicts, in order; a limit too near to losslessness to be measured does not pass."""
+    """The verdicts, in order.
+
+    What cannot be measured does not pass: a limit too near to losslessness, a figure whose interval is not known.
+    """
     gates = []
     for each in limits:
         figure = figures[each.figure]
         bound = figure.upper if each.kind == "max" else figure.lower
-        assert bound is not None
         perfect, floor = FIGURES[each.figure].perfect, figure.floor
-        measurable = perfect is None or floor is None or abs(each.limit - perfect) >= FLOORS * floor
+        wide = perfect is None or floor is None or abs(each.limit - perfect) >= FLOORS * floor
+        measurable = wide and bound is not None
+        bound = figure.value if bound is None else bound
         passed = bound <= each.limit if each.kind == "max" else bound >= each.limit
         gates.append(
             Gate(
@@ -140,9 +181,18 @@ def refuse_unmeasurable(evaluation: Evaluation) -> None:
         for gate in candidate.gates:
             if not gate.measurable:
                 floor = gate.floor or 0.0
+                where = f"{candidate.model.label}: {Limit(gate.figure, gate.kind, gate.limit).name}"
+                figure = candidate.figures[gate.figure]
+                if (figure.upper if gate.kind == "max" else figure.lower) is None:
+                    raise GateError(
+                        "a gate's figure has no interval: too few chunks differ to tell how uncertain it is",
+                        where=where,
+                        found=f"{gate.value:.6g}",
+                        fix="use a longer text, or set a gate on another figure",
+                    )
                 raise GateError(
                     "a gate is too tight to be measured",
-                    where=f"{candidate.model.label}: {Limit(gate.figure, gate.kind, gate.limit).name}",
+                    where=where,
                     found=f"{gate.limit:g}, {abs(gate.limit - (FIGURES[gate.figure].perfect or 0)):.3g} from "
                     "losing nothing",
                     expected=f"at least {FLOORS * floor:.3g}, three times the noise floor: what the base differs "

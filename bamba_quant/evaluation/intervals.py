@@ -25,6 +25,7 @@ LEAST_CHUNKS = 8
 LEAST_BEYOND = 8
 RESAMPLES = 10_000
 _BLOCK = 1000
+_ALIKE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,10 @@ class Bootstrap:
         )
 
     def bounds(self, means: F64, figure: Smooth) -> Bounds | None:
-        """Bounds of a figure of the means over chunks of ``means`` (n, k); None for too few chunks."""
+        """Bounds of a figure of the means over chunks of ``means`` (n, k).
+
+        None for too few chunks, and where so few of them differ that resamples do not tell how uncertain they are.
+        """
         if self.chunks < LEAST_CHUNKS:
             return None
         mean = means.mean(0)  # (k,)
@@ -80,11 +84,14 @@ class Bootstrap:
         # How far each resample's figure is from the sample's, in that resample's own standard errors.
         t = np.concatenate(
             [
-                self._deviations(means, figure, theta, self._counts[start : start + _BLOCK])
+                self._deviations(means, figure, theta, error, self._counts[start : start + _BLOCK])
                 for start in range(0, len(self._counts), _BLOCK)
             ]
         )
-        cuts = np.quantile(t, (0.975, 0.025, 0.95, 0.05))
+        with np.errstate(invalid="ignore"):
+            cuts = np.quantile(t, (0.975, 0.025, 0.95, 0.05))
+        if not np.isfinite(cuts).all():
+            return None
         return Bounds(*(float(figure.shown(theta - cut * error)) for cut in cuts))
 
     def _errors(self, means: F64, figure: Smooth) -> float:
@@ -93,28 +100,23 @@ class Bootstrap:
         influence = (means - mean) @ figure.gradient(mean)
         return float(np.sqrt(np.square(influence).mean() / (len(means) - 1)))
 
-    def _deviations(self, means: F64, figure: Smooth, theta: float, counts: NDArray[np.uint16]) -> F64:
+    def _deviations(
+        self, means: F64, figure: Smooth, theta: float, whole: float, counts: NDArray[np.uint16]
+    ) -> F64:
         n, k = means.shape
         share = counts / n  # (R, n)
         drawn = share @ means  # (R, k)
         products = (means[:, :, None] * means[:, None, :]).reshape(n, -1)
         moments = (share @ products).reshape(-1, k, k)  # (R, k, k)
         gradient = figure.gradient(drawn)  # (R, k)
-        variance = np.einsum("ri,rij,rj->r", gradient, moments, gradient)
+        variance = np.einsum("ri,ri->r", (moments @ gradient[:, :, None])[:, :, 0], gradient)
         variance -= np.square(np.einsum("ri,ri->r", gradient, drawn))
         error = np.sqrt(np.maximum(variance, 0) / (n - 1))
+        error[error < _ALIKE * whole] = 0  # what rounding leaves of chunks that are all alike
         with np.errstate(divide="ignore", invalid="ignore"):
             t = (figure.statistic(drawn) - theta) / error
-        known: F64 = np.nan_to_num(t, nan=0.0)  # a resample that is one chunk only has neither
+        known: F64 = np.where(np.isnan(t), 0.0, t)  # a resample like the sample, of chunks that are all alike
         return known
-
-
-def unseen_bounds(tokens: int) -> Bounds:
-    """Bounds of a share of which ``tokens`` tokens showed none: exact binomial ones (Clopper and Pearson 1934).
-
-    Tokens count as independent here: where nothing was seen nothing tells how it would gather.
-    """
-    return Bounds(0.0, 1 - 0.025 ** (1 / tokens), 0.0, 1 - 0.05 ** (1 / tokens))
 
 
 def quantile_bounds(values: F64, fraction: float) -> Bounds | None:

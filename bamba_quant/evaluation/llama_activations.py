@@ -15,6 +15,7 @@ from torch import Tensor
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.weights import LazyWeights
 from bamba_reference.backend import Backend
+from bamba_reference.tensors import stack_of
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -83,7 +84,8 @@ def with_activations(backend: Backend, weights: LazyWeights, activations: str) -
         )
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
-        return backend.linear(ROUNDINGS[formats[name]](x), weight, bias, name)
+        stack, _ = stack_of(name)
+        return backend.linear(ROUNDINGS[formats[stack]](x), weight, bias, name)
 
     def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
         return backend.head(ROUNDINGS[formats[name]](x), weight, name)

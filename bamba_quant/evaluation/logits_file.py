@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,14 +127,20 @@ def base_blocks(file: LogitsFile, chunks: int, block: int, device: torch.device)
 
 @contextmanager
 def writing(
-    path: Path, tokens: NDArray[np.int64], vocab_size: int, *, overwrite: bool = False
+    path: Path,
+    tokens: NDArray[np.int64],
+    vocab_size: int,
+    *,
+    overwrite: bool = False,
+    inputs: Collection[Path] = (),
 ) -> Iterator[Callable[[NDArray[np.float32]], None]]:
     """A function to be given the logits (t, V) of all scored tokens in order; the file appears when all are there.
 
-    ``tokens`` (chunks, ctx) are the text's own. Raises ``OutputError`` where the file exists or cannot be written.
+    ``tokens`` (chunks, ctx) are the text's own. Raises ``OutputError`` where the file exists, is one of
+    ``inputs`` or cannot be written.
     """
     file = LogitsFile(path, tokens.shape[1], vocab_size, np.asarray(tokens, "<i4"))
-    with atomic_files([(path, file.n_bytes)], overwrite=overwrite) as (descriptor,):
+    with atomic_files([(path, file.n_bytes)], overwrite=overwrite, inputs=inputs) as (descriptor,):
         at = file.start
         head = _HEAD.pack(MAGIC, file.ctx, vocab_size, file.chunks) + file.tokens.tobytes()
         _write(descriptor, head, 0)

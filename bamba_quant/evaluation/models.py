@@ -25,6 +25,9 @@ _HASH_CHUNK = 1 << 22
 # Files of a directory that say what its weights mean.
 _SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
+# What ``_quantization`` says of this project's FP8 and int4 directories.
+_SCHEMES = ("fp8", "fp8-dynamic", "int4", "torchao")
+
 
 class ComparisonError(BambaQuantError):
     """Models that cannot be compared with each other."""
@@ -65,7 +68,7 @@ def open_models(
 
 
 def describe(opened: Opened) -> ModelFile:
-    """What a report says of a model; its files' hashes are left to ``hashed``."""
+    """What a report says of a model; its files' hashes are left to ``hashes``."""
     checkpoint = opened.model.checkpoint
     weights = opened.model.weights
     totals: dict[str, list[int]] = {}
@@ -195,6 +198,16 @@ def _check_comparable(base: Opened, other: Opened) -> None:
             )
 
 
+def recipe_names() -> tuple[str, ...]:
+    """What ``ModelFile.recipe`` may say of GGUF files, and of the directories that this project writes."""
+    types = (_type_name(each) for each in LlamaFileType)
+    return (*dict.fromkeys((*(recipe.name for recipe in recipes()), *types)), *_SCHEMES)
+
+
+def _type_name(file_type: LlamaFileType) -> str:
+    return str(file_type.name).lower().removeprefix("mostly_")
+
+
 def _recipe(checkpoint: Checkpoint, types: Sequence[TypeTotal]) -> str:
     """What a file calls its mixture of types; else the type of most of its bytes."""
     if checkpoint.kind == "gguf":
@@ -204,7 +217,7 @@ def _recipe(checkpoint: Checkpoint, types: Sequence[TypeTotal]) -> str:
                 if int(recipe.file_type) == stored.value:
                     return recipe.name
             if stored.value in LlamaFileType._value2member_map_:
-                return str(LlamaFileType(stored.value).name).lower().removeprefix("mostly_")
+                return _type_name(LlamaFileType(stored.value))
     elif "quantization_config" in checkpoint.metadata:
         return _quantization(checkpoint.metadata["quantization_config"])
     return Counter({each.name: each.n_bytes for each in types}).most_common(1)[0][0]

@@ -82,7 +82,7 @@ FIGURES: Mapping[str, FigureKind] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A value and its intervals, by bootstrap over chunks.
+    """A value and its intervals, by bootstrap over chunks; by binomials for shares with few exceptions.
 
     ``low`` to ``high`` is the two-sided 95 % interval; ``lower`` and ``upper`` are the one-sided 95 % bounds that
     gates test. They are None where too few chunks allow none. ``naive_error`` is what llama-perplexity prints
@@ -250,6 +250,7 @@ class Gate:
     """One limit and its verdict: ``bound``, the one-sided 95 % bound of ``figure``, against ``limit``.
 
     A limit within three noise ``floor``s of losing nothing is not ``measurable``, and then has not passed.
+    Nor is a figure without an interval, whose ``bound`` is then its ``value``.
     """
 
     figure: str

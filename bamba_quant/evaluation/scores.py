@@ -15,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bamba_quant.errors import BambaQuantError
+
 F64 = NDArray[np.float64]
 
 # Logits worked on at once: what float64 makes of them stays in a core's cache.
 _ELEMENTS = 1 << 20
 TOP = 5
+_MOST_NATS = 700.0  # whose exponential is still a float64
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,26 @@ def collect(blocks: list[dict[str, NDArray[Any]]], chunks: int) -> Scores:
     return Scores(
         **{name: np.concatenate([block[name] for block in blocks]).reshape(chunks, -1) for name in blocks[0]}
     )
+
+
+def check_finite(scores: Scores, base: str, candidate: str) -> None:
+    """Raise ``BambaQuantError`` where one of the two, by its name, has likelihoods that no figure can be made of."""
+    for name, nll in ((base, scores.nll_base), (candidate, scores.nll)):
+        unknown = ~np.isfinite(nll)
+        if unknown.any():
+            raise BambaQuantError(
+                "a model's logits are no numbers",
+                where=f"{name}, chunk {int(unknown.any(1).argmax())}",
+                found=f"{int(unknown.sum()):,} of {nll.size:,} scored tokens without a likelihood",
+                fix="look for what is damaged with bamba-quant compare; in float16, evaluate in a wider --dtype",
+            )
+        if float(nll.mean()) > _MOST_NATS:
+            raise BambaQuantError(
+                "a model gives the text no likelihood: its perplexity is larger than any number",
+                where=name,
+                found=f"{float(nll.mean()):.0f} nats a token",
+                fix="look for what is damaged with bamba-quant compare",
+            )
 
 
 def _score_rows(base: BaseBlock, logits: Tensor, now: slice) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bamba_quant.errors import BambaQuantError
 from bamba_quant.weights import LazyWeights, Meter
 from bamba_reference.config import Config
 from bamba_reference.torch_forward import to_tensor
@@ -44,7 +45,7 @@ class Difference:
 
 def sqnr(signal: float, noise: float) -> float | None:
     """10 log10(signal / noise) in dB; None where there is no noise. No signal is held to be the least there can be."""
-    return 10 * math.log10(max(float(signal), 1e-300) / float(noise)) if noise else None
+    return 10 * math.log10(max(float(signal), 1e-300) / min(float(noise), 1e300)) if noise else None
 
 
 def difference(
@@ -55,7 +56,10 @@ def difference(
     *,
     other_name: str | None = None,
 ) -> Difference:
-    """Tensor ``name`` of ``other`` against that of ``base``, in float32 with sums in float64."""  # fmt: skip
+    """Tensor ``name`` of ``other`` against that of ``base``, in float32 with sums in float64.
+
+    Raises ``BambaQuantError`` for weights that are infinite or not a number.
+    """
     shape = base.info(name).shape
     step = max(1, _ELEMENTS // max(1, math.prod(shape[1:]))) if len(shape) > 1 else shape[0]
     signal, noise, lengths, products, worst = [], [], 0.0, 0.0, 0.0
@@ -72,21 +76,32 @@ def difference(
         lengths += float(_squares(v).sum())
         products += float((w * v).sum(dtype=torch.float64))
         worst = max(worst, float(d.abs().max()))
+    if not math.isfinite(lengths + float(sum(row.sum() for row in (*signal, *noise)))):
+        raise BambaQuantError(
+            "a tensor holds values that are no numbers, here or in the base",
+            where=f"{other.info(other_name or name).name}, stored as {other.info(other_name or name).format}",
+            fix="make the file again, from a checkpoint whose weights are finite",
+        )
     return Difference(np.concatenate(signal), np.concatenate(noise), lengths, products, worst)
 
 
 def row_classes(role: str, rows: int, config: Config) -> dict[str, slice]:
-    """Rows of a matrix that mean different things: those of Mamba-2's ssm_in are z, x, B, C and dt; of others none."""
-    if role != "ssm_in" or rows != config.mamba_in_proj_dim:
+    """Rows of a matrix that mean different things: those of ssm_in, and of Mamba's ssm_x; of others none."""
+    inner, states = config.mamba_d_inner, config.mamba_n_groups * config.mamba_d_state
+    if "mamba1" in config.layer_types:
+        split = {
+            "ssm_in": {"x": inner, "z": inner},
+            "ssm_x": {
+                "dt": config.mamba_time_step_rank,
+                "B": config.mamba_d_state,
+                "C": config.mamba_d_state,
+            },
+        }
+    else:
+        split = {"ssm_in": {"z": inner, "x": inner, "B": states, "C": states, "dt": config.mamba_n_heads}}
+    sizes = split.get(role, {})
+    if sum(sizes.values()) != rows:
         return {}
-    states = config.mamba_n_groups * config.mamba_d_state
-    sizes = {
-        "z": config.mamba_d_inner,
-        "x": config.mamba_d_inner,
-        "B": states,
-        "C": states,
-        "dt": config.mamba_n_heads,
-    }
     found, start = {}, 0
     for name, size in sizes.items():
         found[name] = slice(start, start + size)

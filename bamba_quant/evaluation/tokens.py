@@ -17,6 +17,7 @@ from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.result import Text
 from bamba_quant.running import read_text
 from bamba_quant.tokenizers.encoder import Encoder, read_encoder
+from bamba_reference.packing import InputError
 from bamba_reference.perplexity import cut_chunks
 
 
@@ -84,6 +85,16 @@ def file_tokens(given: LogitsFile, opened: Sequence[Opened], text: Path | None, 
                 found=f"{each.model.config.vocab_size} tokens",
                 expected=f"{given.vocab_size} tokens",
             )
+    if options.chunks is not None and options.chunks < 1:
+        raise InputError("there are no chunks to score", found=options.chunks, expected="at least 1")
+    if options.ctx not in (given.ctx, Options.ctx):
+        raise ComparisonError(
+            "the file of logits has chunks of another length",
+            where=given.path,
+            found=f"{given.ctx} tokens",
+            expected=f"{options.ctx}, as --ctx says",
+            fix="leave out --ctx, or make the file again",
+        )
     checkpoint = open_checkpoint(options.tokenizer) if options.tokenizer else opened[0].model.checkpoint
     encoder = read_encoder(checkpoint)
     own = given.tokens[: options.chunks].astype(np.int64)

@@ -202,7 +202,7 @@ def _layers(evaluation: Evaluation) -> Markup:
         element("div", *panels, class_="panels"),
         "Signal to noise of activations against the base's, in decibels: higher is closer. Full line: the stream "
         "after each layer, with everything lost before it (accumulated). Dashed line: what the layer itself loses "
-        "when it is given the base's own input (local). Grey columns are attention layers, all others Mamba-2. "
+        "when it is given the base's own input (local). Grey columns are attention layers. "
         f"Watched on the first {evaluation.drift_chunks} chunks."
         + (f" The noise floor lies at {numbers.decibels(quietest)} dB or higher." if quietest else ""),
     )

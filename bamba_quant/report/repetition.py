@@ -15,7 +15,11 @@ DEFINITIONS = (
     ("Δp", "Change of the probability given to the token that really follows, candidate minus base."),
     ("Flips", "Share of tokens whose top guess turned from right to wrong or from wrong to right."),
     ("SQNR", "Signal to quantization noise: 10 log10(Σw² / Σ(ŵ−w)²), in decibels; 6 dB are about one bit."),
-    ("Interval", "Tokens of one chunk depend on one another, so whole chunks are drawn, for base and candidate alike."),
+    (
+        "Interval",
+        "Tokens of one chunk depend on one another, so whole chunks are drawn, for base and candidate alike. Shares "
+        "with exceptions in fewer than eight chunks, which most draws would miss, have exact binomial intervals.",
+    ),
     ("Noise floor", "The base against itself by another path of computation; nothing smaller can be measured."),
     ("Gate", "A limit on the worse end of the one-sided 95 % interval: chance alone passes it in one of twenty runs."),
 )  # fmt: skip

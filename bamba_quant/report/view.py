@@ -58,16 +58,26 @@ def verdict(evaluation: Evaluation) -> Verdict:
             "No gates were set: the figures stand without a verdict.",
         )
     failed = [(name, gate) for name, gate in gates if not gate.passed]
+    judged = sum(bool(candidate.gates) for candidate in evaluation.candidates)
+    unjudged = [
+        name
+        for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True)
+        if not candidate.gates
+    ]
+    left = f" No gate was set for {', '.join(unjudged)}." if unjudged else ""
     if not failed:
         return Verdict(
             "pass",
             "PASS",
-            f"{_counted(len(gates), 'gate')} of {files}: all hold",
-            "Every limit is kept by the worse end of its figure's interval, not merely by its mean.",
+            f"{_counted(len(gates), 'gate')} of {_counted(judged, 'file')}: all hold",
+            f"Every limit is kept by the worse end of its figure's interval, not merely by its mean.{left}",
         )
     named = "; ".join(f"{name}: {figure_label(gate.figure)}" for name, gate in failed)
     return Verdict(
-        "fail", "FAIL", f"{len(failed)} of {_counted(len(gates), 'gate')} failed", f"What failed: {named}."
+        "fail",
+        "FAIL",
+        f"{len(failed)} of {_counted(len(gates), 'gate')} failed",
+        f"What failed: {named}.{left}",
     )
 
 
@@ -83,10 +93,12 @@ def gate_condition(gate: Gate) -> str:
 
 def gate_finding(gate: Gate, candidate: Candidate) -> str:
     """The bound that was tested, such as ``upper 95 % bound 0.03124``, or why none was."""
-    if not gate.measurable:
-        return "the limit lies within three noise floors of no loss, so it cannot be tested"
     side = "upper" if gate.kind == "max" else "lower"
     kind, figure = FIGURES[gate.figure], candidate.figures[gate.figure]
+    if (figure.upper if gate.kind == "max" else figure.lower) is None:
+        return "too few chunks differ for the figure to have an interval, so it cannot be tested"
+    if not gate.measurable:
+        return "the limit lies within three noise floors of no loss, so it cannot be tested"
     return f"{side} 95 % bound {numbers.bound(kind, gate.bound, figure)}"
 
 

@@ -52,11 +52,9 @@ def output_error(error: OSError, file: Path | None) -> OutputError:
             "the disk is full",
             where=file,
             found=error.strerror,
-            fix="free some space, or write elsewhere with --outfile; nothing was left behind",
+            fix="free some space, or write elsewhere; nothing was left behind",
         )
-    fix = (
-        "write elsewhere with --outfile" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else None
-    )
+    fix = "write elsewhere" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else None
     return OutputError("the output cannot be written", where=file, found=error.strerror, fix=fix)
 
 
@@ -71,13 +69,13 @@ def _check_target(file: Path, overwrite: bool, inputs: Collection[Path]) -> None
         raise OutputError(
             "the output is there already and is no ordinary file",
             where=file,
-            fix="give another name with --outfile",
+            fix="give another name",
         )
     if any(file.samefile(source) for source in inputs):
         raise OutputError(
             "the output would replace the file it is made from",
             where=file,
-            fix="give another name with --outfile",
+            fix="give another name",
         )
     if not overwrite:
         raise _exists(file)
@@ -87,7 +85,7 @@ def _exists(file: Path) -> OutputError:
     return OutputError(
         "the output exists already",
         where=file,
-        fix="give another name with --outfile, or allow replacing it with --overwrite",
+        fix="give another name, or allow replacing it with --overwrite",
     )
 
 
@@ -110,7 +108,7 @@ def _check_space(files: Sequence[tuple[Path, int]]) -> None:
             where=directory,
             found=f"{free:,} bytes free",
             expected=f"{needed:,} bytes",
-            fix="free some space, or write elsewhere with --outfile",
+            fix="free some space, or write elsewhere",
         )
 
 

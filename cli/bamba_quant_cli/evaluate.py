@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_json, print_table, size
+from bamba_quant_cli.console import print_json
+from bamba_quant_cli.evaluation_tables import gate_lines, print_evaluation
 from bamba_quant_cli.options import AsJson, Backend, Device, Dtype, IgnoreConfigKey, Overwrite, Tokenizer
 
 if TYPE_CHECKING:
     from bamba_quant.evaluation.evaluate import Progress
     from bamba_quant.evaluation.gates import Limit
-    from bamba_quant.evaluation.result import Candidate, Evaluation, Figure, FigureKind
 
 EXAMPLES = """
 Examples:
@@ -43,8 +43,8 @@ _GATES = {
     "max-kld-99-9": "Greatest 99.9 % KLD.",
     "max-ppl-ratio": "Greatest PPL(Q)/PPL(base).",
     "max-delta-p-rms": "Greatest RMS Δp, as a fraction.",
-    "max-flips": "Greatest share of flips.",
-    "min-same-top": "Least share of tokens with the same top p.",
+    "max-flips": "Greatest share of flips, as a fraction.",
+    "min-same-top": "Least share of tokens with the same top p, as a fraction.",
 }
 
 
@@ -69,7 +69,9 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="UTF-8 text to evaluate on; a file of logits has its own."),
     ] = None,
-    ctx: Annotated[int, typer.Option(help="Tokens of a chunk; its second half is scored.")] = 512,
+    ctx: Annotated[
+        int, typer.Option(help="Tokens of a chunk; its second half is scored. A file of logits has its own.")
+    ] = 512,
     chunks: Annotated[int | None, typer.Option(help="Chunks at most; by default the whole text.")] = None,
     save_base: Annotated[
         Path | None,
@@ -144,10 +146,6 @@ def evaluate(
         "min-same-top": min_same_top,
     }
     if report_dir:
-        from bamba_quant.report import prepare_directory
-
-        prepare_directory(report_dir)
-    if report_dir:
         prepare_directory(report_dir)
     evaluation = measure(
         base,
@@ -181,13 +179,13 @@ def evaluate(
 
         print_json(asdict(evaluation))
     else:
-        _print(evaluation)
+        print_evaluation(evaluation)
     for file in reports:
         typer.echo(file, err=as_json)
     refuse_unmeasurable(evaluation)
     if not evaluation.passed:
         for candidate in evaluation.candidates:
-            for line in _gate_lines(candidate, failed=True):
+            for line in gate_lines(candidate, failed=True):
                 typer.echo(line, err=True)
         raise typer.Exit(1)
 
@@ -206,132 +204,6 @@ def _limits(given: dict[str, float | None], more: list[str]) -> list[Limit]:
             raise GateError("a gate has no limit", where="--gate", found=each, expected="NAME=LIMIT")
         limits.append(limit(name.strip(), number, "--gate"))
     return limits
-
-
-def _print(evaluation: Evaluation) -> None:
-    from bamba_quant.evaluation.result import FIGURES
-
-    text, timing = evaluation.text, evaluation.timing
-    typer.echo(
-        f"{text.file}: {text.chunks} chunks of {text.ctx}, {text.scored} tokens scored; {evaluation.run.backend}, "
-        f"{evaluation.run.dtype}; {timing.seconds:.1f} s ({100 * timing.reading:.0f} % reading, "
-        f"{100 * timing.dequantizing:.0f} % dequantizing, {100 * timing.computing:.0f} % computing), peak "
-        f"{size(timing.peak_memory)}"
-    )
-    typer.echo()
-    models = [evaluation.base, *(candidate.model for candidate in evaluation.candidates)]
-    figures = [None, *(candidate.figures for candidate in evaluation.candidates)]
-    chosen = ("ppl_ratio", "kld_mean", "kld_99_9", "same_top", "delta_p_rms")
-    print_table(
-        (
-            "model",
-            "type",
-            "size",
-            "bits per weight",
-            *(" ".join(FIGURES[key].label.split()) for key in chosen),
-        ),
-        [
-            (
-                model.label,
-                model.recipe,
-                size(model.file_bytes),
-                f"{model.bits_per_weight:.2f}" if model.bits_per_weight else "",
-                *(_number(FIGURES[key], found[key].value) if found else "" for key in chosen),
-            )
-            for model, found in zip(models, figures, strict=True)
-        ],
-        right=(2, 3, 4, 5, 6, 7, 8),
-    )
-    for candidate in evaluation.candidates:
-        _print_candidate(candidate, evaluation)
-
-
-def _print_candidate(candidate: Candidate, evaluation: Evaluation) -> None:
-    from bamba_quant.evaluation.result import FIGURES
-
-    headings = {
-        "perplexity": "Perplexity statistics",
-        "divergence": "KL divergence statistics",
-        "probability": "Token probability statistics",
-        "agreement": "Agreement",
-    }
-    typer.echo(f"\n{candidate.model.label}")
-    for section, heading in headings.items():
-        typer.echo(f"\n====== {heading} ======")
-        print_table(
-            ("", "value", "±", "95 % from", "to", "noise floor"),
-            [_row(kind, candidate.figures[key]) for key, kind in FIGURES.items() if kind.section == section],
-            right=(1, 2, 3, 4, 5),
-        )
-    flips = candidate.flips
-    typer.echo(
-        f"\nflips: {flips.lost} right tokens lost, {flips.gained} gained; McNemar's exact test p = {flips.p_value:.2g}"
-    )
-    if candidate.layers:
-        typer.echo("\nWhere it was lost (SQNR in dB, less is worse):")
-        print_table(
-            ("layer", "kind", "local", "accumulated"),
-            [
-                (drift.layer, drift.kind, _db(drift.local), _db(drift.accumulated))
-                for drift in candidate.layers
-            ],
-            right=(0, 2, 3),
-        )
-    by_name = {loss.name: loss for loss in candidate.tensors}
-    if candidate.worst:
-        typer.echo()
-        print_table(
-            ("worst tensors", "type", "weight", "output"),
-            [
-                (name, by_name[name].format, _db(by_name[name].weight_sqnr), _db(by_name[name].output_sqnr))
-                for name in candidate.worst
-            ],
-            right=(2, 3),
-        )
-    if candidate.gates:
-        typer.echo()
-        for line in _gate_lines(candidate):
-            typer.echo(line)
-
-
-def _row(kind: FigureKind, figure: Figure) -> tuple[str, ...]:
-    low, high = figure.low, figure.high
-    return (
-        kind.label,
-        _number(kind, figure.value),
-        "" if figure.naive_error is None else _number(kind, figure.naive_error),
-        "" if low is None else _number(kind, low),
-        "" if high is None else _number(kind, high),
-        ""
-        if figure.floor is None
-        else f"{100 * figure.floor:.1e} %"
-        if kind.percent
-        else f"{figure.floor:.1e}",
-    )
-
-
-def _number(kind: FigureKind, value: float) -> str:
-    return f"{100 * value:.3f} %" if kind.percent else f"{value:.6f}"
-
-
-def _db(value: float | None) -> str:
-    return "exact" if value is None else f"{value:.1f}"
-
-
-def _gate_lines(candidate: Candidate, failed: bool = False) -> list[str]:
-    from bamba_quant.evaluation.gates import Limit
-
-    lines = []
-    for gate in candidate.gates:
-        if failed and gate.passed:
-            continue
-        name = Limit(gate.figure, gate.kind, gate.limit).name
-        verdict = "PASS" if gate.passed else "FAIL" if gate.measurable else "UNMEASURABLE"
-        lines.append(
-            f"{verdict} {candidate.model.label}: {name} {gate.limit:g}, {'upper' if gate.kind == 'max' else 'lower'} "
-            f"bound {gate.bound:.6g} (value {gate.value:.6g})"
-        )
-    return lines
 
 
 def _teller() -> Callable[[Progress], None]:

@@ -95,3 +95,9 @@ def check_shape(name: str, found: Iterable[int], expected: Shape) -> None:
 
 def _listed(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def stack_of(name: str) -> tuple[str, int | None]:
+    """The tensor that the matrix of a product lies in, and which of its experts that is: x.weight[3] in x.weight."""
+    stack, bracket, expert = name.partition("[")
+    return stack, int(expert.removesuffix("]")) if bracket else None

@@ -64,6 +64,31 @@ def test_a_gate_that_fails_is_named_and_exits_1(q8: Path, q4: Path, text: Path, 
     assert found["run"]["command"].startswith("bamba-quant evaluate ")
 
 
+@pytest.mark.parametrize(
+    ("section", "complaint"), [("q4_km", "no recipe has its name"), ("q4_k_m", "pass unjudged")]
+)
+def test_gates_for_nobody_are_refused_before_the_work(
+    section: str, complaint: str, q8: Path, text: Path, tmp_path: Path
+) -> None:
+    gates, saved = tmp_path / "gates.toml", tmp_path / "base.kld"
+    gates.write_text(f"[{section}]\nmax-kld = 0.1\n")
+    done = run(
+        "evaluate",
+        embedded_model(),
+        q8,
+        "--text",
+        text,
+        *SMALL,
+        "--gates",
+        gates,
+        "--save-base",
+        saved,
+        code=2,
+    )
+    assert complaint in done.stderr and f"[{section}]" in done.stderr and "[q8_0] or [mini-q8]" in done.stderr
+    assert not done.stdout and not saved.exists()
+
+
 def test_a_gate_within_the_noise_is_refused(q8: Path, text: Path) -> None:
     done = run(
         "evaluate", embedded_model(), q8, "--text", text, *SMALL, "--noise-floor", "bfloat16", "--max-kld", 1e-5,
@@ -94,6 +119,9 @@ def test_bases_saved_and_used(q8: Path, text: Path, tmp_path: Path) -> None:
     ("words", "complaint"),
     [
         (("--max-kld", "nan"), "no number"),
+        (("--max-kld", "inf"), "no number"),
+        (("--min-same-top", "90"), "for 90 % give 0.9"),
+        (("--gate", "max-flips=5"), "for 5 % give 0.05"),
         (("--gate", "max-kdl=1"), "no gate has this name"),
         (("--gate", "max-kld"), "NAME=LIMIT"),
         (("--noise-floor", "gpu"), "no such noise floor"),

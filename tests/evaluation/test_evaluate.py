@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from bamba_reference.perplexity import cut_chunks
 from bamba_reference.torch_forward import forward, load
 from tests.evaluation.oracle import table
 from tests.support.conversion import to_gguf
+from tests.support.families import FAMILIES, save
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.shared import shared
 
@@ -366,6 +368,118 @@ def test_texts_that_cannot_be_scored(files: dict[str, Path], tmp_path: Path) -> 
     refused(InputError, "too short", b"A few words.")
     with pytest.raises(BambaQuantError, match="no text"):
         evaluate(embedded_model(), [files["q8_0"]], None, OPTIONS)
+
+
+def spoilt(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """The embedded model with changed weights, in float32."""
+    from safetensors.torch import load_file, save_file
+
+    directory.mkdir()
+    for file in embedded_model().iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    state = {name: w.float() for name, w in load_file(directory / "model.safetensors").items()}
+    change(state)
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize("drift_chunks", [0, 1])
+def test_weights_that_are_no_numbers(drift_chunks: int, text: Path, tmp_path: Path) -> None:
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state["model.layers.3.feed_forward.down_proj.weight"][0, 0] = math.nan
+
+    model, saved = spoilt(tmp_path / "spoilt", change), tmp_path / "base.kld"
+    options = dataclasses.replace(OPTIONS, drift_chunks=drift_chunks, save_base=saved)
+    with pytest.raises(BambaQuantError, match="no numbers") as error:
+        evaluate(embedded_model(), [model], text, options)
+    assert ("down_proj" if drift_chunks else "spoilt, chunk 0") in str(error.value)
+    assert not saved.exists()
+
+
+def test_a_perplexity_beyond_all_numbers(text: Path, tmp_path: Path) -> None:
+    def change(state: dict[str, torch.Tensor]) -> None:
+        for name in ("lm_head.weight", "model.embed_tokens.weight"):
+            if name in state:
+                state[name] *= 1e5
+
+    with pytest.raises(BambaQuantError, match="larger than any number") as error:
+        evaluate(embedded_model(), [spoilt(tmp_path / "spoilt", change)], text, OPTIONS)
+    assert "nats a token" in str(error.value)
+
+
+def test_a_base_that_cannot_be_saved_is_found_out_first(
+    files: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "final_hidden", lambda *a, **k: pytest.fail("the models were run"))
+    there = tmp_path / "there.kld"
+    there.write_bytes(b"something")
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(files["q8_0"].read_bytes())
+    for path, overwrite, match in (
+        (there, False, "exists already"),
+        (tmp_path / "nowhere" / "x.kld", False, "does not exist"),
+        (copy, True, "replace the file it is made from"),
+    ):
+        options = dataclasses.replace(OPTIONS, save_base=path, overwrite=overwrite)
+        with pytest.raises(BambaQuantError, match=match):
+            evaluate(embedded_model(), [copy], text, options)
+    assert copy.read_bytes() == files["q8_0"].read_bytes() and there.read_bytes() == b"something"
+
+
+def test_a_file_of_logits_has_its_own_chunks(files: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "base.kld"
+    plain = dataclasses.replace(OPTIONS, drift_chunks=0, noise_floor="none")
+    evaluate(embedded_model(), [files["q8_0"]], text, dataclasses.replace(plain, save_base=saved, ctx=33))
+    found = evaluate(saved, [files["q8_0"]], None, Options(resamples=1000, chunks=3))
+    assert (found.text.ctx, found.text.chunks, found.text.scored) == (33, 3, 48)
+    assert found.run.options["ctx"] == 33
+    for chunks in (0, -1):
+        with pytest.raises(InputError, match="no chunks"):
+            evaluate(saved, [files["q8_0"]], None, Options(chunks=chunks))
+    with pytest.raises(ComparisonError, match="another length"):
+        evaluate(saved, [files["q8_0"]], None, Options(ctx=64))
+
+
+def experts(directory: Path, vary: float = 0.0) -> Path:
+    """A Granite of six experts with the embedded model's tokenizer; ``vary`` moves its routers."""
+    family = FAMILIES["granitemoehybrid"]
+    model = family.random(**{**family.cases["six experts"], "vocab_size": 2048})
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "router" in name:
+                weight += vary * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    save(model, directory)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / file).write_bytes((embedded_model() / file).read_bytes())
+    return directory
+
+
+def test_experts_lose_by_their_products_too(text: Path, tmp_path: Path) -> None:
+    """Under the stack's name, over the base's tokens, though the candidate's router chooses others."""
+    base, other = experts(tmp_path / "base"), experts(tmp_path / "other", vary=0.5)
+    eight = to_gguf(base, tmp_path / "q8.gguf", "q8_0")
+    moved, quantized = evaluate(base, [other, eight], text, OPTIONS).candidates
+    for candidate in (moved, quantized):
+        stacks = {
+            loss.name: loss for loss in candidate.tensors if len(loss.shape) == 3 and "conv" not in loss.name
+        }
+        assert len(stacks) >= 3
+        for loss in stacks.values():
+            if candidate is moved:
+                assert loss.weight_sqnr is loss.output_sqnr is None
+            else:
+                assert loss.output_sqnr == pytest.approx(loss.weight_sqnr, abs=3)
+    assert any(layer.local is not None and layer.local < 40 for layer in moved.layers)
+
+
+def test_experts_with_llama_cpps_activations(text: Path, tmp_path: Path) -> None:
+    base = experts(tmp_path / "base")
+    files = [to_gguf(base, tmp_path / f"{name}.gguf", name) for name in ("bf16", "q8_0")]
+    found = evaluate(files[0], files[1:], text, OPTIONS)
+    assert found.run.options["activations"] == "llama.cpp"
+    exact = evaluate(files[0], files[1:], text, dataclasses.replace(OPTIONS, activations="exact"))
+    kld = [each.candidates[0].figures["kld_mean"].value for each in (exact, found)]
+    assert 0 < kld[0] < kld[1] < 0.01
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])

@@ -11,6 +11,7 @@ from bamba_quant.evaluation.gates import (
     GateError,
     Limit,
     check_enough,
+    check_sections,
     judge,
     limit,
     limits_for,
@@ -105,3 +106,49 @@ def test_texts_too_short_for_a_bound_are_refused_first() -> None:
         check_enough([limit("max-kld", 1)], 7, 10_200)
     with pytest.raises(GateError, match=r"max-kld-99-9\n.*7999 tokens"):
         check_enough([limit("max-kld-99-9", 1)], 40, 7999)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "0.1", True, None])
+def test_what_is_no_limit(value: object) -> None:
+    with pytest.raises(GateError, match="no number"):
+        limit("max-kld", value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("min-same-top", 90), ("max-flips", 5), ("max-delta-p-rms", 1.01)]
+)
+def test_percents_are_no_fractions(name: str, value: float) -> None:
+    with pytest.raises(GateError, match=rf"more than the whole\n.*\n.*fraction of 1\n.*give {value / 100:g}"):
+        limit(name, value)
+    assert limit(name, value / 100).limit == value / 100
+    assert limit("max-ppl", value).limit == value
+
+
+def test_every_candidate_has_a_section_and_every_section_a_recipe() -> None:
+    models = [candidate.model for candidate in make_evaluation().candidates]
+    recipes = [model.recipe for model in models]
+    limits = (limit("max-kld", 1),)
+    check_sections({"default": limits}, models)
+    check_sections(dict.fromkeys(recipes, limits), models)
+    check_sections({**dict.fromkeys(recipes[1:], limits), models[0].label: ()}, models)
+    check_sections({"default": limits, "iq2_xs": limits, "int4": limits}, models)
+    with pytest.raises(GateError, match=r"no recipe has its name\n.*\[q4_km\]\n"):
+        check_sections({"default": limits, "q4_km": limits}, models)
+    with pytest.raises(GateError, match=r"pass unjudged\n") as error:
+        check_sections(dict.fromkeys(recipes[1:], limits), models)
+    assert f"[{recipes[0]}]" in str(error.value)
+    with pytest.raises(GateError, match="no section"):
+        check_sections({}, models)
+
+
+def test_a_figure_without_interval_is_not_judged() -> None:
+    unknown = Figure(value=0.01, low=None, high=None, lower=None, upper=None, floor=1e-4)
+    (gate,) = gates = judge([limit("max-kld", 0.05)], {"kld_mean": unknown})
+    assert (gate.passed, gate.measurable, gate.bound) == (False, False, 0.01)
+    evaluation = make_evaluation()
+    candidate = evaluation.candidates[0]
+    figures = {**candidate.figures, "kld_mean": unknown}
+    with pytest.raises(GateError, match="has no interval"):
+        refuse_unmeasurable(
+            replace(evaluation, candidates=(replace(candidate, figures=figures, gates=gates),))
+        )

@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.figures import MEANS, _columns, _stack
@@ -19,6 +21,7 @@ from bamba_quant.evaluation.intervals import (
     student,
 )
 from bamba_quant.evaluation.scores import Scores
+from bamba_quant.evaluation.shares import beta_quantile, beta_share, has_few_exceptions, share_bounds
 
 CHUNKS, TOKENS, TRIALS = 40, 64, 800
 
@@ -131,6 +134,96 @@ def test_no_exception_seen_is_not_none_at_all() -> None:
     assert (1 - flips.upper) ** tokens == pytest.approx(0.05) == pytest.approx(top.lower**tokens)
     assert top.low**tokens == pytest.approx(0.025)
     assert (top.value, top.high, flips.value, flips.low) == (1.0, 1.0, 0.0, 0.0)
+
+
+def exceptions(count: int, chunks: int = 32) -> Scores:
+    """Scores of which ``count`` tokens, each in another chunk, have another top and another rightness."""
+    scores = simulated(np.random.default_rng(4), chunks)
+    same_top, right = np.ones_like(scores.same_top), scores.right_base.copy()
+    same_top[:count, 5] = False
+    right[:count, 7] ^= True
+    overlap = np.where(same_top, 5, 4)
+    return Scores(**vars(scores) | {"same_top": same_top, "right": right, "overlap": overlap})
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 7, 8, 12])
+def test_shares_with_few_exceptions_have_bounds(count: int) -> None:
+    """Most resamples of chunks have none of one exception, and their own spread says nothing then."""
+    found = figures.figures(exceptions(count), Bootstrap(32, 0), None)
+    seen = count / (32 * TOKENS)
+    most = (count + 4.2 * math.sqrt(count + 1) + 4) / (32 * TOKENS)
+    for key in ("same_top", "flips", "top_5_overlap", "accuracy_difference"):
+        figure = found[key]
+        assert figure.low is not None and figure.lower is not None
+        assert figure.high is not None and figure.upper is not None
+        assert figure.low <= figure.lower <= figure.value <= figure.upper <= figure.high, key
+        if key == "flips":
+            assert seen <= figure.upper <= figure.high <= most
+        elif key != "accuracy_difference":
+            assert 1 - most <= figure.low <= figure.lower <= 1
+        else:
+            assert -most <= figure.low and figure.high <= most
+
+
+def test_rare_exceptions_are_covered() -> None:
+    """At least as often as is claimed: what is as rare as this cannot be covered exactly 95 times of 100."""
+    rng = np.random.default_rng(7)
+    shares = 0.0015 * np.exp(0.5 * rng.standard_normal((1000, CHUNKS, 1)))
+    truth, covered, upper = 0.0015 * math.exp(0.125), [], []
+    for share in shares:
+        seen = (rng.random((CHUNKS, TOKENS)) < share).mean(1)
+        if not has_few_exceptions(seen):
+            continue
+        bounds = share_bounds(seen, CHUNKS * TOKENS)
+        assert bounds is not None
+        covered.append(bounds.low <= truth <= bounds.high)
+        upper.append(truth <= bounds.upper)
+    assert len(covered) > 850
+    assert np.mean(covered) >= 0.95 and np.mean(upper) >= 0.95
+
+
+def test_exceptions_that_gather_widen_the_bounds() -> None:
+    apart, together = np.zeros(CHUNKS), np.zeros(CHUNKS)
+    apart[:6], together[0] = 1 / TOKENS, 6 / TOKENS
+    one, other = (share_bounds(shares, CHUNKS * TOKENS) for shares in (apart, together))
+    assert one is not None and other is not None
+    assert other.upper > 1.3 * one.upper and other.lower < one.lower
+
+
+def test_a_figure_that_one_chunk_decides_has_no_interval() -> None:
+    scores = simulated(np.random.default_rng(4), 12)
+    nll = scores.nll_base.copy()
+    nll[3, 3] += 1
+    found = figures.figures(Scores(**vars(scores) | {"nll": nll}), Bootstrap(12, 0), None)["ppl_ratio"]
+    assert found.value > 1 and found.low is found.high is found.lower is found.upper is None
+
+
+@given(st.integers(1, 300), st.integers(0, 299), st.floats(0.001, 0.999))
+@settings(max_examples=60, deadline=None)
+def test_the_beta_distribution_is_the_binomials(n: int, k: int, x: float) -> None:
+    k = k % n + 1
+    at_least = math.fsum(math.comb(n, i) * x**i * (1 - x) ** (n - i) for i in range(k, n + 1))
+    assert beta_share(x, k, n - k + 1) == pytest.approx(at_least, rel=1e-9, abs=1e-13)
+
+
+@given(st.floats(0.5, 400), st.floats(0.5, 400), st.floats(0.001, 0.999))
+@settings(max_examples=60, deadline=None)
+def test_the_beta_distribution_between_whole_numbers(a: float, b: float, x: float) -> None:
+    """DLMF 8.17.20."""
+    log_term = math.lgamma(a + b) - math.lgamma(a + 1) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    assert beta_share(x, a, b) - beta_share(x, a + 1, b) == pytest.approx(
+        math.exp(log_term), rel=1e-7, abs=1e-11
+    )
+    level = beta_share(x, a, b)
+    assume(1e-9 < level < 1 - 1e-9)
+    assert beta_share(beta_quantile(level, a, b), a, b) == pytest.approx(level, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "level", "expected"), [(1, 20, 0.95, 1 - 0.05 ** (1 / 20)), (7, 1, 0.3, 0.3 ** (1 / 7))]
+)
+def test_beta_quantiles_in_closed_form(a: float, b: float, level: float, expected: float) -> None:
+    assert beta_quantile(level, a, b) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.25, 0.5, 0.999, 1.0])

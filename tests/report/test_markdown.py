@@ -13,7 +13,9 @@ from markdown_it import MarkdownIt
 from bamba_quant.report import to_markdown
 from bamba_quant.report.markdown import cell_code, code, literal
 from bamba_quant.report.markup import visible
+from bamba_quant.report.view import short_names
 from tests.report.variants import EDGES, HOSTILE, relabelled
+from tests.support.evaluations import make_evaluation
 
 READER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 TAGS = {
@@ -114,3 +116,22 @@ def test_candidates_of_one_recipe_are_told_apart() -> None:
     )
     text = to_markdown(alike)
     assert all(candidate.model.label in text for candidate in alike.candidates)
+
+
+def test_what_was_not_judged_is_said() -> None:
+    evaluation = make_evaluation()
+    first, second, *others = evaluation.candidates
+    assert not others and second.gates
+    found = to_markdown(replace(evaluation, candidates=(replace(first, gates=()), second)))
+    assert f"PASS: {len(second.gates)} gate" in found and "of 1 file: all hold" in found
+    assert literal(f"No gate was set for {short_names(evaluation)[0]}.") in found
+
+
+def test_a_gate_on_a_figure_without_interval_says_why() -> None:
+    evaluation = make_evaluation()
+    first, *others = evaluation.candidates
+    unknown = replace(first.figures["kld_mean"], low=None, high=None, lower=None, upper=None)
+    gate = replace(first.gates[0], passed=False, measurable=False)
+    changed = replace(first, figures={**first.figures, "kld_mean": unknown}, gates=(gate,))
+    found = to_markdown(replace(evaluation, candidates=(changed, *others)))
+    assert "too few chunks differ" in found and "three noise floors" not in found
