@@ -18,8 +18,8 @@ from bamba_quant.inspection import unread
 from bamba_quant.plan import Plan, plan_gguf, resolve_recipe
 from bamba_quant.recipes import Recipe, Wishes, recipes
 from bamba_quant.repair import suspect
-from bamba_quant.source import Source, open_source
-from bamba_quant.tokenizers import read_vocabulary
+from bamba_quant.source import Source, directory_of, has_weights, imagined_source, open_source
+from bamba_quant.tokenizers import has_tokenizer, read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,17 @@ def plan_conversion(
     pre: str | None = None,
     vocab: bool = True,
     vocab_only: bool = False,
+    imagine: bool = False,
     ignore_config_keys: Collection[str] = (),
 ) -> Conversion:
     """Plan the conversion of a Hugging Face directory or a GGUF file to GGUF, reading headers and small files only.
 
     ``outtype`` names a recipe or "auto"; ``outfile`` is a file (in which ``{ftype}`` stands for the type) or a
     directory, by default the model's own. ``metadata``, ``model_name``, ``pre`` and ``vocab`` are for directories:
-    a GGUF brings its own. Raises a ``BambaQuantError`` for whatever llama.cpp could not run.
+    a GGUF brings its own. With ``imagine`` a directory of a config.json alone will do, or that file, and the plan is
+    for show. Raises a ``BambaQuantError`` for whatever llama.cpp could not run.
     """
-    source = open_source(model, ignore_config_keys=ignore_config_keys, weights=not vocab_only)
+    source = _open(Path(model), imagine and not vocab_only, ignore_config_keys, weights=not vocab_only)
     differences = source.architecture.check_gguf(source.config)
     recipe = resolve_recipe(outtype, source.checkpoint)
     if source.checkpoint.kind == "gguf":
@@ -68,6 +70,8 @@ def plan_conversion(
     else:
         if keep_split:
             raise PlanError("--keep-split is for GGUF inputs", fix="take --split-max-size for a directory")
+        # Where there are no weights the tokenizer may be missing, too.
+        vocab = vocab and not (source.imagined and not has_tokenizer(source.checkpoint.path))
         values, notes, stem = _of_directory(source, recipe, model_name, metadata, pre, vocab, vocab_only)
     weights = read_imatrix(imatrix) if imatrix is not None else None
     plan = plan_gguf(
@@ -84,6 +88,13 @@ def plan_conversion(
     if vocab_only:
         plan = Plan(plan.architecture, plan.recipe, (), plan.metadata, (), plan.notes)
     return Conversion(source, plan, _outfile(outfile, source.checkpoint.path, stem, recipe.name))
+
+
+def _open(model: Path, imagine: bool, ignore_config_keys: Collection[str], *, weights: bool) -> Source:
+    directory = directory_of(model)
+    if imagine and directory.is_dir() and not has_weights(directory):
+        return imagined_source(directory, ignore_config_keys=ignore_config_keys)
+    return open_source(directory, ignore_config_keys=ignore_config_keys, weights=weights)
 
 
 Described = tuple[dict[str, Value], tuple[str, ...], str]  # key-values, notes, stem of the default file name
@@ -120,6 +131,8 @@ def _of_directory(
         values[Keys.Tokenizer.MODEL] = string("none")
     if checkpoint.unused:
         notes = (*notes, unread(checkpoint))
+    if source.imagined:
+        notes = (*notes, source.note, *(() if vocab else ("no vocabulary was planned",)))
     return values, notes, general.default_stem(recipe.name, vocab_only)
 
 

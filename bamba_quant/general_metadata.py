@@ -81,10 +81,14 @@ def read_general(
 
 
 def _named(file: Path, cached: re.Match[str] | None) -> dict[str, Any]:
-    """What config.json says of the model's name, else what the Hugging Face cache calls its directory."""
+    """What config.json says of the model's name, else what the Hugging Face cache calls its directory.
+
+    A path on its makers' disk is none: falcon-mamba-7b says "./".
+    """
     name = read_json(file, "config.json is what says which model this is").get("_name_or_path") or None
     if name is not None:
         name = text("_name_or_path", name, file)
+        name = None if name.startswith((".", "/")) or name.endswith("/") else name
     if cached and (name is None or name.count("/") > 1):
         name = f"{cached['organization']}/{cached['name']}"
     return {} if name is None else {"_name_or_path": name}

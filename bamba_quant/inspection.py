@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import Value
 from bamba_quant.errors import ArchitectureError, BambaQuantError, listed
 from bamba_quant.repair import suspect
+from bamba_quant.source import CONFIG, directory_of, has_weights, imagined_source
 from bamba_reference.config import Config
 
 
@@ -67,9 +68,15 @@ class Inspection:
 def inspect_path(path: str | Path) -> Inspection:
     """Inspect a Hugging Face directory or a GGUF file, reading headers only; of any architecture.
 
+    A directory of a config.json alone, or that file, shows the tensors it implies, if its architecture is known.
     Raises ``CheckpointError`` when it cannot be read as what it claims to be.
     """
-    checkpoint = open_checkpoint(path)
+    directory = directory_of(path)
+    if (directory / CONFIG).is_file() and not has_weights(directory):
+        source = imagined_source(directory)
+        found = _inspect_huggingface(source.checkpoint)
+        return replace(found, remarks=(*found.remarks, source.note))
+    checkpoint = open_checkpoint(directory)
     return _inspect_gguf(checkpoint) if checkpoint.kind == "gguf" else _inspect_huggingface(checkpoint)
 
 

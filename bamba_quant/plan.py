@@ -67,7 +67,10 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """An output: its rows in file order, its key-values, its shards and what was decided without being asked."""
+    """An output: its rows in file order, its key-values, its shards and what was decided without being asked.
+
+    One of an ``imagined`` source can be shown, not written.
+    """
 
     architecture: str
     recipe: str
@@ -76,6 +79,7 @@ class Plan:
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
     shard_count: int = 1
+    imagined: bool = False
 
     @property
     def n_bytes(self) -> int:
@@ -175,7 +179,14 @@ def plan_gguf(
         )
     placed, shard_count = _place_as_found(rows) if keep_split else _place(rows, split_max_bytes)
     return Plan(
-        source.architecture.name, recipe.name, placed, metadata, source.left_out(), notes, shard_count
+        source.architecture.name,
+        recipe.name,
+        placed,
+        metadata,
+        source.left_out(),
+        notes,
+        shard_count,
+        source.imagined,
     )
 
 

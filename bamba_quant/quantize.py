@@ -20,7 +20,16 @@ from bamba_quant.quantized_files import small_files
 from bamba_quant.recipes.loading import loading_notes
 from bamba_quant.recipes.matrices import SHARED, Candidate, ignored_modules, select_matrices
 from bamba_quant.schemes import Method, Scheme, scheme_named
-from bamba_quant.source import LeftOut, Source, imagined_source, open_source
+from bamba_quant.source import (
+    CONFIG,
+    LeftOut,
+    Source,
+    asked_dtype,
+    directory_of,
+    has_weights,
+    imagined_source,
+    open_source,
+)
 from bamba_quant.writers.safetensors import entry_of
 from bamba_quant.writers.shards import Entry, Shard, index_file, place, shards_of
 
@@ -29,8 +38,6 @@ DTYPES = ("bf16", "stored")
 
 # What the recurrence is made of stays float32 where it is: it is small, and runtimes compute with it in float32.
 _MAY_STAY_F32 = frozenset({"ssm_a", "ssm_d", "ssm_dt"})
-_CONFIG = "config.json"
-_DTYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Matrix:
 class Quantization:
     """A plan: matrices and other tensors in place, shards, small files by name, and what was decided unasked.
 
-    One with ``imagined`` was made from a configuration alone and can be shown, not written.
+    One of an imagined source can be shown, not written.
     """
 
     source: Source
@@ -70,7 +77,6 @@ class Quantization:
     files: Mapping[str, bytes]
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
-    imagined: bool = False
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -135,7 +141,7 @@ def plan_quantization(
         raise PlanError("no such dtype of the other tensors", found=dtype, expected=", ".join(DTYPES))
     chosen_scheme = scheme_named(scheme)
     chosen_method = chosen_scheme.method(method)
-    source, imagined = _open(Path(model), imagine, ignore_config_keys)
+    source = _open(Path(model), imagine, ignore_config_keys)
     candidates = _candidates(source)
     loaders = source.architecture.loaders
     chosen = select_matrices(candidates, source.config, keep, loaders.units)
@@ -168,7 +174,6 @@ def plan_quantization(
         {},
         source.left_out(),
         (),
-        imagined,
     )
     rules = source.architecture.tensors(source.config)
     configuration = chosen_scheme.configuration(ignored_modules(candidates, rules, chosen, loaders))
@@ -186,17 +191,13 @@ def plan_quantization(
     return replace(plan, files={**index_file(shards), **files}, notes=tuple(notes))
 
 
-def _open(model: Path, imagine: bool, ignore_config_keys: Collection[str]) -> tuple[Source, bool]:
-    """The source, and whether its weights are imagined."""
-    directory = model.parent if model.name == _CONFIG and model.is_file() else model
-    if directory.is_dir() and imagine and not _has_weights(directory):
-        bare = open_source(directory, ignore_config_keys=ignore_config_keys, weights=False)
-        _refuse_quantized(bare)
-        stored = format_named(_asked_dtype(bare))
-        return imagined_source(directory, stored, ignore_config_keys=ignore_config_keys), True
+def _open(model: Path, imagine: bool, ignore_config_keys: Collection[str]) -> Source:
+    """The source, imagined where it may be and has no weights."""
+    directory = directory_of(model)
     if directory.is_dir():
-        bare = open_source(directory, ignore_config_keys=ignore_config_keys, weights=False)
-        _refuse_quantized(bare)
+        _refuse_quantized(open_source(directory, ignore_config_keys=ignore_config_keys, weights=False))
+        if imagine and not has_weights(directory):
+            return imagined_source(directory, ignore_config_keys=ignore_config_keys)
     source = open_source(directory, ignore_config_keys=ignore_config_keys)
     if source.checkpoint.kind != "huggingface":
         raise PlanError(
@@ -205,18 +206,7 @@ def _open(model: Path, imagine: bool, ignore_config_keys: Collection[str]) -> tu
             found="a GGUF file",
             fix="make a directory of it first: bamba-quant export FILE.gguf DIRECTORY",
         )
-    return source, False
-
-
-def _asked_dtype(source: Source) -> str:
-    """The type that config.json has a model loaded in, float32 where it says nothing, as transformers has it."""
-    metadata = source.checkpoint.metadata
-    said = metadata.get("dtype", metadata.get("torch_dtype"))
-    return _DTYPE_NAMES.get(str(said), "f32")
-
-
-def _has_weights(directory: Path) -> bool:
-    return any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
+    return source
 
 
 def _refuse_quantized(source: Source) -> None:
@@ -225,7 +215,7 @@ def _refuse_quantized(source: Source) -> None:
         method = found.get("quant_method") if isinstance(found, dict) else None
         raise PlanError(
             "the input is quantized already, and quantizing it again loses more than quantizing the original",
-            where=source.checkpoint.path / _CONFIG,
+            where=source.checkpoint.path / CONFIG,
             found=f"quantization_config, quant_method {method}",
             expected="f32, f16 or bf16 weights",
             fix="give the original",
@@ -287,15 +277,15 @@ def _row(candidate: Candidate, tensor: StoredTensor, dtype: str) -> PlanRow:
 def _notes(plan: Quantization, configuration: dict[str, Any], dtype: str) -> list[str]:
     """What a user would want to know before relying on the output."""
     notes: list[str] = []
-    asked = _asked_dtype(plan.source)
+    asked = asked_dtype(plan.source.checkpoint)
     experts = sum(row.source.elements for row in plan.rows if _is_expert(row))
     if experts:
         notes.append(
             f"the experts, {experts / plan.elements:.0%} of the weights, stay as they are: they are stacked in one "
             "tensor, for which transformers has no quantized layer in these forms"
         )
-    if plan.imagined:
-        notes.append(f"no weights were read: the input is taken to be {asked}, as config.json says")
+    if plan.source.imagined:
+        notes.append(plan.source.note)
     if asked == "f16":
         notes.append(
             "config.json asks for float16, to which loaders cast scales: below 2^-17 these lose digits"

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from bamba_quant.architectures import Architecture, TensorRule, architecture_of, architecture_of_gguf
 from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from bamba_quant.checkpoint.quantized import is_quantized
 from bamba_quant.errors import PlanError, listed
-from bamba_quant.formats import Format
+from bamba_quant.formats import format_named
 from bamba_reference.config import Config
 
 Pairs = tuple[tuple[StoredTensor, TensorRule], ...]
+
+CONFIG = "config.json"
+_DTYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,25 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Source:
-    """A model of either kind; ``pairs`` are in the rules' order, tensors that are left out among them."""
+    """A model of either kind; ``pairs`` are in the rules' order, tensors that are left out among them.
+
+    One that is ``imagined`` has the tensors that its configuration implies, and none of them can be read.
+    """
 
     checkpoint: Checkpoint
     architecture: Architecture
     config: Config
     pairs: Pairs
+    imagined: bool = False
+
+    @property
+    def note(self) -> str:
+        """What is said of an imagined source's weights."""
+        asked = asked_dtype(self.checkpoint)
+        says = {"dtype", "torch_dtype"} & self.checkpoint.metadata.keys()
+        return f"no weights were read: the input is taken to be {asked}, " + (
+            "as config.json says" if says else "since config.json says nothing"
+        )
 
     def left_out(self) -> tuple[LeftOut, ...]:
         """The tensors an output does not need."""
@@ -63,23 +80,46 @@ def open_source(
     return Source(checkpoint, architecture, config, _match_gguf(checkpoint, architecture.tensors(config)))
 
 
-def imagined_source(
-    path: str | Path, number_format: Format, *, ignore_config_keys: Collection[str] = ()
-) -> Source:
-    """The model that ``path``, a directory with a config.json, would hold in ``number_format``; for plans only.
+def imagined_source(path: str | Path, *, ignore_config_keys: Collection[str] = ()) -> Source:
+    """The model that ``path``, a directory with a config.json, would hold in the type this asks for; for plans only.
 
-    Its tensors name ``path`` as their file. Raises a ``BambaQuantError`` for an architecture that is not supported.
+    Its tensors name ``path`` as their file. Raises a ``BambaQuantError`` for an architecture that is not supported,
+    and for a quantized model, whose tensors are not those of its architecture.
     """
     found = open_source(path, ignore_config_keys=ignore_config_keys, weights=False)
+    if is_quantized(found.checkpoint.metadata):
+        raise PlanError(
+            "what a quantized model holds does not follow from its configuration alone",
+            where=found.checkpoint.path / CONFIG,
+            found="quantization_config",
+            fix="fetch the weights",
+        )
     rules = found.architecture.tensors(found.config)
-    directory = found.checkpoint.path
+    directory, stored = found.checkpoint.path, format_named(asked_dtype(found.checkpoint))
     tensors = {
-        rule.hf: StoredTensor(rule.hf, rule.hf_shape, number_format, directory, 0)
+        rule.hf: StoredTensor(rule.hf, rule.hf_shape, stored, directory, 0)
         for rule in rules
         if not rule.left_out
     }
     checkpoint = replace(found.checkpoint, tensors=tensors)
-    return replace(found, checkpoint=checkpoint, pairs=_match_huggingface(checkpoint, rules))
+    return replace(found, checkpoint=checkpoint, pairs=_match_huggingface(checkpoint, rules), imagined=True)
+
+
+def directory_of(path: str | Path) -> Path:
+    """``path``, or the directory whose config.json it is."""
+    path = Path(path)
+    return path.parent if path.name == CONFIG and path.is_file() else path
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds anything that looks like weights."""
+    return any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
+
+
+def asked_dtype(checkpoint: Checkpoint) -> str:
+    """The type that config.json has a model loaded in, float32 where it says nothing, as transformers has it."""
+    said = checkpoint.metadata.get("dtype", checkpoint.metadata.get("torch_dtype"))
+    return _DTYPE_NAMES.get(str(said), "f32")
 
 
 def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) -> Pairs:

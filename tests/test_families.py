@@ -177,7 +177,10 @@ def test_codestral_mambas_own_names(tmp_path: Path) -> None:
         f"model.{key.replace('embeddings', 'embedding')}": tensor
         for key, tensor in load_file(directory / "model.safetensors").items()
     }
-    save_file(renamed, directory / "model.safetensors")
+    # The directory on the Hub has them beside transformers' own, which go first.
+    save_file(renamed, directory / "consolidated.safetensors")
+    assert open_checkpoint(directory).files == (directory / "model.safetensors",)
+    (directory / "model.safetensors").unlink()
     file = to_gguf(directory, tmp_path / "m.gguf", vocab=False)
     tokens = random_tokens(model.config.vocab_size)
     reference = transformers_logits(model, tokens)

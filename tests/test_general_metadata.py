@@ -183,6 +183,9 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for bad in ("", "\0", "\ud800"):
         with pytest.raises(PlanError, match="name"):
             general(Path(), name=bad)
+    for place in ("./", ".", "..", "/raid", "/raid/me/out", "checkpoint/"):
+        (tmp_path / "my-model" / "config.json").write_text(json.dumps({"_name_or_path": place}))
+        assert general(Path())["name"] == "My Model", place
     (tmp_path / "my-model" / "config.json").write_text('{"_name_or_path": [1]}')
     with pytest.raises(BambaQuantError, match="_name_or_path"):
         general(Path())

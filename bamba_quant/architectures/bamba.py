@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf import GGUFValueType
 
-from bamba_quant.architectures import keys
+from bamba_quant.architectures import keys, refusals
 from bamba_quant.architectures.loaders import ATTENTION_INPUTS, Loaders
 from bamba_quant.architectures.rows import ATTENTION, EMBEDDINGS, FEED_FORWARD, MAMBA2
 from bamba_quant.architectures.rules import Architecture, Metadata, Values, register
@@ -38,11 +38,11 @@ def _gguf_metadata(config: Config) -> Metadata:
 
 def _check_gguf(config: Config) -> tuple[str, ...]:
     """What llama.cpp's graph for ``granitehybrid`` has no place for. Raises ``ArchitectureError``."""
-    keys.refuse(
+    refusals.refuse(
         (
-            keys.expansion_refusal(config),
-            *keys.mixer_refusals(config),
-            *keys.common_refusals(config),
+            refusals.expansion(config),
+            *refusals.mixer(config),
+            *refusals.common(config),
             (
                 "attn_layer_indices",
                 list(config.attention_layers),

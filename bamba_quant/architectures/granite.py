@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf import GGUFValueType
 
-from bamba_quant.architectures import keys
+from bamba_quant.architectures import keys, refusals
 from bamba_quant.architectures.loaders import ATTENTION_INPUTS, Loaders
 from bamba_quant.architectures.rows import ATTENTION, BLOCK, EMBEDDINGS, FEED_FORWARD, LAYER, MAMBA2
 from bamba_quant.architectures.rules import Architecture, Metadata, Rule, Values, register, spelled
@@ -116,11 +116,11 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
         "attention_multiplier": config.attention_scale,
         "logits_scaling": config.logits_scaling,
     }
-    mixer = (keys.expansion_refusal(config), *keys.mixer_refusals(config)) if config.mamba_layers else ()
-    keys.refuse(
+    mixer = (refusals.expansion(config), *refusals.mixer(config)) if config.mamba_layers else ()
+    refusals.refuse(
         (
             *mixer,
-            *keys.common_refusals(config),
+            *refusals.common(config),
             *(
                 (key, value, value != 0, "another number (0 stands for none)")
                 for key, value in multipliers.items()

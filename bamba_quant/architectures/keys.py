@@ -1,4 +1,4 @@
-"""Key-values that several families share, written, read back and refused where llama.cpp has no place for a model."""
+"""Key-values and keys of config.json that several families share, written and read back."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from bamba_quant.architectures.rules import Metadata, Values
 from bamba_quant.checkpoint.gguf_values import float32, uint32
 from bamba_quant.errors import ArchitectureError
 from bamba_reference.config import Config, LayerType
-
-_LLAMA_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp's src/llama-hparams.h
 
 # llama.cpp wants these two keys of every model.
 NO_ATTENTION: Metadata = {"feed_forward_length": uint32(0), "attention.head_count": uint32(0)}
@@ -31,9 +29,6 @@ ONLY_MIXERS: dict[str, Any] = {
     "hidden_act": "silu",
     "residual_in_fp32": True,
 }
-
-# Key, value found, whether llama.cpp has a place for it, what it has one for.
-Refusal = tuple[str, Any, bool, str]
 
 
 class Reader:
@@ -173,51 +168,6 @@ def mamba2(config: Config) -> Metadata:
         "ssm.time_step_rank": uint32(config.mamba_n_heads),
         "ssm.group_count": uint32(config.mamba_n_groups),
     }
-
-
-def common_refusals(config: Config) -> tuple[Refusal, ...]:
-    return (
-        (
-            "num_hidden_layers",
-            config.num_hidden_layers,
-            config.num_hidden_layers <= _LLAMA_MAX_LAYERS,
-            f"at most {_LLAMA_MAX_LAYERS}",
-        ),
-        ("hidden_act", config.hidden_act, config.hidden_act == "silu", "silu"),
-    )
-
-
-def mixer_refusals(config: Config) -> tuple[Refusal, ...]:
-    """What llama.cpp's Mamba and Mamba-2 layers have no place for."""
-    low, high = config.time_step_limit
-    return (
-        (
-            "mamba_conv_bias",
-            config.mamba_conv_bias,
-            config.mamba_conv_bias,
-            "true (its graph adds the bias unasked)",
-        ),
-        ("mamba_proj_bias", config.mamba_proj_bias, not config.mamba_proj_bias, "false"),
-        ("time_step_limit", [low, high], low <= 0 and math.isinf(high), "[0, Infinity]: no limit"),
-    )
-
-
-def expansion_refusal(config: Config) -> Refusal:
-    """Of the architectures whose graph demands twice the hidden size inside."""
-    return ("mamba_expand", config.mamba_expand, config.mamba_expand == 2, "2")
-
-
-def refuse(refusals: Collection[Refusal]) -> None:
-    """Raise ``ArchitectureError`` for the first thing that llama.cpp has no place for."""
-    for key, value, supported, expected in refusals:
-        if not supported:
-            raise ArchitectureError(
-                f"llama.cpp cannot represent this model's {key}",
-                where="config.json",
-                found=f"{key} = {value}",
-                expected=expected,
-                fix="GGUF is no way out for this model; the reference forward pass still runs it",
-            )
 
 
 def hf_special_tokens(config: Config) -> dict[str, Any]:

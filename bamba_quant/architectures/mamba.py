@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from gguf import Keys
 
-from bamba_quant.architectures import keys
+from bamba_quant.architectures import keys, refusals
 from bamba_quant.architectures.loaders import Loaders
 from bamba_quant.architectures.rows import (
     BLOCK,
@@ -114,7 +114,7 @@ def _gguf_metadata(config: Config) -> Metadata:
 
 def _check_gguf(config: Config) -> tuple[str, ...]:
     """What llama.cpp's graph for ``mamba`` has no place for (``ArchitectureError``), and what it does otherwise."""
-    keys.refuse((keys.expansion_refusal(config), *keys.mixer_refusals(config), *keys.common_refusals(config)))
+    refusals.refuse((refusals.expansion(config), *refusals.mixer(config), *refusals.common(config)))
     if config.mixer_rms_eps in (None, config.rms_norm_eps):
         return ()
     exponent = _epsilon_exponent(config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from bamba_quant.architectures import keys
+from bamba_quant.architectures import keys, refusals
 from bamba_quant.architectures.loaders import Loaders
 from bamba_quant.architectures.rows import EMBEDDINGS, MAMBA2, MIXER_DIALECTS
 from bamba_quant.architectures.rules import Architecture, Metadata, Values, register, spelled
@@ -23,7 +23,7 @@ def _gguf_metadata(config: Config) -> Metadata:
 
 def _check_gguf(config: Config) -> tuple[str, ...]:
     """What llama.cpp's graph for ``mamba2`` has no place for. Raises ``ArchitectureError``."""
-    keys.refuse((*keys.mixer_refusals(config), *keys.common_refusals(config)))
+    refusals.refuse((*refusals.mixer(config), *refusals.common(config)))
     return ()
 
 

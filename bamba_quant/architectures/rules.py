@@ -48,7 +48,7 @@ class Rule:
 
 
 def spelled(rules: tuple[Rule, ...], *dialects: Mapping[str, str]) -> tuple[Rule, ...]:
-    """``rules`` for a family that names its tensors otherwise: each dialect replaces parts of the reference's names."""
+    """``rules`` under a family's own names: each of its dialects replaces parts of the reference's."""
     return tuple(
         replace(rule, hf=tuple(dict.fromkeys(_replaced(rule.name, words) for words in dialects)))
         for rule in rules
@@ -192,7 +192,7 @@ def architecture_of(hf_config: Mapping[str, Any]) -> Architecture:
 
 
 def architecture_of_gguf(values: Values) -> Architecture:
-    """The architecture a GGUF's ``general.architecture`` names. Raises ``ArchitectureError`` listing the supported."""
+    """The architecture that a GGUF names. Raises ``ArchitectureError`` listing what is supported."""
     name = values["general.architecture"].value if "general.architecture" in values else None
     for architecture in _registry.values():
         if name in architecture.gguf_architectures and architecture.reads_gguf(values):

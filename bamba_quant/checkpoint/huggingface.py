@@ -18,10 +18,17 @@ __all__ = ["read_huggingface", "read_json"]
 
 ReadFile = Callable[[Path], dict[str, StoredTensor]]
 
-# Index, single file, pattern of all: safetensors before pickles, as transformers looks for them.
+# Index, single file, pattern of all: safetensors before pickles, as transformers looks for them, then mistral's name
+# for Codestral-Mamba's weights, which stand beside transformers' own shards in its directory.
 _LAYOUTS: tuple[tuple[str, str, str, ReadFile], ...] = (
     ("model.safetensors.index.json", "model.safetensors", "model*.safetensors", read_safetensors),
     ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin", read_torch_file),
+    (
+        "consolidated.safetensors.index.json",
+        "consolidated.safetensors",
+        "consolidated*.safetensors",
+        read_safetensors,
+    ),
 )
 _MOST_NAME = 255  # bytes of a file name, on every file system in use
 
@@ -57,7 +64,8 @@ def read_huggingface(directory: Path, *, weights: bool = True) -> Checkpoint:
         "the directory holds no weights",
         where=directory,
         found=", ".join(sorted(entry.name for entry in directory.iterdir())[:12]) or "an empty directory",
-        expected="model.safetensors, its shards with model.safetensors.index.json, or pytorch_model.bin",
+        expected="model.safetensors, its shards with model.safetensors.index.json, pytorch_model.bin or "
+        "consolidated.safetensors",
     )
 
 

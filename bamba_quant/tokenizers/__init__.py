@@ -4,11 +4,11 @@ from pathlib import Path
 
 from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers.byte_level_bpe import read_byte_level_bpe
-from bamba_quant.tokenizers.files import tokenizer_file
+from bamba_quant.tokenizers.files import has_tokenizer, tokenizer_file
 from bamba_quant.tokenizers.sentencepiece_model import read_sentencepiece
 from bamba_quant.tokenizers.vocabulary import Vocabulary
 
-__all__ = ["Vocabulary", "read_vocabulary"]
+__all__ = ["Vocabulary", "has_tokenizer", "read_vocabulary"]
 
 
 def read_vocabulary(directory: Path, vocab_size: int, pre: str | None = None) -> Vocabulary:

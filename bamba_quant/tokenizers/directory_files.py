@@ -45,7 +45,7 @@ def tokenizer_files(
     elif kind in _SENTENCEPIECE_CLASSES:
         settings = {"tokenizer_class": _SENTENCEPIECE_CLASSES[kind], **_settings(path, read, max_length)}
         settings |= _sentencepiece_settings(kind, read)
-        files = {"tokenizer.model": model_proto(kind, read, fillers=False)}
+        files = {"tokenizer.model": model_proto(kind, read)}
         if kind == "t5" and (read(Keys.Tokenizer.ADD_BOS, False) or not read(Keys.Tokenizer.ADD_EOS, False)):
             notes = (
                 "transformers' T5Tokenizer puts EOS behind every text and no BOS before it, whatever the file "
@@ -185,7 +185,7 @@ def _tokenizer_json(path: Path, read: Read) -> bytes:
     from tokenizers import processors
 
     try:
-        tokenizer = byte_level_bpe(path, read, fix=_FIX, fillers=False)
+        tokenizer = byte_level_bpe(path, read, fix=_FIX)
         tokens = read(Keys.Tokenizer.LIST)
         added = {
             kind: read(key)

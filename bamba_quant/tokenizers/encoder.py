@@ -19,7 +19,10 @@ from bamba_quant.tokenizers.rebuilt import byte_level_bpe, model_proto, reader
 
 @dataclass(frozen=True)
 class Encoder:
-    """``plain`` turns text into ids without adding any; ``bos`` is the token put before a text, if one is."""
+    """``plain`` turns text into ids without adding any; ``bos`` is the token put before a text, if one is.
+
+    ``decode`` passes over ids that have no token, as rows of an embedding beyond the vocabulary have.
+    """
 
     plain: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
@@ -72,10 +75,10 @@ def _sentencepiece(model: bytes, add_bos: bool | None) -> Encoder:
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor(model_proto=model)
-    bos = int(processor.bos_id())
+    bos, count = int(processor.bos_id()), int(processor.get_piece_size())
     return Encoder(
         plain=lambda text: list(processor.encode(text)),
-        decode=lambda ids: str(processor.decode(list(ids))),
+        decode=lambda ids: str(processor.decode([token for token in ids if token < count])),
         bos=bos if bos >= 0 and add_bos is not False else None,
     )
 

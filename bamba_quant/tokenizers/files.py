@@ -20,12 +20,20 @@ class Added:
     special: bool
 
 
+_NAMES = ("tokenizer.model", "tokenizer.model.v3", "tokenizer.json")
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether ``tokenizer_file`` finds one."""
+    return any((directory / name).is_file() for name in _NAMES)
+
+
 def tokenizer_file(directory: Path) -> Path:
     """A SentencePiece model, which goes before a tokenizer.json made from it. Raises ``TokenizerError`` without either.
 
     Mistral calls the one of Codestral-Mamba tokenizer.model.v3.
     """
-    for name in ("tokenizer.model", "tokenizer.model.v3", "tokenizer.json"):
+    for name in _NAMES:
         if (directory / name).is_file():
             return directory / name
     raise TokenizerError(

@@ -45,12 +45,10 @@ def splitting(path: Path, read: Read, fix: str) -> PreTokenizer:
     return row
 
 
-def byte_level_bpe(
-    path: Path, read: Read, fix: str = "give the original's directory as --tokenizer", fillers: bool = True
-) -> Any:
+def byte_level_bpe(path: Path, read: Read, fix: str = "give the original's directory as --tokenizer") -> Any:
     """A ``tokenizers.Tokenizer`` from tokens, types and merges; the splitting is the table's for the file's name.
 
-    Without ``fillers``, rows of the embedding that have no token get none.
+    Rows of the embedding that have no token get none.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -65,7 +63,7 @@ def byte_level_bpe(
     vocabulary = {
         text: token
         for token, (text, kind) in enumerate(zip(tokens, types, strict=True))
-        if fillers or not is_filler(token, text, kind)
+        if not is_filler(token, text, kind)
     }
     merges = [tuple(merge.split(" ", 1)) for merge in read(Keys.Tokenizer.MERGES)]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=row.ignore_merges))
@@ -85,11 +83,10 @@ def byte_level_bpe(
     return tokenizer
 
 
-def model_proto(kind: str, read: Read, fillers: bool = True) -> bytes:
+def model_proto(kind: str, read: Read) -> bytes:
     """A SentencePiece model with the file's pieces, scores and types, which are SentencePiece's own numbers.
 
-    Without ``fillers`` it ends at the last piece that is a token; those between tokens stay, unused, since a piece's
-    place is its id.
+    It ends at the last piece that is a token; fillers between tokens stay, unused, since a piece's place is its id.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -98,7 +95,7 @@ def model_proto(kind: str, read: Read, fillers: bool = True) -> bytes:
     scores = read(Keys.Tokenizer.SCORES)
     types = read(Keys.Tokenizer.TOKEN_TYPE)
     count = len(tokens)
-    while not fillers and count and is_filler(count - 1, tokens[count - 1], types[count - 1]):
+    while count and is_filler(count - 1, tokens[count - 1], types[count - 1]):
         count -= 1
     for text, score, piece_type in list(zip(tokens, scores, types, strict=True))[:count]:
         model.pieces.add(piece=text, score=score, type=piece_type)

@@ -17,6 +17,7 @@ from gguf import Keys
 from bamba_quant.checkpoint import RawReader
 from bamba_quant.checkpoint.gguf_file import MAGIC, split_name, split_stem
 from bamba_quant.checkpoint.gguf_values import Value, int32, pack_string, pack_value, uint16
+from bamba_quant.errors import PlanError
 from bamba_quant.plan import Plan, PlanRow, padded
 from bamba_quant.writers.atomic import atomic_files
 from bamba_quant.writers.stream import check_equal, chunks_of, quantizers, run_chunks, write_at
@@ -70,6 +71,8 @@ def write_gguf(
     input bytes as they are done with. Raises ``OutputError`` for the output's sake, ``CheckpointError`` and
     ``FormatError`` for a weight's; then no file has appeared.
     """
+    if plan.imagined:
+        raise PlanError("there are no weights to convert", where=plan.rows[0].source.file)
     shards = layout(plan, outfile)
     by_format = quantizers(plan.rows, device)
     targets = [(shard.file, shard.n_bytes) for shard in shards]

@@ -54,7 +54,7 @@ def write_quantized(
     ``FormatError`` for a weight's; then nothing has appeared. An interrupt leaves what ``resume`` needs beside
     ``directory``.
     """
-    if plan.imagined:
+    if plan.source.imagined:
         raise PlanError("there are no weights to quantize", where=plan.source.checkpoint.path)
     n_bytes = sum(plan.sizes.values())
     with (

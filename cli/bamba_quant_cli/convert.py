@@ -28,7 +28,7 @@ Examples:
 
   bamba-quant convert bamba-BF16.gguf --outtype q5_k_m
 
-  bamba-quant convert ./Bamba-9B --dry-run
+  bamba-quant convert ./Bamba-9B/config.json --outtype q4_k_m --dry-run
 
   bamba-quant convert ./Bamba-9B --split-max-size 4G --outfile shards/bamba.gguf
 """
@@ -154,6 +154,7 @@ def convert(
         pre=pre,
         vocab=not no_vocab,
         vocab_only=vocab_only,
+        imagine=dry_run,
         ignore_config_keys=ignore_config_key or (),
     )
     plan = conversion.plan

@@ -17,6 +17,7 @@ from bamba_reference.hf_configs import families, family_of
 from bamba_reference.hf_configs.reading import COMMON, INERT
 from tests.reference.test_config import JSON
 from tests.support.families import CASES, FAMILIES, SPELLED, random_case, save
+from tests.support.published import PUBLISHED
 
 NAMES = [family.name for family in families()]
 FAMILY = {family.name: family for family in families()}
@@ -106,34 +107,12 @@ def test_every_spelling_is_the_same_configuration(
     assert Config.from_hf(read) == expected
 
 
-# As published, but for keys that say the same everywhere.
-FALCON_7B: dict[str, Any] = {
-    "architectures": ["FalconMambaForCausalLM"], "bos_token_id": 0, "conv_kernel": 4, "eos_token_id": 11,
-    "expand": 16, "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 8192, "layer_norm_epsilon": 1e-05,
-    "model_type": "falcon_mamba", "num_hidden_layers": 64, "pad_token_id": 11, "residual_in_fp32": True,
-    "state_size": 16, "tie_word_embeddings": False, "time_step_rank": 256, "use_bias": False, "use_conv_bias": True,
-    "vocab_size": 65024,
-}  # fmt: skip
-CODESTRAL: dict[str, Any] = {
-    "architectures": ["Mamba2ForCausalLM"], "chunk_size": 256, "conv_kernel": 4, "expand": 2, "head_dim": 64,
-    "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 8192, "layer_norm_epsilon": 1e-05,
-    "model_type": "mamba2", "n_groups": 8, "norm_before_gate": True, "num_heads": 128, "num_hidden_layers": 64,
-    "residual_in_fp32": True, "rms_norm": True, "state_size": 128, "tie_word_embeddings": False,
-    "time_step_limit": [0.0, math.inf], "time_step_rank": 256, "use_bias": False, "vocab_size": 32768,
-}  # fmt: skip
-MAMBA_130M: dict[str, Any] = {
-    "d_model": 768, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {}, "rms_norm": True, "residual_in_fp32": True,
-    "fused_add_norm": True, "pad_vocab_size_multiple": 8,
-}  # fmt: skip
-MAMBA2_130M = MAMBA_130M | {
-    "d_intermediate": 0, "ssm_cfg": {"layer": "Mamba2"}, "attn_layer_idx": [], "attn_cfg": {},
-    "pad_vocab_size_multiple": 16, "tie_embeddings": True,
-}  # fmt: skip
-MAMBA_130M_HF = MAMBA_130M | {
-    "architectures": ["MambaForCausalLM"], "conv_kernel": 4, "d_inner": 1536, "expand": 2, "hidden_size": 768,
-    "intermediate_size": 1536, "layer_norm_epsilon": 1e-05, "model_type": "mamba", "num_hidden_layers": 24,
-    "state_size": 16, "time_step_rank": 48, "vocab_size": 50280,
-}  # fmt: skip
+FALCON_7B = PUBLISHED["tiiuae/falcon-mamba-7b"].config
+CODESTRAL = PUBLISHED["mistralai/Mamba-Codestral-7B-v0.1"].config
+MAMBA_130M = PUBLISHED["state-spaces/mamba-2.8b"].config | {"d_model": 768, "n_layer": 24}
+MAMBA2_130M = PUBLISHED["state-spaces/mamba2-130m"].config
+NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+MAMBA_130M_HF = PUBLISHED["state-spaces/mamba-130m-hf"].config | NO_TOKENS
 
 
 def test_falcon_mamba_says_another_expansion_than_its_weights_have() -> None:

@@ -28,6 +28,7 @@ def test_byte_level_bpe(row: PreTokenizer, tmp_path: Path) -> None:
             ids = encoder.encode(text)
             assert ids == tokenizer.encode(text).ids, text
             assert encoder.decode(ids) == tokenizer.decode(ids)
+            assert encoder.decode([*ids, 4099]) == tokenizer.decode(ids), "a row without a token"
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,9 @@ def test_sentencepiece_models(options: dict[str, object], tmp_path: Path) -> Non
             ids = encoder.encode(text)
             assert ids == [oracle.bos_id(), *oracle.encode(text)], text
             assert encoder.decode(ids) == oracle.decode(ids)
+            assert encoder.decode([*ids, test_sentencepiece.ROWS - 1]) == oracle.decode(ids), (
+                "a row without a token"
+            )
 
 
 def test_embedded_model() -> None:

@@ -1,0 +1,60 @@
+"""What llama.cpp has no place for in a model, said before anything is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from bamba_quant.errors import ArchitectureError
+from bamba_reference.config import Config
+
+_LLAMA_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp's src/llama-hparams.h
+
+# Key, value found, whether llama.cpp has a place for it, what it has one for.
+Refusal = tuple[str, Any, bool, str]
+
+
+def common(config: Config) -> tuple[Refusal, ...]:
+    return (
+        (
+            "num_hidden_layers",
+            config.num_hidden_layers,
+            config.num_hidden_layers <= _LLAMA_MAX_LAYERS,
+            f"at most {_LLAMA_MAX_LAYERS}",
+        ),
+        ("hidden_act", config.hidden_act, config.hidden_act == "silu", "silu"),
+    )
+
+
+def mixer(config: Config) -> tuple[Refusal, ...]:
+    """What llama.cpp's Mamba and Mamba-2 layers have no place for."""
+    low, high = config.time_step_limit
+    return (
+        (
+            "mamba_conv_bias",
+            config.mamba_conv_bias,
+            config.mamba_conv_bias,
+            "true (its graph adds the bias unasked)",
+        ),
+        ("mamba_proj_bias", config.mamba_proj_bias, not config.mamba_proj_bias, "false"),
+        ("time_step_limit", [low, high], low <= 0 and math.isinf(high), "[0, Infinity]: no limit"),
+    )
+
+
+def expansion(config: Config) -> Refusal:
+    """Of the architectures whose graph demands twice the hidden size inside."""
+    return ("mamba_expand", config.mamba_expand, config.mamba_expand == 2, "2")
+
+
+def refuse(refusals: Collection[Refusal]) -> None:
+    """Raise ``ArchitectureError`` for the first thing that llama.cpp has no place for."""
+    for key, value, supported, expected in refusals:
+        if not supported:
+            raise ArchitectureError(
+                f"llama.cpp cannot represent this model's {key}",
+                where="config.json",
+                found=f"{key} = {value}",
+                expected=expected,
+                fix="GGUF is no way out for this model; the reference forward pass still runs it",
+            )

@@ -1,0 +1,138 @@
+"""Configurations of models that people have, key by key as they were published, for what follows from shapes alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model by its name on the Hub: its family, its config.json and its parameters as its makers count them.
+
+    ``parameters`` is a decimal number with as many digits as were published.
+    """
+
+    family: str
+    config: dict[str, Any]
+    parameters: str
+
+    def save(self, directory: Path) -> Path:
+        """A directory with this config.json and nothing else."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").write_text(json.dumps(self.config, indent=2))
+        return directory
+
+
+_GRANITE: dict[str, Any] = {
+    "architectures": ["GraniteMoeHybridForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 100257, "embedding_multiplier": 12, "eos_token_id": 100257, "hidden_act": "silu",
+    "init_method": "mup", "initializer_range": 0.1, "mamba_chunk_size": 256, "mamba_conv_bias": True,
+    "mamba_d_conv": 4, "mamba_d_state": 128, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_proj_bias": False,
+    "max_position_embeddings": 131072, "model_type": "granitemoehybrid", "normalization_function": "rmsnorm",
+    "num_hidden_layers": 40, "output_router_logits": False, "pad_token_id": 100256, "residual_multiplier": 0.22,
+    "rms_norm_eps": 1e-05, "rope_scaling": None, "router_aux_loss_coef": 0.0, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16", "transformers_version": "4.56.0", "use_cache": True, "vocab_size": 100352,
+}  # fmt: skip
+_HYBRID: dict[str, Any] = _GRANITE | {
+    "layer_types": ["attention" if i in (5, 15, 25, 35) else "mamba" for i in range(40)], "mamba_d_head": 64,
+    "position_embedding_type": "nope", "rope_theta": 10000,
+}  # fmt: skip
+_TIME_STEPS: dict[str, Any] = {
+    "rescale_prenorm_residual": False, "time_step_floor": 0.0001, "time_step_init_scheme": "random",
+    "time_step_max": 0.1, "time_step_min": 0.001, "time_step_scale": 1.0,
+}  # fmt: skip
+_STATE_SPACES: dict[str, Any] = {
+    "d_model": 768, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {}, "rms_norm": True, "residual_in_fp32": True,
+    "fused_add_norm": True, "pad_vocab_size_multiple": 8,
+}  # fmt: skip
+_STATE_SPACES_2: dict[str, Any] = _STATE_SPACES | {
+    "d_intermediate": 0, "ssm_cfg": {"layer": "Mamba2"}, "attn_layer_idx": [], "attn_cfg": {},
+    "pad_vocab_size_multiple": 16, "tie_embeddings": True,
+}  # fmt: skip
+
+PUBLISHED = {
+    "ibm-granite/granite-4.0-h-micro": Published(
+        "granitemoehybrid",
+        _HYBRID | {
+            "attention_multiplier": 0.015625, "hidden_size": 2048, "intermediate_size": 8192, "logits_scaling": 8,
+            "mamba_n_heads": 64, "num_attention_heads": 32, "num_experts_per_tok": 0, "num_key_value_heads": 8,
+            "num_local_experts": 0, "shared_intermediate_size": 8192,
+        },
+        "3.19e9",
+    ),
+    "ibm-granite/granite-4.0-h-tiny": Published(
+        "granitemoehybrid",
+        _HYBRID | {
+            "attention_multiplier": 0.0078125, "hidden_size": 1536, "intermediate_size": 512, "logits_scaling": 6,
+            "mamba_n_heads": 48, "num_attention_heads": 12, "num_experts_per_tok": 6, "num_key_value_heads": 4,
+            "num_local_experts": 64, "shared_intermediate_size": 1024,
+        },
+        "6.94e9",
+    ),
+    "ibm-granite/granite-4.0-h-small": Published(
+        "granitemoehybrid",
+        _HYBRID | {
+            "attention_multiplier": 0.0078125, "hidden_size": 4096, "intermediate_size": 768, "logits_scaling": 16,
+            "mamba_n_heads": 128, "num_attention_heads": 32, "num_experts_per_tok": 10, "num_key_value_heads": 8,
+            "num_local_experts": 72, "shared_intermediate_size": 1536,
+        },
+        "32.2e9",
+    ),
+    "ibm-granite/granite-4.0-micro": Published(
+        "granitemoehybrid",
+        _GRANITE | {
+            "attention_multiplier": 0.015625, "hidden_size": 2560, "intermediate_size": 8192,
+            "layer_types": ["attention"] * 40, "logits_scaling": 10, "mamba_d_head": 40, "mamba_d_state": 256,
+            "mamba_n_heads": 128, "num_attention_heads": 40, "num_experts_per_tok": 0, "num_key_value_heads": 8,
+            "num_local_experts": 0, "position_embedding_type": "rope", "rope_theta": 10000000,
+            "shared_intermediate_size": 8192,
+        },
+        "3.40e9",
+    ),
+    "mistralai/Mamba-Codestral-7B-v0.1": Published(
+        "mamba2",
+        _TIME_STEPS | {
+            "_name_or_path": "/raid/pablo/codestral-hf-good/", "architectures": ["Mamba2ForCausalLM"],
+            "bos_token_id": 0, "chunk_size": 256, "conv_kernel": 4, "eos_token_id": 0, "expand": 2, "head_dim": 64,
+            "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.1, "intermediate_size": 8192,
+            "layer_norm_epsilon": 1e-05, "model_type": "mamba2", "n_groups": 8, "norm_before_gate": True,
+            "num_heads": 128, "num_hidden_layers": 64, "pad_token_id": 0, "residual_in_fp32": True, "rms_norm": True,
+            "state_size": 128, "tie_word_embeddings": False, "time_step_limit": [0.0, math.inf],
+            "time_step_rank": 256, "torch_dtype": "bfloat16", "transformers_version": "4.44.0.dev0",
+            "use_bias": False, "use_cache": True, "use_conv_bias": True, "vocab_size": 32768,
+        },
+        "7285403648",
+    ),
+    "state-spaces/mamba2-2.7b": Published("mamba2", _STATE_SPACES_2 | {"d_model": 2560, "n_layer": 64}, "2.7e9"),
+    "state-spaces/mamba2-130m": Published("mamba2", _STATE_SPACES_2, "1.3e8"),
+    "state-spaces/mamba-2.8b": Published("mamba", _STATE_SPACES | {"d_model": 2560, "n_layer": 64}, "2.8e9"),
+    "state-spaces/mamba-130m-hf": Published(
+        "mamba",
+        _STATE_SPACES | _TIME_STEPS | {
+            "architectures": ["MambaForCausalLM"], "bos_token_id": 0, "conv_kernel": 4, "d_inner": 1536,
+            "eos_token_id": 0, "expand": 2, "hidden_act": "silu", "hidden_size": 768, "initializer_range": 0.1,
+            "intermediate_size": 1536, "layer_norm_epsilon": 1e-05, "model_type": "mamba", "num_hidden_layers": 24,
+            "pad_token_id": 0, "state_size": 16, "time_step_rank": 48, "torch_dtype": "float32",
+            "transformers_version": "4.39.0.dev0", "use_bias": False, "use_cache": True, "use_conv_bias": True,
+            "vocab_size": 50280,
+        },
+        "129e6",
+    ),
+    "tiiuae/falcon-mamba-7b": Published(
+        "falcon_mamba",
+        _TIME_STEPS | {
+            "_name_or_path": "./", "architectures": ["FalconMambaForCausalLM"], "bos_token_id": 0, "conv_kernel": 4,
+            "eos_token_id": 11, "expand": 16, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.1,
+            "intermediate_size": 8192, "layer_norm_epsilon": 1e-05, "model_type": "falcon_mamba",
+            "num_hidden_layers": 64, "pad_token_id": 11, "residual_in_fp32": True, "state_size": 16,
+            "tie_word_embeddings": False, "time_step_rank": 256, "torch_dtype": "bfloat16",
+            "transformers_version": "4.43.0.dev0", "use_bias": False, "use_cache": True, "use_conv_bias": True,
+            "vocab_size": 65024,
+        },
+        "7.27e9",
+    ),
+}  # fmt: skip

@@ -1,0 +1,93 @@
+"""Models that people have: their configurations alone give the plan, and as many weights as their makers count."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from bamba_quant.architectures import architecture_of
+from bamba_quant.convert import plan_conversion
+from bamba_quant.errors import ArchitectureError, CheckpointError, PlanError, TokenizerError
+from bamba_quant.inspection import inspect_path
+from bamba_quant.quantize import plan_quantization
+from bamba_quant.writers import write_gguf
+from bamba_reference import Config
+from bamba_reference.tensors import tensor_shapes
+from tests.support.published import PUBLISHED, Published
+
+SMALL = PUBLISHED["state-spaces/mamba-130m-hf"]
+
+
+@pytest.mark.parametrize("model", PUBLISHED.values(), ids=PUBLISHED)
+def test_weights_are_as_many_as_published(model: Published) -> None:
+    config = Config.from_hf(model.config)
+    count = sum(prod(shape) for shape in tensor_shapes(config).values())
+    published = Decimal(model.parameters)
+    last_digit = Decimal(1).scaleb(int(published.as_tuple().exponent))
+    assert abs(count - published) <= last_digit / 2
+    assert architecture_of(model.config).name == model.family
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(m, id=name) for name, m in PUBLISHED.items() if "model_type" in m.config]
+)
+def test_weights_are_as_many_as_transformers_makes(model: Published) -> None:
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model.config))
+    count = sum(prod(shape) for shape in tensor_shapes(Config.from_hf(model.config)).values())
+    assert count == sum(parameter.numel() for parameter in made.parameters())
+
+
+@pytest.mark.parametrize("model", PUBLISHED.values(), ids=PUBLISHED)
+def test_a_configuration_alone_is_planned(model: Published, tmp_path: Path) -> None:
+    directory = model.save(tmp_path)
+    shapes = tensor_shapes(Config.from_hf(model.config))
+    count = sum(map(prod, shapes.values()))
+    found = inspect_path(directory / "config.json")
+    assert found.checkpoint.elements == count
+    assert "no weights were read" in found.remarks[0]
+    gguf = plan_conversion(directory, outtype="q4_k_m", imagine=True).plan
+    assert gguf.elements == count and len(gguf.rows) == len(shapes)
+    assert {"no vocabulary was planned", found.remarks[0]} <= set(gguf.notes)
+    quantized = plan_quantization(directory, "fp8-dynamic", imagine=True)
+    assert quantized.elements == count
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_what_is_imagined_is_not_written(tmp_path: Path) -> None:
+    directory = SMALL.save(tmp_path / "m")
+    planned = plan_conversion(directory, outfile=tmp_path / "m.gguf", imagine=True)
+    with pytest.raises(PlanError, match="no weights to convert"):
+        write_gguf(planned.plan, planned.outfile)
+    with pytest.raises(CheckpointError, match="no weights"):
+        plan_conversion(directory)
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_a_broken_tokenizer_beside_a_configuration_is_an_error(tmp_path: Path) -> None:
+    directory = SMALL.save(tmp_path)
+    (directory / "tokenizer.json").write_text("{}")
+    with pytest.raises(TokenizerError):
+        plan_conversion(directory, imagine=True)
+    assert plan_conversion(directory, imagine=True, vocab=False).plan.rows
+
+
+def test_only_a_whole_model_of_a_known_family_is_imagined(tmp_path: Path) -> None:
+    def configured(change: dict[str, object]) -> Path:
+        (tmp_path / "config.json").write_text(json.dumps(SMALL.config | change))
+        return tmp_path
+
+    quantized = configured({"quantization_config": {"quant_method": "fp8"}})
+    for refused in (inspect_path, lambda path: plan_conversion(path, imagine=True)):
+        with pytest.raises(PlanError, match="quantization_config"):
+            refused(quantized)
+    other = configured({"architectures": ["LlamaForCausalLM"]})
+    for refused in (inspect_path, lambda path: plan_conversion(path, imagine=True)):
+        with pytest.raises(ArchitectureError, match="BambaForCausalLM"):
+            refused(other)
