@@ -93,6 +93,11 @@ class Quantization:
         return (*(matrix.source for matrix in self.matrices), *(row.source for row in self.rows))
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files that are read for weights."""
+        return tuple(sorted({file for source in self.sources for file in source.files}))
+
+    @property
     def input_bytes(self) -> int:
         return sum(source.n_bytes for source in self.sources)
 
