@@ -26,8 +26,8 @@ from bamba_quant.writers.shards import Entry, Shard, index_file, place, shards_o
 MAX_SHARD_BYTES = 5 * 10**9
 DTYPES = ("bf16", "stored")
 
-# What the recurrence is made of stays float32 where it is: it is small, and runtimes compute with it in float32.
-_MAY_STAY_F32 = frozenset({"ssm_a", "ssm_d", "ssm_dt"})
+# What the recurrence is made of stays in its type: it is small, and runtimes compute with it in float32.
+_STAYS = frozenset({"ssm_a", "ssm_d", "ssm_dt"})
 _CONFIG = "config.json"
 _DTYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
@@ -271,7 +271,7 @@ def _matrix(candidate: Candidate, tensor: StoredTensor, scheme: Scheme, imatrix:
 
 
 def _row(candidate: Candidate, tensor: StoredTensor, dtype: str) -> PlanRow:
-    stays = dtype == "stored" or (candidate.roles <= _MAY_STAY_F32 and tensor.format.name == "f32")
+    stays = dtype == "stored" or candidate.roles <= _STAYS
     return PlanRow(
         tensor,
         candidate.name,
@@ -288,6 +288,11 @@ def _notes(plan: Quantization, configuration: dict[str, Any], dtype: str) -> lis
     asked = _asked_dtype(plan.source)
     if plan.imagined:
         notes.append(f"no weights were read: the input is taken to be {asked}, as config.json says")
+    if any(row.source.format.name == "f16" and row.format.name == "bf16" for row in plan.rows):
+        notes.append(
+            "float16 tensors that are not quantized lose three bits as bfloat16, which is no smaller: --dtype stored "
+            "keeps them"
+        )
     if asked == "f16":
         notes.append(
             "config.json asks for float16, to which loaders cast scales: below 2^-17 these lose digits"

@@ -12,9 +12,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from bamba_quant.errors import OutputError, listed
+from bamba_quant.writers.journal import NAME
 
-# What an interrupted run needs to go on (``writers.journal``).
-JOURNAL = ".bamba-quant-journal"
 # Small files that belong to a model whatever its weights are: a quantized copy of the model has them too.
 COPIED = (
     "generation_config.json",
@@ -31,7 +30,7 @@ COPIED = (
 # What a model directory holds: only a directory of nothing else is ever replaced.
 _REPLACEABLE = (
     "config.json",
-    JOURNAL,  # where a run ended between its last two steps
+    NAME,  # where a run ended between its last two steps
     "model*.safetensors",
     "model.safetensors.index.json",
     "README.md",

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from bamba_quant.errors import OutputError
-from bamba_quant.writers.directory import JOURNAL as NAME
 
+NAME = ".bamba-quant-journal"
 SECONDS = 0.5  # between flushes: disks write while processors work
 
 Chunk = tuple[int, int]  # number of the tensor in the plan, first row

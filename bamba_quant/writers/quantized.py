@@ -21,7 +21,7 @@ import numpy as np
 
 from bamba_quant import __version__
 from bamba_quant.checkpoint import RawReader
-from bamba_quant.errors import OutputError, PlanError
+from bamba_quant.errors import FormatError, OutputError, PlanError
 from bamba_quant.formats.base import F32, U8
 from bamba_quant.formats.floats import to_float32
 from bamba_quant.quantize import Matrix, Quantization
@@ -211,7 +211,13 @@ class _Run:
         def task(matrix: Matrix, key: tuple[int, int], stop: int) -> int:
             start = key[1]
             x, n_bytes = self._read(matrix, start, stop)
-            parts = dict(encode(x, matrix.importance, shared))
+            try:
+                parts = dict(encode(x, matrix.importance, shared))
+            except FormatError as error:
+                where = f"{matrix.source.file}, tensor {matrix.source.name}"
+                raise FormatError(
+                    error.what, where=where, found=error.found, expected=error.expected, fix=error.fix
+                ) from None
             if start == 0:
                 parts |= scheme.whole(*matrix.shape, shared)
             for part, entry in zip(scheme.parts(*matrix.shape), matrix.entries, strict=True):

@@ -9,7 +9,7 @@ import pytest
 
 from bamba_quant.errors import OutputError
 from bamba_quant.quantize import plan_quantization
-from bamba_quant.writers import directory, journal, quantized
+from bamba_quant.writers import journal, quantized
 from bamba_quant.writers.quantized import write_quantized
 from bamba_quant.writers.resumable import partial_of
 from tests.support.models import random_bamba, save_checkpoint
@@ -131,7 +131,7 @@ def test_the_last_steps_interrupted(
         return rename(self, target)
 
     def before_unlink(self: Path, missing_ok: bool = False) -> None:
-        if self.name == directory.JOURNAL:
+        if self.name == journal.NAME:
             raise KeyboardInterrupt
         unlink(self, missing_ok)
 
@@ -146,6 +146,6 @@ def test_the_last_steps_interrupted(
         write_quantized(plan_quantization(model, "fp8-dynamic"), out, resume=True, overwrite=overwrite)
     monkeypatch.setattr(Path, "unlink", unlink)
     left = contents(out)
-    assert {name: content for name, content in left.items() if name != directory.JOURNAL} == expected
+    assert {name: content for name, content in left.items() if name != journal.NAME} == expected
     assert write(model, out, overwrite=True, progress=read.append) == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out", "x"]
