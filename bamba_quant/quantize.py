@@ -19,7 +19,8 @@ from bamba_quant.plan import PlanRow
 from bamba_quant.quantized_files import small_files
 from bamba_quant.recipes.matrices import SHARED, Candidate, ignored_modules, select_matrices
 from bamba_quant.schemes import Method, Scheme, scheme_named
-from bamba_quant.source import LeftOut, Source, imagined_source, open_source
+from bamba_quant.source import LeftOut, Source
+from bamba_quant.unquantized import asked_dtype, open_unquantized
 from bamba_quant.writers.safetensors import entry_of
 from bamba_quant.writers.shards import Entry, Shard, index_file, place, shards_of
 
@@ -28,8 +29,6 @@ DTYPES = ("bf16", "stored")
 
 # What the recurrence is made of stays in its type: it is small, and runtimes compute with it in float32.
 _STAYS = frozenset({"ssm_a", "ssm_d", "ssm_dt"})
-_CONFIG = "config.json"
-_DTYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def plan_quantization(
         raise PlanError("no such dtype of the other tensors", found=dtype, expected=", ".join(DTYPES))
     chosen_scheme = scheme_named(scheme)
     chosen_method = chosen_scheme.method(method)
-    source, imagined = _open(Path(model), imagine, ignore_config_keys)
+    source, imagined = open_unquantized(Path(model), imagine, ignore_config_keys)
     candidates = _candidates(source)
     chosen = select_matrices(candidates, source.config, keep)
     if not chosen:
@@ -182,52 +181,6 @@ def plan_quantization(
     if not_copied:
         notes.append(f"not copied: {listed(not_copied)}")
     return replace(plan, files={**index_file(shards), **files}, notes=tuple(notes))
-
-
-def _open(model: Path, imagine: bool, ignore_config_keys: Collection[str]) -> tuple[Source, bool]:
-    """The source, and whether its weights are imagined."""
-    directory = model.parent if model.name == _CONFIG and model.is_file() else model
-    if directory.is_dir() and imagine and not _has_weights(directory):
-        bare = open_source(directory, ignore_config_keys=ignore_config_keys, weights=False)
-        _refuse_quantized(bare)
-        stored = format_named(_asked_dtype(bare))
-        return imagined_source(directory, stored, ignore_config_keys=ignore_config_keys), True
-    if directory.is_dir():
-        bare = open_source(directory, ignore_config_keys=ignore_config_keys, weights=False)
-        _refuse_quantized(bare)
-    source = open_source(directory, ignore_config_keys=ignore_config_keys)
-    if source.checkpoint.kind != "huggingface":
-        raise PlanError(
-            "quantized safetensors are made from a Hugging Face directory",
-            where=source.checkpoint.path,
-            found="a GGUF file",
-            fix="make a directory of it first: bamba-quant export FILE.gguf DIRECTORY",
-        )
-    return source, False
-
-
-def _asked_dtype(source: Source) -> str:
-    """The type that config.json has a model loaded in, float32 where it says nothing, as transformers has it."""
-    metadata = source.checkpoint.metadata
-    said = metadata.get("dtype", metadata.get("torch_dtype"))
-    return _DTYPE_NAMES.get(str(said), "f32")
-
-
-def _has_weights(directory: Path) -> bool:
-    return any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
-
-
-def _refuse_quantized(source: Source) -> None:
-    found = source.checkpoint.metadata.get("quantization_config")
-    if found is not None:
-        method = found.get("quant_method") if isinstance(found, dict) else None
-        raise PlanError(
-            "the input is quantized already, and quantizing it again loses more than quantizing the original",
-            where=source.checkpoint.path / _CONFIG,
-            found=f"quantization_config, quant_method {method}",
-            expected="f32, f16 or bf16 weights",
-            fix="give the original",
-        )
 
 
 def _candidates(source: Source) -> list[Candidate]:
@@ -285,7 +238,7 @@ def _row(candidate: Candidate, tensor: StoredTensor, dtype: str) -> PlanRow:
 def _notes(plan: Quantization, configuration: dict[str, Any], dtype: str) -> list[str]:
     """What a user would want to know before relying on the output."""
     notes: list[str] = []
-    asked = _asked_dtype(plan.source)
+    asked = asked_dtype(plan.source)
     if plan.imagined:
         notes.append(f"no weights were read: the input is taken to be {asked}, as config.json says")
     if any(row.source.format.name == "f16" and row.format.name == "bf16" for row in plan.rows):
