@@ -6,6 +6,7 @@ Values are those of compressed-tensors' own decompression: the product is rounde
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -28,6 +29,11 @@ _STRATEGIES = "tensor, channel, block or group"
 
 def read_compressed_tensors(quantization: Mapping[str, Any], stored: Stored) -> None:
     """Join what is packed, or e4m3, with its scales. Raises ``CheckpointError`` naming what cannot be read."""
+    transforms = quantization.get("transform_config")
+    if transforms:  # a rotated weight is right only behind the rotation that a runtime adds
+        raise stored.unsupported(
+            "the checkpoint", "quantization_config", f"transform_config {reprlib.repr(transforms)}", "none"
+        )
     for name, tensor in list(stored.left().items()):
         if name.endswith(".weight_packed"):
             module = name.removesuffix(".weight_packed")

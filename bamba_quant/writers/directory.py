@@ -181,4 +181,9 @@ def refused(error: OSError, place: Path) -> OutputError:
             found=error.strerror,
             fix="free some space, or write elsewhere; nothing was left behind",
         )
-    return OutputError("the output cannot be written", where=place, found=error.strerror)
+    return OutputError(
+        "the output cannot be written",
+        where=error.filename or place,
+        found=error.strerror,
+        fix="mend that, or give another name for the output",
+    )

@@ -67,6 +67,7 @@ FAULTS: list[tuple[str, str, Callable[[Tensors, dict[str, Any]], None], str]] = 
     ("unsymmetric floats", "fp8-dynamic", _weights(symmetric=False), "symmetric"),
     ("integers said to be floats", "w4a16-g128", _weights(type="float"), "no group of quantization_config"),
     ("no groups", "fp8-dynamic", _config(config_groups={}), "no group of quantization_config"),
+    ("rotated weights", "fp8-dynamic", _config(transform_config={"config_groups": {"u": {}}}), "transform_config"),
     ("a list of groups", "fp8-dynamic", _config(config_groups=[1]), "no group of quantization_config"),
     ("targets that are none", "fp8-dynamic", _targets(5), "no group of quantization_config"),
     ("a target that is no expression", "fp8-dynamic", _targets(["re:("]), r"re:\((.|\n)*regular expression"),

@@ -87,6 +87,22 @@ def test_a_scheme_that_is_not_there(tmp_path: Path) -> None:
     assert "--format fp8 --scheme block" in " ".join(done.stderr.replace("│", " ").split())
 
 
+def test_a_format_that_is_not_there(tmp_path: Path) -> None:
+    done = cli("fp8", embedded_model(), tmp_path / "out", "--format", "gptq")
+    assert done.returncode == 2
+    assert "'gptq' is none of compressed-tensors, fp8" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_the_input_as_the_output(tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    shutil.copytree(embedded_model(), model)
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    done = cli("fp8", model, model, "--overwrite")
+    assert done.returncode == 2
+    assert "would replace the input" in done.stderr
+    assert {file.name: file.read_bytes() for file in model.iterdir()} == before
+
+
 def test_a_directory_that_is_not_empty(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     done = cli("fp8", embedded_model(), tmp_path)

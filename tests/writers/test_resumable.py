@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bamba_quant.calibration import read_imatrix
 from bamba_quant.errors import OutputError
 from bamba_quant.quantize import plan_quantization
 from bamba_quant.writers import journal, quantized
 from bamba_quant.writers.quantized import write_quantized
 from bamba_quant.writers.resumable import partial_of
+from tests.recipes.test_llama_quantize import random_imatrix
 from tests.support.models import random_bamba, save_checkpoint
 from tests.writers.test_quantized import contents, interrupted, write
 
@@ -98,6 +101,29 @@ def test_a_file_that_is_missing(model: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"damaged(.|\n)*model-00001-(.|\n)*no such file"):
         write(model, out, resume=True, max_shard_bytes=40_000)
     assert not out.exists() and not partial_of(out).exists()
+
+
+def test_what_a_run_was_begun_with(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    random_imatrix(model, tmp_path / "imatrix.gguf")
+    imatrix = read_imatrix(tmp_path / "imatrix.gguf")
+    interrupted(model, out, imatrix=imatrix)
+    before = contents(partial_of(out))
+    other = replace(imatrix, entries={name: entry[::-1] for name, entry in imatrix.entries.items()})
+    for options, said in (
+        ({}, "importance matrix"),
+        ({"imatrix": other}, "another importance matrix"),
+        ({"imatrix": imatrix, "dtype": "stored"}, "layout"),
+    ):
+        with pytest.raises(OutputError, match=said):
+            write(model, out, resume=True, **options)
+    (model / "README.md").write_text("# a card")
+    with pytest.raises(OutputError, match="another configuration or card"):
+        write(model, out, resume=True, imatrix=imatrix)
+    (model / "README.md").unlink()
+    assert contents(partial_of(out)) == before
+    went_on = write(model, out, resume=True, imatrix=imatrix, threads=3)
+    assert went_on == write(model, tmp_path / "x", imatrix=imatrix)
 
 
 @pytest.mark.parametrize("spoiled", [b"[[0,1],[2\n[[3,0]]\n", b"\0\0\n", b'{"a":1}\n', b"[1]\n"])
