@@ -240,7 +240,7 @@ def _notes(plan: Quantization, configuration: dict[str, Any], dtype: str) -> lis
     notes: list[str] = []
     asked = asked_dtype(plan.source)
     if plan.imagined:
-        notes.append(f"no weights were read: the input is taken to be {asked}, as config.json says")
+        notes.append(f"no weights were read: the input is taken to be {asked}, as transformers would load it")
     if any(row.source.format.name == "f16" and row.format.name == "bf16" for row in plan.rows):
         notes.append(
             "float16 tensors that are not quantized lose three bits as bfloat16, which is no smaller: --dtype stored "

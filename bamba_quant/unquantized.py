@@ -19,6 +19,13 @@ def open_unquantized(model: Path, imagine: bool, ignore_config_keys: Collection[
     ``model`` is a directory, or its config.json. Raises a ``BambaQuantError`` for an input that is quantized already,
     for a GGUF file, and for what is not supported.
     """
+    if model.suffix == ".json" and model.name != _CONFIG and model.is_file():
+        raise PlanError(
+            "a configuration alone is given as a file called config.json",
+            where=model,
+            expected="a directory with config.json, or that file",
+            fix="copy it under that name into a directory of its own",
+        )
     directory = model.parent if model.name == _CONFIG and model.is_file() else model
     if directory.is_dir() and imagine and not _has_weights(directory):
         bare = open_source(directory, ignore_config_keys=ignore_config_keys, weights=False)

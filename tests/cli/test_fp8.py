@@ -62,6 +62,10 @@ def test_a_dry_run_of_a_configuration(tmp_path: Path) -> None:
     assert planned["bytes_by_dtype"]["F8_E4M3"] == 8_727_822_336
     assert len(planned["plan"]) == len({row["source"] for row in planned["plan"]})
     assert not (tmp_path / "o").exists()
+    (tmp_path / "config.json").rename(tmp_path / "bamba.json")
+    refused = cli("fp8", tmp_path / "bamba.json", "o", "--dry-run")
+    assert refused.returncode == 2
+    assert "a file called config.json" in refused.stderr
 
 
 @pytest.mark.parametrize(
