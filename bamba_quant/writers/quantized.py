@@ -87,7 +87,7 @@ def fingerprint(plan: Quantization) -> dict[str, Any]:
     weights = hashlib.sha256()
     for matrix in plan.matrices:
         weights.update(b"" if matrix.importance is None else matrix.importance.tobytes())
-    inputs = {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in plan.inputs}
+    inputs = {str(file.resolve()): [file.stat().st_size, file.stat().st_mtime_ns] for file in plan.inputs}
     return {
         "version": __version__,
         "scheme": plan.scheme.name,

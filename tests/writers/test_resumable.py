@@ -103,7 +103,7 @@ def test_a_file_that_is_missing(model: Path, tmp_path: Path) -> None:
     assert not out.exists() and not partial_of(out).exists()
 
 
-def test_what_a_run_was_begun_with(model: Path, tmp_path: Path) -> None:
+def test_what_a_run_was_begun_with(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     random_imatrix(model, tmp_path / "imatrix.gguf")
     imatrix = read_imatrix(tmp_path / "imatrix.gguf")
@@ -122,7 +122,8 @@ def test_what_a_run_was_begun_with(model: Path, tmp_path: Path) -> None:
         write(model, out, resume=True, imatrix=imatrix)
     (model / "README.md").unlink()
     assert contents(partial_of(out)) == before
-    went_on = write(model, out, resume=True, imatrix=imatrix, threads=3)
+    monkeypatch.chdir(tmp_path)  # the same input by another path
+    went_on = write(Path(model.name), Path("out"), resume=True, imatrix=imatrix, threads=3)
     assert went_on == write(model, tmp_path / "x", imatrix=imatrix)
 
 
