@@ -17,6 +17,7 @@ from bamba_quant.formats import format_named
 from bamba_quant.formats.base import F32
 from bamba_quant.plan import PlanRow
 from bamba_quant.quantized_files import small_files
+from bamba_quant.recipes.loading import loading_notes
 from bamba_quant.recipes.matrices import SHARED, Candidate, ignored_modules, select_matrices
 from bamba_quant.schemes import Method, Scheme, scheme_named
 from bamba_quant.source import LeftOut, Source
@@ -140,7 +141,8 @@ def plan_quantization(
     chosen_method = chosen_scheme.method(method)
     source, imagined = open_unquantized(Path(model), imagine, ignore_config_keys)
     candidates = _candidates(source)
-    chosen = select_matrices(candidates, source.config, keep)
+    loaders = source.architecture.loaders
+    chosen = select_matrices(candidates, source.config, keep, loaders.units)
     if not chosen:
         raise PlanError("nothing is left to quantize", where=source.checkpoint.path, fix="keep less")
     matrices: list[Matrix] = []
@@ -173,11 +175,16 @@ def plan_quantization(
         imagined,
     )
     rules = source.architecture.tensors(source.config)
-    configuration = chosen_scheme.configuration(ignored_modules(candidates, rules, chosen))
-    files, not_copied = small_files(
-        source.checkpoint.path, configuration, _account(plan, imatrix is not None)
+    configuration = chosen_scheme.configuration(ignored_modules(candidates, rules, chosen, loaders))
+    loading = loading_notes(
+        source.architecture,
+        source.checkpoint.metadata,
+        chosen_scheme,
+        {role for candidate in candidates if candidate.name in chosen for role in candidate.roles},
     )
-    notes = _notes(plan, configuration, dtype)
+    account = [*_account(plan, imatrix is not None), *(f"Note: {note}." for note in loading)]
+    files, not_copied = small_files(source.checkpoint.path, configuration, account)
+    notes = [*_notes(plan, configuration, dtype), *loading]
     if not_copied:
         notes.append(f"not copied: {listed(not_copied)}")
     return replace(plan, files={**index_file(shards), **files}, notes=tuple(notes))
@@ -239,6 +246,12 @@ def _notes(plan: Quantization, configuration: dict[str, Any], dtype: str) -> lis
     """What a user would want to know before relying on the output."""
     notes: list[str] = []
     asked = asked_dtype(plan.source)
+    experts = sum(row.source.elements for row in plan.rows if _is_expert(row))
+    if experts:
+        notes.append(
+            f"the experts, {experts / plan.elements:.0%} of the weights, stay as they are: they are stacked in one "
+            "tensor, for which transformers has no quantized layer in these forms"
+        )
     if plan.imagined:
         notes.append(f"no weights were read: the input is taken to be {asked}, as transformers would load it")
     if any(row.source.format.name == "f16" and row.format.name == "bf16" for row in plan.rows):
@@ -258,10 +271,18 @@ def _notes(plan: Quantization, configuration: dict[str, Any], dtype: str) -> lis
     return notes
 
 
+def _is_expert(row: PlanRow) -> bool:
+    return "_exps" in row.role
+
+
 def _account(plan: Quantization, weighted: bool) -> list[str]:
     """What was done, in the words of the card."""
     sizes = ", ".join(f"{n_bytes / 1e9:.3f} GB {dtype}" for dtype, n_bytes in plan.bytes_by_dtype.items())
-    kept = sorted(row.name for row in plan.rows if len(row.shape) == 2 and row.name.endswith(".weight"))
+    kept = sorted(
+        row.name
+        for row in plan.rows
+        if (len(row.shape) == 2 and row.name.endswith(".weight")) or _is_expert(row)
+    )
     weights = " weighted by measured activations," if weighted else ""
     return [
         f"{len(plan.matrices)} matrices ({plan.quantized_elements:,} of {plan.elements:,} weights) were quantized by "

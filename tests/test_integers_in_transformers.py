@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from bamba_quant.weights import load_model
 from bamba_quant.writers.quantized import write_quantized
 from bamba_reference.torch_forward import forward, load
 from tests.support.conversion import random_tokens, transformers_logits
+from tests.support.quantized import int4_kernel
 
 TOKENS = random_tokens(2048, 128)
 CPU = torch.device("cpu")
@@ -81,30 +81,11 @@ def test_zero_points_fail_to_load_packed(tmp_path: Path) -> None:
         loaded(written(ASYMMETRIC[0], tmp_path))
 
 
-@pytest.fixture
-def kernel() -> Iterator[None]:
-    """A stand-in for the GPU kernel that torchao calls, by the meaning it gives scales and zeros."""
-    library = torch.library.Library("mslk", "FRAGMENT")
-    library.define("bf16i4bf16_rowwise(Tensor x, Tensor q, Tensor scale, Tensor zero) -> Tensor")
-
-    def product(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-        low, high = (q << 4) >> 4, q >> 4  # int8: shifts keep the sign
-        codes = torch.stack((low, high), dim=-1).flatten(1).float()
-        group = codes.shape[1] // len(scale)
-        spread = (part.T.float().repeat_interleave(group, dim=1) for part in (scale, zero))
-        weight = codes * next(spread) + next(spread)
-        return x @ weight.to(x.dtype).T
-
-    library.impl("bf16i4bf16_rowwise", product, "CPU")
-    yield
-    library._destroy()
-
-
-@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("scheme", TORCHAO)
 def test_torchao_tensors_load(scheme: str, tmp_path: Path) -> None:
     directory = written(scheme, tmp_path)
     model = loaded(directory)
     packed = [name for name, p in model.named_parameters() if isinstance(p.data, Int4Tensor)]
     assert len(packed) == len(plan_quantization(embedded_model(), scheme).matrices)
-    assert_near_reference(directory, transformers_logits(model, TOKENS))
+    with int4_kernel():
+        assert_near_reference(directory, transformers_logits(model, TOKENS))

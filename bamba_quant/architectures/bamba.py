@@ -13,6 +13,7 @@ from typing import Any
 from gguf import GGUFValueType
 
 from bamba_quant.architectures import keys
+from bamba_quant.architectures.loaders import ATTENTION_INPUTS, Loaders
 from bamba_quant.architectures.rows import ATTENTION, EMBEDDINGS, FEED_FORWARD, MAMBA2
 from bamba_quant.architectures.rules import Architecture, Metadata, Values, register
 from bamba_quant.checkpoint.gguf_values import array, boolean, uint32
@@ -108,6 +109,12 @@ def _hf_config(config: Config) -> dict[str, Any]:
     return written
 
 
+# vLLM's class counts down_proj, wrongly, among what gate_up_proj consists of (bamba.py, packed_modules_mapping).
+_LOADERS = Loaders(
+    vllm={".mamba.": ".mixer.", ".self_attn.": "."},
+    units=(ATTENTION_INPUTS, frozenset({"ffn_gate", "ffn_up", "ffn_down"})),
+)
+
 BAMBA = register(
     Architecture(
         name="bamba",
@@ -119,5 +126,6 @@ BAMBA = register(
         config_of_gguf=_config_of_gguf,
         hf_config=_hf_config,
         reads_gguf=lambda values: not keys.is_granite(values),
+        loaders=_LOADERS,
     )
 )

@@ -13,6 +13,7 @@ from typing import Any
 from gguf import GGUFValueType
 
 from bamba_quant.architectures import keys
+from bamba_quant.architectures.loaders import ATTENTION_INPUTS, Loaders
 from bamba_quant.architectures.rows import ATTENTION, BLOCK, EMBEDDINGS, FEED_FORWARD, LAYER, MAMBA2
 from bamba_quant.architectures.rules import Architecture, Metadata, Rule, Values, register, spelled
 from bamba_quant.checkpoint.gguf_values import array, boolean, float32, uint32
@@ -197,6 +198,14 @@ def _hf_config(config: Config) -> dict[str, Any]:
     }
 
 
+# vLLM's granitemoehybrid.py; transformers' modeling_granitemoehybrid.py calls the experts by the first of their names,
+# and so did vLLM before they were a layer of their own.
+_LOADERS = Loaders(
+    vllm={".mamba.": ".mixer."},
+    units=(ATTENTION_INPUTS,),
+    experts=(_EXPERTS + "experts", _EXPERTS + "experts.routed_experts"),
+)
+
 GRANITE = register(
     Architecture(
         name="granitemoehybrid",
@@ -209,5 +218,6 @@ GRANITE = register(
         hf_config=_hf_config,
         reads_gguf=keys.is_granite,
         gguf_name=_gguf_name,
+        loaders=_LOADERS,
     )
 )

@@ -15,6 +15,7 @@ import numpy as np
 from gguf import Keys
 
 from bamba_quant.architectures import keys
+from bamba_quant.architectures.loaders import Loaders
 from bamba_quant.architectures.rows import (
     BLOCK,
     EMBEDDINGS,
@@ -170,6 +171,8 @@ MAMBA = register(
         config_of_gguf=_config_of_gguf,
         hf_config=_hf_config,
         reads_gguf=lambda values: not _is_falcon(values),
+        # vLLM's MambaMixer makes every layer without a quantization (layers/mamba/mamba_mixer.py).
+        loaders=Loaders(vllm=None, initialized=frozenset({"ssm_out"})),
     )
 )
 FALCON_MAMBA = register(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bamba_quant.architectures.loaders import Loaders
 from bamba_quant.architectures.transforms import IDENTITY, Transform
 from bamba_quant.checkpoint import Section
 from bamba_quant.checkpoint.gguf_values import Value
@@ -94,7 +95,8 @@ class Architecture:
     ``gguf_name`` chooses one; ``reads_gguf`` tells a file from another family's of the same name. ``gguf_metadata``
     gives the keys below that name; ``check_gguf`` raises ``ArchitectureError`` for what llama.cpp cannot represent,
     and notes what it does a little otherwise. ``config_of_gguf`` reads key-values and tensor names back;
-    ``hf_config`` gives the config.json that transformers 4 and 5 both read, without the dtype.
+    ``hf_config`` gives the config.json that transformers 4 and 5 both read, without the dtype. ``loaders`` holds what
+    those of quantized checkpoints do otherwise.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Architecture:
     hf_config: Callable[[Config], dict[str, Any]]
     reads_gguf: Callable[[Values], bool] = lambda values: True
     gguf_name: Callable[[Config], str] | None = None
+    loaders: Loaders = field(default_factory=Loaders)
 
     def gguf_architecture(self, config: Config) -> str:
         """What GGUF calls a model of this shape."""

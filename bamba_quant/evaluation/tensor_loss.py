@@ -76,17 +76,22 @@ def difference(
 
 
 def row_classes(role: str, rows: int, config: Config) -> dict[str, slice]:
-    """Rows of a matrix that mean different things: those of Mamba-2's ssm_in are z, x, B, C and dt; of others none."""
-    if role != "ssm_in" or rows != config.mamba_in_proj_dim:
+    """Rows of a matrix that mean different things: those of ssm_in, and of Mamba's ssm_x; of others none."""
+    inner, states = config.mamba_d_inner, config.mamba_n_groups * config.mamba_d_state
+    if "mamba1" in config.layer_types:
+        split = {
+            "ssm_in": {"x": inner, "z": inner},
+            "ssm_x": {
+                "dt": config.mamba_time_step_rank,
+                "B": config.mamba_d_state,
+                "C": config.mamba_d_state,
+            },
+        }
+    else:
+        split = {"ssm_in": {"z": inner, "x": inner, "B": states, "C": states, "dt": config.mamba_n_heads}}
+    sizes = split.get(role, {})
+    if sum(sizes.values()) != rows:
         return {}
-    states = config.mamba_n_groups * config.mamba_d_state
-    sizes = {
-        "z": config.mamba_d_inner,
-        "x": config.mamba_d_inner,
-        "B": states,
-        "C": states,
-        "dt": config.mamba_n_heads,
-    }
     found, start = {}, 0
     for name, size in sizes.items():
         found[name] = slice(start, start + size)

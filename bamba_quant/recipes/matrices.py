@@ -1,7 +1,6 @@
 """Which matrices a scheme takes, by role, and what stays: in units that a runtime fuses, under names that match there.
 
-vLLM runs q, k and v as one product and gate and up as another, and Bamba's class there counts down_proj among the
-latter, so each of these groups is quantized as a whole or not at all.
+What a family's runtimes fuse is quantized as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from bamba_quant.architectures import TensorRule
+from bamba_quant.architectures.loaders import ATTENTION_INPUTS, Loaders
 from bamba_quant.errors import PlanError
 from bamba_quant.schemes import Ignored
 from bamba_reference.config import Config
@@ -22,14 +22,9 @@ QUANTIZED = frozenset(
     "ssm_in ssm_out attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down "
     "ffn_gate_shexp ffn_up_shexp ffn_down_shexp".split()
 )
-# Roles of a layer that are quantized together, and those among them that share what a scheme measures of a matrix.
-UNITS = (
-    frozenset({"attn_q", "attn_k", "attn_v"}),
-    frozenset({"ffn_gate", "ffn_up", "ffn_down"}),
-    frozenset({"ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"}),
-)
+# Roles of a layer that share what a scheme measures of a matrix.
 SHARED = (
-    frozenset({"attn_q", "attn_k", "attn_v"}),
+    ATTENTION_INPUTS,
     frozenset({"ffn_gate", "ffn_up"}),
     frozenset({"ffn_gate_shexp", "ffn_up_shexp"}),
 )
@@ -61,6 +56,11 @@ class Candidate:
         return self.name.endswith(".weight") and len(self.shape) == 2 and self.roles != {"token_embd"}
 
     @property
+    def is_expert(self) -> bool:
+        """Whether it is a matrix of every expert, stacked."""
+        return all(role.endswith("_exps") for role in self.roles)
+
+    @property
     def is_quantizable(self) -> bool:
         return self.is_linear and self.roles <= QUANTIZED
 
@@ -89,11 +89,14 @@ def _hybrid(candidate: Candidate, config: Config) -> bool:
 PRESETS: Mapping[str, Preset] = {"hybrid": _hybrid}
 
 
-def select_matrices(candidates: Sequence[Candidate], config: Config, keep: Sequence[str]) -> frozenset[str]:
+def select_matrices(
+    candidates: Sequence[Candidate], config: Config, keep: Sequence[str], units: Sequence[frozenset[str]]
+) -> frozenset[str]:
     """The names of the tensors to quantize: all that may be, but for what ``keep`` lists.
 
     An entry of ``keep`` is a preset, a role, or a pattern with ``*`` and ``?`` that a tensor's or module's name
-    matches as a whole. Raises ``PlanError`` for one that matches nothing, and for a unit that would be split.
+    matches as a whole. Raises ``PlanError`` for one that matches nothing, and for one of ``units``, roles of a layer,
+    that would be split.
     """
     kept: set[str] = set()
     for entry in keep:
@@ -110,7 +113,7 @@ def select_matrices(candidates: Sequence[Candidate], config: Config, keep: Seque
             )
         kept |= found
     chosen = frozenset(c.name for c in candidates if c.is_quantizable and c.name not in kept)
-    _check_units(candidates, chosen)
+    _check_units(candidates, chosen, units)
     return chosen
 
 
@@ -126,13 +129,15 @@ def _matching(entry: str, candidates: Sequence[Candidate], config: Config) -> se
     }
 
 
-def _check_units(candidates: Sequence[Candidate], chosen: Collection[str]) -> None:
-    units: dict[tuple[int | None, int], list[Candidate]] = {}
+def _check_units(
+    candidates: Sequence[Candidate], chosen: Collection[str], units: Sequence[frozenset[str]]
+) -> None:
+    found: dict[tuple[int | None, int], list[Candidate]] = {}
     for candidate in candidates:
-        unit = candidate.group(UNITS)
+        unit = candidate.group(units)
         if unit is not None and candidate.is_quantizable:
-            units.setdefault(unit, []).append(candidate)
-    for members in units.values():
+            found.setdefault(unit, []).append(candidate)
+    for members in found.values():
         kept = [member.module for member in members if member.name not in chosen]
         if kept and len(kept) < len(members):
             others = [member.module for member in members if member.name in chosen]
@@ -148,18 +153,31 @@ def _check_units(candidates: Sequence[Candidate], chosen: Collection[str]) -> No
 
 
 def ignored_modules(candidates: Sequence[Candidate], rules: Sequence[TensorRule],
-                    chosen: Collection[str]) -> Ignored:  # fmt: skip
-    """The linear layers that are not ``chosen``, among them the output where it is tied and stored nowhere."""
+                    chosen: Collection[str], loaders: Loaders) -> Ignored:  # fmt: skip
+    """The linear layers that are not ``chosen``, among them the output where it is tied and stored nowhere.
+
+    Experts stacked in one tensor are no linear layer, and are listed for the loaders that make several of them.
+    """
     linear = {candidate.module: candidate for candidate in candidates if candidate.is_linear}
     kept = [module for module, candidate in linear.items() if candidate.name not in chosen]
     tied = [rule.hf.removesuffix(".weight") for rule in rules if rule.role == "output"]
     taken = [module for module, candidate in linear.items() if candidate.name in chosen]
     layered = [linear[module] for module in kept if linear[module].layer is not None]
+    stacked = dict.fromkeys(candidate.layer for candidate in candidates if candidate.is_expert)
+    experts = [name.format(i=layer) for layer in stacked for name in loaders.experts]
     return Ignored(
         tuple(dict.fromkeys([*tied, *kept])),
-        _patterns(layered, taken, {candidate.layer for candidate in linear.values()} - {None}),
-        tuple(name for candidate in layered for name in _names_in_vllm(candidate.module)),
+        (
+            *_patterns(layered, taken, {candidate.layer for candidate in linear.values()} - {None}),
+            *(_pattern_below(name) for name in loaders.experts[:1] if stacked),
+        ),
+        (*(name for candidate in layered for name in _names_in_vllm(candidate.module, loaders)), *experts),
     )
+
+
+def _pattern_below(name: str) -> str:
+    """An expression for a module of every layer and all that it holds."""
+    return ".*" + re.escape(name).replace(re.escape("{i}"), r"\d+").replace(r"model\.", "", 1) + r"(\..*)?$"
 
 
 def _patterns(
@@ -200,10 +218,9 @@ def _tail(candidate: Candidate, taken: Sequence[str]) -> str:
     return ".".join(parts)
 
 
-def _names_in_vllm(module: str) -> tuple[str, ...]:
-    """What vLLM's Bamba calls a module: it drops ``self_attn`` and calls ``mamba`` the mixer (bamba.py)."""
-    head, _, tail = module.rpartition(".")
-    stack = head.rpartition(".")[0]
-    if head.endswith(".self_attn"):
-        return (f"{stack}.{tail}",)
-    return (f"{stack}.mixer.{tail}",) if head.endswith(".mamba") else ()
+def _names_in_vllm(module: str, loaders: Loaders) -> tuple[str, ...]:
+    """What vLLM calls a module, where it calls it otherwise."""
+    name = module
+    for word, other in (loaders.vllm or {}).items():
+        name = name.replace(word, other)
+    return () if name == module else (name,)

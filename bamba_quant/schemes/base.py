@@ -118,7 +118,8 @@ class Scheme:
     ``row_multiple``. ``fits`` says what keeps a matrix out, or "". ``whole(rows, columns, shared)`` gives the parts
     that are not cut by rows. ``decode(parts, columns)`` takes the parts of some rows, uncut ones whole, and returns
     float32 of shape (r, columns): the weight as a loader computes with it. ``configuration`` is the
-    ``quantization_config`` of config.json; ``metadata(matrices, others)``, given the shapes of the matrices and the
+    ``quantization_config`` of config.json, and a ``packed`` layer made from it has no ``weight``, one with
+    ``zero_points`` integers beside its scales; ``metadata(matrices, others)``, given the shapes of the matrices and the
     names of all other tensors, is the ``__metadata__`` of every shard's header.
     """
 
@@ -128,6 +129,8 @@ class Scheme:
     methods: tuple[Method, ...]
     decode: Callable[[Parts, int], F32]
     configuration: Callable[[Ignored], dict[str, Any]]
+    packed: bool = False
+    zero_points: bool = False
     row_multiple: int = 1
     fits: Callable[[int, int], str] = lambda rows, columns: ""
     whole: Callable[[int, int, Shared], Parts] = lambda rows, columns, shared: {}

@@ -53,6 +53,8 @@ def packed_integers(bits: int, symmetric: bool, group: int) -> Scheme:
         tuple(Method(name, ABOUT[name], *_encoders(grid, name)) for name in ABOUT),
         partial(decode, grid=grid),
         partial(_configuration, bits=bits, symmetric=symmetric, group=group),
+        packed=True,
+        zero_points=not symmetric,
         row_multiple=1 if symmetric else per_word,
         fits=lambda rows, columns: "" if columns % group == 0 else f"columns in multiples of {group}",
         whole=lambda rows, columns, shared: {".weight_shape": np.array([rows, columns], np.int64)},

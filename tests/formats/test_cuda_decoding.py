@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import numpy as np
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
-if importlib.util.find_spec("triton") is None:
-    if os.environ.get("CI"):
-        raise ImportError("Triton is missing, and in CI it must not be (make test installs it)")
-    pytest.skip("Triton is not installed (make test installs it)", allow_module_level=True)
+from tests.support.kernels import needs_triton
+
+needs_triton()
 
 from bamba_quant.errors import FormatError
 from bamba_quant.formats import Format, format_named, formats

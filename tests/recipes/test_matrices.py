@@ -12,7 +12,6 @@ from bamba_quant.errors import PlanError
 from bamba_quant.recipes.matrices import (
     PRESETS,
     QUANTIZED,
-    UNITS,
     Candidate,
     ignored_modules,
     select_matrices,
@@ -20,7 +19,7 @@ from bamba_quant.recipes.matrices import (
 from bamba_quant.schemes import Ignored
 from bamba_reference.config import Config
 from tests.support.models import SMALL
-from tests.support.vllm import ignores, layers
+from tests.support.vllm import VIEWS, ignores, layers
 
 HF: dict[str, Any] = SMALL | {
     "architectures": ["BambaForCausalLM"],
@@ -40,8 +39,10 @@ def candidates(**overrides: Any) -> tuple[list[Candidate], Config, Any]:
 
 def selected(*keep: str, **overrides: Any) -> tuple[set[str], Ignored]:
     found, config, rules = candidates(**overrides)
-    chosen = select_matrices(found, config, keep)
-    return {name.removesuffix(".weight") for name in chosen}, ignored_modules(found, rules, chosen)
+    loaders = architecture_of(HF | overrides).loaders
+    chosen = select_matrices(found, config, keep, loaders.units)
+    modules = {name.removesuffix(".weight") for name in chosen}
+    return modules, ignored_modules(found, rules, chosen, loaders)
 
 
 def test_linear_layers_of_the_layers_and_nothing_else() -> None:
@@ -61,7 +62,7 @@ def test_a_tied_output_is_ignored_too() -> None:
 def test_roles_stand_in_the_tables() -> None:
     found, _, _ = candidates()
     roles = {role for candidate in found for role in candidate.roles}
-    assert {role for unit in UNITS[:2] for role in unit} <= roles
+    assert {role for unit in architecture_of(HF).loaders.units for role in unit} <= roles
     assert {"ssm_in", "ssm_out"} <= roles & QUANTIZED
 
 
@@ -98,7 +99,7 @@ def test_kept_matrices_are_ignored_under_every_name(keep: list[str]) -> None:
     ]
     for configuration in configurations:
         for prefix, modules in layers(HF).items():
-            assert ignores(prefix, configuration) == (modules[0] in kept), prefix
+            assert ignores(prefix, configuration, VIEWS["bamba"].packed) == (modules[0] in kept), prefix
 
 
 def test_the_hybrid_preset() -> None:

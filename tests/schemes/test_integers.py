@@ -131,7 +131,7 @@ def test_tiles_are_those_of_cuda() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "method"), product(("w4a16-asym-g128", "torchao-int4-g64"), ("rtn", "hqq"))
+    ("scheme", "method"), list(product(("w4a16-asym-g128", "torchao-int4-g64"), ("rtn", "hqq")))
 )
 def test_the_writer_streams_what_a_whole_matrix_becomes(scheme: str, method: str, tmp_path: Path) -> None:
     known = scheme_named(scheme)

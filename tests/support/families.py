@@ -38,8 +38,8 @@ _ATTENTION_ONLY = {"layer_types": ["attention"] * 4}
 class Family:
     """``cases`` are keys of transformers' configuration laid over ``small``, each changing what is computed.
 
-    ``original`` gives state-spaces' own config.json, where there is such a thing, and ``original_cases`` are those
-    that it can say.
+    ``divides`` are keys under which every side of every matrix that is quantized divides by 128. ``original`` gives
+    state-spaces' own config.json, where there is such a thing, and ``original_cases`` are those that it can say.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Family:
     config: type[Any]
     small: dict[str, Any]
     cases: dict[str, dict[str, Any]]
+    divides: dict[str, Any]
     original: Callable[[Any], dict[str, Any]] | None = None
     original_cases: tuple[str, ...] = ()
 
@@ -94,6 +95,10 @@ _EXPERTS = {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size
 _MIXERS: dict[str, Any] = {
     "vocab_size": 160, "hidden_size": 64, "num_hidden_layers": 3, "state_size": 16, "conv_kernel": 4, **_TOKENS,
 }  # fmt: skip
+# in_proj has 2 · 256 + 2 · 56 + 16 = 640 rows.
+_WIDE_HYBRID = {"hidden_size": 128, "intermediate_size": 128, "num_key_value_heads": 4, "mamba_n_heads": 16,
+                "mamba_d_state": 56}  # fmt: skip
+_WIDE_MIXERS = {"hidden_size": 128}
 _MAMBA_CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "untied": {"tie_word_embeddings": False},
@@ -116,6 +121,7 @@ FAMILIES = {
                 "groups 2": {"mamba_n_groups": 2},
                 "biases": {"attention_bias": True, "mlp_bias": True},
             },
+            _WIDE_HYBRID,
         ),
         Family(
             "granitemoehybrid",
@@ -139,6 +145,7 @@ FAMILIES = {
                     "position_embedding_type": "rope",
                 },
             },
+            {**_WIDE_HYBRID, "shared_intermediate_size": 128},
         ),
         Family(
             "mamba2",
@@ -153,6 +160,7 @@ FAMILIES = {
                 "vocabulary of 161": {"vocab_size": 161},
                 "large epsilon": {"layer_norm_epsilon": 3e-2},
             },
+            {**_WIDE_MIXERS, "num_heads": 16, "state_size": 56},
             _mamba2_original,
             ("plain", "tied", "groups 2"),
         ),
@@ -162,10 +170,11 @@ FAMILIES = {
             MambaConfig,
             _MIXERS,
             _MAMBA_CASES,
+            _WIDE_MIXERS,
             _mamba_original,
             ("plain", "rank 7, state 8"),
         ),
-        Family("falcon_mamba", FalconMambaForCausalLM, FalconMambaConfig, _MIXERS, _MAMBA_CASES),
+        Family("falcon_mamba", FalconMambaForCausalLM, FalconMambaConfig, _MIXERS, _MAMBA_CASES, _WIDE_MIXERS),
     )
 }
 CASES = [(family.name, case) for family in FAMILIES.values() for case in family.cases]
@@ -180,6 +189,12 @@ SPELLED += [
 def random_case(name: str, case: str = "plain", seed: int = 0) -> Any:
     """The model of a family's case."""
     return FAMILIES[name].random(seed, **FAMILIES[name].cases[case])
+
+
+def wide_case(name: str, case: str = "plain", seed: int = 0) -> Any:
+    """The model of a family's case with matrices of whole blocks of 128."""
+    family = FAMILIES[name]
+    return family.random(seed, **{**family.divides, **family.cases[case]})
 
 
 def save(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,24 @@ def write_shards(
         weight_map |= dict.fromkeys(held, file)
     index = {"metadata": {}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@contextmanager
+def int4_kernel() -> Iterator[None]:
+    """A stand-in for the GPU kernel that torchao calls, by the meaning it gives scales and zeros."""
+    library = torch.library.Library("mslk", "FRAGMENT")
+    library.define("bf16i4bf16_rowwise(Tensor x, Tensor q, Tensor scale, Tensor zero) -> Tensor")
+
+    def product(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        low, high = (q << 4) >> 4, q >> 4  # int8: shifts keep the sign
+        codes = torch.stack((low, high), dim=-1).flatten(1).float()
+        group = codes.shape[1] // len(scale)
+        spread = (part.T.float().repeat_interleave(group, dim=1) for part in (scale, zero))
+        weight = codes * next(spread) + next(spread)
+        return x @ weight.to(x.dtype).T
+
+    library.impl("bf16i4bf16_rowwise", product, "CPU")
+    try:
+        yield
+    finally:
+        library._destroy()

@@ -1,46 +1,127 @@
-"""vLLM's view of a quantized Bamba directory, for vLLM itself cannot run here: which layers it quantizes, and how.
+"""vLLM's view of a quantized directory, for vLLM itself cannot run here: which layers it quantizes, and how.
 
-Restated from vLLM 0.23.0: names and fusion from model_executor/models/bamba.py, ``should_ignore_layer`` from
-quantization/compressed_tensors/utils.py, ``is_layer_skipped`` from quantization/utils/quant_utils.py, and what schemes
-ask of shapes and scales from quantization/utils/fp8_utils.py.
+Restated from vLLM 0.23.0: names and fusion from model_executor/models/bamba.py, granitemoehybrid.py,
+granitemoeshared.py, mamba2.py and layers/mamba/mamba_mixer.py, ``should_ignore_layer`` and ``get_moe_method`` from
+quantization/compressed_tensors, ``is_layer_skipped`` from quantization/utils/quant_utils.py, and what schemes ask of
+shapes and scales from quantization/utils/fp8_utils.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-# As the class declares it, wrong as it is: gate_up_proj consists of gate_proj and up_proj.
-PACKED_MODULES = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["up_proj", "down_proj"]}
-STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+_QKV = ("q_proj", "k_proj", "v_proj")
+Layers = dict[str, tuple[str, ...]]
 
 
 class RefusalError(Exception):
     """What vLLM raises while it loads."""
 
 
-def layers(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Hugging Face's modules of every linear layer by vLLM's prefix for it; the output has no quantization at all."""
-    found: dict[str, tuple[str, ...]] = {}
-    for number in range(config["num_hidden_layers"]):
-        ours = theirs = f"model.layers.{number}"
-        if number in config["attn_layer_indices"]:
-            found[f"{theirs}.qkv_proj"] = tuple(f"{ours}.self_attn.{leaf}" for leaf in STACKED["qkv_proj"])
-            found[f"{theirs}.o_proj"] = (f"{ours}.self_attn.o_proj",)
-        else:
-            for leaf in ("in_proj", "out_proj"):
-                found[f"{theirs}.mixer.{leaf}"] = (f"{ours}.mamba.{leaf}",)
-        stacked = tuple(f"{ours}.feed_forward.{leaf}" for leaf in STACKED["gate_up_proj"])
-        found[f"{theirs}.feed_forward.gate_up_proj"] = stacked
-        found[f"{theirs}.feed_forward.down_proj"] = (f"{ours}.feed_forward.down_proj",)
+@dataclass(frozen=True)
+class View:
+    """A class of vLLM: ``packed`` is its packed_modules_mapping.
+
+    ``layer(config, number)`` gives Hugging Face's modules of every linear layer by vLLM's prefix for it, ``in_proj``
+    the keys of config.json for heads, head size, groups and states.
+    """
+
+    packed: Mapping[str, Sequence[str]]
+    layer: Callable[[Mapping[str, Any], int], Layers]
+    in_proj: tuple[str, str, str, str]
+    quantizes_the_output: bool = False
+
+
+def _attends(config: Mapping[str, Any], number: int) -> bool:
+    if "layer_types" in config:
+        return config["layer_types"][number] in ("attention", "full_attention")
+    return number in config["attn_layer_indices"]
+
+
+def _mixer(ours: str, theirs: str) -> Layers:
+    return {f"{theirs}.{leaf}": (f"{ours}.{leaf}",) for leaf in ("in_proj", "out_proj")}
+
+
+def _attention(ours: str, theirs: str) -> Layers:
+    return {
+        f"{theirs}.qkv_proj": tuple(f"{ours}.{leaf}" for leaf in _QKV),
+        f"{theirs}.o_proj": (f"{ours}.o_proj",),
+    }
+
+
+def _bamba(config: Mapping[str, Any], number: int) -> Layers:
+    layer = f"model.layers.{number}"
+    network = f"{layer}.feed_forward"
+    mixer = (
+        _attention(f"{layer}.self_attn", layer)
+        if _attends(config, number)
+        else _mixer(f"{layer}.mamba", f"{layer}.mixer")
+    )
+    return mixer | {
+        f"{network}.gate_up_proj": (f"{network}.gate_proj", f"{network}.up_proj"),
+        f"{network}.down_proj": (f"{network}.down_proj",),
+    }
+
+
+def _granite(config: Mapping[str, Any], number: int) -> Layers:
+    layer = f"model.layers.{number}"
+    network = f"{layer}.shared_mlp"
+    mixer = (
+        _attention(f"{layer}.self_attn", f"{layer}.self_attn")
+        if _attends(config, number)
+        else _mixer(f"{layer}.mamba", f"{layer}.mixer")
+    )
+    found = mixer | {
+        f"{network}.{leaf}": (f"{network}.{leaf}",) for leaf in ("input_linear", "output_linear")
+    }
+    if config["num_local_experts"]:
+        found[f"{layer}.block_sparse_moe.experts"] = ()
+        found[f"{layer}.block_sparse_moe.experts.routed_experts"] = ()
     return found
 
 
-def ignores(prefix: str, quantization: Mapping[str, Any]) -> bool:
+def _mamba2(config: Mapping[str, Any], number: int) -> Layers:
+    return _mixer(f"backbone.layers.{number}.mixer", f"backbone.layers.{number}.mixer")
+
+
+def _mamba(config: Mapping[str, Any], number: int) -> Layers:
+    raise RefusalError("MambaMixer takes no quantization")
+
+
+_MAMBA2_KEYS = ("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state")
+VIEWS = {
+    # As the class declares it, wrong as it is: gate_up_proj consists of gate_proj and up_proj.
+    "bamba": View({"qkv_proj": _QKV, "gate_up_proj": ("up_proj", "down_proj")}, _bamba, _MAMBA2_KEYS),
+    "granitemoehybrid": View(
+        {"qkv_proj": _QKV, "in_proj": ("in_proj",), "input_linear": ("input_linear",)},
+        _granite,
+        _MAMBA2_KEYS,
+        quantizes_the_output=True,
+    ),
+    "mamba2": View({}, _mamba2, ("num_heads", "head_dim", "n_groups", "state_size")),
+    "mamba": View({}, _mamba, ("", "", "", "")),
+    "falcon_mamba": View({}, _mamba, ("", "", "", "")),
+}
+
+
+def layers(config: Mapping[str, Any]) -> Layers:
+    """Hugging Face's modules of every linear layer by vLLM's prefix for it; none for stacked experts."""
+    view, found = VIEWS[config["model_type"]], {}
+    for number in range(config["num_hidden_layers"]):
+        found |= view.layer(config, number)
+    return found
+
+
+def ignores(prefix: str, quantization: Mapping[str, Any], packed: Mapping[str, Sequence[str]]) -> bool:
     """Whether vLLM leaves a layer alone. Raises ``RefusalError`` where parts of a fused one disagree."""
+    head, _, leaf = prefix.rpartition(".")
     if quantization["quant_method"] == "fp8":
         skipped = quantization["modules_to_not_convert"]
+        if leaf not in packed and "experts" in prefix:
+            return any(prefix in name for name in skipped if "experts" in name)
 
         def matches(name: str) -> bool:
             return name in skipped
@@ -52,10 +133,12 @@ def ignores(prefix: str, quantization: Mapping[str, Any]) -> bool:
                 re.match(entry[3:], name) if entry.startswith("re:") else entry == name for entry in ignore
             )
 
-    head, _, leaf = prefix.rpartition(".")
-    if leaf not in PACKED_MODULES:
-        return matches(prefix)
-    parts = {matches(f"{head}.{part}") for part in PACKED_MODULES[leaf]}
+    names = [prefix]
+    if leaf in packed:
+        names = [f"{head}.{part}" for part in packed[leaf]]
+    elif "experts" in prefix:
+        names = [f"{prefix}.0.{part}_proj" for part in ("gate", "up", "down")]
+    parts = {bool(matches(name)) for name in names}
     if len(parts) > 1:
         raise RefusalError(f"{prefix}: found a different quantization for its parts")
     return parts.pop()
@@ -66,10 +149,12 @@ def check(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], valu
 
     ``shapes`` are those of all tensors, by name; ``values`` holds at least the scales of whole matrices.
     """
-    quantization = config["quantization_config"]
+    quantization, view = config["quantization_config"], VIEWS[config["model_type"]]
     count = 0
     for prefix, modules in layers(config).items():
-        ignored = ignores(prefix, quantization)
+        ignored = ignores(prefix, quantization, view.packed)
+        if not modules and not ignored:
+            raise RefusalError(f"{prefix} wants quantized experts")
         for module in modules:
             extra = sorted(
                 name.removeprefix(f"{module}.") for name in shapes if name.startswith(f"{module}.weight")
@@ -77,11 +162,19 @@ def check(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], valu
             expected = ["weight"] if ignored else _expected(quantization)
             if extra != sorted(expected):
                 raise RefusalError(f"{prefix} wants {expected} of {module}, the files hold {extra}")
-        if not ignored:
+        if modules and not ignored:
             count += len(modules)
             _check_fused(prefix, modules, quantization, shapes, values)
+            if (
+                prefix.endswith("input_linear")
+                and _block(quantization)
+                and config["shared_intermediate_size"] % 128
+            ):
+                raise RefusalError(f"{prefix}: a half is not whole blocks high")
             if prefix.endswith("mixer.in_proj") and _block(quantization):
-                _check_partitions(config)
+                _check_partitions(config, view)
+    if view.quantizes_the_output and not ignores("lm_head", quantization, view.packed):
+        raise RefusalError("lm_head would be quantized")
     if "lm_head.weight" in shapes and "lm_head.weight_scale" in shapes:
         raise RefusalError("lm_head is built without a quantization")
     return count
@@ -131,9 +224,9 @@ def _check_fused(
                 raise RefusalError(f"{prefix}: {module} has {shapes[f'{module}.weight'][0]} rows")
 
 
-def _check_partitions(config: Mapping[str, Any]) -> None:
+def _check_partitions(config: Mapping[str, Any], view: View) -> None:
     """in_proj counts as five outputs: gate, x, B, C, dt."""
-    inner = config["mamba_expand"] * config["hidden_size"]
-    state = config["mamba_n_groups"] * config["mamba_d_state"]
+    heads, size, groups, states = (config[key] for key in view.in_proj)
+    inner, state = heads * size, groups * states
     if any(rows % 128 for rows in (inner, inner, state, state)):
         raise RefusalError("a part of in_proj is not whole blocks high")

@@ -97,7 +97,7 @@ def test_an_interrupted_run_goes_on(
 
 
 KILLED = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from bamba_quant.quantize import plan_quantization
 from bamba_quant.writers import journal, quantized
@@ -106,7 +106,10 @@ told = 0
 def progress(n_bytes):
     global told
     told += 1
-    if told > 60 and len((Path(sys.argv[2] + ".partial") / journal.NAME).read_text().splitlines()) > 2:
+    if told > 60:
+        # The journal is written beside the work, however slow the disk is.
+        while len((Path(sys.argv[2] + ".partial") / journal.NAME).read_text().splitlines()) < 3:
+            time.sleep(0.01)
         os._exit(9)
 quantized.write_quantized(plan_quantization(sys.argv[1], "fp8-tensor"), Path(sys.argv[2]), threads=1, progress=progress)
 """

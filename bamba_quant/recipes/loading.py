@@ -1,0 +1,44 @@
+"""What a user must tell a loader of a quantized directory, for what releases of today get wrong or lack."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from bamba_quant.architectures import Architecture
+from bamba_quant.schemes import Scheme
+
+_DEQUANTIZED = "from_pretrained(..., quantization_config=CompressedTensorsConfig(dequantize=True))"
+
+
+def loading_notes(
+    architecture: Architecture, hf_config: Mapping[str, Any], scheme: Scheme, roles: Collection[str]
+) -> list[str]:
+    """Sentences on a directory under ``scheme`` whose quantized matrices have ``roles``."""
+    loaders = architecture.loaders
+    notes: list[str] = []
+    touched = sorted(loaders.initialized & set(roles))
+    if scheme.zero_points:
+        notes.append(
+            "transformers 5.23 does not expect the packed zero points that compressed-tensors 0.20 defines: load with "
+            + _DEQUANTIZED
+        )
+    elif scheme.packed and touched:
+        notes.append(
+            f"transformers 5.23 initializes {', '.join(touched)} of this family by a weight that packed layers lack: "
+            f"load with {_DEQUANTIZED}, or keep these matrices: "
+            + " ".join(f"--keep {role}" for role in touched)
+        )
+    if "architectures" not in hf_config and "model_type" not in hf_config:
+        notes.append(
+            "config.json is state-spaces' own, which neither transformers nor vLLM reads: make one that they do "
+            "with bamba-quant convert --outtype f32 and bamba-quant export, and quantize that"
+        )
+    if loaders.vllm is None:
+        notes.append("vLLM has no quantized layers for this family: transformers alone loads this")
+    if loaders.initialized and hf_config.get("rescale_prenorm_residual") is True:
+        notes.append(
+            "config.json sets rescale_prenorm_residual, and with it transformers 5.23 divides the out_proj that it "
+            "has just loaded by the root of the number of layers: set it to false, as training is over"
+        )
+    return notes

@@ -1,0 +1,180 @@
+"""Every family is evaluated, run and continued like Bamba: by directory, by GGUF, and quantized either way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from bamba_quant.embedded import embedded_model
+from bamba_quant.evaluation.evaluate import evaluate
+from bamba_quant.evaluation.options import Options
+from bamba_quant.evaluation.result import Candidate, Evaluation
+from bamba_quant.quantize import plan_quantization
+from bamba_quant.writers.quantized import write_quantized
+from bamba_quant_cli.app import app
+from tests.support.conversion import to_gguf
+from tests.support.families import FAMILIES, save
+
+MODELS = [
+    ("granitemoehybrid", "plain"),
+    ("granitemoehybrid", "six experts"),
+    ("granitemoehybrid", "attention alone"),
+    ("mamba2", "groups 2"),
+    ("mamba", "plain"),
+    ("falcon_mamba", "plain"),
+]
+OPTIONS = Options(ctx=64, chunks=6, resamples=200, floor_chunks=1, drift_chunks=1)
+TEXT = "The function returns a list of the names that are bound in the module, in the order of their definition.\n"
+CLASSES: dict[str, dict[str, list[str]]] = {
+    "granitemoehybrid": {"ssm_in": ["z", "x", "B", "C", "dt"]},
+    "mamba2": {"ssm_in": ["z", "x", "B", "C", "dt"]},
+    "mamba": {"ssm_in": ["x", "z"], "ssm_x": ["dt", "B", "C"]},
+    "falcon_mamba": {"ssm_in": ["x", "z"], "ssm_x": ["dt", "B", "C"]},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    name: str
+    case: str
+    directory: Path
+    files: dict[str, Path]
+
+
+def with_tokenizer(name: str, case: str, directory: Path) -> Path:
+    """A checkpoint of a family's model, with the tokenizer of the embedded one."""
+    family = FAMILIES[name]
+    overrides: dict[str, Any] = {**family.divides, **family.cases[case], "vocab_size": 2048}
+    save(family.random(**overrides), directory)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(embedded_model() / file, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pydoc_data.topics import topics
+
+    file = tmp_path_factory.mktemp("text") / "help.txt"
+    file.write_text("\n".join(topics[topic] for topic in sorted(topics))[:6000], encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=" ".join)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A family's model as it is and in three other forms."""
+    name, case = request.param
+    place = tmp_path_factory.mktemp(name)
+    directory = with_tokenizer(name, case, place / "model")
+    files = {outtype: to_gguf(directory, place / f"{outtype}.gguf", outtype) for outtype in ("f32", "q8_0")}
+    write_quantized(plan_quantization(directory, "fp8-dynamic"), place / "fp8")
+    return Made(name, case, directory, {**files, "fp8": place / "fp8"})
+
+
+@pytest.fixture(scope="module")
+def evaluation(made: Made, text: Path) -> Evaluation:
+    return evaluate(made.directory, list(made.files.values()), text, OPTIONS)
+
+
+def value(candidate: Candidate, figure: str) -> float:
+    return candidate.figures[figure].value
+
+
+def test_the_f32_file_is_the_model(evaluation: Evaluation) -> None:
+    """Mamba's A_log comes back from its exponential a last digit apart."""
+    exact = evaluation.candidates[0]
+    assert abs(value(exact, "kld_mean")) < 1e-10
+    assert value(exact, "same_top") == 1
+    assert value(exact, "ppl") == pytest.approx(value(exact, "ppl_base"), rel=1e-5)
+    assert all(loss.max_error < 1e-6 for loss in exact.tensors)
+    assert all(layer.local is None or layer.local > 120 for layer in exact.layers)
+
+
+def test_fewer_bits_lose_more(evaluation: Evaluation) -> None:
+    _, eight, fp8 = evaluation.candidates
+    floor = evaluation.noise_floor
+    assert floor is not None
+    assert 1e3 * floor.figures["kld_mean"] < value(eight, "kld_mean") < value(fp8, "kld_mean") / 2
+    assert value(eight, "kld_mean") < 0.01
+    for better, worse in zip(eight.layers, fp8.layers, strict=True):
+        assert better.local is not None and worse.local is not None
+        assert better.local > 25
+        assert 20 < worse.local < 35
+
+
+def test_drift_and_rows_are_the_familys_own(evaluation: Evaluation, made: Made) -> None:
+    _, eight, _ = evaluation.candidates
+    config = FAMILIES[made.name].config(
+        **{**FAMILIES[made.name].small, **FAMILIES[made.name].cases[made.case]}
+    )
+    assert len(eight.layers) == config.num_hidden_layers
+    kinds = {layer.kind for layer in eight.layers}
+    if made.case == "attention alone":
+        assert kinds == {"attention"}
+    elif made.name == "granitemoehybrid":
+        assert kinds == {"mamba", "attention"}
+    else:
+        assert kinds == {"mamba" if made.name == "mamba2" else "mamba1"}
+    found = {
+        loss.role: [part.name for part in loss.row_classes] for loss in eight.tensors if loss.row_classes
+    }
+    assert found == ({} if made.case == "attention alone" else CLASSES[made.name])
+    for loss in eight.tensors:
+        if loss.row_classes:
+            assert sum(part.rows for part in loss.row_classes) == loss.shape[0]
+    quantized = {loss.role for loss in eight.tensors if loss.output_sqnr is not None}
+    assert quantized >= ({"attn_q", "attn_output"} if "attention" in kinds else {"ssm_in", "ssm_out"})
+    if made.case == "six experts":
+        assert {"ffn_gate_exps", "ffn_down_exps"} <= {loss.role for loss in eight.tensors if loss.weight_sqnr}
+
+
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba"])
+def test_rows_of_mambas_projections(name: str, text: Path, tmp_path: Path) -> None:
+    """Noise in the rows that transformers splits off as C shows as C, and in the first half of in_proj as x."""
+    original, spoilt = with_tokenizer(name, "plain", tmp_path / "model"), tmp_path / "spoilt"
+    shutil.copytree(original, spoilt)
+    state = load_file(spoilt / "model.safetensors")
+    config = FAMILIES[name].config(**{**FAMILIES[name].small, **FAMILIES[name].divides})
+    state["backbone.layers.1.mixer.x_proj.weight"][-config.state_size :] *= 1.1
+    state["backbone.layers.1.mixer.in_proj.weight"][: config.intermediate_size] *= 1.1
+    save_file(state, spoilt / "model.safetensors", metadata={"format": "pt"})
+    (candidate,) = evaluate(original, [spoilt], text, OPTIONS).candidates
+    lost = {
+        (loss.role, part.name): part.output_sqnr
+        for loss in candidate.tensors
+        for part in loss.row_classes
+        if part.weight_sqnr is not None
+    }
+    assert lost == {("ssm_x", "C"): pytest.approx(20, abs=0.01), ("ssm_in", "x"): pytest.approx(20, abs=0.01)}
+
+
+def run(*arguments: object) -> Any:
+    done = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_perplexity_is_evaluates(evaluation: Evaluation, made: Made, text: Path) -> None:
+    options = ("--text", text, "--ctx", 64, "--chunks", 6)
+    base = value(evaluation.candidates[0], "ppl_base")
+    assert run("perplexity", made.directory, *options)["perplexity"] == pytest.approx(base, rel=1e-4)
+    for candidate, path in zip(evaluation.candidates, made.files.values(), strict=True):
+        found = run("perplexity", path, *options, "--stream")["perplexity"]
+        assert found == pytest.approx(value(candidate, "ppl"), rel=1e-4)
+
+
+def test_generation_is_the_same_from_either_file(made: Made) -> None:
+    arguments = ("--prompt", TEXT, "--max-tokens", 12, "--stop", 2)
+    said = [run("generate", path, *arguments) for path in (made.directory, made.files["f32"])]
+    assert said[0]["tokens"] == said[1]["tokens"]
+    assert len(said[0]["tokens"]) == 12 and len(np.unique(said[0]["tokens"])) > 1
+    for name in ("q8_0", "fp8"):
+        assert len(run("generate", made.files[name], *arguments)["tokens"]) == 12
