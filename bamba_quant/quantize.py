@@ -20,24 +20,16 @@ from bamba_quant.quantized_files import small_files
 from bamba_quant.recipes.loading import loading_notes
 from bamba_quant.recipes.matrices import SHARED, Candidate, ignored_modules, select_matrices
 from bamba_quant.schemes import Method, Scheme, scheme_named
-from bamba_quant.source import (
-    CONFIG,
-    LeftOut,
-    Source,
-    asked_dtype,
-    directory_of,
-    has_weights,
-    imagined_source,
-    open_source,
-)
+from bamba_quant.source import LeftOut, Source, asked_dtype
+from bamba_quant.unquantized import open_unquantized
 from bamba_quant.writers.safetensors import entry_of
 from bamba_quant.writers.shards import Entry, Shard, index_file, place, shards_of
 
 MAX_SHARD_BYTES = 5 * 10**9
 DTYPES = ("bf16", "stored")
 
-# What the recurrence is made of stays float32 where it is: it is small, and runtimes compute with it in float32.
-_MAY_STAY_F32 = frozenset({"ssm_a", "ssm_d", "ssm_dt"})
+# What the recurrence is made of stays in its type: it is small, and runtimes compute with it in float32.
+_STAYS = frozenset({"ssm_a", "ssm_d", "ssm_dt"})
 
 
 @dataclass(frozen=True)
@@ -100,6 +92,11 @@ class Quantization:
         return (*(matrix.source for matrix in self.matrices), *(row.source for row in self.rows))
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files that are read for weights."""
+        return tuple(sorted({file for source in self.sources for file in source.files}))
+
+    @property
     def input_bytes(self) -> int:
         return sum(source.n_bytes for source in self.sources)
 
@@ -141,7 +138,7 @@ def plan_quantization(
         raise PlanError("no such dtype of the other tensors", found=dtype, expected=", ".join(DTYPES))
     chosen_scheme = scheme_named(scheme)
     chosen_method = chosen_scheme.method(method)
-    source = _open(Path(model), imagine, ignore_config_keys)
+    source = open_unquantized(Path(model), imagine, ignore_config_keys)
     candidates = _candidates(source)
     loaders = source.architecture.loaders
     chosen = select_matrices(candidates, source.config, keep, loaders.units)
@@ -191,37 +188,6 @@ def plan_quantization(
     return replace(plan, files={**index_file(shards), **files}, notes=tuple(notes))
 
 
-def _open(model: Path, imagine: bool, ignore_config_keys: Collection[str]) -> Source:
-    """The source, imagined where it may be and has no weights."""
-    directory = directory_of(model)
-    if directory.is_dir():
-        _refuse_quantized(open_source(directory, ignore_config_keys=ignore_config_keys, weights=False))
-        if imagine and not has_weights(directory):
-            return imagined_source(directory, ignore_config_keys=ignore_config_keys)
-    source = open_source(directory, ignore_config_keys=ignore_config_keys)
-    if source.checkpoint.kind != "huggingface":
-        raise PlanError(
-            "quantized safetensors are made from a Hugging Face directory",
-            where=source.checkpoint.path,
-            found="a GGUF file",
-            fix="make a directory of it first: bamba-quant export FILE.gguf DIRECTORY",
-        )
-    return source
-
-
-def _refuse_quantized(source: Source) -> None:
-    found = source.checkpoint.metadata.get("quantization_config")
-    if found is not None:
-        method = found.get("quant_method") if isinstance(found, dict) else None
-        raise PlanError(
-            "the input is quantized already, and quantizing it again loses more than quantizing the original",
-            where=source.checkpoint.path / CONFIG,
-            found=f"quantization_config, quant_method {method}",
-            expected="f32, f16 or bf16 weights",
-            fix="give the original",
-        )
-
-
 def _candidates(source: Source) -> list[Candidate]:
     """The checkpoint's tensors that an output holds, each with its rules, in the order of these."""
     rules: dict[str, list[Any]] = {}
@@ -263,7 +229,7 @@ def _matrix(candidate: Candidate, tensor: StoredTensor, scheme: Scheme, imatrix:
 
 
 def _row(candidate: Candidate, tensor: StoredTensor, dtype: str) -> PlanRow:
-    stays = dtype == "stored" or (candidate.roles <= _MAY_STAY_F32 and tensor.format.name == "f32")
+    stays = dtype == "stored" or candidate.roles <= _STAYS
     return PlanRow(
         tensor,
         candidate.name,
@@ -286,6 +252,11 @@ def _notes(plan: Quantization, configuration: dict[str, Any], dtype: str) -> lis
         )
     if plan.source.imagined:
         notes.append(plan.source.note)
+    if any(row.source.format.name == "f16" and row.format.name == "bf16" for row in plan.rows):
+        notes.append(
+            "float16 tensors that are not quantized lose three bits as bfloat16, which is no smaller: --dtype stored "
+            "keeps them"
+        )
     if asked == "f16":
         notes.append(
             "config.json asks for float16, to which loaders cast scales: below 2^-17 these lose digits"

@@ -89,3 +89,13 @@ def test_torchao_tensors_load(scheme: str, tmp_path: Path) -> None:
     assert len(packed) == len(plan_quantization(embedded_model(), scheme).matrices)
     with int4_kernel():
         assert_near_reference(directory, transformers_logits(model, TOKENS))
+
+
+@pytest.mark.parametrize("scheme", ["torchao-int4-g128", "torchao-int4-tile-packed-g128"])
+def test_torchao_tensors_need_their_kernels(scheme: str, tmp_path: Path) -> None:
+    plan = plan_quantization(embedded_model(), scheme)
+    assert any("on a CPU" in note for note in plan.notes)
+    assert b"on a CPU" in plan.files["README.md"]
+    model = loaded(written(scheme, tmp_path))
+    with pytest.raises((AttributeError, NotImplementedError), match=r"mslk|int4pack_mm"):
+        transformers_logits(model, TOKENS)

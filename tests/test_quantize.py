@@ -101,6 +101,21 @@ def test_what_stays_and_in_which_type(tmp_path: Path) -> None:
     assert all(torch.equal(stored[row.name], original[row.name]) for row in kept.rows)
 
 
+def test_float16_is_not_rounded_unsaid(tmp_path: Path) -> None:
+    model = save_checkpoint(random_bamba(), tmp_path / "m")
+    state = {name: tensor.half() for name, tensor in directories.tensors(model).items()}
+    save_file(state, model / "model.safetensors", {"format": "pt"})
+    for dtype, said in (("bf16", True), ("stored", False)):
+        plan = written(model, tmp_path / dtype, "fp8-dynamic", dtype=dtype)
+        assert any("--dtype stored" in note for note in plan.notes) == said
+        stored = directories.tensors(tmp_path / dtype)
+        for row in plan.rows:
+            small = row.name.endswith(("A_log", "D", "dt_bias"))
+            expected = state[row.name] if small or not said else state[row.name].to(torch.bfloat16)
+            assert stored[row.name].dtype == expected.dtype
+            assert torch.equal(stored[row.name], expected), row.name
+
+
 def test_fused_matrices_share_the_scale_of_a_tensor(tmp_path: Path) -> None:
     model = save_checkpoint(random_bamba(), tmp_path / "m")
     for method in ("search", "absmax"):

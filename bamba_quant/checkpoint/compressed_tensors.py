@@ -6,6 +6,7 @@ Values are those of compressed-tensors' own decompression: the product is rounde
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -28,6 +29,11 @@ _STRATEGIES = "tensor, channel, block or group"
 
 def read_compressed_tensors(quantization: Mapping[str, Any], stored: Stored) -> None:
     """Join what is packed, or e4m3, with its scales. Raises ``CheckpointError`` naming what cannot be read."""
+    transforms = quantization.get("transform_config")
+    if transforms:  # a rotated weight is right only behind the rotation that a runtime adds
+        raise stored.unsupported(
+            "the checkpoint", "quantization_config", f"transform_config {reprlib.repr(transforms)}", "none"
+        )
     for name, tensor in list(stored.left().items()):
         if name.endswith(".weight_packed"):
             module = name.removesuffix(".weight_packed")
@@ -50,12 +56,14 @@ def read_compressed_tensors(quantization: Mapping[str, Any], stored: Stored) -> 
 def _arguments(quantization: Mapping[str, Any], stored: Stored, module: str, kind: str) -> Mapping[str, Any]:
     """What the configuration says of a module's weight: its group by name, else the one that names a class."""
     groups = quantization.get("config_groups")
-    candidates = [group for group in (groups or {}).values() if isinstance(group, dict)]
-    by_class = [group for group in candidates if "Linear" in (group.get("targets") or ())]
-    named = [
+    candidates = [
         group
-        for group in candidates
-        if any(_matches(target, module) for target in group.get("targets") or ())
+        for group in (groups.values() if isinstance(groups, dict) else ())
+        if isinstance(group, dict) and isinstance(group.get("targets"), list)
+    ]
+    by_class = [group for group in candidates if "Linear" in group["targets"]]
+    named = [
+        group for group in candidates if any(_matches(target, module, stored) for target in group["targets"])
     ]
     for group in (*named, *by_class):
         weights = group.get("weights")
@@ -69,10 +77,15 @@ def _arguments(quantization: Mapping[str, Any], stored: Stored, module: str, kin
     )
 
 
-def _matches(target: Any, module: str) -> bool:
+def _matches(target: Any, module: str, stored: Stored) -> bool:
     if not isinstance(target, str):
         return False
-    return re.match(target[3:], module) is not None if target.startswith("re:") else target == module
+    try:
+        return re.match(target[3:], module) is not None if target.startswith("re:") else target == module
+    except re.error as error:
+        raise stored.unsupported(
+            "a target of quantization_config", target, error, "a regular expression behind re:"
+        ) from None
 
 
 def _float(stored: Stored, module: str, codes: StoredTensor, weights: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ def with_key(raw: bytes, key: str, value: Any, where: object) -> bytes:
         raise CheckpointError(
             f"{key} stands in the configuration already",
             where=where,
-            fix="give the checkpoint that was not quantized",
+            fix="remove it where it is null, or give the checkpoint that was not quantized",
         )
     text = raw.decode("utf-8")
     end = text.rindex("}")

@@ -48,7 +48,7 @@ def join(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], directo
     """
     quantization = config[_KEY]
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise CheckpointError(
             "the checkpoint is quantized in a way that cannot be read",
             where=f"{directory / 'config.json'}, {_KEY}",

@@ -29,7 +29,7 @@ def read_torchao(quantization: Mapping[str, Any], stored: Stored) -> None:
         kind = described.get("_type")
         if kind == _PLAIN:
             continue
-        if kind not in _KINDS:
+        if not isinstance(kind, str) or kind not in _KINDS:
             expected = ", ".join((_PLAIN, *_KINDS))
             raise stored.unsupported("a weight", f"tensor {name}", reprlib.repr(kind), expected)
         data = described.get("_data")
@@ -38,7 +38,7 @@ def read_torchao(quantization: Mapping[str, Any], stored: Stored) -> None:
             qdata = stored.left().get(_part(name, "qdata"))
             shape = list(qdata.shape) if shape is None and qdata is not None else shape
         parts = described.get("_tensor_data_names")
-        if not (_two(shape) and _two(block) and isinstance(parts, list) and set(parts) == _KINDS[kind]):
+        if not (_two(shape) and _two(block) and isinstance(parts, list) and _named(parts, _KINDS[kind])):
             raise stored.unsupported(
                 "a weight", f"tensor {name}", reprlib.repr(described), f"{kind} of {sorted(_KINDS[kind])}"
             )
@@ -61,7 +61,7 @@ def _descriptions(stored: Stored) -> dict[str, dict[str, Any]]:
                 continue
             try:
                 described = json.loads(text)
-            except (TypeError, ValueError):
+            except (RecursionError, TypeError, ValueError):
                 described = None
             if not isinstance(described, dict):
                 raise stored.unsupported(
@@ -77,6 +77,10 @@ def _descriptions(stored: Stored) -> dict[str, dict[str, Any]]:
 
 def _two(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
+
+
+def _named(parts: list[Any], expected: set[str]) -> bool:
+    return all(isinstance(part, str) for part in parts) and set(parts) == expected
 
 
 def _part(name: str, part: str) -> str:

@@ -29,6 +29,11 @@ def loading_notes(
             f"load with {_DEQUANTIZED}, or keep these matrices: "
             + " ".join(f"--keep {role}" for role in touched)
         )
+    if scheme.kernels:
+        notes.append(
+            f"computing with these weights takes {scheme.kernels}: on a CPU transformers loads them, and the first "
+            "product fails"
+        )
     if "architectures" not in hf_config and "model_type" not in hf_config:
         notes.append(
             "config.json is state-spaces' own, which neither transformers nor vLLM reads: make one that they do "

@@ -145,7 +145,10 @@ def _check_units(
                 "matrices that vLLM runs as one would be kept in part",
                 found=f"{', '.join(kept)} kept, {', '.join(others)} quantized",
                 expected="all of them kept, or none",
-                fix="keep these too: " + " ".join(f"--keep {module}" for module in others),
+                fix="keep these too: "
+                + " ".join(f"--keep {module}" for module in others)
+                + "; or in every layer: "
+                + " ".join(f"--keep {role}" for m in members if m.name in chosen for role in sorted(m.roles)),
             )
 
 

@@ -119,8 +119,9 @@ class Scheme:
     that are not cut by rows. ``decode(parts, columns)`` takes the parts of some rows, uncut ones whole, and returns
     float32 of shape (r, columns): the weight as a loader computes with it. ``configuration`` is the
     ``quantization_config`` of config.json, and a ``packed`` layer made from it has no ``weight``, one with
-    ``zero_points`` integers beside its scales; ``metadata(matrices, others)``, given the shapes of the matrices and the
-    names of all other tensors, is the ``__metadata__`` of every shard's header.
+    ``zero_points`` integers beside its scales; ``kernels`` are what computing with it takes, "" where a CPU will do.
+    ``metadata(matrices, others)``, given the shapes of the matrices and the names of all other tensors, is the
+    ``__metadata__`` of every shard's header.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Scheme:
     configuration: Callable[[Ignored], dict[str, Any]]
     packed: bool = False
     zero_points: bool = False
+    kernels: str = ""
     row_multiple: int = 1
     fits: Callable[[int, int], str] = lambda rows, columns: ""
     whole: Callable[[int, int, Shared], Parts] = lambda rows, columns, shared: {}

@@ -38,6 +38,7 @@ def plain_int4(group: int) -> Scheme:
         tuple(Method(name, about(name), *_encoders(grid, name)) for name in ABOUT),
         partial(decode, grid=grid),
         partial(configuration, group=group),
+        kernels="a GPU with torchao's mslk kernels",
         fits=lambda rows, columns: "" if columns % group == 0 else f"columns in multiples of {group}",
         metadata=partial(metadata, describe=partial(_describe, group=group)),
     )

@@ -75,6 +75,7 @@ def tile_packed_int4(group: int) -> Scheme:
         tuple(Method(name, about(name), *_encoders(grid, name)) for name in ABOUT),
         partial(_decode, grid=grid),
         partial(configuration, group=group, packing="TILE_PACKED_TO_4D"),
+        kernels="a CUDA GPU, for tinygemm",
         row_multiple=TILE,
         fits=fits,
         metadata=partial(metadata, describe=partial(_describe, group=group)),

@@ -6,12 +6,13 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
 from bamba_quant.errors import OutputError, listed
+from bamba_quant.writers.journal import NAME
 
 # Small files that belong to a model whatever its weights are: a quantized copy of the model has them too.
 COPIED = (
@@ -29,6 +30,7 @@ COPIED = (
 # What a model directory holds: only a directory of nothing else is ever replaced.
 _REPLACEABLE = (
     "config.json",
+    NAME,  # where a run ended between its last two steps
     "model*.safetensors",
     "model.safetensors.index.json",
     "README.md",
@@ -64,7 +66,7 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
     """Raise ``OutputError`` when ``target`` cannot become a new directory of ``n_bytes``; changes nothing."""
     place = target.resolve()
     try:
-        entries = sorted(entry.name for entry in place.iterdir()) if place.exists() else []
+        found = sorted(place.iterdir()) if place.exists() else []
         if not place.parent.is_dir():
             raise OutputError(
                 "the directory above the output does not exist", where=place.parent, fix="create it first"
@@ -76,9 +78,13 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
         ) from None
     except OSError as error:
         raise refused(error, place) from error
-    foreign = [name for name in entries if not any(fnmatch(name, known) for known in _REPLACEABLE)]
-    if entries and not overwrite:
-        raise _not_empty(place, entries)
+    foreign = [
+        entry.name
+        for entry in found
+        if entry.is_dir() or not any(fnmatch(entry.name, known) for known in _REPLACEABLE)
+    ]
+    if found and not overwrite:
+        raise _not_empty(place, [entry.name for entry in found])
     if foreign:
         raise OutputError(
             "the output directory holds files that are no part of a model, so it is not replaced",
@@ -94,6 +100,22 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
             expected=f"{n_bytes:,} bytes",
             fix="free some space, or write elsewhere",
         )
+
+
+def check_apart(places: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise ``OutputError`` when one of ``places``, directories to be replaced, is or holds one of ``inputs``."""
+    replaced = [place.resolve() for place in places]
+    for file in inputs:
+        # A link's target is read, and the link is how it is found.
+        for path in (file.absolute(), file.parent.resolve() / file.name, file.resolve()):
+            for place in replaced:
+                if path.is_relative_to(place):
+                    raise OutputError(
+                        "the output would replace the input",
+                        where=place,
+                        found=f"{file} in it",
+                        fix="give another name for the output",
+                    )
 
 
 def reserve(file: Path, size: int) -> int:
@@ -122,7 +144,7 @@ def flush_directory(directory: Path) -> None:
 def publish(partial: Path, place: Path, overwrite: bool) -> None:
     """Put ``partial`` into its place. Raises ``OutputError`` when that was filled in the meantime."""
     if overwrite and place.exists():
-        old = partial.with_suffix(".old")
+        old = place.with_name(f"{place.name}.{secrets.token_hex(4)}.old")
         place.rename(old)
         try:
             partial.rename(place)
@@ -159,4 +181,9 @@ def refused(error: OSError, place: Path) -> OutputError:
             found=error.strerror,
             fix="free some space, or write elsewhere; nothing was left behind",
         )
-    return OutputError("the output cannot be written", where=place, found=error.strerror)
+    return OutputError(
+        "the output cannot be written",
+        where=error.filename or place,
+        found=error.strerror,
+        fix="mend that, or give another name for the output",
+    )

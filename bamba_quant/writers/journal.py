@@ -28,8 +28,8 @@ Fingerprint = Mapping[str, Any]
 class Journal:
     """An open journal; ``done`` are the chunks it listed when it was opened, none unless ``resume``.
 
-    Locked while open: raises ``OutputError`` when another run has it, and when what it began is not what
-    ``fingerprint`` says; then it is as it was.
+    Locked while open: raises ``OutputError`` when another run has it, when what it began is not what
+    ``fingerprint`` says, and when it cannot be read; then it is as it was.
     """
 
     def __init__(self, directory: Path, fingerprint: Fingerprint, *, resume: bool) -> None:
@@ -88,10 +88,20 @@ class Journal:
             os.ftruncate(self._descriptor, 0)
             self._write(dict(fingerprint))
             return frozenset()
-        self._check(json.loads(first), json.loads(json.dumps(fingerprint)))
         whole = lines[:-1]  # the last piece is empty, or was torn
+        try:
+            begun = dict(json.loads(first))
+            done = frozenset((int(tensor), int(row)) for line in whole for tensor, row in json.loads(line))
+        except (TypeError, ValueError) as error:
+            raise OutputError(
+                "the journal of an interrupted run is damaged",
+                where=self._file,
+                found=str(error),
+                fix="begin anew with --overwrite",
+            ) from None
+        self._check(begun, json.loads(json.dumps(fingerprint)))
         os.ftruncate(self._descriptor, len(first) + 1 + sum(len(line) + 1 for line in whole))
-        return frozenset((tensor, row) for line in whole for tensor, row in json.loads(line))
+        return done
 
     def _check(self, found: Fingerprint, expected: Fingerprint) -> None:
         changed = [key for key in {**found, **expected} if found.get(key) != expected.get(key)]
@@ -124,5 +134,6 @@ class Journal:
     def _write(self, value: Any) -> None:
         line = (json.dumps(value, separators=(",", ":")) + "\n").encode()
         os.lseek(self._descriptor, 0, os.SEEK_END)
-        os.write(self._descriptor, line)
+        while line:
+            line = line[os.write(self._descriptor, line) :]
         os.fsync(self._descriptor)

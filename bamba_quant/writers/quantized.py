@@ -21,12 +21,12 @@ import numpy as np
 
 from bamba_quant import __version__
 from bamba_quant.checkpoint import RawReader
-from bamba_quant.errors import OutputError, PlanError
+from bamba_quant.errors import FormatError, OutputError, PlanError
 from bamba_quant.formats.base import F32, U8
 from bamba_quant.formats.floats import to_float32
 from bamba_quant.quantize import Matrix, Quantization
 from bamba_quant.schemes.base import DTYPES, Array, Encode, Measure, Method, Part, Shared
-from bamba_quant.writers.directory import reserve
+from bamba_quant.writers.directory import flush_directory, reserve
 from bamba_quant.writers.gguf import default_threads
 from bamba_quant.writers.journal import Journal
 from bamba_quant.writers.resumable import resumable_directory
@@ -59,7 +59,12 @@ def write_quantized(
     n_bytes = sum(plan.sizes.values())
     with (
         resumable_directory(
-            directory, fingerprint(plan), overwrite=overwrite, resume=resume, n_bytes=n_bytes
+            directory,
+            fingerprint(plan),
+            inputs=plan.inputs,
+            overwrite=overwrite,
+            resume=resume,
+            n_bytes=n_bytes,
         ) as (place, journal),
         RawReader() as reader,
         ExitStack() as opened,
@@ -82,8 +87,7 @@ def fingerprint(plan: Quantization) -> dict[str, Any]:
     weights = hashlib.sha256()
     for matrix in plan.matrices:
         weights.update(b"" if matrix.importance is None else matrix.importance.tobytes())
-    files = {file for source in plan.sources for file in source.files}
-    inputs = {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
+    inputs = {str(file.resolve()): [file.stat().st_size, file.stat().st_mtime_ns] for file in plan.inputs}
     return {
         "version": __version__,
         "scheme": plan.scheme.name,
@@ -106,17 +110,18 @@ def _open_files(plan: Quantization, place: Path, going_on: bool, opened: ExitSta
     descriptors: list[int] = []
     for name, n_bytes in plan.sizes.items():
         file = place / name
-        descriptor = os.open(file, os.O_RDWR) if going_on and file.exists() else reserve(file, n_bytes)
-        opened.callback(os.close, descriptor)
-        descriptors.append(descriptor)
-        if os.fstat(descriptor).st_size != n_bytes:
+        if going_on and (not file.is_file() or file.stat().st_size != n_bytes):
             raise OutputError(
                 "the work of an interrupted run is damaged, and was removed",
                 where=file,
-                found=f"{os.fstat(descriptor).st_size} bytes",
+                found=f"{file.stat().st_size} bytes" if file.exists() else "no such file",
                 expected=f"{n_bytes} bytes",
                 fix="begin anew",
             )
+        descriptor = os.open(file, os.O_RDWR) if going_on else reserve(file, n_bytes)
+        opened.callback(os.close, descriptor)
+        descriptors.append(descriptor)
+    flush_directory(place)  # a chunk that the journal lists must not lack its file
     for descriptor, content in zip(
         descriptors, [*(shard.header for shard in plan.shards), *plan.files.values()], strict=True
     ):
@@ -206,7 +211,13 @@ class _Run:
         def task(matrix: Matrix, key: tuple[int, int], stop: int) -> int:
             start = key[1]
             x, n_bytes = self._read(matrix, start, stop)
-            parts = dict(encode(x, matrix.importance, shared))
+            try:
+                parts = dict(encode(x, matrix.importance, shared))
+            except FormatError as error:
+                where = f"{matrix.source.file}, tensor {matrix.source.name}"
+                raise FormatError(
+                    error.what, where=where, found=error.found, expected=error.expected, fix=error.fix
+                ) from None
             if start == 0:
                 parts |= scheme.whole(*matrix.shape, shared)
             for part, entry in zip(scheme.parts(*matrix.shape), matrix.entries, strict=True):

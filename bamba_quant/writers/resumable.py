@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bamba_quant.errors import OutputError
-from bamba_quant.writers.directory import check_directory, flush_directory, publish, refused
+from bamba_quant.writers.directory import check_apart, check_directory, flush_directory, publish, refused
 from bamba_quant.writers.journal import NAME, Fingerprint, Journal
 
 
 @contextmanager
 def resumable_directory(
-    target: Path, fingerprint: Fingerprint, *, overwrite: bool, resume: bool, n_bytes: int
+    target: Path,
+    fingerprint: Fingerprint,
+    *,
+    inputs: Collection[Path],
+    overwrite: bool,
+    resume: bool,
+    n_bytes: int,
 ) -> Iterator[tuple[Path, Journal]]:
     """A directory that becomes ``target`` when the block ends without error, and its journal.
 
     It lies beside ``target`` and always has the same name. With ``resume`` one that an interrupt left is taken up,
     if it was begun under the same ``fingerprint``; with ``overwrite`` alone it is begun anew. Where the journal
     lists nothing the directory is empty. An error, other than an interrupt, leaves nothing. ``target`` is
-    ``atomic_directory``'s. Raises ``OutputError`` likewise, for work left over where neither is given, and for
-    another run at work.
+    ``atomic_directory``'s, ``inputs`` are files that neither directory may hold. Raises ``OutputError`` likewise, for
+    work left over where neither is given, for a directory of that name without a journal, and for another run at
+    work.
     """
     place = target.resolve()
     partial = partial_of(place)
-    check_output(target, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
+    check_output(target, inputs=inputs, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     try:
         partial.mkdir(exist_ok=True)
         opened = Journal(partial, fingerprint, resume=resume)
@@ -39,9 +46,10 @@ def resumable_directory(
                     if leftover.name != NAME:
                         leftover.unlink()
             yield partial, journal
-            (partial / NAME).unlink()
             flush_directory(partial)
             publish(partial, place, overwrite)
+            # Not before: a run that ends in between can go on.
+            (place / NAME).unlink()
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise refused(error, place) from error
@@ -56,10 +64,20 @@ def partial_of(target: Path) -> Path:
     return place.with_name(f"{place.name}.partial")
 
 
-def check_output(target: Path, *, overwrite: bool, resume: bool, n_bytes: int) -> None:
+def check_output(
+    target: Path, *, inputs: Collection[Path], overwrite: bool, resume: bool, n_bytes: int
+) -> None:
     """Raise ``OutputError`` when a run could not begin, or go on, to make ``target``; changes nothing."""
     partial = partial_of(target)
-    left = partial.is_dir()
+    check_apart((target, partial), inputs)
+    left = (partial / NAME).is_file() and not partial.is_symlink()
+    if not left and (partial.is_symlink() or (partial.exists() and not _is_empty(partial))):
+        raise OutputError(
+            "the name under which the output is collected is taken, and not by an interrupted run",
+            where=partial,
+            expected=f"nothing, or a directory with {NAME}",
+            fix="move it away, or give another name for the output",
+        )
     check_directory(target, overwrite=overwrite, n_bytes=0 if left else n_bytes)
     if left and not (overwrite or resume):
         raise OutputError(
@@ -67,3 +85,7 @@ def check_output(target: Path, *, overwrite: bool, resume: bool, n_bytes: int) -
             where=partial,
             fix="go on with --resume, or begin anew with --overwrite",
         )
+
+
+def _is_empty(place: Path) -> bool:
+    return place.is_dir() and not any(place.iterdir())

@@ -88,14 +88,10 @@ def fp8(
     """
     from bamba_quant_cli.quantized import quantize
 
-    name = _SCHEMES.get((layout, scheme or ("block" if layout == "fp8" else "dynamic")))
-    if name is None:
-        known = "; ".join(f"--format {form} --scheme {kind}" for form, kind in _SCHEMES)
-        raise typer.BadParameter(f"there is --format {layout} --scheme {scheme} not; there are {known}")
     quantize(
         model,
         directory,
-        name,
+        _scheme(layout, scheme),
         method=scales,
         keep=keep or (),
         dtype=dtype,
@@ -108,3 +104,17 @@ def fp8(
         overwrite=overwrite,
         as_json=as_json,
     )
+
+
+def _scheme(layout: str, kind: str | None) -> str:
+    """The scheme's name. Raises ``BadParameter`` for options that do not go together."""
+    kinds = [known for form, known in _SCHEMES if form == layout]
+    if not kinds:
+        formats = ", ".join(dict.fromkeys(form for form, _ in _SCHEMES))
+        raise typer.BadParameter(f"{layout!r} is none of {formats}", param_hint="--format")
+    if kind is not None and kind not in kinds:
+        known = "; ".join(f"--format {form} --scheme {other}" for form, other in _SCHEMES)
+        raise typer.BadParameter(
+            f"{kind!r} is none that {layout} has; there are {known}", param_hint="--scheme"
+        )
+    return _SCHEMES[layout, kind or kinds[0]]

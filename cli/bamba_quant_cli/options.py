@@ -58,8 +58,8 @@ OtherDtype = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="Type of what is not quantized: bf16, or stored, as it is in the input. A_log, D and dt_bias stay float32 "
-        "where they are.",
+        help="Type of what is not quantized: bf16, or stored, as it is in the input. A_log, D and dt_bias always "
+        "stay as they are.",
     ),
 ]
 OverwriteDirectory = Annotated[

@@ -52,7 +52,8 @@ def quantize(
     if dry_run:
         _print_plan(plan, directory, as_json)
         return
-    check_output(directory, overwrite=overwrite, resume=resume, n_bytes=sum(plan.sizes.values()))
+    n_bytes = sum(plan.sizes.values())
+    check_output(directory, inputs=plan.inputs, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     started = time.monotonic()
     try:
         with progress(plan.work_bytes, "quantizing") as tell:
@@ -60,10 +61,10 @@ def quantize(
                 plan, directory, threads=threads, overwrite=overwrite, resume=resume, progress=tell
             )
     except (KeyboardInterrupt, SystemExit):
-        typer.echo("interrupted; what is done is kept: go on with --resume", err=True)
+        options = "--resume --overwrite" if directory.exists() else "--resume"
+        typer.echo(f"interrupted; what is done is kept: go on with {options}", err=True)
         raise
     seconds = time.monotonic() - started
-    n_bytes = sum(path.stat().st_size for path in written)
     if as_json:
         sizes = [{"file": path, "bytes": path.stat().st_size} for path in written]
         print_json(

@@ -46,6 +46,10 @@ def _config(**values: Any) -> Callable[[Tensors, dict[str, Any]], None]:
     return lambda tensors, config: config.update(values)
 
 
+def _targets(value: Any) -> Callable[[Tensors, dict[str, Any]], None]:
+    return lambda tensors, config: config["config_groups"]["group_0"].update(targets=value)
+
+
 FAULTS: list[tuple[str, str, Callable[[Tensors, dict[str, Any]], None], str]] = [
     ("no scale", "fp8-dynamic", _drop(".weight_scale"), r"lacks a part(.|\n)*in_proj\.weight_scale"),
     ("no codes", "w4a16-g128", _drop(".weight_packed"), r"such a part cannot be read(.|\n)*in_proj\.weight_"),
@@ -63,6 +67,11 @@ FAULTS: list[tuple[str, str, Callable[[Tensors, dict[str, Any]], None], str]] = 
     ("unsymmetric floats", "fp8-dynamic", _weights(symmetric=False), "symmetric"),
     ("integers said to be floats", "w4a16-g128", _weights(type="float"), "no group of quantization_config"),
     ("no groups", "fp8-dynamic", _config(config_groups={}), "no group of quantization_config"),
+    ("rotated weights", "fp8-dynamic", _config(transform_config={"config_groups": {"u": {}}}), "transform_config"),
+    ("a list of groups", "fp8-dynamic", _config(config_groups=[1]), "no group of quantization_config"),
+    ("targets that are none", "fp8-dynamic", _targets(5), "no group of quantization_config"),
+    ("a target that is no expression", "fp8-dynamic", _targets(["re:("]), r"re:\((.|\n)*regular expression"),
+    ("a method that is no name", "fp8-dynamic", _config(quant_method=[]), r"quant_method \[\]"),
     ("unknown method", "fp8-dynamic", _config(quant_method="gptq"), r"'gptq'(.|\n)*compressed-tensors, fp8, torchao"),
     ("no blocks", "fp8-block-inv", _config(weight_block_size=None), "weight_block_size None"),
     ("other blocks", "fp8-block-inv", _config(weight_block_size=[64, 64]), "not what"),
@@ -122,7 +131,10 @@ def test_torchao_types_that_are_not_known_are_named(made: Made, tmp_path: Path) 
         (described.replace("Int4Tensor", "NVFP4Tensor"), "'NVFP4Tensor'(.|\\n)*Int4Tensor"),
         (described.replace("scale", "act_pre_scale"), "act_pre_scale"),
         (described.replace("[1, 128]", "[2, 128]"), "blocks of 2 × 128"),
+        (described.replace('"Int4Tensor"', "[]"), r"\[\](.|\n)*Int4Tensor"),
+        (described.replace('"qdata"', "[1]"), r"Int4Tensor of \['qdata'"),
         ("no JSON", "torchao's JSON"),
+        ("[" * 100_000, "torchao's JSON"),
     ):
         write_shards(tmp_path, read_all(source), metadata | {f"{MODULE}.weight": spoiled})
         with pytest.raises(CheckpointError, match=message):

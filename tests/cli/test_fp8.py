@@ -62,6 +62,10 @@ def test_a_dry_run_of_a_configuration(tmp_path: Path) -> None:
     assert planned["bytes_by_dtype"]["F8_E4M3"] == 8_727_822_336
     assert len(planned["plan"]) == len({row["source"] for row in planned["plan"]})
     assert not (tmp_path / "o").exists()
+    (tmp_path / "config.json").rename(tmp_path / "bamba.json")
+    refused = cli("fp8", tmp_path / "bamba.json", "o", "--dry-run")
+    assert refused.returncode == 2
+    assert "a file called config.json" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,22 @@ def test_a_scheme_that_is_not_there(tmp_path: Path) -> None:
     done = cli("fp8", embedded_model(), tmp_path / "out", "--format", "fp8", "--scheme", "tensor")
     assert done.returncode == 2
     assert "--format fp8 --scheme block" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_format_that_is_not_there(tmp_path: Path) -> None:
+    done = cli("fp8", embedded_model(), tmp_path / "out", "--format", "gptq")
+    assert done.returncode == 2
+    assert "'gptq' is none of compressed-tensors, fp8" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_the_input_as_the_output(tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    shutil.copytree(embedded_model(), model)
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    done = cli("fp8", model, model, "--overwrite")
+    assert done.returncode == 2
+    assert "would replace the input" in done.stderr
+    assert {file.name: file.read_bytes() for file in model.iterdir()} == before
 
 
 def test_a_directory_that_is_not_empty(tmp_path: Path) -> None:

@@ -204,6 +204,17 @@ def test_weights_that_are_no_numbers(scheme: str, name: str, value: float, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+def test_weights_too_large_for_a_scale(tmp_path: Path) -> None:
+    directory = save_checkpoint(random_bamba(**WIDE), tmp_path / "m")
+    state = load_file(directory / "model.safetensors")
+    name = "model.layers.3.mamba.out_proj.weight"
+    state[name][3] = torch.finfo(torch.float32).max
+    save_file(state, directory / "model.safetensors")
+    with pytest.raises(BambaQuantError, match=rf"bfloat16 scale(.|\n)*{name}"):
+        write(directory, tmp_path / "out", "torchao-int4-g128")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 def test_weights_too_large_for_bf16(tmp_path: Path) -> None:
     directory = save_checkpoint(random_bamba(**WIDE), tmp_path / "m")
     state = load_file(directory / "model.safetensors")

@@ -1,0 +1,51 @@
+"""The input of a quantization: a Hugging Face directory that is not quantized yet, or its configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from bamba_quant.errors import PlanError
+from bamba_quant.source import CONFIG, Source, directory_of, has_weights, imagined_source, open_source
+
+
+def open_unquantized(model: Path, imagine: bool, ignore_config_keys: Collection[str]) -> Source:
+    """The source, imagined where ``imagine`` asks for that and there are no weights.
+
+    ``model`` is a directory, or its config.json. Raises a ``BambaQuantError`` for an input that is quantized already,
+    for a GGUF file, and for what is not supported.
+    """
+    if model.suffix == ".json" and model.name != CONFIG and model.is_file():
+        raise PlanError(
+            "a configuration alone is given as a file called config.json",
+            where=model,
+            expected="a directory with config.json, or that file",
+            fix="copy it under that name into a directory of its own",
+        )
+    directory = directory_of(model)
+    if directory.is_dir():
+        _refuse_quantized(open_source(directory, ignore_config_keys=ignore_config_keys, weights=False))
+        if imagine and not has_weights(directory):
+            return imagined_source(directory, ignore_config_keys=ignore_config_keys)
+    source = open_source(directory, ignore_config_keys=ignore_config_keys)
+    if source.checkpoint.kind != "huggingface":
+        raise PlanError(
+            "quantized safetensors are made from a Hugging Face directory",
+            where=source.checkpoint.path,
+            found="a GGUF file",
+            fix="make a directory of it first: bamba-quant export FILE.gguf DIRECTORY",
+        )
+    return source
+
+
+def _refuse_quantized(source: Source) -> None:
+    found = source.checkpoint.metadata.get("quantization_config")
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        raise PlanError(
+            "the input is quantized already, and quantizing it again loses more than quantizing the original",
+            where=source.checkpoint.path / CONFIG,
+            found=f"quantization_config, quant_method {method}",
+            expected="f32, f16 or bf16 weights",
+            fix="give the original",
+        )
