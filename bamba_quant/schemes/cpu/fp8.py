@@ -31,6 +31,10 @@ _SIZE = types.int64
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _MOST = np.int32(np.float32(448).view(np.int32))
 _NORMAL = np.int32(np.float32(2.0**-6).view(np.int32))  # below it codes are 2^-9 apart
+# Shifts and masks of a width of their own: a plain number would widen what it meets.
+_TWENTY, _ONE, _HALF = np.int32(20), np.int32(1), np.int32(0x7FFFF)
+_BIAS, _TO_SIGN, _SIGN = np.int32(120 << 3), np.int32(24), np.int32(0x80)
+_TOGETHER = 8  # tiles whose errors are summed while a row of the table of losses is at hand
 _FIXED = np.float32(2.0**14)  # a float this large ends in 2^-9
 
 
@@ -99,10 +103,13 @@ def _largest(bits: Any, height: int, width: int, largest: Any) -> None:
     rows, columns = bits.shape
     for row in range(rows):
         for tile in range(largest.shape[1]):
-            most = np.int32(0)
-            for column in range(tile * width, min((tile + 1) * width, columns)):
-                most = max(most, bits[row, column] & _MAGNITUDE)
-            largest[row // height, tile] = max(most, largest[row // height, tile])
+            most = largest[row // height, tile]
+            # A slice's own indices are never negative, which spares a test of each.
+            some = bits[row, tile * width : min((tile + 1) * width, columns)]
+            for i in range(some.size):
+                magnitude = some[i] & _MAGNITUDE
+                most = magnitude if magnitude > most else most
+            largest[row // height, tile] = most
 
 
 @inlined
@@ -113,22 +120,31 @@ def _place(bits: Any) -> Any:
 
 def _search(bits: Any, weights: Any, squares: Any, losses: Any, height: int, width: int, found: Any) -> None:
     rows, columns = bits.shape
-    histogram, error = np.empty(BINS), np.empty(CANDIDATES)
-    for down in range(found.shape[0]):
-        for across in range(found.shape[1]):
-            histogram[:] = 0
+    histogram, error = np.empty((_TOGETHER, BINS)), np.empty((_TOGETHER, CANDIDATES))
+    across_all = found.shape[1]
+    tiles = found.shape[0] * across_all
+    for first in range(0, tiles, _TOGETHER):
+        count = min(_TOGETHER, tiles - first)
+        histogram[:] = 0
+        error[:] = 0
+        for t in range(count):
+            down, across = (first + t) // across_all, (first + t) % across_all
             for row in range(down * height, min((down + 1) * height, rows)):
-                for column in range(across * width, min((across + 1) * width, columns)):
-                    place = _place(bits[row, column])
+                some = bits[row, across * width : min((across + 1) * width, columns)]
+                for i in range(some.size):
+                    place = _place(some[i])
                     energy = squares[place >> np.uint32(8)]
                     if weights is not None:
-                        energy *= weights[column]
-                    histogram[place & np.uint32(255)] += energy
-            error[:] = 0
-            for i in range(BINS):
+                        energy *= weights[across * width + i]
+                    histogram[t, place & np.uint32(255)] += energy
+        for i in range(0, BINS, 4):  # four bins a pass, added in their order
+            for t in range(count):
+                a, b, c, d = histogram[t, i], histogram[t, i + 1], histogram[t, i + 2], histogram[t, i + 3]
                 for j in range(CANDIDATES):
-                    error[j] += histogram[i] * losses[i, j]
-            found[down, across] = error.argmin()
+                    some_error = error[t, j] + a * losses[i, j] + b * losses[i + 1, j]
+                    error[t, j] = some_error + c * losses[i + 2, j] + d * losses[i + 3, j]
+        for t in range(count):
+            found[(first + t) // across_all, (first + t) % across_all] = error[t].argmin()
 
 
 def _count(bits: Any, weights: Any, found: Any) -> None:
@@ -152,12 +168,14 @@ def _encode(x: Any, scales: Any, height: int, width: int, codes: Any) -> None:
             scale = scales[row // height, tile]
             first = tile * width
             count = min(width, columns - first)
-            for i in range(count):
-                quotient[i] = x[row, first + i] / scale
+            some, written = x[row, first : first + count], codes[row, first : first + count]
+            for i in range(some.size):
+                quotient[i] = some[i] / scale
                 shifted[i] = abs(quotient[i]) + _FIXED
-            for i in range(count):
-                a = min(quotient_bits[i] & _MAGNITUDE, _MOST)
+            for i in range(some.size):
+                a = quotient_bits[i] & _MAGNITUDE
+                a = a if a < _MOST else _MOST
                 # Adding half a step less one, plus the last kept bit, carries exactly where nearest-even rounds up.
-                normal = ((a + np.int32(0x7FFFF) + ((a >> 20) & 1)) >> 20) - np.int32(120 << 3)
+                normal = ((a + _HALF + ((a >> _TWENTY) & _ONE)) >> _TWENTY) - _BIAS
                 code = normal if a >= _NORMAL else shifted_bits[i] - fixed
-                codes[row, first + i] = code | ((quotient_bits[i] >> 24) & 0x80)
+                written[i] = np.uint8(code | ((quotient_bits[i] >> _TO_SIGN) & _SIGN))
