@@ -59,22 +59,27 @@ open(seconds, "w").write(str(time.monotonic() - started))
 """
 
 
-def main() -> None:
+def asked(description: str | None) -> tuple[argparse.Namespace, Path]:
+    """The options of these benchmarks, and the checkpoint of a billion weights that they want."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--directory", type=Path, default=Path("bench"), help="where the files go")
     parser.add_argument("--llm-compressor", default=os.environ.get("LLM_COMPRESSOR_PYTHON"), metavar="PYTHON")
     parser.add_argument("--runs", type=int, default=3, help="counted rounds, after one that is not")
     parser.add_argument("--dtype", default="float32", help="of the checkpoint: float32 or bfloat16")
     options = parser.parse_args()
-    source = make_checkpoint(
+    return options, make_checkpoint(
         options.directory / f"bamba-9b-shapes-3-{options.dtype}",
         3,
         (1,),
         vocab_size=32256,
         dtype=options.dtype,
     )
+
+
+def main() -> None:
+    options, source = asked(__doc__)
     target, seconds = options.directory / "fp8", options.directory / "seconds"
     theirs = options.llm_compressor
     tools = {

@@ -10,15 +10,11 @@ the imports to the finished directory.
 
 from __future__ import annotations
 
-import argparse
-import os
 import shutil
 import statistics
 import sys
-from pathlib import Path
 
-from checkpoints import make_checkpoint
-from fp8 import shown
+from fp8 import asked, shown
 from processes import run
 
 OURS = """
@@ -45,21 +41,7 @@ open(seconds, "w").write(str(time.monotonic() - started))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--directory", type=Path, default=Path("bench"), help="where the files go")
-    parser.add_argument("--llm-compressor", default=os.environ.get("LLM_COMPRESSOR_PYTHON"), metavar="PYTHON")
-    parser.add_argument("--runs", type=int, default=3, help="counted rounds, after one that is not")
-    parser.add_argument("--dtype", default="float32", help="of the checkpoint: float32 or bfloat16")
-    options = parser.parse_args()
-    source = make_checkpoint(
-        options.directory / f"bamba-9b-shapes-3-{options.dtype}",
-        3,
-        (1,),
-        vocab_size=32256,
-        dtype=options.dtype,
-    )
+    options, source = asked(__doc__)
     target, seconds = options.directory / "int4", options.directory / "seconds"
     ours = {
         f"{scheme} {method}": [sys.executable, OURS, scheme, method]
