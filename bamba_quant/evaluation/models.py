@@ -18,15 +18,13 @@ from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.result import FileHash, ModelFile, TypeTotal
 from bamba_quant.recipes import recipes
+from bamba_quant.schemes import Ignored, schemes
 from bamba_quant.weights import LoadedModel, load_model
 from bamba_reference.tensors import tensor_shapes
 
 _HASH_CHUNK = 1 << 22
 # Files of a directory that say what its weights mean.
 _SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-
-# What ``_quantization`` says of this project's FP8 and int4 directories.
-_SCHEMES = ("fp8", "fp8-dynamic", "int4", "torchao")
 
 
 class ComparisonError(BambaQuantError):
@@ -201,7 +199,8 @@ def _check_comparable(base: Opened, other: Opened) -> None:
 def recipe_names() -> tuple[str, ...]:
     """What ``ModelFile.recipe`` may say of GGUF files, and of the directories that this project writes."""
     types = (_type_name(each) for each in LlamaFileType)
-    return (*dict.fromkeys((*(recipe.name for recipe in recipes()), *types)), *_SCHEMES)
+    directories = (_quantization(scheme.configuration(Ignored())) for scheme in schemes())
+    return tuple(dict.fromkeys((*(recipe.name for recipe in recipes()), *types, *directories)))
 
 
 def _type_name(file_type: LlamaFileType) -> str:

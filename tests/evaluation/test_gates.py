@@ -131,7 +131,7 @@ def test_every_candidate_has_a_section_and_every_section_a_recipe() -> None:
     check_sections({"default": limits}, models)
     check_sections(dict.fromkeys(recipes, limits), models)
     check_sections({**dict.fromkeys(recipes[1:], limits), models[0].label: ()}, models)
-    check_sections({"default": limits, "iq2_xs": limits, "int4": limits}, models)
+    check_sections({"default": limits, "iq2_xs": limits, "int4": limits, "int8": limits}, models)
     with pytest.raises(GateError, match=r"no recipe has its name\n.*\[q4_km\]\n"):
         check_sections({"default": limits, "q4_km": limits}, models)
     with pytest.raises(GateError, match=r"pass unjudged\n") as error:
