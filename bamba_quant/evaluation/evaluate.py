@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.drift import DriftWatch, worst
 from bamba_quant.evaluation.gates import Limit, check_enough, check_sections, judge, limits_for
+from bamba_quant.evaluation.hashing import Hashing
 from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.llama_activations import resolve, with_activations
 from bamba_quant.evaluation.logits_file import (
@@ -36,16 +37,16 @@ from bamba_quant.evaluation.models import (
     describe,
     describe_logits,
     files_of,
-    hashes,
     open_models,
 )
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
 from bamba_quant.evaluation.options import Options
-from bamba_quant.evaluation.record import command_line, run_record, timing
+from bamba_quant.evaluation.record import command_line, compiling, run_record, timing
 from bamba_quant.evaluation.result import SCHEMA, Candidate, Evaluation, NoiseFloor
 from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, check_finite, collect, score
-from bamba_quant.evaluation.sources import Source
+from bamba_quant.evaluation.sources import Source, reading_order
 from bamba_quant.evaluation.tokens import Tokens, file_tokens, text_tokens
+from bamba_quant.read_ahead import ReadAhead
 from bamba_quant.running import torch_device, torch_dtype
 from bamba_quant.weights import Meter
 from bamba_reference.backend import Backend
@@ -118,7 +119,8 @@ def evaluate(
 
     clock = time.perf_counter()
     meter = Meter()
-    sources = [Source(each.model.weights, each.model.config, dtype, device, meter) for each in opened]
+    ahead = _read_ahead(device)
+    sources = [Source(each.model.weights, each.model.config, dtype, device, meter, ahead) for each in opened]
     floor_chunks = 0 if given or options.noise_floor == "none" else min(options.floor_chunks, len(tokens.cut))
     drift_chunks = 0 if given else min(options.drift_chunks, len(tokens.cut))
     backends = [with_activations(backend, each.model.weights, options.activations) for each in opened]
@@ -127,7 +129,7 @@ def evaluate(
         other = with_activations(OTHER, opened[0].model.weights, options.activations)
         floor = FloorWatch(opened[0].model.config, options.noise_floor, floor_chunks, other)
     drift = (
-        DriftWatch(opened[0].model.config, [each.model.weights for each in opened], drift_chunks, meter)
+        DriftWatch(opened[0].model.config, [each.exact for each in sources], drift_chunks, meter, device)
         if drift_chunks
         else None
     )
@@ -138,7 +140,12 @@ def evaluate(
                 each(passed)
 
     with ExitStack() as stack:
-        write = None
+        stack.enter_context(compiling(meter, device))
+        hashing = write = None
+        if ahead:
+            stack.enter_context(ahead).begin(reading_order(sources, drift is not None))
+            # A GPU leaves the cores to it, and the system's cache has what one of the two has read.
+            hashing = stack.enter_context(Hashing(map(files_of, opened)))
         if options.save_base:
             inputs = [*(file for each in opened for file in files_of(each)), *([text] if text else [])]
             write = stack.enter_context(
@@ -164,11 +171,11 @@ def evaluate(
         measured = _score(given, opened, sources, hidden, tokens, floor, write, backends, progress)
         for file, scores in zip(files, measured.scores, strict=True):
             check_finite(scores, base.name, file.label)
-    losses = drift.finish() if drift else [()] * len(others)
-    seconds = time.perf_counter() - clock
-    hashing = time.perf_counter()
-    hashed = [hashes(files_of(each)) for each in opened]
-    hashing = time.perf_counter() - hashing
+        losses = drift.finish() if drift else [()] * len(others)
+        seconds = time.perf_counter() - clock
+        hashing = hashing or stack.enter_context(Hashing(map(files_of, opened)))
+        hashed = hashing.finish()
+        hashing_seconds = time.perf_counter() - clock - seconds
 
     measured_floors = floors(measured.floor) if measured.floor else None
     bootstrap = Bootstrap(tokens.text.chunks, options.seed, options.resamples)
@@ -205,8 +212,13 @@ def evaluate(
         if floor and measured_floors
         else None,
         drift_chunks=drift_chunks,
-        timing=timing(seconds, hashing, meter, tokens.cut.size, device),
+        timing=timing(seconds, hashing_seconds, meter, tokens.cut.size, device),
     )
+
+
+def _read_ahead(device: torch.device) -> ReadAhead | None:
+    """For a GPU, which decodes what it is brought; a CPU decodes what it reads."""
+    return ReadAhead(device) if device.type == "cuda" else None
 
 
 def _score(
