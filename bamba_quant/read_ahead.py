@@ -165,3 +165,8 @@ class ReadAhead:
 
 def _size(tensor: StoredTensor) -> int:
     return tensor.rows * tensor.row_bytes
+
+
+def read_ahead_for(device: torch.device) -> ReadAhead | None:
+    """One for a GPU, which decodes what it is brought; a CPU decodes what it reads."""
+    return ReadAhead(device) if device.type == "cuda" else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,8 +47,8 @@ from bamba_quant.evaluation.result import SCHEMA, Candidate, Evaluation, NoiseFl
 from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, check_finite, collect, score
 from bamba_quant.evaluation.sources import Source, reading_order
 from bamba_quant.evaluation.tokens import Tokens, file_tokens, text_tokens
-from bamba_quant.read_ahead import ReadAhead
-from bamba_quant.running import torch_device, torch_dtype
+from bamba_quant.read_ahead import read_ahead_for
+from bamba_quant.running import first_product, torch_device, torch_dtype
 from bamba_quant.weights import Meter
 from bamba_reference.backend import Backend
 from bamba_reference.kernels import backend_named
@@ -110,7 +111,9 @@ def evaluate(
     options = replace(options, activations=resolve(options.activations, kinds))
     dtype, device = torch_dtype(options.dtype), torch_device(options.device)
     backend = backend_named(options.backend, device, dtype)
-    tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(first_product, device, dtype)
+        tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
     files = [describe(each) for each in others]
     if gates is not None:
         check_sections(gates, files)
@@ -119,7 +122,7 @@ def evaluate(
 
     clock = time.perf_counter()
     meter = Meter()
-    ahead = _read_ahead(device)
+    ahead = read_ahead_for(device)
     sources = [Source(each.model.weights, each.model.config, dtype, device, meter, ahead) for each in opened]
     floor_chunks = 0 if given or options.noise_floor == "none" else min(options.floor_chunks, len(tokens.cut))
     drift_chunks = 0 if given else min(options.drift_chunks, len(tokens.cut))
@@ -139,13 +142,20 @@ def evaluate(
             if each:
                 each(passed)
 
+    hashing: Hashing | None = None
+
+    def layer_done(done: int, total: int) -> None:
+        nonlocal hashing
+        if ahead and not hashing:
+            # A GPU leaves the cores to it once the kernels are made, and what one has read the other finds cached.
+            hashing = stack.enter_context(Hashing(map(files_of, opened)))
+        progress(Progress("layers", done, total, {}))
+
     with ExitStack() as stack:
         stack.enter_context(compiling(meter, device))
-        hashing = write = None
+        write = None
         if ahead:
             stack.enter_context(ahead).begin(reading_order(sources, drift is not None))
-            # A GPU leaves the cores to it, and the system's cache has what one of the two has read.
-            hashing = stack.enter_context(Hashing(map(files_of, opened)))
         if options.save_base:
             inputs = [*(file for each in opened for file in files_of(each)), *([text] if text else [])]
             write = stack.enter_context(
@@ -164,7 +174,7 @@ def evaluate(
             dtype=dtype,
             device=device,
             backend=backends,
-            on_layer=lambda done, total: progress(Progress("layers", done, total, {})),
+            on_layer=layer_done,
             on_pass=watch if floor or drift else None,
             watched=max(floor_chunks, drift_chunks),
         )
@@ -214,11 +224,6 @@ def evaluate(
         drift_chunks=drift_chunks,
         timing=timing(seconds, hashing_seconds, meter, tokens.cut.size, device),
     )
-
-
-def _read_ahead(device: torch.device) -> ReadAhead | None:
-    """For a GPU, which decodes what it is brought; a CPU decodes what it reads."""
-    return ReadAhead(device) if device.type == "cuda" else None
 
 
 def _score(
