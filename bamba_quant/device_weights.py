@@ -1,4 +1,4 @@
-"""Weights read on a GPU, to which quantized blocks go as they are stored."""
+"""Weights read on a GPU, to which quantized weights go as they are stored: blocks, or codes with their scales."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bamba_quant.checkpoint import PackedTensor, RawReader
 from bamba_quant.weights import LazyWeights, Meter
 
 if TYPE_CHECKING:
     import torch
 
+# Weights that are unpacked together: their float32 takes 64 MB.
+_PIECE = 1 << 24
+
 
 class DeviceWeights(Mapping[str, Any]):
-    """``LazyWeights`` read on a GPU: blocks go there as they are stored, and weights of ``dtype`` come out; tensors
-    stored plainly keep their own.
+    """``LazyWeights`` read on a GPU: blocks and codes go there as they are stored, and weights of ``dtype`` come out;
+    tensors stored plainly keep their own.
 
-    What a GPU does not read (formats that are only read, and changes of single values) is read on the CPU, to the
-    same values: it is a few vectors of a model, or a file of such a format.
+    What a GPU does not read (vectors, and changes of single values) is read on the CPU, to the same values.
     """
 
     def __init__(self, weights: LazyWeights, device: torch.device, dtype: torch.dtype) -> None:
@@ -38,6 +41,8 @@ class DeviceWeights(Mapping[str, Any]):
         stop = rule.shape[0] if stop is None else stop
         if self._on_cpu(name):
             return self._weights.rows(name, start, stop, meter)
+        if isinstance(tensor, PackedTensor):
+            return self._packed(tensor, start, stop, meter)
         raw, first = self._weights.raw(name, start, stop, meter)
         with meter.spent("decoding"):
             if moved:
@@ -47,11 +52,26 @@ class DeviceWeights(Mapping[str, Any]):
             values = decode(tensor.format, torch.from_numpy(raw).to(self._device), dtype)
             return values.view(-1, *rule.shape[1:])[start - first : stop - first]
 
-    def _on_cpu(self, name: str) -> bool:
-        from bamba_quant.formats.cuda.decoding import decodes
+    def _packed(self, tensor: PackedTensor, start: int, stop: int, meter: Meter) -> torch.Tensor:
+        """Some rows at a time, so that the codes and numbers held beside the weights do not grow with these."""
+        import torch
 
-        tensor, rule, moved = self._weights.stored(name)
-        return not decodes(tensor.format) or len(rule.shape) < 2 or (moved and not rule.transform.moves)
+        out = torch.empty(stop - start, tensor.columns, dtype=self._dtype, device=self._device)
+        done = 0
+        with RawReader() as reader:
+            stretches = tensor.stretches(reader, start, stop, max(1, _PIECE // tensor.columns))
+            while True:
+                with meter.spent("reading"):
+                    stretch = next(stretches, None)
+                if stretch is None:
+                    return out
+                with meter.spent("decoding"):
+                    out[done : done + stretch.count] = tensor.decode_on(stretch, self._device)
+                done += stretch.count
+
+    def _on_cpu(self, name: str) -> bool:
+        _, rule, moved = self._weights.stored(name)
+        return len(rule.shape) < 2 or (moved and not rule.transform.moves)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from bamba_quant.checkpoint.base import RawReader, StoredTensor
-from bamba_quant.checkpoint.joining import E4M3, Stored, e4m3_decoder, integer_decoder
+from bamba_quant.checkpoint.joining import E4M3, Stored
 from bamba_quant.checkpoint.packed import Beside
+from bamba_quant.checkpoint.unpacking import Floats, Integers
 from bamba_quant.formats.integers import Grid
 from bamba_quant.schemes.pack_quantized import unpack_zeros
 
@@ -104,7 +105,7 @@ def _float(stored: Stored, module: str, codes: StoredTensor, weights: Mapping[st
         name,
         f"e4m3 by {strategy}",
         (rows, columns),
-        e4m3_decoder(columns, width, scale.format.name),
+        Floats(columns, width, scale.format.name),
         codes,
         Beside(scale, 0 if strategy == "tensor" else height),
     )
@@ -157,7 +158,7 @@ def _packed(stored: Stored, module: str, weights: Mapping[str, Any]) -> None:
         name,
         f"w{bits}a16{'' if symmetric else '-asym'}-g{group}",
         (rows, columns),
-        integer_decoder(grid, 1 << bits - 1, columns, scale.format.name),
+        Integers(grid, 1 << bits - 1, columns, scale.format.name),
         codes,
         Beside(scale),
         zero,
