@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from bamba_quant.checkpoint.activations import Activations
 from bamba_quant.checkpoint.base import Shape, StoredTensor
 from bamba_quant.checkpoint.packed import Beside, Codes, PackedTensor, packed_tensor, plain_codes
 from bamba_quant.checkpoint.unpacking import Unpacking
@@ -54,12 +55,13 @@ class Stored:
         return tensor
 
     def add(self, name: str, described: str, shape: tuple[int, int], unpacking: Unpacking,
-            codes: Codes | StoredTensor, scale: Beside, zero: Beside | None = None) -> None:  # fmt: skip
+            codes: Codes | StoredTensor, scale: Beside, zero: Beside | None = None,
+            activations: Activations | None = None) -> None:  # fmt: skip
         """Make the parts the weight ``name``; codes that are a tensor stand row by row."""
         if isinstance(codes, StoredTensor):
             codes = plain_codes(codes)
         self.weights[name] = packed_tensor(
-            name, described, shape, unpacking, codes=codes, scale=scale, zero=zero
+            name, described, shape, unpacking, codes=codes, scale=scale, zero=zero, activations=activations
         )
 
     def unsupported(self, what: str, name: str, found: object, expected: str) -> CheckpointError:

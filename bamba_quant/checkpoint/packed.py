@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from bamba_quant.checkpoint.activations import Activations
 from bamba_quant.checkpoint.base import RawReader, StoredTensor, row_runs
 from bamba_quant.checkpoint.unpacking import Arrangement, Unpacking
 from bamba_quant.errors import FormatError
@@ -130,13 +131,17 @@ class Stretch:
 
 @dataclass(frozen=True)
 class PackedTensor(StoredTensor):
-    """A weight of ``shape`` (rows, columns) made of ``codes``, a ``scale`` and perhaps a ``zero``, by ``unpacking``."""
+    """A weight of ``shape`` (rows, columns) made of ``codes``, a ``scale`` and perhaps a ``zero``, by ``unpacking``.
+
+    ``activations`` is how the checkpoint has what enters the matrix rounded, None where it is not.
+    """
 
     unpacking: Unpacking = field(kw_only=True)
 
     codes: Codes = field(kw_only=True)
     scale: Beside = field(kw_only=True)
     zero: Beside | None = field(default=None, kw_only=True)
+    activations: Activations | None = field(default=None, kw_only=True)
 
     @property
     def beside(self) -> tuple[Beside, ...]:
@@ -166,6 +171,12 @@ class PackedTensor(StoredTensor):
                 scale = self.scale.read(reader, low, high)
                 zero = scale[:, :0] if self.zero is None else self.zero.read(reader, low, high)
                 yield Stretch(high - low, codes, skipped, scale, zero)
+
+    def scales(self) -> F32:
+        """All scales, (rows, numbers of a row); errors as ``RawReader.read_into``'s."""
+        with RawReader() as reader:
+            runs = row_runs(self.section, 0, self.rows)
+            return np.concatenate([self.scale.read(reader, place, place + count) for _, place, count in runs])
 
     def decode_on(self, stretch: Stretch, device: torch.device) -> torch.Tensor:
         """The rows of a stretch, float32 (count, columns), computed on the device: ``format.dequantize``'s values."""
@@ -199,6 +210,7 @@ def packed_tensor(
     codes: Codes,
     scale: Beside,
     zero: Beside | None = None,
+    activations: Activations | None = None,
 ) -> PackedTensor:
     """The weight ``name`` of its parts; ``described`` is what users see as its type."""
     code_bytes, scales, zeros = codes.row_bytes, scale.width, 0 if zero is None else zero.width
@@ -217,5 +229,5 @@ def packed_tensor(
     tensor = codes.tensor
     return PackedTensor(
         name, shape, number_format, tensor.file, tensor.offset,
-        unpacking=unpacking, codes=codes, scale=scale, zero=zero,
+        unpacking=unpacking, codes=codes, scale=scale, zero=zero, activations=activations,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bamba_quant.checkpoint.activations import of_scale_inverse
 from bamba_quant.checkpoint.joining import E4M3, Stored
 from bamba_quant.checkpoint.packed import Beside
 from bamba_quant.checkpoint.unpacking import Floats
@@ -30,6 +31,7 @@ def read_scale_inverse(quantization: Mapping[str, Any], stored: Stored) -> None:
                 Floats(columns, width, scale.format.name),
                 codes,
                 Beside(scale, height),
+                activations=of_scale_inverse(quantization, width),
             )
     stored.unused |= {name for name in stored.left() if name.endswith((".activation_scale", ".input_scale"))}
     for name in stored.left():

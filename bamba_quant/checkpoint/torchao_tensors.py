@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeGuard
 
+from bamba_quant.checkpoint.activations import of_torchao
 from bamba_quant.checkpoint.joining import E4M3, Stored
 from bamba_quant.checkpoint.packed import Beside, Codes
 from bamba_quant.checkpoint.safetensors_file import read_metadata
@@ -40,6 +42,8 @@ def read_torchao(quantization: Mapping[str, Any], stored: Stored) -> None:
                 "a weight", f"tensor {name}", reprlib.repr(described), f"{kind} of {sorted(_KINDS[kind])}"
             )
         _JOIN[kind](stored, name, *shape, *block)
+        activations = of_torchao(data) if isinstance(data, dict) else None
+        stored.weights[name] = replace(stored.weights[name], activations=activations)
 
 
 _KINDS = {

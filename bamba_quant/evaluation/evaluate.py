@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from bamba_quant.evaluation import figures
+from bamba_quant.evaluation.activations import resolve, with_activations
 from bamba_quant.evaluation.drift import DriftWatch, worst
 from bamba_quant.evaluation.gates import Limit, check_enough, check_sections, judge, limits_for
 from bamba_quant.evaluation.intervals import Bootstrap
-from bamba_quant.evaluation.llama_activations import resolve, with_activations
 from bamba_quant.evaluation.logits_file import (
     LogitsFile,
     base_blocks,
@@ -121,10 +121,10 @@ def evaluate(
     sources = [Source(each.model.weights, each.model.config, dtype, device, meter) for each in opened]
     floor_chunks = 0 if given or options.noise_floor == "none" else min(options.floor_chunks, len(tokens.cut))
     drift_chunks = 0 if given else min(options.drift_chunks, len(tokens.cut))
-    backends = [with_activations(backend, each.model.weights, options.activations) for each in opened]
+    backends = [with_activations(backend, each.model, options.activations, device, dtype) for each in opened]
     floor = None
     if floor_chunks:
-        other = with_activations(OTHER, opened[0].model.weights, options.activations)
+        other = with_activations(OTHER, opened[0].model, options.activations, device, torch.float32)
         floor = FloorWatch(opened[0].model.config, options.noise_floor, floor_chunks, other)
     drift = (
         DriftWatch(opened[0].model.config, [each.model.weights for each in opened], drift_chunks, meter)
@@ -195,7 +195,7 @@ def evaluate(
         run=run_record(
             command or command_line(base, candidates, text, options),
             replace(options, ctx=tokens.text.ctx),
-            backends[0],
+            "; ".join(dict.fromkeys(each.name for each in backends)),
             started,
         ),
         text=tokens.text,

@@ -16,7 +16,6 @@ import torch
 from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.result import Run, Timing
 from bamba_quant.weights import Meter
-from bamba_reference.backend import Backend
 
 
 def command_line(base: Path, candidates: Sequence[Path], text: Path | None, options: Options) -> str:
@@ -35,7 +34,7 @@ def command_line(base: Path, candidates: Sequence[Path], text: Path | None, opti
     return shlex.join(parts)
 
 
-def run_record(command: str, options: Options, backend: Backend, started: datetime.datetime) -> Run:
+def run_record(command: str, options: Options, backend: str, started: datetime.datetime) -> Run:
     """What a report says of how the figures came about."""
     plain = {
         key: value if isinstance(value, (int, float, bool)) or value is None else str(value)
@@ -48,7 +47,7 @@ def run_record(command: str, options: Options, backend: Backend, started: dateti
         seed=options.seed,
         resamples=options.resamples,
         versions=versions | {"python": platform.python_version()},
-        backend=backend.name,
+        backend=backend,
         device=options.device,
         dtype=options.dtype,
         threads=torch.get_num_threads(),

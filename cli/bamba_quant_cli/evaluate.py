@@ -13,7 +13,16 @@ import typer
 
 from bamba_quant_cli.console import print_json
 from bamba_quant_cli.evaluation_tables import gate_lines, print_evaluation
-from bamba_quant_cli.options import AsJson, Backend, Device, Dtype, IgnoreConfigKey, Overwrite, Tokenizer
+from bamba_quant_cli.options import (
+    Activations,
+    AsJson,
+    Backend,
+    Device,
+    Dtype,
+    IgnoreConfigKey,
+    Overwrite,
+    Tokenizer,
+)
 
 if TYPE_CHECKING:
     from bamba_quant.evaluation.evaluate import Progress
@@ -83,13 +92,7 @@ def evaluate(
     report_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write report.json, report.md and report.html there.")
     ] = None,
-    activations: Annotated[
-        str,
-        typer.Option(
-            help="llama.cpp: rounded before each product as llama.cpp's CPU backend rounds them, which is part of "
-            "llama-perplexity's table; exact: what the weights alone lost; auto: llama.cpp where all are GGUF files."
-        ),
-    ] = "auto",
+    activations: Activations = "auto",
     noise_floor: Annotated[
         str,
         typer.Option(help="The base against itself by another path: order (of sums), bfloat16, or none."),

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bamba_quant_cli.console import print_json
-from bamba_quant_cli.options import AsJson, Backend, Device, Dtype, IgnoreConfigKey, Model, Tokenizer
+from bamba_quant_cli.options import (
+    Activations,
+    AsJson,
+    Backend,
+    Device,
+    Dtype,
+    IgnoreConfigKey,
+    Model,
+    Tokenizer,
+)
 
 if TYPE_CHECKING:
     from bamba_quant.weights import LoadedModel
@@ -36,6 +45,7 @@ def perplexity(
     stream: Annotated[
         bool, typer.Option("--stream", help="Run layer by layer: one layer in memory instead of the model.")
     ] = False,
+    activations: Activations = "exact",
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -54,7 +64,7 @@ def perplexity(
     words, digest = read_text(text)
     loaded, encoder = open_model(model, tokenizer, ignore_config_key or ())
     started = time.monotonic()
-    scorer, chosen = _scorer(loaded, stream, backend, dtype, device)
+    scorer, chosen = _scorer(loaded, stream, activations, backend, dtype, device)
     estimate = measure(
         scorer,
         encoder.encode(words),
@@ -79,6 +89,7 @@ def perplexity(
                 "backend": chosen,
                 "dtype": dtype,
                 "device": device,
+                "activations": activations,
                 "stream": stream,
                 "seconds": round(seconds, 3),
             }
@@ -90,23 +101,28 @@ def perplexity(
     )
 
 
-def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device: str) -> tuple[Scorer, str]:
+def _scorer(
+    loaded: LoadedModel, stream: bool, activations: str, backend: str, dtype: str, device: str
+) -> tuple[Scorer, str]:
     """The scorer, and the name of the backend it came to."""
     from bamba_quant.errors import BambaQuantError
+    from bamba_quant.evaluation.activations import resolve, with_activations
     from bamba_quant.running import torch_device, torch_dtype
     from bamba_reference.kernels import backend_named
     from bamba_reference.perplexity import numpy_scorer, stream_scorer, torch_scorer
 
+    rounding = resolve(activations, [loaded.checkpoint.kind])
     if backend == "numpy":
-        if stream or device != "cpu" or dtype not in ("float32", "float64"):
+        plain = device == "cpu" and dtype in ("float32", "float64") and rounding == "exact"
+        if stream or not plain:
             raise BambaQuantError(
-                "the numpy backend runs whole models on the CPU in float32 or float64",
-                found=f"--stream {stream}, --device {device}, --dtype {dtype}",
+                "the numpy backend runs whole models on the CPU in float32 or float64, activations exact",
+                found=f"--stream {stream}, --device {device}, --dtype {dtype}, --activations {rounding}",
                 fix="take --backend torch for these",
             )
         return numpy_scorer(loaded.config, loaded.weights, dtype), backend
     where, number = torch_device(device), torch_dtype(dtype)
-    kernels = backend_named(backend, where, number)
+    kernels = with_activations(backend_named(backend, where, number), loaded, rounding, where, number)
     if stream:
         scorer = stream_scorer(
             loaded.config,
