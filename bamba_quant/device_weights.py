@@ -42,7 +42,7 @@ class DeviceWeights(Mapping[str, Any]):
         if self._on_cpu(name):
             return self._weights.rows(name, start, stop, meter)
         if isinstance(tensor, PackedTensor):
-            return self._packed(tensor, start, stop, meter)
+            return read_packed(tensor, start, stop, self._device, self._dtype, meter)
         raw, first = self._weights.raw(name, start, stop, meter)
         with meter.spent("decoding"):
             if moved:
@@ -51,23 +51,6 @@ class DeviceWeights(Mapping[str, Any]):
             dtype = self._dtype if plain is None else getattr(torch, plain.name)
             values = decode(tensor.format, torch.from_numpy(raw).to(self._device), dtype)
             return values.view(-1, *rule.shape[1:])[start - first : stop - first]
-
-    def _packed(self, tensor: PackedTensor, start: int, stop: int, meter: Meter) -> torch.Tensor:
-        """Some rows at a time, so that the codes and numbers held beside the weights do not grow with these."""
-        import torch
-
-        out = torch.empty(stop - start, tensor.columns, dtype=self._dtype, device=self._device)
-        done = 0
-        with RawReader() as reader:
-            stretches = tensor.stretches(reader, start, stop, max(1, _PIECE // tensor.columns))
-            while True:
-                with meter.spent("reading"):
-                    stretch = next(stretches, None)
-                if stretch is None:
-                    return out
-                with meter.spent("decoding"):
-                    out[done : done + stretch.count] = tensor.decode_on(stretch, self._device)
-                done += stretch.count
 
     def _on_cpu(self, name: str) -> bool:
         _, rule, moved = self._weights.stored(name)
@@ -78,3 +61,23 @@ class DeviceWeights(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._weights)
+
+
+def read_packed(
+    tensor: PackedTensor, start: int, stop: int, device: torch.device, dtype: torch.dtype, meter: Meter
+) -> torch.Tensor:
+    """Rows ``start`` to ``stop`` on the device, unpacked there some at a time; errors as ``RawReader.read_into``'s."""
+    import torch
+
+    out = torch.empty(stop - start, tensor.columns, dtype=dtype, device=device)
+    done = 0
+    with RawReader() as reader:
+        stretches = tensor.stretches(reader, start, stop, max(1, _PIECE // tensor.columns))
+        while True:
+            with meter.spent("reading"):
+                stretch = next(stretches, None)
+            if stretch is None:
+                return out
+            with meter.spent("decoding"):
+                out[done : done + stretch.count] = tensor.decode_on(stretch, device)
+            done += stretch.count

@@ -28,7 +28,7 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 class Tuning:
     """Channels of a program, tokens it fetches together, its warps.
 
-    ``programs`` of them fill a GPU; a chunk has at least ``least`` tokens.
+    ``programs`` of them fill a GPU; a chunk has ``least`` to ``most`` tokens.
     """
 
     channels: int = 32
@@ -36,11 +36,15 @@ class Tuning:
     warps: int = 1
     programs: int = 2048
     least: int = 64
+    most: int = 128
 
     def chunk(self, rows: int, L: int, inner: int) -> int:
-        """Tokens of a chunk, whole fetches of them: as few chunks as fill the GPU."""
+        """Tokens of a chunk, whole fetches of them: as few chunks as fill the GPU, and none too long for float32.
+
+        Decays multiplied token by token gather roundings, those of a chunk as a whole have one.
+        """
         chunks = -(-self.programs // (rows * -(-inner // self.channels)))
-        tokens = max(-(-L // chunks), self.least)
+        tokens = min(max(-(-L // chunks), self.least), self.most)
         return -(-tokens // self.tokens) * self.tokens
 
 
