@@ -32,7 +32,7 @@ class Tuning:
     """
 
     channels: int = 32
-    tokens: int = 8
+    tokens: int = 4
     warps: int = 1
     programs: int = 2048
     least: int = 64
@@ -67,40 +67,54 @@ def selective_scan(
     *,
     tuning: Tuning = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
-    """``selective_scan.selective_scan``: y (B, L, I) in z's dtype and h (B, I, N) after the last token, float32.
+    """``selective_scan.selective_scan``: y (B, L, I) in z's dtype and h (B, I, N) after the last token, float32, laid
+    out as (B, N, I), which costs nothing to take up again.
 
     All inputs may be strided along every dimension but the last. ``chunk`` is the caller's choice for other backends
     and changes nothing here.
     """
     check(x)
-    x, dt, B, C, z, h = (rows_apart(v) for v in (x, dt, B, C, z, h))
+    x, dt, B, C, z = (rows_apart(v) for v in (x, dt, B, C, z))
     rows, L, inner = x.shape
     N = B.shape[-1]
     length = tuning.chunk(rows, L, inner)
     chunks = -(-L // length)
-    y, after = (
-        torch.empty(x.shape, dtype=z.dtype, device=x.device),
-        torch.empty(h.shape, dtype=torch.float32, device=x.device),
-    )
-    begins = h.contiguous()[:, None]  # (B, chunks, I, N)
+    y = torch.empty(x.shape, dtype=z.dtype, device=x.device)
+    after = torch.empty(rows, N, inner, dtype=torch.float32, device=x.device)
+    # In memory channels lie side by side, so that each is a thread's, which then sums its states by itself.
+    A_log, begins = (
+        A_log.t().contiguous(),
+        h.transpose(1, 2).contiguous()[:, None],
+    )  # (N, I), (B, chunks, N, I)
     blocks = -(-inner // tuning.channels)
     strides = [stride for v in (x, dt, B, C, z) for stride in v.stride()[:2]]
     sizes = {"CHANNELS": tuning.channels, "STATE": padded(N, least=1)}
+    tokens = min(tuning.tokens, padded(L, least=1))
+    whole = L % tokens == 0 and inner % tuning.channels == 0 and sizes["STATE"] == N
 
     def run(y: Tensor | None, spans: Tensor | None, count: int) -> None:
         _run[(blocks, count, rows)](
             x, dt, A_log, B, C, D, z, dt_bias, begins, fresh, real, y, after, spans,
             L, inner, N, length, chunks, *strides,
-            **sizes, TOKENS=min(tuning.tokens, padded(L, least=1)), num_warps=tuning.warps,
+            **sizes, TOKENS=tokens, WHOLE=whole, num_warps=tuning.warps,
         )  # fmt: skip
 
     if chunks > 1:
-        begins = torch.cat([begins, begins.new_empty(rows, chunks - 1, inner, N)], dim=1)
+        begins = torch.cat([begins, begins.new_empty(rows, chunks - 1, N, inner)], dim=1)
         spans = begins.new_empty(rows, chunks - 1, inner)
         run(None, spans, chunks - 1)
         _pass_on[(blocks, rows)](A_log, begins, spans, inner, N, chunks, **sizes, num_warps=tuning.warps)
     run(y, None, chunks)
-    return y, after
+    return y, after.transpose(1, 2)
+
+
+@triton.jit
+def _load(at: tl.tensor, mask: tl.tensor, WHOLE: tl.constexpr) -> tl.tensor:
+    """What stands there, 0 outside of the mask, which is not asked where everything is whole."""
+    if WHOLE:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=mask, other=0)
 
 
 @triton.jit
@@ -137,17 +151,18 @@ def _run(
     CHANNELS: tl.constexpr,
     STATE: tl.constexpr,
     TOKENS: tl.constexpr,
+    WHOLE: tl.constexpr,
 ) -> None:
     """With y a chunk's outputs, and the state after the last; else what it adds to nothing and the dt it spans."""
     row, c = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
     i, n = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, STATE)  # (I,), (N,)
     mine = i < inner
-    stored = mine[:, None] & (n < N)[None, :]
-    of_state = i[:, None] * N + n[None, :]  # (I, N)
+    stored = mine[None, :] & (n < N)[:, None]
+    of_state = n[:, None] * inner + i[None, :]  # (N, I)
     # Decays are powers of 2, of which 1 stands where there is no state.
     A = tl.where(stored, -LOG2_E * tl.exp(tl.load(A_log + of_state, mask=stored, other=0).to(tl.float32)), 0)
     bias = tl.load(dt_bias + i, mask=mine, other=0).to(tl.float32)  # (I,)
-    hs = tl.zeros((CHANNELS, STATE), tl.float32)
+    hs = tl.zeros((STATE, CHANNELS), tl.float32)
     skip, span = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     if y is not None:
         hs = tl.load(begins + (row * chunks + c) * inner * N + of_state, mask=stored, other=0).to(tl.float32)
@@ -167,30 +182,35 @@ def _run(
         xs, steps, Bs, Cs, zs = (), (), (), (), ()
         for k in tl.static_range(TOKENS):
             here, column = mine & (start + k < left), (n < N) & (start + k < left)
-            xs = xs + (tl.load(x + k * x_token + i, mask=here, other=0),)
-            steps = steps + (tl.load(dt + k * dt_token + i, mask=here, other=0),)
-            Bs = Bs + (tl.load(B + k * B_token + n, mask=column, other=0),)
+            xs = xs + (_load(x + k * x_token + i, here, WHOLE),)
+            steps = steps + (_load(dt + k * dt_token + i, here, WHOLE),)
+            Bs = Bs + (_load(B + k * B_token + n, column, WHOLE),)
             if y is not None:
-                Cs = Cs + (tl.load(C + k * C_token + n, mask=column, other=0),)
-                zs = zs + (tl.load(z + k * z_token + i, mask=here, other=0),)
+                Cs = Cs + (_load(C + k * C_token + n, column, WHOLE),)
+                zs = zs + (_load(z + k * z_token + i, here, WHOLE),)
         for k in tl.static_range(TOKENS):
             within = start + k < left
-            step = tl.where(within, softplus(steps[k].to(tl.float32) + bias), 0)  # (I,)
+            step = softplus(steps[k].to(tl.float32) + bias)  # (I,)
+            if not WHOLE:
+                step = tl.where(within, step, 0)
             if real is not None:
                 step = tl.where(tl.load(real + k, mask=within, other=0).to(tl.int32) != 0, step, 0)
-            decay = tl.exp2(step[:, None] * A)  # (I, N)
+            decay = tl.exp2(step[None, :] * A)  # (N, I)
             span += step
             if fresh is not None:
                 begun = tl.load(fresh + k, mask=within, other=0).to(tl.int32) != 0
                 decay = tl.where(begun, 0, decay)
                 span = tl.where(begun, float("inf"), span)
             xk = xs[k].to(tl.float32)
-            hs = hs * decay + (step * xk)[:, None] * Bs[k].to(tl.float32)[None, :]
+            hs = hs * decay + (step * xk)[None, :] * Bs[k].to(tl.float32)[:, None]
             if y is not None:
-                out = tl.sum(hs * Cs[k].to(tl.float32)[None, :], axis=1) + skip * xk
+                out = tl.sum(hs * Cs[k].to(tl.float32)[:, None], axis=0) + skip * xk
                 gate = zs[k].to(tl.float32)
                 out = out * gate / (1 + tl.exp(-gate))
-                tl.store(y + k * inner + i, out.to(y.dtype.element_ty), mask=mine & within)
+                if WHOLE:
+                    tl.store(y + k * inner + i, out.to(y.dtype.element_ty))
+                else:
+                    tl.store(y + k * inner + i, out.to(y.dtype.element_ty), mask=mine & within)
         x += TOKENS * x_token
         dt += TOKENS * dt_token
         B += TOKENS * B_token
@@ -224,8 +244,8 @@ def _pass_on(
     row = tl.program_id(1).to(tl.int64)
     i, n = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, STATE)  # (I,), (N,)
     mine = i < inner
-    stored = mine[:, None] & (n < N)[None, :]
-    of_state = i[:, None] * N + n[None, :]  # (I, N)
+    stored = mine[None, :] & (n < N)[:, None]
+    of_state = n[:, None] * inner + i[None, :]  # (N, I)
     A = tl.where(stored, -LOG2_E * tl.exp(tl.load(A_log + of_state, mask=stored, other=0).to(tl.float32)), 0)
     begins += row * chunks * inner * N
     spans += row * (chunks - 1) * inner
@@ -235,7 +255,7 @@ def _pass_on(
         span = tl.load(spans + i, mask=mine, other=0)
         # Nothing is left behind the start of a sequence, which makes the span infinite.
         begun = span == float("inf")
-        left = tl.where(begun[:, None], 0, tl.exp2(tl.where(begun, 0, span)[:, None] * A))
+        left = tl.where(begun[None, :], 0, tl.exp2(tl.where(begun, 0, span)[None, :] * A))
         hs = hs * left + tl.load(begins + of_state, mask=stored, other=0)
         tl.store(begins + of_state, hs, mask=stored)
         spans += inner

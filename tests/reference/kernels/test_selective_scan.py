@@ -55,7 +55,7 @@ def agree(args: list[Any], fresh: Tensor | None, real: Tensor | None, tuning: Tu
 @settings(max_examples=12, deadline=None)
 @given(
     L=st.sampled_from([1, 2, 7, 8, 33, 70]),
-    shape=st.sampled_from([(6, 5), (40, 16), (3, 64), (70, 1), (17, 32)]),
+    shape=st.sampled_from([(6, 5), (64, 16), (3, 64), (70, 1), (32, 32)]),
     tokens=st.sampled_from([1, 4, 8]),
     chunks=st.integers(1, 9),
     kind=st.sampled_from(["packed", "padded", "whole"]),
