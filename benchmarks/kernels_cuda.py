@@ -29,7 +29,10 @@ SAME = 1.02
 
 @dataclass(frozen=True)
 class Contest:
-    """One kernel on one input: each function gives the tensors that ``truth`` holds in float64."""
+    """One kernel on one input: each function gives the tensors that ``truth`` holds in float64.
+
+    An error up to ``floor`` is none.
+    """
 
     kernel: str
     case: str
@@ -37,6 +40,7 @@ class Contest:
     ours: Callable[[], tuple[Tensor, ...]]
     peer: Callable[[], tuple[Tensor, ...]]
     timed: bool = False
+    floor: float = 0.0
 
 
 def peers() -> Any:
@@ -313,7 +317,9 @@ def report(held: Iterator[Contest], times: bool) -> None:
         truth = contest.truth()
         ours, peer = relative(contest.ours(), truth), relative(contest.peer(), truth)
         del truth
-        lost = any(not mine <= SAME * other for mine, other in zip(ours, peer, strict=True))
+        lost = any(
+            not mine <= max(SAME * other, contest.floor) for mine, other in zip(ours, peer, strict=True)
+        )
         worse += lost
         shown = [" ".join(f"{error:.2e}" for error in errors) for errors in (ours, peer)]
         took = [milliseconds(run) for run in (contest.ours, contest.peer)] if contest.timed else []
