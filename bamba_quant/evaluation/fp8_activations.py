@@ -39,7 +39,9 @@ def quantized(x: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
     if activations.strategy == "group":
         values = values.unflatten(-1, (-1, activations.group))
     axes = tuple(range(x.dim() - 2, x.dim())) if activations.strategy == "tensor" else (-1,)
-    scale = values.abs().amax(axes, keepdim=True) / LARGEST
+    largest = values.abs().amax(axes, keepdim=True)
+    # By a tensor: CUDA multiplies by the reciprocal of a number instead, which is another result.
+    scale = largest / torch.full_like(largest, LARGEST)
     scale = torch.where(scale > 0, scale, 1)
     return (values / scale).clamp(-LARGEST, LARGEST).to(E4M3), scale
 
@@ -60,15 +62,16 @@ def weight_codes(weight: Tensor, scale: Tensor) -> Tensor:
 
 def scaled_product(x: Tensor, codes: Tensor, scale: Tensor, activations: Activations) -> Tensor:
     """x (…, columns) rounded times codes (rows, columns) of ``scale`` (rows, 1) transposed: (…, rows) bfloat16."""
-    mine, by_token = quantized(x, activations)
-    tokens = by_token.expand(*x.shape[:-1], 1).reshape(-1, 1).contiguous()
+    flat = x.reshape(-1, x.shape[-1])
+    if x.is_cuda and activations.strategy == "token":
+        from bamba_quant.schemes.cuda.activations import by_token
+
+        mine, tokens = by_token(flat)
+    else:
+        mine, shared = quantized(x, activations)
+        mine, tokens = mine.view(flat.shape), shared.expand(*x.shape[:-1], 1).reshape(-1, 1).contiguous()
     product: Tensor = torch._scaled_mm(
-        mine.reshape(-1, x.shape[-1]),
-        codes.t(),
-        tokens,
-        scale.t(),
-        out_dtype=torch.bfloat16,
-        use_fast_accum=False,
+        mine, codes.t(), tokens, scale.t(), out_dtype=torch.bfloat16, use_fast_accum=False
     )
     return product.view(*x.shape[:-1], len(codes))
 

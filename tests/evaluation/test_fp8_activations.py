@@ -211,9 +211,13 @@ def test_the_scaled_product_is_the_emulated_one(
         assert isinstance(tensor, PackedTensor) and tensor.activations is not None
         weight = torch.from_numpy(weights[matrix]).bfloat16().to(DEVICE)
         scale = torch.from_numpy(tensor.scales()).to(DEVICE)
-        x = torch.randn(2, 7, weight.shape[1]).bfloat16().to(DEVICE)
-        rounded_x = rounded(x.double(), tensor.activations)
-        truth = rounded_x @ (weight_codes(weight, scale).double() * scale).T
+        x = (
+            torch.randn(2, 7, weight.shape[1], generator=torch.Generator().manual_seed(0))
+            .bfloat16()
+            .to(DEVICE)
+        )
+        codes, by_token = quantized(x, tensor.activations)
+        truth = (codes.double() * by_token) @ (weight_codes(weight, scale).double() * scale).T
         found = scaled_product(x, weight_codes(weight, scale), scale, tensor.activations)
         assert found.dtype == torch.bfloat16
         assert relative_error(found.cpu(), truth.cpu()) < 2.0**-8
