@@ -23,6 +23,7 @@ from bamba_quant.evaluation.activations import resolve, with_activations
 from bamba_quant.evaluation.evaluate import evaluate
 from bamba_quant.evaluation.fp8_activations import (
     has_scaled_products,
+    quantized,
     rounded,
     scaled_product,
     weight_codes,
