@@ -81,3 +81,12 @@ def read_packed(
             with meter.spent("decoding"):
                 out[done : done + stretch.count] = tensor.decode_on(stretch, device)
             done += stretch.count
+
+
+def decode_packed(tensor: PackedTensor, raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The weights of rows that lie on a device as ``format`` takes them, (r, ``row_bytes``): some at a time."""
+    out = raw.new_empty(len(raw), tensor.columns, dtype=dtype)
+    step = max(1, _PIECE // tensor.columns)
+    for start in range(0, len(raw), step):
+        out[start : start + step] = tensor.rows_on(raw[start : start + step])
+    return out

@@ -191,6 +191,14 @@ class PackedTensor(StoredTensor):
         wanted = codes[stretch.skipped : stretch.skipped + stretch.count]
         return self.unpacking.values_on(wanted, scale, zero)
 
+    def rows_on(self, raw: torch.Tensor) -> torch.Tensor:
+        """``format.dequantize`` of rows uint8 (r, ``row_bytes``) where they lie, float32 (r, columns)."""
+        import torch
+
+        codes, scales = self.codes.row_bytes, self.scale.width
+        numbers = raw[:, codes:].contiguous().view(torch.float32)
+        return self.unpacking.values_on(raw[:, :codes].contiguous(), numbers[:, :scales], numbers[:, scales:])
+
     def fetch(self, reader: RawReader, row_bytes: int, first: int, buffer: U8) -> None:
         rows = buffer.reshape(-1, row_bytes)
         at = self.codes.row_bytes

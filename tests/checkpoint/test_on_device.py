@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bamba_quant import device_weights
-from bamba_quant.checkpoint import PackedTensor, RawReader, Section, read_tensor
+from bamba_quant.checkpoint import PackedTensor, RawReader, Section, read_raw, read_tensor
 from bamba_quant.checkpoint.unpacking import Floats, Integers, Tiles, Unpacking
 from bamba_quant.device_weights import DeviceWeights
 from bamba_quant.formats.integers import Grid
@@ -54,6 +54,18 @@ def test_any_rows_in_any_pieces(made: Made, data: st.DataObject) -> None:
         patch.setattr(device_weights, "_PIECE", data.draw(st.sampled_from([1, 700, 5000, 1 << 24])))
         found = DeviceWeights(weights, DEVICE, torch.float32).rows(name, start, stop)
     np.testing.assert_array_equal(found.cpu().numpy(), truth[start:stop])
+
+
+@pytest.mark.parametrize("scheme", schemes(), ids=lambda scheme: scheme.name)
+def test_rows_that_are_there_already(scheme: Scheme, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_weights, "_PIECE", 5000)
+    weights = load_model(made(scheme)).weights
+    for name in packed(weights)[:3]:
+        tensor = weights.stored(name)[0]
+        assert isinstance(tensor, PackedTensor)
+        raw = torch.from_numpy(read_raw(tensor)).to(DEVICE)
+        found = device_weights.decode_packed(tensor, raw, torch.float32)
+        np.testing.assert_array_equal(found.cpu().numpy(), weights[name])
 
 
 GRIDS = [Grid(bits, zero, 32) for bits in (4, 8) for zero in ("none", "integer", "float")]
