@@ -2,43 +2,48 @@
 
 Watched while the layers stream by: the base's inputs to every matrix of the current layer are kept for the first
 texts, every candidate's matrices are multiplied by the same inputs, and both are forgotten with the layer. Weights
-are compared from the files, some rows of both at a time, while the system's cache still has the layer.
+are compared as the files hold them, some rows of both at a time, while the system's cache, or the GPU that decoded
+them, still has the layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from bamba_quant.device_weights import DeviceWeights
 from bamba_quant.evaluation.result import LayerDrift, RowClass, TensorLoss
-from bamba_quant.evaluation.tensor_loss import Difference, difference, row_classes, sqnr
+from bamba_quant.evaluation.tensor_loss import CPU, Difference, difference, row_classes, sqnr
 from bamba_quant.weights import LazyWeights, Meter
 from bamba_reference.config import Config
 from bamba_reference.stream import Pass
-from bamba_reference.tensors import layer_prefix, stack_of
+from bamba_reference.tensors import HEAD, layer_prefix, stack_of
 from bamba_reference.torch_forward import Model, layer
 
 WORST = 5
 
-# Signal and noise of each row of a product, float64 of shape (rows,).
-Noise = tuple[Any, Any]
+# Signal and noise of each row of a product, float64 of shape (2, rows).
+Noise = NDArray[np.float64]
 
 
 @dataclass
 class DriftWatch:
     """Called after each ``Pass`` of a stream whose first source is the base; gathers ``tensors`` and ``layers``.
 
-    ``weights`` are those of the sources, in their order; ``texts`` of the watched ones are looked at.
+    ``weights`` are those of the sources, in their order, of float32 where a GPU decodes them, and compared on
+    ``device``; ``texts`` of the watched ones are looked at.
     """
 
     config: Config
-    weights: Sequence[LazyWeights]
+    weights: Sequence[LazyWeights | DeviceWeights]
     texts: int
     meter: Meter
+    device: torch.device = CPU
     tensors: list[list[TensorLoss]] = field(default_factory=list)
     layers: list[list[LayerDrift]] = field(default_factory=list)
     _base: _BaseLayer | None = None
@@ -72,17 +77,19 @@ class DriftWatch:
 
     def finish(self) -> list[tuple[TensorLoss, ...]]:
         """The losses of all tensors of each source, those outside the layers added, in the model's order."""
+        outside = [name for name in self.weights[0] if self.weights[0].info(name).layer is None]
+        # The head, which was used last, is the one that may still be there.
+        for name in sorted(outside, key=lambda name: name != HEAD):
+            for source in range(1, len(self.weights)):
+                self._lose(source, name, None)
         found = []
-        for source in range(1, len(self.weights)):
-            for name in self.weights[source]:
-                if self.weights[source].info(name).layer is None:
-                    self._lose(source, name, None)
-            order = {name: place for place, name in enumerate(self.weights[source])}
-            found.append(tuple(sorted(self.tensors[source], key=lambda loss: order[loss.name])))
+        for weights, losses in zip(self.weights[1:], self.tensors[1:], strict=True):
+            order = {name: place for place, name in enumerate(weights)}
+            found.append(tuple(sorted(losses, key=lambda loss: order[loss.name])))
         return found
 
     def _lose(self, source: int, name: str, noise: Noise | None) -> None:
-        apart = difference(self.weights[0], self.weights[source], name, self.meter)
+        apart = difference(self.weights[0], self.weights[source], name, self.meter, device=self.device)
         self.tensors[source].append(
             tensor_loss(self.weights[0], self.weights[source], name, apart, self.config, noise)
         )
@@ -103,8 +110,8 @@ class _BaseLayer:
 
 
 def tensor_loss(
-    base: LazyWeights,
-    other: LazyWeights,
+    base: LazyWeights | DeviceWeights,
+    other: LazyWeights | DeviceWeights,
     name: str,
     apart: Difference,
     config: Config,
@@ -117,7 +124,7 @@ def tensor_loss(
             label,
             rows.stop - rows.start,
             sqnr(apart.signal[rows].sum(), apart.noise[rows].sum()),
-            sqnr(noise[0][rows].sum(), noise[1][rows].sum()) if noise else None,
+            sqnr(noise[0][rows].sum(), noise[1][rows].sum()) if noise is not None else None,
         )
         for label, rows in row_classes(info.role, info.shape[0], config).items()
     )
@@ -132,7 +139,7 @@ def tensor_loss(
         apart.sqnr,
         apart.max_error,
         apart.cosine,
-        sqnr(noise[0].sum(), noise[1].sum()) if noise else None,
+        sqnr(noise[0].sum(), noise[1].sum()) if noise is not None else None,
         classes,
     )
 
@@ -173,7 +180,7 @@ def _watch_candidate(passed: Pass, base: _BaseLayer) -> tuple[Tensor, dict[str, 
 
     A stack of experts has the sums over those that the base's router chose, whatever the candidate's chose.
     """
-    noises: dict[str, Noise] = {}
+    noises: dict[str, Tensor] = {}
     usual = passed.model.backend.linear
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
@@ -181,22 +188,22 @@ def _watch_candidate(passed: Pass, base: _BaseLayer) -> tuple[Tensor, dict[str, 
         if name in base.inputs:
             # Behind the layer's first matrices the inputs have parted already, and the product is made once more.
             found = y if torch.equal(x, base.inputs[name]) else usual(base.inputs[name], weight, bias, name)
-            noises[name] = (_squares(base.outputs[name]), _squares(found - base.outputs[name]))
+            noises[name] = torch.stack(
+                [_squares(base.outputs[name]), _squares(found - base.outputs[name])]
+            )  # (2, rows)
         return y
 
     local = layer(with_linear(passed.model, linear), passed.layer, base.before, passed.sequences)
-    stacked: dict[str, Noise] = {}
+    stacked: dict[str, Tensor] = {}
     for name, x in base.inputs.items():
         stack, expert = stack_of(name)
         if name not in noises:
             assert expert is not None
             linear(x, passed.model.weights[stack][expert], None, name)
-        signal, noise = noises[name]
-        before = stacked.get(stack, (0.0, 0.0))
-        stacked[stack] = (before[0] + signal, before[1] + noise)
-    return local, stacked
+        stacked[stack] = stacked[stack] + noises[name] if stack in stacked else noises[name]
+    return local, {name: noise.cpu().numpy() for name, noise in stacked.items()}
 
 
-def _squares(y: Tensor) -> Any:
+def _squares(y: Tensor) -> Tensor:
     """Sums of squares over all tokens of each output, float64 (rows,)."""
-    return y.flatten(0, -2).square().sum(0, dtype=torch.float64).cpu().numpy()
+    return y.flatten(0, -2).square().sum(0, dtype=torch.float64)

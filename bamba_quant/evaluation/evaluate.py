@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.activations import resolve, with_activations
 from bamba_quant.evaluation.drift import DriftWatch, worst
 from bamba_quant.evaluation.gates import Limit, check_enough, check_sections, judge, limits_for
+from bamba_quant.evaluation.hashing import Hashing
 from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.logits_file import (
     LogitsFile,
@@ -36,17 +38,17 @@ from bamba_quant.evaluation.models import (
     describe,
     describe_logits,
     files_of,
-    hashes,
     open_models,
 )
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
 from bamba_quant.evaluation.options import Options
-from bamba_quant.evaluation.record import command_line, run_record, timing
+from bamba_quant.evaluation.record import command_line, compiling, run_record, timing
 from bamba_quant.evaluation.result import SCHEMA, Candidate, Evaluation, NoiseFloor
 from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, check_finite, collect, score
-from bamba_quant.evaluation.sources import Source
+from bamba_quant.evaluation.sources import Source, reading_order
 from bamba_quant.evaluation.tokens import Tokens, file_tokens, text_tokens
-from bamba_quant.running import torch_device, torch_dtype
+from bamba_quant.read_ahead import read_ahead_for
+from bamba_quant.running import first_product, torch_device, torch_dtype
 from bamba_quant.weights import Meter
 from bamba_reference.backend import Backend
 from bamba_reference.kernels import backend_named
@@ -109,7 +111,9 @@ def evaluate(
     options = replace(options, activations=resolve(options.activations, kinds))
     dtype, device = torch_dtype(options.dtype), torch_device(options.device)
     backend = backend_named(options.backend, device, dtype)
-    tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(first_product, device, dtype)
+        tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
     files = [describe(each) for each in others]
     if gates is not None:
         check_sections(gates, files)
@@ -118,7 +122,8 @@ def evaluate(
 
     clock = time.perf_counter()
     meter = Meter()
-    sources = [Source(each.model.weights, each.model.config, dtype, device, meter) for each in opened]
+    ahead = read_ahead_for(device)
+    sources = [Source(each.model.weights, each.model.config, dtype, device, meter, ahead) for each in opened]
     floor_chunks = 0 if given or options.noise_floor == "none" else min(options.floor_chunks, len(tokens.cut))
     drift_chunks = 0 if given else min(options.drift_chunks, len(tokens.cut))
     backends = [with_activations(backend, each.model, options.activations, device, dtype) for each in opened]
@@ -127,7 +132,7 @@ def evaluate(
         other = with_activations(OTHER, opened[0].model, options.activations, device, torch.float32)
         floor = FloorWatch(opened[0].model.config, options.noise_floor, floor_chunks, other)
     drift = (
-        DriftWatch(opened[0].model.config, [each.model.weights for each in opened], drift_chunks, meter)
+        DriftWatch(opened[0].model.config, [each.exact for each in sources], drift_chunks, meter, device)
         if drift_chunks
         else None
     )
@@ -137,8 +142,20 @@ def evaluate(
             if each:
                 each(passed)
 
+    hashing: Hashing | None = None
+
+    def layer_done(done: int, total: int) -> None:
+        nonlocal hashing
+        if ahead and not hashing:
+            # A GPU leaves the cores to it once the kernels are made, and what one has read the other finds cached.
+            hashing = stack.enter_context(Hashing(map(files_of, opened)))
+        progress(Progress("layers", done, total, {}))
+
     with ExitStack() as stack:
+        stack.enter_context(compiling(meter, device))
         write = None
+        if ahead:
+            stack.enter_context(ahead).begin(reading_order(sources, drift is not None))
         if options.save_base:
             inputs = [*(file for each in opened for file in files_of(each)), *([text] if text else [])]
             write = stack.enter_context(
@@ -157,18 +174,18 @@ def evaluate(
             dtype=dtype,
             device=device,
             backend=backends,
-            on_layer=lambda done, total: progress(Progress("layers", done, total, {})),
+            on_layer=layer_done,
             on_pass=watch if floor or drift else None,
             watched=max(floor_chunks, drift_chunks),
         )
         measured = _score(given, opened, sources, hidden, tokens, floor, write, backends, progress)
         for file, scores in zip(files, measured.scores, strict=True):
             check_finite(scores, base.name, file.label)
-    losses = drift.finish() if drift else [()] * len(others)
-    seconds = time.perf_counter() - clock
-    hashing = time.perf_counter()
-    hashed = [hashes(files_of(each)) for each in opened]
-    hashing = time.perf_counter() - hashing
+        losses = drift.finish() if drift else [()] * len(others)
+        seconds = time.perf_counter() - clock
+        hashing = hashing or stack.enter_context(Hashing(map(files_of, opened)))
+        hashed = hashing.finish()
+        hashing_seconds = time.perf_counter() - clock - seconds
 
     measured_floors = floors(measured.floor) if measured.floor else None
     bootstrap = Bootstrap(tokens.text.chunks, options.seed, options.resamples)
@@ -205,7 +222,7 @@ def evaluate(
         if floor and measured_floors
         else None,
         drift_chunks=drift_chunks,
-        timing=timing(seconds, hashing, meter, tokens.cut.size, device),
+        timing=timing(seconds, hashing_seconds, meter, tokens.cut.size, device),
     )
 
 

@@ -7,9 +7,12 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,15 +59,46 @@ def run_record(command: str, options: Options, backend: str, started: datetime.d
     )
 
 
+@contextmanager
+def compiling(meter: Meter, device: torch.device) -> Iterator[None]:
+    """Tells ``meter`` what Triton spends on making kernels for a GPU, or finding those it made, and loading them."""
+    if device.type != "cuda":
+        yield
+        return
+    from triton import knobs
+
+    compiled = 0.0
+
+    def compiling(*, times: Any, **about: Any) -> None:
+        nonlocal compiled
+        compiled = time.perf_counter()
+        meter.compiling += times.total / 1e6
+
+    def loaded(*about: Any) -> None:
+        # A kernel is loaded at once when it is compiled, behind a module in C that will launch it.
+        meter.compiling += time.perf_counter() - compiled
+
+    knobs.runtime.kernel_load_end_hook.add(loaded)
+    try:
+        with knobs.compilation.scope():
+            knobs.compilation.listener = compiling
+            yield
+    finally:
+        knobs.runtime.kernel_load_end_hook.remove(loaded)
+
+
 def timing(seconds: float, hashing: float, meter: Meter, tokens: int, device: torch.device) -> Timing:
     """Where ``seconds`` for ``tokens`` tokens went."""
-    reading, decoding = meter.reading / seconds, meter.decoding / seconds
+    reading, decoding, compiling = (
+        each / seconds for each in (meter.reading, meter.decoding, meter.compiling)
+    )
     return Timing(
         seconds=seconds,
         seconds_per_token=seconds / tokens,
         reading=reading,
         dequantizing=decoding,
-        computing=1 - reading - decoding,
+        compiling=compiling,
+        computing=1 - reading - decoding - compiling,
         hashing_seconds=hashing,
         peak_memory=peak_memory(),
         device_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,

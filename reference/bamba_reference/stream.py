@@ -42,8 +42,9 @@ from bamba_reference.torch_forward import (
 )
 from bamba_reference.torch_ops import wide
 
-# Tokens that go through a layer together, and whose logits exist together.
+# Tokens that go through a layer together, on a CPU and elsewhere, and whose logits exist together.
 _LAYER_TOKENS = 1024
+_LAYER_TOKENS_ON_GPU = 8192
 _HEAD_TOKENS = 512
 # Rows of the head that are converted together: a head of 128,256 rows is twice a layer.
 _HEAD_ROWS = 8192
@@ -108,7 +109,7 @@ def final_hidden(
             )
             for each, ops, source in zip(configs, backends, sources, strict=True)
         ]
-        rows = max(1, _LAYER_TOKENS // ids.shape[1])
+        rows = max(1, (_LAYER_TOKENS if device.type == "cpu" else _LAYER_TOKENS_ON_GPU) // ids.shape[1])
         layers = configs[0].num_hidden_layers if configs else 0
         for i in range(layers):
             for number, (each, ops, source, x, sequences) in enumerate(runs):
@@ -137,15 +138,19 @@ def logit_blocks(
     backend: Backend = TORCH,
     block: int = _HEAD_TOKENS,
 ) -> Iterator[Tensor]:
-    """Logits (at most ``block``, V), wide, for final hidden states (T, d), block after block of tokens."""
+    """Logits (at most ``block``, V), wide, for final hidden states (T, d), block after block of tokens.
+
+    On a GPU the head is read once and stays there until the last block.
+    """
     name = head_name(config)
     check_shape(name, source[name].shape, tensor_shapes(config)[name])
+    kept = None if hidden.device.type == "cpu" else to_tensor(source[name][:], hidden.dtype, hidden.device)
     for some in hidden.split(block):
         with torch.no_grad():  # around the products, because the caller runs between the blocks
             logits = some.new_empty((len(some), config.vocab_size), dtype=wide(some.dtype))
             for start in range(0, config.vocab_size, _HEAD_ROWS):
-                # Read anew each time, so that a table mapped from a file is let go with its rows.
-                rows = source[name][start : start + _HEAD_ROWS]
+                # On a CPU read anew each time, so that a table mapped from a file is let go with its rows.
+                rows = (source[name] if kept is None else kept)[start : start + _HEAD_ROWS]
                 part = backend.head(some, to_tensor(rows, some.dtype, some.device), name)
                 logits[:, start : start + _HEAD_ROWS] = logits_of(config, part)
         yield logits

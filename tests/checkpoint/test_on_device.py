@@ -16,6 +16,7 @@ from bamba_quant.checkpoint import PackedTensor, RawReader, Section, read_raw, r
 from bamba_quant.checkpoint.unpacking import Floats, Integers, Tiles, Unpacking
 from bamba_quant.device_weights import DeviceWeights
 from bamba_quant.formats.integers import Grid
+from bamba_quant.read_ahead import ReadAhead
 from bamba_quant.schemes import Scheme, schemes
 from bamba_quant.weights import LazyWeights, load_model
 from bamba_reference.torch_forward import to_tensor
@@ -66,6 +67,21 @@ def test_rows_that_are_there_already(scheme: Scheme, made: Made, monkeypatch: py
         raw = torch.from_numpy(read_raw(tensor)).to(DEVICE)
         found = device_weights.decode_packed(tensor, raw, torch.float32)
         np.testing.assert_array_equal(found.cpu().numpy(), weights[name])
+
+
+@pytest.mark.parametrize("scheme", schemes(), ids=lambda scheme: scheme.name)
+def test_read_ahead(scheme: Scheme, made: Made) -> None:
+    """All in one order, most of it brought there before it is asked for, and nothing left waiting."""
+    weights = load_model(made(scheme)).weights
+    names = packed(weights)
+    with ReadAhead(DEVICE, threads=2, piece=5000) as ahead:
+        found = DeviceWeights(weights, DEVICE, torch.float32, ahead)
+        ahead.begin([found.wanted(name) for name in names])
+        for name in names:
+            truth = weights[name]
+            np.testing.assert_array_equal(found.rows(name, 5, 30).cpu().numpy(), truth[5:30])
+            np.testing.assert_array_equal(found[name].cpu().numpy(), truth)
+        assert not ahead._begun and not ahead._order
 
 
 GRIDS = [Grid(bits, zero, 32) for bits in (4, 8) for zero in ("none", "integer", "float")]
