@@ -16,7 +16,7 @@ from bamba_quant.evaluation.fp8_activations import quantized
 from bamba_quant.schemes.cuda.activations import by_token
 
 # The interpreter takes a second for a few tokens.
-EXAMPLES = 50 if DEVICE.type == "cuda" else 3
+EXAMPLES = 50 if DEVICE.type == "cuda" else 2
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
