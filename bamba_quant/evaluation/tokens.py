@@ -36,7 +36,8 @@ class Tokens:
 
     @property
     def targets(self) -> NDArray[np.int64]:
-        return self.cut[:, self.first + 1 :].reshape(-1)
+        """The scored tokens (n, scored)."""
+        return self.cut[:, self.first + 1 :]
 
 
 def text_tokens(opened: Sequence[Opened], text: Path | None, options: Options) -> Tokens:

@@ -14,6 +14,7 @@ from bamba_quant_cli.console import print_json
 from bamba_quant_cli.options import AsJson, Backend, Device, Dtype, IgnoreConfigKey, Model, Tokenizer
 
 if TYPE_CHECKING:
+    from bamba_quant.ranks import Ranks
     from bamba_quant.weights import LoadedModel
     from bamba_reference.perplexity import Estimate, Scorer
 
@@ -25,6 +26,8 @@ Examples:
   bamba-quant perplexity bamba-9b-Q8_0.gguf --text wiki.test.raw --chunks 40
 
   bamba-quant perplexity ./Bamba-9B --text wiki.test.raw --stream
+
+  torchrun --nproc-per-node 2 -m bamba_quant_cli perplexity ./Bamba-9B --text wiki.test.raw --device cuda
 """
 
 
@@ -48,23 +51,27 @@ def perplexity(
     Disjoint chunks of --ctx tokens, the first token of each replaced by BOS where the tokenizer adds one, the
     second half of each scored.
     """
+    from bamba_quant.ranks import joined
     from bamba_quant.running import open_model, read_text
     from bamba_reference.perplexity import perplexity as measure
 
-    words, digest = read_text(text)
-    loaded, encoder = open_model(model, tokenizer, ignore_config_key or ())
-    started = time.monotonic()
-    scorer, chosen = _scorer(loaded, stream, backend, dtype, device)
-    estimate = measure(
-        scorer,
-        encoder.encode(words),
-        vocab_size=loaded.config.vocab_size,
-        ctx=ctx,
-        bos=encoder.bos,
-        chunks=chunks,
-        progress=_teller(),
-    )
-    seconds = time.monotonic() - started
+    with joined() as ranks:
+        words, digest = read_text(text)
+        loaded, encoder = open_model(model, tokenizer, ignore_config_key or ())
+        started = time.monotonic()
+        scorer, chosen = _scorer(loaded, stream, backend, dtype, device, ranks)
+        estimate = measure(
+            scorer,
+            encoder.encode(words),
+            vocab_size=loaded.config.vocab_size,
+            ctx=ctx,
+            bos=encoder.bos,
+            chunks=chunks,
+            progress=_teller(ranks) if ranks.first else None,
+        )
+        seconds = time.monotonic() - started
+    if not ranks.first:
+        return
     if as_json:
         print_json(
             {
@@ -79,6 +86,7 @@ def perplexity(
                 "backend": chosen,
                 "dtype": dtype,
                 "device": device,
+                "processes": ranks.size,
                 "stream": stream,
                 "seconds": round(seconds, 3),
             }
@@ -90,12 +98,16 @@ def perplexity(
     )
 
 
-def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device: str) -> tuple[Scorer, str]:
-    """The scorer, and the name of the backend it came to."""
+def _scorer(
+    loaded: LoadedModel, stream: bool, backend: str, dtype: str, device: str, ranks: Ranks
+) -> tuple[Scorer, str]:
+    """The scorer over all processes' parts, and the name of the backend it came to."""
     from bamba_quant.errors import BambaQuantError
+    from bamba_quant.ranks import spread
     from bamba_quant.running import torch_device, torch_dtype
     from bamba_reference.kernels import backend_named
-    from bamba_reference.perplexity import numpy_scorer, stream_scorer, torch_scorer
+    from bamba_reference.perplexity import batched, numpy_scorer, stream_scorer, torch_scorer
+    from bamba_reference.stream import together
 
     if backend == "numpy":
         if stream or device != "cpu" or dtype not in ("float32", "float64"):
@@ -104,8 +116,8 @@ def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device:
                 found=f"--stream {stream}, --device {device}, --dtype {dtype}",
                 fix="take --backend torch for these",
             )
-        return numpy_scorer(loaded.config, loaded.weights, dtype), backend
-    where, number = torch_device(device), torch_dtype(dtype)
+        return spread(numpy_scorer(loaded.config, loaded.weights, dtype), lambda ctx: 1, ranks), backend
+    where, number = torch_device(ranks.device(device)), torch_dtype(dtype)
     kernels = backend_named(backend, where, number)
     if stream:
         scorer = stream_scorer(
@@ -114,23 +126,26 @@ def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device:
             dtype=number,
             device=where,
             backend=kernels,
-            on_layer=_layer_teller(),
+            on_layer=_layer_teller(ranks),
         )
-        return scorer, kernels.name
+        return spread(scorer, together, ranks), kernels.name
     from bamba_reference.torch_forward import load
 
     ready = load(loaded.config, loaded.on(where, number), dtype=number, device=where, backend=kernels)
-    return torch_scorer(ready), kernels.name
+    return spread(torch_scorer(ready), batched, ranks), kernels.name
 
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-def _layer_teller() -> Callable[[int, int], None]:
+def _layer_teller(ranks: Ranks) -> Callable[[int, int], None]:
     told = time.monotonic()
 
     def tell(done: int, layers: int) -> None:
         nonlocal told
+        ranks.check()
+        if not ranks.first:
+            return
         if sys.stderr.isatty() or time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
             told = time.monotonic()
             _line(f"layer {done} of {layers}", last=done == layers)
@@ -138,8 +153,11 @@ def _layer_teller() -> Callable[[int, int], None]:
     return tell
 
 
-def _teller() -> Callable[[Estimate], None]:
-    """Tells the running estimate; the time left is reckoned from the second chunk on, when all is warm."""
+def _teller(ranks: Ranks) -> Callable[[Estimate], None]:
+    """Tells the running estimate; the time left is reckoned from the second chunk on, when all is warm.
+
+    Of several processes the first tells its part, which is the text's beginning; the others' come when it is done.
+    """
     first = told = time.monotonic()
 
     def tell(estimate: Estimate) -> None:
@@ -151,7 +169,9 @@ def _teller() -> Callable[[Estimate], None]:
         last = estimate.chunks == estimate.total
         if sys.stderr.isatty() or now - told >= _SECONDS_BETWEEN_LINES:
             told = now
-            left = (now - first) / (estimate.chunks - 1) * (estimate.total - estimate.chunks)
+            left = (
+                (now - first) / (estimate.chunks - 1) * max(0, estimate.total / ranks.size - estimate.chunks)
+            )
             _line(
                 f"chunk {estimate.chunks} of {estimate.total}: perplexity {estimate.perplexity:.4f} ± "
                 f"{estimate.error:.4f}, {left:.0f} s left",
