@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from bamba_quant.weights import LazyWeights, Meter
+from bamba_quant.weights import LazyWeights, Meter, WeightInfo
 
 if TYPE_CHECKING:
     import torch
+
+    from bamba_quant.read_ahead import ReadAhead, Wanted
 
 
 class DeviceWeights(Mapping[str, Any]):
@@ -18,43 +18,99 @@ class DeviceWeights(Mapping[str, Any]):
     stored plainly keep their own.
 
     What a GPU does not read (formats that are only read, and changes of single values) is read on the CPU, to the
-    same values: it is a few vectors of a model, or a file of such a format.
+    same values: it is a few vectors of a model, or a file of such a format. With ``ahead`` what it brings is taken
+    from there, and the bytes of one layer, or of one tensor outside the layers, stay on the device until another is
+    asked for, so that all who read a layer cause one reading.
     """
 
-    def __init__(self, weights: LazyWeights, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, weights: LazyWeights, device: torch.device, dtype: torch.dtype, ahead: ReadAhead | None = None
+    ) -> None:
         self._weights, self._device, self._dtype = weights, device, dtype
+        self._ahead = ahead
+        self._held: dict[str, torch.Tensor] = {}
+
+    def to(self, dtype: torch.dtype) -> DeviceWeights:
+        """The same, giving weights of another dtype; what is held is held once."""
+        other = DeviceWeights(self._weights, self._device, dtype, self._ahead)
+        other._held = self._held
+        return other
 
     def __getitem__(self, name: str) -> Any:
-        return self._weights[name] if self._on_cpu(name) else self.rows(name)
+        return self.rows(name) if self.on_device(name) else self._weights[name]
 
     def rows(self, name: str, start: int = 0, stop: int | None = None, meter: Meter | None = None) -> Any:
         """``LazyWeights.rows``, as a tensor on the device where that reads it."""
-        import torch
-
         from bamba_quant.formats.cuda.decoding import decode
 
         meter = meter or Meter()
         tensor, rule, moved = self._weights.stored(name)
         stop = rule.shape[0] if stop is None else stop
-        if self._on_cpu(name):
+        whole = self._whole(name, meter)
+        if not self.on_device(name):
             return self._weights.rows(name, start, stop, meter)
-        raw, first = self._weights.raw(name, start, stop, meter)
+        raw, first = self._raw(name, whole, start, stop, meter)
         with meter.spent("decoding"):
             if moved:
-                raw = np.ascontiguousarray(rule.transform.invert(raw))
+                raw = rule.transform.invert(raw)
             plain = tensor.format.dtype
-            dtype = self._dtype if plain is None else getattr(torch, plain.name)
-            values = decode(tensor.format, torch.from_numpy(raw).to(self._device), dtype)
+            values = decode(tensor.format, raw, self._dtype if plain is None else _torch_dtype(plain.name))
             return values.view(-1, *rule.shape[1:])[start - first : stop - first]
 
-    def _on_cpu(self, name: str) -> bool:
+    def info(self, name: str) -> WeightInfo:
+        """``LazyWeights.info``."""
+        return self._weights.info(name)
+
+    def wanted(self, name: str) -> Wanted:
+        """The tensor as ``ReadAhead`` is told of it."""
+        from bamba_quant.read_ahead import Wanted
+
+        return Wanted(self._weights.stored(name)[0], self.on_device(name))
+
+    def on_device(self, name: str) -> bool:
+        """Whether the device decodes this tensor."""
         from bamba_quant.formats.cuda.decoding import decodes
 
         tensor, rule, moved = self._weights.stored(name)
-        return not decodes(tensor.format) or len(rule.shape) < 2 or (moved and not rule.transform.moves)
+        return decodes(tensor.format) and len(rule.shape) > 1 and (not moved or rule.transform.moves)
+
+    def _whole(self, name: str, meter: Meter) -> torch.Tensor | None:
+        """All bytes of the tensor on the device, where they were read ahead; lets go what is not of its layer."""
+        if self._ahead is None:
+            return None
+        layer = self.info(name).layer
+        for other in [other for other in self._held if other != name]:
+            if layer is None or self.info(other).layer != layer:
+                del self._held[other]
+        if name not in self._held:
+            with meter.spent("reading"):
+                found = self._ahead.take(self._weights.stored(name)[0])
+            if found is not None:
+                self._held[name] = found
+        return self._held.get(name)
+
+    def _raw(
+        self, name: str, whole: torch.Tensor | None, start: int, stop: int, meter: Meter
+    ) -> tuple[torch.Tensor, int]:
+        """``LazyWeights.raw`` on the device."""
+        import torch
+
+        if whole is None:
+            raw, first = self._weights.raw(name, start, stop, meter)
+            with meter.spent("reading"):
+                return torch.from_numpy(raw).to(self._device), first
+        first, last, each = self._weights.span(name, start, stop)
+        return whole[first * each : last * each], first
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
 
     def __len__(self) -> int:
         return len(self._weights)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    found: torch.dtype = getattr(torch, name)
+    return found

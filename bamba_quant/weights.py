@@ -52,19 +52,24 @@ class WeightInfo:
 
 
 class Meter:
-    """Adds up the seconds spent ``reading`` bytes and ``decoding`` them to numbers."""
+    """Adds up the seconds spent ``reading`` bytes, ``decoding`` them to numbers and ``compiling`` kernels.
+
+    What is compiled while something else is done counts as compiling alone.
+    """
 
     def __init__(self) -> None:
         self.reading = 0.0
         self.decoding = 0.0
+        self.compiling = 0.0
 
     @contextmanager
     def spent(self, what: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started, compiled = time.perf_counter(), self.compiling
         try:
             yield
         finally:
-            setattr(self, what, getattr(self, what) + time.perf_counter() - started)
+            elsewhere = self.compiling - compiled
+            setattr(self, what, getattr(self, what) + time.perf_counter() - started - elsewhere)
 
 
 class LazyWeights(Mapping[str, NDArray[Any]]):
@@ -121,14 +126,19 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         """The bytes (rows, ``row_bytes``) that hold indices ``start`` to ``stop`` of the first axis, and the index
         they begin with: the one before ``start`` at which a transform that is to be undone can be cut.
         """
-        tensor, rule, moved = self.stored(name)
-        together = rule.transform.rows if moved else 1
-        first, last = start // together * together, -(-stop // together) * together
-        each = tensor.rows // rule.shape[0]  # a stack of matrices has several rows behind an index
+        tensor = self.stored(name)[0]
+        first, last, each = self.span(name, start, stop)
         raw = np.empty(((last - first) * each, tensor.row_bytes), np.uint8)
         with meter.spent("reading"), RawReader() as reader:
             reader.read_rows(tensor, tensor.row_bytes, first * each, last * each, raw.reshape(-1))
         return raw, first
+
+    def span(self, name: str, start: int, stop: int) -> tuple[int, int, int]:
+        """Between which indices ``raw`` reads for ``start`` to ``stop``, and how many stored rows are behind each."""
+        tensor, rule, moved = self.stored(name)
+        together = rule.transform.rows if moved else 1
+        each = tensor.rows // rule.shape[0]  # a stack of matrices has several rows behind an index
+        return start // together * together, -(-stop // together) * together, each
 
     def info(self, name: str) -> WeightInfo:
         """What the tensor is, from the headers."""

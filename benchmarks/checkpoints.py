@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ BAMBA_9B: dict[str, Any] = {
     "bos_token_id": 128000, "eos_token_id": 128001, "torch_dtype": "bfloat16",
 }  # fmt: skip
 
+_DTYPES = {
+    "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
+    "float32": ("F32", np.dtype(np.float32)),
+}
+
+# A tensor's bytes, of its name and shape.
+Draw = Callable[[str, tuple[int, ...]], Iterator[Any]]
+
 
 def make_checkpoint(
     directory: Path,
@@ -30,11 +39,12 @@ def make_checkpoint(
     attention: tuple[int, ...] = (1,),
     vocab_size: int = 128256,
     dtype: str = "bfloat16",
+    draw: Draw | None = None,
 ) -> Path:
     """A checkpoint of ``layers`` layers in Bamba-9B's shapes: 1.83 billion weights with three layers.
 
-    Weights are normal with deviation 0.02, drawn from a fixed seed, in bfloat16 or float32; a directory that is
-    whole already is kept.
+    Weights are normal with deviation 0.02, drawn from a fixed seed, in bfloat16 or float32, or what ``draw`` gives
+    of that dtype; a directory that is whole already is kept.
     """
     if (directory / "config.json").is_file():
         return directory
@@ -42,7 +52,7 @@ def make_checkpoint(
     hf = BAMBA_9B | {"num_hidden_layers": layers, "attn_layer_indices": list(attention), "torch_dtype": dtype}
     hf |= {"vocab_size": vocab_size, "bos_token_id": vocab_size - 256, "eos_token_id": vocab_size - 255}
     rules = [rule for rule in architecture_of(hf).tensors(Config.from_hf(hf)) if not rule.left_out]
-    rng = np.random.default_rng(9)
+    draw = draw or _normal(np.random.default_rng(9), dtype)
     weight_map: dict[str, str] = {}
     shards = [
         [rule for rule in rules if rule.layer in group] for group in ({None}, *({i} for i in range(layers)))
@@ -50,7 +60,7 @@ def make_checkpoint(
     for number, shard in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= {rule.hf: file for rule in shard}
-        _write_shard(directory / file, {rule.hf: rule.shape for rule in shard}, rng, dtype)
+        _write_shard(directory / file, {rule.hf: rule.shape for rule in shard}, draw, dtype)
     (directory / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": weight_map})
     )
@@ -59,13 +69,31 @@ def make_checkpoint(
     return directory
 
 
-def _write_shard(
-    file: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.Generator, dtype: str
-) -> None:
-    name_in_header, stored = {
-        "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
-        "float32": ("F32", np.dtype(np.float32)),
-    }[dtype]
+def random_text(file: Path, words: int) -> Path:
+    """Letters at random: as good as any text for random weights."""
+    import random
+
+    letters = random.Random(0)
+    file.write_text(" ".join("".join(letters.choices("etaoinshrdlu", k=5)) for _ in range(words)))
+    return file
+
+
+def _normal(rng: np.random.Generator, dtype: str) -> Draw:
+    stored = _DTYPES[dtype][1]
+
+    def draw(name: str, shape: tuple[int, ...]) -> Iterator[bytes]:
+        left = math.prod(shape)
+        while left:
+            count = min(left, 1 << 24)
+            x = rng.standard_normal(count, dtype=np.float32) * np.float32(0.02)
+            yield x.astype(stored).tobytes()
+            left -= count
+
+    return draw
+
+
+def _write_shard(file: Path, shapes: dict[str, tuple[int, ...]], draw: Draw, dtype: str) -> None:
+    name_in_header, stored = _DTYPES[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
@@ -79,13 +107,8 @@ def _write_shard(
     packed = packed.ljust(-(-len(packed) // 8) * 8)
     with file.open("wb") as stream:
         stream.write(len(packed).to_bytes(8, "little") + packed)
-        for shape in shapes.values():
-            left = math.prod(shape)
-            while left:
-                count = min(left, 1 << 24)
-                x = rng.standard_normal(count, dtype=np.float32) * np.float32(0.02)
-                stream.write(x.astype(stored).tobytes())
-                left -= count
+        for name, shape in shapes.items():
+            stream.writelines(draw(name, shape))
 
 
 def _tokenizer(size: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from checkpoints import make_checkpoint
+from checkpoints import make_checkpoint, random_text
 from processes import run
 
 
@@ -28,15 +28,6 @@ def convert(model: Path, target: Path, outtype: str) -> Path:
 def evaluate(base: Path, candidates: list[Path], text: Path, chunks: int, *more: str) -> list[str]:
     command = [sys.executable, "-m", "bamba_quant_cli", "evaluate", str(base), *map(str, candidates)]
     return [*command, "--text", str(text), "--chunks", str(chunks), *more]
-
-
-def random_text(file: Path, words: int) -> Path:
-    """Letters at random: as good as any text for random weights."""
-    import random
-
-    letters = random.Random(0)
-    file.write_text(" ".join("".join(letters.choices("etaoinshrdlu", k=5)) for _ in range(words)))
-    return file
 
 
 def large(directory: Path, chunks: int) -> None:

@@ -2,7 +2,8 @@
 
 Watched while the layers stream by: the base's inputs to every matrix of the current layer are kept for the first
 texts, every candidate's matrices are multiplied by the same inputs, and both are forgotten with the layer. Weights
-are compared from the files, some rows of both at a time, while the system's cache still has the layer.
+are compared as the files hold them, some rows of both at a time, while the system's cache, or the GPU that decoded
+them, still has the layer.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bamba_quant.device_weights import DeviceWeights
 from bamba_quant.evaluation.result import LayerDrift, RowClass, TensorLoss
-from bamba_quant.evaluation.tensor_loss import Difference, difference, row_classes, sqnr
+from bamba_quant.evaluation.tensor_loss import CPU, Difference, difference, row_classes, sqnr
 from bamba_quant.weights import LazyWeights, Meter
 from bamba_reference.config import Config
 from bamba_reference.stream import Pass
-from bamba_reference.tensors import layer_prefix, stack_of
+from bamba_reference.tensors import HEAD, layer_prefix, stack_of
 from bamba_reference.torch_forward import Model, layer
 
 WORST = 5
@@ -32,13 +34,15 @@ Noise = tuple[Any, Any]
 class DriftWatch:
     """Called after each ``Pass`` of a stream whose first source is the base; gathers ``tensors`` and ``layers``.
 
-    ``weights`` are those of the sources, in their order; ``texts`` of the watched ones are looked at.
+    ``weights`` are those of the sources, in their order, of float32 where a GPU decodes them, and compared on
+    ``device``; ``texts`` of the watched ones are looked at.
     """
 
     config: Config
-    weights: Sequence[LazyWeights]
+    weights: Sequence[LazyWeights | DeviceWeights]
     texts: int
     meter: Meter
+    device: torch.device = CPU
     tensors: list[list[TensorLoss]] = field(default_factory=list)
     layers: list[list[LayerDrift]] = field(default_factory=list)
     _base: _BaseLayer | None = None
@@ -72,17 +76,19 @@ class DriftWatch:
 
     def finish(self) -> list[tuple[TensorLoss, ...]]:
         """The losses of all tensors of each source, those outside the layers added, in the model's order."""
+        outside = [name for name in self.weights[0] if self.weights[0].info(name).layer is None]
+        # The head, which was used last, is the one that may still be there.
+        for name in sorted(outside, key=lambda name: name != HEAD):
+            for source in range(1, len(self.weights)):
+                self._lose(source, name, None)
         found = []
-        for source in range(1, len(self.weights)):
-            for name in self.weights[source]:
-                if self.weights[source].info(name).layer is None:
-                    self._lose(source, name, None)
-            order = {name: place for place, name in enumerate(self.weights[source])}
-            found.append(tuple(sorted(self.tensors[source], key=lambda loss: order[loss.name])))
+        for weights, losses in zip(self.weights[1:], self.tensors[1:], strict=True):
+            order = {name: place for place, name in enumerate(weights)}
+            found.append(tuple(sorted(losses, key=lambda loss: order[loss.name])))
         return found
 
     def _lose(self, source: int, name: str, noise: Noise | None) -> None:
-        apart = difference(self.weights[0], self.weights[source], name, self.meter)
+        apart = difference(self.weights[0], self.weights[source], name, self.meter, device=self.device)
         self.tensors[source].append(
             tensor_loss(self.weights[0], self.weights[source], name, apart, self.config, noise)
         )
@@ -103,8 +109,8 @@ class _BaseLayer:
 
 
 def tensor_loss(
-    base: LazyWeights,
-    other: LazyWeights,
+    base: LazyWeights | DeviceWeights,
+    other: LazyWeights | DeviceWeights,
     name: str,
     apart: Difference,
     config: Config,

@@ -14,9 +14,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.drift import DriftWatch, worst
 from bamba_quant.evaluation.gates import Limit, check_enough, check_sections, judge, limits_for
+from bamba_quant.evaluation.hashing import Hashing
 from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.llama_activations import resolve, with_activations
 from bamba_quant.evaluation.logits_file import is_logits_file, read_logits_file, writing
@@ -25,18 +28,18 @@ from bamba_quant.evaluation.models import (
     describe,
     describe_logits,
     files_of,
-    hashes,
     open_models,
 )
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
 from bamba_quant.evaluation.options import Options
-from bamba_quant.evaluation.record import command_line, run_record, timing
+from bamba_quant.evaluation.record import command_line, compiling, run_record, timing
 from bamba_quant.evaluation.result import SCHEMA, Candidate, Evaluation, NoiseFloor
 from bamba_quant.evaluation.scores import check_finite, collect
 from bamba_quant.evaluation.scoring import Measured, Progress, Tell, chunks_together, score_part
-from bamba_quant.evaluation.sources import Source
+from bamba_quant.evaluation.sources import Source, reading_order
 from bamba_quant.evaluation.tokens import file_tokens, text_tokens
 from bamba_quant.ranks import ALONE, Ranks
+from bamba_quant.read_ahead import ReadAhead
 from bamba_quant.running import torch_device, torch_dtype
 from bamba_quant.weights import Meter
 from bamba_reference.kernels import backend_named
@@ -86,19 +89,21 @@ def evaluate(
 
     clock = time.perf_counter()
     meter = Meter()
-    sources = [Source(each.model.weights, each.model.config, dtype, device, meter) for each in opened]
+    ahead = _read_ahead(device)
+    sources = [Source(each.model.weights, each.model.config, dtype, device, meter, ahead) for each in opened]
     floor_chunks = 0 if given or options.noise_floor == "none" else min(options.floor_chunks, len(tokens.cut))
     drift_chunks = 0 if given else min(options.drift_chunks, len(tokens.cut))
     backends = [with_activations(backend, each.model.weights, options.activations) for each in opened]
     vocab_size = opened[0].model.config.vocab_size
     watched = max(floor_chunks, drift_chunks)
-    part = ranks.part(tokens.text.chunks, chunks_together(tokens.text.ctx, vocab_size), first=watched)
+    at_once = chunks_together(tokens.text.ctx, device, vocab_size)
+    part = ranks.part(tokens.text.chunks, at_once, first=watched)
     floor = None
     if floor_chunks and ranks.first:
         other = with_activations(OTHER, opened[0].model.weights, options.activations)
         floor = FloorWatch(opened[0].model.config, options.noise_floor, floor_chunks, other)
     drift = (
-        DriftWatch(opened[0].model.config, [each.model.weights for each in opened], drift_chunks, meter)
+        DriftWatch(opened[0].model.config, [each.exact for each in sources], drift_chunks, meter, device)
         if drift_chunks and ranks.first
         else None
     )
@@ -113,7 +118,12 @@ def evaluate(
                 each(passed)
 
     with ExitStack() as stack:
-        write = None
+        stack.enter_context(compiling(meter, device))
+        hashing = write = None
+        if ahead:
+            stack.enter_context(ahead).begin(reading_order(sources, drift is not None))
+            # A GPU leaves the cores to it, and the system's cache has what one of the two has read.
+            hashing = stack.enter_context(Hashing(map(files_of, opened))) if ranks.first else None
         if options.save_base:
             inputs = [*(file for each in opened for file in files_of(each)), *([text] if text else [])]
             write = stack.enter_context(
@@ -138,29 +148,27 @@ def evaluate(
             on_pass=watch if floor or drift else None,
             watched=watched,
         )
-        measured = Measured.of_parts(
-            ranks.gather(
-                score_part(given, opened, sources, hidden, tokens, part, floor, write, backends, tell)
-            )
-        )
+        found = score_part(given, opened, sources, hidden, tokens, part, floor, write, backends, tell)
+        losses = drift.finish() if drift else [()] * len(others)
+        measured = Measured.of_parts(ranks.gather(found))
         scored = measured.scores(tokens.text.chunks)
         for file, scores in zip(files, scored, strict=True):
             check_finite(scores, base.name, file.label)
+        seconds = time.perf_counter() - clock
+        if ranks.first:
+            hashing = hashing or stack.enter_context(Hashing(map(files_of, opened)))
+            hashed = hashing.finish()
+        hashing_seconds = time.perf_counter() - clock - seconds
     if not ranks.first:
         return ranks.share()
-    losses = drift.finish() if drift else [()] * len(others)
-    seconds = time.perf_counter() - clock
-    hashing = time.perf_counter()
-    hashed = [hashes(files_of(each)) for each in opened]
-    hashing = time.perf_counter() - hashing
 
     measured_floors = floors(collect(measured.floor, floor_chunks)) if floor_chunks else None
     bootstrap = Bootstrap(tokens.text.chunks, options.seed, options.resamples)
-    found = []
+    results = []
     for number, (file, scores) in enumerate(zip(files, scored, strict=True)):
         table = figures.figures(scores, bootstrap, measured_floors)
         source = number + len(opened) - len(others)
-        found.append(
+        results.append(
             Candidate(
                 model=replace(file, files=hashed[source]),
                 figures=table,
@@ -185,11 +193,16 @@ def evaluate(
         ),
         text=tokens.text,
         base=describe_logits(given) if given else replace(describe(opened[0]), files=hashed[0]),
-        candidates=tuple(found),
+        candidates=tuple(results),
         noise_floor=NoiseFloor(floor.described, floor_chunks, measured_floors, tuple(floor.layers))
         if floor and measured_floors
         else None,
         drift_chunks=drift_chunks,
-        timing=timing(seconds, hashing, meter, tokens.cut.size, device),
+        timing=timing(seconds, hashing_seconds, meter, tokens.cut.size, device),
     )
     return ranks.share(evaluation)
+
+
+def _read_ahead(device: torch.device) -> ReadAhead | None:
+    """For a GPU, which decodes what it is brought; a CPU decodes what it reads."""
+    return ReadAhead(device) if device.type == "cuda" else None

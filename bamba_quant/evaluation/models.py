@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +14,13 @@ from gguf import Keys, LlamaFileType
 
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.errors import BambaQuantError, listed
+from bamba_quant.evaluation.hashing import hashes
 from bamba_quant.evaluation.logits_file import LogitsFile
-from bamba_quant.evaluation.result import FileHash, ModelFile, TypeTotal
+from bamba_quant.evaluation.result import ModelFile, TypeTotal
 from bamba_quant.recipes import recipes
 from bamba_quant.weights import LoadedModel, load_model
 from bamba_reference.tensors import tensor_shapes
 
-_HASH_CHUNK = 1 << 22
 # Files of a directory that say what its weights mean.
 _SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -68,7 +67,7 @@ def open_models(
 
 
 def describe(opened: Opened) -> ModelFile:
-    """What a report says of a model; its files' hashes are left to ``hashes``."""
+    """What a report says of a model; its files' hashes are left to ``hashing``."""
     checkpoint = opened.model.checkpoint
     weights = opened.model.weights
     totals: dict[str, list[int]] = {}
@@ -124,15 +123,6 @@ def files_of(opened: Opened) -> tuple[Path, ...]:
     return (*opened.model.checkpoint.files, *(file for file in small if file.is_file()))
 
 
-def hashes(files: Sequence[Path]) -> tuple[FileHash, ...]:
-    """SHA-256 of each file, several at a time. Raises ``ComparisonError`` when one cannot be read."""
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            return tuple(pool.map(_hash, files))
-    except OSError as error:
-        raise ComparisonError("a file cannot be read", where=error.filename, found=error.strerror) from error
-
-
 def tokenizer_hash(checkpoint: Checkpoint) -> str:
     """SHA-256 of a directory's tokenizer file, or of a GGUF's ``tokenizer.*`` key-values as sorted JSON."""
     if checkpoint.kind == "gguf":
@@ -143,14 +133,6 @@ def tokenizer_hash(checkpoint: Checkpoint) -> str:
     from bamba_quant.tokenizers.files import tokenizer_file
 
     return hashlib.sha256(tokenizer_file(checkpoint.path).read_bytes()).hexdigest()
-
-
-def _hash(file: Path) -> FileHash:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return FileHash(file.name, file.stat().st_size, digest.hexdigest())
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

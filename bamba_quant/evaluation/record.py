@@ -7,9 +7,11 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,15 +64,34 @@ def run_record(
     )
 
 
+@contextmanager
+def compiling(meter: Meter, device: torch.device) -> Iterator[None]:
+    """Tells ``meter`` what Triton spends on making kernels for a GPU, or finding those it made before."""
+    if device.type != "cuda":
+        yield
+        return
+    from triton import knobs
+
+    def add(*, times: Any, **about: Any) -> None:
+        meter.compiling += times.total / 1e6
+
+    with knobs.compilation.scope():
+        knobs.compilation.listener = add
+        yield
+
+
 def timing(seconds: float, hashing: float, meter: Meter, tokens: int, device: torch.device) -> Timing:
     """Where ``seconds`` for ``tokens`` tokens went."""
-    reading, decoding = meter.reading / seconds, meter.decoding / seconds
+    reading, decoding, compiling = (
+        each / seconds for each in (meter.reading, meter.decoding, meter.compiling)
+    )
     return Timing(
         seconds=seconds,
         seconds_per_token=seconds / tokens,
         reading=reading,
         dequantizing=decoding,
-        computing=1 - reading - decoding,
+        compiling=compiling,
+        computing=1 - reading - decoding - compiling,
         hashing_seconds=hashing,
         peak_memory=peak_memory(),
         device_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,

@@ -301,14 +301,17 @@ class NoiseFloor:
 class Timing:
     """Where the time went: shares of ``seconds``, which exclude hashing; they add up to 1.
 
-    ``seconds_per_token`` counts each token once, whatever the number of candidates. ``peak_memory`` is the
-    process's greatest resident size, ``device_memory`` the greatest allocated on an accelerator.
+    On a GPU, which files are read ahead for and which works on by itself, ``reading`` is what the run waited for
+    bytes, ``compiling`` what making the kernels took, and files are hashed beside: ``hashing_seconds`` is what was
+    left of that. ``seconds_per_token`` counts each token once, whatever the number of candidates. ``peak_memory``
+    is the process's greatest resident size, ``device_memory`` the greatest allocated on an accelerator.
     """
 
     seconds: float
     seconds_per_token: float
     reading: float
     dequantizing: float
+    compiling: float
     computing: float
     hashing_seconds: float
     peak_memory: int

@@ -20,8 +20,9 @@ from bamba_quant.errors import BambaQuantError
 
 F64 = NDArray[np.float64]
 
-# Logits worked on at once: what float64 makes of them stays in a core's cache.
+# Logits worked on at once: what float64 makes of them stays in a core's cache; a GPU needs as many to be busy.
 _ELEMENTS = 1 << 20
+_ELEMENTS_ON_GPU = 1 << 25
 TOP = 5
 _MOST_NATS = 700.0  # whose exponential is still a float64
 
@@ -151,4 +152,4 @@ def _likeliest(rows: Tensor) -> Tensor:
 
 
 def _rows(logits: Tensor) -> int:
-    return max(1, _ELEMENTS // int(logits.shape[-1]))
+    return max(1, (_ELEMENTS_ON_GPU if logits.is_cuda else _ELEMENTS) // int(logits.shape[-1]))

@@ -69,9 +69,9 @@ def most_tokens(vocab_size: int) -> int:
     return max(1, min(_MOST_TOKENS, _LOGITS // vocab_size))
 
 
-def chunks_together(ctx: int, vocab_size: int) -> int:
+def chunks_together(ctx: int, device: torch.device, vocab_size: int) -> int:
     """How many chunks are worked on at once: between such groups a text may be parted without changing a bit."""
-    return together(ctx, most_tokens(vocab_size))
+    return together(ctx, device, most_tokens(vocab_size))
 
 
 def score_part(
@@ -93,7 +93,7 @@ def score_part(
     first, ctx = tokens.first, tokens.text.ctx
     config = opened[0].model.config
     targets = tokens.targets[part]  # (n, scored)
-    blocks = head_blocks(len(targets), ctx, most_tokens(config.vocab_size))
+    blocks = head_blocks(len(targets), ctx, hidden[0].device, most_tokens(config.vocab_size))
     kept = []
     while hidden:  # so that what is not scored is let go, one source after the other
         states = hidden.pop(0)

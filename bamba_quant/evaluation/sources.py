@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bamba_quant.device_weights import DeviceWeights
+from bamba_quant.read_ahead import ReadAhead, Wanted
 from bamba_quant.weights import LazyWeights, Meter
 from bamba_reference.config import Config
-from bamba_reference.tensors import EMBEDDING, head_name
+from bamba_reference.tensors import EMBEDDING, FINAL_NORM, head_name, layer_prefix, layer_tensors
 from bamba_reference.torch_forward import stored_dtype, to_tensor
 
 # Rows of a table that are read together for the few of them that a text uses.
@@ -53,16 +54,27 @@ class Table:
 
 
 class Source(Mapping[str, Any]):
-    """What ``stream.final_hidden`` and ``stream.logit_blocks`` read; nothing is kept.
+    """What ``stream.final_hidden`` and ``stream.logit_blocks`` read; nothing is kept but what ``DeviceWeights`` hold.
 
-    ``weights`` numbers the rows of a ``Table`` in ascending order.
+    With ``ahead`` the device decodes. ``exact`` are the same weights as the files hold them: blocks become float32.
     """
 
     def __init__(
-        self, weights: LazyWeights, config: Config, dtype: torch.dtype, device: torch.device, meter: Meter
+        self,
+        weights: LazyWeights,
+        config: Config,
+        dtype: torch.dtype,
+        device: torch.device,
+        meter: Meter,
+        ahead: ReadAhead | None = None,
     ) -> None:
         self._dtype, self._device, self._meter = dtype, device, meter
-        self._weights = DeviceWeights(weights, device, dtype) if device.type == "cuda" else weights
+        self.config = config
+        self._weights: LazyWeights | DeviceWeights = weights
+        self.exact: LazyWeights | DeviceWeights = weights
+        if ahead is not None:
+            self._weights = on_device = DeviceWeights(weights, device, dtype, ahead)
+            self.exact = on_device.to(torch.float32)
         self._tables = {name: weights.info(name).shape for name in (EMBEDDING, head_name(config))}
 
     def __getitem__(self, name: str) -> Tensor | Table:
@@ -73,8 +85,30 @@ class Source(Mapping[str, Any]):
         with self._meter.spent("decoding"):
             return to_tensor(array, stored_dtype(name, self._dtype), self._device)
 
+    def wanted(self, name: str) -> Wanted:
+        """The tensor as ``ReadAhead`` is told of it; for weights on a GPU."""
+        assert isinstance(self._weights, DeviceWeights)
+        return self._weights.wanted(name)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
 
     def __len__(self) -> int:
         return len(self._weights)
+
+
+def reading_order(sources: Sequence[Source], compared: bool) -> Iterator[Wanted]:
+    """What an evaluation reads, in its order; ``compared`` where weights are compared with each other as well."""
+    for source in sources:
+        yield source.wanted(EMBEDDING)
+    for layer in range(sources[0].config.num_hidden_layers):
+        for source in sources:
+            for name in layer_tensors(source.config, layer):
+                yield source.wanted(layer_prefix(layer) + name)
+    for source in sources:
+        yield source.wanted(FINAL_NORM)
+    for source in sources:
+        yield source.wanted(head_name(source.config))
+    if compared and head_name(sources[0].config) != EMBEDDING:
+        for source in sources:
+            yield source.wanted(EMBEDDING)

@@ -1,4 +1,8 @@
-"""How far one tensor is from another of its shape, whatever either is stored in: some rows of both at a time."""
+"""How far one tensor is from another of its shape, whatever either is stored in: some rows of both at a time.
+
+Rows that a GPU decodes are compared there, by the same operations in the same order: figures of one device are the
+same in every run, and between a GPU and a CPU the last digits of the float64 sums differ.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bamba_quant.device_weights import DeviceWeights
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.weights import LazyWeights, Meter
 from bamba_reference.config import Config
@@ -17,9 +22,10 @@ from bamba_reference.torch_forward import to_tensor
 
 F64 = NDArray[np.float64]
 
-# Weights that are compared at once.
+# Weights that are compared at once, on a CPU and on a GPU.
 _ELEMENTS = 1 << 20
-_CPU = torch.device("cpu")
+_ELEMENTS_ON_GPU = 1 << 26
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -49,25 +55,28 @@ def sqnr(signal: float, noise: float) -> float | None:
 
 
 def difference(
-    base: LazyWeights,
-    other: LazyWeights,
+    base: LazyWeights | DeviceWeights,
+    other: LazyWeights | DeviceWeights,
     name: str,
     meter: Meter | None = None,
     *,
     other_name: str | None = None,
+    device: torch.device = CPU,
 ) -> Difference:
-    """Tensor ``name`` of ``other`` against that of ``base``, in float32 with sums in float64.
+    """Tensor ``name`` of ``other`` against that of ``base``, in float32 with sums in float64, on ``device``.
 
-    Raises ``BambaQuantError`` for weights that are infinite or not a number.
+    ``DeviceWeights`` are of float32, so that blocks become what they are on a CPU. Raises ``BambaQuantError`` for
+    weights that are infinite or not a number.
     """
     shape = base.info(name).shape
-    step = max(1, _ELEMENTS // max(1, math.prod(shape[1:]))) if len(shape) > 1 else shape[0]
+    together = _ELEMENTS if device.type == "cpu" else _ELEMENTS_ON_GPU
+    step = max(1, together // max(1, math.prod(shape[1:]))) if len(shape) > 1 else shape[0]
     signal, noise, lengths, products, worst = [], [], 0.0, 0.0, 0.0
     for start in range(0, shape[0], step):
         w, v = (
-            to_tensor(weights.rows(of, start, min(shape[0], start + step), meter), torch.float32, _CPU).flatten(1)
+            to_tensor(weights.rows(of, start, min(shape[0], start + step), meter), torch.float32, device).flatten(1)
             if len(shape) > 1
-            else to_tensor(weights.rows(of, 0, None, meter), torch.float32, _CPU)[:, None]
+            else to_tensor(weights.rows(of, 0, None, meter), torch.float32, device)[:, None]
             for weights, of in ((base, name), (other, other_name or name))
         )  # fmt: skip
         d = v - w
@@ -110,5 +119,5 @@ def row_classes(role: str, rows: int, config: Config) -> dict[str, slice]:
 
 
 def _squares(x: Tensor) -> F64:
-    found: F64 = x.square().sum(-1, dtype=torch.float64).numpy()
+    found: F64 = x.square().sum(-1, dtype=torch.float64).cpu().numpy()
     return found

@@ -267,10 +267,11 @@ def _time(evaluation: Evaluation) -> str:
     device = (
         f", {numbers.size(timing.device_memory)} on the device" if timing.device_memory is not None else ""
     )
+    compiling = f"{numbers.share(timing.compiling)} compiling, " if timing.compiling else ""
     return (
         f"It took {numbers.seconds(timing.seconds)}, {numbers.seconds(timing.seconds_per_token)} a token: "
         f"{numbers.share(timing.reading)} reading, {numbers.share(timing.dequantizing)} dequantizing, "
-        f"{numbers.share(timing.computing)} computing; "
+        f"{compiling}{numbers.share(timing.computing)} computing; "
         f"hashing {numbers.seconds(timing.hashing_seconds)} more. Peak memory "
         f"{numbers.size(timing.peak_memory)}{device}."
     )

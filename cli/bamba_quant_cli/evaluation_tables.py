@@ -17,11 +17,13 @@ def print_evaluation(evaluation: Evaluation) -> None:
     from bamba_quant.evaluation.result import FIGURES
 
     text, timing = evaluation.text, evaluation.timing
+    compiling = f"{100 * timing.compiling:.0f} % compiling, " if timing.compiling else ""
+    device = "" if timing.device_memory is None else f", {size(timing.device_memory)} on the device"
     typer.echo(
         f"{text.file}: {text.chunks} chunks of {text.ctx}, {text.scored} tokens scored; {evaluation.run.backend}, "
         f"{evaluation.run.dtype}; {timing.seconds:.1f} s ({100 * timing.reading:.0f} % reading, "
-        f"{100 * timing.dequantizing:.0f} % dequantizing, {100 * timing.computing:.0f} % computing), peak "
-        f"{size(timing.peak_memory)}"
+        f"{100 * timing.dequantizing:.0f} % dequantizing, {compiling}{100 * timing.computing:.0f} % computing), peak "
+        f"{size(timing.peak_memory)}{device}"
     )
     typer.echo()
     models = [evaluation.base, *(candidate.model for candidate in evaluation.candidates)]

@@ -128,7 +128,7 @@ def _scorer(
             backend=kernels,
             on_layer=_layer_teller(ranks),
         )
-        return spread(scorer, together, ranks), kernels.name
+        return spread(scorer, lambda ctx: together(ctx, where), ranks), kernels.name
     from bamba_reference.torch_forward import load
 
     ready = load(loaded.config, loaded.on(where, number), dtype=number, device=where, backend=kernels)

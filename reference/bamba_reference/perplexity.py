@@ -165,13 +165,13 @@ def stream_scorer(
     from bamba_reference.stream import final_hidden, head_blocks, logit_blocks
 
     def score(cut: Ints) -> Iterator[Likelihoods]:
-        ctx = cut.shape[1]
+        n, ctx = cut.shape
         first = ctx // 2
         (hidden,) = final_hidden(config, [source], cut, on_layer=on_layer, **options)  # (n, ctx, d)
         kept = hidden[:, first:-1].reshape(-1, hidden.shape[-1])  # (n * scored, d)
         del hidden
         targets = cut[:, first + 1 :].reshape(-1)  # (n * scored,)
-        waiting, at, block = np.empty(0), 0, head_blocks(*cut.shape)
+        waiting, at, block = np.empty(0), 0, head_blocks(n, ctx, options.get("device", "cpu"))
         for logits in logit_blocks(config, source, kept, backend=options.get("backend", TORCH), block=block):
             waiting = np.concatenate([waiting, _nll(logits, targets[at : at + len(logits)])])
             at += len(logits)

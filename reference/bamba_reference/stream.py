@@ -45,8 +45,9 @@ from bamba_reference.torch_forward import (
 )
 from bamba_reference.torch_ops import wide
 
-# Tokens that go through a layer together, and whose logits exist together.
+# Tokens that go through a layer together, on a CPU and elsewhere, and whose logits exist together.
 _LAYER_TOKENS = 1024
+_LAYER_TOKENS_ON_GPU = 8192
 _HEAD_TOKENS = 512
 # Rows of the head that are converted together: a head of 128,256 rows is twice a layer.
 _HEAD_ROWS = 8192
@@ -111,7 +112,7 @@ def final_hidden(
             )
             for each, ops, source in zip(configs, backends, sources, strict=True)
         ]
-        rows = _rows(ids.shape[1])
+        rows = _rows(ids.shape[1], device)
         layers = configs[0].num_hidden_layers if configs else 0
         for i in range(layers):
             for number, (each, ops, source, x, sequences) in enumerate(runs):
@@ -142,42 +143,47 @@ def logit_blocks(
 ) -> Iterator[Tensor]:
     """Logits (at most ``block``, V), wide, for final hidden states (T, d), block after block of tokens.
 
-    ``block`` is the most tokens of one, or the tokens of each, such as ``head_blocks`` gives.
+    ``block`` is the most tokens of one, or the tokens of each, such as ``head_blocks`` gives. On a GPU the head is
+    read once and stays there until the last block.
     """
     name = head_name(config)
     check_shape(name, source[name].shape, tensor_shapes(config)[name])
+    kept = None if hidden.device.type == "cpu" else to_tensor(source[name][:], hidden.dtype, hidden.device)
     for some in hidden.split(block if isinstance(block, int) else list(block)):
         with torch.no_grad():  # around the products, because the caller runs between the blocks
             logits = some.new_empty((len(some), config.vocab_size), dtype=wide(some.dtype))
             for start in range(0, config.vocab_size, _HEAD_ROWS):
-                # Read anew each time, so that a table mapped from a file is let go with its rows.
-                rows = source[name][start : start + _HEAD_ROWS]
+                # On a CPU read anew each time, so that a table mapped from a file is let go with its rows.
+                rows = (source[name] if kept is None else kept)[start : start + _HEAD_ROWS]
                 part = backend.head(some, to_tensor(rows, some.dtype, some.device), name)
                 logits[:, start : start + _HEAD_ROWS] = logits_of(config, part)
         yield logits
 
 
-def together(ctx: int, most: int = _HEAD_TOKENS) -> int:
+def together(ctx: int, device: str | torch.device = "cpu", most: int = _HEAD_TOKENS) -> int:
     """How many chunks of ``ctx`` tokens are the least that a text may be parted by; see ``head_blocks``."""
-    rows = _rows(ctx)
+    rows = _rows(ctx, device)
     return rows * max(1, most // (ctx - 1 - ctx // 2) // rows)
 
 
-def head_blocks(chunks: int, ctx: int, most: int = _HEAD_TOKENS) -> list[int]:
+def head_blocks(
+    chunks: int, ctx: int, device: str | torch.device = "cpu", most: int = _HEAD_TOKENS
+) -> list[int]:
     """Lengths, ``most`` at most, of the blocks in which ``chunks`` chunks' second halves go through the head.
 
     The ``ctx - 1 - ctx // 2`` tokens of each are cut into blocks anew after every ``together`` chunks.
     """
-    step, scored, blocks = together(ctx, most), ctx - 1 - ctx // 2, []
+    step, scored, blocks = together(ctx, device, most), ctx - 1 - ctx // 2, []
     for start in range(0, chunks, step):
         tokens = scored * min(step, chunks - start)
         blocks += [min(most, tokens - at) for at in range(0, tokens, most)]
     return blocks
 
 
-def _rows(ctx: int) -> int:
+def _rows(ctx: int, device: str | torch.device) -> int:
     """Texts of ``ctx`` tokens that go through a layer together."""
-    return max(1, _LAYER_TOKENS // ctx)
+    on_cpu = torch.device(device).type == "cpu"
+    return max(1, (_LAYER_TOKENS if on_cpu else _LAYER_TOKENS_ON_GPU) // ctx)
 
 
 def _part(

@@ -1,0 +1,164 @@
+"""Tensors' bytes brought to a device before they are asked for: in a known order, never more than a budget holds."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from bamba_quant.checkpoint import RawReader, StoredTensor
+
+if TYPE_CHECKING:
+    import torch
+
+# Bytes that are read and copied together.
+_PIECE = 1 << 24
+_THREADS = 8
+_MOST = 1 << 33
+_SHARE = 16  # of a device's memory, one part
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A tensor that will be asked for; one that is not ``on_device`` is only brought into the system's cache."""
+
+    tensor: StoredTensor
+    on_device: bool
+
+
+@dataclass(frozen=True)
+class _Begun:
+    tensor: StoredTensor
+    target: torch.Tensor | None
+    pieces: tuple[Future[None], ...]
+
+
+class ReadAhead:
+    """Threads that read pieces of tensors into page-locked buffers and copy them to ``device``.
+
+    What lies there untaken is at most ``budget`` bytes, or one tensor; on a GPU 8 GiB by default, or the sixteenth
+    part of its memory. A tensor that is asked for out of its order is left to who asks.
+    """
+
+    def __init__(
+        self, device: torch.device, budget: int | None = None, threads: int | None = None, piece: int = _PIECE
+    ) -> None:
+        import torch
+
+        cuda = device.type == "cuda"
+        if budget is None:
+            budget = _MOST
+            if cuda:
+                budget = min(budget, torch.cuda.get_device_properties(device).total_memory // _SHARE)
+        self._device, self._budget, self._piece = device, budget, piece
+        self._stream = torch.cuda.Stream(device) if cuda else None
+        self._threads = threads or min(_THREADS, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(self._threads)
+        self._reader = RawReader()
+        self._buffers: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
+        self._order: deque[Wanted] = deque()
+        self._begun: list[_Begun] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._order.clear()
+        self._begun.clear()
+        self._reader.__exit__(kind, error, trace)
+
+    def begin(self, order: Iterable[Wanted]) -> None:
+        """Start reading what will be asked for, in this order. Raises ``CheckpointError`` for a missing file."""
+        import torch
+
+        self._order.extend(order)
+        largest = self._piece
+        for wanted in self._order:
+            largest = max(largest, wanted.tensor.row_bytes)
+            for file in wanted.tensor.files:
+                self._reader.open(file)
+        for _ in range(self._threads):
+            self._buffers.put(torch.empty(largest, dtype=torch.uint8, pin_memory=self._stream is not None))
+        self._fill()
+
+    def take(self, tensor: StoredTensor) -> torch.Tensor | None:
+        """Bytes (rows, ``row_bytes``) on the device, once they are there; None where they were not on their way there.
+
+        Raises ``CheckpointError`` when they could not be read.
+        """
+        import torch
+
+        found = next((begun for begun in self._begun if begun.tensor is tensor), None)
+        if found is None:
+            late = next((wanted for wanted in self._order if wanted.tensor is tensor), None)
+            if late is not None:
+                self._order.remove(late)
+            return None
+        self._begun.remove(found)
+        self._fill()
+        for piece in found.pieces:
+            piece.result()
+        if found.target is None:
+            return None
+        if self._stream is not None:
+            # Its memory belongs to the copies' stream, which may not use it again before this one is done with it.
+            found.target.record_stream(torch.cuda.current_stream(self._device))
+        return found.target.view(tensor.rows, tensor.row_bytes)
+
+    def _fill(self) -> None:
+        while self._order:
+            held = sum(_size(begun.tensor) for begun in self._begun)
+            if self._begun and held + _size(self._order[0].tensor) > self._budget:
+                return
+            self._begun.append(self._start(self._order.popleft()))
+
+    def _start(self, wanted: Wanted) -> _Begun:
+        import torch
+
+        tensor, target = wanted.tensor, None
+        if wanted.on_device:
+            with self._copying():
+                target = torch.empty(_size(tensor), dtype=torch.uint8, device=self._device)
+        step = max(1, self._piece // tensor.row_bytes)
+        pieces = [
+            self._pool.submit(self._read, tensor, start, min(start + step, tensor.rows), target)
+            for start in range(0, tensor.rows, step)
+        ]
+        return _Begun(tensor, target, tuple(pieces))
+
+    def _read(self, tensor: StoredTensor, first: int, stop: int, target: torch.Tensor | None) -> None:
+        import torch
+
+        buffer = self._buffers.get()
+        try:
+            each = tensor.row_bytes
+            bytes_read = buffer[: (stop - first) * each]
+            self._reader.read_rows(tensor, each, first, stop, bytes_read.numpy())
+            if target is None:
+                return
+            with self._copying():
+                target[first * each : stop * each].copy_(bytes_read, non_blocking=True)
+                if self._stream is not None:
+                    copied = torch.cuda.Event(blocking=True)
+                    copied.record(self._stream)
+                    copied.synchronize()
+        finally:
+            self._buffers.put(buffer)
+
+    def _copying(self) -> Any:
+        import torch
+
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+def _size(tensor: StoredTensor) -> int:
+    return tensor.rows * tensor.row_bytes
