@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bamba_quant.errors import BambaQuantError
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 # Bytes of one value of the store, which takes 8 MiB at most.
 _PIECE = 1 << 22
+_SECONDS_TO_MEET = 300
 _SECONDS_BETWEEN_LOOKS = 0.01
 # A process shows a sign of life every so many seconds; one that stayed silent over so many of another's is gone.
 _SECONDS_BETWEEN_SIGNS = 5.0
@@ -60,14 +62,15 @@ class Ranks:
         """The device ``name`` means here: of several processes each has a "cuda" of its own."""
         return f"cuda:{self.local}" if name == "cuda" and self.size > 1 else name
 
-    def part(self, count: int, together: int, *, first: int = 0) -> slice:
+    def part(self, count: int, together: int, *, first: int = 0, besides: int = 0) -> slice:
         """Which of ``count`` chunks are this process's: as many as the others', in the order of the ranks.
 
-        Parts begin at multiples of ``together`` chunks; the first process has at least ``first``. Raises
-        ``RankError`` where there is nothing for a process to do.
+        Parts begin at multiples of ``together`` chunks. The first process has at least ``first``, and has fewer than
+        the others by what it does ``besides``, in chunks. Raises ``RankError`` where there is nothing for a process
+        to do.
         """
         groups, kept = -(-count // together), -(-min(first, count) // together)
-        begin = max(1, kept, groups // self.size)
+        begin = max(1, kept, (groups - (self.size - 1) * round(besides / together)) // self.size)
         most = 1 + groups - begin if self.size > 1 else 1
         if self.size > most:
             raise RankError(
@@ -108,17 +111,17 @@ ALONE = Ranks()
 
 
 @contextmanager
-def joined(seconds: float = _SECONDS_BETWEEN_SIGNS) -> Iterator[Ranks]:
+def joined() -> Iterator[Ranks]:
     """The processes that torchrun started with this one; ``ALONE`` where it started none.
 
     Of errors that several of them meet, the first goes on and becomes ``FailedElsewhereError`` in the others, so that
-    one is told. ``seconds`` are those between signs of life. Raises ``RankError`` when they do not find together.
+    one is told. Raises ``RankError`` when they do not find together.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
         yield ALONE
         return
-    exchange = _meet(seconds)
+    exchange = _meet()
     try:
         yield Ranks(
             exchange.rank,
@@ -159,9 +162,9 @@ def spread(score: Scorer, together: Callable[[int], int], ranks: Ranks) -> Score
 class _Exchange:
     """What processes tell one another through a store that all reach, and who of them is still there."""
 
-    def __init__(self, store: Any, rank: int, size: int, seconds: float) -> None:
+    def __init__(self, store: Any, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self._store, self._seconds = store, seconds
+        self._store = store
         self._rounds = 0
         self._lost: RankError | None = None
         self._left = threading.Event()
@@ -193,7 +196,7 @@ class _Exchange:
 
     def leave(self) -> None:
         self._left.set()
-        self._signs.join(self._seconds)
+        self._signs.join(_SECONDS_BETWEEN_SIGNS)
 
     def _put(self, value: Any) -> list[str]:
         raw = pickle.dumps(value)
@@ -223,7 +226,7 @@ class _Exchange:
         Missed signs are counted by this process's own, so that all may be stopped together and go on.
         """
         seen, missed, count = dict[int, bytes](), dict[int, int](), 0
-        while not self._left.wait(self._seconds):
+        while not self._left.wait(_SECONDS_BETWEEN_SIGNS):
             count += 1
             try:
                 self._store.set(f"signs/{self.rank}", str(count))
@@ -239,16 +242,16 @@ class _Exchange:
             if silent:
                 self._lost = RankError(
                     "a process of this run has shown no sign of life for too long",
-                    found=f"rank {silent[0]} of {self.size}, silent for {_SIGNS_MISSED * self._seconds:.0f} s",
+                    found=f"rank {silent[0]} of {self.size}, silent for {_SIGNS_MISSED * _SECONDS_BETWEEN_SIGNS:.0f} s",
                     fix=_GONE,
                 )
 
 
-def _meet(seconds: float) -> _Exchange:
+def _meet() -> _Exchange:
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, rank, size = next(rendezvous("env://"))
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=_SECONDS_TO_MEET)))
     except (RuntimeError, ValueError) as error:
         raise RankError(
             "the processes of this run do not find together",
@@ -256,7 +259,7 @@ def _meet(seconds: float) -> _Exchange:
             expected="the variables RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets them",
             fix="start with torchrun --nproc-per-node N -m bamba_quant_cli, or unset WORLD_SIZE for one process",
         ) from error
-    return _Exchange(store, rank, size, seconds)
+    return _Exchange(store, rank, size)
 
 
 @contextmanager
