@@ -24,7 +24,7 @@ _MOST = 1 << 33
 _SHARE = 16  # of a device's memory, one part
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Wanted:
     """A tensor that will be asked for; one that is not ``on_device`` is only brought into the system's cache."""
 
@@ -32,7 +32,7 @@ class Wanted:
     on_device: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Begun:
     tensor: StoredTensor
     target: torch.Tensor | None
@@ -64,6 +64,7 @@ class ReadAhead:
         self._buffers: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
         self._order: deque[Wanted] = deque()
         self._begun: list[_Begun] = []
+        self._bytes = 0  # of those begun
 
     def __enter__(self) -> Self:
         return self
@@ -104,6 +105,7 @@ class ReadAhead:
                 self._order.remove(late)
             return None
         self._begun.remove(found)
+        self._bytes -= _size(tensor)
         self._fill()
         for piece in found.pieces:
             piece.result()
@@ -116,10 +118,11 @@ class ReadAhead:
 
     def _fill(self) -> None:
         while self._order:
-            held = sum(_size(begun.tensor) for begun in self._begun)
-            if self._begun and held + _size(self._order[0].tensor) > self._budget:
+            size = _size(self._order[0].tensor)
+            if self._begun and self._bytes + size > self._budget:
                 return
             self._begun.append(self._start(self._order.popleft()))
+            self._bytes += size
 
     def _start(self, wanted: Wanted) -> _Begun:
         import torch
@@ -162,3 +165,8 @@ class ReadAhead:
 
 def _size(tensor: StoredTensor) -> int:
     return tensor.rows * tensor.row_bytes
+
+
+def read_ahead_for(device: torch.device) -> ReadAhead | None:
+    """One for a GPU, which decodes what it is brought; a CPU decodes what it reads."""
+    return ReadAhead(device) if device.type == "cuda" else None

@@ -57,6 +57,15 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
+def first_product(device: torch.device, dtype: torch.dtype) -> None:
+    """Load what multiplies matrices on a GPU: it takes a second from a disk, for which other work need not wait."""
+    import torch
+
+    if device.type == "cuda":
+        x = torch.ones(64, 64, dtype=dtype, device=device)
+        (x @ x).sum().item()
+
+
 def read_text(file: Path) -> tuple[str, str]:
     """A UTF-8 text and the SHA-256 of its bytes. Raises ``CheckpointError`` for a file in another encoding."""
     try:

@@ -13,7 +13,7 @@ from gguf import LlamaFileType
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import ArchitectureError, PlanError
-from bamba_quant.weights import load_model
+from bamba_quant.weights import Meter, load_model
 from bamba_reference import Config
 from bamba_reference.perplexity import cut_chunks, perplexity, torch_scorer
 from bamba_reference.torch_forward import forward, load
@@ -117,3 +117,14 @@ def test_files_that_are_no_bamba(tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError, match="state_size"):
         load_model(file)
     assert open_checkpoint(file).tensors
+
+
+def test_what_is_compiled_meanwhile_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 17.0, 20.0, 21.0])
+    monkeypatch.setattr("bamba_quant.weights.time.perf_counter", lambda: next(clock))
+    meter = Meter()
+    with meter.spent("decoding"):
+        meter.compiling += 5.0
+    with meter.spent("reading"):
+        pass
+    assert (meter.reading, meter.decoding, meter.compiling) == (1.0, 2.0, 5.0)

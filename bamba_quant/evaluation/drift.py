@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bamba_quant.device_weights import DeviceWeights
@@ -26,8 +27,8 @@ from bamba_reference.torch_forward import Model, layer
 
 WORST = 5
 
-# Signal and noise of each row of a product, float64 of shape (rows,).
-Noise = tuple[Any, Any]
+# Signal and noise of each row of a product, float64 of shape (2, rows).
+Noise = NDArray[np.float64]
 
 
 @dataclass
@@ -123,7 +124,7 @@ def tensor_loss(
             label,
             rows.stop - rows.start,
             sqnr(apart.signal[rows].sum(), apart.noise[rows].sum()),
-            sqnr(noise[0][rows].sum(), noise[1][rows].sum()) if noise else None,
+            sqnr(noise[0][rows].sum(), noise[1][rows].sum()) if noise is not None else None,
         )
         for label, rows in row_classes(info.role, info.shape[0], config).items()
     )
@@ -138,7 +139,7 @@ def tensor_loss(
         apart.sqnr,
         apart.max_error,
         apart.cosine,
-        sqnr(noise[0].sum(), noise[1].sum()) if noise else None,
+        sqnr(noise[0].sum(), noise[1].sum()) if noise is not None else None,
         classes,
     )
 
@@ -179,7 +180,7 @@ def _watch_candidate(passed: Pass, base: _BaseLayer) -> tuple[Tensor, dict[str, 
 
     A stack of experts has the sums over those that the base's router chose, whatever the candidate's chose.
     """
-    noises: dict[str, Noise] = {}
+    noises: dict[str, Tensor] = {}
     usual = passed.model.backend.linear
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
@@ -187,22 +188,22 @@ def _watch_candidate(passed: Pass, base: _BaseLayer) -> tuple[Tensor, dict[str, 
         if name in base.inputs:
             # Behind the layer's first matrices the inputs have parted already, and the product is made once more.
             found = y if torch.equal(x, base.inputs[name]) else usual(base.inputs[name], weight, bias, name)
-            noises[name] = (_squares(base.outputs[name]), _squares(found - base.outputs[name]))
+            noises[name] = torch.stack(
+                [_squares(base.outputs[name]), _squares(found - base.outputs[name])]
+            )  # (2, rows)
         return y
 
     local = layer(with_linear(passed.model, linear), passed.layer, base.before, passed.sequences)
-    stacked: dict[str, Noise] = {}
+    stacked: dict[str, Tensor] = {}
     for name, x in base.inputs.items():
         stack, expert = stack_of(name)
         if name not in noises:
             assert expert is not None
             linear(x, passed.model.weights[stack][expert], None, name)
-        signal, noise = noises[name]
-        before = stacked.get(stack, (0.0, 0.0))
-        stacked[stack] = (before[0] + signal, before[1] + noise)
-    return local, stacked
+        stacked[stack] = stacked[stack] + noises[name] if stack in stacked else noises[name]
+    return local, {name: noise.cpu().numpy() for name, noise in stacked.items()}
 
 
-def _squares(y: Tensor) -> Any:
+def _squares(y: Tensor) -> Tensor:
     """Sums of squares over all tokens of each output, float64 (rows,)."""
-    return y.flatten(0, -2).square().sum(0, dtype=torch.float64).cpu().numpy()
+    return y.flatten(0, -2).square().sum(0, dtype=torch.float64)

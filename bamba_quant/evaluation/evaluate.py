@@ -10,11 +10,10 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.drift import DriftWatch, worst
@@ -39,8 +38,8 @@ from bamba_quant.evaluation.scoring import Measured, Progress, Tell, chunks_toge
 from bamba_quant.evaluation.sources import Source, reading_order
 from bamba_quant.evaluation.tokens import file_tokens, text_tokens
 from bamba_quant.ranks import ALONE, Ranks
-from bamba_quant.read_ahead import ReadAhead
-from bamba_quant.running import torch_device, torch_dtype
+from bamba_quant.read_ahead import read_ahead_for
+from bamba_quant.running import first_product, torch_device, torch_dtype
 from bamba_quant.weights import Meter
 from bamba_reference.kernels import backend_named
 from bamba_reference.stream import Pass, final_hidden
@@ -80,7 +79,9 @@ def evaluate(
     options = replace(options, activations=resolve(options.activations, kinds))
     dtype, device = torch_dtype(options.dtype), torch_device(ranks.device(options.device))
     backend = backend_named(options.backend, device, dtype)
-    tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(first_product, device, dtype)
+        tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
     files = [describe(each) for each in others]
     if gates is not None:
         check_sections(gates, files)
@@ -89,7 +90,7 @@ def evaluate(
 
     clock = time.perf_counter()
     meter = Meter()
-    ahead = _read_ahead(device)
+    ahead = read_ahead_for(device)
     sources = [Source(each.model.weights, each.model.config, dtype, device, meter, ahead) for each in opened]
     floor_chunks = 0 if given or options.noise_floor == "none" else min(options.floor_chunks, len(tokens.cut))
     drift_chunks = 0 if given else min(options.drift_chunks, len(tokens.cut))
@@ -97,7 +98,7 @@ def evaluate(
     vocab_size = opened[0].model.config.vocab_size
     watched = max(floor_chunks, drift_chunks)
     at_once = chunks_together(tokens.text.ctx, device, vocab_size)
-    part = ranks.part(tokens.text.chunks, at_once, first=watched)
+    part = ranks.part(tokens.text.chunks, at_once, first=watched, besides=floor_chunks + drift_chunks)
     floor = None
     if floor_chunks and ranks.first:
         other = with_activations(OTHER, opened[0].model.weights, options.activations)
@@ -117,13 +118,20 @@ def evaluate(
             if each:
                 each(passed)
 
+    hashing: Hashing | None = None
+
+    def layer_done(done: int, total: int) -> None:
+        nonlocal hashing
+        if ahead and ranks.first and not hashing:
+            # A GPU leaves the cores to it once the kernels are made, and what one has read the other finds cached.
+            hashing = stack.enter_context(Hashing(map(files_of, opened)))
+        tell(Progress("layers", done, total, {}))
+
     with ExitStack() as stack:
         stack.enter_context(compiling(meter, device))
-        hashing = write = None
+        write = None
         if ahead:
             stack.enter_context(ahead).begin(reading_order(sources, drift is not None))
-            # A GPU leaves the cores to it, and the system's cache has what one of the two has read.
-            hashing = stack.enter_context(Hashing(map(files_of, opened))) if ranks.first else None
         if options.save_base:
             inputs = [*(file for each in opened for file in files_of(each)), *([text] if text else [])]
             write = stack.enter_context(
@@ -144,7 +152,7 @@ def evaluate(
             dtype=dtype,
             device=device,
             backend=backends,
-            on_layer=lambda done, total: tell(Progress("layers", done, total, {})),
+            on_layer=layer_done,
             on_pass=watch if floor or drift else None,
             watched=watched,
         )
@@ -201,8 +209,3 @@ def evaluate(
         timing=timing(seconds, hashing_seconds, meter, tokens.cut.size, device),
     )
     return ranks.share(evaluation)
-
-
-def _read_ahead(device: torch.device) -> ReadAhead | None:
-    """For a GPU, which decodes what it is brought; a CPU decodes what it reads."""
-    return ReadAhead(device) if device.type == "cuda" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from bamba_quant.evaluation.result import FileHash
 
 _CHUNK = 1 << 22
 _FILES = 4
+_MOST_FILES = 8
 
 
 class HashingError(BambaQuantError):
@@ -22,12 +24,18 @@ class HashingError(BambaQuantError):
 
 
 class Hashing:
-    """Hashes groups of files in threads from the moment it is made; what is left undone at its end is given up."""
+    """Hashes groups of files in threads from the moment it is made; what is left undone at its end is given up.
+
+    Where there are cores to spare, half of them are taken.
+    """
 
     def __init__(self, groups: Iterable[Sequence[Path]]) -> None:
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(_FILES)
-        self._groups = [[self._pool.submit(self._hash, file) for file in files] for files in groups]
+        self._pool = ThreadPoolExecutor(min(_MOST_FILES, max(_FILES, (os.cpu_count() or 1) // 2)))
+        self._groups = [list(files) for files in groups]
+        # The largest takes longest, and so it begins first.
+        files = sorted({file for group in self._groups for file in group}, key=_size, reverse=True)
+        self._hashes = {file: self._pool.submit(self._hash, file) for file in files}
 
     def __enter__(self) -> Self:
         return self
@@ -41,7 +49,7 @@ class Hashing:
     def finish(self) -> list[tuple[FileHash, ...]]:
         """The hashes of each group, once all are there. Raises ``HashingError`` for a file that cannot be read."""
         try:
-            return [tuple(each.result() for each in group) for group in self._groups]
+            return [tuple(self._hashes[file].result() for file in group) for group in self._groups]
         except OSError as error:
             raise HashingError("a file cannot be read", where=error.filename, found=error.strerror) from error
 
@@ -51,6 +59,10 @@ class Hashing:
             while not self._stop.is_set() and (count := stream.readinto(buffer)):
                 digest.update(buffer[:count])
         return FileHash(file.name, file.stat().st_size, digest.hexdigest())
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
 
 
 def hashes(files: Sequence[Path]) -> tuple[FileHash, ...]:

@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -66,18 +67,30 @@ def run_record(
 
 @contextmanager
 def compiling(meter: Meter, device: torch.device) -> Iterator[None]:
-    """Tells ``meter`` what Triton spends on making kernels for a GPU, or finding those it made before."""
+    """Tells ``meter`` what Triton spends on making kernels for a GPU, or finding those it made, and loading them."""
     if device.type != "cuda":
         yield
         return
     from triton import knobs
 
-    def add(*, times: Any, **about: Any) -> None:
+    compiled = 0.0
+
+    def compiling(*, times: Any, **about: Any) -> None:
+        nonlocal compiled
+        compiled = time.perf_counter()
         meter.compiling += times.total / 1e6
 
-    with knobs.compilation.scope():
-        knobs.compilation.listener = add
-        yield
+    def loaded(*about: Any) -> None:
+        # A kernel is loaded at once when it is compiled, behind a module in C that will launch it.
+        meter.compiling += time.perf_counter() - compiled
+
+    knobs.runtime.kernel_load_end_hook.add(loaded)
+    try:
+        with knobs.compilation.scope():
+            knobs.compilation.listener = compiling
+            yield
+    finally:
+        knobs.runtime.kernel_load_end_hook.remove(loaded)
 
 
 def timing(seconds: float, hashing: float, meter: Meter, tokens: int, device: torch.device) -> Timing:

@@ -80,11 +80,12 @@ def difference(
             for weights, of in ((base, name), (other, other_name or name))
         )  # fmt: skip
         d = v - w
-        signal.append(_squares(w))
-        noise.append(_squares(d))
-        lengths += float(_squares(v).sum())
-        products += float((w * v).sum(dtype=torch.float64))
-        worst = max(worst, float(d.abs().max()))
+        rows = torch.stack([_squares(w), _squares(d), _squares(v)]).cpu().numpy()
+        signal.append(rows[0])
+        noise.append(rows[1])
+        lengths += float(rows[2].sum())
+        product, greatest = torch.stack([(w * v).sum(dtype=torch.float64), d.abs().max().double()]).tolist()
+        products, worst = products + product, max(worst, greatest)
     if not math.isfinite(lengths + float(sum(row.sum() for row in (*signal, *noise)))):
         raise BambaQuantError(
             "a tensor holds values that are no numbers, here or in the base",
@@ -118,6 +119,5 @@ def row_classes(role: str, rows: int, config: Config) -> dict[str, slice]:
     return found
 
 
-def _squares(x: Tensor) -> F64:
-    found: F64 = x.square().sum(-1, dtype=torch.float64).cpu().numpy()
-    return found
+def _squares(x: Tensor) -> Tensor:
+    return x.square().sum(-1, dtype=torch.float64)

@@ -40,7 +40,7 @@ def test_an_evaluation(
         return rows(self, name, *given)
 
     for budget in (1, 1 << 30):
-        monkeypatch.setattr(module, "_read_ahead", lambda device, budget=budget: ReadAhead(device, budget))
+        monkeypatch.setattr(module, "read_ahead_for", lambda device, budget=budget: ReadAhead(device, budget))
         monkeypatch.setattr(LazyWeights, "rows", watched)
         found = evaluate(embedded_model(), [files["q8_0"], files["q4_k_m"]], text, options)
         for ours, plain in zip(found.candidates, evaluation.candidates, strict=True):
