@@ -27,7 +27,7 @@ _TOKENS_OF_A_WORD = 5
 
 
 def evaluate(processes: int, words: list[str], report: Path) -> tuple[float, dict[str, Any]]:
-    """Wall seconds of the whole, torchrun's own included, and the report. Each process has its share of the cores."""
+    """Wall seconds of the whole, torchrun's own included, and the report."""
     start = [
         sys.executable,
         "-m",
@@ -37,7 +37,6 @@ def evaluate(processes: int, words: list[str], report: Path) -> tuple[float, dic
         str(processes),
     ]
     command = [*(start if processes > 1 else [sys.executable]), "-m", "bamba_quant_cli", "evaluate", *words]
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
     wall, _ = run(["sh", "-c", 'out=$1; shift; "$@" > "$out"', "sh", str(report), *command])
     return wall, json.loads(report.read_text())
 
@@ -67,6 +66,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and torch.cuda.device_count() < max(options.processes):
         sys.exit(f"torch sees {torch.cuda.device_count()} GPUs")
+    # The same for one process as for each of several, so that nothing on the CPU is added up in another order.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // max(options.processes)))
     directory = options.directory or Path(tempfile.mkdtemp())
     directory.mkdir(parents=True, exist_ok=True)
 

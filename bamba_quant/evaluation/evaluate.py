@@ -129,7 +129,10 @@ def evaluate(
 
     with ExitStack() as stack:
         stack.enter_context(compiling(meter, device))
-        write = None
+        drawn = write = None
+        if ranks.first:
+            beside = stack.enter_context(ThreadPoolExecutor(1))
+            drawn = beside.submit(Bootstrap, tokens.text.chunks, options.seed, options.resamples)
         if ahead:
             stack.enter_context(ahead).begin(reading_order(sources, drift is not None))
         if options.save_base:
@@ -167,11 +170,11 @@ def evaluate(
             hashing = hashing or stack.enter_context(Hashing(map(files_of, opened)))
             hashed = hashing.finish()
         hashing_seconds = time.perf_counter() - clock - seconds
-    if not ranks.first:
+    if not drawn:
         return ranks.share()
 
+    bootstrap = drawn.result()
     measured_floors = floors(collect(measured.floor, floor_chunks)) if floor_chunks else None
-    bootstrap = Bootstrap(tokens.text.chunks, options.seed, options.resamples)
     results = []
     for number, (file, scores) in enumerate(zip(files, scored, strict=True)):
         table = figures.figures(scores, bootstrap, measured_floors)
