@@ -1,10 +1,11 @@
-"""Weights read on a GPU, to which quantized blocks go as they are stored."""
+"""Weights read on a GPU, to which quantized weights go as they are stored: blocks, or codes with their scales."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from bamba_quant.checkpoint import PackedTensor, RawReader, StoredTensor
 from bamba_quant.weights import LazyWeights, Meter, WeightInfo
 
 if TYPE_CHECKING:
@@ -12,15 +13,18 @@ if TYPE_CHECKING:
 
     from bamba_quant.read_ahead import ReadAhead, Wanted
 
+# Weights that are unpacked together: their float32 takes 64 MB.
+_PIECE = 1 << 24
+
 
 class DeviceWeights(Mapping[str, Any]):
-    """``LazyWeights`` read on a GPU: blocks go there as they are stored, and weights of ``dtype`` come out; tensors
-    stored plainly keep their own.
+    """``LazyWeights`` read on a GPU: blocks and codes go there as they are stored, and weights of ``dtype`` come out;
+    tensors stored plainly keep their own.
 
-    What a GPU does not read (formats that are only read, and changes of single values) is read on the CPU, to the
-    same values: it is a few vectors of a model, or a file of such a format. With ``ahead`` what it brings is taken
-    from there, and the bytes of one layer, or of one tensor outside the layers, stay on the device until another is
-    asked for, so that all who read a layer cause one reading.
+    What a GPU does not read (vectors, and changes of single values) is read on the CPU, to the same values: it is a
+    few vectors of a model. With ``ahead`` what it brings is taken from there, and the bytes of one layer, or of one
+    tensor outside the layers, stay on the device until another is asked for, so that all who read a layer cause one
+    reading.
     """
 
     def __init__(
@@ -49,6 +53,11 @@ class DeviceWeights(Mapping[str, Any]):
         whole = self._whole(name, meter)
         if not self.on_device(name):
             return self._weights.rows(name, start, stop, meter)
+        if isinstance(tensor, PackedTensor):
+            if whole is None:
+                return read_packed(tensor, start, stop, self._device, self._dtype, meter)
+            with meter.spent("decoding"):
+                return decode_packed(tensor, whole[start:stop], self._dtype)
         raw, first = self._raw(name, whole, start, stop, meter)
         with meter.spent("decoding"):
             if moved:
@@ -65,14 +74,22 @@ class DeviceWeights(Mapping[str, Any]):
         """The tensor as ``ReadAhead`` is told of it."""
         from bamba_quant.read_ahead import Wanted
 
-        return Wanted(self._weights.stored(name)[0], self.on_device(name))
+        tensor, arranged = self._read_ahead(name)
+        return Wanted(tensor, self.on_device(name) and not arranged)
 
     def on_device(self, name: str) -> bool:
         """Whether the device decodes this tensor."""
-        from bamba_quant.formats.cuda.decoding import decodes
+        _, rule, moved = self._weights.stored(name)
+        return len(rule.shape) > 1 and (not moved or rule.transform.moves)
 
-        tensor, rule, moved = self._weights.stored(name)
-        return decodes(tensor.format) and len(rule.shape) > 1 and (not moved or rule.transform.moves)
+    def _read_ahead(self, name: str) -> tuple[StoredTensor, bool]:
+        """What is read ahead for a tensor, and whether it only comes into the system's cache: codes that stand in
+        another order than rows go to the device as they stand there, when they are asked for.
+        """
+        tensor = self._weights.stored(name)[0]
+        if isinstance(tensor, PackedTensor) and tensor.codes.arrange is not None:
+            return tensor.codes.tensor, True
+        return tensor, False
 
     def _whole(self, name: str, meter: Meter) -> torch.Tensor | None:
         """All bytes of the tensor on the device, where they were read ahead; lets go what is not of its layer."""
@@ -84,7 +101,7 @@ class DeviceWeights(Mapping[str, Any]):
                 del self._held[other]
         if name not in self._held:
             with meter.spent("reading"):
-                found = self._ahead.take(self._weights.stored(name)[0])
+                found = self._ahead.take(self._read_ahead(name)[0])
             if found is not None:
                 self._held[name] = found
         return self._held.get(name)
@@ -114,3 +131,32 @@ def _torch_dtype(name: str) -> torch.dtype:
 
     found: torch.dtype = getattr(torch, name)
     return found
+
+
+def read_packed(
+    tensor: PackedTensor, start: int, stop: int, device: torch.device, dtype: torch.dtype, meter: Meter
+) -> torch.Tensor:
+    """Rows ``start`` to ``stop`` on the device, unpacked there some at a time; errors as ``RawReader.read_into``'s."""
+    import torch
+
+    out = torch.empty(stop - start, tensor.columns, dtype=dtype, device=device)
+    done = 0
+    with RawReader() as reader:
+        stretches = tensor.stretches(reader, start, stop, max(1, _PIECE // tensor.columns))
+        while True:
+            with meter.spent("reading"):
+                stretch = next(stretches, None)
+            if stretch is None:
+                return out
+            with meter.spent("decoding"):
+                out[done : done + stretch.count] = tensor.decode_on(stretch, device)
+            done += stretch.count
+
+
+def decode_packed(tensor: PackedTensor, raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The weights of rows that lie on a device as ``format`` takes them, (r, ``row_bytes``): some at a time."""
+    out = raw.new_empty(len(raw), tensor.columns, dtype=dtype)
+    step = max(1, _PIECE // tensor.columns)
+    for start in range(0, len(raw), step):
+        out[start : start + step] = tensor.rows_on(raw[start : start + step])
+    return out

@@ -36,12 +36,17 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def torch_device(name: str) -> torch.device:
-    """torch's device of that name, once it has held a number. Raises ``BambaQuantError`` when it cannot."""
+    """torch's device of that name, once it has held a number; kernels are launched on it from then on.
+
+    Raises ``BambaQuantError`` when it cannot.
+    """
     import torch
 
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     # Which of these torch raises for a device it was not built for differs between devices.
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         raise BambaQuantError(

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from bamba_quant.checkpoint.activations import of_compressed_tensors
 from bamba_quant.checkpoint.base import RawReader, StoredTensor
-from bamba_quant.checkpoint.joining import E4M3, Stored, e4m3_decoder, integer_decoder
+from bamba_quant.checkpoint.joining import E4M3, Stored
 from bamba_quant.checkpoint.packed import Beside
+from bamba_quant.checkpoint.unpacking import Floats, Integers
 from bamba_quant.formats.integers import Grid
 from bamba_quant.schemes.pack_quantized import unpack_zeros
 
@@ -37,10 +39,10 @@ def read_compressed_tensors(quantization: Mapping[str, Any], stored: Stored) -> 
     for name, tensor in list(stored.left().items()):
         if name.endswith(".weight_packed"):
             module = name.removesuffix(".weight_packed")
-            _packed(stored, module, _arguments(quantization, stored, module, "int"))
+            _packed(stored, module, _group(quantization, stored, module, "int"))
         elif name.endswith(".weight") and tensor.format.name == E4M3:
             module = name.removesuffix(".weight")
-            _float(stored, module, tensor, _arguments(quantization, stored, module, "float"))
+            _float(stored, module, tensor, _group(quantization, stored, module, "float"))
     for name in stored.left():
         if _UNUSED.search(name):
             stored.unused.add(name)
@@ -53,8 +55,8 @@ def read_compressed_tensors(quantization: Mapping[str, Any], stored: Stored) -> 
             )
 
 
-def _arguments(quantization: Mapping[str, Any], stored: Stored, module: str, kind: str) -> Mapping[str, Any]:
-    """What the configuration says of a module's weight: its group by name, else the one that names a class."""
+def _group(quantization: Mapping[str, Any], stored: Stored, module: str, kind: str) -> Mapping[str, Any]:
+    """What the configuration says of a module: its group by name, else the one that names a class."""
     groups = quantization.get("config_groups")
     candidates = [
         group
@@ -68,7 +70,7 @@ def _arguments(quantization: Mapping[str, Any], stored: Stored, module: str, kin
     for group in (*named, *by_class):
         weights = group.get("weights")
         if isinstance(weights, dict) and weights.get("type") == kind:
-            return weights
+            return group
     raise stored.unsupported(
         "a weight",
         f"module {module}",
@@ -88,7 +90,8 @@ def _matches(target: Any, module: str, stored: Stored) -> bool:
         ) from None
 
 
-def _float(stored: Stored, module: str, codes: StoredTensor, weights: Mapping[str, Any]) -> None:
+def _float(stored: Stored, module: str, codes: StoredTensor, group: Mapping[str, Any]) -> None:
+    weights = group["weights"]
     strategy, name = weights.get("strategy"), f"{module}.weight"
     if weights.get("num_bits") != 8 or not weights.get("symmetric", True) or len(codes.shape) != 2:
         raise stored.unsupported("a weight", name, dict(weights), "8 bits, symmetric, a matrix")
@@ -104,9 +107,10 @@ def _float(stored: Stored, module: str, codes: StoredTensor, weights: Mapping[st
         name,
         f"e4m3 by {strategy}",
         (rows, columns),
-        e4m3_decoder(columns, width, scale.format.name),
+        Floats(columns, width, scale.format.name),
         codes,
         Beside(scale, 0 if strategy == "tensor" else height),
+        activations=of_compressed_tensors(group),
     )
 
 
@@ -127,7 +131,8 @@ def _tile(stored: Stored, name: str, weights: Mapping[str, Any], rows: int, colu
     raise stored.unsupported("a weight", name, found, f"strategy {_STRATEGIES}, with its sizes")
 
 
-def _packed(stored: Stored, module: str, weights: Mapping[str, Any]) -> None:
+def _packed(stored: Stored, module: str, described: Mapping[str, Any]) -> None:
+    weights = described["weights"]
     name, bits, symmetric = f"{module}.weight", weights.get("num_bits"), weights.get("symmetric", True)
     if bits not in (4, 8) or f"{module}.weight_g_idx" in stored.left():
         raise stored.unsupported(
@@ -157,10 +162,11 @@ def _packed(stored: Stored, module: str, weights: Mapping[str, Any]) -> None:
         name,
         f"w{bits}a16{'' if symmetric else '-asym'}-g{group}",
         (rows, columns),
-        integer_decoder(grid, 1 << bits - 1, columns, scale.format.name),
+        Integers(grid, 1 << bits - 1, columns, scale.format.name),
         codes,
         Beside(scale),
         zero,
+        of_compressed_tensors(described),
     )
 
 

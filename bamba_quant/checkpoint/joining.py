@@ -1,25 +1,18 @@
-"""What readers of quantized checkpoints share: taking the parts of a weight, and the arithmetic that joins them."""
+"""What readers of quantized checkpoints share: taking the parts of a weight, each checked, and joining them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
-
+from bamba_quant.checkpoint.activations import Activations
 from bamba_quant.checkpoint.base import Shape, StoredTensor
-from bamba_quant.checkpoint.packed import Beside, Codes, Decode, PackedTensor, packed_tensor, plain_codes
+from bamba_quant.checkpoint.packed import Beside, Codes, PackedTensor, packed_tensor, plain_codes
+from bamba_quant.checkpoint.unpacking import Unpacking
 from bamba_quant.errors import CheckpointError
-from bamba_quant.formats.base import F32, U8
-from bamba_quant.formats.floats import to_bfloat16, to_float32
-from bamba_quant.formats.integers import Grid, unpack
 
 E4M3 = "f8_e4m3"
 _FLOATS = ("f32", "bf16", "f16")
-
-# Every e4m3 code's value.
-_E4M3_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
 class Stored:
@@ -61,13 +54,14 @@ class Stored:
         self._taken.add(name)
         return tensor
 
-    def add(self, name: str, described: str, shape: tuple[int, int], decode: Decode, codes: Codes | StoredTensor,
-            scale: Beside, zero: Beside | None = None) -> None:  # fmt: skip
+    def add(self, name: str, described: str, shape: tuple[int, int], unpacking: Unpacking,
+            codes: Codes | StoredTensor, scale: Beside, zero: Beside | None = None,
+            activations: Activations | None = None) -> None:  # fmt: skip
         """Make the parts the weight ``name``; codes that are a tensor stand row by row."""
         if isinstance(codes, StoredTensor):
             codes = plain_codes(codes)
         self.weights[name] = packed_tensor(
-            name, described, shape, decode, codes=codes, scale=scale, zero=zero
+            name, described, shape, unpacking, codes=codes, scale=scale, zero=zero, activations=activations
         )
 
     def unsupported(self, what: str, name: str, found: object, expected: str) -> CheckpointError:
@@ -79,32 +73,3 @@ class Stored:
             expected=expected,
             fix="give the unquantized checkpoint",
         )
-
-
-def rounded_as(values: F32, dtype: str) -> F32:
-    """Values as a loader has them that computes in ``dtype``, the scales' own."""
-    if dtype == "bf16":
-        return to_float32(to_bfloat16(values))
-    return values.astype(np.float16).astype(np.float32) if dtype == "f16" else values
-
-
-def e4m3_decoder(columns: int, width: int, dtype: str) -> Decode:
-    """code·scale rounded to ``dtype``, a scale for each ``width`` columns."""
-
-    def decode(codes: U8, scale: F32, zero: F32) -> F32:
-        values: F32 = _E4M3_VALUES[codes]
-        values *= scale if width >= columns else np.repeat(scale, width, axis=1)[:, :columns]
-        return rounded_as(values, dtype)
-
-    return decode
-
-
-def integer_decoder(grid: Grid, offset: int, columns: int, dtype: str) -> Decode:
-    """What a ``Grid`` says integers stored with ``offset`` stand for, rounded to ``dtype``."""
-
-    def decode(codes: U8, scale: F32, zero: F32) -> F32:
-        q = unpack(codes, grid.bits, offset)[:, :columns].reshape(len(codes), -1, grid.group)
-        values = grid.values(q.astype(np.float32), scale[..., None], zero[..., None])
-        return rounded_as(values.reshape(len(codes), columns), dtype)
-
-    return decode

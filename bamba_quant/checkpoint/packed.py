@@ -7,21 +7,23 @@ disk, so that everything that reads tensors by rows reads these too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.checkpoint.base import RawReader, StoredTensor
+from bamba_quant.checkpoint.activations import Activations
+from bamba_quant.checkpoint.base import RawReader, StoredTensor, row_runs
+from bamba_quant.checkpoint.unpacking import Arrangement, Unpacking
 from bamba_quant.errors import FormatError
 from bamba_quant.formats import Format
 from bamba_quant.formats.base import F32, U8
 
-# uint8 codes (r, bytes), float32 scales (r, s) and zeros (r, z) of r rows, to float32 weights (r, columns).
-Decode = Callable[[U8, F32, F32], F32]
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -86,22 +88,26 @@ class Beside:
 class Codes:
     """The codes of a weight: one index along the first axis of ``tensor`` covers ``rows`` rows.
 
-    ``arrange`` brings the bytes of some indices, uint8 (n, bytes), into the order of rows, (n·rows, ``row_bytes``).
+    ``arrange`` brings the bytes of some indices into the order of rows, (n·rows, ``row_bytes``).
     """
 
     tensor: StoredTensor
     row_bytes: int
     rows: int = 1
-    arrange: Callable[[U8], U8] | None = None
+    arrange: Arrangement | None = None
 
     def read(self, reader: RawReader, first: int, stop: int) -> U8:
         """uint8 (stop - first, ``row_bytes``): the codes of those rows."""
+        raw, skipped = self.stored(reader, first, stop)
+        return (raw if self.arrange is None else self.arrange.rows(raw))[skipped : skipped + stop - first]
+
+    def stored(self, reader: RawReader, first: int, stop: int) -> tuple[U8, int]:
+        """The indices that those rows lie in, uint8 (n, bytes), and how many rows before them these hold."""
         low, high = first // self.rows, -(-stop // self.rows)
         length = self.tensor.n_bytes // self.tensor.shape[0]
         raw = np.empty((high - low, length), np.uint8)
         reader.read_into(self.tensor.file, self.tensor.offset + low * length, raw.reshape(-1))
-        skipped = first - low * self.rows
-        return (raw if self.arrange is None else self.arrange(raw))[skipped : skipped + stop - first]
+        return raw, first - low * self.rows
 
 
 def plain_codes(tensor: StoredTensor) -> Codes:
@@ -110,12 +116,32 @@ def plain_codes(tensor: StoredTensor) -> Codes:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """``count`` neighbouring rows as they are stored: ``codes`` hold ``skipped`` rows before the first of them.
+
+    ``scale`` and ``zero`` are float32 (count, numbers), ``zero`` without numbers where a weight has none.
+    """
+
+    count: int
+    codes: U8
+    skipped: int
+    scale: F32
+    zero: F32
+
+
+@dataclass(frozen=True)
 class PackedTensor(StoredTensor):
-    """A weight of ``shape`` (rows, columns) made of ``codes``, a ``scale`` and perhaps a ``zero``."""
+    """A weight of ``shape`` (rows, columns) made of ``codes``, a ``scale`` and perhaps a ``zero``, by ``unpacking``.
+
+    ``activations`` is how the checkpoint has what enters the matrix rounded, None where it is not.
+    """
+
+    unpacking: Unpacking = field(kw_only=True)
 
     codes: Codes = field(kw_only=True)
     scale: Beside = field(kw_only=True)
     zero: Beside | None = field(default=None, kw_only=True)
+    activations: Activations | None = field(default=None, kw_only=True)
 
     @property
     def beside(self) -> tuple[Beside, ...]:
@@ -136,6 +162,43 @@ class PackedTensor(StoredTensor):
         tensors = (self.codes.tensor, *(part.tensor for part in self.beside))
         return tuple({tensor.name: tensor for tensor in tensors}.values())
 
+    def stretches(self, reader: RawReader, first: int, stop: int, most: int) -> Iterator[Stretch]:
+        """Rows ``first`` to ``stop`` in turn, ``most`` at a time; errors as ``RawReader.read_into``'s."""
+        for _, place, count in row_runs(self.section, first, stop):
+            for low in range(place, place + count, most):
+                high = min(low + most, place + count)
+                codes, skipped = self.codes.stored(reader, low, high)
+                scale = self.scale.read(reader, low, high)
+                zero = scale[:, :0] if self.zero is None else self.zero.read(reader, low, high)
+                yield Stretch(high - low, codes, skipped, scale, zero)
+
+    def scales(self) -> F32:
+        """All scales, (rows, numbers of a row); errors as ``RawReader.read_into``'s."""
+        with RawReader() as reader:
+            runs = row_runs(self.section, 0, self.rows)
+            return np.concatenate([self.scale.read(reader, place, place + count) for _, place, count in runs])
+
+    def decode_on(self, stretch: Stretch, device: torch.device) -> torch.Tensor:
+        """The rows of a stretch, float32 (count, columns), computed on the device: ``format.dequantize``'s values."""
+        import torch
+
+        codes, scale, zero = (
+            torch.from_numpy(np.require(part, requirements=["C", "W"])).to(device)
+            for part in (stretch.codes, stretch.scale, stretch.zero)
+        )
+        if self.codes.arrange is not None:
+            codes = self.codes.arrange.rows_on(codes)
+        wanted = codes[stretch.skipped : stretch.skipped + stretch.count]
+        return self.unpacking.values_on(wanted, scale, zero)
+
+    def rows_on(self, raw: torch.Tensor) -> torch.Tensor:
+        """``format.dequantize`` of rows uint8 (r, ``row_bytes``) where they lie, float32 (r, columns)."""
+        import torch
+
+        codes, scales = self.codes.row_bytes, self.scale.width
+        numbers = raw[:, codes:].contiguous().view(torch.float32)
+        return self.unpacking.values_on(raw[:, :codes].contiguous(), numbers[:, :scales], numbers[:, scales:])
+
     def fetch(self, reader: RawReader, row_bytes: int, first: int, buffer: U8) -> None:
         rows = buffer.reshape(-1, row_bytes)
         at = self.codes.row_bytes
@@ -150,11 +213,12 @@ def packed_tensor(
     name: str,
     described: str,
     shape: tuple[int, int],
-    decode: Decode,
+    unpacking: Unpacking,
     *,
     codes: Codes,
     scale: Beside,
     zero: Beside | None = None,
+    activations: Activations | None = None,
 ) -> PackedTensor:
     """The weight ``name`` of its parts; ``described`` is what users see as its type."""
     code_bytes, scales, zeros = codes.row_bytes, scale.width, 0 if zero is None else zero.width
@@ -162,7 +226,9 @@ def packed_tensor(
 
     def dequantize(raw: U8) -> F32:
         numbers = np.ascontiguousarray(raw[:, code_bytes:]).view(np.float32)
-        return decode(np.ascontiguousarray(raw[:, :code_bytes]), numbers[:, :scales], numbers[:, scales:])
+        return unpacking.values(
+            np.ascontiguousarray(raw[:, :code_bytes]), numbers[:, :scales], numbers[:, scales:]
+        )
 
     def refuse(x: F32, importance: F32 | None = None) -> NoReturn:
         raise FormatError(f"{described} can be read here and not written", fix="choose a GGUF type")
@@ -170,5 +236,6 @@ def packed_tensor(
     number_format = Format(described, -1, shape[1], row_bytes, refuse, dequantize, writable=False)
     tensor = codes.tensor
     return PackedTensor(
-        name, shape, number_format, tensor.file, tensor.offset, codes=codes, scale=scale, zero=zero
-    )
+        name, shape, number_format, tensor.file, tensor.offset,
+        unpacking=unpacking, codes=codes, scale=scale, zero=zero, activations=activations,
+    )  # fmt: skip

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bamba_quant.checkpoint.joining import E4M3, Stored, e4m3_decoder
+from bamba_quant.checkpoint.activations import of_scale_inverse
+from bamba_quant.checkpoint.joining import E4M3, Stored
 from bamba_quant.checkpoint.packed import Beside
+from bamba_quant.checkpoint.unpacking import Floats
 
 
 def read_scale_inverse(quantization: Mapping[str, Any], stored: Stored) -> None:
@@ -26,9 +28,10 @@ def read_scale_inverse(quantization: Mapping[str, Any], stored: Stored) -> None:
                 name,
                 "e4m3 by block",
                 (rows, columns),
-                e4m3_decoder(columns, width, scale.format.name),
+                Floats(columns, width, scale.format.name),
                 codes,
                 Beside(scale, height),
+                activations=of_scale_inverse(quantization, width),
             )
     stored.unused |= {name for name in stored.left() if name.endswith((".activation_scale", ".input_scale"))}
     for name in stored.left():

@@ -8,17 +8,16 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
 from typing import Any, TypeGuard
 
-import numpy as np
-
-from bamba_quant.checkpoint.joining import E4M3, Stored, e4m3_decoder, integer_decoder, rounded_as
+from bamba_quant.checkpoint.activations import of_torchao
+from bamba_quant.checkpoint.joining import E4M3, Stored
 from bamba_quant.checkpoint.packed import Beside, Codes
 from bamba_quant.checkpoint.safetensors_file import read_metadata
-from bamba_quant.formats.base import F32, U8
-from bamba_quant.formats.integers import Grid, pack
-from bamba_quant.schemes.torchao_tile_packed import TILE, padded, unpack_tiles
+from bamba_quant.checkpoint.unpacking import Floats, Integers, Tiles
+from bamba_quant.formats.integers import Grid
+from bamba_quant.schemes.torchao_tile_packed import TILE, padded
 
 _PLAIN = "Tensor"
 
@@ -43,6 +42,8 @@ def read_torchao(quantization: Mapping[str, Any], stored: Stored) -> None:
                 "a weight", f"tensor {name}", reprlib.repr(described), f"{kind} of {sorted(_KINDS[kind])}"
             )
         _JOIN[kind](stored, name, *shape, *block)
+        activations = of_torchao(data) if isinstance(data, dict) else None
+        stored.weights[name] = replace(stored.weights[name], activations=activations)
 
 
 _KINDS = {
@@ -100,9 +101,9 @@ def _int4(stored: Stored, name: str, rows: int, columns: int, height: int, group
     transposed = (columns // group, rows)
     scale = stored.take(_part(name, "scale"), shapes=(transposed,))
     zero = stored.take(_part(name, "zero_point"), shapes=(transposed,))
-    decode = integer_decoder(Grid(4, "float", group), 0, columns, scale.format.name)
+    values = Integers(Grid(4, "float", group), 0, columns, scale.format.name)
     described = f"torchao-int4-g{group}"
-    stored.add(name, described, (rows, columns), decode, codes, Beside(scale, axis=1), Beside(zero, axis=1))
+    stored.add(name, described, (rows, columns), values, codes, Beside(scale, axis=1), Beside(zero, axis=1))
 
 
 def _tiles(stored: Stored, name: str, rows: int, columns: int, height: int, group: int) -> None:
@@ -113,22 +114,11 @@ def _tiles(stored: Stored, name: str, rows: int, columns: int, height: int, grou
     both = stored.take(
         _part(name, "scale_and_zero"), shapes=((wide // group, tall, 2), (wide // group, rows, 2))
     )
-    decode = integer_decoder(Grid(4, "float", group), 0, columns, both.format.name)
-    # Scales of the columns that pad a row are cut off with them.
-    count = columns // group
-
-    def of_columns(codes: U8, scale: F32, zero: F32) -> F32:
-        return decode(codes, scale[:, :count], zero[:, :count])
-
-    codes = Codes(tiles, columns // 2, TILE, partial(_rows_of_tiles, columns=columns))
+    codes = Codes(tiles, columns // 2, TILE, Tiles(columns))
+    values = Integers(Grid(4, "float", group), 0, columns, both.format.name)
     described = f"torchao-int4-tile-packed-g{group}"
     scale, zero = (Beside(both, axis=1, item=item) for item in (0, 1))
-    stored.add(name, described, (rows, columns), of_columns, codes, scale, zero)
-
-
-def _rows_of_tiles(raw: U8, columns: int) -> U8:
-    words = raw.view(np.int32).reshape(len(raw), -1, 4 * TILE, 4)
-    return pack(np.ascontiguousarray(unpack_tiles(words)[:, :columns]), 4, 0)
+    stored.add(name, described, (rows, columns), values, codes, scale, zero)
 
 
 def _check_groups(stored: Stored, name: str, columns: int, height: int, group: int) -> None:
@@ -148,12 +138,7 @@ def _float8(stored: Stored, name: str, rows: int, columns: int, height: int, wid
         )
     codes = stored.take(_part(name, "qdata"), (E4M3,), ((rows, columns),))
     scale = stored.take(_part(name, "scale"), shapes=((rows, 1),))
-    exact = e4m3_decoder(columns, width, "f32")
-
-    def decode(packed: U8, scales: F32, zeros: F32) -> F32:
-        return rounded_as(exact(packed, scales, zeros), "bf16")
-
-    stored.add(name, "e4m3 by row", (rows, columns), decode, codes, Beside(scale))
+    stored.add(name, "e4m3 by row", (rows, columns), Floats(columns, width, "bf16"), codes, Beside(scale))
 
 
 _JOIN = {"Int4Tensor": _int4, "Int4TilePackedTo4dTensor": _tiles, "Float8Tensor": _float8}

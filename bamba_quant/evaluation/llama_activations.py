@@ -7,7 +7,7 @@ Which type goes with which: ggml-cpu.c, ``type_traits_cpu``; sums are this libra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,8 +18,6 @@ from bamba_reference.backend import Backend
 from bamba_reference.tensors import stack_of
 
 Rounding = Callable[[Tensor], Tensor]
-
-CHOICES = ("auto", "exact", "llama.cpp")
 
 
 def q8_0(x: Tensor) -> Tensor:
@@ -54,25 +52,11 @@ ROUNDINGS: dict[str, Rounding] = {
 }  # fmt: skip
 
 
-def resolve(activations: str, kinds: Iterable[str]) -> str:
-    """ "auto" is "llama.cpp" where all models are GGUF files, so that the table is llama-perplexity's; else "exact".
-
-    Raises ``BambaQuantError`` for a word that is none of ``CHOICES``.
-    """
-    if activations not in CHOICES:
-        raise BambaQuantError("no such activations", found=activations, expected=", ".join(CHOICES))
-    if activations != "auto":
-        return activations
-    return "llama.cpp" if set(kinds) == {"gguf"} else "exact"
-
-
-def with_activations(backend: Backend, weights: LazyWeights, activations: str) -> Backend:
-    """``backend``, and for "llama.cpp" with what enters each matrix rounded as suits its stored type.
+def with_llama_activations(backend: Backend, weights: LazyWeights) -> Backend:
+    """``backend`` with what enters each matrix rounded as suits its stored type.
 
     Raises ``BambaQuantError`` for a type that llama.cpp does not have.
     """
-    if activations == "exact":
-        return backend
     formats = {name: weights.info(name).format for name in weights}
     unknown = sorted(set(formats.values()) - ROUNDINGS.keys())
     if unknown:

@@ -9,9 +9,10 @@ odd: ln p = scale · q + least. Nothing below the likeliest token by more than 1
 from __future__ import annotations
 
 import os
+import secrets
 import struct
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 
 from bamba_quant.errors import CheckpointError
 from bamba_quant.evaluation.scores import TOP, BaseBlock
-from bamba_quant.writers.atomic import atomic_files
+from bamba_quant.ranks import ALONE, Ranks
+from bamba_quant.writers.atomic import atomic_files, partial_name
 
 MAGIC = b"_logits_"
 _HEAD = struct.Struct("<8sIii")
@@ -104,17 +106,21 @@ def read_logits_file(path: Path) -> LogitsFile:
     return found
 
 
-def base_blocks(file: LogitsFile, chunks: int, block: int, device: torch.device) -> Iterator[BaseBlock]:
-    """The rows of the first ``chunks`` chunks as what ``scores.score`` compares with, ``block`` tokens at a time.
+def base_blocks(
+    file: LogitsFile, part: slice, blocks: Sequence[int], device: torch.device
+) -> Iterator[BaseBlock]:
+    """The rows of the chunks ``part`` as what ``scores.score`` compares with, in blocks of so many tokens.
 
     Least entries stand for whatever is less likely: those at or below -16 are left out of the divergence, and what
     is given for p is not renormalized, as in llama-perplexity.
     """
-    targets = file.tokens[:chunks, file.ctx // 2 + 1 :].reshape(-1).astype(np.int64)
+    targets = file.tokens[:, file.ctx // 2 + 1 :].reshape(-1)
     rows = np.memmap(file.path, "<u2", "r", file.start, (file.chunks * file.scored, file.row_words))
-    for start in range(0, len(targets), block):
-        now = np.array(rows[start : min(start + block, len(targets))])
-        wanted = torch.from_numpy(targets[start : start + block])
+    start = part.start * file.scored
+    for length in blocks:
+        now = np.array(rows[start : start + length])
+        wanted = torch.from_numpy(targets[start : start + length].astype(np.int64))
+        start += length
         log_p = torch.from_numpy(decode_rows(now, file.vocab_size)).to(device)  # (t, V)
         yield BaseBlock(
             log_p,
@@ -133,17 +139,31 @@ def writing(
     *,
     overwrite: bool = False,
     inputs: Collection[Path] = (),
+    part: slice = slice(None),
+    ranks: Ranks = ALONE,
 ) -> Iterator[Callable[[NDArray[np.float32]], None]]:
     """A function to be given the logits (t, V) of all scored tokens in order; the file appears when all are there.
 
-    ``tokens`` (chunks, ctx) are the text's own. Raises ``OutputError`` where the file exists, is one of
-    ``inputs`` or cannot be written.
+    ``tokens`` (chunks, ctx) are the text's own. Each of ``ranks`` gives those of its ``part``, into one file that
+    the first of them has made. Raises ``OutputError`` where the file exists, is one of ``inputs`` or cannot be
+    written.
     """
     file = LogitsFile(path, tokens.shape[1], vocab_size, np.asarray(tokens, "<i4"))
-    with atomic_files([(path, file.n_bytes)], overwrite=overwrite, inputs=inputs) as (descriptor,):
-        at = file.start
-        head = _HEAD.pack(MAGIC, file.ctx, vocab_size, file.chunks) + file.tokens.tobytes()
-        _write(descriptor, head, 0)
+    first, last, _ = part.indices(file.chunks)
+    begin, stop = (file.start + 2 * chunk * file.scored * file.row_words for chunk in (first, last))
+    at = begin
+    mark = ranks.share(secrets.token_hex(4))
+    with ExitStack() as stack:
+        if ranks.first:
+            (descriptor,) = stack.enter_context(
+                atomic_files([(path, file.n_bytes)], overwrite=overwrite, inputs=inputs, mark=mark)
+            )
+            head = _HEAD.pack(MAGIC, file.ctx, vocab_size, file.chunks) + file.tokens.tobytes()
+            _write(descriptor, head, 0)
+        ranks.gather("made")
+        if not ranks.first:
+            descriptor = os.open(partial_name(path, mark), os.O_WRONLY)
+            stack.callback(os.close, descriptor)
 
         def write(logits: NDArray[np.float32]) -> None:
             nonlocal at
@@ -152,8 +172,10 @@ def writing(
             at += len(raw)
 
         yield write
-        if at != file.n_bytes:
-            raise ValueError(f"{at:,} of {file.n_bytes:,} bytes were given to {path}")
+        if at != stop:
+            raise ValueError(f"{at - begin:,} of {stop - begin:,} bytes were given to {path}")
+        os.fsync(descriptor)
+        ranks.gather("written")
 
 
 def encode_rows(logits: NDArray[np.float32]) -> Words:

@@ -18,13 +18,15 @@ import torch
 
 from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.result import Run, Timing
+from bamba_quant.ranks import ALONE, Ranks
 from bamba_quant.weights import Meter
-from bamba_reference.backend import Backend
 
 
-def command_line(base: Path, candidates: Sequence[Path], text: Path | None, options: Options) -> str:
+def command_line(
+    base: Path, candidates: Sequence[Path], text: Path | None, options: Options, ranks: Ranks = ALONE
+) -> str:
     """The command that would run this evaluation again, where a library call began it."""
-    parts = ["bamba-quant", "evaluate", str(base), *map(str, candidates)]
+    parts = ["evaluate", str(base), *map(str, candidates)]
     parts += ["--text", str(text)] if text else []
     usual = Options()
     for name, value in vars(options).items():
@@ -35,10 +37,12 @@ def command_line(base: Path, candidates: Sequence[Path], text: Path | None, opti
             parts.append(option)
         elif value != getattr(usual, name):
             parts += [option, str(value)]
-    return shlex.join(parts)
+    return shlex.join(ranks.command(parts))
 
 
-def run_record(command: str, options: Options, backend: Backend, started: datetime.datetime) -> Run:
+def run_record(
+    command: str, options: Options, backend: str, started: datetime.datetime, ranks: Ranks = ALONE
+) -> Run:
     """What a report says of how the figures came about."""
     plain = {
         key: value if isinstance(value, (int, float, bool)) or value is None else str(value)
@@ -51,8 +55,8 @@ def run_record(command: str, options: Options, backend: Backend, started: dateti
         seed=options.seed,
         resamples=options.resamples,
         versions=versions | {"python": platform.python_version()},
-        backend=backend.name,
-        device=options.device,
+        backend=backend,
+        device=options.device if ranks.size == 1 else f"{options.device} in {ranks.size} processes",
         dtype=options.dtype,
         threads=torch.get_num_threads(),
         processor=f"{platform.machine()}, {os.cpu_count()} processors",

@@ -304,7 +304,8 @@ class Timing:
     On a GPU, which files are read ahead for and which works on by itself, ``reading`` is what the run waited for
     bytes, ``compiling`` what making the kernels took, and files are hashed beside: ``hashing_seconds`` is what was
     left of that. ``seconds_per_token`` counts each token once, whatever the number of candidates. ``peak_memory``
-    is the process's greatest resident size, ``device_memory`` the greatest allocated on an accelerator.
+    is the process's greatest resident size, ``device_memory`` the greatest allocated on an accelerator. Of several
+    processes these are the first's, and ``computing`` has what it waited for the others.
     """
 
     seconds: float

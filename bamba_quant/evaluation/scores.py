@@ -7,6 +7,7 @@ and whether both find the same token most likely. All sums are float64.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,7 @@ def score(base: BaseBlock, logits: Tensor) -> dict[str, NDArray[Any]]:
     return {name: torch.cat(values).cpu().numpy() for name, values in parts.items()}
 
 
-def collect(blocks: list[dict[str, NDArray[Any]]], chunks: int) -> Scores:
+def collect(blocks: Sequence[Mapping[str, NDArray[Any]]], chunks: int) -> Scores:
     """Blocks of tokens in the text's order to ``Scores`` of ``chunks`` chunks."""
     return Scores(
         **{name: np.concatenate([block[name] for block in blocks]).reshape(chunks, -1) for name in blocks[0]}

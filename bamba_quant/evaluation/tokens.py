@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.checkpoint import Checkpoint, open_checkpoint
 from bamba_quant.errors import CheckpointError
 from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.models import ComparisonError, Opened, tokenizer_hash
@@ -36,7 +38,8 @@ class Tokens:
 
     @property
     def targets(self) -> NDArray[np.int64]:
-        return self.cut[:, self.first + 1 :].reshape(-1)
+        """The scored tokens (n, scored)."""
+        return self.cut[:, self.first + 1 :]
 
 
 def text_tokens(opened: Sequence[Opened], text: Path | None, options: Options) -> Tokens:
@@ -44,23 +47,27 @@ def text_tokens(opened: Sequence[Opened], text: Path | None, options: Options) -
     if text is None:
         raise CheckpointError("there is no text to evaluate on", fix="give one with --text")
     words, digest = read_text(text)
+    checkpoints = [each.model.checkpoint for each in opened]
     if options.tokenizer:
-        checkpoint = open_checkpoint(options.tokenizer)
-        encoder = read_encoder(checkpoint)
-        ids = encoder.encode(words)
-    else:
-        checkpoint = opened[0].model.checkpoint
-        encoder = read_encoder(checkpoint)
-        ids = encoder.encode(words)
-        for other in opened[1:]:
-            _check_same_tokens(ids, encoder, other, words)
+        checkpoints = [open_checkpoint(options.tokenizer)]
+    with ThreadPoolExecutor() as pool:
+        (encoder, ids), *others = pool.map(partial(_encoded, words), checkpoints)
+    for other, (theirs, found) in zip(opened[1:], others, strict=False):
+        _check_same_tokens(encoder, ids, theirs, found, other.path)
     own, cut = _cut(ids, encoder.bos, opened, options)
-    return Tokens(own, cut, _text(text.name, digest, len(ids), own, encoder.bos, tokenizer_hash(checkpoint)))
+    return Tokens(
+        own, cut, _text(text.name, digest, len(ids), own, encoder.bos, tokenizer_hash(checkpoints[0]))
+    )
 
 
-def _check_same_tokens(ids: list[int], encoder: Encoder, other: Opened, words: str) -> None:
-    theirs = read_encoder(other.model.checkpoint)
-    found = theirs.encode(words)
+def _encoded(words: str, checkpoint: Checkpoint) -> tuple[Encoder, list[int]]:
+    encoder = read_encoder(checkpoint)
+    return encoder, encoder.encode(words)
+
+
+def _check_same_tokens(
+    encoder: Encoder, ids: list[int], theirs: Encoder, found: list[int], path: Path
+) -> None:
     if found == ids and theirs.bos == encoder.bos:
         return
     place = next(
@@ -68,7 +75,7 @@ def _check_same_tokens(ids: list[int], encoder: Encoder, other: Opened, words: s
     )
     raise ComparisonError(
         "a candidate's tokenizer reads the text otherwise than the base's",
-        where=f"{other.path}, token {place}",
+        where=f"{path}, token {place}",
         found=f"{len(found)} tokens, {found[place : place + 4]} here; BOS {theirs.bos}",
         expected=f"{len(ids)} tokens, {ids[place : place + 4]} here; BOS {encoder.bos}",
         fix="compare files that were made from the same model, or vouch for one tokenizer with --tokenizer",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from bamba_quant.formats.integers import EPSILON, Grid, quantize, unpack
 from bamba_quant.schemes.base import Array, Encode, Method, Part, Parts, Scheme, register
 from bamba_quant.schemes.pack_quantized import ABOUT, GROUPS, as_stored
 from bamba_quant.schemes.torchao_int4 import about, configuration, metadata, scheme_name
+
+if TYPE_CHECKING:
+    import torch
 
 COLUMNS = 1024  # a row is padded to a multiple of them
 TILE = 8  # rows of a tile
@@ -47,6 +50,17 @@ def unpack_tiles(words: Array) -> Array:
     pairs = ordered[:, :, :, :, None, :, None] >> _SHIFTS[:, None, :] & np.uint32(15)
     codes: Array = (pairs.reshape(tiles * TILE, outer * 128).astype(np.uint8) - np.uint8(8)).view(np.int8)
     return codes
+
+
+def unpack_tiles_on(words: torch.Tensor) -> torch.Tensor:
+    """``unpack_tiles`` of a tensor, where it lies."""
+    import torch
+
+    tiles, outer = words.shape[:2]
+    shifts = torch.from_numpy(_SHIFTS.astype(np.int32)).to(words.device)
+    ordered = words.view(tiles, outer, TILE, 4, 4).permute(0, 2, 1, 4, 3)
+    pairs = (ordered[:, :, :, :, None, :, None] >> shifts[:, None, :]) & 15
+    return (pairs.reshape(tiles * TILE, outer * 128) - 8).to(torch.int8)
 
 
 def padded(columns: int) -> int:

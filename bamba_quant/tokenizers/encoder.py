@@ -65,7 +65,8 @@ def _from_directory(directory: Path) -> Encoder:
 
 def _huggingface(tokenizer: Any, bos: int | None) -> Encoder:
     return Encoder(
-        plain=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+        # Of the library's ways to encode, the one that lets other threads run and keeps no offsets.
+        plain=lambda text: list(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids),
         decode=lambda ids: str(tokenizer.decode(list(ids))),
         bos=bos,
     )

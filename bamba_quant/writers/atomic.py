@@ -18,9 +18,15 @@ _RENAME_INSTEAD_OF_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EM
 
 @contextmanager
 def atomic_files(
-    files: Sequence[tuple[Path, int]], *, overwrite: bool, inputs: Collection[Path] = ()
+    files: Sequence[tuple[Path, int]],
+    *,
+    overwrite: bool,
+    inputs: Collection[Path] = (),
+    mark: str | None = None,
 ) -> Iterator[list[int]]:
     """Descriptors of new files of the given sizes, which become ``files`` when the block ends without error.
+
+    Until then they bear ``partial_name``, with ``mark`` or one drawn for each.
 
     Space is reserved first, so a full disk shows before the work. On any error, and on an interrupt, old files stay
     as they were and nothing new is left. Raises ``OutputError`` for a file that exists and may not be overwritten,
@@ -32,7 +38,7 @@ def atomic_files(
     with ExitStack() as cleanup:
         partials, descriptors = [], []
         for file, size in files:
-            partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
+            partial = partial_name(file, mark or secrets.token_hex(4))
             cleanup.callback(partial.unlink, missing_ok=True)
             partials.append(partial)
             descriptors.append(_reserve(file, partial, size, cleanup))
@@ -43,6 +49,11 @@ def atomic_files(
         except OSError as error:  # of a write: readers name their own files
             raise output_error(error, files[0][0] if len(files) == 1 else files[0][0].parent) from error
         _publish(partials, [file for file, _ in files], overwrite)
+
+
+def partial_name(file: Path, mark: str) -> Path:
+    """What ``file`` is called until it is whole."""
+    return file.with_name(f"{file.name}.{mark}.partial")
 
 
 def output_error(error: OSError, file: Path | None) -> OutputError:

@@ -73,6 +73,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # file names may be any bytes
+    from bamba_quant.ranks import FailedElsewhereError
     from bamba_reference.errors import BambaQuantError
 
     try:
@@ -82,6 +83,8 @@ def main() -> None:
     except OSError as error:  # of stdout, or of a file no layer below has a better word for
         typer.echo(f"error: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
         _abandon_stdout()
+        sys.exit(2)
+    except FailedElsewhereError:
         sys.exit(2)
     except BambaQuantError as error:
         typer.echo(f"error: {error}", err=True)

@@ -13,11 +13,20 @@ import typer
 
 from bamba_quant_cli.console import print_json
 from bamba_quant_cli.evaluation_tables import gate_lines, print_evaluation
-from bamba_quant_cli.options import AsJson, Backend, Device, Dtype, IgnoreConfigKey, Overwrite, Tokenizer
+from bamba_quant_cli.options import (
+    Activations,
+    AsJson,
+    Backend,
+    Device,
+    Dtype,
+    IgnoreConfigKey,
+    Overwrite,
+    Tokenizer,
+)
 
 if TYPE_CHECKING:
-    from bamba_quant.evaluation.evaluate import Progress
     from bamba_quant.evaluation.gates import Limit
+    from bamba_quant.evaluation.scoring import Progress
 
 EXAMPLES = """
 Examples:
@@ -33,6 +42,8 @@ Examples:
   bamba-quant evaluate ./Bamba-9B bamba-9b-Q8_0.gguf --text wiki.test.raw --save-base bamba-9b.kld
 
   bamba-quant evaluate bamba-9b.kld bamba-9b-Q4_K_M.gguf
+
+  torchrun --nproc-per-node 2 -m bamba_quant_cli evaluate ./Bamba-9B q4.gguf --text wiki.test.raw --device cuda
 """
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -83,13 +94,7 @@ def evaluate(
     report_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write report.json, report.md and report.html there.")
     ] = None,
-    activations: Annotated[
-        str,
-        typer.Option(
-            help="llama.cpp: rounded before each product as llama.cpp's CPU backend rounds them, which is part of "
-            "llama-perplexity's table; exact: what the weights alone lost; auto: llama.cpp where all are GGUF files."
-        ),
-    ] = "auto",
+    activations: Activations = "auto",
     noise_floor: Annotated[
         str,
         typer.Option(help="The base against itself by another path: order (of sums), bfloat16, or none."),
@@ -134,6 +139,7 @@ def evaluate(
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
     from bamba_quant.evaluation.options import Options
+    from bamba_quant.ranks import joined
     from bamba_quant.report import prepare_directory, write_reports
 
     given = {
@@ -145,34 +151,38 @@ def evaluate(
         "max-flips": max_flips,
         "min-same-top": min_same_top,
     }
-    if report_dir:
-        prepare_directory(report_dir)
-    evaluation = measure(
-        base,
-        candidates,
-        text,
-        Options(
-            ctx=ctx,
-            chunks=chunks,
-            dtype=dtype,
-            device=device,
-            backend=backend,
-            seed=seed,
-            resamples=resamples,
-            noise_floor=noise_floor,
-            floor_chunks=floor_chunks,
-            drift_chunks=drift_chunks,
-            activations=activations,
-            tokenizer=tokenizer,
-            ignore_config_keys=tuple(ignore_config_key or ()),
-            save_base=save_base,
-            overwrite=overwrite,
-        ),
-        gates=read_gates(gates) if gates else None,
-        limits=_limits(given, gate or []),
-        command=shlex.join(["bamba-quant", *sys.argv[1:]]),
-        progress=_teller(),
-    )
+    with joined() as ranks:
+        if report_dir:
+            prepare_directory(report_dir)
+        evaluation = measure(
+            base,
+            candidates,
+            text,
+            Options(
+                ctx=ctx,
+                chunks=chunks,
+                dtype=dtype,
+                device=device,
+                backend=backend,
+                seed=seed,
+                resamples=resamples,
+                noise_floor=noise_floor,
+                floor_chunks=floor_chunks,
+                drift_chunks=drift_chunks,
+                activations=activations,
+                tokenizer=tokenizer,
+                ignore_config_keys=tuple(ignore_config_key or ()),
+                save_base=save_base,
+                overwrite=overwrite,
+            ),
+            gates=read_gates(gates) if gates else None,
+            limits=_limits(given, gate or []),
+            command=shlex.join(ranks.command(sys.argv[1:])),
+            progress=_teller() if ranks.first else lambda progress: None,
+            ranks=ranks,
+        )
+    if not ranks.first:
+        return
     reports = write_reports(evaluation, report_dir) if report_dir else ()
     if as_json:
         from dataclasses import asdict

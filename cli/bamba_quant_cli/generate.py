@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from bamba_quant_cli.console import print_json
-from bamba_quant_cli.options import AsJson, Backend, Device, Dtype, IgnoreConfigKey, Model, Tokenizer
+from bamba_quant_cli.options import (
+    Activations,
+    AsJson,
+    Backend,
+    Device,
+    Dtype,
+    IgnoreConfigKey,
+    Model,
+    Tokenizer,
+)
 
 EXAMPLES = """
 Examples:
@@ -33,6 +42,7 @@ def generate(
         list[int] | None,
         typer.Option(metavar="ID", help="Stop at this token instead of the model's own. Repeatable."),
     ] = None,
+    activations: Activations = "exact",
     dtype: Dtype = "float32",
     device: Device = "cpu",
     backend: Backend = "auto",
@@ -42,6 +52,7 @@ def generate(
 ) -> None:
     """Continue a prompt with any model this tool reads; the text appears as it is made."""
     from bamba_quant.errors import BambaQuantError
+    from bamba_quant.evaluation.activations import resolve, with_activations
     from bamba_quant.running import open_model, torch_device, torch_dtype
     from bamba_reference.generate import Sampling
     from bamba_reference.generate import generate as steps
@@ -60,7 +71,8 @@ def generate(
             expected=f"ids from 0 to {loaded.config.vocab_size - 1}",
         )
     where, number = torch_device(device), torch_dtype(dtype)
-    kernels = backend_named(backend, where, number)
+    rounding = resolve(activations, [loaded.checkpoint.kind])
+    kernels = with_activations(backend_named(backend, where, number), loaded, rounding, where, number)
     ready = load(loaded.config, loaded.on(where, number), dtype=number, device=where, backend=kernels)
     ids = encoder.encode(prompt)
     new: list[int] = []

@@ -8,6 +8,14 @@ from typing import Annotated
 
 import typer
 
+Activations = Annotated[
+    str,
+    typer.Option(
+        help="Rounding of what enters each matrix. exact: none, what the weights alone give; llama.cpp: as its CPU "
+        "backend rounds; file: as each file has it, FP8 by its configuration (on a GPU in bfloat16 by FP8 products), "
+        "GGUF as llama.cpp; auto: llama.cpp where all models are GGUF files, else exact."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Backend = Annotated[
     str,

@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bamba_quant_cli.console import print_json
-from bamba_quant_cli.options import AsJson, Backend, Device, Dtype, IgnoreConfigKey, Model, Tokenizer
+from bamba_quant_cli.options import (
+    Activations,
+    AsJson,
+    Backend,
+    Device,
+    Dtype,
+    IgnoreConfigKey,
+    Model,
+    Tokenizer,
+)
 
 if TYPE_CHECKING:
+    from bamba_quant.ranks import Ranks
     from bamba_quant.weights import LoadedModel
     from bamba_reference.perplexity import Estimate, Scorer
 
@@ -25,6 +35,8 @@ Examples:
   bamba-quant perplexity bamba-9b-Q8_0.gguf --text wiki.test.raw --chunks 40
 
   bamba-quant perplexity ./Bamba-9B --text wiki.test.raw --stream
+
+  torchrun --nproc-per-node 2 -m bamba_quant_cli perplexity ./Bamba-9B --text wiki.test.raw --device cuda
 """
 
 
@@ -36,6 +48,7 @@ def perplexity(
     stream: Annotated[
         bool, typer.Option("--stream", help="Run layer by layer: one layer in memory instead of the model.")
     ] = False,
+    activations: Activations = "exact",
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -48,23 +61,27 @@ def perplexity(
     Disjoint chunks of --ctx tokens, the first token of each replaced by BOS where the tokenizer adds one, the
     second half of each scored.
     """
+    from bamba_quant.ranks import joined
     from bamba_quant.running import open_model, read_text
     from bamba_reference.perplexity import perplexity as measure
 
-    words, digest = read_text(text)
-    loaded, encoder = open_model(model, tokenizer, ignore_config_key or ())
-    started = time.monotonic()
-    scorer, chosen = _scorer(loaded, stream, backend, dtype, device)
-    estimate = measure(
-        scorer,
-        encoder.encode(words),
-        vocab_size=loaded.config.vocab_size,
-        ctx=ctx,
-        bos=encoder.bos,
-        chunks=chunks,
-        progress=_teller(),
-    )
-    seconds = time.monotonic() - started
+    with joined() as ranks:
+        words, digest = read_text(text)
+        loaded, encoder = open_model(model, tokenizer, ignore_config_key or ())
+        started = time.monotonic()
+        scorer, chosen = _scorer(loaded, stream, activations, backend, dtype, device, ranks)
+        estimate = measure(
+            scorer,
+            encoder.encode(words),
+            vocab_size=loaded.config.vocab_size,
+            ctx=ctx,
+            bos=encoder.bos,
+            chunks=chunks,
+            progress=_teller(ranks) if ranks.first else None,
+        )
+        seconds = time.monotonic() - started
+    if not ranks.first:
+        return
     if as_json:
         print_json(
             {
@@ -79,6 +96,8 @@ def perplexity(
                 "backend": chosen,
                 "dtype": dtype,
                 "device": device,
+                "activations": activations,
+                "processes": ranks.size,
                 "stream": stream,
                 "seconds": round(seconds, 3),
             }
@@ -90,23 +109,36 @@ def perplexity(
     )
 
 
-def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device: str) -> tuple[Scorer, str]:
-    """The scorer, and the name of the backend it came to."""
+def _scorer(
+    loaded: LoadedModel,
+    stream: bool,
+    activations: str,
+    backend: str,
+    dtype: str,
+    device: str,
+    ranks: Ranks,
+) -> tuple[Scorer, str]:
+    """The scorer over all processes' parts, and the name of the backend it came to."""
     from bamba_quant.errors import BambaQuantError
+    from bamba_quant.evaluation.activations import resolve, with_activations
+    from bamba_quant.ranks import spread
     from bamba_quant.running import torch_device, torch_dtype
     from bamba_reference.kernels import backend_named
-    from bamba_reference.perplexity import numpy_scorer, stream_scorer, torch_scorer
+    from bamba_reference.perplexity import batched, numpy_scorer, stream_scorer, torch_scorer
+    from bamba_reference.stream import together
 
+    rounding = resolve(activations, [loaded.checkpoint.kind])
     if backend == "numpy":
-        if stream or device != "cpu" or dtype not in ("float32", "float64"):
+        plain = device == "cpu" and dtype in ("float32", "float64") and rounding == "exact"
+        if stream or not plain:
             raise BambaQuantError(
-                "the numpy backend runs whole models on the CPU in float32 or float64",
-                found=f"--stream {stream}, --device {device}, --dtype {dtype}",
+                "the numpy backend runs whole models on the CPU in float32 or float64, activations exact",
+                found=f"--stream {stream}, --device {device}, --dtype {dtype}, --activations {rounding}",
                 fix="take --backend torch for these",
             )
-        return numpy_scorer(loaded.config, loaded.weights, dtype), backend
-    where, number = torch_device(device), torch_dtype(dtype)
-    kernels = backend_named(backend, where, number)
+        return spread(numpy_scorer(loaded.config, loaded.weights, dtype), lambda ctx: 1, ranks), backend
+    where, number = torch_device(ranks.device(device)), torch_dtype(dtype)
+    kernels = with_activations(backend_named(backend, where, number), loaded, rounding, where, number)
     if stream:
         scorer = stream_scorer(
             loaded.config,
@@ -114,23 +146,26 @@ def _scorer(loaded: LoadedModel, stream: bool, backend: str, dtype: str, device:
             dtype=number,
             device=where,
             backend=kernels,
-            on_layer=_layer_teller(),
+            on_layer=_layer_teller(ranks),
         )
-        return scorer, kernels.name
+        return spread(scorer, lambda ctx: together(ctx, where), ranks), kernels.name
     from bamba_reference.torch_forward import load
 
     ready = load(loaded.config, loaded.on(where, number), dtype=number, device=where, backend=kernels)
-    return torch_scorer(ready), kernels.name
+    return spread(torch_scorer(ready), batched, ranks), kernels.name
 
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-def _layer_teller() -> Callable[[int, int], None]:
+def _layer_teller(ranks: Ranks) -> Callable[[int, int], None]:
     told = time.monotonic()
 
     def tell(done: int, layers: int) -> None:
         nonlocal told
+        ranks.check()
+        if not ranks.first:
+            return
         if sys.stderr.isatty() or time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
             told = time.monotonic()
             _line(f"layer {done} of {layers}", last=done == layers)
@@ -138,8 +173,11 @@ def _layer_teller() -> Callable[[int, int], None]:
     return tell
 
 
-def _teller() -> Callable[[Estimate], None]:
-    """Tells the running estimate; the time left is reckoned from the second chunk on, when all is warm."""
+def _teller(ranks: Ranks) -> Callable[[Estimate], None]:
+    """Tells the running estimate; the time left is reckoned from the second chunk on, when all is warm.
+
+    Of several processes the first tells its part, which is the text's beginning; the others' come when it is done.
+    """
     first = told = time.monotonic()
 
     def tell(estimate: Estimate) -> None:
@@ -151,7 +189,9 @@ def _teller() -> Callable[[Estimate], None]:
         last = estimate.chunks == estimate.total
         if sys.stderr.isatty() or now - told >= _SECONDS_BETWEEN_LINES:
             told = now
-            left = (now - first) / (estimate.chunks - 1) * (estimate.total - estimate.chunks)
+            left = (
+                (now - first) / (estimate.chunks - 1) * max(0, estimate.total / ranks.size - estimate.chunks)
+            )
             _line(
                 f"chunk {estimate.chunks} of {estimate.total}: perplexity {estimate.perplexity:.4f} ± "
                 f"{estimate.error:.4f}, {left:.0f} s left",

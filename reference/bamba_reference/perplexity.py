@@ -133,7 +133,7 @@ def torch_scorer(model: Model) -> Scorer:
 
     def score(cut: Ints) -> Iterator[Likelihoods]:
         n, ctx = cut.shape
-        first, rows = ctx // 2, max(1, _BATCH_TOKENS // ctx)
+        first, rows = ctx // 2, batched(ctx)
         for start in range(0, n, rows):
             some = cut[start : start + rows]
             with torch.no_grad():
@@ -141,6 +141,13 @@ def torch_scorer(model: Model) -> Scorer:
                 yield from _nll(logits, some[:, first + 1 :])
 
     return score
+
+
+def batched(ctx: int) -> int:
+    """How many chunks of ``ctx`` tokens ``torch_scorer`` scores at a time: a text parted between such batches has
+    the same likelihoods to the last bit. ``stream.together`` says the same of ``stream_scorer``.
+    """
+    return max(1, _BATCH_TOKENS // ctx)
 
 
 def stream_scorer(
@@ -155,17 +162,17 @@ def stream_scorer(
     The estimate begins to run when the last layer is done.
     """
     from bamba_reference.backend import TORCH
-    from bamba_reference.stream import final_hidden, logit_blocks
+    from bamba_reference.stream import final_hidden, head_blocks, logit_blocks
 
     def score(cut: Ints) -> Iterator[Likelihoods]:
-        ctx = cut.shape[1]
+        n, ctx = cut.shape
         first = ctx // 2
         (hidden,) = final_hidden(config, [source], cut, on_layer=on_layer, **options)  # (n, ctx, d)
         kept = hidden[:, first:-1].reshape(-1, hidden.shape[-1])  # (n * scored, d)
         del hidden
         targets = cut[:, first + 1 :].reshape(-1)  # (n * scored,)
-        waiting, at = np.empty(0), 0
-        for logits in logit_blocks(config, source, kept, backend=options.get("backend", TORCH)):
+        waiting, at, block = np.empty(0), 0, head_blocks(n, ctx, options.get("device", "cpu"))
+        for logits in logit_blocks(config, source, kept, backend=options.get("backend", TORCH), block=block):
             waiting = np.concatenate([waiting, _nll(logits, targets[at : at + len(logits)])])
             at += len(logits)
             while len(waiting) >= ctx - 1 - first:

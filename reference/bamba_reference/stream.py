@@ -3,6 +3,9 @@ loaded.
 
 What is held is one layer's weights, the texts' hidden states once for each weight set, and in the end some
 rows of the head and the logits of a block of tokens; logits of a whole text never exist at once.
+
+The last bits of a product depend on its shape. Chunks of a text go through layers and head in groups of
+``together``, so that those of a part which begins at a multiple of it get the same bits as in the whole text.
 """
 
 from __future__ import annotations
@@ -109,7 +112,7 @@ def final_hidden(
             )
             for each, ops, source in zip(configs, backends, sources, strict=True)
         ]
-        rows = max(1, (_LAYER_TOKENS if device.type == "cpu" else _LAYER_TOKENS_ON_GPU) // ids.shape[1])
+        rows = _rows(ids.shape[1], device)
         layers = configs[0].num_hidden_layers if configs else 0
         for i in range(layers):
             for number, (each, ops, source, x, sequences) in enumerate(runs):
@@ -136,16 +139,17 @@ def logit_blocks(
     hidden: Tensor,
     *,
     backend: Backend = TORCH,
-    block: int = _HEAD_TOKENS,
+    block: int | Sequence[int] = _HEAD_TOKENS,
 ) -> Iterator[Tensor]:
     """Logits (at most ``block``, V), wide, for final hidden states (T, d), block after block of tokens.
 
-    On a GPU the head is read once and stays there until the last block.
+    ``block`` is the most tokens of one, or the tokens of each, such as ``head_blocks`` gives. On a GPU the head is
+    read once and stays there until the last block.
     """
     name = head_name(config)
     check_shape(name, source[name].shape, tensor_shapes(config)[name])
     kept = None if hidden.device.type == "cpu" else to_tensor(source[name][:], hidden.dtype, hidden.device)
-    for some in hidden.split(block):
+    for some in hidden.split(block if isinstance(block, int) else list(block)):
         with torch.no_grad():  # around the products, because the caller runs between the blocks
             logits = some.new_empty((len(some), config.vocab_size), dtype=wide(some.dtype))
             for start in range(0, config.vocab_size, _HEAD_ROWS):
@@ -154,6 +158,32 @@ def logit_blocks(
                 part = backend.head(some, to_tensor(rows, some.dtype, some.device), name)
                 logits[:, start : start + _HEAD_ROWS] = logits_of(config, part)
         yield logits
+
+
+def together(ctx: int, device: str | torch.device = "cpu", most: int = _HEAD_TOKENS) -> int:
+    """How many chunks of ``ctx`` tokens are the least that a text may be parted by; see ``head_blocks``."""
+    rows = _rows(ctx, device)
+    return rows * max(1, most // (ctx - 1 - ctx // 2) // rows)
+
+
+def head_blocks(
+    chunks: int, ctx: int, device: str | torch.device = "cpu", most: int = _HEAD_TOKENS
+) -> list[int]:
+    """Lengths, ``most`` at most, of the blocks in which ``chunks`` chunks' second halves go through the head.
+
+    The ``ctx - 1 - ctx // 2`` tokens of each are cut into blocks anew after every ``together`` chunks.
+    """
+    step, scored, blocks = together(ctx, device, most), ctx - 1 - ctx // 2, []
+    for start in range(0, chunks, step):
+        tokens = scored * min(step, chunks - start)
+        blocks += [min(most, tokens - at) for at in range(0, tokens, most)]
+    return blocks
+
+
+def _rows(ctx: int, device: str | torch.device) -> int:
+    """Texts of ``ctx`` tokens that go through a layer together."""
+    on_cpu = torch.device(device).type == "cpu"
+    return max(1, (_LAYER_TOKENS if on_cpu else _LAYER_TOKENS_ON_GPU) // ctx)
 
 
 def _part(

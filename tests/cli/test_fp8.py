@@ -49,6 +49,33 @@ def test_a_model_is_quantized(tmp_path: Path) -> None:
     )
 
 
+def test_its_activations_are_rounded_when_asked(tmp_path: Path) -> None:
+    made = cli("fp8", embedded_model(), tmp_path / "out")
+    assert made.returncode == 0, made.stderr
+    text = tmp_path / "text"
+    text.write_text("The miller ground the corn, and the river turned the wheel. " * 20)
+    found = {}
+    for kind in ("exact", "file"):
+        options = ("--activations", kind, "--text", text, "--ctx", 64, "--chunks", 2, "--json")
+        done = cli("perplexity", tmp_path / "out", *options)
+        assert done.returncode == 0, done.stderr
+        found[kind] = json.loads(done.stdout)
+        assert found[kind]["activations"] == kind
+    assert found["exact"]["backend"] == "torch"
+    assert found["file"]["backend"] == "torch, activations e4m3 by token (emulated)"
+    assert 0 < abs(found["file"]["perplexity"] / found["exact"]["perplexity"] - 1) < 0.05
+    done = cli(
+        "generate", tmp_path / "out", "--prompt", "The", "--max-tokens", 3, "--activations", "file", "--json"
+    )
+    assert json.loads(done.stdout)["backend"] == found["file"]["backend"]
+    for words, complaint in (
+        (("--activations", "file", "--backend", "numpy"), "activations exact"),
+        (("--activations", "fp4"), "no such activations"),
+    ):
+        done = cli("perplexity", tmp_path / "out", "--text", text, "--ctx", 64, *words)
+        assert done.returncode == 2 and complaint in done.stderr
+
+
 def test_a_dry_run_of_a_configuration(tmp_path: Path) -> None:
     shutil.copy(BAMBA_9B, tmp_path / "config.json")
     shown = RUNNER.invoke(app, ["fp8", str(tmp_path), str(tmp_path / "o"), "--scheme", "tensor", "--dry-run"])

@@ -15,10 +15,11 @@ import torch
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
-from bamba_quant.evaluation import evaluate as module
-from bamba_quant.evaluation.evaluate import Progress, evaluate
+from bamba_quant.evaluation import scoring
+from bamba_quant.evaluation.evaluate import evaluate
 from bamba_quant.evaluation.models import ComparisonError
 from bamba_quant.evaluation.result import FIGURES, Evaluation
+from bamba_quant.evaluation.scoring import Progress
 from bamba_quant.running import open_model
 from bamba_quant.weights import LazyWeights, load_model
 from bamba_quant.writers import write_gguf
@@ -241,15 +242,15 @@ def test_progress_reaches_the_end(files: dict[str, Path], text: Path) -> None:
 def test_logits_exist_a_block_at_a_time(
     block: int, evaluation: Evaluation, files: dict[str, Path], text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MOST_TOKENS", block)
+    monkeypatch.setattr(scoring, "_MOST_TOKENS", block)
     sizes = []
-    score = module.score
+    score = scoring.score
 
     def watched(base: Any, logits: torch.Tensor) -> Any:
         sizes.append(len(logits))
         return score(base, logits)
 
-    monkeypatch.setattr(module, "score", watched)
+    monkeypatch.setattr(scoring, "score", watched)
     found = evaluate(embedded_model(), [files["q4_k_m"]], text, OPTIONS)
     assert max(sizes) == block
     for key, figure in found.candidates[0].figures.items():

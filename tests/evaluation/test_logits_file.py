@@ -101,7 +101,8 @@ def test_a_base_from_a_file(block: int, written: tuple[Path, np.ndarray, np.ndar
     np.testing.assert_array_equal(file.tokens, tokens)
     other = rows + np.random.default_rng(4).standard_normal(rows.shape).astype(np.float32)
     found, at = {}, 0
-    for base in base_blocks(file, CHUNKS, block, torch.device("cpu")):
+    lengths = [min(block, len(rows) - start) for start in range(0, len(rows), block)]
+    for base in base_blocks(file, slice(0, CHUNKS), lengths, torch.device("cpu")):
         for name, values in score(base, torch.from_numpy(other[at : at + len(base.targets)])).items():
             found.setdefault(name, []).extend(values.tolist())
         at += len(base.targets)
@@ -121,7 +122,7 @@ def test_of_equally_likely_tokens_the_first_counts(tmp_path: Path) -> None:
     rows[:, [2, 5]] = 3
     with writing(tmp_path / "x", np.zeros((1, CTX), np.int64), 8) as write:
         write(rows)
-    (base,) = base_blocks(read_logits_file(tmp_path / "x"), 1, 100, torch.device("cpu"))
+    (base,) = base_blocks(read_logits_file(tmp_path / "x"), slice(0, 1), [SCORED], torch.device("cpu"))
     assert base.top[:, 0].tolist() == [2] * SCORED
 
 

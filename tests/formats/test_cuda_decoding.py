@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,42 +15,42 @@ needs_triton()
 from bamba_quant.errors import FormatError
 from bamba_quant.formats import Format, format_named, formats
 from bamba_quant.formats.base import U8
-from bamba_quant.formats.cuda.decoding import decode, decodes
+from bamba_quant.formats.cuda.decoding import decode
 from tests.formats.inputs import weights
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter cuts bfloat16 off instead of rounding it (Triton 3.6).
 NARROW = torch.bfloat16 if torch.cuda.is_available() else torch.float16
-READ = [number_format for number_format in formats() if decodes(number_format)]
 
 
 def raws(number_format: Format) -> dict[str, U8]:
     """Bytes that quantizing gives, and bytes of any kind: every code, NaN and infinite scales among them."""
-    rows = np.stack([rows[i % len(rows), :512] for i, rows in enumerate(weights().values())])
-    noise = np.random.default_rng(0).integers(256, size=(9, number_format.row_bytes(512)), dtype=np.uint8)
-    return {"quantized": number_format.quantize(rows, None), "noise": noise}
+    # 1,000 rows draw 64,000 entries of a codebook, of which the largest has 2,048.
+    shape = (64 if number_format.writable else 1000, number_format.row_bytes(512))
+    found = {"noise": np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)}
+    if number_format.writable:
+        rows = np.stack([rows[i % len(rows), :512] for i, rows in enumerate(weights().values())])
+        found["quantized"] = number_format.quantize(rows, None)
+    return found
 
 
-@pytest.mark.parametrize("number_format", READ, ids=lambda f: f.name)
+@pytest.mark.parametrize("number_format", formats(), ids=lambda f: f.name)
 @np.errstate(all="ignore")
 def test_every_format(number_format: Format) -> None:
     for kind, raw in raws(number_format).items():
         found = decode(number_format, torch.from_numpy(raw).to(DEVICE)).cpu().numpy()
         truth = number_format.dequantize(raw)
         np.testing.assert_array_equal(found, truth, err_msg=kind)
-        if kind == "quantized":
+        if kind == "quantized" or not number_format.writable:
             narrow = decode(number_format, torch.from_numpy(raw).to(DEVICE), NARROW).cpu()
             expected = torch.from_numpy(truth.copy()).to(NARROW)
             np.testing.assert_array_equal(narrow.float().numpy(), expected.float().numpy())
 
 
-def test_all_that_is_written_is_read() -> None:
-    assert all(decodes(number_format) for number_format in formats() if number_format.writable)
-
-
 def test_others_are_refused() -> None:
-    with pytest.raises(FormatError, match="iq2_xxs cannot be read on a GPU"):
-        decode(format_named("iq2_xxs"), torch.zeros(1, 66, dtype=torch.uint8))
+    unknown = replace(format_named("q8_0"), name="unheard of")
+    with pytest.raises(FormatError, match="unheard of cannot be read on a GPU"):
+        decode(unknown, torch.zeros(1, 66, dtype=torch.uint8))
 
 
 def test_no_rows() -> None:

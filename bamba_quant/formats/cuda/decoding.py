@@ -1,4 +1,4 @@
-"""Every format that can be written, read back on the device: raw blocks in, weights out, numpy's values to the bit.
+"""Every format, read on the device: raw blocks in, weights out, numpy's values to the bit.
 
 A thread computes one weight from its block's bytes, so a format is one function of where the block begins and
 which of its weights is wanted. What is rounded is rounded once, from float32 to the dtype asked for.
@@ -7,6 +7,7 @@ which of its weights is wanted. What is rounded is rounded once, from float32 to
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ import triton.language as tl
 
 from bamba_quant.errors import FormatError
 from bamba_quant.formats.base import Format
-from bamba_quant.formats.cuda.arithmetic import from_half
+from bamba_quant.formats.cuda import codebooks
+from bamba_quant.formats.cuda.blocks import bit, byte, crumb, field, half, nibble, signed
 from bamba_quant.formats.iq4 import VALUES as IQ4
 from bamba_quant.formats.mxfp4 import VALUES as MXFP4
 
@@ -23,134 +25,94 @@ _LANES = 1024
 
 
 @triton.jit
-def _byte(at: tl.tensor) -> tl.tensor:
-    return tl.load(at).to(tl.int32)
-
-
-@triton.jit
-def _half(at: tl.tensor) -> tl.tensor:
-    return from_half(_byte(at) | (_byte(at + 1) << 8))
-
-
-@triton.jit
-def _nibble(at: tl.tensor, j: tl.tensor, GROUP: tl.constexpr) -> tl.tensor:
-    """``layout.unpack_nibbles``: of each group the first half lies in the low four bits, the second in the high."""
-    byte = _byte(at + j // GROUP * (GROUP // 2) + j % (GROUP // 2))
-    return (byte >> (j % GROUP // (GROUP // 2) * 4)) & 15
-
-
-@triton.jit
-def _crumb(at: tl.tensor, j: tl.tensor) -> tl.tensor:
-    """``layout.unpack_crumbs``."""
-    return (_byte(at + j // 128 * 32 + j % 32) >> (j % 128 // 32 * 2)) & 3
-
-
-@triton.jit
-def _bit(at: tl.tensor, j: tl.tensor) -> tl.tensor:
-    """``layout.unpack_bits``."""
-    return (_byte(at + j % 32) >> (j // 32)) & 1
-
-
-@triton.jit
-def _packed_bit(at: tl.tensor, j: tl.tensor) -> tl.tensor:
-    """Bit j of four bytes, the lowest first."""
-    return (_byte(at + j // 8) >> (j % 8)) & 1
-
-
-@triton.jit
-def _signed(byte: tl.tensor) -> tl.tensor:
-    return ((byte ^ 128) - 128).to(tl.float32)
-
-
-@triton.jit
 def _q8_0(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
-    return _signed(_byte(at + 2 + j)) * _half(at)
+    return signed(byte(at + 2 + j)) * half(at)
 
 
 @triton.jit
 def _q4_0(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
-    return (_nibble(at + 2, j, 32) - 8).to(tl.float32) * _half(at)
+    return (nibble(at + 2, j, 32) - 8).to(tl.float32) * half(at)
 
 
 @triton.jit
 def _q4_1(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
-    return _nibble(at + 4, j, 32).to(tl.float32) * _half(at) + _half(at + 2)
+    return nibble(at + 4, j, 32).to(tl.float32) * half(at) + half(at + 2)
 
 
 @triton.jit
 def _q5_0(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
-    L = _nibble(at + 6, j, 32) | (_packed_bit(at + 2, j) << 4)
-    return (L - 16).to(tl.float32) * _half(at)
+    L = nibble(at + 6, j, 32) | (field(at + 2, j, 1) << 4)
+    return (L - 16).to(tl.float32) * half(at)
 
 
 @triton.jit
 def _q5_1(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
-    L = _nibble(at + 8, j, 32) | (_packed_bit(at + 4, j) << 4)
-    return L.to(tl.float32) * _half(at) + _half(at + 2)
+    L = nibble(at + 8, j, 32) | (field(at + 4, j, 1) << 4)
+    return L.to(tl.float32) * half(at) + half(at + 2)
 
 
 @triton.jit
 def _q2_k(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
-    code = _byte(at + j // 16)
-    step = _half(at + 80) * (code & 15).to(tl.float32)
-    low = _half(at + 82) * (code >> 4).to(tl.float32)
-    return step * _crumb(at + 16, j).to(tl.float32) - low
+    code = byte(at + j // 16)
+    step = half(at + 80) * (code & 15).to(tl.float32)
+    low = half(at + 82) * (code >> 4).to(tl.float32)
+    return step * crumb(at + 16, j).to(tl.float32) - low
 
 
 @triton.jit
 def _q3_k(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
     g = j // 16
-    low = (_byte(at + 96 + g % 8) >> (g // 8 * 4)) & 15
-    high = (_byte(at + 104 + g % 4) >> (g // 4 * 2)) & 3
-    step = _half(at + 108) * ((low | (high << 4)) - 32).to(tl.float32)
-    return step * ((_crumb(at + 32, j) | (_bit(at, j) << 2)) - 4).to(tl.float32)
+    low = (byte(at + 96 + g % 8) >> (g // 8 * 4)) & 15
+    high = (byte(at + 104 + g % 4) >> (g // 4 * 2)) & 3
+    step = half(at + 108) * ((low | (high << 4)) - 32).to(tl.float32)
+    return step * ((crumb(at + 32, j) | (bit(at, j) << 2)) - 4).to(tl.float32)
 
 
 @triton.jit
 def _offset_k(at: tl.tensor, g: tl.tensor, L: tl.tensor) -> tl.tensor:
     """Q4_K's and Q5_K's weight of integer L in group g (``layout.unpack_scales_and_minima``)."""
     k, first = g % 4, g < 4
-    scale, minimum, rest = _byte(at + 4 + k), _byte(at + 8 + k), _byte(at + 12 + k)
+    scale, minimum, rest = byte(at + 4 + k), byte(at + 8 + k), byte(at + 12 + k)
     s = tl.where(first, scale & 63, (rest & 15) | (scale >> 6 << 4))
     m = tl.where(first, minimum & 63, (rest >> 4) | (minimum >> 6 << 4))
-    return _half(at) * s.to(tl.float32) * L.to(tl.float32) - _half(at + 2) * m.to(tl.float32)
+    return half(at) * s.to(tl.float32) * L.to(tl.float32) - half(at + 2) * m.to(tl.float32)
 
 
 @triton.jit
 def _q4_k(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
-    return _offset_k(at, j // 32, _nibble(at + 16, j, 64))
+    return _offset_k(at, j // 32, nibble(at + 16, j, 64))
 
 
 @triton.jit
 def _q5_k(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
-    return _offset_k(at, j // 32, _nibble(at + 48, j, 64) | (_bit(at + 16, j) << 4))
+    return _offset_k(at, j // 32, nibble(at + 48, j, 64) | (bit(at + 16, j) << 4))
 
 
 @triton.jit
 def _q6_k(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
-    q = _nibble(at, j, 128) | (_crumb(at + 128, j) << 4)
-    return _half(at + 208) * _signed(_byte(at + 192 + j // 16)) * (q - 32).to(tl.float32)
+    q = nibble(at, j, 128) | (crumb(at + 128, j) << 4)
+    return half(at + 208) * signed(byte(at + 192 + j // 16)) * (q - 32).to(tl.float32)
 
 
 @triton.jit
 def _iq4_nl(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
-    return _half(at) * tl.load(table + _nibble(at + 2, j, 32))
+    return half(at) * tl.load(table + nibble(at + 2, j, 32))
 
 
 @triton.jit
 def _iq4_xs(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
     g = j // 32
-    high = (_byte(at + 2 + g // 4) >> (g % 4 * 2)) & 3
-    low = (_byte(at + 4 + g // 2) >> (g % 2 * 4)) & 15
-    step = _half(at) * ((low | (high << 4)) - 32).to(tl.float32)
-    return step * tl.load(table + _nibble(at + 8, j, 32))
+    high = (byte(at + 2 + g // 4) >> (g % 4 * 2)) & 3
+    low = (byte(at + 4 + g // 2) >> (g % 2 * 4)) & 15
+    step = half(at) * ((low | (high << 4)) - 32).to(tl.float32)
+    return step * tl.load(table + nibble(at + 8, j, 32))
 
 
 @triton.jit
 def _mxfp4(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
-    e = _byte(at)
+    e = byte(at)
     power = tl.where(e < 2, (e + 1) * 0x00200000, (e - 1) << 23).to(tl.float32, bitcast=True)
-    return tl.load(table + _nibble(at + 1, j, 32)) * power
+    return tl.load(table + nibble(at + 1, j, 32)) * power
 
 
 @triton.jit
@@ -159,13 +121,13 @@ def _tq1_0(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
     place = tl.where(j < 160, j % 32, tl.where(j < 240, 32 + second % 16, 48 + third % 4))
     n = tl.where(j < 160, j // 32, tl.where(j < 240, second // 16, third // 4))
     power = tl.where(n == 0, 1, tl.where(n == 1, 3, tl.where(n == 2, 9, tl.where(n == 3, 27, 81))))
-    trit = (((_byte(at + place) * power) & 255) * 3) >> 8
-    return (trit - 1).to(tl.float32) * _half(at + 52)
+    trit = (((byte(at + place) * power) & 255) * 3) >> 8
+    return (trit - 1).to(tl.float32) * half(at + 52)
 
 
 @triton.jit
 def _tq2_0(at: tl.tensor, j: tl.tensor, table: tl.tensor) -> tl.tensor:
-    return (_crumb(at, j) - 1).to(tl.float32) * _half(at + 64)
+    return (crumb(at, j) - 1).to(tl.float32) * half(at + 64)
 
 
 @triton.jit
@@ -202,13 +164,16 @@ _WEIGHTS: dict[str, Any] = {
     "mxfp4": _mxfp4,
     "tq1_0": _tq1_0,
     "tq2_0": _tq2_0,
+    **codebooks.WEIGHTS,
 }
 _TABLES = {"iq4_nl": IQ4, "iq4_xs": IQ4, "mxfp4": MXFP4}
 
 
-def decodes(number_format: Format) -> bool:
-    """Whether ``decode`` reads this format: all do that can be written."""
-    return number_format.dtype is not None or number_format.name in _WEIGHTS
+@cache
+def _table(name: str, device: torch.device) -> torch.Tensor:
+    """What a format looks up, where it does."""
+    values = codebooks.table(name) if name in codebooks.WEIGHTS else _TABLES.get(name, IQ4)
+    return torch.from_numpy(values).to(device)
 
 
 def decode(number_format: Format, raw: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -228,13 +193,12 @@ def decode(number_format: Format, raw: torch.Tensor, dtype: torch.dtype = torch.
     columns = raw.shape[1] // number_format.block_bytes * number_format.block_size
     out = torch.empty(len(raw), columns, dtype=dtype, device=raw.device)
     if out.numel():
-        table = torch.from_numpy(_TABLES.get(number_format.name, IQ4)).to(raw.device)
         # Triton's interpreter, which stands in on a CPU, takes as long for one lane as for many.
         lanes = _LANES if raw.is_cuda else 1 << (out.numel() - 1).bit_length()
         # Nothing fuses a product with a sum: numpy rounds both.
         _decode[(-(-out.numel() // lanes),)](
             raw,
-            table,
+            _table(number_format.name, raw.device),
             out,
             out.numel(),
             WEIGHT=_WEIGHTS[number_format.name],

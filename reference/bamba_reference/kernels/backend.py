@@ -7,6 +7,7 @@ from dataclasses import replace
 from bamba_reference.backend import TORCH
 from bamba_reference.kernels import attention, convolution, elementwise, norms, products, scan
 from bamba_reference.kernels.decode import Decoder
+from bamba_reference.kernels.selective_scan import selective_scan
 
 TRITON = replace(
     TORCH,
@@ -25,4 +26,5 @@ TRITON = replace(
     gate_up=products.gate_up,
     decoder=Decoder,
     arrange=products.arrange,
+    selective_scan=selective_scan,
 )

@@ -1,0 +1,141 @@
+"""How the codes, scales and zeros of some rows become weights: in numpy, and in torch on any device to the same bits.
+
+Every value is computed in float32 and rounded once, to the dtype in which a loader of the checkpoint computes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import numpy as np
+
+from bamba_quant.formats.base import F32, U8
+from bamba_quant.formats.floats import to_bfloat16, to_float32
+from bamba_quant.formats.integers import Grid, pack, unpack
+from bamba_quant.schemes.torchao_tile_packed import TILE, unpack_tiles, unpack_tiles_on
+
+if TYPE_CHECKING:
+    import torch
+
+# Every e4m3 code's value.
+_E4M3_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+
+
+class Unpacking(ABC):
+    """Codes uint8 (r, bytes), scales (r, s) and zeros (r, z), float32, to weights float32 (r, columns)."""
+
+    @abstractmethod
+    def values(self, codes: U8, scale: F32, zero: F32) -> F32:
+        """The definition, in numpy."""
+
+    @abstractmethod
+    def values_on(self, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        """The same of tensors, where they lie."""
+
+
+class Arrangement(ABC):
+    """Codes of several rows that are stored together, uint8 (n, bytes), in the order of rows, (n·rows, row_bytes)."""
+
+    @abstractmethod
+    def rows(self, stored: U8) -> U8:
+        """The definition, in numpy."""
+
+    @abstractmethod
+    def rows_on(self, stored: torch.Tensor) -> torch.Tensor:
+        """The same of a tensor, where it lies."""
+
+
+@dataclass(frozen=True)
+class Floats(Unpacking):
+    """e4m3 codes times scales, one for each ``width`` of ``columns`` columns, rounded to ``dtype``."""
+
+    columns: int
+    width: int
+    dtype: str
+
+    def values(self, codes: U8, scale: F32, zero: F32) -> F32:
+        values: F32 = _E4M3_VALUES[codes]
+        if self.width < self.columns:
+            scale = np.repeat(scale, self.width, axis=1)[:, : self.columns]
+        values *= scale
+        return _rounded(values, self.dtype)
+
+    def values_on(self, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        values = codes.view(torch.float8_e4m3fn).float()
+        if self.width < self.columns:
+            scale = scale.repeat_interleave(self.width, dim=1)[:, : self.columns]
+        values *= scale
+        return _rounded_on(values, self.dtype)
+
+
+@dataclass(frozen=True)
+class Integers(Unpacking):
+    """What a ``Grid`` says integers stored with ``offset`` stand for, rounded to ``dtype``.
+
+    Scales and zeros of columns that only pad a row may follow those of the row.
+    """
+
+    grid: Grid
+    offset: int
+    columns: int
+    dtype: str
+
+    def values(self, codes: U8, scale: F32, zero: F32) -> F32:
+        groups = self.columns // self.grid.group
+        q = unpack(codes, self.grid.bits, self.offset)[:, : self.columns]
+        grouped = q.reshape(len(codes), groups, self.grid.group).astype(np.float32)
+        values = self.grid.values(grouped, scale[:, :groups, None], zero[:, :groups, None])
+        return _rounded(values.reshape(len(codes), self.columns), self.dtype)
+
+    def values_on(self, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        groups = self.columns // self.grid.group
+        q = _unpack_on(codes, self.grid.bits, self.offset)[:, : self.columns]
+        grouped = q.reshape(len(codes), groups, self.grid.group).float()
+        # Operation by operation as numpy's: a product is rounded before a zero is added to it.
+        values = self.grid.values(grouped, scale[:, :groups, None], zero[:, :groups, None])
+        return _rounded_on(values.reshape(len(codes), self.columns), self.dtype)
+
+
+@dataclass(frozen=True)
+class Tiles(Arrangement):
+    """torchao's tiles of eight rows, whose first ``columns`` columns become rows of nibbles in two's complement."""
+
+    columns: int
+
+    def rows(self, stored: U8) -> U8:
+        words = stored.view(np.int32).reshape(len(stored), -1, 4 * TILE, 4)
+        return pack(np.ascontiguousarray(unpack_tiles(words)[:, : self.columns]), 4, 0)
+
+    def rows_on(self, stored: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        words = stored.view(torch.int32).view(len(stored), -1, 4 * TILE, 4)
+        nibbles = unpack_tiles_on(words)[:, : self.columns].view(torch.uint8) & 15
+        return nibbles[:, ::2] | nibbles[:, 1::2] << 4
+
+
+def _unpack_on(packed: torch.Tensor, bits: int, offset: int) -> torch.Tensor:
+    """``formats.integers.unpack``: int8 (rows, 8·bytes/bits)."""
+    import torch
+
+    if bits == 4:
+        packed = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
+    top = 8 - bits
+    return ((packed - offset) << top).view(torch.int8) >> top
+
+
+def _rounded(values: F32, dtype: str) -> F32:
+    if dtype == "bf16":
+        return to_float32(to_bfloat16(values))
+    return values.astype(np.float16).astype(np.float32) if dtype == "f16" else values
+
+
+def _rounded_on(values: torch.Tensor, dtype: str) -> torch.Tensor:
+    if dtype == "bf16":
+        return values.bfloat16().float()
+    return values.half().float() if dtype == "f16" else values

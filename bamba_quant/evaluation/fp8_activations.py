@@ -1,0 +1,146 @@
+"""Products as an FP8 checkpoint has them made: what enters a matrix is rounded to e4m3 under scales found as it comes.
+
+A scale is the largest magnitude of a token, a text or a group of columns over 448, and scale and quotient are float32,
+as vLLM's kernels have them and compressed-tensors in a float32 model; codes are the nearest. Products of codes are
+exact either way: emulated, the rounded activations go to the backend's own product; on a GPU that can, codes go to
+torch's scaled product, which sums them in float32 and multiplies by both scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from bamba_quant.checkpoint import PackedTensor
+from bamba_quant.checkpoint.activations import Activations
+from bamba_quant.errors import BambaQuantError, listed
+from bamba_quant.weights import LazyWeights
+from bamba_reference.backend import Backend
+from bamba_reference.torch_ops import wide
+
+E4M3 = torch.float8_e4m3fn
+LARGEST = 448.0  # of e4m3
+# Rows and columns of a matrix come in multiples of it (ATen, ``_scaled_mm``).
+_MULTIPLE = 16
+# With greater scales than this no weight is a subnormal bfloat16.
+_LEAST_SCALE = 2.0**-100
+
+
+def quantized(x: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
+    """Codes e4m3 and scales, wide, that broadcast against them, of x (texts, tokens, columns) or (tokens, columns).
+
+    Both have the columns in two axes where groups share a scale. A tensor is one text, so that figures do not depend
+    on which texts run together.
+    """
+    values = x.to(wide(x.dtype))
+    if activations.strategy == "group":
+        values = values.unflatten(-1, (-1, activations.group))
+    axes = tuple(range(x.dim() - 2, x.dim())) if activations.strategy == "tensor" else (-1,)
+    largest = values.abs().amax(axes, keepdim=True)
+    # By a tensor: CUDA multiplies by the reciprocal of a number instead, which is another result.
+    scale = largest / torch.full_like(largest, LARGEST)
+    scale = torch.where(scale > 0, scale, 1)
+    return (values / scale).clamp(-LARGEST, LARGEST).to(E4M3), scale
+
+
+def rounded(x: Tensor, activations: Activations) -> Tensor:
+    """x as its codes and scales say, in x's dtype."""
+    codes, scale = quantized(x, activations)
+    return (codes.to(scale.dtype) * scale).reshape(x.shape).to(x.dtype)
+
+
+def weight_codes(weight: Tensor, scale: Tensor) -> Tensor:
+    """The e4m3 codes of a bfloat16 matrix (rows, columns) that was made of them and ``scale`` (rows, 1).
+
+    The product was rounded by 2^-9 at most, and codes are 2^-4 apart at least: the nearest is the one it was.
+    """
+    return (weight.float() / scale).to(E4M3)
+
+
+def scaled_product(x: Tensor, codes: Tensor, scale: Tensor, activations: Activations) -> Tensor:
+    """x (…, columns) rounded times codes (rows, columns) of ``scale`` (rows, 1) transposed: (…, rows) bfloat16."""
+    flat = x.reshape(-1, x.shape[-1])
+    if x.is_cuda and activations.strategy == "token":
+        from bamba_quant.schemes.cuda.activations import by_token
+
+        mine, tokens = by_token(flat)
+    else:
+        mine, shared = quantized(x, activations)
+        mine, tokens = mine.view(flat.shape), shared.expand(*x.shape[:-1], 1).reshape(-1, 1).contiguous()
+    product: Tensor = torch._scaled_mm(
+        mine, codes.t(), tokens, scale.t(), out_dtype=torch.bfloat16, use_fast_accum=False
+    )
+    return product.view(*x.shape[:-1], len(codes))
+
+
+def has_scaled_products(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's scaled product by rows runs there: Ada, Hopper and later, and it gives bfloat16."""
+    return (
+        device.type == "cuda"
+        and dtype == torch.bfloat16
+        and torch.version.cuda is not None
+        and torch.cuda.get_device_capability(device) >= (8, 9)
+    )
+
+
+def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool = False) -> Backend:
+    """``backend`` with what enters each matrix rounded as the checkpoint has it; itself where it has nothing rounded.
+
+    ``scaled`` asks for scaled products wherever a scale belongs to a row of the weights and to whole tokens. Raises
+    ``BambaQuantError`` for a rounding that is none of ``Activations``' strategies.
+    """
+    stored = {name: weights.stored(name)[0] for name in weights}
+    packed = {name: tensor for name, tensor in stored.items() if isinstance(tensor, PackedTensor)}
+    rules = {name: tensor.activations for name, tensor in packed.items() if tensor.activations is not None}
+    unknown = [f"{name}: {rule}" for name, rule in rules.items() if rule.unknown]
+    if unknown:
+        raise BambaQuantError(
+            "activations are rounded in a way that is not emulated",
+            found=listed(unknown, 1),
+            expected="e4m3 under scales found as activations come",
+            fix="evaluate with --activations exact",
+        )
+    if not rules:
+        return backend
+    by_codes = _by_codes(packed, rules) if scaled else {}
+    made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def codes_of(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """A matrix's codes and scales, kept for as long as the matrix is."""
+        if weight not in made:
+            scale = torch.from_numpy(by_codes[name].scales()).to(weight.device)
+            made[weight] = weight_codes(weight, scale), scale
+        found: tuple[Tensor, Tensor] = made[weight]
+        return found
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        if name in by_codes:
+            y = scaled_product(x, *codes_of(name, weight), rules[name])
+            return y if bias is None else y + bias
+        return backend.linear(rounded(x, rules[name]) if name in rules else x, weight, bias, name)
+
+    def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
+        return backend.head(rounded(x, rules[name]) if name in rules else x, weight, name)
+
+    kinds = ", ".join(dict.fromkeys(str(rule) for rule in rules.values()))
+    how = "emulated"
+    if by_codes:
+        rest = len(rules) - len(by_codes)
+        how = "scaled products" + (f", {rest} of {len(rules)} emulated" if rest else "")
+    return backend.with_linear(linear, name=f"{backend.name}, activations {kinds} ({how})", head=head)
+
+
+def _by_codes(
+    packed: Mapping[str, PackedTensor], rules: Mapping[str, Activations]
+) -> dict[str, PackedTensor]:
+    """The matrices that torch's scaled product multiplies: a scale a row, sizes it takes, scales of no tiny weights."""
+
+    def takes(tensor: PackedTensor, rule: Activations) -> bool:
+        divides = tensor.rows % _MULTIPLE == 0 == tensor.columns % _MULTIPLE
+        by_row = rule.strategy != "group" and tensor.scale.width == 1
+        return by_row and divides and bool((abs(tensor.scales()) > _LEAST_SCALE).all())
+
+    return {name: packed[name] for name, rule in rules.items() if takes(packed[name], rule)}

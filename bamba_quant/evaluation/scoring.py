@@ -1,0 +1,152 @@
+"""The head over a part of the text, block after block of tokens: of each token a few numbers are kept, no logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bamba_quant.evaluation.logits_file import LogitsFile, base_blocks
+from bamba_quant.evaluation.models import Opened
+from bamba_quant.evaluation.noise_floor import FloorWatch
+from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, collect, score
+from bamba_quant.evaluation.sources import Source
+from bamba_quant.evaluation.tokens import Tokens
+from bamba_reference.backend import Backend
+from bamba_reference.stream import head_blocks, logit_blocks, together
+from bamba_reference.tensors import FINAL_NORM
+
+# Logits that exist together, of the base and of one candidate each.
+_LOGITS = 1 << 26
+_MOST_TOKENS = 2048
+
+_ESTIMATED = ("nll", "nll_base", "kld")
+
+Block = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a ``stage`` is: ``done`` of ``total`` layers or scored tokens; ``estimates`` by label, once there are."""
+
+    stage: str
+    done: int
+    total: int
+    estimates: Mapping[str, Mapping[str, float]]
+
+
+Tell = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Blocks of ``scores.score`` in the text's order: one list a candidate, and the base's own by another path."""
+
+    candidates: tuple[tuple[Block, ...], ...]
+    floor: tuple[Block, ...]
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Measured]) -> Self:
+        """What was measured on the parts of a text, as if it had been one."""
+        candidates = zip(*(part.candidates for part in parts), strict=True)
+        return cls(
+            tuple(tuple(chain.from_iterable(blocks)) for blocks in candidates),
+            tuple(chain.from_iterable(part.floor for part in parts)),
+        )
+
+    def scores(self, chunks: int) -> list[Scores]:
+        """Each candidate's, of all ``chunks``."""
+        return [collect(blocks, chunks) for blocks in self.candidates]
+
+
+def most_tokens(vocab_size: int) -> int:
+    """How many tokens' logits exist together."""
+    return max(1, min(_MOST_TOKENS, _LOGITS // vocab_size))
+
+
+def chunks_together(ctx: int, device: torch.device, vocab_size: int) -> int:
+    """How many chunks are worked on at once: between such groups a text may be parted without changing a bit."""
+    return together(ctx, device, most_tokens(vocab_size))
+
+
+def score_part(
+    given: LogitsFile | None,
+    opened: Sequence[Opened],
+    sources: Sequence[Source],
+    hidden: list[torch.Tensor],
+    tokens: Tokens,
+    part: slice,
+    floor: FloorWatch | None,
+    write: Callable[[NDArray[np.float32]], None] | None,
+    backends: Sequence[Backend],
+    progress: Tell,
+) -> Measured:
+    """The base's logits of the chunks ``part`` once, then each candidate's against them.
+
+    ``hidden`` are these chunks' final states (n, ctx, d) under each model; the list is emptied on the way.
+    """
+    first, ctx = tokens.first, tokens.text.ctx
+    config = opened[0].model.config
+    targets = tokens.targets[part]  # (n, scored)
+    blocks = head_blocks(len(targets), ctx, hidden[0].device, most_tokens(config.vocab_size))
+    kept = []
+    while hidden:  # so that what is not scored is let go, one source after the other
+        states = hidden.pop(0)
+        kept.append(states[:, first:-1].reshape(-1, states.shape[-1]).clone())
+        del states
+    logits = [
+        logit_blocks(each.model.config, source, states, backend=ops, block=blocks)
+        for each, ops, source, states in zip(opened, backends, sources, kept, strict=True)
+    ]
+    floor_logits: Iterator[torch.Tensor] = iter(())
+    if floor:
+        states = floor.final(sources[0][FINAL_NORM])[:, first:-1].flatten(0, 1)
+        floor_logits = logit_blocks(
+            config, sources[0], states, backend=floor.other, block=_begin(blocks, len(states))
+        )
+    candidates = logits if given else logits[1:]
+    labels = [each.label for each in (opened if given else opened[1:])]
+    found: list[list[Block]] = [[] for _ in candidates]
+    floor_blocks: list[Block] = []
+    done, sums = 0, np.zeros((len(candidates), len(_ESTIMATED)))
+    base: Iterator[BaseBlock]
+    if given:
+        base = base_blocks(given, part, blocks, kept[0].device)
+    else:
+        wanted = np.split(targets.reshape(-1), np.cumsum(blocks)[:-1])
+        base = (base_block(some, after) for some, after in zip(logits[0], wanted, strict=True))
+    for block in base:
+        if write:
+            write(block.logits.float().cpu().numpy())
+        for number, ours in enumerate(candidates):
+            found[number].append(score(block, next(ours)))
+            sums[number] += [found[number][-1][name].sum() for name in _ESTIMATED]
+        by_another_path = next(floor_logits, None)
+        if by_another_path is not None:
+            floor_blocks.append(score(block.first(len(by_another_path)), by_another_path))
+        done += len(block.targets)
+        progress(Progress("tokens", done, targets.size, _estimates(labels, sums / done)))
+    return Measured(tuple(map(tuple, found)), tuple(floor_blocks))
+
+
+def _begin(blocks: Sequence[int], tokens: int) -> list[int]:
+    """The lengths of the blocks of which the first ``tokens`` tokens are in."""
+    found: list[int] = []
+    for length in blocks:
+        if tokens > 0:
+            found.append(min(length, tokens))
+            tokens -= length
+    return found
+
+
+def _estimates(labels: Sequence[str], means: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    """The figures so far of the candidates' ``means`` (candidates, ``_ESTIMATED``)."""
+    return {
+        label: {"ppl_ratio": float(np.exp(np.minimum(nll - nll_base, 700))), "kld_mean": float(kld)}
+        for label, (nll, nll_base, kld) in zip(labels, means, strict=True)
+    }

@@ -1,0 +1,1 @@
+"""What schemes have on a GPU, in Triton."""

@@ -1,0 +1,261 @@
+"""Mamba's recurrence in Triton: ``selective_scan.selective_scan`` with the states kept on the chip.
+
+A program owns the states of some channels and walks through a chunk of tokens, a few of which are fetched at a time so
+that their loads overlap. Where rows and channels alone do not fill a GPU the tokens are cut into chunks that run side
+by side: a first run leaves what each chunk adds to a state of nothing, ``_pass_on`` makes of these the states that the
+chunks begin with, and a second run begins with them. dt, decays, states and sums are float32.
+"""
+# Triton reads this syntax otherwise: tuples grow by adding.
+# mypy: disable-error-code="untyped-decorator, assignment, unreachable"
+# ruff: noqa: RUF005
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bamba_reference.kernels.launch import check, padded, rows_apart
+from bamba_reference.kernels.step import softplus
+
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Channels of a program, tokens it fetches together, its warps.
+
+    ``programs`` of them fill a GPU; a chunk has ``least`` to ``most`` tokens.
+    """
+
+    channels: int = 32
+    tokens: int = 4
+    warps: int = 1
+    programs: int = 2048
+    least: int = 64
+    most: int = 128
+
+    def chunk(self, rows: int, L: int, inner: int) -> int:
+        """Tokens of a chunk, whole fetches of them: as few chunks as fill the GPU, and none too long for float32.
+
+        Decays multiplied token by token gather roundings, those of a chunk as a whole have one.
+        """
+        chunks = -(-self.programs // (rows * -(-inner // self.channels)))
+        tokens = min(max(-(-L // chunks), self.least), self.most)
+        return -(-tokens // self.tokens) * self.tokens
+
+
+DEFAULT = Tuning()
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A_log: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    h: Tensor,
+    chunk: int,
+    fresh: Tensor | None,
+    real: Tensor | None,
+    *,
+    tuning: Tuning = DEFAULT,
+) -> tuple[Tensor, Tensor]:
+    """``selective_scan.selective_scan``: y (B, L, I) in z's dtype and h (B, I, N) after the last token, float32, laid
+    out as (B, N, I), which costs nothing to take up again.
+
+    All inputs may be strided along every dimension but the last. ``chunk`` is the caller's choice for other backends
+    and changes nothing here.
+    """
+    check(x)
+    x, dt, B, C, z = (rows_apart(v) for v in (x, dt, B, C, z))
+    rows, L, inner = x.shape
+    N = B.shape[-1]
+    length = tuning.chunk(rows, L, inner)
+    chunks = -(-L // length)
+    y = torch.empty(x.shape, dtype=z.dtype, device=x.device)
+    after = torch.empty(rows, N, inner, dtype=torch.float32, device=x.device)
+    # In memory channels lie side by side, so that each is a thread's, which then sums its states by itself.
+    A_log, begins = (
+        A_log.t().contiguous(),
+        h.transpose(1, 2).contiguous()[:, None],
+    )  # (N, I), (B, chunks, N, I)
+    blocks = -(-inner // tuning.channels)
+    strides = [stride for v in (x, dt, B, C, z) for stride in v.stride()[:2]]
+    sizes = {"CHANNELS": tuning.channels, "STATE": padded(N, least=1)}
+    tokens = min(tuning.tokens, padded(L, least=1))
+    whole = L % tokens == 0 and inner % tuning.channels == 0 and sizes["STATE"] == N
+
+    def run(y: Tensor | None, spans: Tensor | None, count: int) -> None:
+        _run[(blocks, count, rows)](
+            x, dt, A_log, B, C, D, z, dt_bias, begins, fresh, real, y, after, spans,
+            L, inner, N, length, chunks, *strides,
+            **sizes, TOKENS=tokens, WHOLE=whole, num_warps=tuning.warps,
+        )  # fmt: skip
+
+    if chunks > 1:
+        begins = torch.cat([begins, begins.new_empty(rows, chunks - 1, N, inner)], dim=1)
+        spans = begins.new_empty(rows, chunks - 1, inner)
+        run(None, spans, chunks - 1)
+        _pass_on[(blocks, rows)](A_log, begins, spans, inner, N, chunks, **sizes, num_warps=tuning.warps)
+    run(y, None, chunks)
+    return y, after.transpose(1, 2)
+
+
+@triton.jit
+def _load(at: tl.tensor, mask: tl.tensor, WHOLE: tl.constexpr) -> tl.tensor:
+    """What stands there, 0 outside of the mask, which is not asked where everything is whole."""
+    if WHOLE:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=mask, other=0)
+
+
+@triton.jit
+def _run(
+    x: tl.tensor,
+    dt: tl.tensor,
+    A_log: tl.tensor,
+    B: tl.tensor,
+    C: tl.tensor,
+    D: tl.tensor,
+    z: tl.tensor,
+    dt_bias: tl.tensor,
+    begins: tl.tensor,
+    fresh: tl.tensor,
+    real: tl.tensor,
+    y: tl.tensor,
+    after: tl.tensor,
+    spans: tl.tensor,
+    L: tl.tensor,
+    inner: tl.tensor,
+    N: tl.tensor,
+    length: tl.tensor,
+    chunks: tl.tensor,
+    x_row: tl.tensor,
+    x_token: tl.tensor,
+    dt_row: tl.tensor,
+    dt_token: tl.tensor,
+    B_row: tl.tensor,
+    B_token: tl.tensor,
+    C_row: tl.tensor,
+    C_token: tl.tensor,
+    z_row: tl.tensor,
+    z_token: tl.tensor,
+    CHANNELS: tl.constexpr,
+    STATE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    WHOLE: tl.constexpr,
+) -> None:
+    """With y a chunk's outputs, and the state after the last; else what it adds to nothing and the dt it spans."""
+    row, c = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64)
+    i, n = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, STATE)  # (I,), (N,)
+    mine = i < inner
+    stored = mine[None, :] & (n < N)[:, None]
+    of_state = n[:, None] * inner + i[None, :]  # (N, I)
+    # Decays are powers of 2, of which 1 stands where there is no state.
+    A = tl.where(stored, -LOG2_E * tl.exp(tl.load(A_log + of_state, mask=stored, other=0).to(tl.float32)), 0)
+    bias = tl.load(dt_bias + i, mask=mine, other=0).to(tl.float32)  # (I,)
+    hs = tl.zeros((STATE, CHANNELS), tl.float32)
+    skip, span = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
+    if y is not None:
+        hs = tl.load(begins + (row * chunks + c) * inner * N + of_state, mask=stored, other=0).to(tl.float32)
+        skip = tl.load(D + i, mask=mine, other=0).to(tl.float32)
+        C += row * C_row + c * length * C_token
+        z += row * z_row + c * length * z_token
+        y += (row * L + c * length) * inner
+    x += row * x_row + c * length * x_token
+    dt += row * dt_row + c * length * dt_token
+    B += row * B_row + c * length * B_token
+    if fresh is not None:
+        fresh += row * L + c * length
+    if real is not None:
+        real += row * L + c * length
+    left = tl.minimum(L - c * length, length)
+    for start in range(0, left, TOKENS):
+        xs, steps, Bs, Cs, zs = (), (), (), (), ()
+        for k in tl.static_range(TOKENS):
+            here, column = mine & (start + k < left), (n < N) & (start + k < left)
+            xs = xs + (_load(x + k * x_token + i, here, WHOLE),)
+            steps = steps + (_load(dt + k * dt_token + i, here, WHOLE),)
+            Bs = Bs + (_load(B + k * B_token + n, column, WHOLE),)
+            if y is not None:
+                Cs = Cs + (_load(C + k * C_token + n, column, WHOLE),)
+                zs = zs + (_load(z + k * z_token + i, here, WHOLE),)
+        for k in tl.static_range(TOKENS):
+            within = start + k < left
+            step = softplus(steps[k].to(tl.float32) + bias)  # (I,)
+            if not WHOLE:
+                step = tl.where(within, step, 0)
+            if real is not None:
+                step = tl.where(tl.load(real + k, mask=within, other=0).to(tl.int32) != 0, step, 0)
+            decay = tl.exp2(step[None, :] * A)  # (N, I)
+            span += step
+            if fresh is not None:
+                begun = tl.load(fresh + k, mask=within, other=0).to(tl.int32) != 0
+                decay = tl.where(begun, 0, decay)
+                span = tl.where(begun, float("inf"), span)
+            xk = xs[k].to(tl.float32)
+            hs = hs * decay + (step * xk)[None, :] * Bs[k].to(tl.float32)[:, None]
+            if y is not None:
+                out = tl.sum(hs * Cs[k].to(tl.float32)[:, None], axis=0) + skip * xk
+                gate = zs[k].to(tl.float32)
+                out = out * gate / (1 + tl.exp(-gate))
+                if WHOLE:
+                    tl.store(y + k * inner + i, out.to(y.dtype.element_ty))
+                else:
+                    tl.store(y + k * inner + i, out.to(y.dtype.element_ty), mask=mine & within)
+        x += TOKENS * x_token
+        dt += TOKENS * dt_token
+        B += TOKENS * B_token
+        if y is not None:
+            C += TOKENS * C_token
+            z += TOKENS * z_token
+            y += TOKENS * inner
+        if fresh is not None:
+            fresh += TOKENS
+        if real is not None:
+            real += TOKENS
+    if spans is not None:
+        tl.store(begins + (row * chunks + c + 1) * inner * N + of_state, hs, mask=stored)
+        tl.store(spans + (row * (chunks - 1) + c) * inner + i, span, mask=mine)
+    if y is not None:
+        tl.store(after + row * inner * N + of_state, hs, mask=stored & (c == chunks - 1))
+
+
+@triton.jit
+def _pass_on(
+    A_log: tl.tensor,
+    begins: tl.tensor,
+    spans: tl.tensor,
+    inner: tl.tensor,
+    N: tl.tensor,
+    chunks: tl.tensor,
+    CHANNELS: tl.constexpr,
+    STATE: tl.constexpr,
+) -> None:
+    """Each chunk begins with what the one before added and what is left of that one's own beginning."""
+    row = tl.program_id(1).to(tl.int64)
+    i, n = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, STATE)  # (I,), (N,)
+    mine = i < inner
+    stored = mine[None, :] & (n < N)[:, None]
+    of_state = n[:, None] * inner + i[None, :]  # (N, I)
+    A = tl.where(stored, -LOG2_E * tl.exp(tl.load(A_log + of_state, mask=stored, other=0).to(tl.float32)), 0)
+    begins += row * chunks * inner * N
+    spans += row * (chunks - 1) * inner
+    hs = tl.load(begins + of_state, mask=stored, other=0).to(tl.float32)
+    for _ in range(chunks - 1):
+        begins += inner * N
+        span = tl.load(spans + i, mask=mine, other=0)
+        # Nothing is left behind the start of a sequence, which makes the span infinite.
+        begun = span == float("inf")
+        left = tl.where(begun[None, :], 0, tl.exp2(tl.where(begun, 0, span)[None, :] * A))
+        hs = hs * left + tl.load(begins + of_state, mask=stored, other=0)
+        tl.store(begins + of_state, hs, mask=stored)
+        spans += inner

@@ -1,0 +1,165 @@
+"""Parts that tile a text, values that come together in order, and the end of a wait for a process that is gone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributed import HashStore
+
+from bamba_quant import ranks as module
+from bamba_quant.ranks import ALONE, FailedElsewhereError, RankError, Ranks, joined, spread
+from bamba_reference.stream import head_blocks, together
+
+
+@given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 9), st.integers(0, 40))
+def test_parts_tile_the_text(count: int, at_once: int, size: int, first: int) -> None:
+    groups, kept = -(-count // at_once), max(1, -(-min(first, count) // at_once))
+    if size > 1 and size > 1 + groups - kept:
+        with pytest.raises(RankError, match="more processes than parts"):
+            Ranks(0, size).part(count, at_once, first=first)
+        return
+    parts = [Ranks(rank, size).part(count, at_once, first=first) for rank in range(size)]
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    assert parts[-1].stop == count and parts[0].stop >= min(first, count)
+    assert all(part.start % at_once == 0 and part.stop > part.start for part in parts)
+    groups_of = [-(-(part.stop - part.start) // at_once) for part in parts]
+    assert max(groups_of[1:], default=0) - min(groups_of[1:], default=0) <= 1
+    assert groups_of[0] == max(kept, groups // size) if size > 1 else groups_of == [groups]
+
+
+@given(st.integers(100, 300), st.integers(1, 20), st.integers(2, 5), st.integers(0, 10))
+def test_the_first_has_less_by_what_it_does_besides(groups: int, at_once: int, size: int, more: int) -> None:
+    parts = [
+        Ranks(rank, size).part(groups * at_once, at_once, besides=more * at_once) for rank in range(size)
+    ]
+    work = [(part.stop - part.start) // at_once for part in parts]
+    assert sum(work) == groups and max(work) - 1 <= work[0] + more <= min(work[1:])
+
+
+@given(
+    st.integers(3, 700),
+    st.integers(1, 3000),
+    st.integers(1, 9),
+    st.integers(0, 40),
+    st.sampled_from(["cpu", "cuda"]),
+)
+def test_a_part_goes_through_the_head_in_the_blocks_of_the_whole(
+    ctx: int, most: int, before: int, after: int, device: str
+) -> None:
+    step, scored = together(ctx, device, most), ctx - 1 - ctx // 2
+    whole = head_blocks(before * step + after, ctx, device, most)
+    assert whole == head_blocks(before * step, ctx, device, most) + head_blocks(after, ctx, device, most)
+    assert sum(whole) == scored * (before * step + after) and max(whole) <= most
+
+
+def test_what_a_rank_is() -> None:
+    assert ALONE.first and ALONE.device("cuda") == "cuda" and ALONE.command(["x"]) == ["bamba-quant", "x"]
+    rank = Ranks(5, 8, 1, 4)
+    assert not rank.first and rank.device("cuda") == "cuda:1" and rank.device("cpu") == "cpu"
+    expected = ["torchrun", "--nnodes", "2", "--nproc-per-node", "4", "-m", "bamba_quant_cli", "x"]
+    assert rank.command(["x"]) == expected
+    assert Ranks(1, 2, 1, 2).command([]) == ["torchrun", "--nproc-per-node", "2", "-m", "bamba_quant_cli"]
+
+
+def test_variables_that_torchrun_did_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined() as alone:
+        assert alone is ALONE
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RankError, match="do not find together") as error, joined():
+        pass
+    assert "RANK" in str(error.value.found) and "torchrun" in str(error.value.fix)
+
+
+Together = Callable[[Callable[[Ranks], Any]], list[Any]]
+
+
+@pytest.fixture(params=[2, 3])
+def in_threads(request: pytest.FixtureRequest) -> Iterator[Together]:
+    """Runs a function as each of several ranks at once, over a store in memory."""
+    store, size = HashStore(), request.param
+    exchanges = [module._Exchange(store, rank, size) for rank in range(size)]
+    with ThreadPoolExecutor(size) as pool:
+        yield lambda work: list(
+            pool.map(
+                work, [Ranks(rank, size, rank, size, exchange) for rank, exchange in enumerate(exchanges)]
+            )
+        )
+    for exchange in exchanges:
+        exchange.leave()
+
+
+def test_values_come_together_in_the_order_of_ranks(
+    in_threads: Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PIECE", 1000)
+
+    def work(ranks: Ranks) -> list[Any]:
+        time.sleep(0.02 * (ranks.size - ranks.rank))
+        large = np.arange(5000.0) + ranks.rank
+        return [
+            ranks.gather(ranks.rank),
+            ranks.gather(large),
+            ranks.share(f"of {ranks.rank}"),
+            ranks.gather([]),
+        ]
+
+    for numbers, arrays, shared, empty in in_threads(work):
+        size = len(numbers)
+        assert numbers == list(range(size)) and shared == "of 0" and empty == [[]] * size
+        assert all(np.array_equal(array, np.arange(5000.0) + i) for i, array in enumerate(arrays))
+
+
+def test_scores_come_in_the_texts_order(in_threads: Together) -> None:
+    cut = np.arange(7 * 4).reshape(7, 4)
+
+    def score(part: np.ndarray) -> Iterator[np.ndarray]:
+        yield from (row / 3 for row in part)
+
+    for scores in in_threads(lambda ranks: list(spread(score, lambda ctx: 2, ranks)(cut))):
+        np.testing.assert_array_equal(scores, cut / 3)
+
+
+def test_a_process_that_falls_silent_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_SIGNS", 0.02)
+    store = HashStore()
+    first, second = (module._Exchange(store, rank, 2) for rank in range(2))
+    second.leave()
+    with pytest.raises(RankError, match="no sign of life") as error:
+        first.gather("waiting")
+    assert "rank 1 of 2" in str(error.value.found)
+    with pytest.raises(RankError):
+        Ranks(0, 2, _exchange=first).check()
+    first.leave()
+
+
+def test_slow_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_SIGNS", 0.02)
+    store = HashStore()
+    first, second = (module._Exchange(store, rank, 2) for rank in range(2))
+    late = threading.Timer(1.0, second.gather, ["late"])
+    late.start()
+    assert first.gather("early") == ["early", "late"]
+    late.join()
+    first.leave()
+    second.leave()
+
+
+def test_one_of_several_errors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = HashStore()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    exchanges = iter([module._Exchange(store, rank, 2) for rank in range(2)])
+    monkeypatch.setattr(module, "_meet", lambda: next(exchanges))
+    with pytest.raises(ZeroDivisionError), joined():
+        raise ZeroDivisionError
+    with pytest.raises(FailedElsewhereError), joined():
+        raise ZeroDivisionError
