@@ -176,6 +176,7 @@ def plan_quantization(
     configuration = chosen_scheme.configuration(ignored_modules(candidates, rules, chosen, loaders))
     loading = loading_notes(
         source.architecture,
+        source.config,
         source.checkpoint.metadata,
         chosen_scheme,
         {role for candidate in candidates if candidate.name in chosen for role in candidate.roles},

@@ -5,7 +5,7 @@
 MODEL is quantized by every FP8 scheme (or those of --schemes) and method into a directory of its own; every further
 DIRECTORY, such as one that another tool made of MODEL, is measured beside them. The reference's forward pass runs each
 in float32 on the weights its file stands for, on the same chunks of TEXT. Activations are not quantized: runtimes that
-do so add a loss of their own. The figure after ± is the standard error over chunks.
+do so add a loss of their own. The figure after ± is the standard error over chunks, where there are several.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     original = load_model(options.model)
     ids = read_encoder(original.checkpoint).encode(options.text.read_text(encoding="utf-8"))
-    count = options.chunks or len(ids) // CHUNK
+    available = len(ids) // CHUNK
+    count = available if options.chunks is None else options.chunks
+    if not 1 <= count <= available:
+        parser.error(f"--chunks {count}: {options.text.name} has {available} chunks of {CHUNK} tokens")
     starts = [(len(ids) - CHUNK) * number // max(1, count - 1) for number in range(count)]
     reference = torch_forward.load(original.config, original.weights)
     models = {}
@@ -74,8 +77,9 @@ def main() -> None:
                 divergences[name].append(float((expected.exp() * (expected - got)).sum(-1).mean()))
     print(f"{count * CHUNK:,} tokens of {options.text.name}")
     for name, values in divergences.items():
-        error = statistics.stdev(values) / len(values) ** 0.5
-        print(f"{name:40} {statistics.mean(values):.3e} ± {error:.0e}")
+        # One chunk says nothing of how much chunks differ.
+        error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.0e}" if len(values) > 1 else ""
+        print(f"{name:40} {statistics.mean(values):.3e}{error}")
 
 
 if __name__ == "__main__":

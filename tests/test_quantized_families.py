@@ -229,6 +229,59 @@ def test_vllm_would_load(name: str, case: str, scheme: str, keep: list[str], tmp
             vllm.check(config, shapes, scales)
 
 
+EXPERTS = FAMILIES["granitemoehybrid"].cases["six experts"]
+# Each breaks blocks of one product, by the role that says which, or none; bamba's gate and up have whole blocks
+# wherever down_proj's columns have.
+CUT: list[tuple[str, dict[str, Any], str]] = [
+    ("bamba", {"mamba_d_state": 128, "num_key_value_heads": 4}, ""),
+    ("bamba", {"mamba_d_state": 128, "num_key_value_heads": 2}, "attn_k"),
+    ("bamba", {"mamba_d_state": 64, "num_key_value_heads": 4}, "ssm_in"),
+    ("granitemoehybrid", {"mamba_d_state": 128}, ""),
+    ("granitemoehybrid", {"mamba_d_state": 128, "num_key_value_heads": 1}, "attn_k"),
+    ("granitemoehybrid", {"mamba_d_state": 128, "shared_intermediate_size": 192}, "ffn_gate"),
+    (
+        "granitemoehybrid",
+        {"mamba_d_state": 128, "shared_intermediate_size": 192, **EXPERTS},
+        "ffn_gate_shexp",
+    ),
+    ("granitemoehybrid", {"mamba_d_state": 64}, "ssm_in"),
+    ("mamba2", {"state_size": 128}, ""),
+    ("mamba2", {"state_size": 32}, "ssm_in"),
+]
+
+
+@pytest.mark.parametrize(("name", "sizes", "role"), CUT, ids=[f"{name} {role}" for name, _, role in CUT])
+def test_a_plan_says_where_vllm_refuses_blocks(
+    name: str, sizes: dict[str, Any], role: str, tmp_path: Path
+) -> None:
+    """It says so where vLLM's rules refuse, and nowhere else; what it says to keep makes vLLM take the rest."""
+    family = FAMILIES[name]
+    family.config(**{**family.small, **family.divides, **sizes}).save_pretrained(tmp_path)
+    # 192 columns are no whole groups of activations.
+    keep = [role.replace("gate", "down")] if "ffn" in role else []
+
+    def plan(scheme: str, keep: list[str]) -> tuple[list[str], bool]:
+        found = plan_quantization(tmp_path, scheme, keep=keep, imagine=True)
+        shapes = {entry.name: entry.shape for shard in found.shards for entry in shard.entries}
+        scales = {key: np.ones(shape) for key, shape in shapes.items() if "scale" in key}
+        notes = [note for note in found.notes if "vLLM refuses" in note]
+        assert all(note in found.files["README.md"].decode() for note in notes)
+        try:
+            vllm.check(json.loads(found.files["config.json"]), shapes, scales)
+        except vllm.RefusalError:
+            return notes, True
+        return notes, False
+
+    notes, refused = plan("fp8-block", keep)
+    assert refused == bool(role)
+    assert len(notes) == refused
+    assert plan("fp8-dynamic", []) == ([], False)
+    if notes:
+        advice = notes[0].split("keep these matrices: ")[1].removeprefix("--keep ").split(" --keep ")
+        assert role in advice
+        assert plan("fp8-block", [*keep, *advice]) == ([], False)
+
+
 @pytest.mark.parametrize("name", ["mamba", "falcon_mamba"])
 def test_vllm_does_not_quantize_mamba(name: str, tmp_path: Path) -> None:
     plan = plan_quantization(save(model(name, "plain"), tmp_path / "model"), "fp8-dynamic")

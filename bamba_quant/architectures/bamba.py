@@ -13,7 +13,13 @@ from typing import Any
 from gguf import GGUFValueType
 
 from bamba_quant.architectures import keys, refusals
-from bamba_quant.architectures.loaders import ATTENTION_INPUTS, Loaders
+from bamba_quant.architectures.loaders import (
+    ATTENTION_INPUTS,
+    MERGED_ATTENTION,
+    MERGED_FEED_FORWARD,
+    MERGED_MIXER,
+    Loaders,
+)
 from bamba_quant.architectures.rows import ATTENTION, EMBEDDINGS, FEED_FORWARD, MAMBA2
 from bamba_quant.architectures.rules import Architecture, Metadata, Values, register
 from bamba_quant.checkpoint.gguf_values import array, boolean, uint32
@@ -113,6 +119,7 @@ def _hf_config(config: Config) -> dict[str, Any]:
 _LOADERS = Loaders(
     vllm={".mamba.": ".mixer.", ".self_attn.": "."},
     units=(ATTENTION_INPUTS, frozenset({"ffn_gate", "ffn_up", "ffn_down"})),
+    merged=(MERGED_ATTENTION, MERGED_MIXER, *MERGED_FEED_FORWARD),
 )
 
 BAMBA = register(

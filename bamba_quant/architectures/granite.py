@@ -13,7 +13,13 @@ from typing import Any
 from gguf import GGUFValueType
 
 from bamba_quant.architectures import keys, refusals
-from bamba_quant.architectures.loaders import ATTENTION_INPUTS, Loaders
+from bamba_quant.architectures.loaders import (
+    ATTENTION_INPUTS,
+    MERGED_ATTENTION,
+    MERGED_FEED_FORWARD,
+    MERGED_MIXER,
+    Loaders,
+)
 from bamba_quant.architectures.rows import ATTENTION, BLOCK, EMBEDDINGS, FEED_FORWARD, LAYER, MAMBA2
 from bamba_quant.architectures.rules import Architecture, Metadata, Rule, Values, register, spelled
 from bamba_quant.checkpoint.gguf_values import array, boolean, float32, uint32
@@ -203,6 +209,7 @@ def _hf_config(config: Config) -> dict[str, Any]:
 _LOADERS = Loaders(
     vllm={".mamba.": ".mixer."},
     units=(ATTENTION_INPUTS,),
+    merged=(MERGED_ATTENTION, MERGED_MIXER, *MERGED_FEED_FORWARD),
     experts=(_EXPERTS + "experts", _EXPERTS + "experts.routed_experts"),
 )
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from bamba_quant.architectures import keys, refusals
-from bamba_quant.architectures.loaders import Loaders
+from bamba_quant.architectures.loaders import MERGED_MIXER, Loaders
 from bamba_quant.architectures.rows import EMBEDDINGS, MAMBA2, MIXER_DIALECTS
 from bamba_quant.architectures.rules import Architecture, Metadata, Values, register, spelled
 from bamba_reference.config import Config
@@ -60,6 +60,6 @@ MAMBA2_MODEL = register(
         check_gguf=_check_gguf,
         config_of_gguf=_config_of_gguf,
         hf_config=_hf_config,
-        loaders=Loaders(vllm={}, initialized=frozenset({"ssm_out"})),
+        loaders=Loaders(vllm={}, merged=(MERGED_MIXER,), initialized=frozenset({"ssm_out"})),
     )
 )

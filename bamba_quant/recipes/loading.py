@@ -6,13 +6,19 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bamba_quant.architectures import Architecture
+from bamba_quant.architectures.loaders import Loaders
 from bamba_quant.schemes import Scheme
+from bamba_reference.config import Config
 
 _DEQUANTIZED = "from_pretrained(..., quantization_config=CompressedTensorsConfig(dequantize=True))"
 
 
 def loading_notes(
-    architecture: Architecture, hf_config: Mapping[str, Any], scheme: Scheme, roles: Collection[str]
+    architecture: Architecture,
+    config: Config,
+    hf_config: Mapping[str, Any],
+    scheme: Scheme,
+    roles: Collection[str],
 ) -> list[str]:
     """Sentences on a directory under ``scheme`` whose quantized matrices have ``roles``."""
     loaders = architecture.loaders
@@ -41,9 +47,29 @@ def loading_notes(
         )
     if loaders.vllm is None:
         notes.append("vLLM has no quantized layers for this family: transformers alone loads this")
+    else:
+        notes += _cut_blocks(loaders, config, scheme, roles)
     if loaders.initialized and hf_config.get("rescale_prenorm_residual") is True:
         notes.append(
             "config.json sets rescale_prenorm_residual, and with it transformers 5.23 divides the out_proj that it "
             "has just loaded by the root of the number of layers: set it to false, as training is over"
+        )
+    return notes
+
+
+def _cut_blocks(loaders: Loaders, config: Config, scheme: Scheme, roles: Collection[str]) -> list[str]:
+    """What vLLM refuses because an output of a merged product is not whole blocks high."""
+    notes: list[str] = []
+    for merged in loaders.merged:
+        quantized = [role for role in merged.roles if role in roles]
+        outputs = merged.outputs(config)
+        if not scheme.block_rows or not quantized or all(n % scheme.block_rows == 0 for n in outputs[:-1]):
+            continue
+        unit = set(quantized).union(*(unit for unit in loaders.units if unit & set(quantized)))
+        notes.append(
+            f"vLLM refuses to load this: it computes {', '.join(quantized)} as one product with outputs of "
+            f"{', '.join(map(str, outputs))}, of which all but the last would have to be multiples of "
+            f"{scheme.block_rows}; choose a scheme without blocks, or keep these matrices: "
+            + " ".join(f"--keep {role}" for role in sorted(unit & set(roles)))
         )
     return notes

@@ -120,6 +120,7 @@ class Scheme:
     float32 of shape (r, columns): the weight as a loader computes with it. ``configuration`` is the
     ``quantization_config`` of config.json, and a ``packed`` layer made from it has no ``weight``, one with
     ``zero_points`` integers beside its scales; ``kernels`` are what computing with it takes, "" where a CPU will do.
+    ``block_rows`` is the height of the blocks that have a scale each, 0 where there are none.
     ``metadata(matrices, others)``, given the shapes of the matrices and the names of all other tensors, is the
     ``__metadata__`` of every shard's header.
     """
@@ -133,6 +134,7 @@ class Scheme:
     packed: bool = False
     zero_points: bool = False
     kernels: str = ""
+    block_rows: int = 0
     row_multiple: int = 1
     fits: Callable[[int, int], str] = lambda rows, columns: ""
     whole: Callable[[int, int, Shared], Parts] = lambda rows, columns, shared: {}

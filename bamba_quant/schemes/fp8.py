@@ -116,7 +116,10 @@ def _tiled(name: str, about: str, tile: Tile, scale: Part, configuration: Callab
         for method, about, search in (("search", _SEARCH, True), ("absmax", _ABSMAX, False))
     )  # fmt: skip
     decode = partial(_decode, tile=tile, suffix=scale.suffix)
-    return Scheme(name, about, parts, methods, decode, configuration, row_multiple=height, fits=fits)
+    blocks = height if height > 1 else 0
+    return Scheme(
+        name, about, parts, methods, decode, configuration, row_multiple=height, block_rows=blocks, fits=fits
+    )
 
 
 def _encode_shared(x: F32, importance: F32 | None, shared: F32) -> Parts:

@@ -16,13 +16,14 @@ import numpy as np
 
 from bamba_quant.errors import FormatError
 from bamba_quant.formats.base import F32
-from bamba_quant.formats.integers import Grid, pack, quantize, unpack
+from bamba_quant.formats.integer_search import quantize
+from bamba_quant.formats.integers import Grid, pack, unpack
 from bamba_quant.schemes.base import Array, Encode, Ignored, Method, Part, Parts, Scheme, register
 from bamba_quant.schemes.compressed_tensors import compressed_tensors
 
 GROUPS = (128, 64, 32)
 ABOUT = {
-    "hqq": "a search of scales, then integers and scales refitted in turns by least squares",
+    "hqq": "a search of scales, then scale and integers refitted by least squares",
     "mse": "the clipped range of least squared error",
     "rtn": "the whole range, as compressed-tensors' min-max observer takes it",
 }

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from bamba_quant.formats.base import F32
-from bamba_quant.formats.integers import Grid, pack, quantize, unpack
+from bamba_quant.formats.integer_search import quantize
+from bamba_quant.formats.integers import Grid, pack, unpack
 from bamba_quant.schemes.base import Array, Encode, Ignored, Method, Part, Parts, Scheme, register
 from bamba_quant.schemes.pack_quantized import ABOUT, GROUPS, as_stored
 

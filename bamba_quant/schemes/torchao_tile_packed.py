@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bamba_quant.formats.base import F32
-from bamba_quant.formats.integers import EPSILON, Grid, quantize, unpack
+from bamba_quant.formats.integer_search import EPSILON, quantize
+from bamba_quant.formats.integers import Grid, unpack
 from bamba_quant.schemes.base import Array, Encode, Method, Part, Parts, Scheme, register
 from bamba_quant.schemes.pack_quantized import ABOUT, GROUPS, as_stored
 from bamba_quant.schemes.torchao_int4 import about, configuration, metadata, scheme_name

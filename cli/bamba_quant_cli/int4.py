@@ -63,8 +63,8 @@ def int4(
     method: Annotated[
         str,
         typer.Option(
-            help="hqq: scales searched, then refitted with the integers in turns. mse: the clipped range of least "
-            "squared error. rtn: round to nearest over the whole range."
+            help="hqq: scales searched, then refitted with the integers by least squares. mse: the clipped range of "
+            "least squared error. rtn: round to nearest over the whole range."
         ),
     ] = "hqq",
     keep: Keep = None,

@@ -112,6 +112,15 @@ def test_tiles_lose_no_code(data: st.DataObject) -> None:
     np.testing.assert_array_equal(unpack_tiles(words), codes)
 
 
+def test_tiles_hold_what_the_plain_layout_holds() -> None:
+    x = np.random.default_rng(6).normal(size=(16, 1024)).astype(np.float32)
+    for plain, tiles in zip(PLAIN, TILES, strict=True):
+        values = [
+            scheme.decode(scheme.method("hqq").encode(x, None, None), 1024) for scheme in (plain, tiles)
+        ]
+        np.testing.assert_array_equal(*values)
+
+
 def test_tiles_are_where_the_kernel_looks_for_them() -> None:
     """A lane t of a warp holds rows t / 4 and, of 32 columns, the pairs that begin at 2·(t mod 4), 8 apart."""
     codes = np.full((8, 128), -8, np.int8)

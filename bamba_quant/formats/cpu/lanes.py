@@ -2,7 +2,8 @@
 
 A lane is one block, so each lane keeps C's order of operations while LLVM spends one instruction on all of
 them: sixteen lanes are one AVX-512 register, two of AVX2, four of SSE2 or NEON. No operation carries a
-fast-math flag and none is fused: without the flag ``contract`` LLVM keeps a product and a sum apart.
+fast-math flag, and none is fused but where a kernel asks for it: without the flag ``contract`` LLVM keeps a product
+and a sum apart.
 """
 
 from __future__ import annotations
@@ -182,6 +183,18 @@ def where(typing_context: Any, mask: types.Type, a: types.Type, b: types.Type) -
     if mask is not MASK or vector is None:
         return None
     return vector(mask, types.unliteral(a), types.unliteral(b)), generate
+
+
+@primitive
+def fused(typing_context: Any, a: types.Type, b: types.Type, c: types.Type) -> Any:
+    """a·b + c rounded once; c may be a number."""
+
+    def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
+        return llvm_call(
+            builder, "fma", *args[:2], as_vector(context, builder, args[2], call.args[2], FLOATS)
+        )
+
+    return (FLOATS(a, b, types.unliteral(c)), generate) if a is FLOATS and b is FLOATS else None
 
 
 def _integer_choice(name: str) -> Any:
