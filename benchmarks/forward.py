@@ -2,15 +2,18 @@
 
     python benchmarks/forward.py --model ../shared/models/bamba-43m
 
-prints tokens per second of both and their ratio for one Mamba layer of Bamba-9B's shape and for the model
-end to end, in float32, and the peak memory of a streamed perplexity over 1.8 billion random weights. The two
-take turns; each figure is the median of --repeats, after a run of each that is not counted.
+prints tokens per second of transformers, of the differentiable torch backend and of the backend a CPU gets by
+itself, and the last one's ratio to the first, for one Mamba layer of Bamba-9B's shape and for the model end to end,
+in float32, and the peak memory of a streamed perplexity over 1.8 billion random weights. They take turns; each
+figure is the median of --repeats, after a run of each that is not counted. "products alone" are the matrix products
+of the line above and nothing else: the bound on its ratio, whatever the rest costs.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -69,9 +72,45 @@ def take_turns(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
-def report(what: str, seconds: dict[str, float]) -> None:
-    theirs, ours = TOKENS / seconds["transformers"], TOKENS / seconds["reference"]
-    print(f"{what:52} {theirs:9,.0f} {ours:9,.0f} tok/s {ours / theirs:6.2f} ×", flush=True)
+def report(what: str, seconds: dict[str, float], operations: float | None = None) -> None:
+    """``operations`` a token, for the rate at which what is measured computes."""
+    figures = " ".join(f"{TOKENS / each:13,.0f}" for each in seconds.values())
+    theirs, *_, ours = seconds.values()
+    rates = [f"{operations * TOKENS / each / 1e9:.0f}" for each in seconds.values()] if operations else []
+    print(
+        f"{what:40} {figures} tok/s {theirs / ours:6.2f} ×"
+        + (f"  GFLOP/s {', '.join(rates)}" if rates else ""),
+        flush=True,
+    )
+
+
+def report_products(whole: float, shapes: list[tuple[int, int]], repeats: int) -> None:
+    """Products alone of (out, in) ``shapes``, each with weights of its own, beside ``whole``, transformers' seconds."""
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    rows = {K: torch.randn(TOKENS, K) for _, K in shapes}
+    weights = [torch.randn(shape) for shape in shapes]
+
+    def multiply(linear: Callable[..., torch.Tensor], *others: Any) -> None:
+        for weight in weights:
+            linear(rows[weight.shape[1]], weight, *others)
+
+    runs = {name: functools.partial(multiply, ops.linear, None, "") for name, ops in backends().items()}
+    seconds = take_turns({"transformers": functools.partial(multiply, F.linear)} | runs, repeats)
+    report("  products alone", seconds, 2 * sum(N * K for N, K in shapes))
+    print(f"  the bound: products alone against all of transformers {whole / [*seconds.values()][-1]:.2f} ×")
+
+
+def backends() -> dict[str, Any]:
+    """The pure torch backend, and the one that a CPU gets by itself."""
+    import torch
+
+    from bamba_reference.kernels import backend_named
+
+    cpu = torch.device("cpu")
+    chosen = backend_named("auto", cpu, torch.float32)
+    return {"torch": backend_named("torch", cpu, torch.float32), chosen.name: chosen}
 
 
 def one_layer(repeats: int) -> None:
@@ -80,8 +119,8 @@ def one_layer(repeats: int) -> None:
     from transformers import BambaConfig
     from transformers.models.bamba.modeling_bamba import BambaMixer, mamba2_chunk_scan
 
-    from bamba_reference import Config, torch_forward, torch_ops
-    from bamba_reference.backend import TORCH, Backend
+    from bamba_reference import Config, torch_forward
+    from bamba_reference.backend import Backend
     from bamba_reference.packing import layout
     from bamba_reference.tensors import layer_prefix
     from bamba_reference.torch_mixers import TORCH_MIXERS, LayerWeights
@@ -102,13 +141,19 @@ def one_layer(repeats: int) -> None:
         model = torch_forward.Model(config, weights, torch.float32, cpu, backend, chunk)
         return TORCH_MIXERS["mamba"].mix(model, LayerWeights(model, layer_prefix(0)), u, sequences, None)
 
-    without = dataclasses.replace(TORCH, linear=given)
-    difference = (mixer(TORCH) - oracle(u)).norm() / oracle(u).norm()
-    assert difference < 2e-5, f"the layers differ by {difference}"
-    report(
-        "Bamba-9B mixer",
-        take_turns({"transformers": lambda: oracle(u), "reference": lambda: mixer(TORCH)}, repeats),
-    )
+    ours = backends()
+    for backend in ours.values():
+        difference = (mixer(backend) - oracle(u)).norm() / oracle(u).norm()
+        assert difference < 2e-5, f"the layers differ by {difference}"
+
+    def turns(theirs: Callable[[], object], run: Callable[[Backend], object]) -> dict[str, float]:
+        runs = {name: functools.partial(run, backend) for name, backend in ours.items()}
+        return take_turns({"transformers": theirs} | runs, repeats)
+
+    whole = turns(lambda: oracle(u), mixer)
+    report("Bamba-9B mixer", whole)
+    projections = [tuple(oracle.in_proj.weight.shape), tuple(oracle.out_proj.weight.shape)]
+    report_products(whole["transformers"], projections, repeats)
 
     class Given(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -117,7 +162,7 @@ def one_layer(repeats: int) -> None:
     oracle.in_proj, oracle.out_proj = Given(), torch.nn.Identity()
     report(
         "Bamba-9B mixer without its projections",
-        take_turns({"transformers": lambda: oracle(u), "reference": lambda: mixer(without)}, repeats),
+        turns(lambda: oracle(u), lambda backend: mixer(dataclasses.replace(backend, linear=given))),
     )
 
     H, P, N = config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state
@@ -130,11 +175,11 @@ def one_layer(repeats: int) -> None:
         A = -A_log.exp()
         return mamba2_chunk_scan(x, dt, A, B, C, chunk_size=256, D=D, dt_bias=dt_bias, dt_softplus=True)
 
-    def our_scan() -> torch.Tensor:
+    def our_scan(backend: Backend) -> torch.Tensor:
         limit = config.time_step_limit
-        return torch_ops.scan(x, dt, A_log, B, C, D, dt_bias, limit, h, chunk, None, None)[0]
+        return backend.scan(x, dt, A_log, B, C, D, dt_bias, limit, h, chunk, None, None)[0]
 
-    report("Bamba-9B scan", take_turns({"transformers": their_scan, "reference": our_scan}, repeats))
+    report("Bamba-9B scan", turns(their_scan, our_scan))
 
 
 def end_to_end(directory: Path, repeats: int) -> None:
@@ -145,16 +190,18 @@ def end_to_end(directory: Path, repeats: int) -> None:
 
     oracle = BambaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     config = Config.from_hf(json.loads((directory / "config.json").read_text()))
-    model = torch_forward.load(config, oracle.state_dict())
+    weights = oracle.state_dict()
     tokens = torch.randint(config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    seconds = take_turns(
-        {
-            "transformers": lambda: oracle(tokens, use_cache=False).logits,
-            "reference": lambda: torch_forward.forward(model, tokens).logits,
-        },
-        repeats,
-    )
+    runs: dict[str, Callable[[], object]] = {
+        "transformers": lambda: oracle(tokens, use_cache=False).logits,
+    }
+    for name, backend in backends().items():
+        model = torch_forward.load(config, weights, backend=backend)
+        runs[name] = functools.partial(torch_forward.forward, model, tokens)
+    seconds = take_turns(runs, repeats)
     report(f"{directory.name} end to end", seconds)
+    matrices = {name: w for name, w in weights.items() if w.dim() == 2 and "embed_tokens" not in name}
+    report_products(seconds["transformers"], [tuple(w.shape) for w in matrices.values()], repeats)
 
 
 class RandomWeights(Mapping[str, np.ndarray]):
@@ -194,7 +241,8 @@ def streamed_memory() -> None:
     with tempfile.TemporaryDirectory() as directory:
         source = RandomWeights(Path(directory), shapes)
         start = time.perf_counter()
-        found = perplexity(stream_scorer(config, source), tokens, vocab_size=config.vocab_size)
+        scorer = stream_scorer(config, source, backend=[*backends().values()][-1])
+        found = perplexity(scorer, tokens, vocab_size=config.vocab_size)
         seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20
@@ -218,7 +266,7 @@ def main() -> None:
 
     torch.set_grad_enabled(False)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {TOKENS} tokens, float32")
-    print(f"{'':52} {'transformers':>9} {'reference':>6}")
+    print(f"{'':40} " + " ".join(f"{name:>13}" for name in ("transformers", *backends())))
     if arguments.only != "model":
         one_layer(arguments.repeats)
     if arguments.only != "layer":

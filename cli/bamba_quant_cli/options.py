@@ -20,8 +20,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 Backend = Annotated[
     str,
     typer.Option(
-        help="Whose operations: torch, triton and mamba-ssm (a GPU's), auto (triton on a GPU, else torch); for "
-        "perplexity also numpy: the definition, slow."
+        help="Whose operations: torch, numba (a CPU's, in float32), triton and mamba-ssm (a GPU's), auto (triton on a "
+        "GPU, numba on a CPU in float32, else torch); for perplexity also numpy: the definition, slow."
     ),
 ]
 Device = Annotated[str, typer.Option(help="torch's name of the device.")]

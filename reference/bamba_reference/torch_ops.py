@@ -58,7 +58,7 @@ def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: 
     out = xBC * taps[K - 1]  # (B, L, W)
     if bias is not None:
         out += bias.to(dtype)
-    age = None if fresh is None else _age(fresh)
+    age = None if fresh is None else ages(fresh)
     for back in range(1, K):
         tap, first = taps[K - 1 - back], min(back, L)  # (W,), tokens that look back into the tail
         earlier = xBC[:, : L - first]  # (B, L - first, W)
@@ -76,7 +76,7 @@ def next_tail(tail: Tensor, xBC: Tensor) -> Tensor:
     return inputs[:, inputs.shape[1] - before :]
 
 
-def _age(fresh: Tensor) -> Tensor:
+def ages(fresh: Tensor) -> Tensor:
     """How many tokens of its own packed sequence stand before each token: (B, L)."""
     index = torch.arange(fresh.shape[1], device=fresh.device).expand_as(fresh)
     return index - torch.where(fresh, index, 0).cummax(dim=1).values

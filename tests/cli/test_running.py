@@ -67,9 +67,9 @@ def test_perplexity_by_every_path(tmp_path: Path, text: Path) -> None:
         assert result["perplexity"] == pytest.approx(results[0]["perplexity"], rel=1e-5)
         assert result["tokens_scored"] == 3 * 63
         assert len(result["text_sha256"]) == 64
-    assert [result["backend"] for result in results] == ["torch", "torch", "numpy", "torch", "torch"]
+    assert [result["backend"] for result in results] == ["numba", "numba", "numpy", "numba", "numba"]
     shown = run("perplexity", embedded_model(), "--text", text, "--ctx", 128, "--chunks", 3).stdout
-    assert "backend torch" in shown
+    assert "backend numba" in shown
     assert f"perplexity {results[0]['perplexity']:.4f}" in shown
 
 

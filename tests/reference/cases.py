@@ -8,17 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import BambaForCausalLM, DynamicCache
 
 from bamba_reference import Config
+from bamba_reference.backend import TORCH
 from bamba_reference.hf_configs.reading import NO_POSITIONS
+from bamba_reference.kernels.cpu.backend import NUMBA
 from tests.reference.families import FAMILY_OF, own_names, random_model
 from tests.support.shared import shared
 
 # Every random model of every family, by the name of its case.
 RANDOM = tuple(FAMILY_OF)
 TRAINED = ("bamba-mini", "bamba-43m")
+# Every backend that runs on a CPU at full speed.
+BACKENDS = (TORCH, NUMBA)
+every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Where transformers errs (``test_transformers_faults``) its logits are no oracle,
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -12,13 +13,15 @@ import pytest
 import torch
 
 from bamba_reference import numpy_forward, torch_feed_forward, torch_forward
-from bamba_reference.backend import TORCH
+from bamba_reference.backend import TORCH, Backend
 from bamba_reference.torch_mixers import LayerWeights
 from tests.reference.cases import (
+    BACKENDS,
     RANDOM,
     TRAINED,
     Case,
     eval_tokens,
+    every_backend,
     oracle_logits,
     oracle_padded,
     oracle_pieces,
@@ -38,8 +41,10 @@ def numpy_logits(case: Case, tokens: np.ndarray, dtype: type = np.float32) -> np
 
 
 @torch.no_grad()
-def torch_logits(case: Case, tokens: np.ndarray, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    model = torch_forward.load(case.config, case.weights, dtype=dtype)
+def torch_logits(
+    case: Case, tokens: np.ndarray, dtype: torch.dtype = torch.float32, backend: Backend = TORCH
+) -> np.ndarray:
+    model = torch_forward.load(case.config, case.weights, dtype=dtype, backend=backend)
     return torch_forward.forward(model, tokens[None]).logits[0].numpy()
 
 
@@ -49,14 +54,16 @@ def test_random_models(name: str) -> None:
     tokens = random_tokens(case, 300)
     oracle = oracle_logits(case, tokens)
     assert relative_error(numpy_logits(case, tokens), oracle) <= TOLERANCE
-    assert relative_error(torch_logits(case, tokens), oracle) <= TOLERANCE
+    for backend in BACKENDS:
+        assert relative_error(torch_logits(case, tokens, backend=backend), oracle) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_models(name: str) -> None:
     case, tokens = trained_case(name), eval_tokens(name, 600)
     oracle, truth = oracle_logits(case, tokens), numpy_logits(case, tokens, np.float64)
-    for logits in (numpy_logits(case, tokens), torch_logits(case, tokens)):
+    ours = (torch_logits(case, tokens, backend=backend) for backend in BACKENDS)
+    for logits in (numpy_logits(case, tokens), *ours):
         assert relative_error(logits, oracle) <= TOLERANCE
         assert relative_error(logits, truth) <= relative_error(oracle, truth)
     assert_bfloat16_is_no_worse(case, tokens)
@@ -74,7 +81,7 @@ def assert_bfloat16_is_no_worse(case: Case, tokens: np.ndarray) -> None:
 @pytest.mark.parametrize("family", CASES)
 def test_rounding_errors_of_random_models_are_no_larger(family: str) -> None:
     """Over all configurations of a family together: of two roundings of one number either may be the nearer."""
-    errors: dict[str, list[float]] = {"transformers": [], "numpy": [], "torch": []}
+    errors: dict[str, list[float]] = collections.defaultdict(list)
     for name in CASES[family]:
         for seed in range(2):
             case = random_case(name, seed)
@@ -82,10 +89,11 @@ def test_rounding_errors_of_random_models_are_no_larger(family: str) -> None:
             truth = numpy_logits(case, tokens, np.float64)
             errors["transformers"].append(relative_error(oracle_logits(case, tokens), truth))
             errors["numpy"].append(relative_error(numpy_logits(case, tokens), truth))
-            errors["torch"].append(relative_error(torch_logits(case, tokens), truth))
+            for backend in BACKENDS:
+                logits = torch_logits(case, tokens, backend=backend)
+                errors[f"backend {backend.name}"].append(relative_error(logits, truth))
     mean = {path: float(np.exp(np.mean(np.log(found)))) for path, found in errors.items()}
-    assert mean["numpy"] <= mean["transformers"], mean
-    assert mean["torch"] <= mean["transformers"], mean
+    assert len(mean) == 2 + len(BACKENDS) and max(mean.values()) == mean["transformers"], mean
 
 
 # Models that use some of their experts: where a rounding changes which, either choice may be nearer the truth.
@@ -156,26 +164,28 @@ def test_hidden_states_are_transformers(name: str) -> None:
     assert len(out.hidden_states) == len(ours) == case.config.num_hidden_layers + 1
 
 
+@every_backend
 @pytest.mark.parametrize("name", [name for name in RANDOM if name not in PROJECTION_BIASES])
 @torch.no_grad()
-def test_behind_padding(name: str) -> None:
+def test_behind_padding(name: str, backend: Backend) -> None:
     case = random_case(name)
     tokens = random_tokens(case, 40)
     padded, mask = np.concatenate([np.full(7, 2), tokens]), [[0] * 7 + [1] * 40]
-    model = torch_forward.load(case.config, case.weights)
+    model = torch_forward.load(case.config, case.weights, backend=backend)
     ours = torch_forward.forward(model, padded[None], attention_mask=mask).logits[0, 7:]
     assert relative_error(ours, oracle_padded(case, tokens, 7)) <= TOLERANCE
 
 
+@every_backend
 @pytest.mark.parametrize(
     "name",
     [name for name in RANDOM if name not in FINITE_LIMIT and name != "no attention, short convolution"],
 )
 @torch.no_grad()
-def test_decoding(name: str) -> None:
+def test_decoding(name: str, backend: Backend) -> None:
     case = random_case(name)
     tokens = random_tokens(case, 41)
-    model = torch_forward.load(case.config, case.weights)
+    model = torch_forward.load(case.config, case.weights, backend=backend)
     state = torch_forward.new_state(model, 1)
     torch_forward.forward(model, tokens[None, :-1], state=state)
     ours = torch_forward.forward(model, tokens[None, -1:], state=state).logits[0]

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamba_reference import numpy_forward, torch_forward, torch_ops
+from bamba_reference import numpy_forward, torch_forward
+from bamba_reference.backend import Backend
 from bamba_reference.mixers import mamba2
-from tests.reference.cases import RANDOM, random_case, random_tokens, relative_error
+from tests.reference.cases import RANDOM, every_backend, random_case, random_tokens, relative_error
 
 TOLERANCE = 2e-5
 
@@ -47,6 +48,7 @@ def test_chunked_is_sequential(L: int, chunk: int, G: int, seed: int) -> None:
         assert chunked_y.dtype == chunked_h.dtype == dtype
 
 
+@every_backend
 @settings(max_examples=60, deadline=None)
 @given(
     L=st.integers(1, 70),
@@ -54,7 +56,7 @@ def test_chunked_is_sequential(L: int, chunk: int, G: int, seed: int) -> None:
     G=st.sampled_from([1, 2, 4]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_torch_is_sequential(L: int, chunk: int, G: int, seed: int) -> None:
+def test_backends_are_sequential(backend: Backend, L: int, chunk: int, G: int, seed: int) -> None:
     rows = [arguments(L, G, seed), arguments(L, G, seed + 1)]
     A, D = rows[0]["A"], np.random.default_rng(seed).normal(size=4)
     expected = []
@@ -67,7 +69,7 @@ def test_torch_is_sequential(L: int, chunk: int, G: int, seed: int) -> None:
 
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, TOLERANCE)):
         raw = torch.log(torch.expm1(batch("dt", torch.float64)))  # softplus undone
-        y, h = torch_ops.scan(
+        y, h = backend.scan(
             batch("x", dtype),
             raw.to(dtype),
             torch.from_numpy(np.log(-A)).to(dtype),

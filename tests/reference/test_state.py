@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bamba_reference import numpy_forward, torch_forward
-from tests.reference.cases import Case, random_case, random_tokens, relative_error
+from bamba_reference.backend import TORCH, Backend
+from tests.reference.cases import Case, every_backend, random_case, random_tokens, relative_error
 from tests.reference.families import CASES, REPRESENTATIVE
 
 TOLERANCE = 2e-5
@@ -24,18 +25,21 @@ def truth(case: Case, tokens: np.ndarray) -> np.ndarray:
     return numpy_forward.forward(case.config, case.weights, tokens).logits
 
 
-def load(case: Case) -> torch_forward.Model:
-    return torch_forward.load(case.config, case.weights)
+def load(case: Case, backend: Backend = TORCH) -> torch_forward.Model:
+    return torch_forward.load(case.config, case.weights, backend=backend)
 
 
+@every_backend
 @pytest.mark.parametrize("family", CASES)
 @few
 @given(data=st.data(), lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), seed=seeds)
 @torch.no_grad()
-def test_pieces_are_the_whole(family: str, data: st.DataObject, lengths: list[int], seed: int) -> None:
+def test_pieces_are_the_whole(
+    family: str, backend: Backend, data: st.DataObject, lengths: list[int], seed: int
+) -> None:
     case = random_case(data.draw(st.sampled_from(sorted(CASES[family]))))
     tokens = random_tokens(case, 2, sum(lengths), seed=seed)
-    model = load(case)
+    model = load(case, backend)
     state, numpy_state = torch_forward.new_state(model, 2), numpy_forward.NumpyState()
     parts, numpy_parts = [], []
     for piece in np.split(tokens, np.cumsum(lengths)[:-1], axis=1):
@@ -47,16 +51,17 @@ def test_pieces_are_the_whole(family: str, data: st.DataObject, lengths: list[in
     assert relative_error(np.concatenate(numpy_parts), truth(case, tokens[0])) <= TOLERANCE
 
 
+@every_backend
 @pytest.mark.parametrize("family", CASES)
 @few
 @given(data=st.data(), prompt=st.integers(1, 70), new=st.integers(1, 8), seed=seeds)
 @torch.no_grad()
 def test_prefill_and_decode_are_one_pass(
-    family: str, data: st.DataObject, prompt: int, new: int, seed: int
+    family: str, backend: Backend, data: st.DataObject, prompt: int, new: int, seed: int
 ) -> None:
     case = random_case(data.draw(st.sampled_from(sorted(CASES[family]))))
     tokens = random_tokens(case, 1, prompt + new, seed=seed)
-    model = load(case)
+    model = load(case, backend)
     state = torch_forward.new_state(model, 1)
     parts = [torch_forward.forward(model, tokens[:, :prompt], state=state).logits]
     for i in range(prompt, prompt + new):
@@ -75,6 +80,7 @@ def packing(lengths: list[int], how: str) -> dict[str, np.ndarray]:
     return said if how == "all" else {how: said[how]}
 
 
+@every_backend
 @pytest.mark.parametrize("family", CASES)
 @few
 @given(
@@ -85,30 +91,32 @@ def packing(lengths: list[int], how: str) -> dict[str, np.ndarray]:
 )
 @torch.no_grad()
 def test_packed_is_separate(
-    family: str, data: st.DataObject, lengths: list[int], how: str, seed: int
+    family: str, backend: Backend, data: st.DataObject, lengths: list[int], how: str, seed: int
 ) -> None:
     case = random_case(data.draw(st.sampled_from(sorted(CASES[family]))))
     tokens = random_tokens(case, sum(lengths), seed=seed)
     expected = np.concatenate([truth(case, part) for part in np.split(tokens, np.cumsum(lengths)[:-1])])
     said = packing(lengths, how)
-    found = torch_forward.forward(load(case), tokens[None], **said).logits[0]
+    found = torch_forward.forward(load(case, backend), tokens[None], **said).logits[0]
     assert relative_error(found, expected) <= TOLERANCE
     ours = numpy_forward.forward(case.config, case.weights, tokens, dtype=np.float32, **said).logits
     assert relative_error(ours, expected) <= TOLERANCE
 
 
+@every_backend
 @pytest.mark.parametrize("name", REPRESENTATIVE)
 @torch.no_grad()
-def test_rows_may_be_packed_differently(name: str) -> None:
+def test_rows_may_be_packed_differently(name: str, backend: Backend) -> None:
     case = random_case(name)
     tokens = random_tokens(case, 2, 30)
     seq_idx = np.array([[0] * 30, [4] * 10 + [2] * 20])
-    found = torch_forward.forward(load(case), tokens, seq_idx=seq_idx).logits
+    found = torch_forward.forward(load(case, backend), tokens, seq_idx=seq_idx).logits
     assert relative_error(found[0], truth(case, tokens[0])) <= TOLERANCE
     assert relative_error(found[1, :10], truth(case, tokens[1, :10])) <= TOLERANCE
     assert relative_error(found[1, 10:], truth(case, tokens[1, 10:])) <= TOLERANCE
 
 
+@every_backend
 @pytest.mark.parametrize("family", CASES)
 @few
 @given(
@@ -120,14 +128,14 @@ def test_rows_may_be_packed_differently(name: str) -> None:
 )
 @torch.no_grad()
 def test_left_padded_is_unpadded(
-    family: str, data: st.DataObject, lengths: list[int], border: int, new: int, seed: int
+    family: str, backend: Backend, data: st.DataObject, lengths: list[int], border: int, new: int, seed: int
 ) -> None:
     """In two pieces, the first of which may be nothing but padding, and with tokens decoded after them."""
     case = random_case(data.draw(st.sampled_from(sorted(CASES[family]))))
     L, rows = max(lengths), len(lengths)
     tokens = random_tokens(case, rows, L + new, seed=seed)
     mask = (np.arange(L + new) >= L - np.array(lengths)[:, None]).astype(int)
-    model = load(case)
+    model = load(case, backend)
     state = torch_forward.new_state(model, rows)
     parts, start = [], 0
     for stop in sorted({min(border, L), L}):

@@ -281,18 +281,3 @@ def _store_low(element: ir.Type, align: int) -> Any:
 
 store_bytes = _store_low(BYTE, align=1)
 store_words = _store_low(WORD, align=2)
-
-
-def transpose(builder: Any, rows: list[Any]) -> list[Any]:
-    """Sixteen vectors of sixteen to their columns, by four rounds that exchange ever closer neighbours."""
-    for distance in (8, 4, 2, 1):
-        low = [i if not i & distance else i - distance + LANES for i in range(LANES)]
-        high = [i + distance if not i & distance else i + LANES for i in range(LANES)]
-        exchanged = list(rows)
-        for i in range(LANES):
-            if not i & distance:
-                pair = rows[i], rows[i | distance]
-                exchanged[i] = builder.shuffle_vector(*pair, ir.Constant(vector_of(INT), low))
-                exchanged[i | distance] = builder.shuffle_vector(*pair, ir.Constant(vector_of(INT), high))
-        rows = exchanged
-    return rows

@@ -9,7 +9,8 @@ from llvmlite import ir
 from numba import types
 
 from bamba_quant.formats.cpu.compilation import inlined
-from bamba_quant.formats.cpu.lanes import BYTE, FLOAT, LANES, pointer_to, primitive, transpose, vector_of
+from bamba_quant.formats.cpu.lanes import BYTE, FLOAT, LANES, pointer_to, primitive, vector_of
+from bamba_reference.machine_code import transposed
 
 _INDEX = ir.IntType(64)
 
@@ -43,7 +44,7 @@ def _rows(context: Any, builder: Any, tile: Any, tile_type: Any, row: Any, vecto
 
 
 def _move(builder: Any, sources: list[Any], targets: list[Any], align: int) -> None:
-    rows = transpose(builder, [builder.load(source, align=align) for source in sources])
+    rows = transposed(builder, [builder.load(source, align=align) for source in sources])
     for row, target in zip(rows, targets, strict=True):
         builder.store(row, target, align=align)
 

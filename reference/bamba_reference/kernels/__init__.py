@@ -1,4 +1,4 @@
-"""Triton kernels behind ``bamba_reference.backend.Backend``, and the choice of a backend by name."""
+"""Kernels behind ``bamba_reference.backend.Backend``, Triton's and the CPU's, and the choice of a backend by name."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ if TYPE_CHECKING:
     import torch
 
 # numpy's is a forward pass of its own, chosen before there is a Backend.
-NAMES = ("auto", "torch", "triton", "mamba-ssm")
+NAMES = ("auto", "torch", "numba", "triton", "mamba-ssm")
 
 
 def backend_named(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend users call ``name`` for a device and a model's dtype.
 
-    "auto" is "triton" on a CUDA device that has Triton and for a dtype the kernels take, else "torch"; whoever
-    shows a result shows the name of what came out. Raises ``BackendError`` for a name that is none, for a
-    package that is missing, and for a device or dtype the backend does not run on.
+    "auto" is "triton" on a CUDA device that has Triton and for a dtype the kernels take, "numba" on a CPU in
+    float32, else "torch"; whoever shows a result shows the name of what came out. Raises ``BackendError`` for a
+    name that is none, for a package that is missing, and for a device or dtype the backend does not run on.
     """
     if name == "auto":
-        suits = device.type == "cuda" and str(dtype) != "torch.float64" and _installed("triton")
-        name = "triton" if suits else "torch"
+        name = _suitable(device, str(dtype))
     if name == "torch":
         return TORCH
     if name not in NAMES:
         raise BackendError("no such backend", found=name, expected=", ".join(("numpy", *NAMES)))
+    if name == "numba":
+        _check_cpu(device, str(dtype))
+        from bamba_reference.kernels.cpu.backend import NUMBA
+
+        return NUMBA
     _check(name, device, dtype)
     if name == "mamba-ssm":
         from bamba_reference.kernels.mamba_ssm import backend as mamba_ssm_backend
@@ -37,6 +41,22 @@ def backend_named(name: str, device: torch.device, dtype: torch.dtype) -> Backen
     from bamba_reference.kernels.backend import TRITON
 
     return TRITON
+
+
+def _suitable(device: torch.device, dtype: str) -> str:
+    if device.type == "cuda" and dtype != "torch.float64" and _installed("triton"):
+        return "triton"
+    return "numba" if device.type == "cpu" and dtype == "torch.float32" else "torch"
+
+
+def _check_cpu(device: torch.device, dtype: str) -> None:
+    if device.type != "cpu" or dtype != "torch.float32":
+        raise BackendError(
+            "the backend numba computes in float32 on a CPU",
+            found=f"{dtype.removeprefix('torch.')} on device {device}",
+            expected="float32 on device cpu",
+            fix="take --backend torch for another dtype, and --backend auto for another device",
+        )
 
 
 def _check(name: str, device: torch.device, dtype: torch.dtype) -> None:

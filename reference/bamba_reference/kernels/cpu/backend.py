@@ -1,0 +1,27 @@
+"""The record of the kernels compiled for this processor, for ``torch_forward`` to run a float32 model by.
+
+Each is a function of ``torch_ops``, and calls it for what it does not compute itself: other dtypes, tensors whose
+gradients are wanted, and products of few rows or on processors without AVX-512.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bamba_reference.backend import TORCH
+from bamba_reference.kernels.cpu import attention, convolution, elementwise, norms, products, scan
+
+NUMBA = replace(
+    TORCH,
+    name="numba",
+    linear=products.linear,
+    rms_norm=norms.rms_norm,
+    conv=convolution.conv,
+    scan=scan.scan,
+    gated_norm=norms.gated_norm,
+    rotary=elementwise.rotary,
+    attention=attention.attention,
+    swiglu=elementwise.swiglu,
+    head=products.head,
+    add_norm=norms.add_norm,
+)

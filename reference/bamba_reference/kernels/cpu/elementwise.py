@@ -1,0 +1,73 @@
+"""SwiGLU and the rotary embedding, each in one pass."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bamba_reference import torch_ops
+from bamba_reference.kernels.cpu.arithmetic import silu
+from bamba_reference.kernels.cpu.compilation import FLOATS, SIZE, compiled
+from bamba_reference.kernels.cpu.threads import Memory, empty, memory, rows_apart, share, takes
+
+# Rows for which a second thread is not woken.
+LEAST_ROWS = 16
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """``torch_ops.swiglu``: silu(gate) * up, (…, F)."""
+    if not takes(gate, up):
+        return torch_ops.swiglu(gate, up)
+    first, second = rows_apart(gate), rows_apart(up)
+    out = empty(*gate.shape)
+    share(
+        _swiglu,
+        memory(first), first.stride(0), memory(second), second.stride(0), memory(out), first.shape[1],
+        count=len(first), least=LEAST_ROWS,
+    )  # fmt: skip
+    return out
+
+
+@compiled(FLOATS, SIZE, FLOATS, SIZE, FLOATS, SIZE, SIZE, SIZE)
+def _swiglu(
+    gate: Memory, gate_step: int, up: Memory, up_step: int, out: Memory, n: int, start: int, stop: int
+) -> None:
+    for r in range(start, stop):
+        g, u = gate[r * gate_step : r * gate_step + n], up[r * up_step : r * up_step + n]
+        y = out[r * n : (r + 1) * n]
+        for i in range(n):
+            y[i] = silu(g[i]) * u[i]
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``torch_ops.rotary``: x (B, L, n, E), cos and sin (B or 1, L, r/2)."""
+    if not takes(x, cos, sin):
+        return torch_ops.rotary(x, cos, sin)
+    B, L, heads, E = x.shape
+    tokens, half = rows_apart(x.flatten(2)), cos.shape[-1]
+    out = empty(*x.shape)
+    share(
+        _rotary,
+        memory(tokens), tokens.stride(0), memory(cos.contiguous()), memory(sin.contiguous()), memory(out),
+        len(cos) * L, heads, E, half,
+        count=B * L, least=LEAST_ROWS,
+    )  # fmt: skip
+    return out
+
+
+@compiled(FLOATS, SIZE, FLOATS, FLOATS, FLOATS, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE)
+def _rotary(
+    x: Memory, step: int, cos: Memory, sin: Memory, out: Memory,
+    angles: int, heads: int, E: int, half: int, start: int, stop: int,
+) -> None:  # fmt: skip
+    """angles: rows of cos and sin, which rows of x beyond them share."""
+    for t in range(start, stop):
+        first = t % angles * half
+        c, s = cos[first : first + half], sin[first : first + half]
+        for h in range(heads):
+            v = x[t * step + h * E : t * step + (h + 1) * E]
+            y = out[(t * heads + h) * E : (t * heads + h + 1) * E]
+            for i in range(half):
+                y[i] = v[i] * c[i] - v[half + i] * s[i]
+                y[half + i] = v[half + i] * c[i] + v[i] * s[i]
+            for i in range(2 * half, E):
+                y[i] = v[i]

@@ -1,0 +1,113 @@
+"""The norms, each with what stands before it in one pass: a gate, or an addition to the stream."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from bamba_reference import torch_ops
+from bamba_reference.kernels.cpu.arithmetic import silu
+from bamba_reference.kernels.cpu.compilation import FLOAT, FLOATS, SIZE, compiled
+from bamba_reference.kernels.cpu.threads import Memory, empty, memory, rows_apart, share, takes
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``torch_ops.rms_norm``: x / rms(x) * weight over the last dimension, (…, d)."""
+    if not takes(x, weight):
+        return torch_ops.rms_norm(x, weight, eps)
+    rows = rows_apart(x)
+    out = empty(*x.shape)
+    share(
+        _rms_norm,
+        memory(rows), rows.stride(0), memory(weight.contiguous()), memory(out), rows.shape[1], np.float32(eps),
+        count=len(rows), least=LEAST_ROWS,
+    )  # fmt: skip
+    return out
+
+
+def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + delta and its rms_norm, (…, d) both."""
+    if not takes(x, delta, weight):
+        total = x + delta
+        return total, torch_ops.rms_norm(total, weight, eps)
+    first, second = rows_apart(x), rows_apart(delta)
+    total, out = empty(*x.shape), empty(*x.shape)
+    share(
+        _add_norm,
+        memory(first), first.stride(0), memory(second), second.stride(0), memory(weight.contiguous()),
+        memory(total), memory(out), first.shape[1], np.float32(eps),
+        count=len(first), least=LEAST_ROWS,
+    )  # fmt: skip
+    return total, out
+
+
+def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
+    """``torch_ops.gated_norm``: rms_norm of y * silu(z) over each of ``groups`` parts, (…, I)."""
+    if not takes(y, z, weight):
+        return torch_ops.gated_norm(y, z, weight, groups, eps)
+    first, second = rows_apart(y), rows_apart(z)
+    out = empty(*y.shape)
+    share(
+        _gated_norm,
+        memory(first), first.stride(0), memory(second), second.stride(0), memory(weight.contiguous()), memory(out),
+        groups, first.shape[1] // groups, np.float32(eps),
+        count=len(first), least=LEAST_ROWS,
+    )  # fmt: skip
+    return out
+
+
+# Rows for which a second thread is not woken.
+LEAST_ROWS = 16
+
+
+@compiled(FLOATS, SIZE, FLOATS, FLOATS, SIZE, FLOAT, SIZE, SIZE, sums=True)
+def _rms_norm(
+    x: Memory, step: int, weight: Memory, out: Memory, n: int, eps: float, start: int, stop: int
+) -> None:
+    for r in range(start, stop):
+        v, y = x[r * step : r * step + n], out[r * n : (r + 1) * n]
+        squares = np.float32(0)
+        for i in range(n):
+            squares += v[i] * v[i]
+        scale = np.float32(1) / np.sqrt(squares / np.float32(n) + eps)
+        for i in range(n):
+            y[i] = v[i] * scale * weight[i]
+
+
+@compiled(FLOATS, SIZE, FLOATS, SIZE, FLOATS, FLOATS, FLOATS, SIZE, FLOAT, SIZE, SIZE, sums=True)
+def _add_norm(
+    x: Memory, x_step: int, delta: Memory, delta_step: int, weight: Memory, total: Memory, out: Memory,
+    n: int, eps: float, start: int, stop: int,
+) -> None:  # fmt: skip
+    for r in range(start, stop):
+        u, d = x[r * x_step : r * x_step + n], delta[r * delta_step : r * delta_step + n]
+        v, y = total[r * n : (r + 1) * n], out[r * n : (r + 1) * n]
+        squares = np.float32(0)
+        for i in range(n):
+            v[i] = u[i] + d[i]
+            squares += v[i] * v[i]
+        scale = np.float32(1) / np.sqrt(squares / np.float32(n) + eps)
+        for i in range(n):
+            y[i] = v[i] * scale * weight[i]
+
+
+@compiled(FLOATS, SIZE, FLOATS, SIZE, FLOATS, FLOATS, SIZE, SIZE, FLOAT, SIZE, SIZE, sums=True)
+def _gated_norm(
+    y: Memory, y_step: int, z: Memory, z_step: int, weight: Memory, out: Memory,
+    groups: int, n: int, eps: float, start: int, stop: int,
+) -> None:  # fmt: skip
+    """n: elements of a group."""
+    for r in range(start, stop):
+        for g in range(groups):
+            u, gate = (
+                y[r * y_step + g * n : r * y_step + (g + 1) * n],
+                z[r * z_step + g * n : r * z_step + (g + 1) * n],
+            )
+            v, w = out[(r * groups + g) * n : (r * groups + g + 1) * n], weight[g * n : (g + 1) * n]
+            squares = np.float32(0)
+            for i in range(n):
+                v[i] = u[i] * silu(gate[i])
+                squares += v[i] * v[i]
+            scale = np.float32(1) / np.sqrt(squares / np.float32(n) + eps)
+            for i in range(n):
+                v[i] = v[i] * scale * w[i]

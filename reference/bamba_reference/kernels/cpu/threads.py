@@ -1,0 +1,88 @@
+"""Shares the work of compiled kernels over torch's number of threads, and shows them tensors as plain memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Memory = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether compiled kernels compute with these: float32 on a CPU, and no gradient is wanted of any."""
+    grad = torch.is_grad_enabled()
+    return all(
+        t.dtype == torch.float32 and t.device.type == "cpu" and not (grad and t.requires_grad)
+        for t in tensors
+        if t is not None
+    )
+
+
+def memory(tensor: Tensor) -> Memory:
+    """The floats from a tensor's first to its last: (span,), not copied."""
+    if tensor.is_contiguous():
+        whole: Memory = tensor.detach().view(-1).numpy()
+        return whole
+    span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    flat: Memory = tensor.detach().as_strided((span,), (1,)).numpy()
+    return flat
+
+
+def rows_apart(x: Tensor) -> Tensor:
+    """x as (rows, n) whose rows lie evenly spaced, each in one piece: x itself where it can be seen so."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(1) == 1 else flat.contiguous()
+
+
+def empty(*shape: int) -> Tensor:
+    """Uninitialized float32. numpy's, because it asks Linux for large pages.
+
+    Measured, 69 MB at their first touch: 4 ms, where torch's take 15 ms, which is 3 % of the product they are for.
+    """
+    return torch.from_numpy(np.empty(shape, np.float32))
+
+
+def share(kernel: Callable[..., None], *arguments: Any, count: int, least: int = 1) -> None:
+    """``kernel(*arguments, start, stop)`` over parts of 0 … ``count``, of ``least`` or more, one a thread."""
+    threads = max(1, min(torch.get_num_threads(), count // least))
+    borders = [count * i // threads for i in range(threads + 1)]
+    if threads > 1:
+        jobs, done = _jobs(os.getpid(), threads - 1), SimpleQueue[BaseException | None]()
+        for i in range(1, threads):
+            jobs.put((done, kernel, (*arguments, borders[i], borders[i + 1])))
+    kernel(*arguments, 0, borders[1])
+    failures = [done.get() for _ in range(1, threads)]
+    for failure in failures:
+        if failure is not None:
+            raise failure
+
+
+@cache
+def _jobs(process: int, threads: int) -> SimpleQueue[Any]:
+    """The queue that so many threads of this process wait at; those of a process it was forked from are not here."""
+    jobs: SimpleQueue[Any] = SimpleQueue()
+    for _ in range(threads):
+        Thread(target=_work, args=(jobs,), name="kernels", daemon=True).start()
+    return jobs
+
+
+def _work(jobs: SimpleQueue[Any]) -> None:
+    while True:
+        done, kernel, arguments = jobs.get()
+        try:
+            kernel(*arguments)
+        except BaseException as failure:  # noqa: BLE001  (raised where the work was shared)
+            done.put(failure)
+        else:
+            done.put(None)
+        del done, kernel, arguments

@@ -1,0 +1,103 @@
+"""Compiles functions with numba on first use and keeps them on disk, until any of their sources changes.
+
+The cache lies in ``bamba-quant`` under ``$NUMBA_CACHE_DIR`` where that is set, else ``$XDG_CACHE_HOME``, else
+``~/.cache``, so that an installed package need not be writable. Where no such directory can be written a
+warning says so once, and every process compiles the kernels it uses anew: slower to start, the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from llvmlite import ir
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_compiling = threading.Lock()
+
+
+def inlined(function: Function) -> Function:
+    """A part of a kernel, compiled into each place that calls it."""
+    compiled: Function = numba.njit(forceinline=True)(function)
+    return compiled
+
+
+def machine_code(
+    function: Function, signature: Any, packages: tuple[Path, ...], allowed: frozenset[str] = frozenset()
+) -> Function:
+    """``function`` compiled for one signature, without the interpreter lock, once on this machine.
+
+    ``packages`` are the directories of all sources that it is made of, since numba looks for changes only in its
+    own file. ``allowed`` names LLVM's fast-math flags: "contract" lets a product and a sum become one operation,
+    "reassoc" lets sums change their order.
+    """
+    with _compiling:
+        compiled: Function = _machine_code(function, signature, packages, allowed)
+    return compiled
+
+
+def transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """As many vectors as they have lanes to their columns, by rounds that exchange ever closer neighbours."""
+    lanes = len(rows)
+    kind, distance = ir.VectorType(ir.IntType(32), lanes), lanes // 2
+    while distance:
+        low = [i if not i & distance else i - distance + lanes for i in range(lanes)]
+        high = [i + distance if not i & distance else i + lanes for i in range(lanes)]
+        exchanged = list(rows)
+        for i in range(lanes):
+            if not i & distance:
+                pair = rows[i], rows[i | distance]
+                exchanged[i] = builder.shuffle_vector(*pair, ir.Constant(kind, low))
+                exchanged[i | distance] = builder.shuffle_vector(*pair, ir.Constant(kind, high))
+        rows, distance = exchanged, distance // 2
+    return rows
+
+
+@cache
+def _machine_code(function: Any, signature: Any, packages: tuple[Path, ...], allowed: frozenset[str]) -> Any:
+    given = numba.config.CACHE_DIR
+    directory = _directory(given, packages)
+    kept = _writable(directory)
+    # numba takes the place of its cache from this setting as it defines a function.
+    numba.config.CACHE_DIR = str(directory)
+    try:
+        # C's division: left to itself numba tests every divisor, which costs the vectors.
+        return numba.njit(signature, nogil=True, cache=kept, error_model="numpy", fastmath=set(allowed))(
+            function
+        )
+    finally:
+        numba.config.CACHE_DIR = given
+
+
+@cache
+def _writable(directory: Path) -> bool:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return True
+    except OSError as error:
+        warnings.warn(
+            f"compiled kernels cannot be kept in {directory} ({error.strerror}): each run compiles anew; "
+            "set NUMBA_CACHE_DIR to a directory that can be written",
+            stacklevel=1,
+        )
+        return False
+
+
+@cache
+def _directory(given: str, packages: tuple[Path, ...]) -> Path:
+    """Named by a digest of all sources and of numba's version."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in (Path(__file__), *(file for package in packages for file in sorted(package.glob("*.py")))):
+        digest.update(source.read_bytes())
+    base = Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "bamba-quant" / f"kernels-{digest.hexdigest()[:16]}"
