@@ -243,7 +243,7 @@ class _Exchange:
                 self._lost = RankError(
                     "a process of this run has shown no sign of life for too long",
                     found=f"rank {silent[0]} of {self.size}, silent for {_SIGNS_MISSED * _SECONDS_BETWEEN_SIGNS:.0f} s",
-                    fix=_GONE,
+                    fix="look what it waits for, a disk, a GPU or memory; torchrun ends it with the others",
                 )
 
 
