@@ -22,7 +22,9 @@ from bamba_reference.perplexity import cut_chunks
 from tests.support import ggml, llama
 from tests.support.conversion import to_gguf
 
-CTX, CHUNKS = 512, 24
+# Fewer chunks do not do: where activations are rounded to 8 bits, a last digit decides which way, and perplexities of
+# kernels that differ by 1e-7 scatter by 0.1 % over 24 chunks.
+CTX, CHUNKS = 512, 120
 OPTIONS = Options(ctx=CTX, chunks=CHUNKS, noise_floor="none", drift_chunks=0, resamples=1000)
 CANDIDATES = ("q8_0", "q4_0", "q4_k_m")
 
@@ -83,15 +85,12 @@ def test_the_same_table(
     candidate = evaluate(files["bf16"], [files[name]], text, OPTIONS).candidates[0]
     found = {key: figure.value for key, figure in candidate.figures.items()}
     expected = theirs(logits, tokens, "bf16", name)
-    assert found["ppl_base"] == pytest.approx(expected["ppl_base"], rel=1e-3)
-    # Where activations are rounded to 8 bits, a last digit before decides which way, and each token's divergence is
-    # drawn anew: of 6,120 a percentile has a standard error of 3 %, and a share of 2.5 % one of 0.2 %. Perplexities
-    # of operations that differ by 1e-7 scatter by 0.03 % (measured, of q8_0).
-    for key in ("ppl", "ppl_ratio"):
-        assert found[key] == pytest.approx(expected[key], rel=2e-3), key
+    for key in ("ppl", "ppl_base", "ppl_ratio"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-3), key
     assert found["kld_mean"] == pytest.approx(expected["kld_mean"], rel=0.02, abs=1e-5)
-    assert found["kld_90"] == pytest.approx(expected["kld_90"], rel=0.12)
-    assert found["same_top"] == pytest.approx(expected["same_top"], abs=8e-3)
+    assert found["kld_90"] == pytest.approx(expected["kld_90"], rel=0.05)
+    # Of 30,600 tokens some hundred are near ties, which a last digit decides either way.
+    assert found["same_top"] == pytest.approx(expected["same_top"], abs=2e-3 if name == "q8_0" else 3e-3)
     assert found["delta_p_rms"] == pytest.approx(expected["delta_p_rms"], rel=0.05)
 
 
