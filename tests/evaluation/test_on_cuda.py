@@ -31,7 +31,8 @@ def test_an_evaluation(
     evaluation: Evaluation, files: dict[str, Path], text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interpreted to the last digit, whether or not what is asked for has been read ahead."""
-    options = dataclasses.replace(OPTIONS, device=DEVICE.type, backend="torch")
+    backend = "torch" if DEVICE.type == "cuda" else OPTIONS.backend
+    options = dataclasses.replace(OPTIONS, device=DEVICE.type, backend=backend)
     asked: list[str] = []
     rows = LazyWeights.rows
 
