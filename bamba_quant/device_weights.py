@@ -126,6 +126,11 @@ class DeviceWeights(Mapping[str, Any]):
         return len(self._weights)
 
 
+def weights_on(weights: LazyWeights, device: torch.device, dtype: torch.dtype) -> LazyWeights | DeviceWeights:
+    """The weights for a device: on a GPU dequantized there, to ``dtype``, elsewhere as they are."""
+    return DeviceWeights(weights, device, dtype) if device.type == "cuda" else weights
+
+
 def _torch_dtype(name: str) -> torch.dtype:
     import torch
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from bamba_quant.formats.decoding import decode
 from bamba_quant.source import open_source
 from bamba_reference.config import Config
 
-if TYPE_CHECKING:
-    import torch
-
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -31,12 +28,6 @@ class LoadedModel:
     config: Config
     weights: LazyWeights
     architecture: str
-
-    def on(self, device: torch.device, dtype: torch.dtype) -> Mapping[str, Any]:
-        """The weights for a device: on a GPU dequantized there, to ``dtype``, elsewhere as they are."""
-        from bamba_quant.device_weights import DeviceWeights
-
-        return DeviceWeights(self.weights, device, dtype) if device.type == "cuda" else self.weights
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tests.support.kernels import DEVICE, needs_triton
 
 needs_triton()
 
-from bamba_quant.device_weights import DeviceWeights
+from bamba_quant.device_weights import DeviceWeights, weights_on
 from bamba_quant.embedded import embedded_model
 from bamba_quant.weights import load_model
 from tests.support.conversion import to_gguf
@@ -42,6 +42,6 @@ def test_of_a_file(recipe: str, tmp_path: Path) -> None:
 
 
 def test_a_cpu_reads_them_itself() -> None:
-    loaded = load_model(embedded_model())
-    assert loaded.on(torch.device("cpu"), torch.float32) is loaded.weights
-    assert isinstance(loaded.on(torch.device("cuda"), torch.float32), DeviceWeights)
+    weights = load_model(embedded_model()).weights
+    assert weights_on(weights, torch.device("cpu"), torch.float32) is weights
+    assert isinstance(weights_on(weights, torch.device("cuda"), torch.float32), DeviceWeights)

@@ -51,6 +51,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt with any model this tool reads; the text appears as it is made."""
+    from bamba_quant.device_weights import weights_on
     from bamba_quant.errors import BambaQuantError
     from bamba_quant.evaluation.activations import resolve, with_activations
     from bamba_quant.running import open_model, torch_device, torch_dtype
@@ -73,7 +74,9 @@ def generate(
     where, number = torch_device(device), torch_dtype(dtype)
     rounding = resolve(activations, [loaded.checkpoint.kind])
     kernels = with_activations(backend_named(backend, where, number), loaded, rounding, where, number)
-    ready = load(loaded.config, loaded.on(where, number), dtype=number, device=where, backend=kernels)
+    ready = load(
+        loaded.config, weights_on(loaded.weights, where, number), dtype=number, device=where, backend=kernels
+    )
     ids = encoder.encode(prompt)
     new: list[int] = []
     shown = ""

@@ -119,6 +119,7 @@ def _scorer(
     ranks: Ranks,
 ) -> tuple[Scorer, str]:
     """The scorer over all processes' parts, and the name of the backend it came to."""
+    from bamba_quant.device_weights import weights_on
     from bamba_quant.errors import BambaQuantError
     from bamba_quant.evaluation.activations import resolve, with_activations
     from bamba_quant.ranks import spread
@@ -139,10 +140,11 @@ def _scorer(
         return spread(numpy_scorer(loaded.config, loaded.weights, dtype), lambda ctx: 1, ranks), backend
     where, number = torch_device(ranks.device(device)), torch_dtype(dtype)
     kernels = with_activations(backend_named(backend, where, number), loaded, rounding, where, number)
+    weights = weights_on(loaded.weights, where, number)
     if stream:
         scorer = stream_scorer(
             loaded.config,
-            loaded.on(where, number),
+            weights,
             dtype=number,
             device=where,
             backend=kernels,
@@ -151,7 +153,7 @@ def _scorer(
         return spread(scorer, lambda ctx: together(ctx, where), ranks), kernels.name
     from bamba_reference.torch_forward import load
 
-    ready = load(loaded.config, loaded.on(where, number), dtype=number, device=where, backend=kernels)
+    ready = load(loaded.config, weights, dtype=number, device=where, backend=kernels)
     return spread(torch_scorer(ready), batched, ranks), kernels.name
 
 
