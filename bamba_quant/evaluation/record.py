@@ -72,7 +72,7 @@ def compiling(meter: Meter, device: torch.device) -> Iterator[None]:
         return
     from triton import knobs
 
-    compiled = 0.0
+    compiled: float | None = None
 
     def compiling(*, times: Any, **about: Any) -> None:
         nonlocal compiled
@@ -80,8 +80,12 @@ def compiling(meter: Meter, device: torch.device) -> Iterator[None]:
         meter.compiling += times.total / 1e6
 
     def loaded(*about: Any) -> None:
-        # A kernel is loaded at once when it is compiled, behind a module in C that will launch it.
-        meter.compiling += time.perf_counter() - compiled
+        # A kernel is loaded at once when it is compiled, behind a module in C that will launch it; of one that was
+        # compiled before, nothing tells when its loading began.
+        nonlocal compiled
+        if compiled is not None:
+            meter.compiling += time.perf_counter() - compiled
+        compiled = None
 
     knobs.runtime.kernel_load_end_hook.add(loaded)
     try:
