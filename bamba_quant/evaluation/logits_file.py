@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from bamba_quant.errors import CheckpointError
 from bamba_quant.evaluation.scores import TOP, BaseBlock
 from bamba_quant.ranks import ALONE, Ranks
-from bamba_quant.writers.atomic import atomic_files, partial_name
+from bamba_quant.writers.atomic import atomic_files, output_error, partial_name
 
 MAGIC = b"_logits_"
 _HEAD = struct.Struct("<8sIii")
@@ -145,8 +145,8 @@ def writing(
     """A function to be given the logits (t, V) of all scored tokens in order; the file appears when all are there.
 
     ``tokens`` (chunks, ctx) are the text's own. Each of ``ranks`` gives those of its ``part``, into one file that
-    the first of them has made. Raises ``OutputError`` where the file exists, is one of ``inputs`` or cannot be
-    written.
+    the first of them has made, so all have to reach its directory. Raises ``OutputError`` where the file exists, is
+    one of ``inputs`` or cannot be written.
     """
     file = LogitsFile(path, tokens.shape[1], vocab_size, np.asarray(tokens, "<i4"))
     first, last, _ = part.indices(file.chunks)
@@ -162,6 +162,7 @@ def writing(
             _write(descriptor, head, 0)
         ranks.gather("made")
         if not ranks.first:
+            stack.enter_context(_refused(path))
             descriptor = os.open(partial_name(path, mark), os.O_WRONLY)
             stack.callback(os.close, descriptor)
 
@@ -212,6 +213,15 @@ def _likeliest(words: Words) -> torch.Tensor:
 
 def _row_words(vocab_size: int) -> int:
     return 2 * ((vocab_size + 1) // 2) + 4
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Says of ``path`` what the operating system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(error, path) from error
 
 
 def _write(descriptor: int, raw: bytes, at: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import struct
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from bamba_quant.evaluation.logits_file import (
     writing,
 )
 from bamba_quant.evaluation.scores import score
+from bamba_quant.ranks import Ranks
 
 CTX, CHUNKS = 9, 3
 SCORED = CTX - 1 - CTX // 2
@@ -148,4 +151,17 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         writing(tmp_path / "x", np.zeros((1, CTX)), 8) as write,
     ):
         write(np.zeros((SCORED - 1, 8), np.float32))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_does_not_reach_the_file(tmp_path: Path) -> None:
+    """Such as one on another machine, without the first one's directory."""
+    exchange: Any = SimpleNamespace(gather=lambda value: ["mark", value])
+    with (
+        pytest.raises(OutputError, match=r"cannot be written(.|\n)*x\n.*No such file"),
+        writing(
+            tmp_path / "x", np.zeros((2, CTX)), 8, part=slice(1, 2), ranks=Ranks(1, 2, _exchange=exchange)
+        ),
+    ):
+        pytest.fail("there is nothing to write into")
     assert list(tmp_path.iterdir()) == []
