@@ -130,6 +130,7 @@ def joined() -> Iterator[Ranks]:
             int(os.environ.get("LOCAL_WORLD_SIZE", exchange.size)),
             exchange,
         )
+        exchange.finish()
     except Exception as error:
         if exchange.is_first_to_fail():
             raise
@@ -178,11 +179,18 @@ class _Exchange:
             found = [value if rank == self.rank else self._take(rank) for rank in range(self.size)]
             read = f"{self._rounds}/read"
             self._store.add(read, 1)
-            # Whoever holds the store may end only when all have read, and pieces go only then.
             self._until(lambda: int(self._store.add(read, 0)) == self.size)
-            for piece in pieces:
+            for piece in pieces:  # which all have read
                 self._store.delete_key(piece)
         return found
+
+    def finish(self) -> None:
+        """Of the first process, which may hold the store, wait until the others need it no longer."""
+        with _reaching():
+            if self.rank:
+                self._store.add("finished", 1)
+            else:
+                self._until(lambda: int(self._store.add("finished", 0)) == self.size - 1)
 
     def check(self) -> None:
         if self._lost:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -152,6 +156,42 @@ def test_slow_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     late.join()
     first.leave()
     second.leave()
+
+
+def test_the_first_leaves_last(in_threads: Together) -> None:
+    """It may hold the store that the others still look into."""
+    left: list[int] = []
+
+    def work(ranks: Ranks) -> None:
+        assert ranks._exchange is not None
+        time.sleep(0.1 * ranks.rank)
+        if ranks.rank:
+            left.append(ranks.rank)
+        ranks._exchange.finish()
+        if not ranks.rank:
+            left.append(0)
+
+    in_threads(work)
+    assert left[-1] == 0 and len(left) == len(set(left)) > 1
+
+
+def test_processes_without_torchrun() -> None:
+    """The first holds the store itself."""
+    program = "from bamba_quant.ranks import joined\nwith joined() as ranks: print(ranks.gather(ranks.rank))"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=os.environ | address | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [process.communicate(timeout=120)[0] for process in processes] == ["[0, 1]\n"] * 2
+    assert [process.returncode for process in processes] == [0, 0]
 
 
 def test_one_of_several_errors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
