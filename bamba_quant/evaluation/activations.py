@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -39,5 +40,19 @@ def with_activations(
     if activations == "llama.cpp" or (activations == "file" and model.checkpoint.kind == "gguf"):
         return with_llama_activations(backend, model.weights)
     if activations == "file":
+        _check_cache(model)
         return with_fp8_activations(backend, model.weights, scaled=has_scaled_products(device, dtype))
     return backend
+
+
+def _check_cache(model: LoadedModel) -> None:
+    quantization = model.checkpoint.metadata.get("quantization_config")
+    scheme = quantization.get("kv_cache_scheme") if isinstance(quantization, Mapping) else None
+    if scheme:
+        raise BambaQuantError(
+            "attention's cache is rounded in a way that is not emulated",
+            where=model.checkpoint.path,
+            found=f"kv_cache_scheme {reprlib.repr(scheme)}",
+            expected="a cache that is not quantized",
+            fix="evaluate with --activations exact",
+        )

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bamba_quant.checkpoint import PackedTensor
 from bamba_quant.checkpoint.activations import Activations
+from bamba_quant.checkpoint.unpacking import Floats
 from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.weights import LazyWeights
 from bamba_reference.backend import Backend
@@ -25,8 +26,10 @@ E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
 # Rows and columns of a matrix come in multiples of it (ATen, ``_scaled_mm``).
 _MULTIPLE = 16
-# With greater scales than this no weight is a subnormal bfloat16.
+# With greater scales than these no weight is a subnormal bfloat16, nor is a float16 further from a weight than half the
+# way to the next.
 _LEAST_SCALE = 2.0**-100
+_LEAST_SCALE_OF_FLOAT16 = 2.0**-14
 
 
 def quantized(x: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
@@ -90,7 +93,7 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
     """``backend`` with what enters each matrix rounded as the checkpoint has it; itself where it has nothing rounded.
 
     ``scaled`` asks for scaled products wherever a scale belongs to a row of the weights and to whole tokens. Raises
-    ``BambaQuantError`` for a rounding that is none of ``Activations``' strategies.
+    ``BambaQuantError`` for a rounding that is none of ``Activations``' strategies, or whose groups do not divide a row.
     """
     stored = {name: weights.stored(name)[0] for name in weights}
     packed = {name: tensor for name, tensor in stored.items() if isinstance(tensor, PackedTensor)}
@@ -101,6 +104,18 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
             "activations are rounded in a way that is not emulated",
             found=listed(unknown, 1),
             expected="e4m3 under scales found as activations come",
+            fix="evaluate with --activations exact",
+        )
+    cut = [
+        f"{name}: {packed[name].columns} columns, {rule}"
+        for name, rule in rules.items()
+        if rule.strategy == "group" and packed[name].columns % rule.group
+    ]
+    if cut:
+        raise BambaQuantError(
+            "groups of activations do not divide what enters a matrix",
+            found=listed(cut, 1),
+            expected="columns that are a multiple of the group",
             fix="evaluate with --activations exact",
         )
     if not rules:
@@ -141,6 +156,8 @@ def _by_codes(
     def takes(tensor: PackedTensor, rule: Activations) -> bool:
         divides = tensor.rows % _MULTIPLE == 0 == tensor.columns % _MULTIPLE
         by_row = rule.strategy != "group" and tensor.scale.width == 1
-        return by_row and divides and bool((abs(tensor.scales()) > _LEAST_SCALE).all())
+        float16 = isinstance(tensor.unpacking, Floats) and tensor.unpacking.dtype == "f16"
+        least = _LEAST_SCALE_OF_FLOAT16 if float16 else _LEAST_SCALE
+        return by_row and divides and bool((abs(tensor.scales()) > least).all())
 
     return {name: packed[name] for name, rule in rules.items() if takes(packed[name], rule)}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 
 from bamba_quant.checkpoint import PackedTensor, open_checkpoint, read_tensor
 from bamba_quant.checkpoint.activations import Activations, of_compressed_tensors
+from bamba_quant.checkpoint.unpacking import Floats
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.activations import resolve, with_activations
@@ -31,7 +35,7 @@ from bamba_quant.evaluation.fp8_activations import (
 )
 from bamba_quant.quantize import plan_quantization
 from bamba_quant.schemes import Ignored, Scheme, scheme_named, schemes
-from bamba_quant.weights import LoadedModel, load_model
+from bamba_quant.weights import LazyWeights, LoadedModel, load_model
 from bamba_quant.writers.quantized import write_quantized
 from bamba_reference import torch_forward
 from bamba_reference.backend import TORCH
@@ -141,6 +145,14 @@ def test_what_every_scheme_says(scheme: Scheme, tmp_path: Path, base: Path) -> N
         assert backend is TORCH
 
 
+@contextmanager
+def configuration_of(directory: Path) -> Iterator[dict[str, Any]]:
+    """The ``quantization_config``, written back as it was changed."""
+    config = json.loads((directory / "config.json").read_text())
+    yield config["quantization_config"]
+    (directory / "config.json").write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     "change",
     [{"dynamic": False}, {"type": "int"}, {"num_bits": 4}, {"symmetric": False}, {"strategy": "channel"}],
@@ -149,17 +161,31 @@ def test_what_every_scheme_says(scheme: Scheme, tmp_path: Path, base: Path) -> N
 def test_other_roundings_are_refused_by_name(
     change: dict[str, Any], made: dict[str, Path], tmp_path: Path
 ) -> None:
-    directory = tmp_path / "model"
-    directory.mkdir()
-    for file in made["fp8-dynamic"].iterdir():
-        (directory / file.name).write_bytes(file.read_bytes())
-    config = json.loads((directory / "config.json").read_text())
-    config["quantization_config"]["config_groups"]["group_0"]["input_activations"] |= change
-    (directory / "config.json").write_text(json.dumps(config))
+    directory = shutil.copytree(made["fp8-dynamic"], tmp_path / "model")
+    with configuration_of(directory) as config:
+        config["config_groups"]["group_0"]["input_activations"] |= change
     loaded = load_model(directory)
     assert with_activations(TORCH, loaded, "exact", CPU, torch.float32) is TORCH
     with pytest.raises(BambaQuantError, match=r"not emulated(.|\n)*in_proj.weight: input_activations"):
         with_activations(TORCH, loaded, "file", CPU, torch.float32)
+
+
+def test_a_rounded_cache_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
+    directory = shutil.copytree(made["fp8-dynamic"], tmp_path / "model")
+    with configuration_of(directory) as config:
+        config["kv_cache_scheme"] = {"num_bits": 8, "type": "float"}
+    loaded = load_model(directory)
+    assert with_activations(TORCH, loaded, "exact", CPU, torch.float32) is TORCH
+    with pytest.raises(BambaQuantError, match=r"cache is rounded(.|\n)*kv_cache_scheme"):
+        with_activations(TORCH, loaded, "file", CPU, torch.float32)
+
+
+def test_groups_that_do_not_divide_a_row_are_refused(made: dict[str, Path]) -> None:
+    weights = load_model(made["fp8-block"]).weights
+    tensor, rule, _ = weights.stored("model.layers.0.mamba.in_proj.weight")
+    odd = dataclasses.replace(tensor, activations=Activations("group", 96))
+    with pytest.raises(BambaQuantError, match=r"do not divide(.|\n)*x: \d+ columns, e4m3 by 96"):
+        with_fp8_activations(TORCH, LazyWeights({"x": (odd, rule)}, False))
 
 
 def test_a_gguf_is_rounded_as_llama_cpp_has_it(base: Path, tmp_path: Path) -> None:
@@ -171,6 +197,26 @@ def test_a_gguf_is_rounded_as_llama_cpp_has_it(base: Path, tmp_path: Path) -> No
         and resolve("auto", ["huggingface", "gguf"]) == "exact"
     )
     assert resolve("file", ["gguf"]) == "file"
+
+
+@pytest.mark.parametrize(("dtype", "power"), [("bf16", -99), ("f16", -13), ("f32", -99)])
+def test_which_scales_let_every_code_come_back(dtype: str, power: int, made: dict[str, Path]) -> None:
+    """The least power of two that is taken, and the next, which is left to the emulation."""
+    weights = load_model(made["fp8-dynamic"]).weights
+    tensor, rule, _ = weights.stored("model.layers.0.mamba.in_proj.weight")
+    assert isinstance(tensor, PackedTensor)
+    unpacking = Floats(tensor.columns, tensor.columns, dtype)
+    codes = torch.arange(256, dtype=torch.uint8)[torch.arange(256) & 127 != 127]
+    for least, taken in ((2.0**power, True), (2.0 ** (power - 1), False)):
+        fake = dataclasses.replace(tensor, unpacking=unpacking)
+        scale = np.full((1, 1), least, np.float32)
+        object.__setattr__(fake, "scales", lambda scale=scale: scale)
+        found = with_fp8_activations(TORCH, LazyWeights({"x": (fake, rule)}, False), scaled=True)
+        assert found.name.endswith("(scaled products)" if taken else "(emulated)")
+        if taken:
+            weight = torch.from_numpy(unpacking.values(codes.numpy()[None], scale, scale[:, :0])).bfloat16()
+            expected = codes.view(torch.float8_e4m3fn).float()
+            assert torch.equal(weight_codes(weight, torch.from_numpy(scale))[0].float(), expected)
 
 
 @pytest.mark.parametrize("name", ["fp8-dynamic", "fp8-tensor"])
