@@ -18,7 +18,8 @@ from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.evaluation.figures import least_tokens_for
 from bamba_quant.evaluation.intervals import LEAST_CHUNKS
 from bamba_quant.evaluation.models import recipe_names
-from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure, Gate, ModelFile
+from bamba_quant.evaluation.provenance import ModelFile
+from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure, Gate
 
 FLOORS = 3
 

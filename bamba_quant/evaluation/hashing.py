@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.evaluation.result import FileHash
+from bamba_quant.evaluation.provenance import FileHash
 
 _CHUNK = 1 << 22
 _FILES = 4

@@ -16,7 +16,7 @@ from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.evaluation.hashing import hashes
 from bamba_quant.evaluation.logits_file import LogitsFile
-from bamba_quant.evaluation.result import ModelFile, TypeTotal
+from bamba_quant.evaluation.provenance import ModelFile, TypeTotal
 from bamba_quant.recipes import recipes
 from bamba_quant.schemes import Ignored, schemes
 from bamba_quant.weights import LoadedModel, load_model

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bamba_quant.evaluation.options import Options
-from bamba_quant.evaluation.result import Run, Timing
+from bamba_quant.evaluation.provenance import Run, Timing
 from bamba_quant.ranks import ALONE, Ranks
 from bamba_quant.weights import Meter
 

@@ -1,9 +1,9 @@
 """Everything one evaluation found, as frozen records of plain values: the contract between measuring and reporting.
 
-Every number a report shows, and everything needed to run the evaluation again, stands here; ``SCHEMA`` counts
-changes that break a reader. ``dataclasses.asdict`` makes it JSON: no value is infinite or NaN, what cannot be
-given is None. Probabilities and shares are fractions of 1, divergences and likelihoods nats, ratios of signal to
-noise decibels, times seconds, sizes bytes.
+Every number a report shows stands here, and in ``provenance`` what it takes to run the evaluation again. ``SCHEMA``
+counts changes that break a reader. ``dataclasses.asdict`` makes it JSON: no value is infinite or NaN, what cannot be
+given is None. Probabilities and shares are fractions of 1, divergences and likelihoods nats, ratios of signal to noise
+decibels, times seconds, sizes bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from bamba_quant.evaluation.provenance import ModelFile, Run, Text, Timing
 
 SCHEMA = 1
 
@@ -97,76 +99,6 @@ class Figure:
     upper: float | None
     naive_error: float | None = None
     floor: float | None = None
-
-
-@dataclass(frozen=True)
-class FileHash:
-    name: str
-    n_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class TypeTotal:
-    """Tensors, weights and bytes stored in one number format."""
-
-    name: str
-    tensors: int
-    weights: int
-    n_bytes: int
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """A model on disk. ``label`` is unique in the evaluation; ``recipe`` is what the file calls its mixture of
-    types (q4_k_m, fp8-dynamic), or its commonest type.
-
-    ``n_bytes`` are those of its weights, which with ``weights`` give ``bits_per_weight``; ``file_bytes`` of the
-    whole files, vocabulary included. A base given as a logits file has kind "logits" and neither weights nor types.
-    """
-
-    label: str
-    path: str
-    kind: Literal["huggingface", "gguf", "logits"]
-    architecture: str
-    recipe: str
-    types: tuple[TypeTotal, ...]
-    weights: int
-    n_bytes: int
-    file_bytes: int
-    bits_per_weight: float | None
-    files: tuple[FileHash, ...]
-
-
-@dataclass(frozen=True)
-class Text:
-    """What was scored: ``chunks`` of ``ctx`` tokens out of ``tokens``, of each the last ``ctx - 1 - ctx // 2``."""
-
-    file: str
-    sha256: str
-    tokens: int
-    ctx: int
-    chunks: int
-    scored: int
-    bos: int | None
-    tokenizer_sha256: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """Enough to run it again: ``command`` as typed or as it would be, ``options`` with their defaults filled in."""
-
-    command: str
-    options: Mapping[str, str | int | float | bool | None]
-    seed: int
-    resamples: int
-    versions: Mapping[str, str]
-    backend: str
-    device: str
-    dtype: str
-    threads: int
-    processor: str
-    started: str
 
 
 @dataclass(frozen=True)
@@ -295,28 +227,6 @@ class NoiseFloor:
     chunks: int
     figures: Mapping[str, float]
     layers: tuple[LayerDrift, ...]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Where the time went: shares of ``seconds``, which exclude hashing; they add up to 1.
-
-    On a GPU, which files are read ahead for and which works on by itself, ``reading`` is what the run waited for
-    bytes, ``compiling`` what making the kernels took, and files are hashed beside: ``hashing_seconds`` is what was
-    left of that. ``seconds_per_token`` counts each token once, whatever the number of candidates. ``peak_memory``
-    is the process's greatest resident size, ``device_memory`` the greatest allocated on an accelerator. Of several
-    processes these are the first's, and ``computing`` has what it waited for the others.
-    """
-
-    seconds: float
-    seconds_per_token: float
-    reading: float
-    dequantizing: float
-    compiling: float
-    computing: float
-    hashing_seconds: float
-    peak_memory: int
-    device_memory: int | None
 
 
 @dataclass(frozen=True)

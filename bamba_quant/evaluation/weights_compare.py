@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bamba_quant.evaluation.drift import tensor_loss
 from bamba_quant.evaluation.models import describe, open_models
-from bamba_quant.evaluation.result import ModelFile, TensorLoss
+from bamba_quant.evaluation.provenance import ModelFile
+from bamba_quant.evaluation.result import TensorLoss
 from bamba_quant.evaluation.tensor_loss import difference, sqnr
 
 

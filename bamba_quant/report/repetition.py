@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bamba_quant.evaluation.result import Evaluation, ModelFile
+from bamba_quant.evaluation.provenance import ModelFile
+from bamba_quant.evaluation.result import Evaluation
 from bamba_quant.report import numbers
 from bamba_quant.report.markup import Markup, element, escaped
 from bamba_quant.report.tables import Cell, table

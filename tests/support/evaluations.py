@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bamba_quant.evaluation.provenance import FileHash, ModelFile, Run, Text, Timing, TypeTotal
 from bamba_quant.evaluation.result import (
     FIGURES,
     SCHEMA,
@@ -15,19 +16,13 @@ from bamba_quant.evaluation.result import (
     ChunkMeans,
     Evaluation,
     Figure,
-    FileHash,
     Flips,
     Gate,
     Histogram,
     LayerDrift,
-    ModelFile,
     NoiseFloor,
     RowClass,
-    Run,
     TensorLoss,
-    Text,
-    Timing,
-    TypeTotal,
 )
 
 LAYERS = 10
