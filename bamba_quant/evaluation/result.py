@@ -14,7 +14,7 @@ from typing import Literal
 
 from bamba_quant.evaluation.provenance import ModelFile, Run, Text, Timing
 
-SCHEMA = 1
+SCHEMA = 2
 
 Section = Literal["perplexity", "divergence", "probability", "agreement"]
 
