@@ -56,7 +56,8 @@ class Table:
 class Source(Mapping[str, Any]):
     """What ``stream.final_hidden`` and ``stream.logit_blocks`` read; nothing is kept but what ``DeviceWeights`` hold.
 
-    With ``ahead`` the device decodes. ``exact`` are the same weights as the files hold them: blocks become float32.
+    A GPU decodes, and with ``ahead`` any device. ``exact`` are the same weights as the files hold them: blocks become
+    float32.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Source(Mapping[str, Any]):
         self.config = config
         self._weights: LazyWeights | DeviceWeights = weights
         self.exact: LazyWeights | DeviceWeights = weights
-        if ahead is not None:
+        if ahead is not None or device.type == "cuda":
             self._weights = on_device = DeviceWeights(weights, device, dtype, ahead)
             self.exact = on_device.to(torch.float32)
         self._tables = {name: weights.info(name).shape for name in (EMBEDDING, head_name(config))}

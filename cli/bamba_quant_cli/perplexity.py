@@ -122,8 +122,10 @@ def _scorer(
     from bamba_quant.device_weights import weights_on
     from bamba_quant.errors import BambaQuantError
     from bamba_quant.evaluation.activations import resolve, with_activations
+    from bamba_quant.evaluation.sources import Source
     from bamba_quant.ranks import spread
     from bamba_quant.running import torch_device, torch_dtype
+    from bamba_quant.weights import Meter
     from bamba_reference.kernels import backend_named
     from bamba_reference.perplexity import batched, numpy_scorer, stream_scorer, torch_scorer
     from bamba_reference.stream import together
@@ -140,11 +142,10 @@ def _scorer(
         return spread(numpy_scorer(loaded.config, loaded.weights, dtype), lambda ctx: 1, ranks), backend
     where, number = torch_device(ranks.device(device)), torch_dtype(dtype)
     kernels = with_activations(backend_named(backend, where, number), loaded, rounding, where, number)
-    weights = weights_on(loaded.weights, where, number)
     if stream:
         scorer = stream_scorer(
             loaded.config,
-            weights,
+            Source(loaded.weights, loaded.config, number, where, Meter()),
             dtype=number,
             device=where,
             backend=kernels,
@@ -153,6 +154,7 @@ def _scorer(
         return spread(scorer, lambda ctx: together(ctx, where), ranks), kernels.name
     from bamba_reference.torch_forward import load
 
+    weights = weights_on(loaded.weights, where, number)
     ready = load(loaded.config, weights, dtype=number, device=where, backend=kernels)
     return spread(torch_scorer(ready), batched, ranks), kernels.name
 

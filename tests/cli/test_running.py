@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from bamba_quant.embedded import embedded_model
+from bamba_quant.weights import LazyWeights, Meter, load_model
+from bamba_quant_cli.app import app
+from bamba_reference import stream
 from tests.cli.test_commands import run
 from tests.support.conversion import to_gguf
 
@@ -48,6 +53,28 @@ def test_generate_draws_by_seed() -> None:
     )
     first, again, other = (run(*arguments, "--seed", seed).stdout for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_streaming_decodes_no_more_of_a_table_than_is_used(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head, some rows at a time, for each block of tokens; of the embedding the rows from first to last used."""
+    file, decoded = to_gguf(embedded_model(), tmp_path / "q8_0.gguf", "q8_0"), dict[str, list[int]]()
+    raw = LazyWeights.raw
+
+    def watched(self: LazyWeights, name: str, start: int, stop: int, meter: Meter) -> Any:
+        decoded.setdefault(name, []).append(stop - start)
+        return raw(self, name, start, stop, meter)
+
+    monkeypatch.setattr(LazyWeights, "raw", watched)
+    monkeypatch.setattr(stream, "_HEAD_ROWS", 100)
+    options = ("--text", str(text), "--ctx", "128", "--chunks", "3")
+    done = CliRunner().invoke(app, ["perplexity", str(file), "--stream", *options])
+    assert done.exit_code == 0, done.output
+    vocab_size = load_model(file).config.vocab_size
+    head = decoded["lm_head.weight"]
+    assert max(head) == 100 and sum(head) == vocab_size
+    assert sum(decoded["model.embed_tokens.weight"]) <= vocab_size
 
 
 def test_perplexity_by_every_path(tmp_path: Path, text: Path) -> None:
