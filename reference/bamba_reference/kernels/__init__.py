@@ -27,7 +27,8 @@ def backend_named(name: str, device: torch.device, dtype: torch.dtype) -> Backen
     if name == "torch":
         return TORCH
     if name not in NAMES:
-        raise BackendError("no such backend", found=name, expected=", ".join(("numpy", *NAMES)))
+        expected = ", ".join(NAMES) + "; for perplexity also numpy"
+        raise BackendError("no such backend", found=name, expected=expected)
     if name == "numba":
         _check_cpu(device, str(dtype))
         from bamba_reference.kernels.cpu.backend import NUMBA
