@@ -12,35 +12,22 @@ import argparse
 import json
 import math
 import os
-import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.checkpoints import BAMBA_9B, make_checkpoint, random_text
-from benchmarks.forward_cuda import draw
+from benchmarks.bamba_9b import LAYERS, card, make_pair, place
+from benchmarks.checkpoints import random_text
 from benchmarks.processes import run
 
 _PIECE = 1 << 24
 _MEASURED = 4 << 30  # bytes whose reading tells the disk's rate
-
-
-def on_device(device: str) -> Any:
-    """Draws tensors as a trained model's on a device, the same for the same seed."""
-    torch.manual_seed(9)
-
-    def bytes_of(name: str, shape: tuple[int, ...]) -> Iterator[Any]:
-        tensor = torch.empty(shape, dtype=torch.bfloat16, device=device)
-        draw(name, tensor)
-        yield tensor.cpu().view(torch.uint8).numpy().data
-
-    return bytes_of
 
 
 def drop(files: Sequence[Path]) -> None:
@@ -98,40 +85,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--directory", type=Path, help="where 25 GB of files go; a temporary one by default")
-    parser.add_argument("--layers", type=int, default=BAMBA_9B["num_hidden_layers"])
+    parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--chunks", type=int, default=64)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("more", nargs="*", help="further options of evaluate, after --")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("torch sees no GPU")
-    directory = options.directory or Path(tempfile.mkdtemp())
-    directory.mkdir(parents=True, exist_ok=True)
+    with place(options.directory) as directory:
+        measure(directory, options)
 
-    began = time.perf_counter()
-    attention = tuple(i for i in BAMBA_9B["attn_layer_indices"] if i < options.layers) or (
-        options.layers - 1,
-    )
-    model = make_checkpoint(
-        directory / f"bamba-9b-shape-{options.layers}",
-        options.layers,
-        attention,
-        draw=on_device(options.device),
-    )
-    made = time.perf_counter() - began
-    if options.device == "cuda":
-        torch.cuda.empty_cache()
+
+def measure(directory: Path, options: argparse.Namespace) -> None:
+    pair = make_pair(directory, options.layers, options.device)
     text = random_text(directory / "random.txt", 512 * (options.chunks + 1))
-    target = directory / f"{model.name}-q4_k_m.gguf"
-    convert = [sys.executable, "-m", "bamba_quant_cli", "convert", str(model), "--outtype", "q4_k_m"]
-    convert += ["--outfile", str(target), "--device", options.device, "--overwrite"]
-    converting, _ = run(convert)
-    files = [*sorted(model.glob("*.safetensors")), target]
+    files = [*sorted(pair.model.glob("*.safetensors")), pair.q4_k_m]
     size = sum(file.stat().st_size for file in files)
-    card = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     print(
-        f"{card}, {os.cpu_count()} processors, torch {torch.__version__}; checkpoint made in {made:.0f} s, "
-        f"converted to Q4_K_M in {converting:.0f} s; {size / 1e9:.1f} GB to read"
+        f"{card(options.device)}, {os.cpu_count()} processors, torch {torch.__version__}; checkpoint made in "
+        f"{pair.making:.0f} s, converted to Q4_K_M in {pair.converting:.0f} s; {size / 1e9:.1f} GB to read"
     )
     drop(files)
     rates = {threads: disk_rate(files, threads) for threads in (1, 8)}
@@ -142,7 +114,7 @@ def main() -> None:
         + f": {size / best:.1f} s for the files alone",
         flush=True,
     )
-    command = [sys.executable, "-m", "bamba_quant_cli", "evaluate", str(model), str(target)]
+    command = [sys.executable, "-m", "bamba_quant_cli", "evaluate", str(pair.model), str(pair.q4_k_m)]
     command += [
         "--text",
         str(text),
@@ -160,16 +132,13 @@ def main() -> None:
         f"{'seconds':28}{'wall':>8}{'start+end':>10}{'reading':>11}{'decoding':>11}{'compiling':>11}{'computing':>11}"
         f"{'hashing':>9}{'host GB':>11}{'GPU GB':>11}{'KLD':>12}"
     )
-    kernels = Path(tempfile.mkdtemp())
-    try:
+    with tempfile.TemporaryDirectory() as kernels:
         report = directory / "evaluation.json"
         drop(files)
-        first = evaluation(command, report, kernels)
+        first = evaluation(command, report, Path(kernels))
         show("nothing cached", *first)
-        again = evaluation(command, report, kernels)
+        again = evaluation(command, report, Path(kernels))
         show("files and kernels cached", *again)
-    finally:
-        shutil.rmtree(kernels)
     same = first[2]["candidates"] == again[2]["candidates"]
     print("every figure of the two runs is the same" if same else "the two runs' figures differ")
     assert math.isfinite(first[2]["candidates"][0]["figures"]["kld_mean"]["value"])

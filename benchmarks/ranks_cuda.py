@@ -11,15 +11,14 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.checkpoints import BAMBA_9B, make_checkpoint, random_text
-from benchmarks.evaluate_cuda import on_device
+from benchmarks.bamba_9b import LAYERS, card, make_pair, place
+from benchmarks.checkpoints import random_text
 from benchmarks.processes import run
 
 # A word of the random text is more than five tokens.
@@ -59,7 +58,7 @@ def main() -> None:
     )
     parser.add_argument("--directory", type=Path, help="where 25 GB of files go; a temporary one by default")
     parser.add_argument("--processes", type=int, nargs="+", default=[2])
-    parser.add_argument("--layers", type=int, default=BAMBA_9B["num_hidden_layers"])
+    parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--chunks", type=int, default=2048, help="of 512 tokens")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("more", nargs="*", help="further options of evaluate, after --")
@@ -68,32 +67,22 @@ def main() -> None:
         sys.exit(f"torch sees {torch.cuda.device_count()} GPUs")
     # The same for one process as for each of several, so that nothing on the CPU is added up in another order.
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // max(options.processes)))
-    directory = options.directory or Path(tempfile.mkdtemp())
-    directory.mkdir(parents=True, exist_ok=True)
+    with place(options.directory) as directory:
+        measure(directory, options)
 
+
+def measure(directory: Path, options: argparse.Namespace) -> None:
     began = time.perf_counter()
-    attention = tuple(i for i in BAMBA_9B["attn_layer_indices"] if i < options.layers)
-    model = make_checkpoint(
-        directory / f"bamba-9b-shape-{options.layers}",
-        options.layers,
-        attention,
-        draw=on_device(options.device),
-    )
-    if options.device == "cuda":
-        torch.cuda.empty_cache()
-    target = directory / f"{model.name}-q4_k_m.gguf"
-    convert = [sys.executable, "-m", "bamba_quant_cli", "convert", str(model), "--outtype", "q4_k_m"]
-    run([*convert, "--outfile", str(target), "--device", options.device, "--overwrite"])
+    pair = make_pair(directory, options.layers, options.device)
     text = random_text(directory / "random.txt", 512 * (options.chunks + 1) // _TOKENS_OF_A_WORD)
-    card = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     print(
-        f"{card}, {os.cpu_count()} processors, torch {torch.__version__}; files made in "
+        f"{card(options.device)}, {os.cpu_count()} processors, torch {torch.__version__}; files made in "
         f"{time.perf_counter() - began:.0f} s",
         flush=True,
     )
     words = [
-        str(model),
-        str(target),
+        str(pair.model),
+        str(pair.q4_k_m),
         "--text",
         str(text),
         "--device",
@@ -126,8 +115,8 @@ def main() -> None:
         )
         apart = differences(expected, found)
         same = same and not apart
-        for place in apart[:10]:
-            print(f"  {place}")
+        for where in apart[:10]:
+            print(f"  {where}")
     kld = expected["candidates"][0]["figures"]["kld_mean"]
     print(f"mean KLD {kld['value']!r}, {kld['low']!r} to {kld['high']!r}")
     print("every figure is the same" if same else "figures differ")
