@@ -98,9 +98,13 @@ def test_searches_pay_on_gaussian_weights(zero: Zero) -> None:
     grid = Grid(4, zero, 128)
     x = np.random.default_rng(0).normal(size=(64, 1024)).astype(np.float32)
     losses = {method: error(grid, quantize(grid, method, x), x).sum() for method in METHODS}
-    assert losses["hqq"] < losses["mse"] < losses["rtn"]
-    assert losses["mse"] < 1.03 * exhaustive(grid, x, signs=(1,))
-    assert losses["hqq"] < 1.015 * exhaustive(grid, x, signs=(1, -1))
+    assert losses["mse"] < 0.92 * losses["rtn"]
+    assert losses["hqq"] < 0.90 * losses["rtn"]
+    assert losses["hqq"] < losses["mse"]
+    # A float zero is one number more to search.
+    searched, refitted = (1.03, 1.015) if zero == "float" else (1.003, 1.003)
+    assert losses["mse"] < searched * exhaustive(grid, x, signs=(1,))
+    assert losses["hqq"] < refitted * exhaustive(grid, x, signs=(1, -1))
 
 
 def exhaustive(grid: Grid, x: F32, signs: tuple[int, ...]) -> float:
