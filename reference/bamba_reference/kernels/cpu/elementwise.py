@@ -7,10 +7,7 @@ from torch import Tensor
 from bamba_reference import torch_ops
 from bamba_reference.kernels.cpu.arithmetic import silu
 from bamba_reference.kernels.cpu.compilation import FLOATS, SIZE, compiled
-from bamba_reference.kernels.cpu.threads import Memory, empty, memory, rows_apart, share, takes
-
-# Rows for which a second thread is not woken.
-LEAST_ROWS = 16
+from bamba_reference.kernels.cpu.threads import LEAST_ROWS, Memory, empty, memory, rows_apart, share, takes
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

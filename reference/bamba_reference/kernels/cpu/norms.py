@@ -8,7 +8,7 @@ from torch import Tensor
 from bamba_reference import torch_ops
 from bamba_reference.kernels.cpu.arithmetic import silu
 from bamba_reference.kernels.cpu.compilation import FLOAT, FLOATS, SIZE, compiled
-from bamba_reference.kernels.cpu.threads import Memory, empty, memory, rows_apart, share, takes
+from bamba_reference.kernels.cpu.threads import LEAST_ROWS, Memory, empty, memory, rows_apart, share, takes
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -55,10 +55,6 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) ->
         count=len(first), least=LEAST_ROWS,
     )  # fmt: skip
     return out
-
-
-# Rows for which a second thread is not woken.
-LEAST_ROWS = 16
 
 
 @compiled(FLOATS, SIZE, FLOATS, FLOATS, SIZE, FLOAT, SIZE, SIZE, sums=True)

@@ -17,6 +17,9 @@ from torch import Tensor
 Memory = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
+# Rows of a norm or an elementwise operation for which a second thread is not woken.
+LEAST_ROWS = 16
+
 
 def takes(*tensors: Tensor | None) -> bool:
     """Whether compiled kernels compute with these: float32 on a CPU, and no gradient is wanted of any.
