@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import ml_dtypes
@@ -22,7 +23,9 @@ from torchao.quantization.quant_primitives import (
 )
 
 from bamba_quant.errors import FormatError
+from bamba_quant.formats import format_named
 from bamba_quant.formats.base import F32
+from bamba_quant.formats.cpu import quantizer as format_quantizer
 from bamba_quant.formats.cpu.integers import quantizer
 from bamba_quant.formats.integer_search import METHODS, TOGETHER, quantize, trials_of
 from bamba_quant.formats.integers import Grid, Groups, Zero, dequantize, pack, unpack
@@ -218,6 +221,18 @@ def test_packing_loses_no_code(data: st.DataObject, bits: int, offset: int) -> N
     packed = pack(codes, bits, offset)
     assert packed.shape == (rows, columns * bits // 8)
     np.testing.assert_array_equal(unpack(packed, bits, offset), codes)
+
+
+def test_an_importance_of_other_columns_is_an_error() -> None:
+    """Compiled code would read behind its end."""
+    grid, x, importance = Grid(4, "none", 32), np.ones((2, 1024), np.float32), np.ones(32, np.float32)
+    for run in (
+        partial(quantize, grid, "hqq"),
+        quantizer(grid, "hqq", 8),
+        format_quantizer(format_named("q4_k")),
+    ):
+        with pytest.raises(ValueError, match="broadcast"):
+            run(x, importance)
 
 
 def test_errors_say_what_is_wrong() -> None:
