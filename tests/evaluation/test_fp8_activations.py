@@ -251,6 +251,6 @@ def test_an_evaluation_says_what_it_rounded(files: dict[str, Path], text: Path, 
         kld[kind] = [candidate.figures["kld_mean"].value for candidate in found.candidates]
     assert (
         found.run.backend
-        == "torch; torch, activations e4m3 by token (emulated); torch, activations as llama.cpp's"
+        == "numba; numba, activations e4m3 by token (emulated); numba, activations as llama.cpp's"
     )
     assert all(1.2 * exact < rounded for exact, rounded in zip(kld["exact"], kld["file"], strict=True))
