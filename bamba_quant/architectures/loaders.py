@@ -47,9 +47,9 @@ class Loaders:
 
     ``vllm`` says which parts of a module's name vLLM replaces, or is None where its class takes no quantized layers.
     ``units`` are roles of a layer that vLLM quantizes alike or not at all, and ``merged`` the products of which it
-    wants whole blocks. ``experts`` are the names, with ``{i}``
-    for the layer, of the module that holds stacked experts, which no scheme quantizes. ``initialized`` are roles
-    whose ``weight`` transformers takes hold of while it loads (``_init_weights``).
+    wants whole blocks. ``experts`` are the names, with ``{i}`` for the layer, of the module that holds stacked experts,
+    which no scheme quantizes. ``initialized`` are roles whose ``weight`` transformers takes hold of while it loads
+    (``_init_weights``).
     """
 
     vllm: Mapping[str, str] | None = None

@@ -24,7 +24,7 @@ from torch import Tensor
 from bamba_reference.backend import TORCH, Backend
 from bamba_reference.config import Config
 from bamba_reference.mixers.attention import rotary_angles
-from bamba_reference.packing import InputError, Layout, check_tokens, layout
+from bamba_reference.packing import Bools, InputError, Layout, check_tokens, layout
 from bamba_reference.state import AttentionState, MambaState, State
 from bamba_reference.tensors import (
     EMBEDDING,
@@ -190,8 +190,8 @@ def prepare(config: Config, where: Layout, dtype: torch.dtype, device: torch.dev
     return Sequences(
         cos=angles.cos().to(device, wide(dtype)),
         sin=angles.sin().to(device, wide(dtype)),
-        fresh=None if where.fresh is None else torch.from_numpy(where.fresh).to(device),
-        real=None if where.real is None else torch.from_numpy(where.real).to(device),
+        fresh=None if where.fresh is None else _marks(where.fresh, device),
+        real=None if where.real is None else _marks(where.real, device),
         starts=torch.from_numpy(where.starts).to(device) if where.starts.any() else None,
         packed=packed,
     )
@@ -251,6 +251,11 @@ def head(model: Model, x: Tensor) -> Tensor:
 def logits_of(config: Config, products: Tensor) -> Tensor:
     """Logits of the head's products, in any shape."""
     return products if config.logits_scaling == 1 else products / config.logits_scaling
+
+
+def _marks(marks: Bools, device: torch.device) -> Tensor:
+    """(B, L), row after row in memory, as kernels read it: masks in numpy's other order keep that order till here."""
+    return torch.from_numpy(np.ascontiguousarray(marks)).to(device)
 
 
 def _host(values: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import ml_dtypes
@@ -22,7 +23,9 @@ from torchao.quantization.quant_primitives import (
 )
 
 from bamba_quant.errors import FormatError
+from bamba_quant.formats import format_named
 from bamba_quant.formats.base import F32
+from bamba_quant.formats.cpu import quantizer as format_quantizer
 from bamba_quant.formats.cpu.integers import quantizer
 from bamba_quant.formats.integer_search import METHODS, TOGETHER, quantize, trials_of
 from bamba_quant.formats.integers import Grid, Groups, Zero, dequantize, pack, unpack
@@ -98,9 +101,13 @@ def test_searches_pay_on_gaussian_weights(zero: Zero) -> None:
     grid = Grid(4, zero, 128)
     x = np.random.default_rng(0).normal(size=(64, 1024)).astype(np.float32)
     losses = {method: error(grid, quantize(grid, method, x), x).sum() for method in METHODS}
-    assert losses["hqq"] < losses["mse"] < losses["rtn"]
-    assert losses["mse"] < 1.03 * exhaustive(grid, x, signs=(1,))
-    assert losses["hqq"] < 1.015 * exhaustive(grid, x, signs=(1, -1))
+    assert losses["mse"] < 0.92 * losses["rtn"]
+    assert losses["hqq"] < 0.90 * losses["rtn"]
+    assert losses["hqq"] < losses["mse"]
+    # A float zero is one number more to search.
+    searched, refitted = (1.03, 1.015) if zero == "float" else (1.003, 1.003)
+    assert losses["mse"] < searched * exhaustive(grid, x, signs=(1,))
+    assert losses["hqq"] < refitted * exhaustive(grid, x, signs=(1, -1))
 
 
 def exhaustive(grid: Grid, x: F32, signs: tuple[int, ...]) -> float:
@@ -214,6 +221,18 @@ def test_packing_loses_no_code(data: st.DataObject, bits: int, offset: int) -> N
     packed = pack(codes, bits, offset)
     assert packed.shape == (rows, columns * bits // 8)
     np.testing.assert_array_equal(unpack(packed, bits, offset), codes)
+
+
+def test_an_importance_of_other_columns_is_an_error() -> None:
+    """Compiled code would read behind its end."""
+    grid, x, importance = Grid(4, "none", 32), np.ones((2, 1024), np.float32), np.ones(32, np.float32)
+    for run in (
+        partial(quantize, grid, "hqq"),
+        quantizer(grid, "hqq", 8),
+        format_quantizer(format_named("q4_k")),
+    ):
+        with pytest.raises(ValueError, match="broadcast"):
+            run(x, importance)
 
 
 def test_errors_say_what_is_wrong() -> None:

@@ -36,6 +36,17 @@ def test_by_token(dtype: torch.dtype, columns: int, power: int, seed: int) -> No
     assert torch.equal(codes.view(torch.uint8), expected.view(torch.uint8))
 
 
+def test_what_is_no_number_stays_none() -> None:
+    """Else a model that has gone wrong would show good figures."""
+    x = torch.randn(5, 100, generator=torch.Generator().manual_seed(0))
+    x[0, 3], x[1, 5], x[2, 7], x[3, 70], x[3, 1] = torch.nan, torch.inf, -torch.inf, torch.nan, torch.inf
+    codes, scale = by_token(x.to(DEVICE), 64)
+    expected, scales = quantized(x.to(DEVICE), Activations("token"))
+    assert torch.equal(scale, scales)
+    torch.testing.assert_close(codes.float(), expected.float(), rtol=0, atol=0, equal_nan=True)
+    assert codes.float().isnan().any(dim=1).tolist() == [True, True, True, True, False]
+
+
 def test_every_code_and_every_tie() -> None:
     """All e4m3 numbers and the middles between neighbours, which go to the even one."""
     numbers = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()

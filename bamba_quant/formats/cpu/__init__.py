@@ -48,7 +48,7 @@ def quantizer(number_format: Format) -> Quantize:
         out = np.empty((len(x), number_format.row_bytes(x.shape[1])), np.uint8)
         x = np.require(x, np.float32, ["C", "A"])
         if importance is not None:
-            importance = np.require(importance, np.float32, ["C", "A"])
+            importance = np.require(np.broadcast_to(importance, x.shape[1:]), np.float32, ["C", "A"])
         compiled(number_format.name, importance is not None)(x, importance, out)
         return out
 

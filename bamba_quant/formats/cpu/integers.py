@@ -27,6 +27,7 @@ def quantizer(grid: Grid, method: str, offset: int) -> Quantize:
     """(x, importance) to packed integers (rows, columns·bits/8), scales and zeros (rows, columns / group).
 
     The bytes of ``integer_search.quantize`` and ``integers.pack``. Free of the interpreter lock; any number of threads.
+    Raises ``FormatError`` as these do, and ``ValueError`` for an importance of other columns.
     """
     method_named(method)
     first, near = trials_of(grid)
@@ -40,7 +41,7 @@ def quantizer(grid: Grid, method: str, offset: int) -> Quantize:
         x = np.require(x, np.float32, ["C", "A"])
         weights = room = None
         if importance is not None and method != "rtn":  # which has no errors to weigh
-            weights = np.require(importance, np.float32, ["C", "A"])
+            weights = np.require(np.broadcast_to(importance, (columns,)), np.float32, ["C", "A"])
             room = np.empty((grid.group, LANES), np.float32)
         kernel = _compiled(grid.bits, grid.zero, method, weights is not None)
         parameters = scale.reshape(-1), zero.reshape(-1)

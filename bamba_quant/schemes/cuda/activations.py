@@ -16,8 +16,8 @@ _WARPS = 4
 def by_token(x: Tensor, most: int = _COLUMNS) -> tuple[Tensor, Tensor]:
     """e4m3 codes (tokens, columns) and scales (tokens, 1), float32, of x (tokens, columns) of float32 or narrower.
 
-    A scale is the token's largest magnitude over 448, 1 where all is 0; codes are the nearest to x over it. ``most``
-    columns are worked on together.
+    A scale is the token's largest magnitude over 448, 1 where all is 0 or one is NaN; codes are the nearest to x over
+    it, NaN where that is none. ``most`` columns are worked on together.
     """
     x = x.contiguous()
     tokens, columns = x.shape
@@ -49,14 +49,21 @@ def _by_token(
     token, i = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     x += token * columns
     codes += token * columns
-    largest = tl.zeros((BLOCK,), tl.float32)
+    largest, missing = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int32)
     for start in range(0, columns, BLOCK):
         values = tl.load(x + start + i, mask=start + i < columns, other=0).to(tl.float32)
+        # A GPU's greatest of a number and NaN is the number.
         largest = tl.maximum(largest, tl.abs(values))
+        missing = tl.maximum(missing, (values != values).to(tl.int32))
     step = tl.div_rn(tl.max(largest, axis=0), 448.0)
-    step = tl.where(step > 0, step, 1.0)
+    step = tl.where((step > 0) & (tl.max(missing, axis=0) == 0), step, 1.0)
     tl.store(scale + token, step)
     for start in range(0, columns, BLOCK):
         values = tl.load(x + start + i, mask=start + i < columns, other=0).to(tl.float32)
-        rounded = tl.minimum(tl.maximum(tl.div_rn(values, step + tl.zeros_like(values)), -448.0), 448.0)
-        tl.store(codes + start + i, _nearest(rounded).to(tl.float8e4nv), mask=start + i < columns)
+        quotient = tl.div_rn(values, step + tl.zeros_like(values))
+        rounded = _nearest(tl.minimum(tl.maximum(quotient, -448.0), 448.0)).to(tl.float8e4nv)
+        # Triton's interpreter converts NaN another way, too.
+        bits = tl.where(quotient != quotient, 0x7F, rounded.to(tl.int8, bitcast=True))
+        tl.store(
+            codes + start + i, bits.to(tl.int8).to(tl.float8e4nv, bitcast=True), mask=start + i < columns
+        )

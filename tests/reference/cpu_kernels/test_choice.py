@@ -27,6 +27,8 @@ def test_choice_by_name() -> None:
         assert backend_named("auto", CPU, dtype) is TORCH
         with pytest.raises(BackendError, match=f"{dtype}".removeprefix("torch.")):
             backend_named("numba", CPU, dtype)
+    with pytest.raises(BackendError, match=r"definition of its own.*\n.*numpy\n.*expected: auto, torch"):
+        backend_named("numpy", CPU, torch.float32)
     with pytest.raises(BackendError, match="device cuda"):
         backend_named("numba", torch.device("cuda"), torch.float32)
 

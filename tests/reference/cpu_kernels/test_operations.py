@@ -74,10 +74,57 @@ def test_products_err_no_more_than_torch(terms: int) -> None:
     assert found <= relative_error(F.linear(x, weight), truth)
 
 
-def test_what_does_not_fit_is_an_error() -> None:
-    for weight, bias in ((torch.ones(48, 47), None), (torch.ones(48, 48), torch.ones(47))):
-        with pytest.raises(RuntimeError, match="47"):
-            NUMBA.linear(torch.ones(80, 48), weight, bias, "")
+ONES = torch.ones
+STATE = dict(zip(("x", "dt", "A", "B", "C", "D", "bias", "h"), (
+    (2, 20, 4, 8), (2, 20, 4), (4,), (2, 20, 2, 6), (2, 20, 2, 6), (4,), (4,), (2, 4, 8, 6)
+), strict=True))  # fmt: skip
+
+
+def scanned(ops: Any, **other: tuple[int, ...]) -> Any:
+    x, dt, A, B, C, D, bias, h = (ONES(other.get(name, shape)) for name, shape in STATE.items())
+    return ops.scan(x, dt, A, B, C, D, bias, (0.0, torch.inf), h, 32, None, None)
+
+
+# Where one of the sizes is wrong.
+MISFITS: dict[str, Any] = {
+    "linear": lambda ops: ops.linear(ONES(80, 48), ONES(48, 47), None, ""),
+    "linear's bias": lambda ops: ops.linear(ONES(80, 48), ONES(48, 48), ONES(47), ""),
+    "head": lambda ops: ops.head(ONES(80, 48), ONES(48, 47), ""),
+    "rms_norm": lambda ops: ops.rms_norm(ONES(20, 60), ONES(30), EPS),
+    "gated_norm": lambda ops: ops.gated_norm(ONES(20, 60), ONES(20, 30), ONES(60), 1, EPS),
+    "gated_norm's weight": lambda ops: ops.gated_norm(ONES(20, 60), ONES(20, 60), ONES(30), 1, EPS),
+    "gated_norm's groups": lambda ops: ops.gated_norm(ONES(20, 60), ONES(20, 60), ONES(60), 7, EPS),
+    "swiglu": lambda ops: ops.swiglu(ONES(20, 60), ONES(20, 59)),
+    "rotary's tokens": lambda ops: ops.rotary(ONES(2, 20, 3, 8), *ONES(2, 1, 19, 4)),
+    "rotary's rows": lambda ops: ops.rotary(ONES(2, 20, 3, 8), *ONES(2, 3, 20, 4)),
+    "rotary's head": lambda ops: ops.rotary(ONES(2, 20, 3, 8), *ONES(2, 1, 20, 6)),
+    "conv": lambda ops: ops.conv(ONES(2, 20, 8), ONES(7, 4), None, ONES(2, 3, 8), None),
+    "conv's bias": lambda ops: ops.conv(ONES(2, 20, 8), ONES(8, 4), ONES(7), ONES(2, 3, 8), None),
+    "conv's tail": lambda ops: ops.conv(ONES(2, 20, 8), ONES(8, 4), None, ONES(2, 2, 8), None),
+    "attention's heads": lambda ops: ops.attention(ONES(1, 20, 3, 8), *ONES(2, 1, 20, 2, 8), 1.0, None, None),
+    "attention's keys": lambda ops: ops.attention(ONES(2, 20, 4, 8), *ONES(2, 2, 20, 2, 7), 1.0, None, None),
+    **{f"scan's {name}": lambda ops, name=name, shape=shape: scanned(ops, **{name: (*shape[:-1], shape[-1] - 1)})
+       for name, shape in STATE.items()},
+    "scan's groups": lambda ops: scanned(ops, B=(2, 20, 3, 6), C=(2, 20, 3, 6)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", MISFITS.values(), ids=MISFITS)
+def test_what_does_not_fit_is_torchs_error(call: Any) -> None:
+    """A kernel would read what lies behind the tensor."""
+    with pytest.raises(RuntimeError) as theirs:
+        call(TORCH)
+    with pytest.raises(RuntimeError) as ours:
+        call(NUMBA)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_what_is_broadcast_is_not_read_beyond_its_end() -> None:
+    normal = draw(0)
+    x, row = normal(20, 60), normal(60)
+    assert torch.equal(NUMBA.swiglu(x, row), TORCH.swiglu(x, row))
+    assert torch.equal(NUMBA.rms_norm(x, row[:1], EPS), TORCH.rms_norm(x, row[:1], EPS))
+    assert torch.equal(norms.add_norm(x, row, row, EPS)[0], x + row)
 
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +203,23 @@ def test_scan(L: int, shape: tuple[int, int, int], chunk: int, padding: str, see
     truth = torch_ops.scan(*doubles(*arguments), 32, fresh, real)
     for ours, expected in zip(found, truth, strict=True):
         assert relative_error(ours, expected) <= 2 * EXACT
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)], ids=str)
+def test_a_scan_of_steps_in_any_order_in_memory(order: tuple[int, int, int]) -> None:
+    """torch's own operations keep the order of what they are given."""
+    normal, (B, L, H, P, N) = draw(1), (2, 40, 4, 16, 8)
+    dt = normal(B, L, H)
+    where = sorted(range(3), key=order.__getitem__)
+    stored = dt.permute(order).contiguous().permute(where)
+    assert torch.equal(stored, dt)
+    x, Bs, Cs, h = normal(B, L, H, P), normal(B, L, 2, N), normal(B, L, 2, N), normal(B, H, P, N)
+    found, expected = (
+        NUMBA.scan(x, some, ONES(H), Bs, Cs, ONES(H), ONES(H), (0.0, torch.inf), h, 32, None, None)
+        for some in (stored, dt)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("groups", [1, 3])

@@ -30,9 +30,10 @@ def attention(
     sequences: list[tuple[int, int, int]] | None,
 ) -> Tensor:
     """``torch_ops.attention``: q (B, L, heads, E) over k and v (B, S, kv, E): (B, L, heads, E)."""
-    if q.shape[1] < LEAST_QUERIES or not takes(q, k, v):
-        return torch_ops.attention(q, k, v, scale, starts, sequences)
     (B, L, heads, E), (S, kv) = q.shape, k.shape[1:3]
+    fits = k.shape == v.shape == (B, S, kv, E) and S >= L and heads % kv == 0
+    if L < LEAST_QUERIES or not fits or not takes(q, k, v):
+        return torch_ops.attention(q, k, v, scale, starts, sequences)
     q, k, v = (t if t.stride(3) == 1 and t.stride(2) == E else t.contiguous() for t in (q, k, v))
     out = empty(B, L, heads, E)
     share(

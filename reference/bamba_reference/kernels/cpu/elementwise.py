@@ -7,15 +7,12 @@ from torch import Tensor
 from bamba_reference import torch_ops
 from bamba_reference.kernels.cpu.arithmetic import silu
 from bamba_reference.kernels.cpu.compilation import FLOATS, SIZE, compiled
-from bamba_reference.kernels.cpu.threads import Memory, empty, memory, rows_apart, share, takes
-
-# Rows for which a second thread is not woken.
-LEAST_ROWS = 16
+from bamba_reference.kernels.cpu.threads import LEAST_ROWS, Memory, empty, memory, rows_apart, share, takes
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """``torch_ops.swiglu``: silu(gate) * up, (…, F)."""
-    if not takes(gate, up):
+    if not takes(gate, up) or gate.shape != up.shape:
         return torch_ops.swiglu(gate, up)
     first, second = rows_apart(gate), rows_apart(up)
     out = empty(*gate.shape)
@@ -40,10 +37,11 @@ def _swiglu(
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """``torch_ops.rotary``: x (B, L, n, E), cos and sin (B or 1, L, r/2)."""
-    if not takes(x, cos, sin):
+    (B, L, heads, E), half = x.shape, cos.shape[-1]
+    fits = len(cos) in (1, B) and cos.shape[1:] == (L, half) and cos.shape == sin.shape and 2 * half <= E
+    if not fits or not takes(x, cos, sin):
         return torch_ops.rotary(x, cos, sin)
-    B, L, heads, E = x.shape
-    tokens, half = rows_apart(x.flatten(2)), cos.shape[-1]
+    tokens = rows_apart(x.flatten(2))
     out = empty(*x.shape)
     share(
         _rotary,

@@ -8,12 +8,12 @@ from torch import Tensor
 from bamba_reference import torch_ops
 from bamba_reference.kernels.cpu.arithmetic import silu
 from bamba_reference.kernels.cpu.compilation import FLOAT, FLOATS, SIZE, compiled
-from bamba_reference.kernels.cpu.threads import Memory, empty, memory, rows_apart, share, takes
+from bamba_reference.kernels.cpu.threads import LEAST_ROWS, Memory, empty, memory, rows_apart, share, takes
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``torch_ops.rms_norm``: x / rms(x) * weight over the last dimension, (…, d)."""
-    if not takes(x, weight):
+    if not takes(x, weight) or weight.shape != x.shape[-1:]:
         return torch_ops.rms_norm(x, weight, eps)
     rows = rows_apart(x)
     out = empty(*x.shape)
@@ -27,7 +27,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x + delta and its rms_norm, (…, d) both."""
-    if not takes(x, delta, weight):
+    if not takes(x, delta, weight) or x.shape != delta.shape or weight.shape != x.shape[-1:]:
         total = x + delta
         return total, torch_ops.rms_norm(total, weight, eps)
     first, second = rows_apart(x), rows_apart(delta)
@@ -43,7 +43,8 @@ def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tens
 
 def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
     """``torch_ops.gated_norm``: rms_norm of y * silu(z) over each of ``groups`` parts, (…, I)."""
-    if not takes(y, z, weight):
+    fits = y.shape == z.shape and weight.shape == y.shape[-1:] and y.shape[-1] % groups == 0
+    if not fits or not takes(y, z, weight):
         return torch_ops.gated_norm(y, z, weight, groups, eps)
     first, second = rows_apart(y), rows_apart(z)
     out = empty(*y.shape)
@@ -54,10 +55,6 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) ->
         count=len(first), least=LEAST_ROWS,
     )  # fmt: skip
     return out
-
-
-# Rows for which a second thread is not woken.
-LEAST_ROWS = 16
 
 
 @compiled(FLOATS, SIZE, FLOATS, FLOATS, SIZE, FLOAT, SIZE, SIZE, sums=True)

@@ -54,7 +54,6 @@ def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
 
 
 def _worthwhile(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    # A kernel reads memory unchecked: what does not fit is torch's, which says so.
     fits = x.shape[-1] == weight.shape[1] and (bias is None or len(bias) == len(weight))
     return has("avx512f") and fits and x.numel() >= LEAST_ROWS * x.shape[-1] and takes(x, weight, bias)
 

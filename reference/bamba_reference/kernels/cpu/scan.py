@@ -38,13 +38,20 @@ def scan(
     real: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``torch_ops.scan``: y (B, L, H, P) and the state (B, H, P, N) after the last token."""
-    if not takes(x, dt, A_log, B, C, D, dt_bias, h):
+    (rows, L, H, P), (G, N) = x.shape, B.shape[2:]
+    fits = (
+        dt.shape == (rows, L, H)
+        and B.shape == C.shape == (rows, L, G, N)
+        and H % G == 0
+        and h.shape == (rows, H, P, N)
+        and A_log.shape == D.shape == dt_bias.shape == (H,)
+    )
+    if not fits or not takes(x, dt, A_log, B, C, D, dt_bias, h):
         return torch_ops.scan(x, dt, A_log, B, C, D, dt_bias, dt_limit, h, chunk, fresh, real)
-    dt = F.softplus(dt + dt_bias).clamp(*dt_limit)  # (B, L, H)
+    dt = F.softplus(dt.contiguous() + dt_bias).clamp(*dt_limit)  # (B, L, H)
     if real is not None:
         dt = dt * real[..., None]
     dtA = dt * -torch.exp(A_log)  # (B, L, H)
-    (rows, L, H, P), (G, N) = x.shape, B.shape[2:]
     x, B, C = (v if v.stride(3) == 1 and v.stride(2) == v.shape[3] else v.contiguous() for v in (x, B, C))
     segments = torch.zeros(rows, L, dtype=torch.int64) if fresh is None else fresh.cumsum(1)
     y, h = empty(rows, L, H, P), h.clone(memory_format=torch.contiguous_format)

@@ -17,9 +17,15 @@ from torch import Tensor
 Memory = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
+# Rows of a norm or an elementwise operation for which a second thread is not woken.
+LEAST_ROWS = 16
+
 
 def takes(*tensors: Tensor | None) -> bool:
-    """Whether compiled kernels compute with these: float32 on a CPU, and no gradient is wanted of any."""
+    """Whether compiled kernels compute with these: float32 on a CPU, and no gradient is wanted of any.
+
+    Kernels read memory unchecked: each operation leaves shapes that do not fit to torch as well, which says so.
+    """
     grad = torch.is_grad_enabled()
     return all(
         t.dtype == torch.float32 and t.device.type == "cpu" and not (grad and t.requires_grad)
