@@ -33,7 +33,8 @@ def backend_named(name: str, device: torch.device, dtype: torch.dtype) -> Backen
             expected=", ".join(NAMES),
         )
     if name not in NAMES:
-        raise BackendError("no such backend", found=name, expected=", ".join(NAMES))
+        expected = ", ".join(NAMES) + "; for perplexity also numpy"
+        raise BackendError("no such backend", found=name, expected=expected)
     if name == "numba":
         _check_cpu(device, str(dtype))
         from bamba_reference.kernels.cpu.backend import NUMBA

@@ -22,7 +22,7 @@ def test_choice_by_name() -> None:
     assert backend_named("numba", CPU, torch.float32) is NUMBA
     assert backend_named("torch", CPU, torch.float32) is TORCH
     with pytest.raises(BackendError, match=r"expected: auto, torch, numba, .*; for perplexity also numpy"):
-        backend_named("numpy", CPU, torch.float32)
+        backend_named("trtion", CPU, torch.float32)
     for dtype in (torch.bfloat16, torch.float64):
         assert backend_named("auto", CPU, dtype) is TORCH
         with pytest.raises(BackendError, match=f"{dtype}".removeprefix("torch.")):

@@ -1,8 +1,8 @@
 """The record of the kernels compiled for this processor, for ``torch_forward`` to run a float32 model by.
 
 Each is a function of ``torch_ops``, and calls it for what it does not compute itself: other dtypes, tensors whose
-gradients are wanted, shapes that do not fit, attention of few queries, and products of few rows or on processors
-without AVX-512.
+gradients are wanted, shapes that do not fit, attention of few queries, scans of few tokens, and products of few rows
+or on processors without AVX-512.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ from bamba_reference.kernels.cpu.tiles import LANES, ROWS, multiply_1, multiply_
 
 _STEP = max(LANES, ROWS)
 
+# Fewer tokens do not pay for turning the states over.
+LEAST_TOKENS = 16
+
 
 def scan(
     x: Tensor,
@@ -40,7 +43,8 @@ def scan(
     """``torch_ops.scan``: y (B, L, H, P) and the state (B, H, P, N) after the last token."""
     (rows, L, H, P), (G, N) = x.shape, B.shape[2:]
     fits = (
-        dt.shape == (rows, L, H)
+        L >= LEAST_TOKENS
+        and dt.shape == (rows, L, H)
         and B.shape == C.shape == (rows, L, G, N)
         and H % G == 0
         and h.shape == (rows, H, P, N)
