@@ -13,8 +13,9 @@ import torch
 from benchmarks.kernels_cuda import LENGTHS, Contest, doubles, parse, report
 
 INNER, STATE = 5120, 16
-# What a float32 state may be off: each token's power of 2 by 2^-22 (PTX, ex2.approx, which mamba_ssm's kernel takes
-# too), where the definition's exp is rounded. Of outputs in 16 bits nothing shows.
+# What a float32 state may be off without being marked: each token's power of 2 is off by up to 2^-22 (PTX,
+# ex2.approx, which the source of mamba_ssm's kernel takes too), where the definition's exp is rounded, and the table
+# shows by how much. Of outputs in 16 bits nothing shows.
 FLOOR = 2.0**-19
 # The torch definition's chunk on a GPU (``torch_forward.default_chunk``).
 CHUNK = 64

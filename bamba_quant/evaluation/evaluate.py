@@ -33,9 +33,17 @@ from bamba_quant.evaluation.models import (
 )
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
 from bamba_quant.evaluation.options import Options
+from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.record import command_line, compiling, run_record, timing
-from bamba_quant.evaluation.result import SCHEMA, Candidate, Evaluation, NoiseFloor
-from bamba_quant.evaluation.scores import check_finite, collect
+from bamba_quant.evaluation.result import (
+    SCHEMA,
+    Candidate,
+    Evaluation,
+    LayerDrift,
+    NoiseFloor,
+    TensorLoss,
+)
+from bamba_quant.evaluation.scores import Scores, check_finite, collect
 from bamba_quant.evaluation.scoring import Measured, Progress, Tell, chunks_together, score_part
 from bamba_quant.evaluation.sources import Source, reading_order
 from bamba_quant.evaluation.tokens import file_tokens, text_tokens
@@ -177,24 +185,19 @@ def evaluate(
 
     bootstrap = drawn.result()
     measured_floors = floors(collect(measured.floor, floor_chunks)) if floor_chunks else None
-    results = []
-    for number, (file, scores) in enumerate(zip(files, scored, strict=True)):
-        table = figures.figures(scores, bootstrap, measured_floors)
-        source = number + len(opened) - len(others)
-        results.append(
-            Candidate(
-                model=replace(file, files=hashed[source]),
-                figures=table,
-                flips=figures.flips(scores),
-                kld_histogram=figures.histogram(scores.kld, figures.KLD_EDGES),
-                delta_p_histogram=figures.histogram(scores.delta_p, figures.DELTA_P_EDGES),
-                chunks=figures.chunk_means(scores),
-                tensors=losses[number],
-                layers=tuple(drift.layers[source]) if drift else (),
-                worst=worst(losses[number]),
-                gates=judge(chosen[number], table),
-            )
+    first = len(opened) - len(others)
+    results = tuple(
+        _candidate(
+            replace(file, files=hashed[source]),
+            scores,
+            bootstrap,
+            measured_floors,
+            losses[source - first],
+            tuple(drift.layers[source]) if drift else (),
+            chosen[source - first],
         )
+        for source, (file, scores) in enumerate(zip(files, scored, strict=True), first)
+    )
     evaluation = Evaluation(
         schema=SCHEMA,
         run=run_record(
@@ -206,7 +209,7 @@ def evaluate(
         ),
         text=tokens.text,
         base=describe_logits(given) if given else replace(describe(opened[0]), files=hashed[0]),
-        candidates=tuple(results),
+        candidates=results,
         noise_floor=NoiseFloor(floor.described, floor_chunks, measured_floors, tuple(floor.layers))
         if floor and measured_floors
         else None,
@@ -214,3 +217,28 @@ def evaluate(
         timing=timing(seconds, hashing_seconds, meter, tokens.cut.size, device),
     )
     return ranks.share(evaluation)
+
+
+def _candidate(
+    model: ModelFile,
+    scores: Scores,
+    bootstrap: Bootstrap,
+    noise_floors: Mapping[str, float] | None,
+    losses: tuple[TensorLoss, ...],
+    layers: tuple[LayerDrift, ...],
+    limits: Sequence[Limit],
+) -> Candidate:
+    """What a report says of a model: every figure of its scores, and which of them pass their gates."""
+    table = figures.figures(scores, bootstrap, noise_floors)
+    return Candidate(
+        model=model,
+        figures=table,
+        flips=figures.flips(scores),
+        kld_histogram=figures.histogram(scores.kld, figures.KLD_EDGES),
+        delta_p_histogram=figures.histogram(scores.delta_p, figures.DELTA_P_EDGES),
+        chunks=figures.chunk_means(scores),
+        tensors=losses,
+        layers=layers,
+        worst=worst(losses),
+        gates=judge(limits, table),
+    )
