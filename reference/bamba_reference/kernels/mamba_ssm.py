@@ -1,29 +1,67 @@
-"""The scan and the gated norm of the package mamba_ssm, where it is installed; the rest is the Triton backend's."""
+"""What the packages mamba_ssm and causal_conv1d compute, where they are installed; the rest is the Triton backend's.
+
+Theirs are the convolution, both scans and the gated norm. Decoding, which runs in a recorded graph, is Triton's.
+What they cannot compute is an error, not another path.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bamba_reference.backend import Backend, BackendError
 
 _CHUNK = 256  # mamba_ssm's own default, and the one its kernels are tuned for
+_CHANNELS = 8  # which causal_conv1d reads at once
+_TAPS = (2, 3, 4)
+_OTHERWISE = "take --backend triton or torch"
 
 
 def backend() -> Backend:
-    """The Triton backend with mamba_ssm's scan and gated norm. Raises ``BackendError`` where it is not installed."""
+    """The Triton backend with both packages' operations. Raises ``BackendError`` where one is not installed."""
     try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
         from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
+        from mamba_ssm.ops.triton.selective_state_update import selective_state_update
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
     except ImportError as error:
-        raise BackendError(
-            "mamba_ssm is not installed, or not whole",
-            found=str(error),
-            fix="MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation mamba-ssm (it compiles CUDA)",
-        ) from error
+        raise _missing("mamba_ssm", "mamba-ssm", error) from error
+    try:
+        from causal_conv1d import causal_conv1d_fn
+    except ImportError as error:
+        raise _missing("causal_conv1d", "causal-conv1d", error) from error
     from bamba_reference.kernels.backend import TRITON
+
+    def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: Tensor | None) -> Tensor:
+        W, K = weight.shape
+        if K not in _TAPS or W % _CHANNELS:
+            raise BackendError(
+                "causal_conv1d has no convolution of this shape",
+                found=f"{W} channels, {K} taps",
+                expected=f"channels in multiples of {_CHANNELS}, 2 to 4 taps",
+                fix=_OTHERWISE,
+            )
+        segments = None
+        if fresh is not None:
+            if not fresh[:, 0].all() and tail.any():
+                raise BackendError(
+                    "causal_conv1d cannot both go on with a sequence and begin another", fix=_OTHERWISE
+                )
+            segments, tail = _segments(fresh), None
+        if any(stride % _CHANNELS for stride in xBC.stride()[:2]) or xBC.stride(2) != 1:
+            xBC = xBC.contiguous()
+        y: Tensor = causal_conv1d_fn(
+            xBC.transpose(1, 2),
+            weight.contiguous(),
+            bias,
+            seq_idx=segments,
+            initial_states=None if tail is None else tail.contiguous().transpose(1, 2),
+            activation="silu",
+        )
+        return y.transpose(1, 2)
 
     def scan(
         x: Tensor,
@@ -39,18 +77,15 @@ def backend() -> Backend:
         fresh: Tensor | None,
         real: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        if real is not None:
-            # Its softplus makes this nothing, where the lower limit lets it.
-            if dt_limit[0] > 0:
-                raise BackendError(
-                    "mamba_ssm cannot skip padding where dt has a lower limit",
-                    found=f"time_step_limit {dt_limit}",
-                    fix="take --backend triton or torch, or a batch without padding",
-                )
-            dt = dt.masked_fill(~real[..., None], -1e4)
+        if real is not None and dt_limit[0] > 0:
+            raise BackendError(
+                "mamba_ssm cannot skip padding where dt has a lower limit",
+                found=f"time_step_limit {dt_limit}",
+                fix=f"{_OTHERWISE}, or a batch without padding",
+            )
         y, after = mamba_chunk_scan_combined(
             x,
-            dt,
+            _without_padding(dt, real),
             -A_log.exp(),
             B,
             C,
@@ -58,12 +93,45 @@ def backend() -> Backend:
             D=D,
             dt_bias=dt_bias,
             initial_states=h,
-            seq_idx=None if fresh is None else fresh.cumsum(1, dtype=dt_bias.new_empty(0).int().dtype),
+            seq_idx=None if fresh is None else _segments(fresh),
             dt_softplus=True,
             dt_limit=dt_limit,
             return_final_states=True,
         )
         return y, after.to(h.dtype)
+
+    def selective_scan(
+        x: Tensor,
+        dt: Tensor,
+        A_log: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        z: Tensor,
+        dt_bias: Tensor,
+        h: Tensor,
+        chunk: int,
+        fresh: Tensor | None,
+        real: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        A, x, dt = -A_log.exp(), x.to(z.dtype), _without_padding(dt, real)
+        if x.shape[1] == 1 and fresh is None:
+            after = h.clone()
+            now = (v[:, 0] for v in (x, dt, B, C, z))
+            x, dt, B, C, z = now
+            y = selective_state_update(after, x, dt, A, B, C, D, z, dt_bias, dt_softplus=True)
+            return y[:, None], after
+        if fresh is not None or h.any():
+            raise BackendError(
+                "mamba_ssm's selective scan begins one sequence a row",
+                found="packed sequences" if fresh is not None else "a sequence that goes on",
+                fix=_OTHERWISE,
+            )
+        x, dt, B, C, z = (v.transpose(1, 2).contiguous() for v in (x, dt, B, C, z))  # (B, I or N, L)
+        y, after = selective_scan_fn(
+            x, dt, A, B, C, D, z, dt_bias, delta_softplus=True, return_last_state=True
+        )
+        return y.transpose(1, 2), after
 
     def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
         result: Any = rmsnorm_fn(
@@ -71,4 +139,25 @@ def backend() -> Backend:
         )
         return result.to(z.dtype)
 
-    return replace(TRITON, name="mamba-ssm", scan=scan, gated_norm=gated_norm)
+    return replace(
+        TRITON, name="mamba-ssm", conv=conv, scan=scan, selective_scan=selective_scan, gated_norm=gated_norm
+    )
+
+
+def _missing(package: str, distribution: str, error: ImportError) -> BackendError:
+    build = "MAMBA_FORCE_BUILD=TRUE " if package == "mamba_ssm" else ""
+    return BackendError(
+        f"{package} is not installed, or not whole",
+        found=str(error),
+        fix=f"{build}pip install --no-build-isolation {distribution} (it compiles CUDA)",
+    )
+
+
+def _segments(fresh: Tensor) -> Tensor:
+    """The number of each token's sequence in its row, of the marks of first tokens (B, L)."""
+    return fresh.cumsum(1, dtype=torch.int32)
+
+
+def _without_padding(dt: Tensor, real: Tensor | None) -> Tensor:
+    """Raw dt (B, L, …) of which their softplus makes nothing at padding."""
+    return dt if real is None else dt.masked_fill(~real[..., None], -1e4)
