@@ -1,8 +1,9 @@
 """Processes that work on one text together: each has its part, and what all found comes together in their order.
 
-torchrun starts them; one process alone is the same code with one part. Values travel whole, through
-torch.distributed's key-value store, and nothing is added up on the way, so that what follows is the same to the last
-bit however many they are. A process that waits for others looks again and again, and is told when one of them is gone.
+torchrun starts them, or the command itself; one process alone is the same code with one part. Values travel whole,
+through torch.distributed's key-value store, and nothing is added up on the way, so that what follows is the same to the
+last bit however many they are. A process that waits for others looks again and again, and is told when one of them is
+gone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _SECONDS_BETWEEN_LOOKS = 0.01
 # A process shows a sign of life every so many seconds; one that stayed silent over so many of another's is gone.
 _SECONDS_BETWEEN_SIGNS = 5.0
 _SIGNS_MISSED = 12
-_GONE = "torchrun's own lines say how it ended; one that was killed may have run out of memory"
+_GONE = "other lines say how it ended; one that was killed may have run out of memory"
 
 
 class RankError(BambaQuantError):
@@ -112,7 +113,7 @@ ALONE = Ranks()
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The processes that torchrun started with this one; ``ALONE`` where it started none.
+    """The processes that were started with this one, as torchrun does it; ``ALONE`` where none was.
 
     Of errors that several of them meet, the first goes on and becomes ``FailedElsewhereError`` in the others, so that
     one is told. Raises ``RankError`` when they do not find together.
@@ -251,7 +252,7 @@ class _Exchange:
                 self._lost = RankError(
                     "a process of this run has shown no sign of life for too long",
                     found=f"rank {silent[0]} of {self.size}, silent for {_SIGNS_MISSED * _SECONDS_BETWEEN_SIGNS:.0f} s",
-                    fix="look what it waits for, a disk, a GPU or memory; torchrun ends it with the others",
+                    fix="look what it waits for, a disk, a GPU or memory; it is ended with the others",
                 )
 
 
@@ -265,7 +266,7 @@ def _meet() -> _Exchange:
             "the processes of this run do not find together",
             found=str(error).splitlines()[0],
             expected="the variables RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets them",
-            fix="start with torchrun --nproc-per-node N -m bamba_quant_cli, or unset WORLD_SIZE for one process",
+            fix="start with --processes N, or torchrun --nproc-per-node N -m bamba_quant_cli, or unset WORLD_SIZE",
         ) from error
     return _Exchange(store, rank, size)
 

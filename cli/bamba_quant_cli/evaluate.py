@@ -21,8 +21,10 @@ from bamba_quant_cli.options import (
     Dtype,
     IgnoreConfigKey,
     Overwrite,
+    Processes,
     Tokenizer,
 )
+from bamba_quant_cli.processes import share
 
 if TYPE_CHECKING:
     from bamba_quant.evaluation.gates import Limit
@@ -42,6 +44,8 @@ Examples:
   bamba-quant evaluate ./Bamba-9B bamba-9b-Q8_0.gguf --text wiki.test.raw --save-base bamba-9b.kld
 
   bamba-quant evaluate bamba-9b.kld bamba-9b-Q4_K_M.gguf
+
+  bamba-quant evaluate ./Bamba-9B bamba-9b-Q4_K_M.gguf --text wiki.test.raw --device cuda --processes 2
 
   torchrun --nproc-per-node 2 -m bamba_quant_cli evaluate ./Bamba-9B q4.gguf --text wiki.test.raw --device cuda
 """
@@ -127,6 +131,7 @@ def evaluate(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     backend: Backend = "auto",
+    processes: Processes = 1,
     tokenizer: Tokenizer = None,
     ignore_config_key: IgnoreConfigKey = None,
     as_json: AsJson = False,
@@ -136,6 +141,7 @@ def evaluate(
     Figures are llama-perplexity's, under its names; intervals take whole chunks to be independent, not tokens. A gate
     is tested on its figure's one-sided 95 % bound: exit code 1 when one fails.
     """
+    share(processes)
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
     from bamba_quant.evaluation.options import Options
@@ -177,7 +183,9 @@ def evaluate(
             ),
             gates=read_gates(gates) if gates else None,
             limits=_limits(given, gate or []),
-            command=shlex.join(ranks.command(sys.argv[1:])),
+            command=shlex.join(
+                ["bamba-quant", *sys.argv[1:]] if processes > 1 else ranks.command(sys.argv[1:])
+            ),
             progress=_teller() if ranks.first else lambda progress: None,
             ranks=ranks,
         )

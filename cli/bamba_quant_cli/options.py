@@ -73,6 +73,14 @@ OtherDtype = Annotated[
 OverwriteDirectory = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing model directory as a whole.")
 ]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Processes that share the text, to one process's figures; with --device cuda each takes a GPU. On several "
+        "machines torchrun starts them.",
+    ),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where an interrupted run of the same command stopped.")
 ]

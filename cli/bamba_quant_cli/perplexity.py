@@ -19,8 +19,10 @@ from bamba_quant_cli.options import (
     Dtype,
     IgnoreConfigKey,
     Model,
+    Processes,
     Tokenizer,
 )
+from bamba_quant_cli.processes import share
 
 if TYPE_CHECKING:
     from bamba_quant.ranks import Ranks
@@ -35,6 +37,8 @@ Examples:
   bamba-quant perplexity bamba-9b-Q8_0.gguf --text wiki.test.raw --chunks 40
 
   bamba-quant perplexity ./Bamba-9B --text wiki.test.raw --stream
+
+  bamba-quant perplexity ./Bamba-9B --text wiki.test.raw --device cuda --processes 2
 
   torchrun --nproc-per-node 2 -m bamba_quant_cli perplexity ./Bamba-9B --text wiki.test.raw --device cuda
 """
@@ -52,6 +56,7 @@ def perplexity(
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     device: Device = "cpu",
+    processes: Processes = 1,
     tokenizer: Tokenizer = None,
     ignore_config_key: IgnoreConfigKey = None,
     as_json: AsJson = False,
@@ -61,6 +66,7 @@ def perplexity(
     Disjoint chunks of --ctx tokens, the first token of each replaced by BOS where the tokenizer adds one, the
     second half of each scored.
     """
+    share(processes)
     from bamba_quant.ranks import joined
     from bamba_quant.running import open_model, read_text
     from bamba_reference.perplexity import perplexity as measure

@@ -1,0 +1,105 @@
+"""A command in several processes of a machine that share its text: torchrun's work, with the command's exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import typer
+
+from bamba_quant.errors import BambaQuantError
+
+# How a process knows that it is one of so many that this module started.
+_STARTED = "BAMBA_QUANT_PROCESSES"
+_SECONDS_BETWEEN_LOOKS = 0.05
+# In which the others end by themselves, once one has failed and told them, or a terminal has interrupted all.
+_SECONDS_TO_END = 10.0
+
+
+def share(count: int) -> None:
+    """Return in each of ``count`` processes that run this command line; of one at once.
+
+    The process that starts them ends here, with the exit code of the first that failed, or with 0. Raises
+    ``BambaQuantError`` when one is killed, and under torchrun, which starts processes itself.
+    """
+    if count == 1 or os.environ.get(_STARTED) == str(count):
+        return
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise BambaQuantError(
+            "there are several processes already",
+            found=f"--processes {count}, and WORLD_SIZE={os.environ['WORLD_SIZE']} as torchrun sets it",
+            fix="leave one of the two out",
+        )
+    raise typer.Exit(_run(count))
+
+
+def _run(count: int) -> int:
+    environment = os.environ | {
+        _STARTED: str(count),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(count):
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "bamba_quant_cli", *sys.argv[1:]],
+                    env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdin=subprocess.DEVNULL,
+                )
+            )
+        failed = _first_to_fail(children)
+        if failed is None:
+            return 0
+        code = children[failed].returncode
+        if code < 0:
+            raise BambaQuantError(
+                "a process of this run was killed",
+                found=f"process {failed + 1} of {count}, by signal {-code} ({signal.strsignal(-code)})",
+                fix="it may have run out of memory; the others were ended, and nothing was written",
+            )
+        _wait(children)
+        return int(code)
+    except KeyboardInterrupt:
+        _wait(children)
+        raise
+    finally:
+        for child in children:
+            child.terminate()
+        _wait(children)
+        for child in children:
+            child.kill()
+
+
+def _first_to_fail(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """The number of the first process to end with an error; None once all have ended without."""
+    while True:
+        codes = [child.poll() for child in children]
+        for number, code in enumerate(codes):
+            if code:
+                return number
+        if None not in codes:
+            return None
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Give the processes their time to end."""
+    until = time.monotonic() + _SECONDS_TO_END
+    while time.monotonic() < until and any(child.poll() is None for child in children):
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
