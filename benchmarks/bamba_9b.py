@@ -15,9 +15,13 @@ import torch
 
 from benchmarks.checkpoints import BAMBA_9B, make_checkpoint
 from benchmarks.forward_cuda import draw
-from benchmarks.processes import run
+from benchmarks.processes import compile_modules, run
 
 LAYERS = BAMBA_9B["num_hidden_layers"]
+
+# What a process that evaluates on a GPU imports most of.
+_MODULES = ("torch", "torch.distributed.run", "triton", "bamba_quant_cli.app", "bamba_quant.evaluation.evaluate",
+            "bamba_reference.kernels.backend", "bamba_quant.formats.cuda.decoding")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,11 @@ def place(directory: Path | None) -> Iterator[Path]:
 
 
 def make_pair(directory: Path, layers: int, device: str) -> Pair:
-    """Draw the weights on ``device``, as a trained model's, and quantize them there; fewer ``layers`` for a trial."""
+    """Draw the weights on ``device``, as a trained model's, and quantize them there; fewer ``layers`` for a trial.
+
+    The processes that follow find Python's modules compiled.
+    """
+    compile_modules(directory, _MODULES)
     began = time.perf_counter()
     attention = tuple(i for i in BAMBA_9B["attn_layer_indices"] if i < layers) or (layers - 1,)
     model = make_checkpoint(directory / f"bamba-9b-shape-{layers}", layers, attention, draw=_drawn_on(device))

@@ -3,7 +3,8 @@
 Weights are random, bfloat16, made on the GPU and shared by all paths. Printed are the limits of the machine
 (its matrix products at the model's shapes, its copies), prefill of 4 × 2,048 tokens with full logits, greedy
 decoding of one sequence, and the error of 512 tokens' logits against float32. The paths take turns; figures
-are medians, after a run of each that is not counted.
+are medians, after a run of each that is not counted. transformers runs three times: in torch alone, with mamba_ssm's
+Triton kernels and, where that is installed, with causal_conv1d's convolution besides.
 """
 
 from __future__ import annotations
@@ -12,18 +13,28 @@ import argparse
 import statistics
 import sys
 import time
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import peers, points
 from benchmarks.forward import BAMBA_9B
+from benchmarks.points import Point
 
 ROWS, LENGTH = 4, 2048
+
+# What transformers does in torch where it lacks a package, by the package that would do it otherwise.
+SCAN = ("mamba2_chunk_scan", "mamba2_selective_state_update")
+CONVOLUTION = ("causal_conv1d_fn", "causal_conv1d_update")
+TORCH_ONLY, WITH_SCAN, WITH_BOTH = (
+    f"transformers, {packages}" for packages in ("torch", "mamba_ssm", "mamba_ssm and causal_conv1d")
+)
+OURS = "reference, triton"
 
 
 def draw(name: str, tensor: Tensor) -> None:
@@ -51,7 +62,7 @@ def shape(layers: int) -> dict[str, Any]:
 
 def oracle(layers: int) -> Any:
     """transformers' model on the GPU, its scan mamba_ssm's where that can be imported."""
-    sys.modules.setdefault("selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
+    peers.let_mamba_ssm_be_imported()
     from transformers import BambaConfig, BambaForCausalLM
 
     with torch.device("meta"):
@@ -66,12 +77,17 @@ def oracle(layers: int) -> Any:
     return model
 
 
+def paths() -> dict[str, Sequence[str]]:
+    """Of each way to run transformers' model, the functions that stay in torch."""
+    found = {TORCH_ONLY: (*SCAN, *CONVOLUTION), WITH_SCAN: CONVOLUTION}
+    return found | ({WITH_BOTH: ()} if peers.kernels().conv else {})
+
+
 @contextmanager
-def torch_scan() -> Iterator[None]:
-    """transformers without mamba_ssm: its functions as they stand under their replacements."""
+def in_torch(names: Sequence[str]) -> Iterator[None]:
+    """transformers' functions of these names as they stand under their replacements from other packages."""
     from transformers.models.bamba import modeling_bamba as module
 
-    names = ("mamba2_chunk_scan", "mamba2_selective_state_update")
     before = {name: getattr(module, name) for name in names}
     for name, function in before.items():
         setattr(module, name, function.__wrapped__)
@@ -128,21 +144,20 @@ def limits(model: Any) -> tuple[float, float]:
     return products, copy
 
 
-def prefill(theirs: Any, models: dict[str, Any], ids: np.ndarray, repeats: int, products: float) -> None:
+def prefill(
+    theirs: Any, models: dict[str, Any], ids: np.ndarray, repeats: int, products: float
+) -> list[Point]:
     from bamba_reference.torch_forward import forward
 
     on_gpu = torch.from_numpy(ids).cuda()
 
-    def their_torch() -> None:
-        with torch_scan():
+    def their(names: Sequence[str]) -> None:
+        with in_torch(names):
             theirs(on_gpu, use_cache=False)
 
-    runs: dict[str, Callable[[], object]] = {
-        "transformers, torch": their_torch,
-        "transformers, mamba_ssm": lambda: theirs(on_gpu, use_cache=False),
-    }
+    runs: dict[str, Callable[[], object]] = {path: partial(their, names) for path, names in paths().items()}
     for name, model in models.items():
-        runs[f"reference, {name}"] = lambda model=model: forward(model, ids)
+        runs[f"reference, {name}"] = partial(forward, model, ids)
     found, peak = turns(runs, repeats), {}
     for name, run in runs.items():
         torch.cuda.empty_cache()
@@ -150,30 +165,38 @@ def prefill(theirs: Any, models: dict[str, Any], ids: np.ndarray, repeats: int, 
         run()
         peak[name] = torch.cuda.max_memory_allocated() / 2**30
     print(f"prefill {ROWS} × {LENGTH}, full logits")
-    best = found["reference, triton"]
+    best = found[OURS]
     for name, each in found.items():
         print(
-            f"  {name:26}{ids.size / each:10,.0f} tokens/s  {1e3 * each:8.1f} ms  {each / best:5.2f} × triton's time  "
+            f"  {name:42}{ids.size / each:10,.0f} tokens/s  {1e3 * each:8.1f} ms  {each / best:5.2f} × triton's time  "
             f"{100 * products / each:4.0f} % of the products alone  peak {peak[name]:5.1f} GiB",
             flush=True,
         )
+    rate, share = ids.size / best, products / best
+    what = f"prefill, bfloat16, {ROWS} × {LENGTH} tokens"
+    held = [
+        Point(f"{what}, tokens/s", ">= 31,000", f"{rate:,.0f}", rate >= 31_000),
+        Point(f"{what}, of its matrix products alone", ">= 75 %", f"{100 * share:.0f} %", share >= 0.75),
+    ]
+    for path, least in ((WITH_SCAN, 1.35), (WITH_BOTH, 1.0), (TORCH_ONLY, 2.9)):
+        if path in found:
+            ratio = found[path] / best
+            told = f"{ratio:.3f} × ({ids.size / found[path]:,.0f} tokens/s)"
+            held.append(Point(f"{what}, beside {path}", f">= {least} ×", told, ratio >= least))
+    return held
 
 
-def decode(theirs: Any, models: dict[str, Any], prompt: list[int], new: int, copy: float) -> None:
+def decode(theirs: Any, models: dict[str, Any], prompt: list[int], new: int, copy: float) -> list[Point]:
     from bamba_reference.generate import generate
 
     ids = torch.tensor([prompt], device="cuda")
 
-    def their(count: int) -> None:
-        theirs.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
-
-    def their_torch(count: int) -> None:
-        with torch_scan():
-            their(count)
+    def their(names: Sequence[str], count: int) -> None:
+        with in_torch(names):
+            theirs.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
 
     runs: dict[str, tuple[Callable[[int], object], int]] = {
-        "transformers, torch": (their_torch, 24),
-        "transformers, mamba_ssm": (their, 24),
+        path: (partial(their, names), 24) for path, names in paths().items()
     }
     for name, model in models.items():
         many = new if model.backend.decoder else 24
@@ -183,14 +206,21 @@ def decode(theirs: Any, models: dict[str, Any], prompt: list[int], new: int, cop
         )
     first = next(iter(models.values()))
     read = sum(t.nbytes for name, t in first.weights.items() if "embed_tokens" not in name)
-    limit = copy / read
+    limit, rates = copy / read, {}
     print(f"greedy decoding, batch 1; reading {read / 1e9:.2f} GB of weights allows {limit:.0f} tokens/s")
     for name, (run, count) in runs.items():
         run(4)
         # The difference of two lengths leaves out the prompt and the recording.
-        short, long = seconds(lambda run=run: run(4)), seconds(lambda run=run, count=count: run(count + 4))
-        rate = count / (long - short)
-        print(f"  {name:26}{rate:8.1f} tokens/s  {100 * rate / limit:4.0f} % of the limit", flush=True)
+        short, long = seconds(partial(run, 4)), seconds(partial(run, count + 4))
+        rates[name] = count / (long - short)
+        print(
+            f"  {name:42}{rates[name]:8.1f} tokens/s  {100 * rates[name] / limit:4.0f} % of the limit",
+            flush=True,
+        )
+    share = rates[OURS] / limit
+    best = max(rate for name, rate in rates.items() if name in paths())
+    told = f"{100 * share:.0f} % ({rates[OURS]:.0f} of {limit:.0f} tokens/s; transformers at best {best:.0f})"
+    return [Point("greedy decoding, batch 1, of reading the weights once", ">= 70 %", told, share >= 0.7)]
 
 
 def errors(theirs: Any, models: dict[str, Any], ids: np.ndarray) -> None:
@@ -206,9 +236,10 @@ def errors(theirs: Any, models: dict[str, Any], ids: np.ndarray) -> None:
     truth = forward(exact, ids).logits
     del wide, exact
     on_gpu = torch.from_numpy(ids).cuda()
-    with torch_scan():
-        found = {"transformers, torch": theirs(on_gpu, use_cache=False).logits}
-    found["transformers, mamba_ssm"] = theirs(on_gpu, use_cache=False).logits
+    found = {}
+    for path, names in paths().items():
+        with in_torch(names):
+            found[path] = theirs(on_gpu, use_cache=False).logits
     for name, model in models.items():
         found[f"reference, {name}"] = forward(model, ids).logits
     log_p = truth.log_softmax(-1)
@@ -216,7 +247,7 @@ def errors(theirs: Any, models: dict[str, Any], ids: np.ndarray) -> None:
     for name, logits in found.items():
         error = ((logits.float() - truth).norm() / truth.norm()).item()
         divergence = (log_p.exp() * (log_p - logits.float().log_softmax(-1))).sum(-1).mean().item()
-        print(f"  {name:26}{error:10.2e}  D {divergence:.2e}", flush=True)
+        print(f"  {name:42}{error:10.2e}  D {divergence:.2e}", flush=True)
 
 
 def profile(what: str, run: Callable[[], object], rows: int = 16) -> None:
@@ -241,6 +272,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--new", type=int, default=256, help="tokens decoded")
     parser.add_argument("--profile", action="store_true", help="show where the time goes")
+    points.add_option(parser)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("torch sees no GPU")
@@ -248,7 +280,7 @@ def main() -> None:
     import transformers
 
     from bamba_reference import Config
-    from bamba_reference.backend import TORCH
+    from bamba_reference.backend import TORCH, BackendError
     from bamba_reference.generate import generate
     from bamba_reference.kernels import backend_named
     from bamba_reference.torch_forward import forward, load
@@ -259,11 +291,15 @@ def main() -> None:
     theirs = oracle(options.layers)
     config = Config.from_hf(shape(options.layers))
     cuda = torch.device("cuda")
-    triton = backend_named("triton", cuda, torch.bfloat16)
+    backends = [backend_named("triton", cuda, torch.bfloat16), TORCH]
+    try:
+        backends.append(backend_named("mamba-ssm", cuda, torch.bfloat16))
+    except BackendError as error:
+        print(f"the reference's backend mamba-ssm is left out: {error}")
     given = dict(theirs.named_parameters())
     models = {
         backend.name: load(config, given, dtype=torch.bfloat16, device=cuda, backend=backend)
-        for backend in (triton, backend_named("mamba-ssm", cuda, torch.bfloat16), TORCH)
+        for backend in backends
     }
     ids = np.random.default_rng(0).integers(config.vocab_size, size=(ROWS, LENGTH))
     products, copy = limits(models["triton"])
@@ -272,8 +308,9 @@ def main() -> None:
         prompt = ids[0, :128].tolist()
         profile("decode 32", lambda: list(generate(models["triton"], prompt, max_new_tokens=32, stop=[])))
     errors(theirs, models, ids[:1, :512])
-    prefill(theirs, models, ids, options.repeats, products)
-    decode(theirs, models, ids[0, :512].tolist(), options.new, copy)
+    held = prefill(theirs, models, ids, options.repeats, products)
+    held += decode(theirs, models, ids[0, :512].tolist(), options.new, copy)
+    points.write(held, options.points)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Measures each Triton kernel on a GPU beside the one it competes with: `python -m benchmarks.kernels_cuda`.
 
 Errors are relative, ‖found − truth‖ / ‖truth‖, truth being the reference's torch operations in float64 on the
-same inputs. The peer is mamba_ssm's kernel where it has one, else what transformers does in torch. Times are
-medians with a cold L2. A kernel that is less exact than its peer is marked, and the exit code is then 1.
+same inputs. The peer is mamba_ssm's kernel where it has one, of the convolution causal_conv1d's where that is
+installed, else what transformers does in torch. Times are medians with a cold L2. A kernel that is less exact than
+its peer is marked, and the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from benchmarks import peers, points
+from benchmarks.points import Point
 
 # Bamba-9B's.
 WIDTH, INNER, FFN = 4096, 8192, 14336
@@ -31,7 +35,7 @@ SAME = 1.02
 class Contest:
     """One kernel on one input: each function gives the tensors that ``truth`` holds in float64.
 
-    An error up to ``floor`` is none.
+    ``against`` names who made the peer. An error up to ``floor`` is none.
     """
 
     kernel: str
@@ -40,28 +44,8 @@ class Contest:
     ours: Callable[[], tuple[Tensor, ...]]
     peer: Callable[[], tuple[Tensor, ...]]
     timed: bool = False
+    against: str = "mamba_ssm"
     floor: float = 0.0
-
-
-def peers() -> Any:
-    """mamba_ssm's Triton functions; its package imports a compiled module that they do not need."""
-    sys.modules.setdefault("selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
-    try:
-        from mamba_ssm.ops.triton.layer_norm import rms_norm_fn
-        from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
-        from mamba_ssm.ops.triton.selective_state_update import selective_state_update
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-    except ImportError as error:
-        sys.exit(
-            f"mamba_ssm is the peer here, and it is missing ({error}): "
-            "MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE pip install --no-deps --no-build-isolation mamba-ssm"
-        )
-    return types.SimpleNamespace(
-        rms_norm=rms_norm_fn,
-        gated_norm=rmsnorm_fn,
-        step=selective_state_update,
-        scan=mamba_chunk_scan_combined,
-    )
 
 
 def doubles(*values: Any) -> list[Any]:
@@ -198,22 +182,32 @@ def mixer_contests(theirs: Any, dtype: torch.dtype, shape: Shape, timed: bool) -
         ),
         timed,
     )
-    if packed:
-        return
+    rounded = m.weight.to(dtype), m.bias.to(dtype)
 
     def their_conv() -> tuple[Tensor, ...]:
+        if theirs.conv:
+            out = theirs.conv(
+                m.xBC.transpose(1, 2),
+                *rounded,
+                seq_idx=segments,
+                initial_states=None if packed else m.tail.transpose(1, 2),
+                activation="silu",
+            )
+            return (out.transpose(1, 2),)
         inputs = torch.cat([m.tail, m.xBC], dim=1).transpose(1, 2)
-        out = F.conv1d(inputs, m.weight[:, None].to(dtype), m.bias.to(dtype), groups=len(m.bias))
+        out = F.conv1d(inputs, rounded[0][:, None], rounded[1], groups=len(m.bias))
         return (F.silu(out).transpose(1, 2),)
 
-    rounded = m.weight.to(dtype), m.bias.to(dtype)
+    if packed and not theirs.conv:
+        return
     yield Contest(
         "conv",
         case,
-        lambda: (torch_ops.conv(*doubles(m.xBC, *rounded, m.tail), None),),
-        lambda: (convolution.conv(m.xBC, *rounded, m.tail, None),),
+        lambda: (torch_ops.conv(*doubles(m.xBC, *rounded, m.tail), m.fresh),),
+        lambda: (convolution.conv(m.xBC, *rounded, m.tail, m.fresh),),
         their_conv,
         timed,
+        "causal_conv1d" if theirs.conv else "torch",
     )
 
 
@@ -247,6 +241,7 @@ def other_contests(theirs: Any, dtype: torch.dtype, L: int, timed: bool) -> Iter
         lambda: (elementwise.swiglu(gate, up),),
         lambda: (F.silu(gate) * up,),
         timed,
+        "torch",
     )
     q = torch.randn(1, L, 32, 128, device="cuda").to(dtype)
     angles = 6.28 * torch.rand(1, L, 32, device="cuda")
@@ -265,6 +260,7 @@ def other_contests(theirs: Any, dtype: torch.dtype, L: int, timed: bool) -> Iter
         lambda: (elementwise.rotary(q, cos, sin),),
         their_rotary,
         timed,
+        "torch",
     )
 
 
@@ -298,8 +294,11 @@ def contests(theirs: Any, dtype: torch.dtype, times: bool) -> Iterator[Contest]:
 
 def parse(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=["bfloat16", "float16"], default=["bfloat16", "float16"]
+    )
     parser.add_argument("--times", action="store_true", help="a few large inputs with times, instead of all")
+    points.add_option(parser)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("torch sees no GPU")
@@ -308,11 +307,12 @@ def parse(description: str | None) -> argparse.Namespace:
     return options
 
 
-def report(held: Iterator[Contest], times: bool) -> None:
+def report(held: Iterator[Contest], options: argparse.Namespace) -> None:
     """Print a line a contest; exit with 1 where a kernel is less exact than its peer."""
+    times = options.times
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; errors against float64; ms, cold L2")
     print(f"{'kernel':18}{'case':34}{'ours':>18}{'peer':>18}{' ours ms  peer ms' if times else ''}")
-    worse = 0
+    counted, worse = Counter[str](), Counter[str]()
     for contest in held:
         truth = contest.truth()
         ours, peer = relative(contest.ours(), truth), relative(contest.peer(), truth)
@@ -320,25 +320,47 @@ def report(held: Iterator[Contest], times: bool) -> None:
         lost = any(
             not mine <= max(SAME * other, contest.floor) for mine, other in zip(ours, peer, strict=True)
         )
-        worse += lost
+        counted[contest.against] += 1
+        worse[contest.against] += lost
         shown = [" ".join(f"{error:.2e}" for error in errors) for errors in (ours, peer)]
         took = [milliseconds(run) for run in (contest.ours, contest.peer)] if contest.timed else []
         told = "".join(f"{time:9.4f}" for time in took)
         print(
-            f"{contest.kernel:18}{contest.case:34}{shown[0]:>18}{shown[1]:>18}{told}{'  WORSE' if lost else ''}",
+            f"{contest.kernel:18}{contest.case:34}{shown[0]:>18}{shown[1]:>18}{told}  {contest.against}"
+            f"{'  WORSE' if lost else ''}",
             flush=True,
         )
-    print(f"{worse} less exact than their peers")
-    sys.exit(1 if worse else 0)
+    print(f"{worse.total()} of {counted.total()} less exact than their peers")
+    inputs = " and ".join(options.dtype)
+    points.write(
+        [
+            Point(
+                f"kernels against float64 beside {against}'s, {inputs}",
+                "none less exact",
+                f"{worse[against]} of {count} inputs less exact",
+                not worse[against],
+            )
+            for against, count in counted.items()
+        ],
+        options.points,
+    )
+    sys.exit(1 if worse.total() else 0)
 
 
 def main() -> None:
     from benchmarks import selective_scan_cuda
 
-    options = parse(__doc__)
-    dtype = getattr(torch, options.dtype)
-    mamba = selective_scan_cuda.contests(dtype, options.times)
-    report(itertools.chain(contests(peers(), dtype, options.times), mamba), options.times)
+    options, theirs = parse(__doc__), peers.kernels()
+    report(
+        itertools.chain.from_iterable(
+            itertools.chain(
+                contests(theirs, dtype, options.times),
+                selective_scan_cuda.contests(theirs, dtype, options.times),
+            )
+            for dtype in (getattr(torch, name) for name in options.dtype)
+        ),
+        options,
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 # The kernel counts a parent's memory into the peak of what it starts, so a small process stands between.
 _LAUNCHER = """
@@ -27,3 +31,17 @@ def run(command: list[str]) -> tuple[float, float]:
     if code:
         raise SystemExit("\n".join([*said, f"{' '.join(command)} ended with {code}"]))
     return seconds, peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def compile_modules(directory: Path, modules: Sequence[str]) -> None:
+    """Have the processes that follow find Python's modules compiled, as pip leaves them and some images do not.
+
+    What is missing is kept in ``directory`` and found through PYTHONPYCACHEPREFIX.
+    """
+    found = importlib.util.find_spec(modules[0])
+    if found is None or not found.origin or Path(importlib.util.cache_from_source(found.origin)).is_file():
+        return
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(directory / "bytecode")
+    print(f"{modules[0]} lies here without bytecode, so Python's modules are compiled first", flush=True)
+    subprocess.run([sys.executable, "-c", f"import {', '.join(modules)}"], check=True)

@@ -1,28 +1,42 @@
 """Measures the Triton kernel of Mamba's selective scan on a GPU: `python -m benchmarks.selective_scan_cuda`.
 
-As ``kernels_cuda`` does, which holds these contests too; the peer is the reference's torch definition in the same
-dtype, for mamba_ssm's kernel of this scan is compiled CUDA. The inputs are those of Mamba's 2.8B model.
+As ``kernels_cuda`` does, which holds these contests too. The peer is mamba_ssm's compiled kernel, where that is
+installed and for inputs that it takes: whole sequences that begin with no state. For others, and without it, the peer
+is the reference's torch definition in the same dtype. The inputs are those of Mamba's 2.8B model.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from benchmarks import peers
 from benchmarks.kernels_cuda import LENGTHS, Contest, doubles, parse, report
 
 INNER, STATE = 5120, 16
-# What a float32 state may be off without being marked: each token's power of 2 is off by up to 2^-22 (PTX,
-# ex2.approx, which the source of mamba_ssm's kernel takes too), where the definition's exp is rounded, and the table
-# shows by how much. Of outputs in 16 bits nothing shows.
+# What a float32 state may be off without being marked beside torch's: each token's power of 2 is off by up to 2^-22
+# (PTX, ex2.approx, which mamba_ssm's kernel takes too), where the definition's exp is rounded.
 FLOOR = 2.0**-19
 # The torch definition's chunk on a GPU (``torch_forward.default_chunk``).
 CHUNK = 64
 
 
-def contest(dtype: torch.dtype, batch: int, length: int, state: int, packed: bool, timed: bool) -> Contest:
-    """Inputs as a mixer has them: x convolved in float32, z a part of a projection, steps and decays as trained."""
+def contest(
+    theirs: Any,
+    dtype: torch.dtype,
+    batch: int,
+    length: int,
+    state: int,
+    *,
+    packed: bool,
+    goes_on: bool,
+    timed: bool,
+) -> Contest:
+    """Inputs as a mixer has them: strided parts of projections, steps and decays as trained."""
     from bamba_reference import selective_scan as definition
     from bamba_reference.kernels.selective_scan import selective_scan
 
@@ -34,43 +48,54 @@ def contest(dtype: torch.dtype, batch: int, length: int, state: int, packed: boo
     Bs, Cs = (
         torch.randn(batch, length, 160 + 2 * state, device="cuda").to(dtype)[..., 160:].split(state, dim=-1)
     )
-    args = (
-        torch.randn(batch, length, INNER, device="cuda"),
-        torch.randn(batch, length, INNER, device="cuda").to(dtype),
-        torch.log(torch.arange(1, state + 1, device="cuda").float()).repeat(INNER, 1),
-        Bs,
-        Cs,
-        1 + 0.3 * torch.randn(INNER, device="cuda"),
-        torch.randn(batch, length, 2 * INNER, device="cuda").to(dtype)[..., INNER:],
-        steps + torch.log(-torch.expm1(-steps)),
-        torch.randn(batch, INNER, state, device="cuda"),
-    )
+    x, dt = torch.randn(2, batch, length, INNER, device="cuda").to(dtype)
+    A_log = torch.log(torch.arange(1, state + 1, device="cuda").float()).repeat(INNER, 1)
+    D = 1 + 0.3 * torch.randn(INNER, device="cuda")
+    z = torch.randn(batch, length, 2 * INNER, device="cuda").to(dtype)[..., INNER:]
+    bias = steps + torch.log(-torch.expm1(-steps))
+    h = torch.randn(batch, INNER, state, device="cuda") * goes_on
+    args = (x, dt, A_log, Bs, Cs, D, z, bias, h)
+    fits = theirs.selective_scan and not packed and not goes_on
+    # Laid out as mamba_ssm's kernel reads them, before anything is timed.
+    laid_out = [v.transpose(1, 2).contiguous() for v in (x, dt, Bs, Cs, z)] if fits else []
+
+    def their_scan() -> tuple[Tensor, ...]:
+        u, delta, B, C, gate = laid_out
+        y, after = theirs.selective_scan(
+            u, delta, -A_log.exp(), B, C, D, gate, bias, delta_softplus=True, return_last_state=True
+        )
+        return y.transpose(1, 2), after
+
     return Contest(
         "selective scan",
-        f"{str(dtype)[6:]:9}B{batch} L{length:<4} N{state}{' packed' if packed else ''}",
+        f"{str(dtype)[6:]:9}B{batch} L{length:<4} N{state}{' packed' if packed else ' state' if goes_on else ''}",
         lambda: definition.selective_scan(*doubles(*args), CHUNK, fresh, None),
         lambda: selective_scan(*args, CHUNK, fresh, None),
-        lambda: definition.selective_scan(*args, CHUNK, fresh, None),
+        their_scan if fits else lambda: definition.selective_scan(*args, CHUNK, fresh, None),
         timed,
-        FLOOR,
+        "mamba_ssm" if fits else "torch",
+        0.0 if fits else FLOOR,
     )
 
 
-def contests(dtype: torch.dtype, times: bool) -> Iterator[Contest]:
+def contests(theirs: Any, dtype: torch.dtype, times: bool) -> Iterator[Contest]:
     if times:
         for batch, length in ((4, 2048), (1, 8192), (1, 1)):
-            yield contest(dtype, batch, length, STATE, packed=False, timed=True)
+            yield contest(theirs, dtype, batch, length, STATE, packed=False, goes_on=False, timed=True)
         return
     for length in LENGTHS:
-        for packed in (False, True) if length > 1 else (False,):
-            yield contest(dtype, 1, length, STATE, packed, timed=False)
+        for goes_on in (False, True):
+            yield contest(theirs, dtype, 1, length, STATE, packed=False, goes_on=goes_on, timed=False)
+        if length > 1:
+            yield contest(theirs, dtype, 1, length, STATE, packed=True, goes_on=False, timed=False)
     for state in (8, 32, 64):
-        yield contest(dtype, 2, 300, state, packed=False, timed=False)
+        yield contest(theirs, dtype, 2, 300, state, packed=False, goes_on=False, timed=False)
 
 
 def main() -> None:
-    options = parse(__doc__)
-    report(contests(getattr(torch, options.dtype), options.times), options.times)
+    options, theirs = parse(__doc__), peers.kernels()
+    dtypes = [getattr(torch, name) for name in options.dtype]
+    report(itertools.chain.from_iterable(contests(theirs, dtype, options.times) for dtype in dtypes), options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""The packages that the kernels compete with on a GPU, each as far as it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from typing import Any
+
+INSTALL = (
+    "MAMBA_FORCE_BUILD=TRUE pip install --no-deps --no-build-isolation mamba-ssm (MAMBA_SKIP_CUDA_BUILD=TRUE besides "
+    "leaves out what must be compiled, which is Mamba's selective scan)"
+)
+
+
+def let_mamba_ssm_be_imported() -> bool:
+    """Whether mamba_ssm's compiled module is there; its package imports that, though most of its kernels do without."""
+    if importlib.util.find_spec("selective_scan_cuda") is not None:
+        return True
+    sys.modules.setdefault("selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
+    return False
+
+
+def kernels() -> Any:
+    """mamba_ssm's functions and causal_conv1d's, ``selective_scan`` and ``conv`` None where those are not compiled.
+
+    Ends the process where mamba_ssm is not installed.
+    """
+    compiled = let_mamba_ssm_be_imported()
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+        from mamba_ssm.ops.triton.layer_norm import rms_norm_fn
+        from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
+        from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    except ImportError as error:
+        sys.exit(f"mamba_ssm is the peer here, and it is missing ({error}): {INSTALL}")
+    conv = None
+    if importlib.util.find_spec("causal_conv1d_cuda") is not None:
+        from causal_conv1d import causal_conv1d_fn as conv
+    return types.SimpleNamespace(
+        rms_norm=rms_norm_fn,
+        gated_norm=rmsnorm_fn,
+        step=selective_state_update,
+        scan=mamba_chunk_scan_combined,
+        selective_scan=selective_scan_fn if compiled else None,
+        conv=conv,
+    )
