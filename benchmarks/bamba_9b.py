@@ -46,7 +46,7 @@ def place(directory: Path | None) -> Iterator[Path]:
 
 
 def make_pair(directory: Path, layers: int, device: str) -> Pair:
-    """Draw the weights on ``device``, as a trained model's, and quantize them there; fewer ``layers`` for a trial.
+    """Draw the weights on ``device``, as a trained model's, and quantize them; fewer ``layers`` for a trial.
 
     The processes that follow find Python's modules compiled.
     """
@@ -59,7 +59,7 @@ def make_pair(directory: Path, layers: int, device: str) -> Pair:
         torch.cuda.empty_cache()
     target = directory / f"{model.name}-q4_k_m.gguf"
     convert = [sys.executable, "-m", "bamba_quant_cli", "convert", str(model), "--outtype", "q4_k_m"]
-    converting, _ = run([*convert, "--outfile", str(target), "--device", device, "--overwrite"])
+    converting, _ = run([*convert, "--outfile", str(target), "--overwrite"])
     return Pair(model, target, making, converting)
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -86,7 +88,9 @@ Part = Callable[[argparse.Namespace, Path], tuple[list[str], Callable[[Path], li
 
 
 def _tests(options: argparse.Namespace, file: Path) -> tuple[list[str], Callable[[Path], list[Point]]]:
-    return ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={file}", *TESTS], _outcome
+    # Compiling takes the longest, which several processes do side by side where pytest-xdist is installed.
+    several = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+    return ["-m", "pytest", "-q", "-p", "no:cacheprovider", *several, f"--junit-xml={file}", *TESTS], _outcome
 
 
 def _outcome(file: Path) -> list[Point]:

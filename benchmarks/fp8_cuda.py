@@ -28,7 +28,7 @@ def main() -> None:
         weight_codes,
     )
     from bamba_quant.schemes.cuda.activations import by_token
-    from benchmarks.kernels_cuda import milliseconds
+    from benchmarks.contests import milliseconds
 
     if not torch.cuda.is_available() or not has_scaled_products(torch.device("cuda"), torch.bfloat16):
         sys.exit("torch sees no GPU with FP8 products")

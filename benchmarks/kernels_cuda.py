@@ -8,48 +8,23 @@ its peer is marked, and the exit code is then 1.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from benchmarks import peers, points
-from benchmarks.points import Point
+from benchmarks import contests
+from benchmarks.contests import Contest, Contests, doubles
 
 # Bamba-9B's.
 WIDTH, INNER, FFN = 4096, 8192, 14336
 EPS, UNLIMITED = 1e-5, (0.0, float("inf"))
 LENGTHS = (1, 7, 64, 500, 2048, 8192)
-# An error below this share above the peer's is the same error: both are samples of roundings.
-SAME = 1.02
-
-
-@dataclass(frozen=True)
-class Contest:
-    """One kernel on one input: each function gives the tensors that ``truth`` holds in float64.
-
-    ``against`` names who made the peer. An error up to ``floor`` is none.
-    """
-
-    kernel: str
-    case: str
-    truth: Callable[[], tuple[Tensor, ...]]
-    ours: Callable[[], tuple[Tensor, ...]]
-    peer: Callable[[], tuple[Tensor, ...]]
-    timed: bool = False
-    against: str = "mamba_ssm"
-    floor: float = 0.0
-
-
-def doubles(*values: Any) -> list[Any]:
-    return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
 
 
 @dataclass(frozen=True)
@@ -264,104 +239,23 @@ def other_contests(theirs: Any, dtype: torch.dtype, L: int, timed: bool) -> Iter
     )
 
 
-def relative(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> list[float]:
-    return [
-        ((f.double() - t.double()).norm() / t.double().norm()).item() if f.isfinite().all() else float("nan")
-        for f, t in zip(found, truth, strict=True)
-    ]
+def all_contests(theirs: Any, dtype: torch.dtype, times: bool) -> Iterator[Contests]:
+    from benchmarks import selective_scan_cuda
 
-
-def milliseconds(run: Callable[[], object]) -> float:
-    from triton.testing import do_bench
-
-    return float(do_bench(run, warmup=10, rep=40, return_mode="median"))
-
-
-def contests(theirs: Any, dtype: torch.dtype, times: bool) -> Iterator[Contest]:
+    yield from selective_scan_cuda.all_contests(theirs, dtype, times)
     if times:
         for shape in (Shape(4, 2048), Shape(1, 8192), Shape(1, 8192, groups=8), Shape(1, 1)):
-            yield from mixer_contests(theirs, dtype, shape, timed=True)
-        yield from other_contests(theirs, dtype, 8192, timed=True)
+            yield partial(mixer_contests, theirs, dtype, shape, timed=True)
+        yield partial(other_contests, theirs, dtype, 8192, timed=True)
         return
     for length, groups, packed in itertools.product(LENGTHS, (1, 8), (False, True)):
         if not (packed and length == 1):
-            yield from mixer_contests(theirs, dtype, Shape(1, length, groups, packed), timed=False)
+            yield partial(mixer_contests, theirs, dtype, Shape(1, length, groups, packed), timed=False)
     for head, state in ((64, 64), (64, 256), (32, 128), (128, 16)):
-        yield from mixer_contests(theirs, dtype, Shape(2, 300, 2, state=state, head=head), timed=False)
+        yield partial(mixer_contests, theirs, dtype, Shape(2, 300, 2, state=state, head=head), timed=False)
     for length in LENGTHS:
-        yield from other_contests(theirs, dtype, length, timed=False)
-
-
-def parse(description: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        "--dtype", nargs="+", choices=["bfloat16", "float16"], default=["bfloat16", "float16"]
-    )
-    parser.add_argument("--times", action="store_true", help="a few large inputs with times, instead of all")
-    points.add_option(parser)
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("torch sees no GPU")
-    torch.manual_seed(0)
-    torch.set_grad_enabled(False)
-    return options
-
-
-def report(held: Iterator[Contest], options: argparse.Namespace) -> None:
-    """Print a line a contest; exit with 1 where a kernel is less exact than its peer."""
-    times = options.times
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; errors against float64; ms, cold L2")
-    print(f"{'kernel':18}{'case':34}{'ours':>18}{'peer':>18}{' ours ms  peer ms' if times else ''}")
-    counted, worse = Counter[str](), Counter[str]()
-    for contest in held:
-        truth = contest.truth()
-        ours, peer = relative(contest.ours(), truth), relative(contest.peer(), truth)
-        del truth
-        lost = any(
-            not mine <= max(SAME * other, contest.floor) for mine, other in zip(ours, peer, strict=True)
-        )
-        counted[contest.against] += 1
-        worse[contest.against] += lost
-        shown = [" ".join(f"{error:.2e}" for error in errors) for errors in (ours, peer)]
-        took = [milliseconds(run) for run in (contest.ours, contest.peer)] if contest.timed else []
-        told = "".join(f"{time:9.4f}" for time in took)
-        print(
-            f"{contest.kernel:18}{contest.case:34}{shown[0]:>18}{shown[1]:>18}{told}  {contest.against}"
-            f"{'  WORSE' if lost else ''}",
-            flush=True,
-        )
-    print(f"{worse.total()} of {counted.total()} less exact than their peers")
-    inputs = " and ".join(options.dtype)
-    points.write(
-        [
-            Point(
-                f"kernels against float64 beside {against}'s, {inputs}",
-                "none less exact",
-                f"{worse[against]} of {count} inputs less exact",
-                not worse[against],
-            )
-            for against, count in counted.items()
-        ],
-        options.points,
-    )
-    sys.exit(1 if worse.total() else 0)
-
-
-def main() -> None:
-    from benchmarks import selective_scan_cuda
-
-    options, theirs = parse(__doc__), peers.kernels()
-    report(
-        itertools.chain.from_iterable(
-            itertools.chain(
-                contests(theirs, dtype, options.times),
-                selective_scan_cuda.contests(theirs, dtype, options.times),
-            )
-            for dtype in (getattr(torch, name) for name in options.dtype)
-        ),
-        options,
-    )
+        yield partial(other_contests, theirs, dtype, length, timed=False)
 
 
 if __name__ == "__main__":
-    main()
+    contests.main("benchmarks.kernels_cuda", __doc__)

@@ -28,6 +28,8 @@ from benchmarks.processes import run
 # A word of the random text is more than five tokens.
 _TOKENS_OF_A_WORD = 5
 
+WAYS = ("processes", "torchrun")
+
 
 def evaluate(start: Sequence[str], words: Sequence[str], report: Path) -> tuple[float, dict[str, Any]]:
     """Wall seconds of the whole, what starts it included, and the report."""
@@ -37,7 +39,7 @@ def evaluate(start: Sequence[str], words: Sequence[str], report: Path) -> tuple[
 
 
 def starts(processes: int) -> dict[str, tuple[list[str], list[str]]]:
-    """Of each way to start so many processes, the words before and behind ``evaluate``."""
+    """Of each way to start so many processes, in the order of ``WAYS``, the words before and behind ``evaluate``."""
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     return {
         f"--processes {processes}": (["bamba_quant_cli"], ["--processes", str(processes)]),
@@ -63,6 +65,7 @@ def main() -> None:
     )
     parser.add_argument("--directory", type=Path, help="where 25 GB of files go; a temporary one by default")
     parser.add_argument("--processes", type=int, nargs="+", default=[2])
+    parser.add_argument("--by", nargs="+", choices=WAYS, default=WAYS, help="what starts the processes")
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--chunks", type=int, default=6144, help="of 512 tokens")
     parser.add_argument("--device", default="cuda")

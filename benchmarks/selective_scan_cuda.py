@@ -7,15 +7,15 @@ is the reference's torch definition in the same dtype. The inputs are those of M
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import peers
-from benchmarks.kernels_cuda import LENGTHS, Contest, doubles, parse, report
+from benchmarks import contests
+from benchmarks.contests import Contest, Contests, doubles
+from benchmarks.kernels_cuda import LENGTHS
 
 INNER, STATE = 5120, 16
 # What a float32 state may be off without being marked beside torch's: each token's power of 2 is off by up to 2^-22
@@ -78,25 +78,25 @@ def contest(
     )
 
 
-def contests(theirs: Any, dtype: torch.dtype, times: bool) -> Iterator[Contest]:
+def all_contests(theirs: Any, dtype: torch.dtype, times: bool) -> Iterator[Contests]:
+    def group(
+        batch: int, length: int, state: int = STATE, packed: bool = False, goes_on: bool = False
+    ) -> Contests:
+        def drawn() -> Iterator[Contest]:
+            yield contest(theirs, dtype, batch, length, state, packed=packed, goes_on=goes_on, timed=times)
+
+        return drawn
+
     if times:
-        for batch, length in ((4, 2048), (1, 8192), (1, 1)):
-            yield contest(theirs, dtype, batch, length, STATE, packed=False, goes_on=False, timed=True)
+        yield from (group(*shape) for shape in ((4, 2048), (1, 8192), (1, 1)))
         return
     for length in LENGTHS:
-        for goes_on in (False, True):
-            yield contest(theirs, dtype, 1, length, STATE, packed=False, goes_on=goes_on, timed=False)
+        yield group(1, length)
+        yield group(1, length, goes_on=True)
         if length > 1:
-            yield contest(theirs, dtype, 1, length, STATE, packed=True, goes_on=False, timed=False)
-    for state in (8, 32, 64):
-        yield contest(theirs, dtype, 2, 300, state, packed=False, goes_on=False, timed=False)
-
-
-def main() -> None:
-    options, theirs = parse(__doc__), peers.kernels()
-    dtypes = [getattr(torch, name) for name in options.dtype]
-    report(itertools.chain.from_iterable(contests(theirs, dtype, options.times) for dtype in dtypes), options)
+            yield group(1, length, packed=True)
+    yield from (group(2, 300, state) for state in (8, 32, 64))
 
 
 if __name__ == "__main__":
-    main()
+    contests.main("benchmarks.selective_scan_cuda", __doc__)

@@ -1,0 +1,143 @@
+"""Kernels beside others' on the same inputs: how far each is from the truth, and which is nearer.
+
+Errors are relative, ‖found − truth‖ / ‖truth‖. Times are medians with a cold L2. A kernel that is less exact than its
+peer is marked, and the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from itertools import zip_longest
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import peers, points
+from benchmarks.points import Point
+
+# An error below this share above the peer's is the same error: both are samples of roundings.
+SAME = 1.02
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One kernel on one input: each function gives the tensors that ``truth`` holds in float64.
+
+    ``against`` names who made the peer. An error up to ``floor`` is none.
+    """
+
+    kernel: str
+    case: str
+    truth: Callable[[], tuple[Tensor, ...]]
+    ours: Callable[[], tuple[Tensor, ...]]
+    peer: Callable[[], tuple[Tensor, ...]]
+    timed: bool = False
+    against: str = "mamba_ssm"
+    floor: float = 0.0
+
+
+# A group of contests on the same inputs, which are drawn when it is begun.
+Contests = Callable[[], Iterator[Contest]]
+
+
+def doubles(*values: Any) -> list[Any]:
+    return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
+
+
+def relative(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> list[float]:
+    return [
+        ((f.double() - t.double()).norm() / t.double().norm()).item() if f.isfinite().all() else float("nan")
+        for f, t in zip(found, truth, strict=True)
+    ]
+
+
+def milliseconds(run: Callable[[], object]) -> float:
+    from triton.testing import do_bench
+
+    return float(do_bench(run, warmup=10, rep=40, return_mode="median"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a contest ended: who it was against, whether it was lost, and the line that tells of it."""
+
+    against: str
+    lost: bool
+    line: str
+
+
+def outcome(contest: Contest) -> Outcome:
+    truth = contest.truth()
+    ours, peer = relative(contest.ours(), truth), relative(contest.peer(), truth)
+    del truth
+    lost = any(not mine <= max(SAME * other, contest.floor) for mine, other in zip(ours, peer, strict=True))
+    shown = [" ".join(f"{error:.2e}" for error in errors) for errors in (ours, peer)]
+    took = [milliseconds(run) for run in (contest.ours, contest.peer)] if contest.timed else []
+    line = f"{contest.kernel:18}{contest.case:34}{shown[0]:>18}{shown[1]:>18}"
+    line += "".join(f"{time:9.4f}" for time in took) + f"  {contest.against}{'  WORSE' if lost else ''}"
+    return Outcome(contest.against, lost, line)
+
+
+def outcomes(module: str, options: argparse.Namespace, job: int = 0) -> list[list[Outcome]]:
+    """Of every ``options.jobs``-th group of ``module``'s contests from ``job`` on."""
+    torch.manual_seed(job)
+    torch.set_grad_enabled(False)
+    theirs, groups = peers.kernels(), list[Contests]()
+    for name in options.dtype:
+        groups += import_module(module).all_contests(theirs, getattr(torch, name), options.times)
+    return [[outcome(contest) for contest in group()] for group in groups[job :: options.jobs]]
+
+
+def main(module: str, description: str | None) -> None:
+    """Run the contests of ``module``, in as many processes as asked for, because compiling takes the longest."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--dtype", nargs="+", choices=["bfloat16", "float16"], default=["bfloat16", "float16"]
+    )
+    parser.add_argument("--times", action="store_true", help="a few large inputs with times, instead of all")
+    parser.add_argument(
+        "--jobs", type=int, default=max(1, min(8, (os.cpu_count() or 1) // 2)), help="processes"
+    )
+    points.add_option(parser)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("torch sees no GPU")
+    if options.times:
+        options.jobs = 1
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; errors against float64; ms, cold L2")
+    print(f"{'kernel':18}{'case':34}{'ours':>18}{'peer':>18}{' ours ms  peer ms' if options.times else ''}")
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        shares = list(pool.map(partial(outcomes, module, options), range(options.jobs)))
+    found = [each for groups in zip_longest(*shares, fillvalue=[]) for group in groups for each in group]
+    print("\n".join(each.line for each in found))
+    counted, worse = (
+        Counter(each.against for each in found),
+        Counter(each.against for each in found if each.lost),
+    )
+    print(f"{worse.total()} of {counted.total()} less exact than their peers")
+    inputs = " and ".join(options.dtype)
+    points.write(
+        [
+            Point(
+                f"kernels against float64 beside {against}'s, {inputs}",
+                "none less exact",
+                f"{worse[against]} of {count} inputs less exact",
+                not worse[against],
+            )
+            for against, count in counted.items()
+        ],
+        options.points,
+    )
+    sys.exit(1 if worse.total() else 0)
