@@ -111,9 +111,9 @@ def measure(directory: Path, options: argparse.Namespace) -> None:
     print(f"{'':30}{'whole s':>10}{'ratio':>8}{'measuring s':>13}{'ratio':>8}{'computing s':>13}{'ratio':>8}")
     first, expected, same, held = (0.0, 0.0, 0.0), dict[str, Any](), True, list[Point]()
     ways = [(1, "one process", (["bamba_quant_cli"], list[str]()))]
-    ways += [
-        (processes, name, way) for processes in options.processes for name, way in starts(processes).items()
-    ]
+    for processes in options.processes:
+        named = zip(WAYS, starts(processes).items(), strict=True)
+        ways += [(processes, name, start) for way, (name, start) in named if way in options.by]
     for processes, name, (before, behind) in ways:
         wall, found = evaluate(before, [*words, *behind], report)
         timing = found["timing"]
