@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -17,7 +18,9 @@ from bamba_quant.errors import BambaQuantError
 # How a process knows that it is one of so many that this module started.
 _STARTED = "BAMBA_QUANT_PROCESSES"
 _SECONDS_BETWEEN_LOOKS = 0.05
-# In which the others end by themselves, once one has failed and told them, or a terminal has interrupted all.
+# In which others meet by themselves what made one fail, before they are ended.
+_SECONDS_TO_FAIL = 3.0
+# In which processes that are to end take away what they have begun to write.
 _SECONDS_TO_END = 10.0
 
 
@@ -39,15 +42,19 @@ def share(count: int) -> None:
 
 
 def _run(count: int) -> int:
+    listener = socket.create_server(("127.0.0.1", 0))
     environment = os.environ | {
         _STARTED: str(count),
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(listener.getsockname()[1]),
+        # The store is this process's, so that it outlives whichever of the others fails first.
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
     children: list[subprocess.Popen[bytes]] = []
+    store = None
     try:
         for rank in range(count):
             children.append(
@@ -57,6 +64,7 @@ def _run(count: int) -> int:
                     stdin=subprocess.DEVNULL,
                 )
             )
+        store = _store(listener)
         failed = _first_to_fail(children)
         if failed is None:
             return 0
@@ -67,17 +75,18 @@ def _run(count: int) -> int:
                 found=f"process {failed + 1} of {count}, by signal {-code} ({signal.strsignal(-code)})",
                 fix="it may have run out of memory; the others were ended, and nothing was written",
             )
-        _wait(children)
+        _wait(children, _SECONDS_TO_FAIL)
         return int(code)
-    except KeyboardInterrupt:
-        _wait(children)
+    except KeyboardInterrupt:  # which a terminal has sent to all
+        _wait(children, _SECONDS_TO_END)
         raise
     finally:
         for child in children:
             child.terminate()
-        _wait(children)
+        _wait(children, _SECONDS_TO_END)
         for child in children:
             child.kill()
+        del store
 
 
 def _first_to_fail(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
@@ -92,14 +101,16 @@ def _first_to_fail(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Give the processes their time to end."""
-    until = time.monotonic() + _SECONDS_TO_END
+def _wait(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Give the processes so long to end."""
+    until = time.monotonic() + seconds
     while time.monotonic() < until and any(child.poll() is None for child in children):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _store(listener: socket.socket) -> Any:
+    """The store through which the processes find one another, which import torch at the same time."""
+    from torch.distributed import TCPStore
+
+    host, port = listener.getsockname()
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())

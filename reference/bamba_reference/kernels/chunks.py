@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bamba_reference.kernels.step import LOG2_E, softplus
+from bamba_reference.kernels.step import LOG2_E, exp, softplus
 
 # Heads whose decays a program computes.
 _HEADS = 16
@@ -112,7 +112,7 @@ def _decays(
     if real is not None:
         real += row * L
     bias = tl.load(dt_bias + head, mask=head < H, other=0).to(tl.float32)[None, :]
-    A = -LOG2_E * tl.exp(tl.load(A_log + head, mask=head < H, other=0).to(tl.float32))[None, :]
+    A = -LOG2_E * exp(tl.load(A_log + head, mask=head < H, other=0).to(tl.float32))[None, :]
     step = _steps(dt, bias, real, t, t < L, mine, low, high, dt_token)  # (q, H)
     a = tl.cumsum(step * A, axis=0)
     # Summed from the chunk's end, so that tokens near it, of which most is left, are the most exact.

@@ -44,21 +44,15 @@ def backend() -> Backend:
                 expected=f"channels in multiples of {_CHANNELS}, 2 to 4 taps",
                 fix=_OTHERWISE,
             )
-        segments = None
-        if fresh is not None:
-            if not fresh[:, 0].all() and tail.any():
-                raise BackendError(
-                    "causal_conv1d cannot both go on with a sequence and begin another", fix=_OTHERWISE
-                )
-            segments, tail = _segments(fresh), None
         if any(stride % _CHANNELS for stride in xBC.stride()[:2]) or xBC.stride(2) != 1:
             xBC = xBC.contiguous()
         y: Tensor = causal_conv1d_fn(
             xBC.transpose(1, 2),
             weight.contiguous(),
             bias,
-            seq_idx=segments,
-            initial_states=None if tail is None else tail.contiguous().transpose(1, 2),
+            # Packed sequences go on from nothing (``packing.layout``), and it does not take both.
+            seq_idx=None if fresh is None else _segments(fresh),
+            initial_states=tail.contiguous().transpose(1, 2) if fresh is None else None,
             activation="silu",
         )
         return y.transpose(1, 2)

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bamba_reference.kernels.launch import check, padded, rows_apart
-from bamba_reference.kernels.step import LOG2_E, softplus
+from bamba_reference.kernels.step import LOG2_E, exp, softplus
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,8 @@ def selective_scan(
     chunks = -(-L // length)
     y = torch.empty(x.shape, dtype=z.dtype, device=x.device)
     after = torch.empty(rows, N, inner, dtype=torch.float32, device=x.device)
-    # In memory channels lie side by side, so that each is a thread's, which then sums its states by itself. Decays are
-    # powers of 2, their rates rounded once.
-    A = (-LOG2_E.value * A_log.t().double().exp()).float().contiguous()  # (N, I)
+    # In memory channels lie side by side, so that each is a thread's, which then sums its states by itself.
+    A_log = A_log.t().contiguous()  # (N, I)
     begins = h.transpose(1, 2).contiguous()[:, None]  # (B, chunks, N, I)
     blocks = -(-inner // tuning.channels)
     strides = [stride for v in (x, dt, B, C, z) for stride in v.stride()[:2]]
@@ -91,7 +90,7 @@ def selective_scan(
 
     def run(y: Tensor | None, spans: Tensor | None, count: int) -> None:
         _run[(blocks, count, rows)](
-            x, dt, A, B, C, D, z, dt_bias, begins, fresh, real, y, after, spans,
+            x, dt, A_log, B, C, D, z, dt_bias, begins, fresh, real, y, after, spans,
             L, inner, N, length, chunks, *strides,
             **sizes, TOKENS=tokens, WHOLE=whole, num_warps=tuning.warps,
         )  # fmt: skip
@@ -100,7 +99,7 @@ def selective_scan(
         begins = torch.cat([begins, begins.new_empty(rows, chunks - 1, N, inner)], dim=1)
         spans = begins.new_empty(rows, chunks - 1, inner)
         run(None, spans, chunks - 1)
-        _pass_on[(blocks, rows)](A, begins, spans, inner, N, chunks, **sizes, num_warps=tuning.warps)
+        _pass_on[(blocks, rows)](A_log, begins, spans, inner, N, chunks, **sizes, num_warps=tuning.warps)
     run(y, None, chunks)
     return y, after.transpose(1, 2)
 
@@ -118,7 +117,7 @@ def _load(at: tl.tensor, mask: tl.tensor, WHOLE: tl.constexpr) -> tl.tensor:
 def _run(
     x: tl.tensor,
     dt: tl.tensor,
-    rates: tl.tensor,
+    A_log: tl.tensor,
     B: tl.tensor,
     C: tl.tensor,
     D: tl.tensor,
@@ -156,7 +155,8 @@ def _run(
     mine = i < inner
     stored = mine[None, :] & (n < N)[:, None]
     of_state = n[:, None] * inner + i[None, :]  # (N, I)
-    A = tl.load(rates + of_state, mask=stored, other=0)
+    # Decays are powers of 2, of which 1 stands where there is no state.
+    A = tl.where(stored, -LOG2_E * exp(tl.load(A_log + of_state, mask=stored, other=0).to(tl.float32)), 0)
     bias = tl.load(dt_bias + i, mask=mine, other=0).to(tl.float32)  # (I,)
     hs = tl.zeros((STATE, CHANNELS), tl.float32)
     skip, span = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
@@ -227,7 +227,7 @@ def _run(
 
 @triton.jit
 def _pass_on(
-    rates: tl.tensor,
+    A_log: tl.tensor,
     begins: tl.tensor,
     spans: tl.tensor,
     inner: tl.tensor,
@@ -242,7 +242,7 @@ def _pass_on(
     mine = i < inner
     stored = mine[None, :] & (n < N)[:, None]
     of_state = n[:, None] * inner + i[None, :]  # (N, I)
-    A = tl.load(rates + of_state, mask=stored, other=0)
+    A = tl.where(stored, -LOG2_E * exp(tl.load(A_log + of_state, mask=stored, other=0).to(tl.float32)), 0)
     begins += row * chunks * inner * N
     spans += row * (chunks - 1) * inner
     hs = tl.load(begins + of_state, mask=stored, other=0).to(tl.float32)

@@ -74,10 +74,19 @@ def step(
 
 
 @triton.jit
+def exp(v: tl.tensor) -> tl.tensor:
+    """e^v, to the last digits also where v is large."""
+    if _LIBDEVICE:
+        return libdevice.exp(v)
+    else:
+        return tl.exp(v)
+
+
+@triton.jit
 def softplus(v: tl.tensor) -> tl.tensor:
     """log(1 + e^v) without overflow, to the last digits also where e^v is small."""
     if _LIBDEVICE:
-        log1p = libdevice.log1p(libdevice.exp(-tl.abs(v)))
+        log1p = libdevice.log1p(exp(-tl.abs(v)))
     else:  # Kahan's log1p
         small = tl.exp(-tl.abs(v))
         above = 1 + small
@@ -122,7 +131,7 @@ def _step(
     of_state = (row * H + head) * P * N + p[:, None] * N + n[None, :]  # (P, N)
     stored = (p < P)[:, None] & (n < N)[None, :]
     hs = tl.load(h + of_state, mask=stored, other=0).to(tl.float32)
-    A = -tl.exp(tl.load(A_log + head).to(tl.float32))
+    A = -exp(tl.load(A_log + head).to(tl.float32))
     step = tl.load(dt + row * dt_row + head * dt_head).to(tl.float32) + tl.load(dt_bias + head).to(tl.float32)
     step = tl.minimum(tl.maximum(softplus(step), low), high)
     if real is not None:

@@ -1,0 +1,103 @@
+"""A command that starts its processes itself: one process's figures, its own exit codes, and no process left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bamba_quant.embedded import embedded_model
+from tests.cli.test_ranks import ENVIRONMENT, SMALL, alone, comparable, q4, text
+
+__all__ = ["q4", "text"]  # fixtures
+
+
+def started(*words: object, **more: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bamba_quant_cli", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | more,
+    )
+
+
+def done(*words: object, code: int = 0, **more: Any) -> tuple[str, str]:
+    """What a command says on both streams."""
+    child = started(*words, **more)
+    said = child.communicate(timeout=300)
+    assert child.returncode == code, said[1]
+    return said
+
+
+def children(process: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def at_work(child: subprocess.Popen[str], saved: Path) -> list[int]:
+    """The two processes of a run, once they are inside the models: then the file of logits has begun."""
+    deadline = time.monotonic() + 120
+    while not list(saved.parent.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    found = children(child.pid)
+    assert len(found) == 2
+    return found
+
+
+def test_figures_are_those_of_one_process(text: Path, q4: Path) -> None:
+    words = ("evaluate", embedded_model(), q4, "--text", text, *SMALL, "--json")
+    found = json.loads(done(*words, "--processes", 2)[0])
+    assert comparable(found) == comparable(alone(*words))
+    assert found["run"]["command"].startswith("bamba-quant evaluate ")
+    assert "--processes 2" in found["run"]["command"]
+    assert found["run"]["device"] == "cpu in 2 processes"
+
+
+def test_perplexity_is_that_of_one_process(text: Path) -> None:
+    words = ("perplexity", embedded_model(), "--text", text, "--ctx", 64, "--json")
+    two = json.loads(done(*words, "--processes", 2)[0])
+    one = alone(*words)
+    assert two.pop("processes") == 2 and one.pop("processes") == 1
+    assert two.pop("seconds") > 0 and one.pop("seconds") > 0
+    assert two == one
+
+
+def test_exit_codes_are_the_command_s_own(text: Path, q4: Path) -> None:
+    words = ("evaluate", embedded_model(), q4, "--text", text, *SMALL, "--processes", 2)
+    said = done(*words, "--max-kld", 0.02, code=1)
+    assert said[1].count("FAIL mini-q4: max-kld 0.02") == 1 and said[0].count("200 chunks of 64") == 1
+    said = done(*words, "--dtype", "int8", code=2)
+    assert said[1].count("error: ") == said[1].count("no such dtype") == 1 and not said[0]
+
+
+def test_not_under_torchrun(text: Path, q4: Path) -> None:
+    words = ("evaluate", embedded_model(), q4, "--text", text, "--processes", 2)
+    assert "leave one of the two out" in done(*words, code=2, WORLD_SIZE="2", RANK="0")[1]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_process_that_is_killed_or_a_run_that_is_ended(
+    number: signal.Signals, text: Path, q4: Path, tmp_path: Path
+) -> None:
+    """SIGKILL to one of the two, SIGTERM to what started them: all end, and nothing is left."""
+    saved = tmp_path / "base.kld"
+    words = ("evaluate", embedded_model(), q4, "--text", text, *SMALL, "--save-base", saved, "--processes", 2)
+    child = started(*words)
+    both = at_work(child, saved)
+    os.kill(both[1] if number == signal.SIGKILL else child.pid, number)
+    said = child.communicate(timeout=60)
+    assert not said[0] and not list(tmp_path.iterdir())
+    if number == signal.SIGKILL:
+        assert child.returncode == 2
+        assert said[1].count("error: ") == 1 and "process 2 of 2, by signal 9" in said[1]
+    else:
+        assert child.returncode == 128 + number
+    assert not any(Path(f"/proc/{process}").exists() for process in both)

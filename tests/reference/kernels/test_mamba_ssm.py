@@ -1,0 +1,196 @@
+"""The packages' own conventions met: their functions, stood in for by what they are documented to compute, in torch.
+
+The packages themselves need a GPU; what they make of a model there is in ``benchmarks/forward_cuda.py``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from bamba_reference import selective_scan as mamba1
+from bamba_reference import torch_ops
+from bamba_reference.backend import Backend, BackendError
+from bamba_reference.kernels.mamba_ssm import backend
+from tests.reference.cases import relative_error
+
+EXACT = 1e-6
+
+
+def causal_conv1d_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """x (B, D, L) and initial_states (B, D, K-1) with neighbouring channels side by side, weight (D, K)."""
+    (B, D, L), K = x.shape, weight.shape[1]
+    assert x.stride(1) == 1 and x.stride(0) % 8 == x.stride(2) % 8 == D % 8 == 0 and weight.is_contiguous()
+    before = x.new_zeros(B, D, K - 1) if initial_states is None else initial_states
+    assert initial_states is None or initial_states.stride(1) == 1
+    assert seq_idx is None or (seq_idx.dtype == torch.int32 and initial_states is None)
+    padded, total = torch.cat([before, x], dim=2), torch.zeros_like(x)
+    for back in range(K):
+        term = weight[:, K - 1 - back, None] * padded[:, :, K - 1 - back : K - 1 - back + L]
+        if seq_idx is not None:
+            term = term * (F.pad(seq_idx, (back, 0), value=-1)[:, :L] == seq_idx)[:, None]
+        total = total + term
+    total = total if bias is None else total + bias[:, None]
+    return F.silu(total) if activation == "silu" else total
+
+
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    delta_softplus: bool,
+    return_last_state: bool,
+) -> tuple[Tensor, Tensor]:
+    """u, delta and z (B, I, L), B and C (B, N, L), A (I, N) below 0."""
+    assert delta_softplus and return_last_state and all(v.stride(-1) == 1 for v in (u, delta, B, C, z))
+    h, steps = u.new_zeros(*u.shape[:2], A.shape[1]), F.softplus(delta + delta_bias[:, None])
+    ys = []
+    for t in range(u.shape[2]):
+        h = torch.exp(steps[:, :, t, None] * A) * h + (steps * u)[:, :, t, None] * B[:, None, :, t]
+        ys.append((h * C[:, None, :, t]).sum(-1) + D * u[:, :, t])
+    return torch.stack(ys, dim=2) * F.silu(z), h
+
+
+def selective_state_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    dt_bias: Tensor,
+    dt_softplus: bool,
+) -> Tensor:
+    """state (B, I, N), which is brought up to date; x, dt and z (B, I), B and C (B, N)."""
+    assert dt_softplus
+    step = F.softplus(dt + dt_bias)[..., None]
+    state.copy_(torch.exp(step * A) * state + step * x[..., None] * B[:, None])
+    return ((state * C[:, None]).sum(-1) + D * x) * F.silu(z)
+
+
+def unused(*_: Any, **__: Any) -> None:
+    raise AssertionError("not a part of this test")
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> Backend:
+    def stand_in(name: str, **functions: Callable[..., Any]) -> None:
+        module = ModuleType(name)
+        vars(module).update(functions)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton"):
+        stand_in(name)
+    stand_in("mamba_ssm.ops.selective_scan_interface", selective_scan_fn=selective_scan_fn)
+    stand_in("mamba_ssm.ops.triton.layernorm_gated", rmsnorm_fn=unused)
+    stand_in("mamba_ssm.ops.triton.selective_state_update", selective_state_update=selective_state_update)
+    stand_in("mamba_ssm.ops.triton.ssd_combined", mamba_chunk_scan_combined=unused)
+    stand_in("causal_conv1d", causal_conv1d_fn=causal_conv1d_fn)
+    return backend()
+
+
+def convolution(channels: int = 16, taps: int = 4) -> list[Any]:
+    """xBC as a part of a projection (2, 9, W), weight, bias and tail."""
+    random = torch.Generator().manual_seed(0)
+    projected = torch.randn(2, 9, channels + 24, generator=random)
+    return [
+        projected[..., 8 : channels + 8],
+        torch.randn(channels, taps, generator=random),
+        torch.randn(channels, generator=random),
+        torch.randn(2, taps - 1, channels, generator=random),
+    ]
+
+
+def fresh(*starts: int) -> Tensor:
+    marks = torch.zeros(2, 9, dtype=torch.bool)
+    marks[:, list(starts)] = True
+    return marks
+
+
+@pytest.mark.parametrize("marks", [None, fresh(0, 3, 8)], ids=["goes on", "packed"])
+@pytest.mark.parametrize("taps", [2, 4])
+def test_convolution(taps: int, marks: Tensor | None, packages: Backend) -> None:
+    args = convolution(taps=taps)
+    if marks is not None:
+        args[3] = torch.zeros_like(args[3])
+    assert relative_error(packages.conv(*args, marks), torch_ops.conv(*args, marks)) <= EXACT
+    args[2] = None
+    assert relative_error(packages.conv(*args, marks), torch_ops.conv(*args, marks)) <= EXACT
+
+
+@pytest.mark.parametrize("shape", [(12, 4), (16, 5)])
+def test_convolutions_there_are_not(shape: tuple[int, int], packages: Backend) -> None:
+    with pytest.raises(BackendError, match=f"{shape[0]} channels, {shape[1]} taps"):
+        packages.conv(*convolution(*shape), None)
+
+
+def scan_arguments(L: int) -> list[Any]:
+    """What Mamba's mixer gives its scan: two rows of L tokens, 6 channels of 5 states, and 32 for a chunk."""
+    random = torch.Generator().manual_seed(L)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    x, dt, z, B, C = normal(2, L, 6), normal(2, L, 6), normal(2, L, 6), normal(2, L, 5), normal(2, L, 5)
+    return [x, dt, normal(6, 5), B, C, normal(6), z, normal(6), torch.zeros(2, 6, 5), 32]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("L", [1, 7])
+def test_selective_scan(L: int, padded: bool, packages: Backend) -> None:
+    args, real = scan_arguments(L), None
+    if padded:
+        real = torch.ones(2, L, dtype=torch.bool)
+        real[1, : (L + 1) // 2] = False
+    found, expected = packages.selective_scan(*args, None, real), mamba1.selective_scan(*args, None, real)
+    for ours, truth in zip(found, expected, strict=True):
+        assert relative_error(ours, truth) <= EXACT
+
+
+def test_a_selective_scan_of_one_token_goes_on(packages: Backend) -> None:
+    args = scan_arguments(1)
+    args[8] = before = torch.randn(2, 6, 5)
+    kept = before.clone()
+    found, expected = packages.selective_scan(*args, None, None), mamba1.selective_scan(*args, None, None)
+    assert torch.equal(before, kept)
+    for ours, truth in zip(found, expected, strict=True):
+        assert relative_error(ours, truth) <= EXACT
+
+
+def test_selective_scans_there_are_not(packages: Backend) -> None:
+    args = scan_arguments(9)
+    with pytest.raises(BackendError, match="packed"):
+        packages.selective_scan(*args, fresh(0, 4), None)
+    args[8] = torch.ones(2, 6, 5)
+    with pytest.raises(BackendError, match="goes on"):
+        packages.selective_scan(*args, None, None)
+
+
+@pytest.mark.parametrize("missing", ["mamba_ssm.ops.triton.ssd_combined", "causal_conv1d"])
+def test_a_missing_package(missing: str, packages: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    package = missing.partition(".")[0]
+    with pytest.raises(BackendError, match=package) as caught:
+        backend()
+    assert f"--no-build-isolation {package.replace('_', '-')}" in str(caught.value)
