@@ -20,7 +20,7 @@ else
 ACCURACY := MODEL=bamba_quant/data/bamba-mini GATES=tests/accuracy/bamba-mini.toml CTX=256 CHUNKS=32
 endif
 
-.PHONY: demo test lint format accuracy bench clean
+.PHONY: demo test lint format accuracy bench bench-cuda clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo.stamp
@@ -45,6 +45,10 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/convert.py
 	PYTHONPATH=. $(BIN)/python benchmarks/quantize.py --types q8_0 q4_k_m
 	$(BIN)/python -m benchmarks.quantizers
+
+# On a machine with a GPU. Its peers mamba_ssm and causal_conv1d are compiled and not installed by this.
+bench-cuda: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.cuda
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo bench accuracy
