@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bamba_reference.kernels.step import LOG2_E, exp, softplus
+from bamba_reference.kernels.arithmetic import LOG2_E, exp, softplus
 
 # Heads whose decays a program computes.
 _HEADS = 16

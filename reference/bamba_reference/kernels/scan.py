@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bamba_reference.kernels.arithmetic import load
 from bamba_reference.kernels.chunks import decays, pairs
 from bamba_reference.kernels.launch import INTERPRETED, check, padded, rows_apart
 from bamba_reference.kernels.step import step
@@ -133,15 +134,6 @@ def _add_dot(a: tl.tensor, b: tl.tensor, total: tl.tensor, WIDE: tl.constexpr) -
 
 
 @triton.jit
-def _load(at: tl.tensor, mask: tl.tensor, WHOLE: tl.constexpr) -> tl.tensor:
-    """What stands there, 0 outside of the mask, which is not asked where everything is whole."""
-    if WHOLE:
-        return tl.load(at)
-    else:
-        return tl.load(at, mask=mask, other=0)
-
-
-@triton.jit
 def _scan(
     x: tl.tensor,
     steps: tl.tensor,
@@ -188,7 +180,7 @@ def _scan(
     states = ()
     for k in tl.static_range(PARTS):
         stored = (p < P)[:, None] & (k * COLUMNS + n < N)[None, :]
-        states = states + (_load(h + of_state + k * COLUMNS, stored, WHOLE).to(tl.float32),)
+        states = states + (load(h + of_state + k * COLUMNS, stored, WHOLE).to(tl.float32),)
     x += row * x_row + head * x_head
     B += row * B_row + group * B_group
     C += row * C_row + group * C_group
@@ -204,7 +196,7 @@ def _scan(
         decay = tl.load(reaches + at + Q - 1)
         CB = tl.load(pairs + i[:, None] * Q + i[None, :])  # (j, i)
         of_head = (start + i < L)[:, None] & (p < P)[None, :]
-        xs = _load(x + i[:, None] * x_token + p[None, :], of_head, WHOLE)  # (q, P)
+        xs = load(x + i[:, None] * x_token + p[None, :], of_head, WHOLE)  # (q, P)
         if segment is not None:
             mine = tl.load(segment + i, mask=start + i < L, other=-1)
             last = tl.load(segment + tl.minimum(Q, L - start) - 1)
@@ -222,9 +214,9 @@ def _scan(
         for k in tl.static_range(PARTS):
             c = k * COLUMNS + n  # (n,)
             of_group = (start + i < L)[:, None] & (c < N)[None, :]
-            Cs = _load(C + i[:, None] * C_token + c[None, :], of_group, WHOLE)  # (q, n)
+            Cs = load(C + i[:, None] * C_token + c[None, :], of_group, WHOLE)  # (q, n)
             out = _add_dot(states[k], tl.trans(Cs), out, WIDE)  # (P, q)
-            Bs = _load(B + i[:, None] * B_token + c[None, :], of_group, WHOLE)  # (q, n)
+            Bs = load(B + i[:, None] * B_token + c[None, :], of_group, WHOLE)  # (q, n)
             ends = ends + (_add_dot(kept, Bs, states[k] * decay, WIDE),)  # (P, n)
         states = ends
         out = _add_dot(xt, M, out * reach[None, :], WIDE)

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bamba_reference.kernels.arithmetic import LOG2_E, exp, load, softplus
 from bamba_reference.kernels.launch import check, padded, rows_apart
-from bamba_reference.kernels.step import LOG2_E, exp, softplus
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,6 @@ def selective_scan(
 
 
 @triton.jit
-def _load(at: tl.tensor, mask: tl.tensor, WHOLE: tl.constexpr) -> tl.tensor:
-    """What stands there, 0 outside of the mask, which is not asked where everything is whole."""
-    if WHOLE:
-        return tl.load(at)
-    else:
-        return tl.load(at, mask=mask, other=0)
-
-
-@triton.jit
 def _run(
     x: tl.tensor,
     dt: tl.tensor,
@@ -178,12 +169,12 @@ def _run(
         xs, steps, Bs, Cs, zs = (), (), (), (), ()
         for k in tl.static_range(TOKENS):
             here, column = mine & (start + k < left), (n < N) & (start + k < left)
-            xs = xs + (_load(x + k * x_token + i, here, WHOLE),)
-            steps = steps + (_load(dt + k * dt_token + i, here, WHOLE),)
-            Bs = Bs + (_load(B + k * B_token + n, column, WHOLE),)
+            xs = xs + (load(x + k * x_token + i, here, WHOLE),)
+            steps = steps + (load(dt + k * dt_token + i, here, WHOLE),)
+            Bs = Bs + (load(B + k * B_token + n, column, WHOLE),)
             if y is not None:
-                Cs = Cs + (_load(C + k * C_token + n, column, WHOLE),)
-                zs = zs + (_load(z + k * z_token + i, here, WHOLE),)
+                Cs = Cs + (load(C + k * C_token + n, column, WHOLE),)
+                zs = zs + (load(z + k * z_token + i, here, WHOLE),)
         for k in tl.static_range(TOKENS):
             within = start + k < left
             step = softplus(steps[k].to(tl.float32) + bias)  # (I,)

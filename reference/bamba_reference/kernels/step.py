@@ -7,14 +7,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import libdevice
 
-from bamba_reference.kernels.launch import INTERPRETED, check, padded, rows_apart
-
-# libdevice's functions, which the interpreter does not have, err by one unit in the last place; Triton's own exp
-# multiplies by log2 e first, and loses as many digits as that has before the point.
-_LIBDEVICE: tl.constexpr = tl.constexpr(not INTERPRETED)
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+from bamba_reference.kernels.arithmetic import exp, softplus
+from bamba_reference.kernels.launch import check, padded, rows_apart
 
 # Rows of a head's state that a program updates.
 _ROWS = 16
@@ -71,27 +66,6 @@ def step(
         STATE=padded(N),
     )
     return y, after
-
-
-@triton.jit
-def exp(v: tl.tensor) -> tl.tensor:
-    """e^v, to the last digits also where v is large."""
-    if _LIBDEVICE:
-        return libdevice.exp(v)
-    else:
-        return tl.exp(v)
-
-
-@triton.jit
-def softplus(v: tl.tensor) -> tl.tensor:
-    """log(1 + e^v) without overflow, to the last digits also where e^v is small."""
-    if _LIBDEVICE:
-        log1p = libdevice.log1p(exp(-tl.abs(v)))
-    else:  # Kahan's log1p
-        small = tl.exp(-tl.abs(v))
-        above = 1 + small
-        log1p = tl.where(above == 1, small, tl.log(above) * (small / tl.where(above == 1, 1, above - 1)))
-    return tl.maximum(v, 0) + log1p
 
 
 @triton.jit
