@@ -73,8 +73,15 @@ def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
     print(f"\n## {part}: {' '.join(command)}", flush=True)
     code = subprocess.run(words, check=False).returncode
     found = read(file) if file.is_file() else []
-    if code and all(point.held for point in found):
-        found.append(Point(f"`{part}` runs to its end", "exit code 0", f"exit code {code}", False))
+    if (code or not found) and all(point.held for point in found):
+        found.append(
+            Point(
+                f"`{part}` runs to its end",
+                "exit code 0, figures",
+                f"exit code {code}, {len(found)} figures",
+                False,
+            )
+        )
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, torch {torch.__version__}",

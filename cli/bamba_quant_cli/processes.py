@@ -52,7 +52,7 @@ def _run(count: int) -> int:
         # The store is this process's, so that it outlives whichever of the others fails first.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     children: list[subprocess.Popen[bytes]] = []
     store = None
     try:
