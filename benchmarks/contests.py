@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from itertools import zip_longest
+from itertools import chain
 from multiprocessing import get_context
 from typing import Any
 
@@ -69,14 +69,15 @@ def milliseconds(run: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a contest ended: who it was against, whether it was lost, and the line that tells of it."""
+    """How a contest ended: who it was against, whether it was lost, and what its ``floor`` was."""
 
     against: str
     lost: bool
-    line: str
+    floor: float
 
 
 def outcome(contest: Contest) -> Outcome:
+    """Also prints a line that tells of it."""
     truth = contest.truth()
     ours, peer = relative(contest.ours(), truth), relative(contest.peer(), truth)
     del truth
@@ -85,17 +86,21 @@ def outcome(contest: Contest) -> Outcome:
     took = [milliseconds(run) for run in (contest.ours, contest.peer)] if contest.timed else []
     line = f"{contest.kernel:18}{contest.case:34}{shown[0]:>18}{shown[1]:>18}"
     line += "".join(f"{time:9.4f}" for time in took) + f"  {contest.against}{'  WORSE' if lost else ''}"
-    return Outcome(contest.against, lost, line)
+    print(line, flush=True)
+    return Outcome(contest.against, lost, contest.floor)
 
 
-def outcomes(module: str, options: argparse.Namespace, job: int = 0) -> list[list[Outcome]]:
+def outcomes(module: str, options: argparse.Namespace, job: int = 0) -> list[Outcome]:
     """Of every ``options.jobs``-th group of ``module``'s contests from ``job`` on."""
-    torch.manual_seed(job)
     torch.set_grad_enabled(False)
     theirs, groups = peers.kernels(), list[Contests]()
     for name in options.dtype:
         groups += import_module(module).all_contests(theirs, getattr(torch, name), options.times)
-    return [[outcome(contest) for contest in group()] for group in groups[job :: options.jobs]]
+    found = []
+    for number in range(job, len(groups), options.jobs):
+        torch.manual_seed(number)  # so that a group's inputs are the same in any number of processes
+        found += [outcome(contest) for contest in groups[number]()]
+    return found
 
 
 def main(module: str, description: str | None) -> None:
@@ -119,20 +124,20 @@ def main(module: str, description: str | None) -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; errors against float64; ms, cold L2")
     print(f"{'kernel':18}{'case':34}{'ours':>18}{'peer':>18}{' ours ms  peer ms' if options.times else ''}")
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        shares = list(pool.map(partial(outcomes, module, options), range(options.jobs)))
-    found = [each for groups in zip_longest(*shares, fillvalue=[]) for group in groups for each in group]
-    print("\n".join(each.line for each in found))
+        shares = pool.map(partial(outcomes, module, options), range(options.jobs))
+        found = list(chain.from_iterable(shares))
     counted, worse = (
         Counter(each.against for each in found),
         Counter(each.against for each in found if each.lost),
     )
     print(f"{worse.total()} of {counted.total()} less exact than their peers")
-    inputs = " and ".join(options.dtype)
+    inputs, floors = " and ".join(options.dtype), {each.against: each.floor for each in found if each.floor}
     points.write(
         [
             Point(
                 f"kernels against float64 beside {against}'s, {inputs}",
-                "none less exact",
+                f"none less exact by over {SAME - 1:.0%}"
+                + (f" and {floors[against]:.0e} in all" if against in floors else ""),
                 f"{worse[against]} of {count} inputs less exact",
                 not worse[against],
             )

@@ -50,17 +50,16 @@ def main() -> None:
     known = json.loads(options.results.read_text()) if options.results and options.results.is_file() else {}
     with tempfile.TemporaryDirectory() as temporary:
         options.directory = options.directory or Path(temporary)
+        options.directory.mkdir(parents=True, exist_ok=True)
         for part in options.only:
-            if part == "ranks" and torch.cuda.device_count() < 2:
-                print("two processes are left out: torch sees one GPU", flush=True)
-                continue
             known[part] = measured(part, options)
             if options.results:
                 options.results.write_text(json.dumps(known, indent=1))
     held = [Point(**point) for part in known.values() for point in part["points"]]
     print(f"\n{points.table(held)}\n")
     for part, about in known.items():
-        print(f"{part}: {about['date']}, {about['machine']}, {about['seconds']} s, `{about['command']}`")
+        where = f"{about['machine']}, {about['revision']}, {about['seconds']} s"
+        print(f"{part}: {about['date']}, {where}, `{about['command']}`")
     sys.exit(0 if all(point.held for point in held) else 1)
 
 
@@ -74,19 +73,19 @@ def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
     code = subprocess.run(words, check=False).returncode
     found = read(file) if file.is_file() else []
     if (code or not found) and all(point.held for point in found):
-        found.append(
-            Point(
-                f"`{part}` runs to its end",
-                "exit code 0, figures",
-                f"exit code {code}, {len(found)} figures",
-                False,
-            )
-        )
+        told = f"exit code {code}, {len(found)} figures"
+        found.append(Point(f"`{part}` runs to its end", "exit code 0, figures", told, False))
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, torch {torch.__version__}",
         "seconds": round(time.perf_counter() - began),
-        "command": " ".join(["python", *command[:2]]),
+        "revision": revision,
+        "command": " ".join(
+            ["python", *(word.replace(str(options.directory), "DIRECTORY") for word in command)]
+        ),
         "points": [asdict(point) for point in found],
     }
 

@@ -129,7 +129,7 @@ def measure(directory: Path, options: argparse.Namespace) -> None:
         same = same and not apart
         if processes > 1:
             least = 0.925 * processes
-            what = f"{processes} GPUs by {name}, {options.chunks:,} × 512 tokens, whole processes"
+            what = f"{processes} GPUs by {name}, {options.chunks:,} × 512 tokens, whole processes of as many threads"
             told = f"{ratios[0]:.2f} × ({first[0]:.1f} to {now[0]:.1f} s; {ratios[1]:.2f} × without start and end)"
             told += ", same figures" if not apart else ", other figures"
             held.append(

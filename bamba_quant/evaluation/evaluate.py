@@ -54,9 +54,9 @@ from bamba_quant.weights import Meter
 from bamba_reference.kernels import backend_named
 from bamba_reference.stream import Pass, final_hidden
 
-# To compare all weights and watch what drifts, tensor by tensor, takes a GPU about as long as so many chunks do of 512
-# tokens (Bamba-9B's shape on an H200: 2 s); for a CPU it is less than one.
-_DRIFT_ON_GPU = 50
+# To compare all weights and watch what drifts, tensor by tensor, takes a GPU about as long as so many tokens do
+# (Bamba-9B's shape on an H200: 2 s); a CPU less than a chunk does.
+_DRIFT_ON_GPU = 50 * 512
 
 
 def evaluate(
@@ -112,7 +112,9 @@ def evaluate(
     vocab_size = opened[0].model.config.vocab_size
     watched = max(floor_chunks, drift_chunks)
     at_once = chunks_together(tokens.text.ctx, device, vocab_size)
-    besides = floor_chunks + drift_chunks + (_DRIFT_ON_GPU if drift_chunks and device.type == "cuda" else 0)
+    besides = floor_chunks + drift_chunks
+    if drift_chunks and device.type == "cuda":
+        besides += _DRIFT_ON_GPU // tokens.text.ctx
     part = ranks.part(tokens.text.chunks, at_once, first=watched, besides=besides)
     floor = None
     if floor_chunks and ranks.first:

@@ -66,7 +66,7 @@ def perplexity(
     Disjoint chunks of --ctx tokens, the first token of each replaced by BOS where the tokenizer adds one, the
     second half of each scored.
     """
-    share(processes)
+    share(processes, text)
     from bamba_quant.ranks import joined
     from bamba_quant.running import open_model, read_text
     from bamba_reference.perplexity import perplexity as measure

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -22,15 +23,21 @@ _SECONDS_BETWEEN_LOOKS = 0.05
 _SECONDS_TO_FAIL = 3.0
 # In which processes that are to end take away what they have begun to write.
 _SECONDS_TO_END = 10.0
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def share(count: int) -> None:
-    """Return in each of ``count`` processes that run this command line; of one at once.
+def share(count: int, text: Path | None) -> None:
+    """Return in each of ``count`` processes that run this command line on ``text``; of one at once.
 
     The process that starts them ends here, with the exit code of the first that failed, or with 0. Raises
-    ``BambaQuantError`` when one is killed, and under torchrun, which starts processes itself.
+    ``BambaQuantError`` when one is killed, under torchrun, which starts processes itself, and for a text that can be
+    read but once.
     """
-    if count == 1 or os.environ.get(_STARTED) == str(count):
+    if count == 1:
+        return
+    if os.environ.get(_STARTED) == str(count):
+        _end_with_parent()
         return
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise BambaQuantError(
@@ -38,10 +45,20 @@ def share(count: int) -> None:
             found=f"--processes {count}, and WORLD_SIZE={os.environ['WORLD_SIZE']} as torchrun sets it",
             fix="leave one of the two out",
         )
+    if text and text.exists() and not text.is_file():
+        raise BambaQuantError(
+            "several processes cannot share this text",
+            where=text,
+            found="something that is no file",
+            expected="a file, which each of them reads",
+            fix="write the text to a file, or leave out --processes",
+        )
     raise typer.Exit(_run(count))
 
 
 def _run(count: int) -> int:
+    from bamba_quant.writers.gguf import default_threads
+
     listener = socket.create_server(("127.0.0.1", 0))
     environment = os.environ | {
         _STARTED: str(count),
@@ -52,14 +69,15 @@ def _run(count: int) -> int:
         # The store is this process's, so that it outlives whichever of the others fails first.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, default_threads() // count)))
     children: list[subprocess.Popen[bytes]] = []
     store = None
     try:
         for rank in range(count):
             children.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "bamba_quant_cli", *sys.argv[1:]],
+                    # -P: what lies in the working directory is no module of theirs, as it is none of this process's.
+                    [sys.executable, "-P", "-m", "bamba_quant_cli", *sys.argv[1:]],
                     env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                     stdin=subprocess.DEVNULL,
                 )
@@ -69,24 +87,44 @@ def _run(count: int) -> int:
         if failed is None:
             return 0
         code = children[failed].returncode
-        if code < 0:
+        # A process ends itself with 128 and more when it is told to end.
+        number = -code if code < 0 else code - 128
+        if number > 0:
             raise BambaQuantError(
                 "a process of this run was killed",
-                found=f"process {failed + 1} of {count}, by signal {-code} ({signal.strsignal(-code)})",
-                fix="it may have run out of memory; the others were ended, and nothing was written",
+                found=f"process {failed + 1} of {count}, by signal {number} ({signal.strsignal(number)})",
+                fix="look who ended it; the others were ended, and nothing was written"
+                + ("; it may have run out of memory" if number == signal.SIGKILL else ""),
             )
         _wait(children, _SECONDS_TO_FAIL)
         return int(code)
     except KeyboardInterrupt:  # which a terminal has sent to all
-        _wait(children, _SECONDS_TO_END)
+        _wait(children, _SECONDS_TO_FAIL)
         raise
     finally:
-        for child in children:
-            child.terminate()
-        _wait(children, _SECONDS_TO_END)
-        for child in children:
-            child.kill()
+        _end(children)
         del store
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Have all processes end, whatever else this one is told meanwhile."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDINGS}
+    for child in children:
+        child.terminate()
+    _wait(children, _SECONDS_TO_END)
+    for child in children:
+        child.kill()
+        child.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _end_with_parent() -> None:
+    """Have this process told to end when the one that started it is gone, where Linux can."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _first_to_fail(children: Sequence[subprocess.Popen[bytes]]) -> int | None:

@@ -82,22 +82,37 @@ def test_not_under_torchrun(text: Path, q4: Path) -> None:
     assert "leave one of the two out" in done(*words, code=2, WORLD_SIZE="2", RANK="0")[1]
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_text_that_is_no_file(q4: Path) -> None:
+    words = ("evaluate", embedded_model(), q4, "--text", "/dev/stdin", "--processes", 2)
+    assert "cannot share this text" in done(*words, code=2)[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+@pytest.mark.parametrize(
+    ("number", "to_one", "code"),
+    [
+        (signal.SIGKILL, True, 2),
+        (signal.SIGTERM, True, 2),
+        (signal.SIGTERM, False, 143),
+        (signal.SIGKILL, False, -9),
+    ],
+)
 def test_a_process_that_is_killed_or_a_run_that_is_ended(
-    number: signal.Signals, text: Path, q4: Path, tmp_path: Path
+    number: signal.Signals, to_one: bool, code: int, text: Path, q4: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL to one of the two, SIGTERM to what started them: all end, and nothing is left."""
+    """A signal to one of the two, or to what started them: all end, and what they had begun to write is gone."""
     saved = tmp_path / "base.kld"
     words = ("evaluate", embedded_model(), q4, "--text", text, *SMALL, "--save-base", saved, "--processes", 2)
     child = started(*words)
     both = at_work(child, saved)
-    os.kill(both[1] if number == signal.SIGKILL else child.pid, number)
+    os.kill(both[1] if to_one else child.pid, number)
     said = child.communicate(timeout=60)
-    assert not said[0] and not list(tmp_path.iterdir())
-    if number == signal.SIGKILL:
-        assert child.returncode == 2
-        assert said[1].count("error: ") == 1 and "process 2 of 2, by signal 9" in said[1]
-    else:
-        assert child.returncode == 128 + number
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{process}").exists() for process in both) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert child.returncode == code
     assert not any(Path(f"/proc/{process}").exists() for process in both)
+    assert not said[0] and not list(tmp_path.iterdir())
+    if to_one:
+        assert said[1].count("error: ") == 1 and f"process 2 of 2, by signal {number.value} " in said[1]
+        assert ("out of memory" in said[1]) == (number == signal.SIGKILL)

@@ -108,13 +108,15 @@ def backend() -> Backend:
         fresh: Tensor | None,
         real: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        A, x, dt = -A_log.exp(), x.to(z.dtype), _without_padding(dt, real)
+        A, dtype = -A_log.exp(), z.dtype
+        # They want one dtype, and B and C are wide where a norm has made them.
+        x, dt, z = (v.to(B.dtype) for v in (x, _without_padding(dt, real), z))
         if x.shape[1] == 1 and fresh is None:
             after = h.clone()
             now = (v[:, 0] for v in (x, dt, B, C, z))
             x, dt, B, C, z = now
             y = selective_state_update(after, x, dt, A, B, C, D, z, dt_bias, dt_softplus=True)
-            return y[:, None], after
+            return y[:, None].to(dtype), after
         if fresh is not None or h.any():
             raise BackendError(
                 "mamba_ssm's selective scan begins one sequence a row",
@@ -125,7 +127,7 @@ def backend() -> Backend:
         y, after = selective_scan_fn(
             x, dt, A, B, C, D, z, dt_bias, delta_softplus=True, return_last_state=True
         )
-        return y.transpose(1, 2), after
+        return y.transpose(1, 2).to(dtype), after
 
     def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
         result: Any = rmsnorm_fn(

@@ -62,6 +62,7 @@ def selective_scan_fn(
 ) -> tuple[Tensor, Tensor]:
     """u, delta and z (B, I, L), B and C (B, N, L), A (I, N) below 0."""
     assert delta_softplus and return_last_state and all(v.stride(-1) == 1 for v in (u, delta, B, C, z))
+    assert {v.dtype for v in (u, delta, B, C, z)} == {u.dtype} and A.dtype == torch.float32
     h, steps = u.new_zeros(*u.shape[:2], A.shape[1]), F.softplus(delta + delta_bias[:, None])
     ys = []
     for t in range(u.shape[2]):
@@ -166,6 +167,19 @@ def test_selective_scan(L: int, padded: bool, packages: Backend) -> None:
     found, expected = packages.selective_scan(*args, None, real), mamba1.selective_scan(*args, None, real)
     for ours, truth in zip(found, expected, strict=True):
         assert relative_error(ours, truth) <= EXACT
+
+
+@pytest.mark.parametrize("L", [1, 7])
+@pytest.mark.parametrize("normed", [False, True])
+def test_selective_scan_of_16_bits(L: int, normed: bool, packages: Backend) -> None:
+    """As a mixer has them: x wide, and B and C too where a norm has made them."""
+    args = scan_arguments(L)
+    for i in (1, 6) if normed else (1, 3, 4, 6):
+        args[i] = args[i].bfloat16()
+    y, h = packages.selective_scan(*args, None, None)
+    truth = mamba1.selective_scan(*args, None, None)
+    assert y.dtype == torch.bfloat16 and h.dtype == torch.float32
+    assert relative_error(y, truth[0]) <= 0.02 and relative_error(h, truth[1]) <= 0.02
 
 
 def test_a_selective_scan_of_one_token_goes_on(packages: Backend) -> None:
