@@ -65,7 +65,10 @@ def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: 
         if age is not None:
             earlier = earlier * (age[:, first:] >= back)[..., None]
         out[:, first:].addcmul_(earlier, tap)
-        out[:, :first].addcmul_(tail[:, K - 1 - back : K - 1 - back + first], tap)
+        before = tail[:, K - 1 - back : K - 1 - back + first]  # (B, first, W)
+        if fresh is not None:
+            before = before * (fresh[:, :first].cumsum(1) == 0)[..., None]
+        out[:, :first].addcmul_(before, tap)
     return F.silu(out)
 
 

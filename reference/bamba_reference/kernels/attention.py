@@ -29,9 +29,14 @@ def attention(
     starts: Tensor | None,
     sequences: list[tuple[int, int, int]] | None,
 ) -> Tensor:
-    """``torch_ops.attention``, without repeating keys and values where torch's kernels take them as they are."""
+    """``torch_ops.attention``, without repeating keys and values where torch's kernels take them as they are.
+
+    q (B, L, heads, E), k and v (B, S, kv, E) of one dtype, ``starts`` and ``sequences`` as there: (B, L, heads, E).
+    """
     L, S = q.shape[1], k.shape[1]
-    if not q.is_cuda or starts is not None or sequences is not None or 1 < L < S:
+    # Of fewer heads only the 16-bit kernel takes them; float32 would hold every score, L × S of them a head.
+    narrow = q.dtype != torch.float32 or q.shape[2] == k.shape[2]
+    if not (q.is_cuda and narrow) or starts is not None or sequences is not None or 1 < L < S:
         return torch_ops.attention(q, k, v, scale, starts, sequences)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),

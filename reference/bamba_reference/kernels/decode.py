@@ -56,11 +56,14 @@ class Decoder:
 
     ``state`` is read when the decoder is made and not brought up to date. Called with tokens (B, 1), it gives
     what ``torch_forward.forward`` gives with a state; logits and hidden states are overwritten by the next
-    call. Without a GPU, where the kernels are interpreted, the step runs without a graph.
+    call. Without a GPU, where the kernels are interpreted, the step runs without a graph. Raises ``ValueError`` for
+    less ``room`` than the state already takes, and ``BackendError`` as ``launch.check`` does.
     """
 
     def __init__(self, model: Model, state: State, room: int) -> None:
         device, B = model.device, state.batch
+        if room < state.length:
+            raise ValueError(f"room for {room} places, of which the state takes {state.length}")
         self.room, self.length = room, state.length
         self._tokens = torch.zeros(B, 1, dtype=torch.int64, device=device)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)

@@ -25,13 +25,23 @@ def rows_apart(x: Tensor) -> Tensor:
 
 
 def check(x: Tensor) -> None:
-    """Raise ``BackendError`` for a dtype that the kernels, which compute in float32, would narrow."""
+    """What every kernel asks of its input.
+
+    Raises ``BackendError`` for a dtype that the kernels, which compute in float32, would narrow, and on a GPU other
+    than torch's current one, on which Triton starts its kernels wherever their inputs lie.
+    """
     if x.dtype == torch.float64:
         raise BackendError(
             "the Triton kernels compute in float32",
             found="float64",
             expected="float32, bfloat16 or float16",
             fix="take the torch backend for float64",
+        )
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        raise BackendError(
+            "Triton starts its kernels on torch's current GPU",
+            found=f"a tensor on {x.device}, and cuda:{torch.cuda.current_device()} is the current one",
+            fix=f"call torch.cuda.set_device({x.get_device()}) before, or run it all within torch.cuda.device(…)",
         )
 
 

@@ -1,7 +1,7 @@
 """What the packages mamba_ssm and causal_conv1d compute, where they are installed; the rest is the Triton backend's.
 
-Theirs are the convolution, both scans and the gated norm. Decoding, which runs in a recorded graph, is Triton's.
-What they cannot compute is an error, not another path.
+Theirs are the convolution, both scans and the gated norm. Of decoding, which runs in a recorded graph, the convolution
+and Mamba-2's recurrence are Triton's. What they cannot compute is an error, not another path.
 """
 
 from __future__ import annotations

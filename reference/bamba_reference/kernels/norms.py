@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from bamba_reference.kernels.launch import check, overlaps, padded
+from bamba_reference.kernels.launch import check, overlaps, padded, rows_apart
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -24,10 +24,10 @@ def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tens
 
 def _norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     check(x)
-    flat = x.reshape(-1, x.shape[-1])
-    more = None if delta is None else delta.reshape(flat.shape)
-    total = flat if more is None else torch.empty_like(flat)
-    out = torch.empty_like(flat)
+    flat = rows_apart(x.reshape(-1, x.shape[-1]))
+    more = None if delta is None else rows_apart(delta.reshape(flat.shape))
+    out = torch.empty(flat.shape, dtype=x.dtype, device=x.device)
+    total = flat if more is None else torch.empty_like(out)
     width = padded(flat.shape[1])
     _rms_norm[(len(flat),)](
         flat,
@@ -53,7 +53,7 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) ->
     """
     check(z)
     B, L, inner = z.shape
-    y = y.reshape(B * L, inner)
+    y, z = rows_apart(y.reshape(B * L, inner)), rows_apart(z)
     out = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     width = padded(inner // groups)
     _gated_norm[(B * L, groups)](

@@ -1,7 +1,8 @@
 """Matrix products: cuBLAS for many rows, and for a few rows a Triton kernel that reads each weight once.
 
 A product of a few rows takes as long as its matrix takes to cross the memory bus; what surrounds it (bias,
-SwiGLU, the addition to the residual stream) is done where the sums already are. Sums are float32.
+SwiGLU, the addition to the residual stream) is done where the sums already are. The kernel's sums are float32; cuBLAS's
+are as torch's settings have them.
 """
 # mypy: disable-error-code="untyped-decorator"
 
@@ -49,13 +50,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str, *, settled
 def add_linear(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, name: str, *, settled: bool = False
 ) -> Tensor:
-    """x + linear(y), rounded once, in the memory of x: x (…, out), y (…, in)."""
+    """x + linear(y), rounded once: x (…, out), which may be overwritten, y (…, in)."""
     if _few(y, weight):
         return few_rows(y, weight, bias=bias, residual=x, settled=settled)
-    total = x.view(-1, x.shape[-1])
-    if bias is not None:
-        total += bias
-    return torch.addmm(total, y.reshape(-1, y.shape[-1]), weight.t(), out=total).view(x.shape)
+    total, flat = x.view(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    if bias is None:
+        return torch.addmm(total, flat, weight.t(), out=total).view(x.shape)
+    return total.copy_(_wide_product(flat, weight).add_(bias).add_(total)).view(x.shape)
 
 
 def gate_up(
@@ -99,12 +100,16 @@ def _joined(first: Tensor, second: Tensor) -> Tensor | None:
 
 def head(x: Tensor, weight: Tensor, name: str, *, settled: bool = False) -> Tensor:
     """``torch_ops.head``: logits (…, V), float32: exact products of the model's dtype, summed in float32."""
-    if x.dtype == torch.float32 or not x.is_cuda:
-        return torch_ops.head(x, weight, name)
     if _few(x, weight):
         return few_rows(x, weight, dtype=torch.float32, settled=settled)
-    flat = x.reshape(-1, x.shape[-1])
-    return torch.mm(flat, weight.t(), out_dtype=torch.float32).view(*x.shape[:-1], len(weight))
+    return _wide_product(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))
+
+
+def _wide_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (rows, in) times weight (out, in) transposed: (rows, out), float32."""
+    if x.dtype == torch.float32 or not x.is_cuda:
+        return torch_ops.head(x, weight, "")
+    return torch.mm(x, weight.t(), out_dtype=torch.float32)
 
 
 def _few(x: Tensor, weight: Tensor) -> bool:

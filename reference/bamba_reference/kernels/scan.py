@@ -72,9 +72,10 @@ def scan(
     other backends and changes nothing here.
     """
     check(x)
+    h = h.contiguous()
     if x.shape[1] == 1:
         return step(x, dt, A_log, B, C, D, dt_bias, dt_limit, h, torch.empty_like(h), fresh, real)
-    x, B, C, h = rows_apart(x), rows_apart(B), rows_apart(C), h.contiguous()
+    x, B, C = rows_apart(x), rows_apart(B), rows_apart(C)
     rows, L, H, P = x.shape
     G, N = B.shape[2:]
     Q, block, state = padded(L, most=tuning.chunk), padded(P, most=tuning.rows), padded(N)

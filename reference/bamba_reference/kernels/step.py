@@ -29,7 +29,11 @@ def step(
     fresh: Tensor | None,
     real: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """``torch_ops.scan`` of one token a row, the new state written to ``after``, which may be ``h`` itself."""
+    """``torch_ops.scan`` of one token a row, the new state written to ``after``, which may be ``h`` itself.
+
+    x (B, 1, H, P), dt (B, 1, H), B and C (B, 1, G, N), h and ``after`` (B, H, P, N), float32 and contiguous: y as x,
+    and ``after``. Raises ``BackendError`` as ``launch.check`` does.
+    """
     check(x)
     x, B, C = rows_apart(x), rows_apart(B), rows_apart(C)
     rows, _, H, P = x.shape
@@ -44,7 +48,7 @@ def step(
         C,
         D,
         dt_bias,
-        h.contiguous(),
+        h,
         fresh,
         real,
         y,

@@ -1,6 +1,6 @@
 """The packages' own conventions met: their functions, stood in for by what they are documented to compute, in torch.
 
-The packages themselves need a GPU; what they make of a model there is in ``benchmarks/forward_cuda.py``.
+The packages themselves need a GPU: ``benchmarks/forward_cuda.py`` holds what they make of a model there beside float32.
 """
 
 from __future__ import annotations
@@ -90,8 +90,48 @@ def selective_state_update(
     return ((state * C[:, None]).sum(-1) + D * x) * F.silu(z)
 
 
-def unused(*_: Any, **__: Any) -> None:
-    raise AssertionError("not a part of this test")
+def mamba_chunk_scan_combined(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor,
+    dt_bias: Tensor,
+    initial_states: Tensor,
+    seq_idx: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+    return_final_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """x (B, L, H, P), dt (B, L, H), A (H,) below 0, B and C (B, L, G, N), initial_states (B, H, P, N).
+
+    A sequence's first token sees no state; the one before the row's first token belongs to ``seq_idx`` 0.
+    """
+    assert dt_softplus and return_final_states and chunk_size > 0
+    assert seq_idx is None or seq_idx.dtype == torch.int32
+    steps = F.softplus(dt + dt_bias).clamp(*dt_limit)
+    each = x.shape[2] // B.shape[2]
+    B, C = B.repeat_interleave(each, dim=2), C.repeat_interleave(each, dim=2)
+    h, ys, before = initial_states, [], torch.zeros_like(seq_idx[:, 0]) if seq_idx is not None else None
+    for t in range(x.shape[1]):
+        if seq_idx is not None:
+            h = h * (seq_idx[:, t] == before)[:, None, None, None]
+            before = seq_idx[:, t]
+        kept = torch.exp(steps[:, t] * A)[..., None, None]
+        h = kept * h + (steps[:, t, :, None] * x[:, t])[..., None] * B[:, t, :, None]
+        ys.append((h * C[:, t, :, None]).sum(-1) + D[:, None] * x[:, t])
+    return torch.stack(ys, dim=1), h
+
+
+def rmsnorm_fn(
+    x: Tensor, weight: Tensor, bias: None, z: Tensor, eps: float, group_size: int, norm_before_gate: bool
+) -> Tensor:
+    gated = x if norm_before_gate else x * F.silu(z)
+    groups = gated.unflatten(-1, (-1, group_size))
+    y = (groups * (groups.square().mean(-1, keepdim=True) + eps).rsqrt()).flatten(-2) * weight
+    return y * F.silu(z) if norm_before_gate else y
 
 
 @pytest.fixture
@@ -104,9 +144,9 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> Backend:
     for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton"):
         stand_in(name)
     stand_in("mamba_ssm.ops.selective_scan_interface", selective_scan_fn=selective_scan_fn)
-    stand_in("mamba_ssm.ops.triton.layernorm_gated", rmsnorm_fn=unused)
+    stand_in("mamba_ssm.ops.triton.layernorm_gated", rmsnorm_fn=rmsnorm_fn)
     stand_in("mamba_ssm.ops.triton.selective_state_update", selective_state_update=selective_state_update)
-    stand_in("mamba_ssm.ops.triton.ssd_combined", mamba_chunk_scan_combined=unused)
+    stand_in("mamba_ssm.ops.triton.ssd_combined", mamba_chunk_scan_combined=mamba_chunk_scan_combined)
     stand_in("causal_conv1d", causal_conv1d_fn=causal_conv1d_fn)
     return backend()
 
@@ -144,6 +184,50 @@ def test_convolution(taps: int, marks: Tensor | None, packages: Backend) -> None
 def test_convolutions_there_are_not(shape: tuple[int, int], packages: Backend) -> None:
     with pytest.raises(BackendError, match=f"{shape[0]} channels, {shape[1]} taps"):
         packages.conv(*convolution(*shape), None)
+
+
+def mamba2_arguments(L: int, limit: tuple[float, float] = (0.0, float("inf"))) -> list[Any]:
+    """What Mamba-2's mixer gives its scan: two rows of L tokens, 4 heads of 3 in 2 groups, 5 states, 32 for a chunk."""
+    random = torch.Generator().manual_seed(L)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    x, dt, B, C = normal(2, L, 4, 3), normal(2, L, 4), normal(2, L, 2, 5), normal(2, L, 2, 5)
+    return [x, dt, normal(4), B, C, normal(4), normal(4), limit, normal(2, 4, 3, 5), 32]
+
+
+@pytest.mark.parametrize("kind", ["whole", "padded", "packed"])
+@pytest.mark.parametrize("limit", [(0.0, float("inf")), (0.0, 0.5)])
+def test_scan(limit: tuple[float, float], kind: str, packages: Backend) -> None:
+    args, marks, real = mamba2_arguments(9, limit), None, None
+    if kind == "packed":
+        marks = fresh(0, 3, 8)
+    if kind == "padded":
+        real = torch.ones(2, 9, dtype=torch.bool)
+        real[1, :5] = False
+    found, expected = packages.scan(*args, marks, real), torch_ops.scan(*args, marks, real)
+    for ours, truth in zip(found, expected, strict=True):
+        assert relative_error(ours, truth) <= EXACT
+
+
+def test_a_lower_limit_leaves_no_way_to_skip_padding(packages: Backend) -> None:
+    real = torch.ones(2, 9, dtype=torch.bool)
+    with pytest.raises(BackendError, match="lower limit"):
+        packages.scan(*mamba2_arguments(9, (0.1, 1.0)), None, real)
+    args = mamba2_arguments(9, (0.1, 1.0))
+    found, expected = packages.scan(*args, None, None), torch_ops.scan(*args, None, None)
+    for ours, truth in zip(found, expected, strict=True):
+        assert relative_error(ours, truth) <= EXACT
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_gated_norm(groups: int, packages: Backend) -> None:
+    random = torch.Generator().manual_seed(groups)
+    y, z = torch.randn(2, 2, 5, 24, generator=random)
+    weight = torch.randn(24, generator=random)
+    found = packages.gated_norm(y, z, weight, groups, 1e-5)
+    assert relative_error(found, torch_ops.gated_norm(y, z, weight, groups, 1e-5)) <= EXACT
 
 
 def scan_arguments(L: int) -> list[Any]:

@@ -15,7 +15,14 @@ from bamba_reference.backend import BackendError
 from bamba_reference.kernels.backend import TRITON
 from bamba_reference.kernels.selective_scan import Tuning, selective_scan
 from tests.reference.cases import relative_error
-from tests.reference.kernels.test_operations import DEVICE, ONCE, beginnings, doubles, draw, every_dtype
+from tests.reference.kernels.test_operations import (
+    DEVICE,
+    assert_rounded_once,
+    beginnings,
+    doubles,
+    draw,
+    every_dtype,
+)
 
 RECURRENT = 5e-6
 # x, dt, B, C and z go token by token.
@@ -46,9 +53,8 @@ def agree(args: list[Any], fresh: Tensor | None, real: Tensor | None, tuning: Tu
     y, h = selective_scan(*args, 32, fresh, real, tuning=tuning)
     truth, last = definition.selective_scan(*doubles(*args), 32, fresh, real)
     assert torch.equal(args[8], before)
-    assert y.dtype == dtype and h.dtype == torch.float32
-    assert relative_error(y.cpu(), truth.cpu()) <= ONCE[dtype] + RECURRENT
-    assert relative_error(h.cpu(), last.cpu()) <= RECURRENT
+    assert_rounded_once(y, truth, dtype, RECURRENT)
+    assert_rounded_once(h, last, torch.float32, RECURRENT)
 
 
 @every_dtype
