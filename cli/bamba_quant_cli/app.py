@@ -22,6 +22,7 @@ from bamba_quant_cli import (
     inspect,
     int4,
     perplexity,
+    processes,
     repair,
 )
 
@@ -85,7 +86,7 @@ def main() -> None:
         _abandon_stdout()
         sys.exit(2)
     except FailedElsewhereError:
-        sys.exit(2)
+        sys.exit(processes.code_elsewhere())
     except BambaQuantError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

@@ -141,7 +141,7 @@ def evaluate(
     Figures are llama-perplexity's, under its names; intervals take whole chunks to be independent, not tokens. A gate
     is tested on its figure's one-sided 95 % bound: exit code 1 when one fails.
     """
-    share(processes, text)
+    share(processes, text, gates)
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
     from bamba_quant.evaluation.options import Options

@@ -16,8 +16,12 @@ import typer
 
 from bamba_quant.errors import BambaQuantError
 
-# How a process knows that it is one of so many that this module started.
+# How a process knows that it is one of so many that this module started, and which process did: "count/pid".
 _STARTED = "BAMBA_QUANT_PROCESSES"
+# With which one of them ends when another has said why.
+_FAILED_ELSEWHERE = 75
+# What is another file, or none, in each process.
+_NO_FILES = (Path("/dev/stdin"), Path("/dev/fd"), Path("/proc"))
 _SECONDS_BETWEEN_LOOKS = 0.05
 # In which others meet by themselves what made one fail, before they are ended.
 _SECONDS_TO_FAIL = 3.0
@@ -27,17 +31,18 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def share(count: int, text: Path | None) -> None:
-    """Return in each of ``count`` processes that run this command line on ``text``; of one at once.
+def share(count: int, *files: Path | None) -> None:
+    """Return in each of ``count`` processes that run this command line, which reads ``files``; of one at once.
 
-    The process that starts them ends here, with the exit code of the first that failed, or with 0. Raises
-    ``BambaQuantError`` when one is killed, under torchrun, which starts processes itself, and for a text that can be
+    The process that starts them ends here, with the exit code of the one that said why it failed, or with 0. Raises
+    ``BambaQuantError`` when one is killed, under torchrun, which starts processes itself, and for a file that can be
     read but once.
     """
     if count == 1:
         return
-    if os.environ.get(_STARTED) == str(count):
-        _end_with_parent()
+    started, _, starter = os.environ.get(_STARTED, "").partition("/")
+    if started == str(count):
+        _end_with_parent(int(starter))
         return
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise BambaQuantError(
@@ -45,15 +50,23 @@ def share(count: int, text: Path | None) -> None:
             found=f"--processes {count}, and WORLD_SIZE={os.environ['WORLD_SIZE']} as torchrun sets it",
             fix="leave one of the two out",
         )
-    if text and text.exists() and not text.is_file():
-        raise BambaQuantError(
-            "several processes cannot share this text",
-            where=text,
-            found="something that is no file",
-            expected="a file, which each of them reads",
-            fix="write the text to a file, or leave out --processes",
-        )
+    for file in files:
+        # A redirected standard input passes for a file, and is this process's alone.
+        passing = file and any(file.absolute().is_relative_to(place) for place in _NO_FILES)
+        if file and (passing or (file.exists() and not file.is_file())):
+            raise BambaQuantError(
+                "several processes cannot share this input",
+                where=file,
+                found="something that is no file",
+                expected="a file, which each of them reads",
+                fix="write it to a file, or leave out --processes",
+            )
     raise typer.Exit(_run(count))
+
+
+def code_elsewhere() -> int:
+    """The exit code of a process of a run that has failed in another, which has said why."""
+    return _FAILED_ELSEWHERE if _STARTED in os.environ else 2
 
 
 def _run(count: int) -> int:
@@ -61,7 +74,7 @@ def _run(count: int) -> int:
 
     listener = socket.create_server(("127.0.0.1", 0))
     environment = os.environ | {
-        _STARTED: str(count),
+        _STARTED: f"{count}/{os.getpid()}",
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
@@ -93,11 +106,10 @@ def _run(count: int) -> int:
             raise BambaQuantError(
                 "a process of this run was killed",
                 found=f"process {failed + 1} of {count}, by signal {number} ({signal.strsignal(number)})",
-                fix="look who ended it; the others were ended, and nothing was written"
+                fix="look who ended it; the others were ended, and what they had begun to write was taken away"
                 + ("; it may have run out of memory" if number == signal.SIGKILL else ""),
             )
-        _wait(children, _SECONDS_TO_FAIL)
-        return int(code)
+        return _own_code(children)
     except KeyboardInterrupt:  # which a terminal has sent to all
         _wait(children, _SECONDS_TO_FAIL)
         raise
@@ -119,12 +131,14 @@ def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
         signal.signal(number, handler)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Have this process told to end when the one that started it is gone, where Linux can."""
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # then it was gone before this could be asked for
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _first_to_fail(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
@@ -137,6 +151,13 @@ def _first_to_fail(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
         if None not in codes:
             return None
         time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _own_code(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    """The exit code of the process that said why, of those that fail within some seconds; 2 where none tells."""
+    _wait(children, _SECONDS_TO_FAIL)
+    codes = (child.poll() for child in children)
+    return next((code for code in codes if code and code > 0 and code != _FAILED_ELSEWHERE), 2)
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:

@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 
 from bamba_quant.embedded import embedded_model
+from bamba_quant_cli import processes
 from tests.cli.test_ranks import ENVIRONMENT, SMALL, alone, comparable, q4, text
 
 __all__ = ["q4", "text"]  # fixtures
 
 
-def started(*words: object, **more: Any) -> subprocess.Popen[str]:
+def started(*words: object, stdin: Any = None, **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "bamba_quant_cli", *map(str, words)],
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -82,9 +84,43 @@ def test_not_under_torchrun(text: Path, q4: Path) -> None:
     assert "leave one of the two out" in done(*words, code=2, WORLD_SIZE="2", RANK="0")[1]
 
 
-def test_a_text_that_is_no_file(q4: Path) -> None:
-    words = ("evaluate", embedded_model(), q4, "--text", "/dev/stdin", "--processes", 2)
-    assert "cannot share this text" in done(*words, code=2)[1]
+@pytest.mark.parametrize("option", ["--text", "--gates"])
+def test_standard_input_cannot_be_shared(option: str, text: Path, q4: Path) -> None:
+    """Even where it is a file, to which /dev/stdin leads in this process and in no other."""
+    words = ("evaluate", embedded_model(), q4, "--text", text, "--processes", 2, option, "/dev/stdin")
+    with text.open() as stdin:
+        child = started(*words, stdin=stdin)
+        said = child.communicate(timeout=60)
+    assert child.returncode == 2 and "cannot share this input\n  where: /dev/stdin\n" in said[1]
+
+
+def test_the_code_of_the_process_that_says_why() -> None:
+    """The others may end before it."""
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-c", f"import time; time.sleep({seconds}); raise SystemExit({code})"]
+        )
+        for seconds, code in ((0, 75), (0.5, 1))
+    )
+    try:
+        assert processes._first_to_fail([first, second]) == 0
+        assert processes._own_code([first, second]) == 1
+        assert processes._own_code([first]) == 2
+    finally:
+        second.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_who_started_a_process_may_be_gone_already() -> None:
+    code = "from bamba_quant_cli.processes import share; share(2); print('went on')"
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"BAMBA_QUANT_PROCESSES": "2/1"},
+        check=False,
+    )
+    assert child.returncode == -signal.SIGTERM and not child.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
