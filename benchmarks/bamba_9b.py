@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from benchmarks.checkpoints import BAMBA_9B, make_checkpoint
-from benchmarks.forward_cuda import draw
 from benchmarks.processes import compile_modules, run
+from benchmarks.transformers_cuda import draw
 
 LAYERS = BAMBA_9B["num_hidden_layers"]
 

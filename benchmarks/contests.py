@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from itertools import chain
+from math import inf, isnan
 from multiprocessing import get_context
 from typing import Any
 
@@ -81,7 +82,9 @@ def outcome(contest: Contest) -> Outcome:
     truth = contest.truth()
     ours, peer = relative(contest.ours(), truth), relative(contest.peer(), truth)
     del truth
-    lost = any(not mine <= max(SAME * other, contest.floor) for mine, other in zip(ours, peer, strict=True))
+    # What is not finite is nan, and further from the truth than anything.
+    allowed = [max(SAME * (inf if isnan(other) else other), contest.floor) for other in peer]
+    lost = any(not mine <= most for mine, most in zip(ours, allowed, strict=True))
     shown = [" ".join(f"{error:.2e}" for error in errors) for errors in (ours, peer)]
     took = [milliseconds(run) for run in (contest.ours, contest.peer)] if contest.timed else []
     line = f"{contest.kernel:18}{contest.case:34}{shown[0]:>18}{shown[1]:>18}"
@@ -127,21 +130,20 @@ def main(module: str, description: str | None) -> None:
         shares = pool.map(partial(outcomes, module, options), range(options.jobs))
         found = list(chain.from_iterable(shares))
     counted, worse = (
-        Counter(each.against for each in found),
-        Counter(each.against for each in found if each.lost),
+        Counter((each.against, each.floor) for each in found),
+        Counter((each.against, each.floor) for each in found if each.lost),
     )
     print(f"{worse.total()} of {counted.total()} less exact than their peers")
-    inputs, floors = " and ".join(options.dtype), {each.against: each.floor for each in found if each.floor}
+    inputs = " and ".join(options.dtype)
     points.write(
         [
             Point(
-                f"kernels against float64 beside {against}'s, {inputs}",
-                f"none less exact by over {SAME - 1:.0%}"
-                + (f" and {floors[against]:.0e} in all" if against in floors else ""),
-                f"{worse[against]} of {count} inputs less exact",
-                not worse[against],
+                f"{'selective scan' if floor else 'kernels'} against float64 beside {against}'s, {inputs}",
+                f"none less exact by over {SAME - 1:.0%}" + (f" and {floor:.0e} in all" if floor else ""),
+                f"{worse[against, floor]} of {count} inputs less exact",
+                not worse[against, floor],
             )
-            for against, count in counted.items()
+            for (against, floor), count in counted.items()
         ],
         options.points,
     )

@@ -2,8 +2,9 @@
 
 Runs the tests that need a GPU and the benchmarks with requirements, each as a process of its own, prints what they
 print, and then every figure beside what it must be. Weights are random, of Bamba-9B's exact shape, made on the
-machine: 25 GB on its disk for a while. Exit code 1 when a requirement is missed or a part fails. With --results what
-was measured is kept in a file, to which another run, of other parts or on another machine, adds its own.
+machine: 25 GB on its disk for a while. ``ranks`` takes two GPUs; on a machine with one, leave it out with --only. Exit
+code 1 when a requirement is missed or a part fails. With --results what was measured is kept in a file, to which
+another run, of other parts or on another machine, adds its own.
 """
 
 from __future__ import annotations
@@ -83,11 +84,17 @@ def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
         "machine": f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, torch {torch.__version__}",
         "seconds": round(time.perf_counter() - began),
         "revision": revision,
-        "command": " ".join(
-            ["python", *(word.replace(str(options.directory), "DIRECTORY") for word in command)]
-        ),
+        "command": " ".join(["python", *(_general(word, options.directory) for word in command)]),
         "points": [asdict(point) for point in found],
     }
+
+
+def _general(word: str, directory: Path) -> str:
+    """A word of a command line in which the directory has no name of this machine."""
+    option, equals, value = word.rpartition("=")
+    path = Path(value)
+    inside = path == directory or directory in path.parents
+    return f"{option}{equals}{Path('DIRECTORY') / path.relative_to(directory)}" if inside else word
 
 
 Part = Callable[[argparse.Namespace, Path], tuple[list[str], Callable[[Path], list[Point]]]]

@@ -1,8 +1,9 @@
-"""Measures each Triton kernel on a GPU beside the one it competes with: `python -m benchmarks.kernels_cuda`.
+"""Measures the Triton kernels on a GPU beside the one it competes with: `python -m benchmarks.kernels_cuda`.
 
 Errors are relative, ‖found − truth‖ / ‖truth‖, truth being the reference's torch operations in float64 on the
 same inputs. The peer is mamba_ssm's kernel where it has one, of the convolution causal_conv1d's where that is
-installed, else what transformers does in torch. Times are medians with a cold L2. A kernel that is less exact than
+installed, else what transformers does in torch. Those of other files are held here too: ``selective_scan_cuda`` and
+``one_token_cuda``. Times are medians with a cold L2. A kernel that is less exact than
 its peer is marked, and the exit code is then 1.
 """
 
@@ -242,9 +243,10 @@ def other_contests(theirs: Any, dtype: torch.dtype, L: int, timed: bool) -> Iter
 
 
 def all_contests(theirs: Any, dtype: torch.dtype, times: bool) -> Iterator[Contests]:
-    from benchmarks import selective_scan_cuda
+    from benchmarks import one_token_cuda, selective_scan_cuda
 
     yield from selective_scan_cuda.all_contests(theirs, dtype, times)
+    yield from one_token_cuda.all_contests(theirs, dtype, times)
     if times:
         for shape in (Shape(4, 2048), Shape(1, 8192), Shape(1, 8192, groups=8), Shape(1, 1)):
             yield partial(mixer_contests, theirs, dtype, shape, timed=True)

@@ -22,7 +22,9 @@ def let_mamba_ssm_be_imported() -> bool:
 
 
 def kernels() -> Any:
-    """mamba_ssm's functions and causal_conv1d's, ``selective_scan`` and ``conv`` None where those are not compiled.
+    """mamba_ssm's functions and causal_conv1d's.
+
+    Where they are not compiled ``selective_scan``, ``conv`` and ``conv_step`` are None.
 
     Ends the process where mamba_ssm is not installed.
     """
@@ -35,9 +37,10 @@ def kernels() -> Any:
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
     except ImportError as error:
         sys.exit(f"mamba_ssm is the peer here, and it is missing ({error}): {INSTALL}")
-    conv = None
+    conv = conv_step = None
     if importlib.util.find_spec("causal_conv1d_cuda") is not None:
         from causal_conv1d import causal_conv1d_fn as conv
+        from causal_conv1d import causal_conv1d_update as conv_step
     return types.SimpleNamespace(
         rms_norm=rms_norm_fn,
         gated_norm=rmsnorm_fn,
@@ -45,4 +48,5 @@ def kernels() -> Any:
         scan=mamba_chunk_scan_combined,
         selective_scan=selective_scan_fn if compiled else None,
         conv=conv,
+        conv_step=conv_step,
     )

@@ -26,6 +26,8 @@ def run(command: list[str]) -> tuple[float, float]:
         [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True, check=False,
     )  # fmt: skip
+    if done.returncode:  # before the command began
+        raise SystemExit(done.stderr)
     *said, figures = done.stderr.strip().splitlines()
     code, seconds, peak = json.loads(figures)
     if code:
