@@ -26,8 +26,10 @@ endif
 demo: $(VENV)/demo.stamp
 	$(BIN)/bamba-quant demo
 
+# Files of tests side by side, a processor each (tests/conftest.py); a file's tests share what it makes for them. In the
+# order of their names, since those with few tests are the longest.
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -46,7 +48,7 @@ bench: $(VENV)/test.stamp
 	PYTHONPATH=. $(BIN)/python benchmarks/quantize.py --types q8_0 q4_k_m
 	$(BIN)/python -m benchmarks.quantizers
 
-# On a machine with a GPU. Its peers mamba_ssm and causal_conv1d are compiled and not installed by this.
+# On a machine with two GPUs (with one: python -m benchmarks.cuda --only tests kernels forward evaluate). Its peers mamba_ssm and causal_conv1d are compiled and not installed by this.
 bench-cuda: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.cuda
 
