@@ -27,9 +27,9 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/bamba-quant demo
 
 # Files of tests side by side, a processor each (tests/conftest.py); a file's tests share what it makes for them. In the
-# order of their names, since those with few tests are the longest.
+# order of their names, since those with few tests are the longest. With bytecode, since they start Python 500 times.
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

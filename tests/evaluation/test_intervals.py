@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bamba_quant.evaluation import figures
@@ -214,8 +214,11 @@ def test_the_beta_distribution_between_whole_numbers(a: float, b: float, x: floa
     assert beta_share(x, a, b) - beta_share(x, a + 1, b) == pytest.approx(
         math.exp(log_term), rel=1e-7, abs=1e-11
     )
-    level = beta_share(x, a, b)
-    assume(1e-9 < level < 1 - 1e-9)
+
+
+@given(st.floats(0.5, 400), st.floats(0.5, 400), st.floats(1e-9, 1 - 1e-9))
+@settings(max_examples=60, deadline=None)
+def test_beta_quantiles_are_where_their_share_lies(a: float, b: float, level: float) -> None:
     assert beta_share(beta_quantile(level, a, b), a, b) == pytest.approx(level, rel=1e-7)
 
 
