@@ -19,13 +19,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from benchmarks import contests
-from benchmarks.contests import Contest, Contests, doubles
+from benchmarks import contests, one_token_cuda, selective_scan_cuda
+from benchmarks.contests import EPS, FFN, INNER, LENGTHS, WIDTH, Contest, Contests, doubles
 
-# Bamba-9B's.
-WIDTH, INNER, FFN = 4096, 8192, 14336
-EPS, UNLIMITED = 1e-5, (0.0, float("inf"))
-LENGTHS = (1, 7, 64, 500, 2048, 8192)
+UNLIMITED = (0.0, float("inf"))
 
 
 @dataclass(frozen=True)
@@ -243,8 +240,6 @@ def other_contests(theirs: Any, dtype: torch.dtype, L: int, timed: bool) -> Iter
 
 
 def all_contests(theirs: Any, dtype: torch.dtype, times: bool) -> Iterator[Contests]:
-    from benchmarks import one_token_cuda, selective_scan_cuda
-
     yield from selective_scan_cuda.all_contests(theirs, dtype, times)
     yield from one_token_cuda.all_contests(theirs, dtype, times)
     if times:

@@ -16,8 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from benchmarks import contests
-from benchmarks.contests import Contest, Contests, doubles
-from benchmarks.kernels_cuda import EPS, FFN, INNER, LENGTHS, WIDTH
+from benchmarks.contests import EPS, FFN, INNER, LENGTHS, WIDTH, Contest, Contests, doubles
 
 HEADS, KEYS, HEAD, STATE = 32, 8, 128, 128
 

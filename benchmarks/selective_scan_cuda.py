@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import contests
-from benchmarks.contests import Contest, Contests, doubles
-from benchmarks.kernels_cuda import LENGTHS
+from benchmarks.contests import LENGTHS, Contest, Contests, doubles
 
 INNER, STATE = 5120, 16
 # What a float32 state may be off without being marked beside torch's: each token's power of 2 is off by up to 2^-22

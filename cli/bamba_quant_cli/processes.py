@@ -41,7 +41,7 @@ def share(count: int, *files: Path | None) -> None:
     if count == 1:
         return
     started, _, starter = os.environ.get(_STARTED, "").partition("/")
-    if started == str(count):
+    if starter and started == str(count):
         _end_with_parent(int(starter))
         return
     if os.environ.get("WORLD_SIZE", "1") != "1":
