@@ -74,12 +74,14 @@ class Ranks:
         begin = max(1, kept, (groups - (self.size - 1) * round(besides / together)) // self.size)
         most = 1 + groups - begin if self.size > 1 else 1
         if self.size > most:
+            least = (self.size - 2 + max(1, -(-first // together))) * together + 1
             raise RankError(
                 "there are more processes than parts of the text",
-                found=f"{self.size} processes; {count} chunks, of which {together} stay together"
-                + (f" and the first {first} with the noise floor and drift" if first > together else ""),
-                expected=f"at most {most} processes" if most > 1 else "one process",
-                fix="start fewer, or take a longer text",
+                found=f"{self.size} processes; {count} chunks, which are parted by {together}"
+                + (f", the first {kept * together} not at all" if first > together else ""),
+                expected=f"{least} chunks or more, or "
+                + (f"at most {most} processes" if most > 1 else "one process"),
+                fix="give a longer text or more --chunks, or start fewer processes",
             )
         bounds = [0, *(begin + (groups - begin) * i // max(1, self.size - 1) for i in range(self.size))]
         return slice(bounds[self.rank] * together, min(count, bounds[self.rank + 1] * together))

@@ -27,8 +27,12 @@ from bamba_reference.stream import head_blocks, together
 def test_parts_tile_the_text(count: int, at_once: int, size: int, first: int) -> None:
     groups, kept = -(-count // at_once), max(1, -(-min(first, count) // at_once))
     if size > 1 and size > 1 + groups - kept:
-        with pytest.raises(RankError, match="more processes than parts"):
+        with pytest.raises(RankError, match="more processes than parts") as caught:
             Ranks(0, size).part(count, at_once, first=first)
+        least = int(str(caught.value).partition("expected: ")[2].split()[0])
+        Ranks(0, size).part(least, at_once, first=first)
+        with pytest.raises(RankError):
+            Ranks(0, size).part(least - 1, at_once, first=first)
         return
     parts = [Ranks(rank, size).part(count, at_once, first=first) for rank in range(size)]
     assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ from bamba_quant.writers.atomic import atomic_files, output_error
 __all__ = [
     "ReportError",
     "ReportPaths",
-    "prepare_directory",
+    "prepared_directory",
     "read_report",
     "schema_text",
     "to_html",
@@ -33,12 +35,24 @@ class ReportPaths(NamedTuple):
     html: Path
 
 
-def prepare_directory(directory: str | Path) -> Path:
-    """Make ``directory`` and see that reports can be written into it, before the long work of an evaluation.
+@contextmanager
+def prepared_directory(directory: str | Path) -> Iterator[Path]:
+    """``directory``, made before the long work of an evaluation, and gone again where that fails.
 
-    Raises ``OutputError`` when they cannot.
+    Raises ``OutputError`` when reports cannot be written into it.
     """
     directory = Path(directory)
+    made = [each for each in (directory, *directory.parents) if not each.exists()]
+    try:
+        yield _prepare(directory)
+    except BaseException:
+        with suppress(OSError):  # of one that others have put something into
+            for each in made:
+                each.rmdir()
+        raise
+
+
+def _prepare(directory: Path) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -54,7 +68,7 @@ def write_reports(evaluation: Evaluation, directory: str | Path) -> ReportPaths:
     The directory is made when it is missing; reports that are there are replaced. Raises ``OutputError`` when
     they cannot be written.
     """
-    directory = prepare_directory(directory)
+    directory = _prepare(Path(directory))
     paths = ReportPaths(directory / "report.json", directory / "report.md", directory / "report.html")
     texts = [write(evaluation).encode("utf-8") for write in (to_json, to_markdown, to_html)]
     targets = [

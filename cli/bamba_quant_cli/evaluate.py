@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -146,7 +147,7 @@ def evaluate(
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
     from bamba_quant.evaluation.options import Options
     from bamba_quant.ranks import joined
-    from bamba_quant.report import prepare_directory, write_reports
+    from bamba_quant.report import prepared_directory, write_reports
 
     given = {
         "max-kld": max_kld,
@@ -157,9 +158,7 @@ def evaluate(
         "max-flips": max_flips,
         "min-same-top": min_same_top,
     }
-    with joined() as ranks:
-        if report_dir:
-            prepare_directory(report_dir)
+    with joined() as ranks, prepared_directory(report_dir) if report_dir and ranks.first else nullcontext():
         evaluation = measure(
             base,
             candidates,

@@ -77,8 +77,8 @@ Processes = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Processes that share the text, to one process's figures; with --device cuda each takes a GPU. On several "
-        "machines torchrun starts them.",
+        help="Split the text among so many processes, each with a GPU of its own with --device cuda; the figures are "
+        "one process's. Parts are of some thousand tokens at least. On several machines torchrun starts them.",
     ),
 ]
 Resume = Annotated[

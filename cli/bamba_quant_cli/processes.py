@@ -20,6 +20,8 @@ from bamba_quant.errors import BambaQuantError
 _STARTED = "BAMBA_QUANT_PROCESSES"
 # With which one of them ends when another has said why.
 _FAILED_ELSEWHERE = 75
+# A machine has up to so many GPUs, however few processors it lends.
+_AT_LEAST_ALLOWED = 8
 # What is another file, or none, in each process.
 _NO_FILES = (Path("/dev/stdin"), Path("/dev/fd"), Path("/proc"))
 _SECONDS_BETWEEN_LOOKS = 0.05
@@ -35,8 +37,8 @@ def share(count: int, *files: Path | None) -> None:
     """Return in each of ``count`` processes that run this command line, which reads ``files``; of one at once.
 
     The process that starts them ends here, with the exit code of the one that said why it failed, or with 0. Raises
-    ``BambaQuantError`` when one is killed, under torchrun, which starts processes itself, and for a file that can be
-    read but once.
+    ``BambaQuantError`` when one is killed, under torchrun, which starts processes itself, for more of them than the
+    machine has processors, and for a file that can be read but once.
     """
     if count == 1:
         return
@@ -50,18 +52,27 @@ def share(count: int, *files: Path | None) -> None:
             found=f"--processes {count}, and WORLD_SIZE={os.environ['WORLD_SIZE']} as torchrun sets it",
             fix="leave one of the two out",
         )
+    from bamba_quant.writers.gguf import default_threads
+
+    most = max(_AT_LEAST_ALLOWED, default_threads())
+    if count > most:
+        raise BambaQuantError(
+            "there are more processes than processors to run them",
+            found=f"--processes {count}",
+            expected=f"at most {most} on this machine",
+            fix="give as many as there are GPUs, or processors where there is none",
+        )
     for file in files:
-        # A redirected standard input passes for a file, and is this process's alone.
-        passing = file and any(file.absolute().is_relative_to(place) for place in _NO_FILES)
-        if file and (passing or (file.exists() and not file.is_file())):
+        own = file and any(file.absolute().is_relative_to(place) for place in _NO_FILES)
+        if file and (own or (file.exists() and not file.is_file())):
             raise BambaQuantError(
                 "several processes cannot share this input",
                 where=file,
-                found="something that is no file",
-                expected="a file, which each of them reads",
-                fix="write it to a file, or leave out --processes",
+                found="what only the process that starts them has" if own else "something that is no file",
+                expected="a file by its name, which each of them reads",
+                fix="name the file, or leave out --processes",
             )
-    raise typer.Exit(_run(count))
+    raise typer.Exit(_run(count, default_threads()))
 
 
 def code_elsewhere() -> int:
@@ -69,9 +80,7 @@ def code_elsewhere() -> int:
     return _FAILED_ELSEWHERE if _STARTED in os.environ else 2
 
 
-def _run(count: int) -> int:
-    from bamba_quant.writers.gguf import default_threads
-
+def _run(count: int, processors: int) -> int:
     listener = socket.create_server(("127.0.0.1", 0))
     environment = os.environ | {
         _STARTED: f"{count}/{os.getpid()}",
@@ -82,7 +91,7 @@ def _run(count: int) -> int:
         # The store is this process's, so that it outlives whichever of the others fails first.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, default_threads() // count)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, processors // count)))
     children: list[subprocess.Popen[bytes]] = []
     store = None
     try:
@@ -106,7 +115,7 @@ def _run(count: int) -> int:
             raise BambaQuantError(
                 "a process of this run was killed",
                 found=f"process {failed + 1} of {count}, by signal {number} ({signal.strsignal(number)})",
-                fix="look who ended it; the others were ended, and what they had begun to write was taken away"
+                fix="find out what ended it; the others were ended, and what they had begun to write was taken away"
                 + ("; it may have run out of memory" if number == signal.SIGKILL else ""),
             )
         return _own_code(children)

@@ -94,6 +94,11 @@ def test_standard_input_cannot_be_shared(option: str, text: Path, q4: Path) -> N
     assert child.returncode == 2 and "cannot share this input\n  where: /dev/stdin\n" in said[1]
 
 
+def test_more_processes_than_the_machine_runs(text: Path, q4: Path) -> None:
+    said = done("evaluate", embedded_model(), q4, "--text", text, "--processes", 4096, code=2)[1]
+    assert "--processes 4096" in said and "more processes than processors" in said
+
+
 def test_the_code_of_the_process_that_says_why() -> None:
     """The others may end before it."""
     first, second = (

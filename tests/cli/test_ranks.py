@@ -129,7 +129,8 @@ def test_bad_input_is_told_once(text: Path, q4: Path, tmp_path: Path) -> None:
     assert done.stderr.count("no such dtype") == 1 and not done.stdout
     done = torchrun(2, "-m", "bamba_quant_cli", *words, "--chunks", 64, code=1)
     assert done.stderr.count("more processes than parts of the text") == 1
-    assert "2 processes; 64 chunks, of which 64 stay together" in done.stderr and "one process" in done.stderr
+    assert "2 processes; 64 chunks, which are parted by 64\n" in done.stderr
+    assert "65 chunks or more, or one process\n" in done.stderr
 
 
 @pytest.mark.parametrize("fault", ["error", "bug", "kill"])
@@ -149,8 +150,7 @@ def test_a_process_that_fails_ends_all(fault: str, text: Path, q4: Path, tmp_pat
         reports,
     )
     done = torchrun(2, script, fault, *words, code=1)
-    assert not done.stdout and not list(reports.iterdir())
-    assert sorted(tmp_path.iterdir()) == [script, reports]
+    assert not done.stdout and list(tmp_path.iterdir()) == [script]
     said = {
         "error": "error: a tensor cannot be read",
         "bug": "KeyError: 'model.layers.2",

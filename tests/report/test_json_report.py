@@ -12,7 +12,7 @@ import pytest
 from bamba_quant.errors import BambaQuantError, OutputError
 from bamba_quant.report import (
     ReportError,
-    prepare_directory,
+    prepared_directory,
     read_report,
     schema_text,
     to_json,
@@ -116,10 +116,26 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         write_reports(EDGES["one"], tmp_path / "file")
     with pytest.raises(OutputError):
         write_reports(EDGES["one"], tmp_path / "file" / "below")
-    with pytest.raises(OutputError):
-        prepare_directory(tmp_path / "file")
+    with pytest.raises(OutputError), prepared_directory(tmp_path / "file"):
+        pass
     assert (tmp_path / "file").read_text() == "mine"
-    assert prepare_directory(tmp_path / "deep" / "down").is_dir()
     write_reports(EDGES["one"], tmp_path)
     write_reports(EDGES["two"], tmp_path)
     assert read_report(tmp_path / "report.json") == EDGES["two"]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_directory_for_reports_that_do_not_come(failure: type[BaseException], tmp_path: Path) -> None:
+    deep = tmp_path / "deep" / "down"
+    with prepared_directory(deep) as made:
+        assert made == deep and deep.is_dir()
+    with pytest.raises(failure), prepared_directory(deep):
+        raise failure
+    assert deep.is_dir()  # it was there before
+    with pytest.raises(failure), prepared_directory(deep / "more"):
+        (deep / "more" / "theirs").touch()
+        raise failure
+    assert (deep / "more" / "theirs").is_file()
+    with pytest.raises(failure), prepared_directory(tmp_path / "new" / "down"):
+        raise failure
+    assert not (tmp_path / "new").exists()

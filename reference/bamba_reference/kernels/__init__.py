@@ -67,17 +67,17 @@ def _check_cpu(device: torch.device, dtype: str) -> None:
 
 
 def _check(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    if not _installed("triton"):
-        raise BackendError(
-            f"the backend {name} needs Triton",
-            fix="pip install triton, of the version that torch names (its CUDA builds bring it along)",
-        )
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise BackendError(
             f"the backend {name} runs on a GPU",
             found=f"device {device}",
             expected="cuda",
             fix="give --device cuda, or take --backend torch",
+        )
+    if not _installed("triton"):
+        raise BackendError(
+            f"the backend {name} needs Triton",
+            fix="pip install triton, of the version that torch names (its CUDA builds bring it along)",
         )
     if str(dtype) == "torch.float64":
         raise BackendError(
