@@ -27,7 +27,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/bamba-quant demo
 
 # Files of tests side by side, a processor each (tests/conftest.py); a file's tests share what it makes for them. In the
-# order of their names, since those with few tests are the longest. With bytecode, since they start Python 500 times.
+# order of their names, since those with few tests are the longest. With bytecode, since many of them start Python.
 test: $(VENV)/test.stamp
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
@@ -48,7 +48,8 @@ bench: $(VENV)/test.stamp
 	PYTHONPATH=. $(BIN)/python benchmarks/quantize.py --types q8_0 q4_k_m
 	$(BIN)/python -m benchmarks.quantizers
 
-# On a machine with two GPUs (with one: python -m benchmarks.cuda --only tests kernels forward evaluate). Its peers mamba_ssm and causal_conv1d are compiled and not installed by this.
+# On a machine with two GPUs (with one: python -m benchmarks.cuda --only tests kernels forward evaluate). Its peers
+# mamba_ssm and causal_conv1d are compiled and not installed by this.
 bench-cuda: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.cuda
 

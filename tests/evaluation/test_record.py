@@ -10,8 +10,11 @@ import torch
 from bamba_quant.evaluation import record
 from bamba_quant.evaluation.record import compiling
 from bamba_quant.weights import Meter
+from tests.support.kernels import needs_triton
 
-knobs = pytest.importorskip("triton", reason="Triton is not installed").knobs
+needs_triton()
+
+from triton import knobs  # noqa: E402
 
 
 def test_kernels_that_were_compiled_before_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
