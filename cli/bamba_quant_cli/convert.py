@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bamba_quant_cli.console import count, print_json, print_table, progress, size
-from bamba_quant_cli.options import AsJson, DryRun, IgnoreConfigKey, Overwrite, Threads, parse_size
+from bamba_quant_cli.options import (
+    AsJson,
+    DryRun,
+    IgnoreConfigKey,
+    ImatrixStrict,
+    Overwrite,
+    Threads,
+    parse_size,
+)
 from bamba_quant_cli.plans import print_rows, rows_as_json
 
 if TYPE_CHECKING:
@@ -71,6 +79,7 @@ def convert(
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix of llama-imatrix, .gguf or .dat.")
     ] = None,
+    imatrix_strict: ImatrixStrict = False,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mixture.")] = False,
     output_tensor_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")
@@ -146,6 +155,7 @@ def convert(
         outfile=outfile,
         wishes=wishes,
         imatrix=imatrix,
+        imatrix_strict=imatrix_strict,
         allow_requantize=allow_requantize,
         keep_split=keep_split,
         split_max_bytes=parse_size(split_max_size, "--split-max-size") if split_max_size else None,
