@@ -10,7 +10,7 @@ from typing import Any
 from gguf import GGUFValueType, Keys, LlamaFileType
 
 from bamba_quant.architectures import architecture_of, architecture_of_gguf
-from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import Value
 from bamba_quant.errors import ArchitectureError, BambaQuantError, listed
 from bamba_quant.repair import suspect
@@ -71,19 +71,19 @@ def inspect_path(path: str | Path) -> Inspection:
     A directory of a config.json alone, or that file, shows the tensors it implies, if its architecture is known.
     Raises ``CheckpointError`` when it cannot be read as what it claims to be.
     """
-    directory = directory_of(path)
+    directory, reading = directory_of(path), ReadOptions(ignore_adapter=True)
     if (directory / CONFIG).is_file() and not has_weights(directory):
-        source = imagined_source(directory)
+        source = imagined_source(directory, reading=reading)
         found = _inspect_huggingface(source.checkpoint)
         return replace(found, remarks=(*found.remarks, source.note))
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, reading=reading)
     return _inspect_gguf(checkpoint) if checkpoint.kind == "gguf" else _inspect_huggingface(checkpoint)
 
 
 def _inspect_huggingface(checkpoint: Checkpoint) -> Inspection:
     hf = checkpoint.metadata
     name = ", ".join(hf.get("architectures") or [str(hf.get("model_type"))])
-    remarks = (unread(checkpoint),) if checkpoint.unused else ()
+    remarks = (*checkpoint.notes, *((unread(checkpoint),) if checkpoint.unused else ()))
     try:
         # state-spaces' own configurations name neither.
         name = name if hf.get("architectures") else architecture_of(hf).name

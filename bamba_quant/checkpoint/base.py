@@ -96,7 +96,8 @@ class Checkpoint:
 
     ``kind`` is "huggingface", where ``metadata`` is the parsed config.json, or "gguf", where it maps the GGUF's
     keys to ``Value``. ``files`` are those that hold tensors. Weights that a quantized checkpoint stores as several
-    tensors are one in ``tensors``; ``unused`` names those that only its activations need.
+    tensors are one in ``tensors``; ``unused`` names those that only its activations need. ``notes`` tell the user
+    what was tolerated in reading it.
     """
 
     path: Path
@@ -105,6 +106,7 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     files: tuple[Path, ...] = field(default=())
     unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> int:

@@ -16,10 +16,14 @@ _FLOATS = ("f32", "bf16", "f16")
 
 
 class Stored:
-    """The tensors of a directory, as they become ``weights`` or turn out to be ``unused``."""
+    """The tensors of a directory, as they become ``weights`` or turn out to be ``unused``.
 
-    def __init__(self, directory: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    Their names in the files have ``prefix`` before them.
+    """
+
+    def __init__(self, directory: Path, tensors: Mapping[str, StoredTensor], prefix: str = "") -> None:
         self.directory = directory
+        self.prefix = prefix
         self.weights: dict[str, PackedTensor] = {}
         self.unused: set[str] = set()
         self._tensors = tensors

@@ -68,7 +68,7 @@ def _descriptions(stored: Stored) -> dict[str, dict[str, Any]]:
                 raise stored.unsupported(
                     "a header", f"{file.name}, {name}", reprlib.repr(text), "torchao's JSON"
                 )
-            found[name] = described
+            found[name.removeprefix(stored.prefix)] = described
     if not found:
         raise stored.unsupported(
             "the checkpoint", "__metadata__", "no word of torchao's", "a type by tensor name"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from gguf import Keys, LlamaFileType
 
-from bamba_quant.checkpoint import Checkpoint
+from bamba_quant.checkpoint import Checkpoint, ReadOptions
 from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.evaluation.hashing import hashes
 from bamba_quant.evaluation.logits_file import LogitsFile
@@ -40,7 +40,7 @@ class Opened:
 
 
 def open_models(
-    base: Path | None, candidates: Sequence[Path], ignore_config_keys: Collection[str] = ()
+    base: Path | None, candidates: Sequence[Path], reading: ReadOptions = ReadOptions()
 ) -> list[Opened]:
     """The base, if it is a model, and the candidates, in this order.
 
@@ -56,12 +56,19 @@ def open_models(
             "a model is given twice", found=", ".join(map(str, twice)), fix="name every model once"
         )
     opened = [
-        Opened(label, path, load_model(path, ignore_config_keys=ignore_config_keys))
+        Opened(label, path, load_model(path, reading=reading))
         for label, path in zip(_labels(paths), paths, strict=True)
     ]
     for other in opened[1:]:
         _check_comparable(opened[0], other)
     return opened
+
+
+def tell_notes(opened: Iterable[Opened], note: Callable[[str], None]) -> None:
+    """Call ``note`` with what was tolerated in reading each model."""
+    for each in opened:
+        for text in each.model.checkpoint.notes:
+            note(f"{each.label}: {text}")
 
 
 def describe(opened: Opened) -> ModelFile:
