@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bamba_quant.checkpoint import ReadOptions
+from bamba_quant.checkpoint.json_file import shown
 from bamba_quant.errors import PlanError
 from bamba_quant.source import CONFIG, Source, directory_of, has_weights, imagined_source, open_source
 
@@ -45,7 +46,7 @@ def _refuse_quantized(source: Source) -> None:
         raise PlanError(
             "the input is quantized already, and quantizing it again loses more than quantizing the original",
             where=source.checkpoint.path / CONFIG,
-            found=f"quantization_config, quant_method {method}",
+            found=f"quantization_config, quant_method {shown(method)}",
             expected="f32, f16 or bf16 weights",
             fix="give the original",
         )

@@ -34,6 +34,10 @@ class Stored:
         gone = self._taken | self.unused
         return {name: tensor for name, tensor in self._tensors.items() if name not in gone}
 
+    def get(self, name: str) -> StoredTensor | None:
+        """A tensor that nothing has taken so far, if there is one of this name."""
+        return None if name in self._taken or name in self.unused else self._tensors.get(name)
+
     def take(
         self, name: str, dtypes: tuple[str, ...] = _FLOATS, shapes: tuple[Shape, ...] = ()
     ) -> StoredTensor:
