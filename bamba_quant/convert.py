@@ -38,6 +38,7 @@ def plan_conversion(
     outfile: str | Path | None = None,
     wishes: Wishes | None = None,
     imatrix: Path | None = None,
+    imatrix_strict: bool = False,
     allow_requantize: bool = False,
     split_max_bytes: int | None = None,
     keep_split: bool = False,
@@ -53,8 +54,9 @@ def plan_conversion(
 
     ``outtype`` names a recipe or "auto"; ``outfile`` is a file (in which ``{ftype}`` stands for the type) or a
     directory, by default the model's own. ``metadata``, ``model_name``, ``pre`` and ``vocab`` are for directories:
-    a GGUF brings its own. With ``imagine`` a directory of a config.json alone will do, or that file, and the plan is
-    for show. Raises a ``BambaQuantError`` for whatever llama.cpp could not run.
+    a GGUF brings its own. With ``imatrix_strict`` a tensor that ``imatrix`` has no entry for is an error. With
+    ``imagine`` a directory of a config.json alone will do, or that file, and the plan can only be shown. Raises a
+    ``BambaQuantError`` for whatever llama.cpp could not run.
     """
     source = _open(Path(model), imagine and not vocab_only, reading, weights=not vocab_only)
     differences = source.architecture.check_gguf(source.config)
@@ -73,7 +75,7 @@ def plan_conversion(
         # Where there are no weights the tokenizer may be missing, too.
         vocab = vocab and not (source.imagined and not has_tokenizer(source.checkpoint.path))
         values, notes, stem = _of_directory(source, recipe, model_name, metadata, pre, vocab, vocab_only)
-    weights = read_imatrix(imatrix) if imatrix is not None else None
+    weights = read_imatrix(imatrix, strict=imatrix_strict) if imatrix is not None else None
     plan = plan_gguf(
         source,
         recipe,
@@ -139,7 +141,7 @@ def _of_directory(
 def _of_gguf(source: Source, recipe: Recipe) -> Described:
     """The input's own key-values but for what describes its types, shards and layout."""
     checkpoint = source.checkpoint
-    if not isinstance(suspect(checkpoint.metadata), str):
+    if not isinstance(suspect(checkpoint.key_values), str):
         raise PlanError(
             "the input's q and k rows are in the wrong order, as llama.cpp's converter leaves them",
             where=checkpoint.path,

@@ -181,9 +181,14 @@ def plan_quantization(
         chosen_scheme,
         {role for candidate in candidates if candidate.name in chosen for role in candidate.roles},
     )
+    if imatrix is not None:
+        imatrix.check_used(rule.gguf for candidate in candidates for rule in candidate.rules if rule.gguf)
     account = [*_account(plan, imatrix is not None), *(f"Note: {note}." for note in loading)]
     files, not_copied = small_files(source.checkpoint.path, configuration, account)
     notes = [*source.checkpoint.notes, *_notes(plan, configuration, dtype), *loading]
+    without = [matrix.source.name for matrix in plan.matrices if matrix.importance is None]
+    if imatrix is not None and without:
+        notes.append(f"the importance matrix has no entry for {len(without)} matrices: {listed(without, 3)}")
     if not_copied:
         notes.append(f"not copied: {listed(not_copied)}")
     return replace(plan, files={**index_file(shards), **files}, notes=tuple(notes))

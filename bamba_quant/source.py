@@ -74,8 +74,8 @@ def open_source(path: str | Path, *, reading: ReadOptions = ReadOptions(), weigh
         config = Config.from_hf(checkpoint.metadata, ignore=reading.ignore_config_keys)
         rules = architecture.tensors(config) if weights else ()
         return Source(checkpoint, architecture, config, _match_huggingface(checkpoint, rules))
-    architecture = architecture_of_gguf(checkpoint.metadata)
-    config = architecture.config_of_gguf(checkpoint.metadata, checkpoint.tensors)
+    architecture = architecture_of_gguf(checkpoint.key_values)
+    config = architecture.config_of_gguf(checkpoint.key_values, checkpoint.tensors)
     return Source(checkpoint, architecture, config, _match_gguf(checkpoint, architecture.tensors(config)))
 
 
@@ -209,6 +209,14 @@ def _match_gguf(checkpoint: Checkpoint, listed_rules: tuple[TensorRule, ...]) ->
             ),
         )
     for name, rule in rules.items():
+        if not checkpoint.tensors[name].format.readable:
+            raise PlanError(
+                "a tensor has a type that weights cannot be read from",
+                where=f"{checkpoint.path}, tensor {name}",
+                found=checkpoint.tensors[name].format.name,
+                expected="a type of llama-quantize's, or f32, f16, bf16",
+                fix="convert the original checkpoint again",
+            )
         # Writers differ in whether they count leading axes of one row.
         if _squeezed(checkpoint.tensors[name].shape) != _squeezed(rule.gguf_shape):
             raise PlanError(

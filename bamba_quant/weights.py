@@ -66,8 +66,7 @@ class Meter:
 class LazyWeights(Mapping[str, NDArray[Any]]):
     """Reading a name loads that tensor: in its own dtype where it is stored plainly, else as float32.
 
-    Tensors stored as the reference wants them are mapped from the file, so that reading a few rows of one touches
-    only these. Nothing is kept.
+    Nothing is kept, and nothing is mapped: a file that shrinks while it is read is an error.
     """
 
     def __init__(self, stored: Mapping[str, tuple[StoredTensor, TensorRule]], inverted: bool) -> None:
@@ -75,17 +74,6 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         self._inverted = inverted
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        tensor, rule, moved = self.stored(name)
-        if tensor.format.dtype is not None and not moved:
-            section = tensor.section
-            stacked = 1 if section is None else section.period // section.length
-            mapped: NDArray[Any] = np.memmap(
-                tensor.file, tensor.format.dtype, "r", tensor.offset, stacked * tensor.elements
-            )
-            if section is not None:
-                whole = mapped.reshape(-1, section.period, tensor.columns)
-                mapped = whole[:, section.start : section.start + section.length]
-            return mapped.reshape(rule.shape)
         return self.rows(name)
 
     def rows(

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from bamba_quant.checkpoint.gguf_values import KeyValues
 from bamba_quant.checkpoint.regular_file import open_regular
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats import Format
@@ -106,10 +107,10 @@ class StoredTensor:
 class Checkpoint:
     """A model on disk.
 
-    ``kind`` is "huggingface", where ``metadata`` is the parsed config.json, or "gguf", where it maps the GGUF's
-    keys to ``Value``. ``files`` are those that hold tensors. Weights that a quantized checkpoint stores as several
-    tensors are one in ``tensors``; ``unused`` names those that only its activations need. ``notes`` tell the user
-    what was tolerated in reading it.
+    ``kind`` is "huggingface", where ``metadata`` is the parsed config.json, or "gguf", where it is ``KeyValues``.
+    ``files`` are those that hold tensors. Weights that a quantized checkpoint stores as several tensors are one in
+    ``tensors``; ``unused`` names those that only its activations need. ``notes`` tell the user what was tolerated in
+    reading it.
     """
 
     path: Path
@@ -119,6 +120,12 @@ class Checkpoint:
     files: tuple[Path, ...] = field(default=())
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def key_values(self) -> KeyValues:
+        """``metadata`` of a GGUF, with its typed getters."""
+        assert isinstance(self.metadata, KeyValues), "only a GGUF has key-values"
+        return self.metadata
 
     @property
     def n_bytes(self) -> int:

@@ -199,13 +199,12 @@ def _type_name(file_type: LlamaFileType) -> str:
 def _recipe(checkpoint: Checkpoint, types: Sequence[TypeTotal]) -> str:
     """What a file calls its mixture of types; else the type of most of its bytes."""
     if checkpoint.kind == "gguf":
-        stored = checkpoint.metadata.get(Keys.General.FILE_TYPE)
-        if stored is not None:
-            for recipe in recipes():
-                if int(recipe.file_type) == stored.value:
-                    return recipe.name
-            if stored.value in LlamaFileType._value2member_map_:
-                return _type_name(LlamaFileType(stored.value))
+        stored = checkpoint.key_values.integer(Keys.General.FILE_TYPE)
+        for recipe in recipes():
+            if recipe.file_type == stored:
+                return recipe.name
+        if stored in LlamaFileType._value2member_map_:
+            return _type_name(LlamaFileType(stored))
     elif "quantization_config" in checkpoint.metadata:
         return _quantization(checkpoint.metadata["quantization_config"])
     return Counter({each.name: each.n_bytes for each in types}).most_common(1)[0][0]

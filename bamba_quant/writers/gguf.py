@@ -15,7 +15,8 @@ from pathlib import Path
 from gguf import Keys
 
 from bamba_quant.checkpoint import RawReader
-from bamba_quant.checkpoint.gguf_file import MAGIC, split_name, split_stem
+from bamba_quant.checkpoint.gguf_file import split_name, split_stem
+from bamba_quant.checkpoint.gguf_header import MAGIC
 from bamba_quant.checkpoint.gguf_values import Value, int32, pack_string, pack_value, uint16
 from bamba_quant.errors import PlanError
 from bamba_quant.plan import Plan, PlanRow, padded

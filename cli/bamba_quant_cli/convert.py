@@ -14,6 +14,7 @@ from bamba_quant_cli.options import (
     DryRun,
     IgnoreAdapter,
     IgnoreConfigKey,
+    ImatrixStrict,
     Overwrite,
     StripPrefix,
     Threads,
@@ -81,6 +82,7 @@ def convert(
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix of llama-imatrix, .gguf or .dat.")
     ] = None,
+    imatrix_strict: ImatrixStrict = False,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mixture.")] = False,
     output_tensor_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")
@@ -158,6 +160,7 @@ def convert(
         outfile=outfile,
         wishes=wishes,
         imatrix=imatrix,
+        imatrix_strict=imatrix_strict,
         allow_requantize=allow_requantize,
         keep_split=keep_split,
         split_max_bytes=parse_size(split_max_size, "--split-max-size") if split_max_size else None,

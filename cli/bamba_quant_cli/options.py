@@ -59,6 +59,13 @@ Imatrix = Annotated[
         metavar="FILE", help="Importance matrix of llama-imatrix, .gguf or .dat: weighs each column's errors."
     ),
 ]
+ImatrixStrict = Annotated[
+    bool,
+    typer.Option(
+        "--imatrix-strict",
+        help="Make a tensor without an entry in the importance matrix an error, not a note.",
+    ),
+]
 Keep = Annotated[
     list[str] | None,
     typer.Option(

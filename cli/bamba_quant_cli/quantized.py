@@ -25,6 +25,7 @@ def quantize(
     keep: Sequence[str],
     dtype: str,
     imatrix: Path | None,
+    imatrix_strict: bool,
     max_shard_bytes: int,
     dry_run: bool,
     resume: bool,
@@ -46,7 +47,7 @@ def quantize(
         keep=keep,
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
-        imatrix=read_imatrix(imatrix) if imatrix else None,
+        imatrix=read_imatrix(imatrix, strict=imatrix_strict) if imatrix else None,
         imagine=dry_run,
         reading=reading,
     )
