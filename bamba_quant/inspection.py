@@ -84,12 +84,14 @@ def inspect_path(path: str | Path) -> Inspection:
 
 def _inspect_huggingface(checkpoint: Checkpoint) -> Inspection:
     hf = checkpoint.metadata
-    name = ", ".join(hf.get("architectures") or [str(hf.get("model_type"))])
+    classes = hf.get("architectures")
+    names = [each for each in classes if isinstance(each, str)] if isinstance(classes, list) else []
+    name = ", ".join(names) or str(hf.get("model_type"))
     remarks = (*checkpoint.notes, *((unread(checkpoint),) if checkpoint.unused else ()))
     try:
         # state-spaces' own configurations name neither.
-        name = name if hf.get("architectures") else architecture_of(hf).name
-        architecture_of(hf)
+        family = architecture_of(hf).name
+        name = name if classes else family
         layers = Config.from_hf(hf).layer_types
     except BambaQuantError as error:
         return Inspection(checkpoint, name, (), hf, (*remarks, str(error)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bamba_quant.checkpoint import ReadOptions
-from bamba_quant.checkpoint.json_file import shown
 from bamba_quant.errors import PlanError
 from bamba_quant.source import CONFIG, Source, directory_of, has_weights, imagined_source, open_source
+from bamba_reference.shown import shown
 
 
 def open_unquantized(model: Path, imagine: bool, reading: ReadOptions) -> Source:

@@ -15,12 +15,12 @@ import numpy as np
 from bamba_quant.checkpoint.activations import of_compressed_tensors
 from bamba_quant.checkpoint.base import RawReader, StoredTensor
 from bamba_quant.checkpoint.joining import E4M3, Stored
-from bamba_quant.checkpoint.json_file import shown
 from bamba_quant.checkpoint.packed import Beside
 from bamba_quant.checkpoint.targets import Groups
 from bamba_quant.checkpoint.unpacking import Floats, Integers
 from bamba_quant.formats.integers import Grid
 from bamba_quant.schemes.pack_quantized import unpack_zeros
+from bamba_reference.shown import shown
 
 # Of activations and of the key-value cache: nothing that a weight's value depends on.
 _UNUSED = re.compile(

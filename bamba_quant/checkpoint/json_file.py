@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from bamba_quant.checkpoint.regular_file import file_changed, open_regular
 from bamba_quant.errors import BambaQuantError, CheckpointError
+from bamba_reference.shown import shown
 
 T = TypeVar("T")
 
@@ -157,14 +157,6 @@ def objects(
                 expected="an object",
             )
     return listed
-
-
-def shown(value: Any) -> str:
-    """A value of any type and size, short, for an error message."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # more digits than Python converts
-        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
 
 
 def _finite(digits: str) -> float:

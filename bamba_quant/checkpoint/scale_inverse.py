@@ -7,9 +7,9 @@ from typing import Any
 
 from bamba_quant.checkpoint.activations import of_scale_inverse
 from bamba_quant.checkpoint.joining import E4M3, Stored
-from bamba_quant.checkpoint.json_file import shown
 from bamba_quant.checkpoint.packed import Beside
 from bamba_quant.checkpoint.unpacking import Floats
+from bamba_reference.shown import shown
 
 
 def read_scale_inverse(quantization: Mapping[str, Any], stored: Stored) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from bamba_quant.checkpoint.base import are_counts, is_shape
-from bamba_quant.checkpoint.json_file import shown
+from bamba_reference.shown import shown
 
 # torch's storage classes of types that weights can be read from, and their formats.
 STORAGES = {"FloatStorage": "f32", "HalfStorage": "f16", "BFloat16Storage": "bf16"}

@@ -11,7 +11,7 @@ from typing import Any
 import regex
 
 from bamba_quant.checkpoint.joining import Stored
-from bamba_quant.checkpoint.json_file import shown
+from bamba_reference.shown import shown
 
 _MOST_PATTERNS, _MOST_LENGTH = 1000, 1000
 _SECONDS = 2.0  # for all matches of a checkpoint: some expressions take exponential time

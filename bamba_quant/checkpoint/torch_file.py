@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bamba_quant.checkpoint.base import StoredTensor
-from bamba_quant.checkpoint.json_file import shown
 from bamba_quant.checkpoint.regular_file import open_regular
 from bamba_quant.checkpoint.state_dict import STORAGES, PickleError, Tensor, read_state_dict
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats import format_named
+from bamba_reference.shown import shown
 
 _LOCAL_HEADER = 30  # bytes before name and extra field: APPNOTE.TXT, section 4.3.7
 _PICKLE_BYTES = 16 << 20  # a tensor takes about 200

@@ -11,12 +11,13 @@ from typing import Any, TypeGuard
 
 from bamba_quant.checkpoint.activations import of_torchao
 from bamba_quant.checkpoint.joining import E4M3, Stored
-from bamba_quant.checkpoint.json_file import parse_json, shown
+from bamba_quant.checkpoint.json_file import parse_json
 from bamba_quant.checkpoint.packed import Beside, Codes
 from bamba_quant.checkpoint.safetensors_file import read_metadata
 from bamba_quant.checkpoint.unpacking import Floats, Integers, Tiles
 from bamba_quant.formats.integers import Grid
 from bamba_quant.schemes.torchao_tile_packed import TILE, padded
+from bamba_reference.shown import shown
 
 _PLAIN = "Tensor"
 
