@@ -113,7 +113,7 @@ def _of_directory(
 ) -> Described:
     checkpoint, architecture = source.checkpoint, source.architecture.gguf_architecture(source.config)
     general = read_general(
-        checkpoint.path.resolve(),  # "." has no name
+        checkpoint.path,
         checkpoint.elements,
         architecture=architecture,
         model_name=model_name,

@@ -184,7 +184,7 @@ def plan_quantization(
     if imatrix is not None:
         imatrix.check_used(rule.gguf for candidate in candidates for rule in candidate.rules if rule.gguf)
     account = [*_account(plan, imatrix is not None), *(f"Note: {note}." for note in loading)]
-    files, not_copied = small_files(source.checkpoint.path, configuration, account)
+    files, not_copied = small_files(source.checkpoint, configuration, account)
     notes = [*source.checkpoint.notes, *_notes(plan, configuration, dtype), *loading]
     without = [matrix.source.name for matrix in plan.matrices if matrix.importance is None]
     if imatrix is not None and without:

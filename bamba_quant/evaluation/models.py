@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.evaluation.hashing import hashes
 from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.provenance import ModelFile, TypeTotal
+from bamba_quant.model_name import name_of
 from bamba_quant.recipes import recipes
 from bamba_quant.schemes import Ignored, schemes
 from bamba_quant.weights import LoadedModel, load_model
@@ -141,10 +143,13 @@ def tokenizer_hash(checkpoint: Checkpoint) -> str:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, without .gguf; as many more parts as tell all apart."""
-    resolved = [path.resolve() for path in paths]
-    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
-        labels = ["/".join(path.parts[-depth:]).removesuffix(".gguf") for path in resolved]
+    """What each model is called; with the organization, or as many parts of its path, as tell all apart."""
+    names = [name_of(path) for path in paths]
+    places = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
+    candidates = [[name.name for name in names], [name.repository for name in names]]
+    for depth in range(2, max(len(place.parts) for place in places) + 1):
+        candidates.append(["/".join(place.parts[-depth:]).removesuffix(".gguf") for place in places])
+    for labels in candidates:
         if len(set(labels)) == len(labels):
             return labels
     return [str(path) for path in paths]  # a directory x beside a file x.gguf
