@@ -11,6 +11,7 @@ from typing import Any
 from gguf import Keys
 
 from bamba_quant.checkpoint.json_file import read_json
+from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.errors import CheckpointError, PlanError
 from bamba_quant.errors import listed as first_of
 from bamba_quant.front_matter import read_front_matter
@@ -159,7 +160,7 @@ def read_card(file: Path) -> dict[str, Any]:
     Raises ``PlanError`` for a card that is not UTF-8, for front matter that is not plain YAML and for values of
     another kind.
     """
-    if not file.is_file():
+    if not is_there(file):
         return {}
     try:
         card = read_front_matter(file)
@@ -182,7 +183,7 @@ def read_card(file: Path) -> dict[str, Any]:
 
 def read_sampling(file: Path) -> dict[str, Any]:
     """What generation_config.json recommends for sampling, by attribute of gguf-py's Metadata."""
-    if not file.is_file():
+    if not is_there(file):
         return {}
     values = read_json(file, "the model's settings for generation")
     return {

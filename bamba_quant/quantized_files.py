@@ -13,6 +13,7 @@ from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.config_text import with_key
 from bamba_quant.checkpoint.json_file import JSON_BYTES, SMALL_BYTES, TOKENIZER_BYTES, read_bytes
 from bamba_quant.checkpoint.links import check_link
+from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.model_name import ModelName, name_of
 from bamba_quant.writers.directory import CHAT_TEMPLATES, COPIED
 
@@ -41,7 +42,7 @@ def small_files(
             files[name] = _read(directory / name, directory, "it is copied", limit)
         else:
             others.append(name)
-    original = _read(card, directory, "the model card", SMALL_BYTES) if card.is_file() else None
+    original = _read(card, directory, "the model card", SMALL_BYTES) if is_there(card) else None
     files[_CARD] = _card(original, name_of(directory), account)
     return files, others
 

@@ -6,6 +6,7 @@ import reprlib
 from pathlib import Path
 
 from bamba_quant.checkpoint.json_file import read_json
+from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.errors import CheckpointError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -22,11 +23,11 @@ def adapter_notes(directory: Path, *, ignore: bool) -> tuple[str, ...]:
     transformers with peft installed applies an adapter that it finds beside a model. Raises ``CheckpointError``
     for an adapter that is not to be ignored, and for one without a base model.
     """
-    found = [name for name in ADAPTER_FILES if (directory / name).is_file()]
+    found = [name for name in ADAPTER_FILES if is_there(directory / name)]
     if not found:
         return ()
     described = _described(directory)
-    if not (directory / "config.json").is_file():
+    if not is_there(directory / "config.json"):
         raise CheckpointError(
             "the directory holds an adapter, not a model",
             where=directory,

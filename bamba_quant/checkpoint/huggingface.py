@@ -13,6 +13,7 @@ from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.json_file import read_json, required
 from bamba_quant.checkpoint.options import ReadOptions
 from bamba_quant.checkpoint.quantized import is_quantized, join
+from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
 from bamba_quant.errors import CheckpointError, listed
@@ -56,7 +57,7 @@ def read_huggingface(
         if quantized and read is read_safetensors:
             read = partial(read_safetensors, quantized=True)
         index = directory / index_name
-        if index.is_file():
+        if is_there(index):
             tensors, more = _indexed(index, single_name, read)
             notes += more
         elif files := sorted(directory.glob(pattern)):

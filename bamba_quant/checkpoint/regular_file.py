@@ -33,6 +33,11 @@ def open_regular(file: Path) -> tuple[int, int]:
     return descriptor, found.st_size
 
 
+def is_there(file: Path) -> bool:
+    """Whether there is anything of this name, be it a broken link or a pipe, for which reading it gives an error."""
+    return os.path.lexists(file)
+
+
 def _check(file: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise CheckpointError(
