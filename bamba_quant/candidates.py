@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bamba_quant.convert import plan_conversion
+from bamba_quant.model_name import name_of
 from bamba_quant.quantize import plan_quantization
 from bamba_quant.schemes import schemes
 from bamba_quant.writers import write_gguf
@@ -19,7 +20,7 @@ def make_candidate(model: Path, kind: str, directory: Path, *, threads: int | No
     refuses.
     """
     if kind in {scheme.name for scheme in schemes()}:
-        target = directory / f"{model.name}-{kind}"
+        target = directory / f"{name_of(model).name}-{kind}"
         write_quantized(plan_quantization(model, kind), target, threads=threads, overwrite=True)
         return target
     conversion = plan_conversion(model, outtype=kind, outfile=directory)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from gguf import GGML_QUANT_VERSION, Keys, fill_templated_filename
 
 from bamba_quant.calibration import read_imatrix
+from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.checkpoint.gguf_values import Value, string, uint32
 from bamba_quant.errors import OutputError, PlanError
@@ -48,7 +48,7 @@ def plan_conversion(
     vocab: bool = True,
     vocab_only: bool = False,
     imagine: bool = False,
-    ignore_config_keys: Collection[str] = (),
+    reading: ReadOptions = ReadOptions(),
 ) -> Conversion:
     """Plan the conversion of a Hugging Face directory or a GGUF file to GGUF, reading headers and small files only.
 
@@ -58,7 +58,7 @@ def plan_conversion(
     ``imagine`` a directory of a config.json alone will do, or that file, and the plan can only be shown. Raises a
     ``BambaQuantError`` for whatever llama.cpp could not run.
     """
-    source = _open(Path(model), imagine and not vocab_only, ignore_config_keys, weights=not vocab_only)
+    source = _open(Path(model), imagine and not vocab_only, reading, weights=not vocab_only)
     differences = source.architecture.check_gguf(source.config)
     recipe = resolve_recipe(outtype, source.checkpoint)
     if source.checkpoint.kind == "gguf":
@@ -85,18 +85,18 @@ def plan_conversion(
         allow_requantize=allow_requantize,
         split_max_bytes=split_max_bytes,
         keep_split=keep_split,
-        notes=(*notes, *differences),
+        notes=(*source.checkpoint.notes, *notes, *differences),
     )
     if vocab_only:
         plan = Plan(plan.architecture, plan.recipe, (), plan.metadata, (), plan.notes)
     return Conversion(source, plan, _outfile(outfile, source.checkpoint.path, stem, recipe.name))
 
 
-def _open(model: Path, imagine: bool, ignore_config_keys: Collection[str], *, weights: bool) -> Source:
+def _open(model: Path, imagine: bool, reading: ReadOptions, *, weights: bool) -> Source:
     directory = directory_of(model)
     if imagine and directory.is_dir() and not has_weights(directory):
-        return imagined_source(directory, ignore_config_keys=ignore_config_keys)
-    return open_source(directory, ignore_config_keys=ignore_config_keys, weights=weights)
+        return imagined_source(directory, reading=reading)
+    return open_source(directory, reading=reading, weights=weights)
 
 
 Described = tuple[dict[str, Value], tuple[str, ...], str]  # key-values, notes, stem of the default file name
@@ -113,7 +113,7 @@ def _of_directory(
 ) -> Described:
     checkpoint, architecture = source.checkpoint, source.architecture.gguf_architecture(source.config)
     general = read_general(
-        checkpoint.path.resolve(),  # "." has no name
+        checkpoint.path,
         checkpoint.elements,
         architecture=architecture,
         model_name=model_name,

@@ -11,7 +11,7 @@ from gguf import GGUFValueType, Keys, LlamaFileType
 
 from bamba_quant.architectures import architecture_of, architecture_of_gguf
 from bamba_quant.architectures.rules import Tensors, architecture_named
-from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import KeyValues
 from bamba_quant.errors import ArchitectureError, BambaQuantError, listed
 from bamba_quant.repair import suspect
@@ -73,23 +73,25 @@ def inspect_path(path: str | Path) -> Inspection:
     A directory of a config.json alone, or that file, shows the tensors it implies, if its architecture is known.
     Raises ``CheckpointError`` when it cannot be read as what it claims to be.
     """
-    directory = directory_of(path)
+    directory, reading = directory_of(path), ReadOptions(ignore_adapter=True)
     if (directory / CONFIG).is_file() and not has_weights(directory):
-        source = imagined_source(directory)
+        source = imagined_source(directory, reading=reading)
         found = _inspect_huggingface(source.checkpoint)
         return replace(found, remarks=(*found.remarks, source.note))
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, reading=reading)
     return _inspect_gguf(checkpoint) if checkpoint.kind == "gguf" else _inspect_huggingface(checkpoint)
 
 
 def _inspect_huggingface(checkpoint: Checkpoint) -> Inspection:
     hf = checkpoint.metadata
-    name = ", ".join(hf.get("architectures") or [str(hf.get("model_type"))])
-    remarks = (unread(checkpoint),) if checkpoint.unused else ()
+    classes = hf.get("architectures")
+    names = [each for each in classes if isinstance(each, str)] if isinstance(classes, list) else []
+    name = ", ".join(names) or str(hf.get("model_type"))
+    remarks = (*checkpoint.notes, *((unread(checkpoint),) if checkpoint.unused else ()))
     try:
         # state-spaces' own configurations name neither.
-        name = name if hf.get("architectures") else architecture_of(hf).name
-        architecture_of(hf)
+        family = architecture_of(hf).name
+        name = name if classes else family
         layers = Config.from_hf(hf).layer_types
     except BambaQuantError as error:
         return Inspection(checkpoint, name, (), hf, (*remarks, str(error)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.architectures import TensorRule
-from bamba_quant.checkpoint import Checkpoint, RawReader, StoredTensor, read_tensor
+from bamba_quant.checkpoint import Checkpoint, RawReader, ReadOptions, StoredTensor, read_tensor
 from bamba_quant.formats.base import U8
 from bamba_quant.formats.decoding import decode
 from bamba_quant.source import open_source
@@ -136,13 +136,13 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         return len(self._stored)
 
 
-def load_model(path: str | Path, *, ignore_config_keys: Collection[str] = ()) -> LoadedModel:
+def load_model(path: str | Path, *, reading: ReadOptions = ReadOptions()) -> LoadedModel:
     """The model at ``path``, a Hugging Face directory or a GGUF file: headers now, weights when they are read.
 
     Raises a ``BambaQuantError`` for an architecture that is not supported and for tensors that do not fit their
     configuration.
     """
-    source = open_source(path, ignore_config_keys=ignore_config_keys)
+    source = open_source(path, reading=reading)
     stored = {rule.name: (tensor, rule) for tensor, rule in source.pairs if not rule.left_out}
     weights = LazyWeights(stored, inverted=source.checkpoint.kind == "gguf")
     return LoadedModel(source.checkpoint, source.config, weights, source.architecture.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +14,7 @@ from bamba_quant.errors import ArchitectureError
 from bamba_reference.config import Config
 from bamba_reference.errors import ConfigError
 from bamba_reference.hf_configs import family_of
+from bamba_reference.shown import shown
 
 Shape = tuple[int, ...]
 Metadata = dict[str, Value]
@@ -176,9 +176,9 @@ def architecture_of(hf_config: Mapping[str, Any]) -> Architecture:
         classes = []
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ArchitectureError(
-            "the configuration's architectures is no list of names",
+            "the configuration's architectures is not a list of names",
             where="config.json",
-            found=reprlib.repr(classes),
+            found=shown(classes),
             expected="a list of one name, or null",
         )
     try:
@@ -187,7 +187,7 @@ def architecture_of(hf_config: Mapping[str, Any]) -> Architecture:
         pass
     raise ArchitectureError(
         "this model's architecture is not supported",
-        found=", ".join(classes) or f"model_type {reprlib.repr(model_type)} and no architectures",
+        found=", ".join(classes) or f"model_type {shown(model_type)} and no architectures",
         expected=", ".join(name for known in _registry.values() for name in known.hf_architectures),
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bamba_quant.checkpoint.json_file import objects, read_json, read_text, required
+from bamba_quant.checkpoint.links import check_link
 from bamba_quant.errors import TokenizerError
 
 _STOPS = ("eos", "eot", "eom")  # where llama.cpp looks for tokens that end a text
@@ -107,6 +108,7 @@ def chat_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, st
     """Templates by name, the usual one under "default": from chat_template.jinja, .json or the tokenizer's settings."""
     found, where = settings.get("chat_template"), directory / "tokenizer_config.json"
     if (directory / "chat_template.jinja").is_file():
+        check_link(directory / "chat_template.jinja", directory)
         found = read_text(directory / "chat_template.jinja", "a chat template")
     elif found is None and (directory / "chat_template.json").is_file():
         where = directory / "chat_template.json"
@@ -126,6 +128,7 @@ def chat_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, st
             expected="a string, or a list of objects with name and template",
         )
     for extra in sorted((directory / "additional_chat_templates").glob("*.jinja")):
+        check_link(extra, directory)
         _add_template(templates, extra.stem, read_text(extra, "a chat template"), extra)
     return templates
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from bamba_quant.errors import OutputError, listed
 from bamba_quant.writers.journal import NAME
 
+CHAT_TEMPLATES = "additional_chat_templates"  # transformers' directory for all but the default one
 # Small files that belong to a model whatever its weights are: a quantized copy of the model has them too.
 COPIED = (
     "generation_config.json",
@@ -22,7 +23,8 @@ COPIED = (
     "added_tokens.json",
     "vocab.*",
     "merges.txt",
-    "*.jinja",
+    "*.jinja",  # those of CHAT_TEMPLATES, too
+    "chat_template.json",
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
@@ -78,11 +80,7 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
         ) from None
     except OSError as error:
         raise refused(error, place) from error
-    foreign = [
-        entry.name
-        for entry in found
-        if entry.is_dir() or not any(fnmatch(entry.name, known) for known in _REPLACEABLE)
-    ]
+    foreign = [entry.name for entry in found if not _is_of_a_model(entry)]
     if found and not overwrite:
         raise _not_empty(place, [entry.name for entry in found])
     if foreign:
@@ -100,6 +98,13 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
             expected=f"{n_bytes:,} bytes",
             fix="free some space, or write elsewhere",
         )
+
+
+def _is_of_a_model(entry: Path) -> bool:
+    if entry.is_dir():
+        templates = entry.name == CHAT_TEMPLATES and not entry.is_symlink()
+        return templates and all(each.suffix == ".jinja" and not each.is_dir() for each in entry.iterdir())
+    return any(fnmatch(entry.name, known) for known in _REPLACEABLE)
 
 
 def check_apart(places: Iterable[Path], inputs: Iterable[Path]) -> None:

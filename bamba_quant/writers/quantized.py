@@ -110,6 +110,7 @@ def _open_files(plan: Quantization, place: Path, going_on: bool, opened: ExitSta
     descriptors: list[int] = []
     for name, n_bytes in plan.sizes.items():
         file = place / name
+        file.parent.mkdir(exist_ok=True)
         if going_on and (not file.is_file() or file.stat().st_size != n_bytes):
             raise OutputError(
                 "the work of an interrupted run is damaged, and was removed",
@@ -121,7 +122,8 @@ def _open_files(plan: Quantization, place: Path, going_on: bool, opened: ExitSta
         descriptor = os.open(file, os.O_RDWR) if going_on else reserve(file, n_bytes)
         opened.callback(os.close, descriptor)
         descriptors.append(descriptor)
-    flush_directory(place)  # a chunk that the journal lists must not lack its file
+    for directory in {(place / name).parent for name in plan.sizes}:
+        flush_directory(directory)  # a chunk that the journal lists must not lack its file
     for descriptor, content in zip(
         descriptors, [*(shard.header for shard in plan.shards), *plan.files.values()], strict=True
     ):

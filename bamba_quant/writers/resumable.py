@@ -43,7 +43,9 @@ def resumable_directory(
         try:
             if not journal.done:
                 for leftover in partial.iterdir():
-                    if leftover.name != NAME:
+                    if leftover.is_dir() and not leftover.is_symlink():
+                        shutil.rmtree(leftover)
+                    elif leftover.name != NAME:
                         leftover.unlink()
             yield partial, journal
             flush_directory(partial)

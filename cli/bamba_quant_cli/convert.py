@@ -12,11 +12,14 @@ from bamba_quant_cli.console import count, print_json, print_table, progress, si
 from bamba_quant_cli.options import (
     AsJson,
     DryRun,
+    IgnoreAdapter,
     IgnoreConfigKey,
     ImatrixStrict,
     Overwrite,
+    StripPrefix,
     Threads,
     parse_size,
+    read_options,
 )
 from bamba_quant_cli.plans import print_rows, rows_as_json
 
@@ -125,6 +128,8 @@ def convert(
         str | None, typer.Option(metavar="NAME", help="llama.cpp's pre-tokenizer, when it is not recognised.")
     ] = None,
     ignore_config_key: IgnoreConfigKey = None,
+    ignore_adapter: IgnoreAdapter = False,
+    strip_prefix: StripPrefix = "",
     threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -165,7 +170,7 @@ def convert(
         vocab=not no_vocab,
         vocab_only=vocab_only,
         imagine=dry_run,
-        ignore_config_keys=ignore_config_key or (),
+        reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
     )
     plan = conversion.plan
     if dry_run:

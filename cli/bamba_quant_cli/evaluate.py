@@ -20,10 +20,14 @@ from bamba_quant_cli.options import (
     Backend,
     Device,
     Dtype,
+    IgnoreAdapter,
     IgnoreConfigKey,
     Overwrite,
     Processes,
+    StripPrefix,
     Tokenizer,
+    print_note,
+    read_options,
 )
 from bamba_quant_cli.processes import share
 
@@ -135,6 +139,8 @@ def evaluate(
     processes: Processes = 1,
     tokenizer: Tokenizer = None,
     ignore_config_key: IgnoreConfigKey = None,
+    ignore_adapter: IgnoreAdapter = False,
+    strip_prefix: StripPrefix = "",
     as_json: AsJson = False,
 ) -> None:
     """Prove what quantized files lost: perplexity, divergence and drift of any formats, in one pass over a text.
@@ -176,7 +182,7 @@ def evaluate(
                 drift_chunks=drift_chunks,
                 activations=activations,
                 tokenizer=tokenizer,
-                ignore_config_keys=tuple(ignore_config_key or ()),
+                reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
                 save_base=save_base,
                 overwrite=overwrite,
             ),
@@ -186,6 +192,7 @@ def evaluate(
                 ["bamba-quant", *sys.argv[1:]] if processes > 1 else ranks.command(sys.argv[1:])
             ),
             progress=_teller() if ranks.first else lambda progress: None,
+            note=print_note,
             ranks=ranks,
         )
     if not ranks.first:

@@ -13,9 +13,13 @@ from bamba_quant_cli.options import (
     Backend,
     Device,
     Dtype,
+    IgnoreAdapter,
     IgnoreConfigKey,
     Model,
+    StripPrefix,
     Tokenizer,
+    print_note,
+    read_options,
 )
 
 EXAMPLES = """
@@ -48,6 +52,8 @@ def generate(
     backend: Backend = "auto",
     tokenizer: Tokenizer = None,
     ignore_config_key: IgnoreConfigKey = None,
+    ignore_adapter: IgnoreAdapter = False,
+    strip_prefix: StripPrefix = "",
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt with any model this tool reads; the text appears as it is made."""
@@ -63,7 +69,11 @@ def generate(
     sampling = Sampling(temperature, top_p, seed)
     if temperature == 0 and top_p != 1:
         raise BambaQuantError("--top-p draws nothing at temperature 0", fix="give a --temperature above 0")
-    loaded, encoder = open_model(model, tokenizer, ignore_config_key or ())
+    loaded, encoder = open_model(
+        model, tokenizer, read_options(ignore_config_key, ignore_adapter, strip_prefix)
+    )
+    for note in loaded.checkpoint.notes:
+        print_note(note)
     outside = [token for token in stop or () if not 0 <= token < loaded.config.vocab_size]
     if outside:
         raise BambaQuantError(

@@ -11,6 +11,7 @@ from bamba_quant_cli.options import (
     Directory,
     DryRun,
     HuggingFaceModel,
+    IgnoreAdapter,
     IgnoreConfigKey,
     Imatrix,
     ImatrixStrict,
@@ -19,8 +20,10 @@ from bamba_quant_cli.options import (
     OtherDtype,
     OverwriteDirectory,
     Resume,
+    StripPrefix,
     Threads,
     parse_size,
+    read_options,
 )
 
 EXAMPLES = """
@@ -76,6 +79,8 @@ def int4(
     dry_run: DryRun = False,
     resume: Resume = False,
     ignore_config_key: IgnoreConfigKey = None,
+    ignore_adapter: IgnoreAdapter = False,
+    strip_prefix: StripPrefix = "",
     threads: Threads = None,
     overwrite: OverwriteDirectory = False,
     as_json: AsJson = False,
@@ -100,7 +105,7 @@ def int4(
         max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"),
         dry_run=dry_run,
         resume=resume,
-        ignore_config_keys=ignore_config_key or (),
+        reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
         threads=threads,
         overwrite=overwrite,
         as_json=as_json,

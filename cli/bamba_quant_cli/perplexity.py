@@ -17,10 +17,14 @@ from bamba_quant_cli.options import (
     Backend,
     Device,
     Dtype,
+    IgnoreAdapter,
     IgnoreConfigKey,
     Model,
     Processes,
+    StripPrefix,
     Tokenizer,
+    print_note,
+    read_options,
 )
 from bamba_quant_cli.processes import share
 
@@ -59,6 +63,8 @@ def perplexity(
     processes: Processes = 1,
     tokenizer: Tokenizer = None,
     ignore_config_key: IgnoreConfigKey = None,
+    ignore_adapter: IgnoreAdapter = False,
+    strip_prefix: StripPrefix = "",
     as_json: AsJson = False,
 ) -> None:
     """Perplexity exactly as llama-perplexity defines it, of safetensors and GGUF alike.
@@ -73,7 +79,11 @@ def perplexity(
 
     with joined() as ranks:
         words, digest = read_text(text)
-        loaded, encoder = open_model(model, tokenizer, ignore_config_key or ())
+        loaded, encoder = open_model(
+            model, tokenizer, read_options(ignore_config_key, ignore_adapter, strip_prefix)
+        )
+        for note in loaded.checkpoint.notes if ranks.first else ():
+            print_note(note)
         started = time.monotonic()
         scorer, chosen = _scorer(loaded, stream, activations, backend, dtype, device, ranks)
         estimate = measure(

@@ -12,6 +12,7 @@ import typer
 from bamba_quant_cli.console import count, print_json, print_table, progress, size
 
 if TYPE_CHECKING:
+    from bamba_quant.checkpoint import ReadOptions
     from bamba_quant.quantize import Quantization
 
 
@@ -28,7 +29,7 @@ def quantize(
     max_shard_bytes: int,
     dry_run: bool,
     resume: bool,
-    ignore_config_keys: Sequence[str],
+    reading: ReadOptions,
     threads: int | None,
     overwrite: bool,
     as_json: bool,
@@ -48,7 +49,7 @@ def quantize(
         max_shard_bytes=max_shard_bytes,
         imatrix=read_imatrix(imatrix, strict=imatrix_strict) if imatrix else None,
         imagine=dry_run,
-        ignore_config_keys=ignore_config_keys,
+        reading=reading,
     )
     if dry_run:
         _print_plan(plan, directory, as_json)

@@ -186,7 +186,7 @@ def test_chat_templates(tmp_path: Path) -> None:
 def test_a_template_that_is_no_text(name: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"\xff")
-    with pytest.raises(CheckpointError, match=r"\.jinja is no UTF-8"):
+    with pytest.raises(CheckpointError, match=r"\.jinja is not UTF-8"):
         read(tmp_path)
 
 
