@@ -117,14 +117,24 @@ def token_type(one: Added) -> TokenType:
     return TokenType.CONTROL if one.special else TokenType.USER_DEFINED
 
 
-def trimming_notes(tokens: tuple[Added, ...]) -> tuple[str, ...]:
-    """A note on flags that GGUF has no place for."""
+def splits_special(settings: Mapping[str, Any], where: object) -> bool:
+    """Whether a special token inside a text is encoded as ordinary text."""
+    return bool(optional(settings, "split_special_tokens", bool, where, TokenizerError))
+
+
+def llama_notes(tokens: tuple[Added, ...], settings: Mapping[str, Any], where: object) -> Iterator[str]:
+    """Notes on flags and settings that GGUF has no place for."""
+    if splits_special(settings, where):
+        yield (
+            "tokenizer_config.json says split_special_tokens = true; GGUF cannot say so, and with llama.cpp the caller "
+            "decides"
+        )
     trimming = [one.text for one in tokens if one.lstrip or one.rstrip or one.single_word]
     if not trimming:
-        return ()
-    return (
+        return
+    yield (
         f"{len(trimming)} added tokens (the first {reprlib.repr(trimming[0])}) take neighbouring white space or only "
-        "whole words with them; llama.cpp does not",
+        "whole words with them; llama.cpp does not"
     )
 
 

@@ -16,9 +16,9 @@ from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers.added_tokens import (
     LARGEST_ID,
     AddedTokens,
+    llama_notes,
     read_added_tokens,
     token_type,
-    trimming_notes,
 )
 from bamba_quant.tokenizers.files import tokenizer_config
 from bamba_quant.tokenizers.library import library_errors
@@ -51,11 +51,17 @@ class TokenizerJson:
     added: AddedTokens
 
 
-def read_tokenizer_json(file: Path) -> TokenizerJson:
-    """Read ``file`` and the files beside it. Raises a ``BambaQuantError`` for ids and tokens that contradict."""
+def read_tokenizer_json(file: Path, *, for_llama: bool = False) -> TokenizerJson:
+    """Read ``file`` and the files beside it.
+
+    Raises a ``BambaQuantError`` for ids and tokens that contradict each other and, with ``for_llama``, for a model
+    that llama.cpp does not have.
+    """
     raw = read_bytes(file, "the tokenizer")
     parsed = parse_json(raw, file)
     model = optional(parsed, "model", dict, file, TokenizerError) or {}
+    if for_llama:
+        _check_model(file, model)
     base = _vocab(file, model["vocab"]) if isinstance(model.get("vocab"), dict) else {}
     settings = tokenizer_config(file.parent)
     added = read_added_tokens(file.parent, settings, base, file, tokenizer=parsed)
@@ -68,10 +74,8 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
     ``pre`` names llama.cpp's pre-tokenizer on the caller's word; otherwise it is recognised. Raises
     ``TokenizerError`` for any tokenizer that llama.cpp would not follow token by token.
     """
-    read = read_tokenizer_json(file)
-    tokenizer, settings = read.parsed, read.settings
-    model = optional(tokenizer, "model", dict, file, TokenizerError) or {}
-    _check_model(file, model)
+    read = read_tokenizer_json(file, for_llama=True)
+    tokenizer, settings, model = read.parsed, read.settings, read.parsed["model"]
     if pre is None:
         name, notes = recognise(tokenizer, file)
     else:
@@ -93,7 +97,13 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
         add_bos=add_bos,
         add_eos=add_eos,
         chat_templates=chat_templates(file.parent, settings),
-        notes=(*notes, *read.added.notes, *trimming_notes(read.added.tokens), *more, *special_notes),
+        notes=(
+            *notes,
+            *read.added.notes,
+            *llama_notes(read.added.tokens, settings, file.parent / "tokenizer_config.json"),
+            *more,
+            *special_notes,
+        ),
     )
 
 

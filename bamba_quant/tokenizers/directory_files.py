@@ -17,6 +17,7 @@ from bamba_quant.tokenizers.rebuilt import byte_level_bpe, model_proto
 from bamba_quant.tokenizers.vocabulary import Vocabulary
 
 _FIX = "leave the tokenizer out with --no-vocab, and copy the original's files into the directory"
+_KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
 # transformers' classes for the two kinds of SentencePiece models.
 _SENTENCEPIECE_CLASSES = {"llama": "LlamaTokenizer", "t5": "T5Tokenizer"}
 
@@ -78,10 +79,11 @@ def as_json(path: Path, value: Mapping[str, Any]) -> bytes:
 
 def _settings(vocabulary: Vocabulary, max_length: int) -> dict[str, Any]:
     tokens = vocabulary.tokens
+    # transformers looks for every token named here in a text, which would change how an ordinary one is encoded.
     settings: dict[str, Any] = {
-        f"{kind}_token": tokens[vocabulary.special_ids[kind]]
-        for kind in ("bos", "eos", "unk", "sep", "pad", "mask")
-        if kind in vocabulary.special_ids
+        f"{kind}_token": tokens[token]
+        for kind, token in vocabulary.special_ids.items()
+        if kind in _KINDS and vocabulary.types[token] != TokenType.NORMAL
     }
     for kind in ("bos", "eos"):
         token = vocabulary.added_around(kind)

@@ -12,9 +12,8 @@ from gguf import TokenType
 
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.gguf_values import Value
-from bamba_quant.checkpoint.json_file import optional
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.added_tokens import Added
+from bamba_quant.tokenizers.added_tokens import Added, splits_special
 from bamba_quant.tokenizers.byte_level_bpe import read_tokenizer_json
 from bamba_quant.tokenizers.files import tokenizer_file
 from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
@@ -65,7 +64,7 @@ def _from_directory(directory: Path) -> Encoder:
     if file.name != "tokenizer.json":
         files = read_sentencepiece_files(file)
         texts = {token: text for token, (text, _) in files.known.items()}
-        split = bool(optional(files.settings, "split_special_tokens", bool, file, TokenizerError))
+        split = splits_special(files.settings, directory / "tokenizer_config.json")
         plain, decode = pieces(
             files.model, texts, files.added.tokens, space_once=files.space_once, split_special=split
         )
@@ -104,10 +103,7 @@ def _tokenizer_json(file: Path) -> Any:
         tokenizer.add_tokens([library_token(one) for one in read.added.tokens])
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    where = file.parent / "tokenizer_config.json"
-    tokenizer.encode_special_tokens = bool(
-        optional(read.settings, "split_special_tokens", bool, where, TokenizerError)
-    )
+    tokenizer.encode_special_tokens = splits_special(read.settings, file.parent / "tokenizer_config.json")
     return tokenizer
 
 

@@ -102,6 +102,7 @@ _ALIASES: dict[str, str] = {
     }.items()
     for alias in aliases.split()
 }
+READ_NAMES = tuple(sorted({row.name for row in TABLE}.union(_ALIASES)))  # those whose splitting is known here
 # Names of llama.cpp's byte-level pre-tokenizers that --pre takes on the user's word.
 _OTHER_NAMES = """
     afmoe bailingmoe bloom chameleon chatglm-bpe codeshell command-r dbrx deepseek-coder

@@ -16,9 +16,9 @@ from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers.added_tokens import (
     Added,
     AddedTokens,
+    llama_notes,
     read_added_tokens,
     token_type,
-    trimming_notes,
 )
 from bamba_quant.tokenizers.files import tokenizer_config
 from bamba_quant.tokenizers.library import shortened
@@ -151,7 +151,7 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
         notes=(
             *_notes(tokens, types, special.values(), read.space_once),
             *read.added.notes,
-            *trimming_notes(read.added.tokens),
+            *llama_notes(read.added.tokens, settings, file.parent / "tokenizer_config.json"),
             *special_notes,
         ),
         space_prefix_once=read.space_once,
@@ -195,7 +195,7 @@ def _parsed(file: Path) -> Any:
     # A piece that is not UTF-8 shows when it is read.
     except (DecodeError, UnicodeDecodeError) as error:
         raise TokenizerError(
-            "a tokenizer.model cannot be read",
+            "a tokenizer.model is damaged: the tokenizer cannot be run",
             where=file,
             found=shortened(str(error)),
             expected="a SentencePiece model",
