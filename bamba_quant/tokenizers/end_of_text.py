@@ -21,31 +21,29 @@ ENDING_TEXTS = frozenset(
     "<｜end▁of▁sentence｜> [e~[".split()
 )
 # Tokens for filling in the middle that end a text too; the first that is there counts, unless a key names one.
-_FILL_IN = {
+FILL_IN_TEXTS = {
     "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>",),
 }
 
 
-def stop_tokens(checkpoint: Checkpoint) -> tuple[int, ...] | None:
-    """Where generation stops, None where nothing but the model's configuration says it.
-
-    A directory's generation_config.json goes before its config.json.
-    """
-    if checkpoint.kind == "gguf":
-        vocabulary = read_gguf(checkpoint.path, checkpoint.metadata)
-        return None if vocabulary is None else llama_stop_tokens(vocabulary)
-    return generation_stops(checkpoint.path)
+def stop_tokens(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The tokens that end a text; none where nothing says it."""
+    if checkpoint.kind != "gguf":
+        return tuple(directory_stops(checkpoint.path)[1])
+    vocabulary = read_gguf(checkpoint.path, checkpoint.metadata)
+    return () if vocabulary is None else llama_stop_tokens(vocabulary)
 
 
-def generation_stops(directory: Path) -> tuple[int, ...] | None:
-    """``eos_token_id`` of generation_config.json, None where the file or the key is missing."""
-    file = directory / "generation_config.json"
-    if not file.is_file():
-        return None
-    values = read_json(file, "the model's settings")
-    return None if values.get("eos_token_id") is None else tuple(token_ids(values, "eos_token_id", file))
+def directory_stops(directory: Path) -> tuple[str, list[int]]:
+    """``eos_token_id`` and the file that has it: generation_config.json goes before config.json."""
+    for name in ("generation_config.json", "config.json"):
+        file = directory / name
+        values = read_json(file, "the model's settings") if file.is_file() else {}
+        if values.get("eos_token_id") is not None:
+            return name, token_ids(values, "eos_token_id", file)
+    return "", []
 
 
 def token_ids(values: Mapping[str, Any], key: str, file: Path) -> list[int]:
@@ -69,7 +67,7 @@ def llama_stop_tokens(vocabulary: Vocabulary) -> tuple[int, ...]:
     """
     ids = {text: token for token, text in enumerate(vocabulary.tokens)}
     found = {ids[text] for text in ENDING_TEXTS if text in ids}
-    for kind, texts in _FILL_IN.items():
+    for kind, texts in FILL_IN_TEXTS.items():
         named = vocabulary.special_ids.get(kind)
         by_text = next((ids[text] for text in texts if text in ids), None)
         found |= {token for token in (named if named is not None else by_text,) if token is not None}

@@ -10,7 +10,7 @@ from typing import Any
 from bamba_quant.checkpoint.json_file import objects, read_json, read_text, required
 from bamba_quant.errors import TokenizerError, listed
 from bamba_quant.tokenizers.added_tokens import named_token
-from bamba_quant.tokenizers.end_of_text import ENDING_TEXTS, token_ids
+from bamba_quant.tokenizers.end_of_text import ENDING_TEXTS, directory_stops, token_ids
 
 _STOPS = ("eos", "eot", "eom")  # where llama.cpp looks for tokens that end a text
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
@@ -43,8 +43,6 @@ def special_ids(
             )
         special[kind] = ids[text]
     notes: list[str] = []
-    stops: list[int] = []
-    source = ""
     for name in ("config.json", "generation_config.json"):
         file = directory / name
         if not file.is_file():
@@ -61,8 +59,8 @@ def special_ids(
                 )
             if kind != "eos" and tokens:
                 special.setdefault(kind, tokens[0])
-            if kind == "eos" and values.get("eos_token_id") is not None:
-                stops, source = tokens, name
+    source, stops = directory_stops(directory)
+    stops = [token for token in stops if token < vocab_size]
     return special, (*notes, *_place_stops(special, stops, source, ids))
 
 

@@ -51,6 +51,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt with any model this tool reads; the text appears as it is made."""
+    from bamba_quant.checkpoint import open_checkpoint
     from bamba_quant.device_weights import weights_on
     from bamba_quant.errors import BambaQuantError
     from bamba_quant.evaluation.activations import resolve, with_activations
@@ -84,6 +85,8 @@ def generate(
     if not as_json:
         typer.echo(prompt, nl=False)
     ends = stop or stop_tokens(loaded.checkpoint)
+    if not ends and tokenizer:  # a GGUF without a vocabulary
+        ends = stop_tokens(open_checkpoint(tokenizer))
     for token in steps(ready, ids, max_new_tokens=max_tokens, sampling=sampling, stop=ends):
         new.append(token)
         text = encoder.decode(ids + new)[len(encoder.decode(ids)) :]
