@@ -155,14 +155,14 @@ def _merges(file: Path, vocab: Mapping[str, int], merges: list[Any]) -> tuple[st
     joined = []
     for merge in merges:
         parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
+        left, right = parts if isinstance(parts, list) and len(parts) == 2 else (None, None)
+        if not (isinstance(left, str) and isinstance(right, str)):
             raise TokenizerError(
                 "a merge does not have two parts",
                 where=file,
                 found=reprlib.repr(merge),
                 expected="two tokens",
             )
-        left, right = parts
         if not (left in vocab and right in vocab and left + right in vocab):
             raise TokenizerError(
                 "a merge is of tokens that the vocabulary does not have",
