@@ -176,7 +176,7 @@ def normalizer_notes(tokenizer: Mapping[str, Any], where: object) -> tuple[str, 
     raise TokenizerError(
         "the tokenizer's normalizer has no counterpart in llama.cpp",
         where=where,
-        found=", ".join(kinds),
+        found=shortened(", ".join(kinds)),
         expected="none, or NFC",
     )
 

@@ -191,18 +191,20 @@ def _parsed(file: Path) -> Any:
     raw = read_bytes(file, "a SentencePiece model")
     try:
         model.ParseFromString(raw)
-        whole = all(math.isfinite(piece.score) and piece.piece for piece in model.pieces)
-    # A piece that is not UTF-8 shows when it is read.
-    except (DecodeError, UnicodeDecodeError) as error:
+    except DecodeError as error:
         raise TokenizerError(
             "a tokenizer.model is damaged: the tokenizer cannot be run",
             where=file,
             found=shortened(str(error)),
             expected="a SentencePiece model",
         ) from error
-    if not model.pieces or not whole:
+    # A piece that is not UTF-8 comes as bytes.
+    sound = (
+        isinstance(each.piece, str) and each.piece and math.isfinite(each.score) for each in model.pieces
+    )
+    if not model.pieces or not all(sound):
         raise TokenizerError(
-            "a tokenizer.model is damaged",
+            "a tokenizer.model is damaged: the tokenizer cannot be run",
             where=file,
             found="a piece without text or with a score that is not finite" if model.pieces else "no pieces",
             expected="a SentencePiece model",
