@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType, GGUFValueType, Keys
 
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_values import Cursor, Value
+from bamba_quant.checkpoint.split_set import check_split
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats import Format, formats
 
@@ -28,22 +29,14 @@ def read_gguf(file: Path) -> Checkpoint:
     is no GGUF, is truncated, or whose split is incomplete.
     """
     shards = split_files(file)
-    key_values: dict[str, Value] = {}
+    key_values: list[dict[str, Value]] = []
     tensors: dict[str, StoredTensor] = {}
-    for number, shard in enumerate(shards):
+    for shard in shards:
         values, found = _read_shard(shard)
-        if number == 0:
-            key_values = values
+        key_values.append(values)
         tensors |= found
-    promised = key_values.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT)
-    if len(shards) > 1 and promised is not None and promised.value != len(tensors):
-        raise CheckpointError(
-            "the shards do not hold the tensors the first one promises",
-            where=shards[0],
-            found=len(tensors),
-            expected=promised.value,
-        )
-    return Checkpoint(file, "gguf", key_values, tensors, shards)
+    check_split(shards, key_values, len(tensors))
+    return Checkpoint(file, "gguf", key_values[0], tensors, shards)
 
 
 def split_files(file: Path) -> tuple[Path, ...]:
