@@ -14,7 +14,7 @@ from bamba_quant.errors import OutputError
 from bamba_quant.writers.commit import partial_name, put, put_together, restore
 from bamba_quant.writers.names import allocate, create_locked, flush_directory, output_error
 
-__all__ = ["atomic_files", "output_error", "partial_name"]
+__all__ = ["atomic_files", "check_target", "output_error", "partial_name"]
 
 
 @contextmanager
@@ -50,6 +50,15 @@ def atomic_files(
         except OSError as error:  # of a write: readers name their own files
             raise output_error(error, names[0] if len(names) == 1 else names[0].parent) from error
         _publish(names, mark, overwrite)
+
+
+def check_target(file: Path, overwrite: bool, inputs: Collection[Path]) -> None:
+    """Raise ``OutputError`` when ``file`` may not be written; see ``atomic_files``.
+
+    First undoes what a killed run left half replaced, since that decides whether the file exists.
+    """
+    restore(file)
+    _check_target(file, overwrite, inputs)
 
 
 def _check_target(file: Path, overwrite: bool, inputs: Collection[Path]) -> None:

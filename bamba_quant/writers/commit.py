@@ -118,14 +118,13 @@ def _settle(file: Path, descriptor: int) -> None:
 
 def _keep(file: Path, old: Path) -> None:
     """Give ``file``, if it exists, the name ``old`` as well; instead, where the system has no hard links."""
-    try:
-        os.link(file, old, follow_symlinks=False)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno not in _RENAME_INSTEAD_OF_LINK:
-            raise
-        file.rename(old)
+    with suppress(FileNotFoundError):
+        try:
+            os.link(file, old, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _RENAME_INSTEAD_OF_LINK:
+                raise
+            file.rename(old)
 
 
 @contextmanager

@@ -102,11 +102,12 @@ def finished(target: Path, fingerprint: Fingerprint, inputs: Collection[Path]) -
     return True
 
 
-def settle(place: Path) -> None:
-    """Finish, or undo, what a killed run left of replacing the directory ``place``.
+def settle(target: Path) -> None:
+    """Finish, or undo, what a killed run left of replacing the directory ``target``.
 
     Raises ``OutputError`` when a run is at it, and for what the system refuses.
     """
+    place = place_of(target)
     for directory, mend in ((place, _finish), (partial_of(place), lambda _: restore_replaced(place))):
         if _is_journal(directory / NAME):
             try:
