@@ -77,7 +77,8 @@ def settings(command: Command, place: Place) -> Iterator[Setting]:
     """Each situation of a command, with its undisturbed result."""
     before = command.before(place.inputs)
     build(place.work, before)
-    warm(command.words(place.inputs, place.work, 0))
+    if not command.threads:
+        warm(command.words(place.inputs, place.work, 0))
     for variant in command.variants:
         for replaces in (False, True):
             if replaces and before:
