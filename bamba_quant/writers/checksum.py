@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import zlib
 
+import numpy as np
+
 from bamba_quant.formats.base import U8
 
 _MODULUS = 65521
@@ -24,7 +26,7 @@ class Checksum:
 
     def add(self, offset: int, piece: U8 | bytes) -> None:
         """Count ``piece``, which lies at ``offset``; no byte may be counted twice."""
-        found = zlib.adler32(memoryview(piece), 0)
+        found = zlib.adler32(piece.data if isinstance(piece, np.ndarray) else piece, 0)
         piece_sum, piece_weighted = found & 0xFFFF, found >> 16
         behind = self._n_bytes - offset - len(piece)
         with self._adding:
