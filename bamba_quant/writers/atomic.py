@@ -36,7 +36,7 @@ def atomic_files(
     """
     names = [file for file, _ in files]
     if names:
-        restore(names[0])
+        restore(*names)
     for file in names:
         _check_target(file, overwrite, inputs)
     _check_space(files)

@@ -33,25 +33,27 @@ def partial_name(file: Path, mark: str) -> Path:
     return file.with_name(f"{file.name}.{mark}.partial")
 
 
-def restore(file: Path) -> None:
-    """Undo, or tidy up after, an interrupted replacement of the set of files that ``file`` belongs to.
+def restore(*files: Path) -> None:
+    """Undo, or tidy up after, an interrupted replacement of the set that ``files``, of one directory, belong to.
 
-    Shards of a split file belong together, whatever their number. Partial files of the set whose writers are dead are
-    removed. Raises ``OutputError`` for a record that cannot be read and for files that cannot be put back.
+    Shards of a split file belong together, whatever their number; of other sets the first file is given first. Partial
+    files of the set whose writers are dead are removed. Raises ``OutputError`` for a record that cannot be read and
+    for files that cannot be put back.
     """
+    first, names = files[0], {_set_name(file.name) for file in files}
     try:
-        with _record(file, 0) as descriptor:
+        with _record(first, 0) as descriptor:
             if descriptor is not None:
-                _settle(file, descriptor)
-                _record_name(file).unlink()
-                flush_directory(file.parent)
+                _settle(first, descriptor)
+                _record_name(first).unlink()
+                flush_directory(first.parent)
     except OSError as error:
-        raise output_error(error, file) from error
-    with suppress(OSError), os.scandir(file.parent) as entries:
+        raise output_error(error, first) from error
+    with suppress(OSError), os.scandir(first.parent) as entries:
         found = [(entry.name, _PARTIAL.fullmatch(entry.name)) for entry in entries]
         for name, match in found:
-            if match and _set_name(match["file"]) == _set_name(file.name):
-                remove_dead(file.with_name(name))
+            if match and _set_name(match["file"]) in names:
+                remove_dead(first.with_name(name))
 
 
 def put(partial: Path, file: Path, overwrite: bool) -> None:

@@ -50,10 +50,15 @@ def place_of(target: Path) -> Path:
     return place
 
 
-def partial_of(target: Path) -> Path:
-    """Where a run collects what will be ``target``."""
+def partial_of(target: Path, *, resumable: bool = True) -> Path:
+    """Where a run collects what will be ``target``; apart where that is not to go on with."""
     place = place_of(target)
-    return place.with_name(f"{place.name}.partial")
+    return place.with_name(f"{place.name}.partial" if resumable else f"{place.name}.new.partial")
+
+
+def partials_of(target: Path) -> tuple[Path, Path]:
+    """Both places where runs collect what will be ``target``."""
+    return partial_of(target), partial_of(target, resumable=False)
 
 
 def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
@@ -163,24 +168,24 @@ def publish(partial: Path, place: Path, *, overwrite: bool) -> None:
 
 def restore_replaced(place: Path) -> None:
     """Put back the directory that was to be replaced, where a run ended between moving it and its successor."""
-    old = partial_of(place) / _OLD
-    if not old.is_dir():
-        return
-    try:
-        old.rename(place)
-    except OSError as error:
-        raise OutputError(
-            "the directory that an interrupted run was replacing cannot be put back",
-            where=old,
-            found=error.strerror,
-            fix=f"move it away, or to {place}",
-        ) from error
-    flush_directory(place.parent)
+    for old in (partial / _OLD for partial in partials_of(place)):
+        if not old.is_dir():
+            continue
+        try:
+            old.rename(place)
+        except OSError as error:
+            raise OutputError(
+                "the directory that an interrupted run was replacing cannot be put back",
+                where=old,
+                found=error.strerror,
+                fix=f"move it away, or to {place}",
+            ) from error
+        flush_directory(place.parent)
 
 
 def remove_replaced(place: Path) -> None:
     """Remove the directory that ``place`` replaced, wherever the way of replacing left it."""
-    for old in (place / _OLD, partial_of(place)):
+    for old in (place / _OLD, *partials_of(place)):
         if old.is_dir() and not old.is_symlink() and not (old / NAME).exists():
             foreign = _foreign(old.iterdir())
             if foreign:

@@ -92,14 +92,15 @@ def remove_dead(file: Path) -> None:
             os.close(descriptor)
 
 
-def output_error(error: OSError, file: Path | None) -> OutputError:
-    """The ``OutputError`` that tells the user what the operating system refused."""
+def output_error(error: OSError, file: Path | None, fix: str | None = None) -> OutputError:
+    """The ``OutputError`` that tells the user what the operating system refused, with a ``fix`` or the usual one."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
             "the disk is full",
             where=file,
             found=error.strerror,
-            fix="free some space, or write elsewhere; nothing was left behind",
+            fix=fix or "free some space, or write elsewhere; nothing was left behind",
         )
-    fix = "write elsewhere" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else None
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        fix = fix or "write elsewhere"
     return OutputError("the output cannot be written", where=file, found=error.strerror, fix=fix)

@@ -19,6 +19,7 @@ from bamba_quant.writers.directory import (
     check_directory,
     empty,
     partial_of,
+    partials_of,
     place_of,
     publish,
     remove_replaced,
@@ -49,10 +50,10 @@ def resumable_directory(
     hold. Raises ``OutputError`` likewise, for work left over where neither is given, for a directory of that name
     without a journal, and for another run at work.
     """
-    place, partial = place_of(target), partial_of(target)
-    check_apart((place, partial), inputs)
+    place, partial = place_of(target), partial_of(target, resumable=fingerprint is not None)
+    check_apart((place, *partials_of(place)), inputs)
     settle(place)
-    check_output(target, inputs=inputs, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
+    _check(place, partial, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     try:
         partial.mkdir(exist_ok=True)
         opened = Journal(partial, fingerprint, resume=resume)
@@ -72,28 +73,24 @@ def resumable_directory(
             _finish(place)
         except BaseException as error:
             keep = keep or (fingerprint is not None and not isinstance(error, Exception))
-            with suppress(
-                OSError, OutputError
-            ):  # the first error is the one to tell; the next run goes on here
-                if not keep:
+            if not keep:
+                with suppress(OSError, OutputError):  # the first error is told; the next run goes on here
                     _finish(place) if journal.is_in(place) else _discard(partial, journal)
             if isinstance(error, OSError):
-                raise output_error(error, place) from error
+                fix = "correct that and go on with --resume: all is written" if keep else None
+                raise output_error(error, place, fix) from error
             raise
 
 
 def finished(target: Path, fingerprint: Fingerprint, inputs: Collection[Path]) -> bool:
     """Whether an interrupted run with ``fingerprint`` had only to tidy up; then that is done."""
     place = place_of(target)
-    check_apart((place, partial_of(place)), inputs)
+    check_apart((place, *partials_of(place)), inputs)
     if not _is_journal(place / NAME):
         return False
     try:
-        descriptor = open_locked(place / NAME)
-        try:
+        with _locked(place / NAME) as descriptor:
             begun, _, _ = parse(read(descriptor, place / NAME), place / NAME)
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise output_error(error, place) from error
     if begun != as_read(fingerprint):
@@ -108,28 +105,34 @@ def settle(target: Path) -> None:
     Raises ``OutputError`` when a run is at it, and for what the system refuses.
     """
     place = place_of(target)
-    for directory, mend in ((place, _finish), (partial_of(place), lambda _: restore_replaced(place))):
-        if _is_journal(directory / NAME):
-            try:
-                descriptor = open_locked(directory / NAME)
-                try:
-                    mend(place)
-                finally:
-                    os.close(descriptor)
-            except OSError as error:
-                raise output_error(error, place) from error
+    try:
+        if _is_journal(place / NAME):
+            with _locked(place / NAME):
+                _finish(place)
+        for partial in partials_of(place):
+            if _is_journal(partial / NAME) and not partial.is_symlink():
+                with _locked(partial / NAME):
+                    restore_replaced(place)
+                    if not (partial / NAME).stat().st_size:  # nothing to go on with
+                        _remove(partial)
+    except OSError as error:
+        raise output_error(error, place) from error
 
 
 def check_output(
     target: Path, *, inputs: Collection[Path], overwrite: bool, resume: bool, n_bytes: int
 ) -> None:
     """Raise ``OutputError`` when a run could not begin, or go on, to make ``target``; changes nothing."""
-    place, partial = place_of(target), partial_of(target)
+    place = place_of(target)
+    check_apart((place, *partials_of(place)), inputs)
+    _check(place, partial_of(place), overwrite=overwrite, resume=resume, n_bytes=n_bytes)
+
+
+def _check(place: Path, partial: Path, *, overwrite: bool, resume: bool, n_bytes: int) -> None:
     if place.suffix == ".partial":
         raise OutputError(
             "the output is named like the work of an interrupted run", where=place, fix="give another name"
         )
-    check_apart((place, partial), inputs)
     published = _is_journal(place / NAME)
     journal = partial / NAME
     left = _is_journal(journal) and not partial.is_symlink()
@@ -140,7 +143,7 @@ def check_output(
             expected=f"nothing, or a directory with {NAME}",
             fix="move it away, or give another name for the output",
         )
-    check_directory(target, overwrite=overwrite or (resume and published), n_bytes=0 if left else n_bytes)
+    check_directory(place, overwrite=overwrite or (resume and published), n_bytes=0 if left else n_bytes)
     if left and journal.lstat().st_size and not (overwrite or resume):
         raise OutputError(
             "an interrupted run left its work",
@@ -158,9 +161,23 @@ def _finish(place: Path) -> None:
 
 def _discard(partial: Path, journal: Journal) -> None:
     journal.clear()
+    _remove(partial)
+
+
+def _remove(partial: Path) -> None:
+    """Remove a directory whose journal is empty, that last, so that a run killed meanwhile leaves no other."""
     empty(partial)
     (partial / NAME).unlink()
     partial.rmdir()
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[int]:
+    descriptor = open_locked(file)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _is_journal(file: Path) -> bool:

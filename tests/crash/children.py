@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -94,11 +95,12 @@ class Calls:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended: its exit code, -1 where it was killed, what it printed, and the calls it made."""
+    """How a child ended: its exit code, -1 where it was killed, what it printed, the calls it made, and its time."""
 
     code: int
     output: str
     calls: int = 0
+    seconds: float = 0.0
 
 
 def warm(arguments: list[str]) -> None:
@@ -128,9 +130,9 @@ def run(
     output = log.read_text(errors="replace")
     if os.WIFSIGNALED(status):
         return Ended(-1, output)
-    calls, _, heard = log.with_suffix(".calls").read_text().partition(" ")
+    calls, heard, seconds = log.with_suffix(".calls").read_text().split()
     assert calls == heard, f"{heard} calls change names, {calls} of them through functions that are watched"
-    return Ended(os.WEXITSTATUS(status), output, int(calls))
+    return Ended(os.WEXITSTATUS(status), output, int(calls), float(seconds))
 
 
 def _run(arguments: list[str], place: Path, log: Path, kill: Kill, disturb: Callable[[], None] | None) -> int:
@@ -142,6 +144,7 @@ def _run(arguments: list[str], place: Path, log: Path, kill: Kill, disturb: Call
     if kill.seconds:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends a process at once, as SIGKILL does
         signal.setitimer(signal.ITIMER_REAL, kill.seconds)
+    started = time.perf_counter()
     try:
         app(arguments, standalone_mode=False)
         code = 0
@@ -152,9 +155,10 @@ def _run(arguments: list[str], place: Path, log: Path, kill: Kill, disturb: Call
         traceback.print_exc()
         code = 3
     signal.setitimer(signal.ITIMER_REAL, 0)
+    seconds = time.perf_counter() - started
     sys.stdout.flush()
     sys.stderr.flush()
-    log.with_suffix(".calls").write_text(f"{calls.count} {calls.heard}")
+    log.with_suffix(".calls").write_text(f"{calls.count} {calls.heard} {seconds}")
     return code
 
 

@@ -73,10 +73,9 @@ def shown_directory(found: Tree) -> Tree:
 
 def shown_files(found: Tree) -> Tree:
     """What readers find under the names of the output."""
+    hidden = (".partial", ".old", ".bamba-commit")
     return {
-        name: content
-        for name, content in found.items()
-        if not name.endswith((".partial", ".old", ".bamba-commit"))
+        name: content for name, content in found.items() if content is not None and not name.endswith(hidden)
     }
 
 
@@ -217,7 +216,7 @@ COMMANDS = (
             "--report-dir", f"{w}/rep",
         ],
         read=_read_reports,
-        restore=lambda work: commit.restore(work / "rep" / "report.json"),
+        restore=lambda work: commit.restore(*(work / "rep" / f"report.{kind}" for kind in ("json", "md", "html"))),
         between="mixed",
         threads=True,
         variants={"": None, "no links": without_links},

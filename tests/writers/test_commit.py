@@ -101,6 +101,14 @@ def test_other_numbers_of_shards_are_of_the_same_set(tmp_path: Path) -> None:
     )
 
 
+def test_partial_files_of_every_file_of_a_set_are_removed(tmp_path: Path) -> None:
+    names = ("report.json", "report.md")
+    for name in names:
+        (tmp_path / f"{name}.0123abcd.partial").write_text("half")
+    write(tmp_path, "new", names=names)
+    assert contents(tmp_path) == dict.fromkeys(names, "new")
+
+
 def test_partial_files_of_living_runs_stay(tmp_path: Path) -> None:
     """Of the same output and of another one, by locks."""
     with atomic_files([(tmp_path / name, 3) for name in NAMES], overwrite=True) as mine:
