@@ -177,10 +177,18 @@ def convert(
         files = [(shard.file, shard.n_bytes) for shard in layout(plan, conversion.outfile)]
         _print_plan(conversion, files, as_json)
         return
+    path = conversion.source.checkpoint.path
+    read = [each for each in path.iterdir() if each.suffix != ".gguf"] if path.is_dir() else [path]
     started = time.monotonic()
     with progress(sum(row.source.n_bytes for row in plan.rows), "converting") as tell:
         written = write_gguf(
-            plan, conversion.outfile, threads=threads, device=device, overwrite=overwrite, progress=tell
+            plan,
+            conversion.outfile,
+            threads=threads,
+            device=device,
+            overwrite=overwrite,
+            inputs=[*read, *filter(None, (imatrix, metadata))],
+            progress=tell,
         )
     seconds = time.monotonic() - started
     n_bytes = sum(file.stat().st_size for file in written)

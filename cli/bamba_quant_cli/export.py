@@ -64,10 +64,13 @@ def export(
     """
     from bamba_quant.export import plan_export, write_export
     from bamba_quant.writers.directory import check_directory
+    from bamba_quant.writers.resumable import settle
 
     plan = plan_export(
         file, dtype=dtype, max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"), vocab=not no_vocab
     )
+    if not dry_run:
+        settle(directory)
     check_directory(directory, overwrite=overwrite, n_bytes=sum(plan.sizes.values()))
     if dry_run:
         _print_plan(plan, directory, as_json)
