@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from bamba_quant.evaluation.result import SCHEMA, Evaluation
+from bamba_quant.printable import visible_json
 from bamba_quant.report.records import ReportError, from_plain, json_schema
 
 
 def to_json(evaluation: Evaluation) -> str:
-    """UTF-8 JSON text; what no UTF-8 can say (of a file name, for example) is escaped as ``\\udcff``."""
+    """UTF-8 JSON text; what UTF-8 cannot encode (in a file name, for example) or a terminal would act on is escaped."""
     text = json.dumps(dataclasses.asdict(evaluation), indent=1, ensure_ascii=False, allow_nan=False)
-    return "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text) + "\n"
+    return visible_json(text) + "\n"
 
 
 def read_report(path: str | Path) -> Evaluation:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_table, size
+from bamba_quant_cli.console import echo, print_table, size
 
 if TYPE_CHECKING:
     from bamba_quant.evaluation.result import Candidate
@@ -49,10 +49,10 @@ def demo(
     files = []
     for kind in KINDS:
         files.append(make_candidate(source, kind, out))
-        typer.echo(f"made {files[-1]}", err=True)
+        echo(f"made {files[-1]}", err=True)
     text = out / "python-help.txt"
     text.write_text(help_text(), encoding="utf-8")
-    typer.echo(f"evaluating on {_CHUNKS} chunks of {_CONTEXT} tokens of {text}", err=True)
+    echo(f"evaluating on {_CHUNKS} chunks of {_CONTEXT} tokens of {text}", err=True)
     # As it was called: make demo runs it from an environment that is not activated.
     command = "bamba-quant" if shutil.which("bamba-quant") else sys.argv[0]
     again = [command, "evaluate", source, *files, "--text", text, "--ctx", _CONTEXT, "--chunks", _CHUNKS]
@@ -65,7 +65,8 @@ def demo(
     )
     reports = write_reports(evaluation, out / "report")
     base = evaluation.base
-    typer.echo(f"{base.label}: {base.weights:,} weights, trained for this project, {size(base.file_bytes)}\n")
+    echo(f"{base.label}: {base.weights:,} weights, trained for this project, {size(base.file_bytes)}")
+    echo()
     print_table(
         ("type", "size", "bits per weight", "PPL ratio", "mean KLD", "same top", "where"),
         [
@@ -74,14 +75,16 @@ def demo(
         ],
         right=(1, 2, 3, 4, 5),
     )  # fmt: skip
-    typer.echo("\nWith intervals, drift by layer and every tensor, in a browser:")
-    typer.echo(f"  {reports.html}")
-    typer.echo("\nThe GGUF files run in llama.cpp as they are, the directories in transformers. Try also:")
+    echo()
+    echo("With intervals, drift by layer and every tensor, in a browser:")
+    echo(f"  {reports.html}")
+    echo()
+    echo("The GGUF files run in llama.cpp as they are, the directories in transformers. Try also:")
     smallest = shlex.quote(
         str(min(files, key=lambda path: path.stat().st_size if path.is_file() else 1 << 60))
     )
-    typer.echo(f"  {shlex.quote(command)} inspect {smallest} --tensors")
-    typer.echo(f'  {shlex.quote(command)} generate {smallest} --prompt "The function"')
+    echo(f"  {shlex.quote(command)} inspect {smallest} --tensors")
+    echo(f'  {shlex.quote(command)} generate {smallest} --prompt "The function"')
 
 
 def help_text() -> str:

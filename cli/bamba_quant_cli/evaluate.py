@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_json
+from bamba_quant_cli.console import echo, echo_progress, print_json
 from bamba_quant_cli.evaluation_tables import gate_lines, print_evaluation
 from bamba_quant_cli.options import (
     Activations,
@@ -198,12 +198,12 @@ def evaluate(
     else:
         print_evaluation(evaluation)
     for file in reports:
-        typer.echo(file, err=as_json)
+        echo(file, err=as_json)
     refuse_unmeasurable(evaluation)
     if not evaluation.passed:
         for candidate in evaluation.candidates:
             for line in gate_lines(candidate, failed=True):
-                typer.echo(line, err=True)
+                echo(line, err=True)
         raise typer.Exit(1)
 
 
@@ -244,9 +244,6 @@ def _teller() -> Callable[[Progress], None]:
         line += f", {left:.0f} s left" if left else ""
         for label, figures in list(progress.estimates.items())[:3]:
             line += f"; {label} KLD {figures['kld_mean']:.5f}, PPL ratio {figures['ppl_ratio']:.4f}"
-        if sys.stderr.isatty():
-            typer.echo(f"\r\x1b[K{line}", nl=last, err=True)
-        else:
-            typer.echo(line, err=True)
+        echo_progress(line, last)
 
     return tell
