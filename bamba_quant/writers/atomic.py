@@ -33,7 +33,7 @@ def atomic_files(
     that is no ordinary file or is one of ``inputs``, and for a place that cannot be written.
     """
     for file, _ in files:
-        _check_target(file, overwrite, inputs)
+        check_target(file, overwrite, inputs)
     _check_space(files)
     with ExitStack() as cleanup:
         partials, descriptors = [], []
@@ -69,7 +69,8 @@ def output_error(error: OSError, file: Path | None) -> OutputError:
     return OutputError("the output cannot be written", where=file, found=error.strerror, fix=fix)
 
 
-def _check_target(file: Path, overwrite: bool, inputs: Collection[Path]) -> None:
+def check_target(file: Path, overwrite: bool, inputs: Collection[Path]) -> None:
+    """Raise ``OutputError`` when ``file`` may not be written: see ``atomic_files``."""
     try:
         mode = file.stat().st_mode
     except FileNotFoundError:

@@ -109,7 +109,9 @@ def print_json(value: Any) -> None:
     try:
         text = json.dumps(_finite(value), indent=2, ensure_ascii=not utf8, allow_nan=False, default=str)
     except RecursionError:
-        raise BambaQuantError("a value is nested too deeply to be printed as JSON", fix="leave out --json") from None
+        raise BambaQuantError(
+            "a value is nested too deeply to be printed as JSON", fix="leave out --json"
+        ) from None
     typer.echo(visible_json(text))
 
 

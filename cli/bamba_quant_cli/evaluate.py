@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -147,7 +148,7 @@ def evaluate(
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
     from bamba_quant.evaluation.options import Options
     from bamba_quant.ranks import joined
-    from bamba_quant.report import prepared_directory, write_reports
+    from bamba_quant.report import check_output, prepared_directory, write_reports
 
     given = {
         "max-kld": max_kld,
@@ -158,7 +159,13 @@ def evaluate(
         "max-flips": max_flips,
         "min-same-top": min_same_top,
     }
-    with joined() as ranks, prepared_directory(report_dir) if report_dir and ranks.first else nullcontext():
+    read = [path for path in (base, *candidates, text, gates, tokenizer) if path]
+    kept = [*read, *([save_base] if save_base else [])]
+    with joined() as ranks, ExitStack() as stack:
+        if ranks.first and save_base:
+            check_output(save_base, overwrite=overwrite, inputs=read)
+        if ranks.first and report_dir:
+            stack.enter_context(prepared_directory(report_dir, overwrite=overwrite, inputs=kept))
         evaluation = measure(
             base,
             candidates,
@@ -190,13 +197,15 @@ def evaluate(
         )
     if not ranks.first:
         return
-    reports = write_reports(evaluation, report_dir) if report_dir else ()
-    if as_json:
-        from dataclasses import asdict
-
-        print_json(asdict(evaluation))
-    else:
-        print_evaluation(evaluation)
+    reports: Sequence[Path] = ()
+    try:
+        if report_dir:
+            reports = write_reports(evaluation, report_dir, overwrite=overwrite, inputs=kept)
+    finally:  # what took so long is shown, even where it cannot be written
+        if as_json:
+            print_json(asdict(evaluation))
+        else:
+            print_evaluation(evaluation)
     for file in reports:
         echo(file, err=as_json)
     refuse_unmeasurable(evaluation)
