@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 import shutil
 import sys
@@ -103,14 +102,14 @@ class Made:
         from bamba_quant.checkpoint.json_file import read_text
 
         self._directory, self._list = directory, directory / "demo.sha256"
-        known = self._list.is_file() and not self._list.is_symlink()
-        self._lines = read_text(self._list, "what demos made").splitlines() if known else []
+        self._known = self._list.is_file() and not self._list.is_symlink()
+        self._lines = read_text(self._list, "what demos made").splitlines() if self._known else []
 
     def check(self, places: Sequence[Path]) -> None:
         """Raise ``OutputError`` where one of ``places``, or a file in it, is there and no demo made it."""
         from bamba_quant.errors import OutputError
 
-        for file in self._files(places):
+        for file in self._files([*places, *([] if self._known else [self._list])]):
             if not file.is_file() or self._line(file) not in self._lines:
                 raise OutputError(
                     "a file is in the way that no demo made, or that was changed since",
@@ -143,8 +142,11 @@ def write_text(file: Path, text: str) -> None:
     from bamba_quant.writers.atomic import atomic_files
 
     raw = text.encode("utf-8")
-    with atomic_files([(file, len(raw))], overwrite=True) as (descriptor,):
-        os.pwrite(descriptor, raw, 0)
+    with (
+        atomic_files([(file, len(raw))], overwrite=True) as (descriptor,),
+        open(descriptor, "wb", closefd=False) as stream,
+    ):
+        stream.write(raw)
 
 
 def help_text() -> str:

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -222,10 +222,9 @@ def _limits(given: dict[str, float | None], more: list[str]) -> list[Limit]:
     limits = [limit(name, value, f"--{name}") for name, value in given.items() if value is not None]
     for each in more:
         name, equals, value = each.partition("=")
-        try:
+        number: object = value
+        with suppress(ValueError):
             number = float(value)
-        except ValueError:
-            number = float("nan")
         if not equals:
             raise GateError("a gate has no limit", where="--gate", found=each, expected="NAME=LIMIT")
         limits.append(limit(name.strip(), number, "--gate"))

@@ -118,8 +118,8 @@ def test_bases_saved_and_used(q8: Path, text: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (("--max-kld", "nan"), "no number"),
-        (("--max-kld", "inf"), "no number"),
+        (("--max-kld", "nan"), "not a number"),
+        (("--max-kld", "inf"), "not a number"),
         (("--min-same-top", "90"), "for 90 % give 0.9"),
         (("--gate", "max-flips=5"), "for 5 % give 0.05"),
         (("--gate", "max-kdl=1"), "no gate has this name"),
