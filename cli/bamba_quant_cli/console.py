@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -42,7 +42,7 @@ def prepare() -> None:
 
 def echo(line: object = "", *, err: bool = False) -> None:
     """One line; what would end it earlier is escaped too."""
-    typer.echo(visible(str(line), keep=""), err=err)
+    _write(sys.stderr if err else sys.stdout, visible(str(line), keep="") + "\n")
 
 
 def echo_lines(text: object, *, err: bool = False) -> None:
@@ -53,15 +53,22 @@ def echo_lines(text: object, *, err: bool = False) -> None:
 
 def echo_text(text: str) -> None:
     """A piece of what a model generates: as it is, or on a terminal without what would act on it."""
-    typer.echo(visible(text, keep=_KEPT_IN_TEXT) if sys.stdout.isatty() else text, nl=False)
+    _write(sys.stdout, visible(text, keep=_KEPT_IN_TEXT) if sys.stdout and sys.stdout.isatty() else text)
 
 
 def echo_progress(line: str, last: bool) -> None:
     """To stderr: on a terminal over the progress line before, and kept if it is the ``last``; else as any line."""
-    if sys.stderr.isatty():
-        typer.echo(f"\r\x1b[K{visible(line, keep='')}", nl=last, err=True)
+    if sys.stderr and sys.stderr.isatty():
+        _write(sys.stderr, f"\r\x1b[K{visible(line, keep='')}" + "\n" * last)
     else:
         echo(line, err=True)
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    """Not by typer's ``echo``, which takes escape sequences out and writes UTF-8 where ASCII is asked for."""
+    if stream is not None:  # as it is where the descriptor was closed
+        stream.write(text)
+        stream.flush()  # so that what cannot be written is an error here
 
 
 class Commands(TyperGroup):
@@ -105,14 +112,14 @@ def count(number: float) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON value. Numbers that JSON lacks become the strings "nan", "inf" and "-inf", paths their text."""
-    utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "").startswith("utf")
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
     try:
         text = json.dumps(_finite(value), indent=2, ensure_ascii=not utf8, allow_nan=False, default=str)
     except RecursionError:
         raise BambaQuantError(
             "a value is nested too deeply to be printed as JSON", fix="leave out --json"
         ) from None
-    typer.echo(visible_json(text))
+    _write(sys.stdout, visible_json(text) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Names and values come from files of any size. Lists that this project itself prints are shorter than this.
 _MOST_CHARACTERS = 800
-_MOST_LINES = 12
+_MOST_LINES = 8
 
 
 class BambaQuantError(Exception):
@@ -55,8 +55,7 @@ def _shown(value: object) -> str:
         text = str(value)
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists nested as deep
         text = f"a value that cannot be shown ({error})"
-    if len(text) > _MOST_CHARACTERS:
-        text = f"{text[:_MOST_CHARACTERS]}… ({len(text) - _MOST_CHARACTERS:,} more characters)"
-    first, *lines = text.split("\n")
-    more = [f"    … ({len(lines) - _MOST_LINES:,} more lines)"] if len(lines) > _MOST_LINES else []
-    return "\n".join([first, *(f"    {line}" for line in lines[:_MOST_LINES]), *more])
+    lines = text.split("\n", _MOST_LINES)[:_MOST_LINES]
+    kept = "\n".join(lines)[:_MOST_CHARACTERS]
+    left = len(text) - len(kept)
+    return kept.replace("\n", "\n    ") + (f"… ({left:,} more characters)" if left else "")
