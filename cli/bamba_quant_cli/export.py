@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bamba_quant_cli.console import count, print_json, progress, size
+from bamba_quant_cli.console import count, echo, print_json, progress, size
 from bamba_quant_cli.options import (
     AsJson,
     Directory,
@@ -88,9 +88,9 @@ def export(
         )
         return
     for note in plan.notes:
-        typer.echo(f"note: {note}", err=True)
-    typer.echo(directory)
-    typer.echo(
+        echo(f"note: {note}", err=True)
+    echo(directory)
+    echo(
         f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.dtype}, {size(n_bytes)} in "
         f"{len(written)} files, {seconds:.1f} s",
         err=True,
@@ -115,7 +115,8 @@ def _print_plan(plan: Export, directory: Path, as_json: bool) -> None:
         return
     print_rows(plan.rows)
     for note in plan.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"\n{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.dtype}")
+        echo(f"note: {note}")
+    echo()
+    echo(f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.dtype}")
     for name, n_bytes in plan.sizes.items():
-        typer.echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")
+        echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")

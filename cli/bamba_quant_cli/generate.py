@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_json
+from bamba_quant_cli.console import echo, echo_text, print_json
 from bamba_quant_cli.options import (
     Activations,
     AsJson,
@@ -93,7 +93,7 @@ def generate(
     new: list[int] = []
     shown = ""
     if not as_json:
-        typer.echo(prompt, nl=False)
+        echo_text(prompt)
     ends = stop or stop_tokens(loaded.checkpoint)
     if not ends and tokenizer:  # a GGUF without a vocabulary
         ends = stop_tokens(open_checkpoint(tokenizer))
@@ -102,7 +102,7 @@ def generate(
         text = encoder.decode(ids + new)[len(encoder.decode(ids)) :]
         # A letter of several tokens is shown when it is whole.
         if not as_json and not text.endswith("\ufffd"):
-            typer.echo(text[len(shown) :], nl=False)
+            echo_text(text[len(shown) :])
             shown = text
     if as_json:
         ended = "length" if len(new) == max_tokens else "stop"
@@ -117,4 +117,4 @@ def generate(
             }
         )
     else:
-        typer.echo()
+        echo()

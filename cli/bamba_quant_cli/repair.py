@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_json, progress, size
+from bamba_quant_cli.console import echo, print_json, progress, size
 from bamba_quant_cli.options import AsJson, Overwrite, Threads
 
 EXAMPLES = """
@@ -70,8 +70,8 @@ def repair(
         print_json({"files": written, "bytes": n_bytes, "repaired": moved})
         return
     for path in written:
-        typer.echo(path)
-    typer.echo(
+        echo(path)
+    echo(
         f"{len(moved)} of {len(plan.rows)} tensors had their rows reordered, the others were copied; "
         f"{size(n_bytes)}",
         err=True,
