@@ -75,10 +75,9 @@ def read_added_tokens(
         texts = read_json(listed, "tokens added to the model")
         for text in texts:
             token = _checked_id(required(texts, text, int, listed, TokenizerError), listed)
-            if text not in found.tokens or decoder is None:
+            found.check(token, text, listed)
+            if text not in found.tokens:  # tokenizer.json has the last word on flags
                 found.add(Added(token, text, text in special, normalized=text not in special), listed)
-            else:
-                found.check(token, text, listed)
         with_flags |= set() if decoder is not None else set(texts)
     for key in decoder or {}:
         entry = required(decoder or {}, key, dict, config, TokenizerError)

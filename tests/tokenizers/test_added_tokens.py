@@ -172,6 +172,18 @@ def test_flags(flag: str, kind: str, byte_level: Path, trained: dict[str, Path],
     assert any("white space" in note for note in read_vocabulary(directory, first + 64).notes) == trims
 
 
+def test_flags_of_tokenizer_json_go_before_added_tokens_json(byte_level: Path) -> None:
+    entry = {"id": 2048, "content": "<call>", **PLAIN, "special": True, "lstrip": True}
+    held = json.loads((byte_level / "tokenizer.json").read_text())["added_tokens"]
+    add(
+        byte_level,
+        {"tokenizer.json": {"added_tokens": [*held, entry]}, "added_tokens.json": {"<call>": 2048}},
+    )
+    oracle, encoder = AutoTokenizer.from_pretrained(byte_level), read_encoder(open_checkpoint(byte_level))
+    assert encoder.encode("a  <call> b") == oracle.encode("a  <call> b")
+    assert read_vocabulary(byte_level, 2064).types[2048] == TokenType.CONTROL
+
+
 def test_special_tokens_of_the_base_vocabulary(byte_level: Path, tmp_path: Path) -> None:
     """A normal token that the settings name is cut out of every text, and is a control token in GGUF."""
     add(byte_level, {"tokenizer_config.json": {"pad_token": "!"}})

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from gguf import Keys, TokenType
 from transformers import GenerationConfig
+from typer.testing import CliRunner
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.checkpoint.gguf_values import uint32
@@ -17,6 +18,8 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.tokenizers import read_vocabulary
 from bamba_quant.tokenizers.end_of_text import ENDING_TEXTS, FILL_IN_TEXTS, stop_tokens
+from bamba_quant_cli.app import app
+from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.vocabularies import llama_vocabulary, write_vocabulary
 from tests.tokenizers import test_sentencepiece
@@ -158,3 +161,19 @@ def test_many_ids_make_short_notes(directory: Path) -> None:
     notes = read_vocabulary(directory, 2064).notes
     assert max(map(len, notes)) < 300
     assert read_vocabulary(directory, 2064).types[1] == TokenType.CONTROL
+
+
+def test_generate_stops_there(tmp_path: Path) -> None:
+    """At the second id of the list, in the directory, in its GGUF, and in one whose vocabulary is the directory's."""
+    directory = shutil.copytree(embedded_model(), tmp_path / "m")
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 576]}))
+    file = to_gguf(directory, tmp_path / "m.gguf", "bf16")
+    bare = to_gguf(directory, tmp_path / "bare.gguf", "bf16", vocab=False)
+    arguments = ["--prompt", "The old mill", "--max-tokens", "24", "--json"]
+    free = ["generate", str(embedded_model()), *arguments, "--stop", "1"]
+    going_on = json.loads(CliRunner().invoke(app, free, catch_exceptions=False).stdout)["tokens"]
+    expected = going_on[: going_on.index(576)]
+    for model in ([str(directory)], [str(file)], [str(bare), "--tokenizer", str(directory)]):
+        done = CliRunner().invoke(app, ["generate", *model, *arguments], catch_exceptions=False)
+        said = json.loads(done.stdout)
+        assert (said["tokens"], said["finish_reason"]) == (expected, "stop")
