@@ -66,8 +66,13 @@ def first_product(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def read_text(file: Path) -> tuple[str, str]:
-    """A UTF-8 text and the SHA-256 of its bytes. Raises ``CheckpointError`` for a file in another encoding."""
+    """A UTF-8 text, from a file or a pipe, and the SHA-256 of its bytes.
+
+    Raises ``CheckpointError`` for another encoding, and for a device, which may never end.
+    """
     try:
+        if file.is_char_device():
+            raise CheckpointError("the text is a device, not a file", where=file, expected="a file or a pipe")
         raw = file.read_bytes()
         return raw.decode("utf-8"), hashlib.sha256(raw).hexdigest()
     except OSError as error:

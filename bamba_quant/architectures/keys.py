@@ -124,9 +124,12 @@ class Reader:
         }
 
     def vocab_size(self) -> int:
-        """Rows of the embedding; a file that does not say has as many as tokens."""
+        """Rows of the embedding: one for each token, where the file has a vocabulary (llama.cpp loads no other)."""
         tokens = self._values.texts(Keys.Tokenizer.LIST)
-        return self.count("vocab_size", None if tokens is None else len(tokens))
+        found = self.count("vocab_size", None if tokens is None else len(tokens))
+        if tokens is not None and found != len(tokens):
+            raise self._invalid("vocab_size", found, f"{len(tokens)}, the length of {Keys.Tokenizer.LIST}")
+        return found
 
     def shape(self) -> dict[str, Any]:
         """The fields of ``Config`` that every family has; tying shows in the tensors' names."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gguf import Keys
-
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_header import MAGIC, Cursor, Header, read_header
 from bamba_quant.checkpoint.gguf_values import KeyValues
+from bamba_quant.checkpoint.split_set import check_split
 from bamba_quant.errors import CheckpointError, FormatError, listed
 from bamba_quant.formats import formats
 from bamba_quant.formats.readable import listed_format
@@ -27,12 +26,11 @@ def read_gguf(file: Path) -> Checkpoint:
     llama.cpp would not load: not a GGUF, malformed, truncated, or of an incomplete or inconsistent split.
     """
     shards = split_files(file)
-    key_values = KeyValues()
+    key_values: list[KeyValues] = []
     tensors: dict[str, StoredTensor] = {}
-    for number, shard in enumerate(shards):
+    for shard in shards:
         values, found = _read_shard(shard)
-        if number == 0:
-            key_values = values
+        key_values.append(values)
         twice = sorted(found.keys() & tensors.keys())
         if twice:
             raise CheckpointError(
@@ -42,15 +40,8 @@ def read_gguf(file: Path) -> Checkpoint:
                 fix="fetch all shards of one version",
             )
         tensors |= found
-    promised = key_values.integer(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT)
-    if len(shards) > 1 and promised not in (None, len(tensors)):
-        raise CheckpointError(
-            "the shards do not hold as many tensors as the first one says",
-            where=shards[0],
-            found=len(tensors),
-            expected=promised,
-        )
-    return Checkpoint(file, "gguf", key_values, tensors, shards)
+    check_split(shards, key_values, len(tensors))
+    return Checkpoint(file, "gguf", key_values[0], tensors, shards)
 
 
 def split_files(file: Path) -> tuple[Path, ...]:

@@ -22,6 +22,7 @@ from bamba_quant.evaluation.activations import resolve, with_activations
 from bamba_quant.evaluation.drift import DriftWatch, worst
 from bamba_quant.evaluation.gates import Limit, check_enough, check_sections, judge, limits_for
 from bamba_quant.evaluation.hashing import Hashing
+from bamba_quant.evaluation.inputs import input_files
 from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.logits_file import is_logits_file, read_logits_file, writing
 from bamba_quant.evaluation.models import (
@@ -157,7 +158,7 @@ def evaluate(
         if ahead:
             stack.enter_context(ahead).begin(reading_order(sources, drift is not None))
         if options.save_base:
-            inputs = [*(file for each in opened for file in files_of(each)), *([text] if text else [])]
+            inputs = input_files([base, *candidates, text, options.tokenizer])
             write = stack.enter_context(
                 writing(
                     options.save_base,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -25,9 +24,11 @@ from bamba_quant_cli import (
     processes,
     repair,
 )
+from bamba_quant_cli.console import Commands, echo, echo_lines, prepare
 
 app = typer.Typer(
     name="bamba-quant",
+    cls=Commands,
     help="Turn hybrid Mamba-2/attention checkpoints (Bamba and its family) into GGUF files that llama.cpp runs "
     "exactly, and into FP8 and int4 directories for transformers and vLLM.",
     no_args_is_help=True,
@@ -53,7 +54,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"bamba-quant {version('bamba-quant')}")
+        echo(f"bamba-quant {version('bamba-quant')}")
         raise typer.Exit
 
 
@@ -71,9 +72,7 @@ def main() -> None:
     """Run the command line; exit code 2 for bad input or usage. Typer itself makes 130 of an interrupt."""
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _terminate)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # file names may be any bytes
+    prepare()
     from bamba_quant.ranks import FailedElsewhereError
     from bamba_reference.errors import BambaQuantError
 
@@ -82,13 +81,13 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:  # of stdout, or of a file no layer below has a better word for
-        typer.echo(f"error: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
+        echo(f"error: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
         _abandon_stdout()
         sys.exit(2)
     except FailedElsewhereError:
         sys.exit(processes.code_elsewhere())
     except BambaQuantError as error:
-        typer.echo(f"error: {error}", err=True)
+        echo_lines(f"error: {error}", err=True)
         sys.exit(2)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_json, print_table, progress
+from bamba_quant_cli.console import echo, print_json, print_table, progress
 from bamba_quant_cli.options import (
     AsJson,
     IgnoreAdapter,
@@ -75,9 +75,9 @@ def compare(
         ]
     if rows:
         print_table(("tensor", "A", "B", "SQNR dB", "max error", "cosine"), rows, right=(3, 4, 5))
-        typer.echo()
+        echo()
     alike = sum(loss.max_error == 0 for loss in found.tensors)
-    typer.echo(
+    echo(
         f"{len(found.tensors)} tensors, {alike} of them the same"
         + ("" if found.sqnr is None else f"; all weights together {found.sqnr:.2f} dB")
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bamba_quant_cli.console import count, print_json, print_table, progress, size
+from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
 from bamba_quant_cli.options import (
     AsJson,
     DryRun,
@@ -177,10 +177,18 @@ def convert(
         files = [(shard.file, shard.n_bytes) for shard in layout(plan, conversion.outfile)]
         _print_plan(conversion, files, as_json)
         return
+    path = conversion.source.checkpoint.path
+    read = [each for each in path.iterdir() if each.suffix != ".gguf"] if path.is_dir() else [path]
     started = time.monotonic()
     with progress(sum(row.source.n_bytes for row in plan.rows), "converting") as tell:
         written = write_gguf(
-            plan, conversion.outfile, threads=threads, device=device, overwrite=overwrite, progress=tell
+            plan,
+            conversion.outfile,
+            threads=threads,
+            device=device,
+            overwrite=overwrite,
+            inputs=[*read, *filter(None, (imatrix, metadata))],
+            progress=tell,
         )
     seconds = time.monotonic() - started
     n_bytes = sum(file.stat().st_size for file in written)
@@ -189,10 +197,10 @@ def convert(
         print_json({"files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3), **_summary(conversion)})
         return
     for note in _notes(conversion):
-        typer.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     for file in written:
-        typer.echo(file)
-    typer.echo(
+        echo(file)
+    echo(
         f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {size(n_bytes)}, "
         f"{plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s",
         err=True,
@@ -243,12 +251,13 @@ def _print_plan(conversion: Conversion, files: list[tuple[Path, int]], as_json: 
         return
     print_rows(plan.rows)
     for left_out in plan.left_out:
-        typer.echo(f"left out: {left_out.source.name} ({left_out.reason})")
+        echo(f"left out: {left_out.source.name} ({left_out.reason})")
     for note in _notes(conversion):
-        typer.echo(f"note: {note}")
-    typer.echo(
-        f"\n{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
+        echo(f"note: {note}")
+    echo()
+    echo(
+        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
         f"weight, {len(plan.metadata)} key-values"
     )
     for file, n_bytes in files:
-        typer.echo(f"{file}  {n_bytes:,} bytes ({size(n_bytes)})")
+        echo(f"{file}  {n_bytes:,} bytes ({size(n_bytes)})")

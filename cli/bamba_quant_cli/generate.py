@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_json
+from bamba_quant_cli.console import echo, echo_text, print_json
 from bamba_quant_cli.options import (
     Activations,
     AsJson,
@@ -57,10 +57,12 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt with any model this tool reads; the text appears as it is made."""
+    from bamba_quant.checkpoint import open_checkpoint
     from bamba_quant.device_weights import weights_on
     from bamba_quant.errors import BambaQuantError
     from bamba_quant.evaluation.activations import resolve, with_activations
     from bamba_quant.running import open_model, torch_device, torch_dtype
+    from bamba_quant.tokenizers.end_of_text import stop_tokens
     from bamba_reference.generate import Sampling
     from bamba_reference.generate import generate as steps
     from bamba_reference.kernels import backend_named
@@ -91,13 +93,16 @@ def generate(
     new: list[int] = []
     shown = ""
     if not as_json:
-        typer.echo(prompt, nl=False)
-    for token in steps(ready, ids, max_new_tokens=max_tokens, sampling=sampling, stop=stop or None):
+        echo_text(prompt)
+    ends = stop or stop_tokens(loaded.checkpoint)
+    if not ends and tokenizer:  # a GGUF without a vocabulary
+        ends = stop_tokens(open_checkpoint(tokenizer))
+    for token in steps(ready, ids, max_new_tokens=max_tokens, sampling=sampling, stop=ends):
         new.append(token)
         text = encoder.decode(ids + new)[len(encoder.decode(ids)) :]
         # A letter of several tokens is shown when it is whole.
         if not as_json and not text.endswith("\ufffd"):
-            typer.echo(text[len(shown) :], nl=False)
+            echo_text(text[len(shown) :])
             shown = text
     if as_json:
         ended = "length" if len(new) == max_tokens else "stop"
@@ -112,4 +117,4 @@ def generate(
             }
         )
     else:
-        typer.echo()
+        echo()

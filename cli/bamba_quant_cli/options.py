@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bamba_quant_cli.console import echo
+
 if TYPE_CHECKING:
     from bamba_quant.checkpoint import ReadOptions
 
@@ -121,7 +123,8 @@ def read_options(ignore_config_key: list[str] | None, ignore_adapter: bool, stri
 
 
 def print_note(note: str) -> None:
-    typer.echo(f"note: {note}", err=True)
+    """A note on stderr."""
+    echo(f"note: {note}", err=True)
 
 
 def parse_size(text: str, option: str) -> int:

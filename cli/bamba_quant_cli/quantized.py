@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from bamba_quant_cli.console import count, print_json, print_table, progress, size
+from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
 
 if TYPE_CHECKING:
     from bamba_quant.checkpoint import ReadOptions
@@ -64,7 +62,7 @@ def quantize(
             )
     except (KeyboardInterrupt, SystemExit):
         options = "--resume --overwrite" if directory.exists() else "--resume"
-        typer.echo(f"interrupted; what is done is kept: go on with {options}", err=True)
+        echo(f"interrupted; what is done is kept: go on with {options}", err=True)
         raise
     seconds = time.monotonic() - started
     if as_json:
@@ -75,9 +73,9 @@ def quantize(
         )
         return
     for note in _notes(plan):
-        typer.echo(f"note: {note}", err=True)
-    typer.echo(directory)
-    typer.echo(
+        echo(f"note: {note}", err=True)
+    echo(directory)
+    echo(
         f"{len(plan.matrices)} matrices in {plan.scheme.name}, {count(plan.quantized_elements)} of "
         f"{count(plan.elements)} weights, {size(n_bytes)} in {len(written)} files, {seconds:.1f} s",
         err=True,
@@ -136,14 +134,16 @@ def _print_plan(plan: Quantization, directory: Path, as_json: bool) -> None:
         right=(3, 5),
     )
     for note in _notes(plan):
-        typer.echo(f"note: {note}")
+        echo(f"note: {note}")
     stored: dict[str, int] = {}
     for source in plan.sources:
         stored[source.format.name] = stored.get(source.format.name, 0) + source.n_bytes
-    typer.echo(
-        f"\n{len(plan.matrices)} matrices in {plan.scheme.name} by {plan.method.name}, "
-        f"{count(plan.quantized_elements)} of {count(plan.elements)} weights\n"
+    echo()
+    echo(
+        f"{len(plan.matrices)} matrices in {plan.scheme.name} by {plan.method.name}, "
+        f"{count(plan.quantized_elements)} of {count(plan.elements)} weights"
     )
+    echo()
     written = sum(plan.bytes_by_dtype.values())
     print_table(
         ("weights", "bytes", ""),
@@ -155,9 +155,9 @@ def _print_plan(plan: Quantization, directory: Path, as_json: bool) -> None:
         ],
         right=(1, 2),
     )
-    typer.echo()
+    echo()
     for name, n_bytes in plan.sizes.items():
-        typer.echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")
+        echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")
 
 
 def _rows_as_json(plan: Quantization) -> list[dict[str, Any]]:

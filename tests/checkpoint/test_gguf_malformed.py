@@ -212,6 +212,10 @@ def test_wrong_values_in_every_key(family: str, tmp_path: Path) -> None:
         values = KeyValues({**checkpoint.key_values, f"{architecture}.{key}": uint32(2**31)}, checkpoint.path)
         with pytest.raises(BambaQuantError, match=rf"{key}[\s\S]*{2**31}"):
             readers["configuration"](values)
+    tokens = Value(Type.ARRAY, ["a", "b"], Type.STRING)  # llama.cpp wants as many as the embedding has rows
+    values = KeyValues({**checkpoint.key_values, "tokenizer.ggml.tokens": tokens}, checkpoint.path)
+    with pytest.raises(BambaQuantError, match=r"vocab_size[\s\S]*2, the length of"):
+        readers["configuration"](values)
 
 
 def test_inspect_lists_a_file_whose_key_values_are_wrong(tmp_path: Path) -> None:
