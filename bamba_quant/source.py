@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from bamba_reference.config import Config
 Pairs = tuple[tuple[StoredTensor, TensorRule], ...]
 
 CONFIG = "config.json"
+_MOST_BYTES, _MOST_SIDE = 2**50, 2**31
 _DTYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -100,9 +101,26 @@ def imagined_source(path: str | Path, *, reading: ReadOptions = ReadOptions()) -
         for rule in rules
         if not rule.left_out
     }
+    _refuse_impossible(tensors.values(), directory / CONFIG)
     notes = adapter_notes(directory, ignore=reading.ignore_adapter)
     checkpoint = replace(found.checkpoint, tensors=tensors, notes=notes)
     return replace(found, checkpoint=checkpoint, pairs=_match_huggingface(checkpoint, rules), imagined=True)
+
+
+def _refuse_impossible(tensors: Iterable[StoredTensor], config: Path) -> None:
+    """Raise ``PlanError`` for sizes that no file could hold, which only a configuration without weights can have."""
+    total = longest = 0
+    for tensor in tensors:
+        total += tensor.n_bytes
+        longest = max(longest, *tensor.shape)
+    if total >= _MOST_BYTES or longest >= _MOST_SIDE:
+        raise PlanError(
+            "the model that the configuration describes is larger than any file",
+            where=config,
+            found=f"{total:,} bytes of weights, sides of up to {longest:,}",
+            expected=f"less than {_MOST_BYTES:,} bytes, and sides below {_MOST_SIDE:,}",
+            fix="correct the sizes in config.json",
+        )
 
 
 def directory_of(path: str | Path) -> Path:

@@ -81,6 +81,26 @@ def test_model_card(card: str, key: str, expected: Any, tmp_path: Path) -> None:
         ('"unterminated', "YAML"),
         ("version: 2024-99-99", "YAML"),
         ("[" * 3000, "YAML"),
+        ("author: " + "[" * 100_000, "nesting of"),
+        ("author: !!python/object:os.system x", "a tag"),
+        ("author: !!timestamp x", "a tag"),
+        ("author: !!set {a}", "a tag"),
+        ("a: &a {x: 1}\nb: {<<: *a}", "merge key"),
+        ("author: " + "1:" * 100_000 + "1", "a number of"),
+        ("author: 0x" + "f" * 100_000, "a number of"),
+        (
+            "a0: &a0 [x]\n"
+            + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 400))
+            + "author: *a399",
+            "author",
+        ),
+        ("a: &a x\nb: [" + "*a, " * 2000 + "]", "aliases"),
+        ("x: " + "a" * 600_000, "characters"),
+        ("author: .inf", "author"),
+        ("version: .nan", "version"),
+        ("author: &a [*a]", "author"),
+        ("tags:\n" + "- a\n" * 10_001, "tags"),
+        ("description: x" + "a" * 70_000, "description"),
         ("author: é".encode("latin-1"), "UTF-8"),
     ],
 )

@@ -62,7 +62,8 @@ def _float(stored: Stored, module: str, codes: StoredTensor, group: Mapping[str,
     strategy, name = weights.get("strategy"), f"{module}.weight"
     bits = weights.get("num_bits")
     if type(bits) is not int or bits != 8 or not _symmetric(weights) or len(codes.shape) != 2:
-        raise stored.unsupported("a weight", name, shown(weights), "8 bits, symmetric, a matrix")
+        found = f"{_said(weights)}, shape {codes.shape}"
+        raise stored.unsupported("a weight", name, found, "8 bits, symmetric, a matrix")
     rows, columns = codes.shape
     height, width = _tile(stored, name, weights, rows, columns)
     tall, wide = -(-rows // height), -(-columns // width)
@@ -80,6 +81,10 @@ def _float(stored: Stored, module: str, codes: StoredTensor, group: Mapping[str,
         Beside(scale, 0 if strategy == "tensor" else height),
         activations=of_compressed_tensors(group),
     )
+
+
+def _said(weights: Mapping[str, Any]) -> str:
+    return f"num_bits {shown(weights.get('num_bits'))}, symmetric {shown(weights.get('symmetric', True))}"
 
 
 def _symmetric(weights: Mapping[str, Any]) -> bool | None:
@@ -117,7 +122,7 @@ def _packed(stored: Stored, module: str, described: Mapping[str, Any]) -> None:
         raise stored.unsupported(
             "a weight",
             name,
-            f"num_bits {shown(bits)}, symmetric {shown(weights.get('symmetric', True))}",
+            _said(weights),
             "4 or 8 bits, symmetric true or false",
         )
     if stored.get(f"{module}.weight_g_idx") is not None:

@@ -25,7 +25,7 @@ _NAMES: dict[type, str] = {
     list: "a list",
 }
 # An empty list of three characters takes 64 bytes once parsed: JSON of this size stays below 1 GiB.
-JSON_BYTES = 32 << 20
+JSON_BYTES = 24 << 20
 SMALL_BYTES = 64 << 20  # any other file that is read whole
 TOKENIZER_BYTES = 512 << 20  # tokenizer.json of 500,000 tokens takes about 50 MB
 _MOST_NESTED = 100

@@ -199,4 +199,4 @@ def _refused(value: Any) -> NoReturn:
 
 
 def _described(value: Any) -> str:
-    return shown(str(value)) if type(value) is _Global else f"a {type(value).__name__}"
+    return repr(str(value)[:200]) if type(value) is _Global else f"a {type(value).__name__}"

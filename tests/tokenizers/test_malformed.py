@@ -101,7 +101,7 @@ def nested(levels: int) -> dict[str, Any]:
         (top(pre_tokenizer={"type": "Sequence", "pretokenizers": [5]}), "pretokenizers"),
         (top(pre_tokenizer={"type": "Split", "pattern": "x", "behavior": "Isolated"}), "Split"),
         (top(pre_tokenizer={"type": "Split"}), "Split"),
-        (top(pre_tokenizer=nested(300)), "Nothing"),
+        (top(pre_tokenizer=nested(30)), "Nothing"),
         (top(normalizer=[]), "normalizer"),
         (top(normalizer={"type": "Sequence"}), "normalizers"),
         (top(post_processor={"type": "Nope"}), "post-processor"),

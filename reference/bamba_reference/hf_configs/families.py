@@ -49,17 +49,10 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     Raises ``ConfigError`` listing the classes that are supported.
     """
     classes, model_type, found = hf.get("architectures"), hf.get("model_type"), []
-    if classes is not None and not (
-        isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    ):
-        raise ConfigError(
-            "the configuration's architectures is not a list of names",
-            found=shown(classes),
-            expected="a list of one name, or null",
-        )
-    if classes and classes != [_STATE_SPACES]:
-        found = [family for family in families() if any(name in family.classes for name in classes)]
-    if not found and (not classes or classes == [_STATE_SPACES]):
+    names = classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else []
+    if names != [_STATE_SPACES]:
+        found = [family for family in families() if any(name in family.classes for name in names)]
+    if not found and (classes in (None, []) or names == [_STATE_SPACES]):
         ssm_cfg = hf.get("ssm_cfg")
         if "d_model" in hf and "n_layer" in hf:
             layer = ssm_cfg.get("layer", "Mamba1") if isinstance(ssm_cfg, Mapping) else "Mamba1"

@@ -1,0 +1,91 @@
+"""Every key of every family under values of every type: a configuration is read, or refused by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from bamba_reference import Config
+from bamba_reference.errors import ConfigError
+from bamba_reference.hf_configs import families
+from bamba_reference.hf_configs.reading import COMMON, INERT, MOST_HEAD_DIM, MOST_LAYERS, MOST_TOKENS
+
+BASES: dict[str, dict[str, Any]] = {
+    "bamba": {
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "mamba_n_heads": 8,
+    },
+    "granitemoehybrid": {"num_attention_heads": 4, "mamba_n_heads": 8, "position_embedding_type": "rope"},
+    "mamba": {},
+    "falcon_mamba": {},
+    "mamba2": {"n_groups": 1, "head_dim": 16},
+}
+VALUES: list[Any] = [
+    None, True, False, 0, 1, -1, 7, 2**31 - 1, 2**31, 2**63, 10**400, 10**5000, 0.5, 8.0, -0.0, 1e308, math.nan,
+    math.inf, -math.inf, "", "x", "auto", "Infinity", "mamba", "x" * 10_000, [], [None], [0], [1, "x"], [[]], [0.0, 1],
+    [math.nan, 1], ["mamba"] * 4, ["attention", "mamba"] * 2, {}, {"x": {"x": []}}, {"__float__": "NaN"},
+    {"rope_theta": math.nan}, {"rope_type": []}, {"layer": {}}, {"d_state": []}, {"type": 1},
+]  # fmt: skip
+
+
+def base(family: str) -> dict[str, Any]:
+    found = {"model_type": family, "vocab_size": 160, "hidden_size": 64, "num_hidden_layers": 4}
+    return found | BASES[family]
+
+
+def read(values: dict[str, Any]) -> Config | None:
+    try:
+        return Config.from_hf(values)
+    except ConfigError as error:
+        assert len(str(error)) < 5000
+        return None
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_every_key_under_every_value(family: Any) -> None:
+    good = base(family.name)
+    assert read(good)
+    for key in sorted(family.keys | family.inert | COMMON | INERT | {"unknown_key"}):
+        for value in VALUES:
+            found = read({**good, key: value})
+            if found is not None:
+                assert found.vocab_size <= 2 * MOST_TOKENS
+                assert found.num_hidden_layers <= MOST_LAYERS
+                assert found.head_dim <= MOST_HEAD_DIM
+                assert all(math.isfinite(number) for number in (found.rms_norm_eps, found.rope_theta))
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_sizes_that_a_plan_would_list(family: Any) -> None:
+    good = base(family.name)
+    assert read(good | {"vocab_size": MOST_TOKENS})
+    with pytest.raises(ConfigError, match="vocab_size"):
+        Config.from_hf(good | {"vocab_size": MOST_TOKENS + 1})
+    with pytest.raises(ConfigError, match="num_hidden_layers"):
+        Config.from_hf(good | {"num_hidden_layers": MOST_LAYERS + 1})
+    if "num_attention_heads" in good:
+        wide = {"head_dim": MOST_HEAD_DIM + 2, "num_attention_heads": 4}
+        with pytest.raises(ConfigError, match="head_dim"):
+            Config.from_hf(good | wide)
+        with pytest.raises(ConfigError, match="num_attention_heads"):
+            Config.from_hf(good | {"hidden_size": 2**19, "num_attention_heads": 1, "num_key_value_heads": 1,
+                                   "mamba_n_heads": 2**20, "mamba_d_head": 1})  # fmt: skip
+
+
+def test_many_unknown_keys_are_counted() -> None:
+    many = {f"unknown_{number}": "x" * 1000 for number in range(10_000)}
+    with pytest.raises(ConfigError, match="and 9992 more") as error:
+        Config.from_hf(base("bamba") | many)
+    assert len(str(error.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    "classes", [{"BambaForCausalLM": 1}, ["BambaForCausalLM", 1], [["BambaForCausalLM"]], "Bamba", 5]
+)
+def test_architectures_that_is_not_a_list_of_names(classes: Any) -> None:
+    with pytest.raises(ConfigError, match="architectures"):
+        Config.from_hf(base("bamba") | {"architectures": classes})
