@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bamba_quant.checkpoint.json_file import objects, optional, read_json, required
+from bamba_quant.checkpoint.json_file import objects, optional, parse_json, read_json, required
 from bamba_quant.errors import CheckpointError, TokenizerError
 
 
@@ -57,3 +60,18 @@ def test_kinds() -> None:
         required(values, "null", str, "here", TokenizerError)
     with pytest.raises(CheckpointError, match="entry of list"):
         objects(values, "list", "here")
+
+
+@given(
+    st.lists(
+        st.sampled_from([r"\\", r"\ud83d", r"\ude00", r"\uDBFF", "ud83d", r"\n", "a", "\ud7ff"]), max_size=6
+    )
+)
+def test_a_lone_surrogate_is_found_wherever_it_is_escaped(parts: list[str]) -> None:
+    text = '{"a": "' + "".join(parts) + '"}'
+    lone = any("\ud800" <= letter <= "\udfff" for letter in json.loads(text)["a"])
+    if lone:
+        with pytest.raises(CheckpointError, match="surrogate pair"):
+            parse_json(text.encode(), "here")
+    else:
+        assert parse_json(text.encode(), "here") == json.loads(text)
