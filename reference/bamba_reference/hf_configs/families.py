@@ -8,6 +8,7 @@ from typing import Any
 
 from bamba_reference.config import Config
 from bamba_reference.errors import ConfigError
+from bamba_reference.hf_configs.reading import MOST
 from bamba_reference.shown import shown
 
 
@@ -70,4 +71,19 @@ def family_of(hf: Mapping[str, Any]) -> Family:
 
 def read_hf_config(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
     """``Config.from_hf``."""
-    return family_of(hf).read(hf, ignore)
+    config = family_of(hf).read(hf, ignore)
+    sides = {
+        "the mixer's width": config.mamba_d_inner,
+        "the channels of its convolution": config.mamba_conv_dim,
+        "the rows of its input projection": config.mamba_in_proj_dim,
+        "attention heads times head size": config.num_attention_heads * config.head_dim,
+    }
+    for name, size in sides.items():
+        if size > MOST:
+            raise ConfigError(
+                "sizes of the configuration multiply to more than any format counts",
+                found=f"{name}: {size:,}",
+                expected=f"at most {MOST:,}",
+                fix="correct the sizes in config.json",
+            )
+    return config
