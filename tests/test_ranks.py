@@ -18,7 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import HashStore
 
-from bamba_quant import ranks as module
+from bamba_quant import exchange as module
+from bamba_quant import ranks as ranks_module
+from bamba_quant.exchange import Exchange
 from bamba_quant.ranks import ALONE, FailedElsewhereError, RankError, Ranks, joined, spread
 from bamba_reference.stream import head_blocks, together
 
@@ -83,7 +85,7 @@ def test_variables_that_torchrun_did_not_set(monkeypatch: pytest.MonkeyPatch) ->
         assert alone is ALONE
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(RankError, match="do not find together") as error, joined():
+    with pytest.raises(RankError, match="did not connect") as error, joined():
         pass
     assert "RANK" in str(error.value.found) and "torchrun" in str(error.value.fix)
 
@@ -95,7 +97,7 @@ Together = Callable[[Callable[[Ranks], Any]], list[Any]]
 def in_threads(request: pytest.FixtureRequest) -> Iterator[Together]:
     """Runs a function as each of several ranks at once, over a store in memory."""
     store, size = HashStore(), request.param
-    exchanges = [module._Exchange(store, rank, size) for rank in range(size)]
+    exchanges = [Exchange(store, rank, size) for rank in range(size)]
     with ThreadPoolExecutor(size) as pool:
         yield lambda work: list(
             pool.map(
@@ -140,7 +142,7 @@ def test_scores_come_in_the_texts_order(in_threads: Together) -> None:
 def test_a_process_that_falls_silent_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SECONDS_BETWEEN_SIGNS", 0.02)
     store = HashStore()
-    first, second = (module._Exchange(store, rank, 2) for rank in range(2))
+    first, second = (Exchange(store, rank, 2) for rank in range(2))
     second.leave()
     with pytest.raises(RankError, match="no sign of life") as error:
         first.gather("waiting")
@@ -153,7 +155,7 @@ def test_a_process_that_falls_silent_ends_the_wait(monkeypatch: pytest.MonkeyPat
 def test_slow_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SECONDS_BETWEEN_SIGNS", 0.02)
     store = HashStore()
-    first, second = (module._Exchange(store, rank, 2) for rank in range(2))
+    first, second = (Exchange(store, rank, 2) for rank in range(2))
     late = threading.Timer(1.0, second.gather, ["late"])
     late.start()
     assert first.gather("early") == ["early", "late"]
@@ -201,8 +203,8 @@ def test_processes_without_torchrun() -> None:
 def test_one_of_several_errors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     store = HashStore()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    exchanges = iter([module._Exchange(store, rank, 2) for rank in range(2)])
-    monkeypatch.setattr(module, "_meet", lambda: next(exchanges))
+    exchanges = iter([Exchange(store, rank, 2) for rank in range(2)])
+    monkeypatch.setattr(ranks_module, "_meet", lambda: next(exchanges))
     with pytest.raises(ZeroDivisionError), joined():
         raise ZeroDivisionError
     with pytest.raises(FailedElsewhereError), joined():

@@ -36,6 +36,7 @@ from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.record import command_line, compiling, run_record, timing
 from bamba_quant.evaluation.result import (
+    RECORDS,
     SCHEMA,
     Candidate,
     Evaluation,
@@ -178,7 +179,7 @@ def evaluate(
         )
         found = score_part(given, opened, sources, hidden, tokens, part, floor, write, backends, tell)
         losses = drift.finish() if drift else [()] * len(others)
-        measured = Measured.of_parts(ranks.gather(found))
+        measured = Measured.of_parts(ranks.gather(found, Measured))
         scored = measured.scores(tokens.text.chunks)
         for file, scores in zip(files, scored, strict=True):
             check_finite(scores, base.name, file.label)
@@ -188,7 +189,7 @@ def evaluate(
             hashed = hashing.finish()
         hashing_seconds = time.perf_counter() - clock - seconds
     if not drawn:
-        return ranks.share()
+        return ranks.share(None, *RECORDS)
 
     bootstrap = drawn.result()
     measured_floors = floors(collect(measured.floor, floor_chunks)) if floor_chunks else None
@@ -223,7 +224,7 @@ def evaluate(
         drift_chunks=drift_chunks,
         timing=timing(seconds, hashing_seconds, meter, tokens.cut.size, device),
     )
-    return ranks.share(evaluation)
+    return ranks.share(evaluation, *RECORDS)
 
 
 def _candidate(
