@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.wire import WireError, decode, encode
 
 # Bytes of one value of the store, which takes 8 MiB at most.
 _PIECE = 1 << 22
@@ -50,6 +49,8 @@ class Exchange:
 
     def gather(self, value: Any, *records: type) -> list[Any]:
         """Every process's ``value`` in the order of the ranks; ``records`` are the dataclasses in them."""
+        from bamba_quant.wire import encode
+
         self._rounds += 1
         with _reaching():
             pieces = self._put(encode(value, records))
@@ -103,6 +104,8 @@ class Exchange:
         return keys
 
     def _take(self, rank: int, records: Collection[type]) -> Any:
+        from bamba_quant.wire import WireError, decode
+
         head = self._wait_for(rank, "length", step=2 * self._rounds - 1)
         length = int.from_bytes(head, "little")
         raw = bytearray()

@@ -14,9 +14,7 @@ torchrun a secret value of BAMBA_QUANT_TOKEN, the same on every machine, and the
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -177,6 +175,8 @@ def _meet() -> Exchange:
 
 def _store(host: str, port: int, rank: int, size: int) -> Any:
     """The store at this address, in which the first process holds it unless torchrun or ``--processes`` does."""
+    import socket
+
     from torch.distributed import TCPStore
 
     more: dict[str, Any] = {"timeout": timedelta(seconds=_SECONDS_TO_MEET)}
@@ -188,6 +188,9 @@ def _store(host: str, port: int, rank: int, size: int) -> Any:
 
 
 def _loopback(host: str) -> str | None:
+    import ipaddress
+    import socket
+
     address = socket.gethostbyname(host) if host == "localhost" else host
     try:
         return address if ipaddress.ip_address(address).is_loopback else None

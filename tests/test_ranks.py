@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from torch.distributed import HashStore
 
 from bamba_quant import exchange as module
 from bamba_quant import ranks as ranks_module
+from bamba_quant.errors import BambaQuantError
 from bamba_quant.exchange import Exchange
 from bamba_quant.ranks import ALONE, FailedElsewhereError, RankError, Ranks, joined, spread
+from bamba_quant.running import torch_device
 from bamba_reference.stream import head_blocks, together
 
 
@@ -88,6 +91,12 @@ def test_variables_that_torchrun_did_not_set(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RankError, match="did not connect") as error, joined():
         pass
     assert "RANK" in str(error.value.found) and "torchrun" in str(error.value.fix)
+    for rank, port in (("0", None), ("x", "1"), ("0", "x"), ("0", "99999")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", port) if port else monkeypatch.delenv("MASTER_PORT", raising=False)
+        with pytest.raises(RankError, match="did not connect"), joined():
+            pass
 
 
 Together = Callable[[Callable[[Ranks], Any]], list[Any]]
@@ -198,6 +207,28 @@ def test_processes_without_torchrun() -> None:
     ]
     assert [process.communicate(timeout=120)[0] for process in processes] == ["[0, 1]\n"] * 2
     assert [process.returncode for process in processes] == [0, 0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_store_for_one_machine_listens_on_loopback_alone(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    store = ranks_module._store(host, port, 0, 1)
+    tables = (Path(f"/proc/net/{table}").read_text().splitlines()[1:] for table in ("tcp", "tcp6"))
+    sockets = [line.split() for table in tables for line in table]
+    listening = [each[1] for each in sockets if each[3] == "0A" and each[1].endswith(f":{port:04X}")]
+    assert listening == [f"0100007F:{port:04X}"]
+    del store
+
+
+def test_a_device_is_called_what_the_user_called_it() -> None:
+    with pytest.raises(BambaQuantError) as error:
+        torch_device(Ranks(99, 100, 99, 100).device("cuda"), "cuda")
+    assert str(error.value.found).startswith("cuda (cuda:99 in this process): ")
 
 
 def test_one_of_several_errors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def evaluate(
     others = opened if given else opened[1:]
     kinds = [each.model.checkpoint.kind for each in opened]
     options = replace(options, activations=resolve(options.activations, kinds))
-    dtype, device = torch_dtype(options.dtype), torch_device(ranks.device(options.device))
+    dtype, device = torch_dtype(options.dtype), torch_device(ranks.device(options.device), options.device)
     backend = backend_named(options.backend, device, dtype)
     with ThreadPoolExecutor(1) as beside:
         beside.submit(first_product, device, dtype)
