@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bamba_quant_cli.console import count, print_json, print_table, progress, size
+from bamba_quant_cli.interrupts import writes
 from bamba_quant_cli.options import AsJson, DryRun, IgnoreConfigKey, Overwrite, Threads, parse_size
-from bamba_quant_cli.plans import print_rows, rows_as_json
+from bamba_quant_cli.plans import files_of, print_rows, rows_as_json
 
 if TYPE_CHECKING:
     from bamba_quant.convert import Conversion
@@ -162,6 +163,7 @@ def convert(
         files = [(shard.file, shard.n_bytes) for shard in layout(plan, conversion.outfile)]
         _print_plan(conversion, files, as_json)
         return
+    writes(*files_of(plan, conversion.outfile))
     started = time.monotonic()
     with progress(sum(row.source.n_bytes for row in plan.rows), "converting") as tell:
         written = write_gguf(

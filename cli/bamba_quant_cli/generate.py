@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bamba_quant_cli.console import print_json
+from bamba_quant_cli.interrupts import leaves
 from bamba_quant_cli.options import (
     Activations,
     AsJson,
@@ -81,6 +82,7 @@ def generate(
     new: list[int] = []
     shown = ""
     if not as_json:
+        leaves(_end_text)
         typer.echo(prompt, nl=False)
     for token in steps(ready, ids, max_new_tokens=max_tokens, sampling=sampling, stop=stop or None):
         new.append(token)
@@ -103,3 +105,8 @@ def generate(
         )
     else:
         typer.echo()
+
+
+def _end_text() -> str:
+    typer.echo()
+    return "the text is incomplete"
