@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from bamba_quant.convert import plan_conversion
+from bamba_quant.model_name import name_of
 from bamba_quant.quantize import plan_quantization
 from bamba_quant.schemes import schemes
 from bamba_quant.writers import write_gguf
 from bamba_quant.writers.quantized import write_quantized
+
+
+def candidate_path(model: Path, kind: str, directory: Path) -> Path:
+    """What ``make_candidate`` will make; reads headers only and raises as it does."""
+    if kind in {scheme.name for scheme in schemes()}:
+        return directory / f"{name_of(model).name}-{kind}"
+    return plan_conversion(model, outtype=kind, outfile=directory).outfile
 
 
 def make_candidate(model: Path, kind: str, directory: Path, *, threads: int | None = None) -> Path:
@@ -19,7 +27,7 @@ def make_candidate(model: Path, kind: str, directory: Path, *, threads: int | No
     refuses.
     """
     if kind in {scheme.name for scheme in schemes()}:
-        target = directory / f"{model.name}-{kind}"
+        target = candidate_path(model, kind, directory)
         write_quantized(plan_quantization(model, kind), target, threads=threads, overwrite=True)
         return target
     conversion = plan_conversion(model, outtype=kind, outfile=directory)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from gguf import GGML_QUANT_VERSION, Keys, fill_templated_filename
 
 from bamba_quant.calibration import read_imatrix
+from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.checkpoint.gguf_values import Value, string, uint32
 from bamba_quant.errors import OutputError, PlanError
@@ -38,6 +38,7 @@ def plan_conversion(
     outfile: str | Path | None = None,
     wishes: Wishes | None = None,
     imatrix: Path | None = None,
+    imatrix_strict: bool = False,
     allow_requantize: bool = False,
     split_max_bytes: int | None = None,
     keep_split: bool = False,
@@ -47,16 +48,17 @@ def plan_conversion(
     vocab: bool = True,
     vocab_only: bool = False,
     imagine: bool = False,
-    ignore_config_keys: Collection[str] = (),
+    reading: ReadOptions = ReadOptions(),
 ) -> Conversion:
     """Plan the conversion of a Hugging Face directory or a GGUF file to GGUF, reading headers and small files only.
 
     ``outtype`` names a recipe or "auto"; ``outfile`` is a file (in which ``{ftype}`` stands for the type) or a
     directory, by default the model's own. ``metadata``, ``model_name``, ``pre`` and ``vocab`` are for directories:
-    a GGUF brings its own. With ``imagine`` a directory of a config.json alone will do, or that file, and the plan is
-    for show. Raises a ``BambaQuantError`` for whatever llama.cpp could not run.
+    a GGUF brings its own. With ``imatrix_strict`` a tensor that ``imatrix`` has no entry for is an error. With
+    ``imagine`` a directory of a config.json alone will do, or that file, and the plan can only be shown. Raises a
+    ``BambaQuantError`` for whatever llama.cpp could not run.
     """
-    source = _open(Path(model), imagine and not vocab_only, ignore_config_keys, weights=not vocab_only)
+    source = _open(Path(model), imagine and not vocab_only, reading, weights=not vocab_only)
     differences = source.architecture.check_gguf(source.config)
     recipe = resolve_recipe(outtype, source.checkpoint)
     if source.checkpoint.kind == "gguf":
@@ -73,7 +75,7 @@ def plan_conversion(
         # Where there are no weights the tokenizer may be missing, too.
         vocab = vocab and not (source.imagined and not has_tokenizer(source.checkpoint.path))
         values, notes, stem = _of_directory(source, recipe, model_name, metadata, pre, vocab, vocab_only)
-    weights = read_imatrix(imatrix) if imatrix is not None else None
+    weights = read_imatrix(imatrix, strict=imatrix_strict) if imatrix is not None else None
     plan = plan_gguf(
         source,
         recipe,
@@ -83,18 +85,18 @@ def plan_conversion(
         allow_requantize=allow_requantize,
         split_max_bytes=split_max_bytes,
         keep_split=keep_split,
-        notes=(*notes, *differences),
+        notes=(*source.checkpoint.notes, *notes, *differences),
     )
     if vocab_only:
         plan = Plan(plan.architecture, plan.recipe, (), plan.metadata, (), plan.notes)
     return Conversion(source, plan, _outfile(outfile, source.checkpoint.path, stem, recipe.name))
 
 
-def _open(model: Path, imagine: bool, ignore_config_keys: Collection[str], *, weights: bool) -> Source:
+def _open(model: Path, imagine: bool, reading: ReadOptions, *, weights: bool) -> Source:
     directory = directory_of(model)
     if imagine and directory.is_dir() and not has_weights(directory):
-        return imagined_source(directory, ignore_config_keys=ignore_config_keys)
-    return open_source(directory, ignore_config_keys=ignore_config_keys, weights=weights)
+        return imagined_source(directory, reading=reading)
+    return open_source(directory, reading=reading, weights=weights)
 
 
 Described = tuple[dict[str, Value], tuple[str, ...], str]  # key-values, notes, stem of the default file name
@@ -111,7 +113,7 @@ def _of_directory(
 ) -> Described:
     checkpoint, architecture = source.checkpoint, source.architecture.gguf_architecture(source.config)
     general = read_general(
-        checkpoint.path.resolve(),  # "." has no name
+        checkpoint.path,
         checkpoint.elements,
         architecture=architecture,
         model_name=model_name,
@@ -139,7 +141,7 @@ def _of_directory(
 def _of_gguf(source: Source, recipe: Recipe) -> Described:
     """The input's own key-values but for what describes its types, shards and layout."""
     checkpoint = source.checkpoint
-    if not isinstance(suspect(checkpoint.metadata), str):
+    if not isinstance(suspect(checkpoint.key_values), str):
         raise PlanError(
             "the input's q and k rows are in the wrong order, as llama.cpp's converter leaves them",
             where=checkpoint.path,

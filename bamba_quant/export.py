@@ -82,7 +82,7 @@ def plan_export(
         raise PlanError(
             "export wants a GGUF file", where=checkpoint.path, found="a directory", expected="a .gguf file"
         )
-    if not isinstance(suspect(checkpoint.metadata), str):
+    if not isinstance(suspect(checkpoint.key_values), str):
         raise PlanError(
             "the file's q and k rows are in the wrong order, as llama.cpp's converter leaves them",
             where=checkpoint.path,
@@ -187,7 +187,7 @@ def _type_notes(rows: Sequence[PlanRow], main: str) -> list[str]:
 
 
 def _small_files(source: Source, main: str, vocab: bool) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    path, values = source.checkpoint.path, source.checkpoint.metadata
+    path, values = source.checkpoint.path, source.checkpoint.key_values
     config = source.architecture.hf_config(source.config) | {"torch_dtype": _TORCH_NAMES[main]}
     files = {"config.json": as_json(path, config)}
     notes: tuple[str, ...] = ()
@@ -202,8 +202,7 @@ def _small_files(source: Source, main: str, vocab: bool) -> tuple[dict[str, byte
         if packed
         else "."
     )
-    card_values = {key: value for key, value in values.items() if key.startswith("general.")}
-    files["README.md"] = model_card(card_values, title=stem, origin=origin)
+    files["README.md"] = model_card(values, title=stem, origin=origin)
     if Keys.General.NAME not in values:
         notes = (*notes, f"the file does not name its model; the model card says {stem}")
     return files, notes

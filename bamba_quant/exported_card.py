@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import yaml
 from gguf import Keys
 
-from bamba_quant.checkpoint.gguf_values import Value
+from bamba_quant.checkpoint.gguf_values import KeyValues
 
 # Front matter by GGUF's key: Hugging Face's names, else those of gguf-py (metadata.py, apply_metadata_heuristic).
 _NAMES = {
@@ -34,22 +33,27 @@ _NAMES = {
 _ON_THE_HUB = re.compile(r"https?://huggingface\.co/(?:datasets/)?([^/]+/[^/]+)/?$")
 
 
-def model_card(values: Mapping[str, Value], title: str, origin: str) -> bytes:
-    """README.md: front matter, the model's name (or ``title``), its description and ``origin``, a sentence."""
+def model_card(values: KeyValues, title: str, origin: str) -> bytes:
+    """README.md: front matter, the model's name (or ``title``), its description and ``origin``, a sentence.
 
-    def read(key: str) -> Any:
-        return values[key].value if key in values else None
-
-    front = {name: read(key) for key, name in _NAMES.items() if read(key) not in (None, "", [])}
+    Raises ``CheckpointError`` for a ``general.*`` key of another type.
+    """
+    front: dict[str, Any] = {}
+    for key, name in _NAMES.items():
+        found = values.texts(key) if values.is_array(key) else values.text(key)
+        if found:
+            front[name] = found
     for name, count, address in (
         ("base_model", Keys.General.BASE_MODEL_COUNT, Keys.General.BASE_MODEL_REPO_URL),
         ("datasets", Keys.General.DATASET_COUNT, Keys.General.DATASET_REPO_URL),
     ):
-        addresses = [read(address.format(id=number)) for number in range(read(count) or 0)]
+        # A number in a header is believed only as far as there are keys.
+        numbers = range(min(values.integer(count) or 0, len(values)))
+        addresses = [values.text(address.format(id=number)) for number in numbers]
         if any(addresses):
             front[name] = [_hub_name(found) for found in addresses if found]
     front["library_name"] = "transformers"
-    body = [f"# {read(Keys.General.NAME) or title}", read(Keys.General.DESCRIPTION), origin]
+    body = [f"# {values.text(Keys.General.NAME) or title}", values.text(Keys.General.DESCRIPTION), origin]
     matter = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     text = f"---\n{matter}---\n\n" + "\n\n".join(filter(None, body)) + "\n"
     return text.encode("utf-8", "replace")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,7 @@ from bamba_quant.checkpoint.gguf_values import Value, string
 from bamba_quant.checkpoint.json_file import read_json
 from bamba_quant.errors import PlanError
 from bamba_quant.model_card import read_card, read_overrides, read_sampling, text
-
-# huggingface_hub keeps a model at models--ORGANIZATION--NAME/snapshots/COMMIT.
-_CACHED = re.compile(r"/models--(?P<organization>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+$")
+from bamba_quant.model_name import ModelName, name_of
 
 
 @dataclass(frozen=True)
@@ -52,16 +48,15 @@ def read_general(
     ``general.*`` keys, of which null takes a key away. Raises ``PlanError`` naming file and key for values that
     have no place in a GGUF.
     """
-    # It complains of what is checked and named here.
+    # It warns of what is checked and named here.
     logging.getLogger("metadata").setLevel(logging.CRITICAL)
-    place = Path(os.path.abspath(directory))  # noqa: PTH100 - a link keeps its own name
-    cached = _CACHED.search(place.as_posix())
+    own = name_of(directory)
     card = read_card(directory / "README.md")
     metadata = Metadata.apply_metadata_heuristic(
         Metadata(),
         card,
-        _named(directory / "config.json", cached),
-        Path(cached["name"]) if cached else place,
+        _named(directory / "config.json", own),
+        Path(own.name),
         elements,
     )
     for attribute, value in (
@@ -71,7 +66,7 @@ def read_general(
     if model_name is not None:
         metadata.name = text("--model-name", model_name, None)
     if metadata.name is None:
-        metadata.name = place.name
+        metadata.name = own.name
     if not metadata.name.strip():
         raise PlanError("the model has no name", where=directory, fix="name it with --model-name")
     recorder = GGUFWriter(None, architecture)
@@ -80,17 +75,17 @@ def read_general(
     return General({key: _typed(value) for key, value in recorder.kv_data[0].items()}, metadata)
 
 
-def _named(file: Path, cached: re.Match[str] | None) -> dict[str, Any]:
-    """What config.json says of the model's name, else what the Hugging Face cache calls its directory.
+def _named(file: Path, own: ModelName) -> dict[str, Any]:
+    """What config.json says of the model's name, else what the Hub calls it.
 
-    A path on its makers' disk is none: falcon-mamba-7b says "./".
+    A path on its makers' disk is not a name: falcon-mamba-7b says "./".
     """
     name = read_json(file, "config.json is what says which model this is").get("_name_or_path") or None
     if name is not None:
         name = text("_name_or_path", name, file)
         name = None if name.startswith((".", "/")) or name.endswith("/") else name
-    if cached and (name is None or name.count("/") > 1):
-        name = f"{cached['organization']}/{cached['name']}"
+    if own.commit and (name is None or name.count("/") > 1):
+        name = own.repository
     return {} if name is None else {"_name_or_path": name}
 
 

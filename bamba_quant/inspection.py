@@ -10,12 +10,14 @@ from typing import Any
 from gguf import GGUFValueType, Keys, LlamaFileType
 
 from bamba_quant.architectures import architecture_of, architecture_of_gguf
-from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
-from bamba_quant.checkpoint.gguf_values import Value
+from bamba_quant.architectures.rules import Tensors, architecture_named
+from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
+from bamba_quant.checkpoint.gguf_values import KeyValues
 from bamba_quant.errors import ArchitectureError, BambaQuantError, listed
 from bamba_quant.repair import suspect
 from bamba_quant.source import CONFIG, directory_of, has_weights, imagined_source
 from bamba_reference.config import Config
+from bamba_reference.hf_configs.reading import MOST_LAYERS
 
 
 @dataclass(frozen=True)
@@ -71,23 +73,25 @@ def inspect_path(path: str | Path) -> Inspection:
     A directory of a config.json alone, or that file, shows the tensors it implies, if its architecture is known.
     Raises ``CheckpointError`` when it cannot be read as what it claims to be.
     """
-    directory = directory_of(path)
+    directory, reading = directory_of(path), ReadOptions(ignore_adapter=True)
     if (directory / CONFIG).is_file() and not has_weights(directory):
-        source = imagined_source(directory)
+        source = imagined_source(directory, reading=reading)
         found = _inspect_huggingface(source.checkpoint)
         return replace(found, remarks=(*found.remarks, source.note))
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, reading=reading)
     return _inspect_gguf(checkpoint) if checkpoint.kind == "gguf" else _inspect_huggingface(checkpoint)
 
 
 def _inspect_huggingface(checkpoint: Checkpoint) -> Inspection:
     hf = checkpoint.metadata
-    name = ", ".join(hf.get("architectures") or [str(hf.get("model_type"))])
-    remarks = (unread(checkpoint),) if checkpoint.unused else ()
+    classes = hf.get("architectures")
+    names = [each for each in classes if isinstance(each, str)] if isinstance(classes, list) else []
+    name = ", ".join(names) or str(hf.get("model_type"))
+    remarks = (*checkpoint.notes, *((unread(checkpoint),) if checkpoint.unused else ()))
     try:
         # state-spaces' own configurations name neither.
-        name = name if hf.get("architectures") else architecture_of(hf).name
-        architecture_of(hf)
+        family = architecture_of(hf).name
+        name = name if classes else family
         layers = Config.from_hf(hf).layer_types
     except BambaQuantError as error:
         return Inspection(checkpoint, name, (), hf, (*remarks, str(error)))
@@ -100,35 +104,43 @@ def unread(checkpoint: Checkpoint) -> str:
 
 
 def _inspect_gguf(checkpoint: Checkpoint) -> Inspection:
-    values: Mapping[str, Value] = checkpoint.metadata
-    name = str(values[Keys.General.ARCHITECTURE].value) if Keys.General.ARCHITECTURE in values else "unknown"
+    values = checkpoint.key_values
+    name = "unknown"
+    layers: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
-    if not isinstance(suspect(values), str):
-        remarks = (
-            "written by another tool, with a partial rotary embedding: llama.cpp's converter puts q and k rows "
-            "of such files in the wrong order; `bamba-quant repair` puts them right",
-        )
-    return Inspection(checkpoint, name, _gguf_layers(name, values), _shown(values), remarks)
+    try:
+        name = architecture_named(values) or name
+        if not isinstance(suspect(values), str):
+            remarks = (
+                "written by another tool, with a partial rotary embedding: llama.cpp's converter puts q and k rows "
+                "of such files in the wrong order; `bamba-quant repair` puts them right",
+            )
+        layers = _gguf_layers(name, values, checkpoint.tensors)
+    except BambaQuantError as error:  # a file whose key-values are invalid is still listed
+        remarks = (*remarks, str(error))
+    return Inspection(checkpoint, name, layers, _shown(values), remarks)
 
 
-def _gguf_layers(name: str, values: Mapping[str, Value]) -> tuple[str, ...]:
+def _gguf_layers(name: str, values: KeyValues, tensors: Tensors) -> tuple[str, ...]:
     """Each layer's kind. Of an architecture not known, a layer without key-value heads is a Mamba layer.
 
     A count instead of a list means attention everywhere.
     """
     try:
-        return architecture_of_gguf(values).config_of_gguf(values, ()).layer_types
+        return architecture_of_gguf(values).config_of_gguf(values, tensors).layer_types
     except ArchitectureError:
         pass
-    kv_heads = values.get(f"{name}.attention.head_count_kv")
-    blocks = values.get(f"{name}.block_count")
-    if kv_heads is None or blocks is None:
+    kv_heads, blocks = f"{name}.attention.head_count_kv", values.integer(f"{name}.block_count")
+    if kv_heads not in values or blocks is None:
         return ()
-    listed = kv_heads.value if kv_heads.type == GGUFValueType.ARRAY else [kv_heads.value] * int(blocks.value)
-    return tuple("attention" if heads else "mamba" for heads in listed)
+    if values.is_array(kv_heads):
+        each = values.integers(kv_heads) or []
+    else:
+        each = [values.integer(kv_heads) or 0] * min(blocks, MOST_LAYERS)
+    return tuple("attention" if heads else "mamba" for heads in each)
 
 
-def _shown(values: Mapping[str, Value], most: int = 64) -> dict[str, Any]:
+def _shown(values: KeyValues, most: int = 64) -> dict[str, Any]:
     """Key-values as plain Python, arrays longer than ``most`` as their length and first items."""
     shown: dict[str, Any] = {}
     for key, value in values.items():
@@ -137,6 +149,6 @@ def _shown(values: Mapping[str, Value], most: int = 64) -> dict[str, Any]:
         else:
             shown[key] = value.value
     file_type = shown.get(Keys.General.FILE_TYPE)
-    if file_type is not None and file_type in LlamaFileType._value2member_map_:
+    if isinstance(file_type, int) and file_type in LlamaFileType._value2member_map_:
         shown["general.file_type (name)"] = LlamaFileType(file_type).name
     return shown

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime
-import reprlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from gguf import Keys, Metadata
+from gguf import Keys
 
 from bamba_quant.checkpoint.json_file import read_json
+from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.errors import CheckpointError, PlanError
+from bamba_quant.errors import listed as first_of
+from bamba_quant.front_matter import read_front_matter
+from bamba_reference.shown import shown
 
 # The keys of a card that gguf-py's Metadata.apply_metadata_heuristic reads.
 _ABOUT = (
@@ -23,15 +26,19 @@ _CARD_LISTS = ("tags", "pipeline_tag", "languages", "language")
 _CARD_MODELS = ("base_model", "base_models", "base_model_sources", "datasets", "dataset", "dataset_sources")
 _CARD_LICENCES = ("license", "license_name", "license_link")
 
+_MOST_CHARACTERS, _MOST_ENTRIES = 1 << 16, 10_000
 Check = Callable[[str, Any, Path | None], Any]
 
 
 def text(key: str, value: Any, where: Path | None) -> str:
     """``value`` as text; numbers and dates have one obvious form. Raises ``PlanError`` for anything else."""
-    if isinstance(value, int | float | datetime.date) and not isinstance(value, bool):
-        return str(value)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if isinstance(value, int | float | datetime.date) and not isinstance(value, bool) and finite:
+        value = str(value)
     if not isinstance(value, str) or "\0" in value or not _storable(value):
         raise _wrong(key, value, where, "text")
+    if len(value) > _MOST_CHARACTERS:
+        raise _wrong(key, value, where, f"text of at most {_MOST_CHARACTERS:,} characters")
     return value
 
 
@@ -45,10 +52,17 @@ def _storable(value: str) -> bool:
 
 def _texts(key: str, value: Any, where: Path | None) -> list[str] | None:
     """A list of texts; one alone is a list of one. YAML reads the language ``no`` as false."""
-    listed = value if isinstance(value, list) else [value]
+    listed = _entries(key, value, where)
     if key.endswith(("language", "languages")):
         listed = ["no" if entry is False else entry for entry in listed]
     return [text(key, entry, where) for entry in listed] or None
+
+
+def _entries(key: str, value: Any, where: Path | None) -> list[Any]:
+    listed = value if isinstance(value, list) else [value]
+    if len(listed) > _MOST_ENTRIES:
+        raise _wrong(key, value, where, f"at most {_MOST_ENTRIES:,} entries")
+    return listed
 
 
 def _licence(key: str, value: Any, where: Path | None) -> str | None:
@@ -57,7 +71,7 @@ def _licence(key: str, value: Any, where: Path | None) -> str | None:
 
 def _models(key: str, value: Any, where: Path | None) -> list[str | dict[str, str]] | None:
     """Models or data sets: names, or objects that say more."""
-    listed = value if isinstance(value, list) else [value]
+    listed = _entries(key, value, where)
     found: list[str | dict[str, str]] = []
     for entry in listed:
         if not isinstance(entry, dict):
@@ -97,9 +111,9 @@ def _whole(key: str, value: Any, where: Path | None) -> int:
 
 def _wrong(key: str, value: Any, where: Path | None, expected: str) -> PlanError:
     return PlanError(
-        f"{key} has a value that a GGUF has no place for",
+        f"{key} has a value that a GGUF cannot hold",
         where=where,
-        found=ascii(reprlib.repr(value)),
+        found=ascii(shown(value)),
         expected=expected,
         fix="correct it"
         + (", or move README.md away" if where is not None and where.suffix == ".md" else ""),
@@ -143,24 +157,19 @@ _OVERRIDES: dict[str, tuple[str, Check]] = {
 def read_card(file: Path) -> dict[str, Any]:
     """The front matter of a model card as far as a GGUF takes it over; empty without one.
 
-    Raises ``PlanError`` for a card that is no UTF-8, for front matter that is no YAML and for values of another kind.
+    Raises ``PlanError`` for a card that is not UTF-8, for front matter that is not plain YAML and for values of
+    another kind.
     """
+    if not is_there(file):
+        return {}
     try:
-        card = Metadata.load_model_card(file.parent)
-    except (OSError, UnicodeDecodeError) as error:
+        card = read_front_matter(file)
+    except CheckpointError as error:
         raise PlanError(
             "the model card cannot be read as UTF-8 text",
             where=file,
-            found=str(error),
+            found=f"{error.what}; {error.found}",
             fix="save it as UTF-8, or move it away",
-        ) from error
-    # PyYAML lets the errors of its constructors through: dates that are none, nesting without end.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise PlanError(
-            "the model card's front matter is no YAML",
-            where=file,
-            found=str(error),
-            fix="correct it, or move README.md away",
         ) from error
     checks: dict[str, Check] = {
         **dict.fromkeys(_CARD_TEXTS, text),
@@ -174,7 +183,7 @@ def read_card(file: Path) -> dict[str, Any]:
 
 def read_sampling(file: Path) -> dict[str, Any]:
     """What generation_config.json recommends for sampling, by attribute of gguf-py's Metadata."""
-    if not file.is_file():
+    if not is_there(file):
         return {}
     values = read_json(file, "the model's settings for generation")
     return {
@@ -202,7 +211,7 @@ def read_overrides(file: Path | None) -> dict[str, Any]:
         raise PlanError(
             "the metadata file has keys that mean nothing",
             where=file,
-            found=", ".join(unknown),
+            found=first_of(unknown),
             expected="keys among " + ", ".join(sorted(_OVERRIDES)),
         )
     return {

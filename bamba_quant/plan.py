@@ -153,7 +153,7 @@ def plan_gguf(
                 str(rule.gguf), rule.role, rule.gguf_shape[-1], math.prod(rule.gguf_shape[:-2])
             )
             if importance is None:
-                note = "; ".join(filter(None, [note, "the importance matrix does not cover it"]))
+                note = "; ".join(filter(None, [note, "the importance matrix has no entry for it"]))
         if (
             importance is None
             and number_format.name in recipe.needs_importance
@@ -177,6 +177,8 @@ def plan_gguf(
                 importance=importance,
             )
         )
+    if imatrix is not None:
+        imatrix.check_used(row.name for row in rows)
     placed, shard_count = _place_as_found(rows) if keep_split else _place(rows, split_max_bytes)
     return Plan(
         source.architecture.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from bamba_quant import __version__
 from bamba_quant.architectures.transforms import IDENTITY
 from bamba_quant.calibration import Imatrix
-from bamba_quant.checkpoint import StoredTensor
+from bamba_quant.checkpoint import ReadOptions, StoredTensor
 from bamba_quant.errors import FormatError, PlanError, listed
 from bamba_quant.formats import format_named
 from bamba_quant.formats.base import F32
@@ -125,7 +125,7 @@ def plan_quantization(
     max_shard_bytes: int | None = MAX_SHARD_BYTES,
     imatrix: Imatrix | None = None,
     imagine: bool = False,
-    ignore_config_keys: Collection[str] = (),
+    reading: ReadOptions = ReadOptions(),
 ) -> Quantization:
     """Plan the directory that ``model``, a Hugging Face directory, becomes under ``scheme`` filled by ``method``.
 
@@ -138,7 +138,7 @@ def plan_quantization(
         raise PlanError("no such dtype of the other tensors", found=dtype, expected=", ".join(DTYPES))
     chosen_scheme = scheme_named(scheme)
     chosen_method = chosen_scheme.method(method)
-    source = open_unquantized(Path(model), imagine, ignore_config_keys)
+    source = open_unquantized(Path(model), imagine, reading)
     candidates = _candidates(source)
     loaders = source.architecture.loaders
     chosen = select_matrices(candidates, source.config, keep, loaders.units)
@@ -181,9 +181,14 @@ def plan_quantization(
         chosen_scheme,
         {role for candidate in candidates if candidate.name in chosen for role in candidate.roles},
     )
+    if imatrix is not None:
+        imatrix.check_used(rule.gguf for candidate in candidates for rule in candidate.rules if rule.gguf)
     account = [*_account(plan, imatrix is not None), *(f"Note: {note}." for note in loading)]
-    files, not_copied = small_files(source.checkpoint.path, configuration, account)
-    notes = [*_notes(plan, configuration, dtype), *loading]
+    files, not_copied = small_files(source.checkpoint, configuration, account)
+    notes = [*source.checkpoint.notes, *_notes(plan, configuration, dtype), *loading]
+    without = [matrix.source.name for matrix in plan.matrices if matrix.importance is None]
+    if imatrix is not None and without:
+        notes.append(f"the importance matrix has no entry for {len(without)} matrices: {listed(without, 3)}")
     if not_copied:
         notes.append(f"not copied: {listed(not_copied)}")
     return replace(plan, files={**index_file(shards), **files}, notes=tuple(notes))

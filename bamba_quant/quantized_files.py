@@ -2,50 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.config_text import with_key
-from bamba_quant.checkpoint.json_file import read_bytes
-from bamba_quant.writers.directory import COPIED
+from bamba_quant.checkpoint.json_file import JSON_BYTES, SMALL_BYTES, TOKENIZER_BYTES, read_bytes
+from bamba_quant.checkpoint.links import check_link
+from bamba_quant.checkpoint.regular_file import is_there
+from bamba_quant.model_name import ModelName, name_of
+from bamba_quant.writers.directory import CHAT_TEMPLATES, COPIED
 
 _CONFIG, _CARD = "config.json", "README.md"
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf")
 
 
 def small_files(
-    directory: Path, configuration: Mapping[str, Any], account: Sequence[str]
+    checkpoint: Checkpoint, configuration: Mapping[str, Any], account: Sequence[str]
 ) -> tuple[dict[str, bytes], list[str]]:
-    """The files by name, and the names of those in ``directory`` that are no part of a model and stay behind.
+    """The files by name, and the names of those in the directory that are not part of a model and not copied.
 
     config.json gains ``configuration`` as its quantization_config, README.md a section of the paragraphs in
-    ``account``, and what else is copied keeps every byte.
+    ``account``, and what else is copied keeps every byte. Raises ``CheckpointError`` for a file that cannot be read
+    and for a symbolic link that leaves the model, unless it is config.json.
     """
-    config = directory / _CONFIG
-    raw = read_bytes(config, "it says which model this is")
+    directory = checkpoint.path
+    weights = {file.name for file in checkpoint.files}
+    config, card = directory / _CONFIG, directory / _CARD
+    # Wherever a link leads, this was read as the model's configuration: no other file comes into the output by it.
+    raw = read_bytes(config, "it says which model this is", JSON_BYTES)
     files = {_CONFIG: with_key(raw, "quantization_config", configuration, config)}
     others: list[str] = []
-    for file in sorted(directory.iterdir()):
-        if file.name in (_CONFIG, _CARD) or not file.is_file():
-            continue
-        if any(fnmatch(file.name, pattern) for pattern in COPIED):
-            files[file.name] = read_bytes(file, "it is copied")
-        elif not file.name.startswith(".") and not any(fnmatch(file.name, p) for p in _WEIGHTS):
-            others.append(file.name)
-    card = directory / _CARD
-    original = read_bytes(card, "the model card") if card.is_file() else None
-    files[_CARD] = _card(original, directory.resolve().name, account)
+    for name in _listed(directory, weights):
+        if any(fnmatch(name, pattern) for pattern in COPIED) and (directory / name).is_file():
+            limit = TOKENIZER_BYTES if name.startswith("tokenizer") else SMALL_BYTES
+            files[name] = _read(directory / name, directory, "it is copied", limit)
+        else:
+            others.append(name)
+    original = _read(card, directory, "the model card", SMALL_BYTES) if is_there(card) else None
+    files[_CARD] = _card(original, name_of(directory), account)
     return files, others
 
 
-def _card(original: bytes | None, title: str, account: Sequence[str]) -> bytes:
+def _listed(directory: Path, weights: Collection[str]) -> Iterator[str]:
+    """Names of all that is neither read as weights nor made anew; hidden files belong to tools such as git."""
+    for entry in sorted(directory.iterdir()):
+        name = entry.name
+        if name in weights or name in (_CONFIG, _CARD) or name.startswith("."):
+            continue
+        if entry.is_dir() and name == CHAT_TEMPLATES:
+            yield from (f"{name}/{template.name}" for template in sorted(entry.iterdir()))
+        elif not name.endswith((".safetensors.index.json", ".bin.index.json")):
+            yield f"{name}/" if entry.is_dir() else name
+
+
+def _read(file: Path, directory: Path, purpose: str, limit: int) -> bytes:
+    check_link(file, directory)
+    return read_bytes(file, purpose, limit)
+
+
+def _card(original: bytes | None, own: ModelName, account: Sequence[str]) -> bytes:
     """README.md: ``original`` to the last byte, else a title, then the section."""
     if original is None:
-        matter = yaml.safe_dump({"library_name": "transformers", "base_model": title}, sort_keys=False)
-        original = f"---\n{matter}---\n\n# {title}\n".encode()
+        matter = yaml.safe_dump(
+            {"library_name": "transformers", "base_model": own.repository}, sort_keys=False
+        )
+        original = f"---\n{matter}---\n\n# {own.name}\n".encode()
     gap = b"" if original.endswith(b"\n\n") else b"\n" if original.endswith(b"\n") else b"\n\n"
     return original + gap + ("## Quantization\n\n" + "\n\n".join(account) + "\n").encode()

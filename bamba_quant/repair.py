@@ -8,17 +8,16 @@ own, so putting rows right loses nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gguf import Keys
 
+from bamba_quant.architectures import keys
 from bamba_quant.architectures.transforms import IDENTITY, Transform, interleave_rotary
 from bamba_quant.checkpoint import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_file import read_gguf
-from bamba_quant.checkpoint.gguf_values import Value, string
+from bamba_quant.checkpoint.gguf_values import KeyValues, string
 from bamba_quant.errors import CheckpointError
 from bamba_quant.general_metadata import TOOL_VERSION, tool_version_key
 from bamba_quant.plan import Plan, PlanRow, padded
@@ -35,25 +34,29 @@ class Rotary:
     rotary_dim: int
 
 
-def suspect(metadata: Mapping[str, Value]) -> Rotary | str:
-    """The rotary geometry when a GGUF's key-values say its q/k rows are misplaced, else why they do not."""
-    architecture = _plain(metadata, Keys.General.ARCHITECTURE)
+def suspect(metadata: KeyValues) -> Rotary | str:
+    """The rotary geometry when a GGUF's key-values say its q/k rows are misplaced, else why they do not.
+
+    Raises ``CheckpointError`` for key-values of another type.
+    """
+    architecture = metadata.text(Keys.General.ARCHITECTURE)
     if architecture != ARCHITECTURE:
         return f"its architecture is {architecture!r}, not {ARCHITECTURE!r}"
     if TOOL_VERSION in metadata:
         return f"bamba-quant {metadata[TOOL_VERSION].value} wrote it, with its rows in the right order"
-    if _plain(metadata, f"{ARCHITECTURE}.rope.scaling.finetuned") is False:
+    if metadata.flag(f"{ARCHITECTURE}.rope.scaling.finetuned") is False:
         return "its rotary embedding is switched off, so the order of q and k rows cancels out"
-    heads = int(_plain(metadata, f"{ARCHITECTURE}.attention.head_count") or 0)
-    head_dim = _plain(metadata, f"{ARCHITECTURE}.attention.key_length")
+    heads = metadata.integer(f"{ARCHITECTURE}.attention.head_count")
+    head_dim = metadata.integer(f"{ARCHITECTURE}.attention.key_length", most=keys.MOST_HEAD_DIM)
     if head_dim is None and heads:
-        head_dim = int(_plain(metadata, f"{ARCHITECTURE}.embedding_length") or 0) // heads
-    rotary_dim = _plain(metadata, f"{ARCHITECTURE}.rope.dimension_count")
-    if rotary_dim is not None and (rotary_dim <= 0 or rotary_dim % 2):
-        return f"its rotary width is {rotary_dim}, which no rotary embedding has"
+        head_dim = (metadata.integer(f"{ARCHITECTURE}.embedding_length") or 0) // heads
+    rotary_dim = metadata.integer(f"{ARCHITECTURE}.rope.dimension_count", most=keys.MOST_HEAD_DIM)
+    if rotary_dim is not None and (rotary_dim == 0 or rotary_dim % 2):
+        return f"its rotary width is {rotary_dim}, which is not a positive even number"
     if not head_dim or rotary_dim is None or rotary_dim >= head_dim:
-        return f"its rotary embedding covers whole heads ({rotary_dim} of {head_dim}), which llama.cpp converts rightly"
-    return Rotary(int(head_dim), int(rotary_dim))
+        covered = f"{rotary_dim} of {head_dim}"
+        return f"its rotary embedding covers whole heads ({covered}), which llama.cpp converts correctly"
+    return Rotary(head_dim, rotary_dim)
 
 
 def plan_repair(file: Path) -> tuple[Checkpoint, Plan]:
@@ -62,7 +65,7 @@ def plan_repair(file: Path) -> tuple[Checkpoint, Plan]:
     Raises ``CheckpointError`` saying why for any file that is not a partial-rotary Bamba GGUF of another tool.
     """
     checkpoint = read_gguf(file)
-    rotary = suspect(checkpoint.metadata)
+    rotary = suspect(checkpoint.key_values)
     if isinstance(rotary, str):
         raise CheckpointError(
             "this file is not one to repair",
@@ -101,14 +104,15 @@ def plan_repair(file: Path) -> tuple[Checkpoint, Plan]:
 
 def _check_attention(checkpoint: Checkpoint, rotary: Rotary) -> None:
     """Every attention layer must have its q and k under their usual names, in whole heads, or nothing is touched."""
-    heads = _plain(checkpoint.metadata, f"{ARCHITECTURE}.attention.head_count_kv")
-    layers = [i for i, count in enumerate(heads if isinstance(heads, list) else []) if count]
+    key = f"{ARCHITECTURE}.attention.head_count_kv"
+    heads = checkpoint.key_values.integers(key) if checkpoint.key_values.is_array(key) else None
+    layers = [i for i, count in enumerate(heads or ()) if count]
     if not layers:
         raise CheckpointError(
             "the file does not say which layers are attention",
             where=checkpoint.path,
-            found=f"{ARCHITECTURE}.attention.head_count_kv = {heads}",
-            expected="a list with the key-value heads of each layer",
+            found=f"{key} = {checkpoint.metadata[key].value}" if key in checkpoint.metadata else f"no {key}",
+            expected="an array with the key-value heads of each layer",
         )
     for name in (f"blk.{i}.attn_{kind}.weight" for i in layers for kind in "qk"):
         tensor = checkpoint.tensors.get(name)
@@ -134,7 +138,3 @@ def _to_right_order(rotary: Rotary) -> Transform:
 
 def _position(tensor: StoredTensor) -> int:
     return tensor.offset
-
-
-def _plain(metadata: Mapping[str, Value], key: str) -> Any:
-    return metadata[key].value if key in metadata else None

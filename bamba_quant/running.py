@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.checkpoint import ReadOptions, open_checkpoint
 from bamba_quant.errors import BambaQuantError, CheckpointError
 from bamba_quant.tokenizers.encoder import Encoder, read_encoder
 from bamba_quant.weights import LoadedModel, load_model
@@ -19,11 +18,11 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def open_model(
-    path: Path, tokenizer: Path | None = None, ignore_config_keys: Collection[str] = ()
+    path: Path, tokenizer: Path | None = None, reading: ReadOptions = ReadOptions()
 ) -> tuple[LoadedModel, Encoder]:
     """The model at ``path`` with its own tokenizer, or with that of the checkpoint at ``tokenizer``."""
-    loaded = load_model(path, ignore_config_keys=ignore_config_keys)
-    return loaded, read_encoder(open_checkpoint(tokenizer) if tokenizer else loaded.checkpoint)
+    loaded = load_model(path, reading=reading)
+    return loaded, read_encoder(open_checkpoint(tokenizer, weights=False) if tokenizer else loaded.checkpoint)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -68,8 +67,13 @@ def first_product(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def read_text(file: Path) -> tuple[str, str]:
-    """A UTF-8 text and the SHA-256 of its bytes. Raises ``CheckpointError`` for a file in another encoding."""
+    """A UTF-8 text, from a file or a pipe, and the SHA-256 of its bytes.
+
+    Raises ``CheckpointError`` for another encoding, and for a device, which may never end.
+    """
     try:
+        if file.is_char_device():
+            raise CheckpointError("the text is a device, not a file", where=file, expected="a file or a pipe")
         raw = file.read_bytes()
         return raw.decode("utf-8"), hashlib.sha256(raw).hexdigest()
     except OSError as error:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bamba_quant.architectures import Architecture, TensorRule, architecture_of, architecture_of_gguf
-from bamba_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
+from bamba_quant.checkpoint.adapters import ADAPTER_FILES, adapter_notes
 from bamba_quant.checkpoint.quantized import is_quantized
 from bamba_quant.errors import PlanError, listed
 from bamba_quant.formats import format_named
@@ -60,33 +61,31 @@ class Source:
         )
 
 
-def open_source(
-    path: str | Path, *, ignore_config_keys: Collection[str] = (), weights: bool = True
-) -> Source:
+def open_source(path: str | Path, *, reading: ReadOptions = ReadOptions(), weights: bool = True) -> Source:
     """The model at ``path``, a Hugging Face directory or a GGUF file; reads headers only.
 
     Without ``weights`` a directory needs none: its source has a configuration and no tensor. Raises a
     ``BambaQuantError`` for an architecture that is not supported and for tensors that do not fit their
     configuration.
     """
-    checkpoint = open_checkpoint(path, weights=weights)
+    checkpoint = open_checkpoint(path, weights=weights, reading=reading)
     if checkpoint.kind == "huggingface":
         architecture = architecture_of(checkpoint.metadata)
-        config = Config.from_hf(checkpoint.metadata, ignore=ignore_config_keys)
+        config = Config.from_hf(checkpoint.metadata, ignore=reading.ignore_config_keys)
         rules = architecture.tensors(config) if weights else ()
         return Source(checkpoint, architecture, config, _match_huggingface(checkpoint, rules))
-    architecture = architecture_of_gguf(checkpoint.metadata)
-    config = architecture.config_of_gguf(checkpoint.metadata, checkpoint.tensors)
+    architecture = architecture_of_gguf(checkpoint.key_values)
+    config = architecture.config_of_gguf(checkpoint.key_values, checkpoint.tensors)
     return Source(checkpoint, architecture, config, _match_gguf(checkpoint, architecture.tensors(config)))
 
 
-def imagined_source(path: str | Path, *, ignore_config_keys: Collection[str] = ()) -> Source:
+def imagined_source(path: str | Path, *, reading: ReadOptions = ReadOptions()) -> Source:
     """The model that ``path``, a directory with a config.json, would hold in the type this asks for; for plans only.
 
     Its tensors name ``path`` as their file. Raises a ``BambaQuantError`` for an architecture that is not supported,
     and for a quantized model, whose tensors are not those of its architecture.
     """
-    found = open_source(path, ignore_config_keys=ignore_config_keys, weights=False)
+    found = open_source(path, reading=reading, weights=False)
     if is_quantized(found.checkpoint.metadata):
         raise PlanError(
             "what a quantized model holds does not follow from its configuration alone",
@@ -101,7 +100,8 @@ def imagined_source(path: str | Path, *, ignore_config_keys: Collection[str] = (
         for rule in rules
         if not rule.left_out
     }
-    checkpoint = replace(found.checkpoint, tensors=tensors)
+    notes = adapter_notes(directory, ignore=reading.ignore_adapter)
+    checkpoint = replace(found.checkpoint, tensors=tensors, notes=notes)
     return replace(found, checkpoint=checkpoint, pairs=_match_huggingface(checkpoint, rules), imagined=True)
 
 
@@ -113,7 +113,11 @@ def directory_of(path: str | Path) -> Path:
 
 def has_weights(directory: Path) -> bool:
     """Whether a directory holds anything that looks like weights."""
-    return any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
+    return any(
+        file.name not in ADAPTER_FILES
+        for pattern in ("*.safetensors", "*.bin")
+        for file in directory.glob(pattern)
+    )
 
 
 def asked_dtype(checkpoint: Checkpoint) -> str:
@@ -130,12 +134,13 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
     spellings = {spelling for rule in rules for spelling in rule.spellings}
     uncovered = [tensor for name, tensor in checkpoint.tensors.items() if name not in spellings]
     if uncovered:
+        _refuse_prefix(uncovered, spellings)
         raise PlanError(
             "the checkpoint has tensors that the architecture does not know",
             where=uncovered[0].file,
             found=listed([tensor.name for tensor in uncovered]),
             expected="the tensors that config.json implies",
-            fix="check config.json (biases, layer types); adapters must be merged before conversion",
+            fix="check config.json (biases, layer types); merge an adapter before conversion",
         )
     found = [[name for name in rule.spellings if name in checkpoint.tensors] for rule in rules]
     missing = [
@@ -173,6 +178,21 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
     return tuple(pairs)
 
 
+def _refuse_prefix(uncovered: list[StoredTensor], spellings: Collection[str]) -> None:
+    """Raise ``PlanError`` if all these names are known ones behind one prefix, as wrappers of modules leave it."""
+    name = uncovered[0].name
+    for end in (place + 1 for place, letter in enumerate(name) if letter == "."):
+        prefix = name[:end]
+        if all(tensor.name.startswith(prefix) and tensor.name[end:] in spellings for tensor in uncovered):
+            raise PlanError(
+                "a prefix stands before the names of tensors",
+                where=uncovered[0].file,
+                found=f"{prefix!r} before {len(uncovered)} names, such as {name}",
+                expected=name[end:],
+                fix=f"--strip-prefix {prefix} removes it",
+            )
+
+
 def _match_gguf(checkpoint: Checkpoint, listed_rules: tuple[TensorRule, ...]) -> Pairs:
     """Pair every tensor of a GGUF with its rule. Raises ``PlanError`` naming tensors missing, unknown or misshapen."""
     rules = {rule.gguf: rule for rule in listed_rules if rule.gguf is not None}
@@ -189,6 +209,14 @@ def _match_gguf(checkpoint: Checkpoint, listed_rules: tuple[TensorRule, ...]) ->
             ),
         )
     for name, rule in rules.items():
+        if not checkpoint.tensors[name].format.readable:
+            raise PlanError(
+                "a tensor has a type that weights cannot be read from",
+                where=f"{checkpoint.path}, tensor {name}",
+                found=checkpoint.tensors[name].format.name,
+                expected="a type of llama-quantize's, or f32, f16, bf16",
+                fix="convert the original checkpoint again",
+            )
         # Writers differ in whether they count leading axes of one row.
         if _squeezed(checkpoint.tensors[name].shape) != _squeezed(rule.gguf_shape):
             raise PlanError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
+from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.errors import PlanError
 from bamba_quant.source import CONFIG, Source, directory_of, has_weights, imagined_source, open_source
+from bamba_reference.shown import shown
 
 
-def open_unquantized(model: Path, imagine: bool, ignore_config_keys: Collection[str]) -> Source:
+def open_unquantized(model: Path, imagine: bool, reading: ReadOptions) -> Source:
     """The source, imagined where ``imagine`` asks for that and there are no weights.
 
     ``model`` is a directory, or its config.json. Raises a ``BambaQuantError`` for an input that is quantized already,
@@ -24,10 +25,10 @@ def open_unquantized(model: Path, imagine: bool, ignore_config_keys: Collection[
         )
     directory = directory_of(model)
     if directory.is_dir():
-        _refuse_quantized(open_source(directory, ignore_config_keys=ignore_config_keys, weights=False))
+        _refuse_quantized(open_source(directory, reading=reading, weights=False))
         if imagine and not has_weights(directory):
-            return imagined_source(directory, ignore_config_keys=ignore_config_keys)
-    source = open_source(directory, ignore_config_keys=ignore_config_keys)
+            return imagined_source(directory, reading=reading)
+    source = open_source(directory, reading=reading)
     if source.checkpoint.kind != "huggingface":
         raise PlanError(
             "quantized safetensors are made from a Hugging Face directory",
@@ -45,7 +46,7 @@ def _refuse_quantized(source: Source) -> None:
         raise PlanError(
             "the input is quantized already, and quantizing it again loses more than quantizing the original",
             where=source.checkpoint.path / CONFIG,
-            found=f"quantization_config, quant_method {method}",
+            found=f"quantization_config, quant_method {shown(method)}",
             expected="f32, f16 or bf16 weights",
             fix="give the original",
         )

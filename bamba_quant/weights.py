@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.architectures import TensorRule
-from bamba_quant.checkpoint import Checkpoint, RawReader, StoredTensor, read_tensor
+from bamba_quant.checkpoint import Checkpoint, RawReader, ReadOptions, StoredTensor, read_tensor
 from bamba_quant.formats.base import U8
 from bamba_quant.formats.decoding import decode
 from bamba_quant.source import open_source
@@ -66,8 +66,7 @@ class Meter:
 class LazyWeights(Mapping[str, NDArray[Any]]):
     """Reading a name loads that tensor: in its own dtype where it is stored plainly, else as float32.
 
-    Tensors stored as the reference wants them are mapped from the file, so that reading a few rows of one touches
-    only these. Nothing is kept.
+    Nothing is kept, and nothing is mapped: a file that shrinks while it is read is an error.
     """
 
     def __init__(self, stored: Mapping[str, tuple[StoredTensor, TensorRule]], inverted: bool) -> None:
@@ -75,17 +74,6 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         self._inverted = inverted
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        tensor, rule, moved = self.stored(name)
-        if tensor.format.dtype is not None and not moved:
-            section = tensor.section
-            stacked = 1 if section is None else section.period // section.length
-            mapped: NDArray[Any] = np.memmap(
-                tensor.file, tensor.format.dtype, "r", tensor.offset, stacked * tensor.elements
-            )
-            if section is not None:
-                whole = mapped.reshape(-1, section.period, tensor.columns)
-                mapped = whole[:, section.start : section.start + section.length]
-            return mapped.reshape(rule.shape)
         return self.rows(name)
 
     def rows(
@@ -148,13 +136,13 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         return len(self._stored)
 
 
-def load_model(path: str | Path, *, ignore_config_keys: Collection[str] = ()) -> LoadedModel:
+def load_model(path: str | Path, *, reading: ReadOptions = ReadOptions()) -> LoadedModel:
     """The model at ``path``, a Hugging Face directory or a GGUF file: headers now, weights when they are read.
 
     Raises a ``BambaQuantError`` for an architecture that is not supported and for tensors that do not fit their
     configuration.
     """
-    source = open_source(path, ignore_config_keys=ignore_config_keys)
+    source = open_source(path, reading=reading)
     stored = {rule.name: (tensor, rule) for tensor, rule in source.pairs if not rule.left_out}
     weights = LazyWeights(stored, inverted=source.checkpoint.kind == "gguf")
     return LoadedModel(source.checkpoint, source.config, weights, source.architecture.name)

@@ -97,7 +97,8 @@ def test_sentencepiece_models(options: dict[str, Any], tmp_path: Path) -> None:
     encoder = read_encoder(open_checkpoint(back))
     for text in BROAD:
         assert found.encode(text) == oracle.encode(text), text
-        assert encoder.encode(text) == [oracle.bos_id(), *oracle.encode(text)]
+        if "<s>" not in text:  # the encoder finds it in a text, as transformers does
+            assert encoder.encode(text) == [oracle.bos_id(), *oracle.encode(text)]
     assert open_checkpoint(to_gguf(back, tmp_path / "again.gguf")).metadata == open_checkpoint(file).metadata
     ours = AutoTokenizer.from_pretrained(back)
     plain = "Hello world! It's the 1st test, isn't it?"

@@ -69,7 +69,7 @@ def test_model_card(card: str, key: str, expected: Any, tmp_path: Path) -> None:
         ("author: [x]", "author"),
         ("author: {a: b}", "author"),
         ("author: true", "author"),
-        ('author: "\\ud800"', "author"),
+        ('author: "\\ud800"', "YAML"),
         ('author: "\\0"', "author"),
         ("tags: [null]", "tags"),
         ("tags: {a: b}", "tags"),

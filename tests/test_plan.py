@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.convert import plan_conversion
 from bamba_quant.errors import BambaQuantError, PlanError
 from bamba_quant.plan import ALIGNMENT
@@ -136,7 +137,7 @@ def test_configurations_that_cannot_be_converted(
 
 def test_a_key_the_user_vouches_for(tmp_path: Path) -> None:
     change_config(model(tmp_path), new_mixing_factor=0.5)
-    assert plan_conversion(tmp_path, vocab=False, ignore_config_keys=["new_mixing_factor"]).plan.rows
+    assert plan_conversion(tmp_path, vocab=False, reading=ReadOptions(("new_mixing_factor",))).plan.rows
 
 
 def test_metadata_from_card_and_overrides(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from gguf import LlamaFileType
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
-from bamba_quant.errors import ArchitectureError, PlanError
+from bamba_quant.errors import ArchitectureError, CheckpointError, PlanError
+from bamba_quant.running import read_text
 from bamba_quant.weights import Meter, load_model
 from bamba_reference import Config
 from bamba_reference.perplexity import cut_chunks, perplexity, torch_scorer
@@ -128,3 +129,9 @@ def test_what_is_compiled_meanwhile_is_not_counted_twice(monkeypatch: pytest.Mon
     with meter.spent("reading"):
         pass
     assert (meter.reading, meter.decoding, meter.compiling) == (1.0, 2.0, 5.0)
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
+def test_a_text_that_is_a_device_is_refused(device: str) -> None:
+    with pytest.raises(CheckpointError, match="is a device"):
+        read_text(Path(device))

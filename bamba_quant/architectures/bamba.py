@@ -7,7 +7,6 @@ gguf-py's tensor_mapping.py for the right-hand ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from typing import Any
 
 from gguf import GGUFValueType
@@ -21,7 +20,7 @@ from bamba_quant.architectures.loaders import (
     Loaders,
 )
 from bamba_quant.architectures.rows import ATTENTION, EMBEDDINGS, FEED_FORWARD, MAMBA2
-from bamba_quant.architectures.rules import Architecture, Metadata, Values, register
+from bamba_quant.architectures.rules import Architecture, Metadata, Tensors, Values, register
 from bamba_quant.checkpoint.gguf_values import array, boolean, uint32
 from bamba_reference.config import Config
 
@@ -66,18 +65,18 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
     return ()
 
 
-def _config_of_gguf(values: Values, tensors: Collection[str]) -> Config:
+def _config_of_gguf(values: Values, tensors: Tensors) -> Config:
     """``_gguf_metadata`` read back; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
-    read = keys.Reader(values)
-    attention = read.attention(tensors)
+    read = keys.Reader(values, tensors)
+    attention = read.attention()
     return Config(
-        **read.shape(tensors),
+        **read.shape(),
         intermediate_size=read.count("feed_forward_length"),
         **attention,
-        rotary_dim=read.count("rope.dimension_count", attention["head_dim"]),
-        mlp_bias=keys.has_bias(tensors, "ffn_up"),
+        rotary_dim=read.rotary_dim(attention["head_dim"]),
+        mlp_bias=read.has_bias("ffn_up"),
         hidden_act="silu",
-        **read.mamba2(tensors),
+        **read.mamba2(),
     )
 
 

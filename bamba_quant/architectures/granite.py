@@ -6,7 +6,6 @@ src/models/granite-hybrid.cpp, granite.cpp, granite-moe.cpp and gguf-py's tensor
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from bamba_quant.architectures.loaders import (
     Loaders,
 )
 from bamba_quant.architectures.rows import ATTENTION, BLOCK, EMBEDDINGS, FEED_FORWARD, LAYER, MAMBA2
-from bamba_quant.architectures.rules import Architecture, Metadata, Rule, Values, register, spelled
+from bamba_quant.architectures.rules import Architecture, Metadata, Rule, Tensors, Values, register, spelled
 from bamba_quant.checkpoint.gguf_values import array, boolean, float32, uint32
 from bamba_reference.config import Config
 
@@ -149,28 +148,26 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
     return ()
 
 
-def _config_of_gguf(values: Values, tensors: Collection[str]) -> Config:
+def _config_of_gguf(values: Values, tensors: Tensors) -> Config:
     """``_gguf_metadata`` read back; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
-    read = keys.Reader(values)
-    attention = read.attention(tensors)
-    experts = int(read("expert_count", 0))
+    read = keys.Reader(values, tensors)
+    attention = read.attention()
+    experts = read.experts()
     length = read.count("feed_forward_length")
-    rotates = read("rope.scaling.finetuned", True)
     return Config(
-        **read.shape(tensors),
+        **read.shape(),
         **attention,
-        **read.mamba2(tensors),
+        **read.mamba2(),
         intermediate_size=read.count("expert_shared_feed_forward_length") if experts else length,
-        rotary_dim=read.count("rope.dimension_count", attention["head_dim"]) if rotates else 0,
+        rotary_dim=read.rotary_dim(attention["head_dim"]) if read.flag("rope.scaling.finetuned", True) else 0,
         mlp_bias=False,
         hidden_act="silu",
-        # llama.cpp takes 0 for no scale at all.
-        embedding_multiplier=float(read("embedding_scale", 0.0)) or 1.0,
-        residual_multiplier=float(read("residual_scale", 0.0)) or 1.0,
-        attention_multiplier=float(read("attention.scale", 0.0)) or None,
-        logits_scaling=float(read("logit_scale", 0.0)) or 1.0,
+        embedding_multiplier=read.scale("embedding_scale") or 1.0,
+        residual_multiplier=read.scale("residual_scale") or 1.0,
+        attention_multiplier=read.scale("attention.scale"),
+        logits_scaling=read.scale("logit_scale") or 1.0,
         num_local_experts=experts,
-        num_experts_per_tok=int(read("expert_used_count", 0)) if experts else 0,
+        num_experts_per_tok=read.count("expert_used_count", most=experts) if experts else 0,
         expert_intermediate_size=length if experts else 0,
     )
 

@@ -7,12 +7,10 @@ left-hand names; llama.cpp's src/models/mamba.cpp and gguf-py's tensor_mapping.p
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from gguf import Keys
 
 from bamba_quant.architectures import keys, refusals
 from bamba_quant.architectures.loaders import Loaders
@@ -30,7 +28,16 @@ from bamba_quant.architectures.rows import (
     projected_in,
     projected_out,
 )
-from bamba_quant.architectures.rules import Architecture, Metadata, Rule, Values, register, spelled
+from bamba_quant.architectures.rules import (
+    Architecture,
+    Metadata,
+    Rule,
+    Tensors,
+    Values,
+    architecture_named,
+    register,
+    spelled,
+)
 from bamba_quant.architectures.transforms import NEGATIVE_EXP, Transform, power_of_two
 from bamba_quant.checkpoint.gguf_values import boolean, float32, uint32
 from bamba_reference.config import Config
@@ -94,8 +101,7 @@ _NORMED_EPSILON = "ssm.dt_b_c_rms_epsilon"
 
 
 def _is_falcon(values: Values) -> bool:
-    key = f"{values[Keys.General.ARCHITECTURE].value}.{_NORMED}"
-    return key in values and bool(values[key].value)
+    return values.flag(f"{architecture_named(values)}.{_NORMED}") or False
 
 
 def _gguf_metadata(config: Config) -> Metadata:
@@ -125,25 +131,25 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
     )
 
 
-def _config_of_gguf(values: Values, tensors: Collection[str]) -> Config:
+def _config_of_gguf(values: Values, tensors: Tensors) -> Config:
     """``_gguf_metadata`` read back; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
-    read = keys.Reader(values)
-    shape = read.shape(tensors)
+    read = keys.Reader(values, tensors)
+    shape = read.shape()
     return Config(
         **shape,
         **keys.ONLY_MIXERS,
         **read.layers("mamba1"),
-        mamba_expand=read.count("ssm.inner_size") // shape["hidden_size"],
+        mamba_expand=read.expansion(),
         mamba_n_heads=0,
         mamba_d_head=0,
         mamba_n_groups=0,
         mamba_d_state=read.count("ssm.state_size"),
         mamba_d_conv=read.count("ssm.conv_kernel"),
-        mamba_conv_bias=keys.has_convolution_bias(tensors),
+        mamba_conv_bias=read.has_convolution_bias(),
         mamba_proj_bias=False,
         time_step_limit=(0.0, math.inf),
         mamba_time_step_rank=read.count("ssm.time_step_rank"),
-        mixer_rms_eps=float(read(_NORMED_EPSILON, shape["rms_norm_eps"])) if _is_falcon(values) else None,
+        mixer_rms_eps=read.positive(_NORMED_EPSILON, shape["rms_norm_eps"]) if _is_falcon(values) else None,
     )
 
 

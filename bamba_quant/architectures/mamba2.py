@@ -6,13 +6,12 @@ side; llama.cpp's src/models/mamba2.cpp and gguf-py's tensor_mapping.py for the 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from bamba_quant.architectures import keys, refusals
 from bamba_quant.architectures.loaders import MERGED_MIXER, Loaders
 from bamba_quant.architectures.rows import EMBEDDINGS, MAMBA2, MIXER_DIALECTS
-from bamba_quant.architectures.rules import Architecture, Metadata, Values, register, spelled
+from bamba_quant.architectures.rules import Architecture, Metadata, Tensors, Values, register, spelled
 from bamba_reference.config import Config
 
 
@@ -27,14 +26,14 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
     return ()
 
 
-def _config_of_gguf(values: Values, tensors: Collection[str]) -> Config:
+def _config_of_gguf(values: Values, tensors: Tensors) -> Config:
     """``_gguf_metadata`` read back; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
-    read = keys.Reader(values)
+    read = keys.Reader(values, tensors)
     return Config(
-        **read.shape(tensors),
+        **read.shape(),
         **keys.ONLY_MIXERS,
         **read.layers("mamba"),
-        **read.mamba2(tensors),
+        **read.mamba2(),
     )
 
 

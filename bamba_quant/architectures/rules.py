@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bamba_quant.architectures.loaders import Loaders
 from bamba_quant.architectures.transforms import IDENTITY, Transform
-from bamba_quant.checkpoint import Section
-from bamba_quant.checkpoint.gguf_values import Value
+from bamba_quant.checkpoint import Section, StoredTensor
+from bamba_quant.checkpoint.gguf_values import KeyValues, Value
 from bamba_quant.errors import ArchitectureError
 from bamba_reference.config import Config
 from bamba_reference.errors import ConfigError
 from bamba_reference.hf_configs import family_of
+from bamba_reference.shown import shown
 
 Shape = tuple[int, ...]
 Metadata = dict[str, Value]
@@ -84,7 +84,8 @@ class TensorRule:
     equal_to: str | None
 
 
-Values = Mapping[str, Value]
+Values = KeyValues
+Tensors = Mapping[str, StoredTensor]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Architecture:
     ``name`` is that of the reference's family. ``gguf_architectures`` are the names GGUF knows it by and
     ``gguf_name`` chooses one; ``reads_gguf`` tells a file from another family's of the same name. ``gguf_metadata``
     gives the keys below that name; ``check_gguf`` raises ``ArchitectureError`` for what llama.cpp cannot represent,
-    and notes what it does a little otherwise. ``config_of_gguf`` reads key-values and tensor names back;
+    and notes what it does a little otherwise. ``config_of_gguf`` reads key-values and tensors by name back;
     ``hf_config`` gives the config.json that transformers 4 and 5 both read, without the dtype. ``loaders`` holds what
     those of quantized checkpoints do otherwise.
     """
@@ -105,7 +106,7 @@ class Architecture:
     rules: tuple[Rule, ...]
     gguf_metadata: Callable[[Config], Metadata]
     check_gguf: Callable[[Config], tuple[str, ...]]
-    config_of_gguf: Callable[[Values, Collection[str]], Config]
+    config_of_gguf: Callable[[Values, Tensors], Config]
     hf_config: Callable[[Config], dict[str, Any]]
     reads_gguf: Callable[[Values], bool] = lambda values: True
     gguf_name: Callable[[Config], str] | None = None
@@ -175,9 +176,9 @@ def architecture_of(hf_config: Mapping[str, Any]) -> Architecture:
         classes = []
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ArchitectureError(
-            "the configuration's architectures is no list of names",
+            "the configuration's architectures is not a list of names",
             where="config.json",
-            found=reprlib.repr(classes),
+            found=shown(classes),
             expected="a list of one name, or null",
         )
     try:
@@ -186,21 +187,27 @@ def architecture_of(hf_config: Mapping[str, Any]) -> Architecture:
         pass
     raise ArchitectureError(
         "this model's architecture is not supported",
-        found=", ".join(classes) or f"model_type {reprlib.repr(model_type)} and no architectures",
+        found=", ".join(classes) or f"model_type {shown(model_type)} and no architectures",
         expected=", ".join(name for known in _registry.values() for name in known.hf_architectures),
     )
 
 
 def architecture_of_gguf(values: Values) -> Architecture:
     """The architecture that a GGUF names. Raises ``ArchitectureError`` listing what is supported."""
-    name = values["general.architecture"].value if "general.architecture" in values else None
+    name = architecture_named(values)
     for architecture in _registry.values():
         if name in architecture.gguf_architectures and architecture.reads_gguf(values):
             return architecture
     raise ArchitectureError(
         "this file's architecture is not supported",
-        found=name,
+        where=values.file,
+        found=name or "no general.architecture",
         expected=", ".join(
             sorted({kind for known in _registry.values() for kind in known.gguf_architectures})
         ),
     )
+
+
+def architecture_named(values: Values) -> str:
+    """What a GGUF calls its architecture, "" where it does not say. Raises ``CheckpointError`` for another type."""
+    return values.text("general.architecture") or ""

@@ -6,17 +6,19 @@ Two forms: GGUF (tools/imatrix/imatrix.cpp, ``save_imatrix``) and the older .dat
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from gguf import Keys
 
-from bamba_quant.checkpoint import read_tensor
-from bamba_quant.checkpoint.gguf_file import MAGIC, read_gguf
+from bamba_quant.checkpoint import StoredTensor, read_tensor
+from bamba_quant.checkpoint.gguf_file import read_gguf
+from bamba_quant.checkpoint.gguf_header import MAGIC
 from bamba_quant.checkpoint.gguf_values import Value, string, uint32
-from bamba_quant.errors import CheckpointError, PlanError
+from bamba_quant.errors import CheckpointError, PlanError, listed
 from bamba_quant.formats.base import F32
 
 # No activations multiply the embedding, and llama-imatrix leaves the output out unless told otherwise.
@@ -27,13 +29,15 @@ MAY_BE_MISSING = frozenset({"token_embd", "output"})
 class Imatrix:
     """``entries`` by tensor name, float32 of shape (columns,), for a stack of matrices those of one after the other's.
 
-    ``dataset`` and ``chunks`` say where and over how much text they were measured.
+    ``dataset`` and ``chunks`` say where and over how much text they were measured. Where ``strict``, a tensor without
+    an entry is an error.
     """
 
     file: Path
     entries: Mapping[str, F32]
     dataset: str
     chunks: int
+    strict: bool = False
 
     def metadata(self) -> dict[str, Value]:
         """The key-values llama-quantize writes; its strings are cut at 127 bytes."""
@@ -50,20 +54,20 @@ class Imatrix:
         return values
 
     def importance(self, name: str, role: str, columns: int, matrices: int = 1) -> F32 | None:
-        """The importance of the columns of a tensor, or None where llama-imatrix measures none.
+        """The importance of the columns of a tensor, or None where there is no entry, as llama-quantize has it.
 
         Its shape is (columns,), of several stacked ``matrices`` (matrices, columns). Raises ``PlanError`` naming the
-        tensor when its entry is missing or has another length.
+        tensor when its entry has another length, and when it is missing where ``strict``.
         """
         entry = self.entries.get(name)
         if entry is None:
-            if role in MAY_BE_MISSING:
+            if role in MAY_BE_MISSING or not self.strict:
                 return None
             raise PlanError(
                 "the importance matrix has no entry for a tensor",
                 where=f"{self.file}, tensor {name}",
                 found=f"{len(self.entries)} entries",
-                fix="measure it on this model; entries are named as in its GGUF",
+                fix="measure it on this model (entries are named as in its GGUF), or leave out --imatrix-strict",
             )
         if entry.size != matrices * columns:
             raise PlanError(
@@ -75,85 +79,150 @@ class Imatrix:
             )
         return entry.reshape(matrices, columns) if matrices > 1 else entry
 
+    def check_used(self, names: Iterable[str]) -> None:
+        """Raise ``PlanError`` when there is no entry for any of the tensors called ``names``."""
+        if self.entries.keys().isdisjoint(names):
+            raise PlanError(
+                "the importance matrix has no entry for any tensor of this model",
+                where=self.file,
+                found=f"{len(self.entries)} entries: {listed(list(self.entries), 3)}",
+                expected="entries named as the tensors of the model's GGUF",
+                fix="measure it on this model",
+            )
 
-def read_imatrix(file: Path) -> Imatrix:
-    """An importance matrix of either form. Raises ``CheckpointError`` for a file that is neither, or holds NaN."""
+
+def read_imatrix(file: Path, *, strict: bool = False) -> Imatrix:
+    """An importance matrix of either form; ``strict`` is the field of ``Imatrix``.
+
+    Raises ``CheckpointError`` for a file that is neither form, is damaged, or holds values that are not mean squares.
+    """
     try:
+        if not file.is_file():
+            missing = "a directory or device" if file.exists() else "no such file"
+            raise CheckpointError("the importance matrix cannot be read", where=file, found=missing)
         with file.open("rb") as stream:
             is_gguf = stream.read(len(MAGIC)) == MAGIC
+            stream.seek(0)
+            entries, dataset, chunks = _read_gguf(file) if is_gguf else _read_dat(file, stream)
     except OSError as error:
         raise CheckpointError(
             "the importance matrix cannot be read", where=file, found=error.strerror
         ) from error
-    found = _read_gguf(file) if is_gguf else _read_dat(file)
-    for name, entry in found.entries.items():
+    for name, entry in entries.items():
         if not np.isfinite(entry).all() or (entry < 0).any():
             raise CheckpointError(
-                "the importance matrix holds values that are no mean squares",
+                "the importance matrix holds values that are not mean squares",
                 where=f"{file}, tensor {name}",
                 expected="finite numbers of at least 0",
                 fix="measure it again",
             )
-    return found
+    return Imatrix(file, entries, dataset, chunks, strict)
 
 
-def _read_gguf(file: Path) -> Imatrix:
+Found = tuple[dict[str, F32], str, int]  # entries by tensor, dataset, chunks
+
+
+def _read_gguf(file: Path) -> Found:
     checkpoint = read_gguf(file)
-    values = {key: value.value for key, value in checkpoint.metadata.items()}
-    if values.get(Keys.General.TYPE) != "imatrix" or "imatrix.chunk_count" not in values:
+    values = checkpoint.key_values
+    if values.text(Keys.General.TYPE) != "imatrix" or "imatrix.chunk_count" not in values:
         raise CheckpointError(
-            "this GGUF is no importance matrix",
+            "this GGUF is not an importance matrix",
             where=file,
-            found=f"general.type = {values.get(Keys.General.TYPE)!r}",
+            found=f"general.type = {values.text(Keys.General.TYPE)!r}",
             expected="'imatrix', with imatrix.chunk_count",
         )
     entries: dict[str, F32] = {}
-    for name in checkpoint.tensors:
-        if not name.endswith(".in_sum2"):
-            continue
-        tensor = name.removesuffix(".in_sum2")
-        if f"{tensor}.counts" not in checkpoint.tensors:
+    for name, sums in checkpoint.tensors.items():
+        tensor, _, kind = name.rpartition(".")
+        if kind == "in_sum2":
+            entries[tensor] = _means(file, tensor, sums, checkpoint.tensors.get(f"{tensor}.counts"))
+        elif kind == "counts" and f"{tensor}.in_sum2" not in checkpoint.tensors:
             raise CheckpointError(
-                "an entry of the importance matrix lacks its counts", where=f"{file}, {tensor}"
+                "an entry of the importance matrix lacks its sums", where=f"{file}, {tensor}"
             )
-        sums = read_tensor(checkpoint.tensors[name]).astype(np.float32).reshape(-1)
-        counts = np.rint(read_tensor(checkpoint.tensors[f"{tensor}.counts"])).astype(np.float32).reshape(-1)
-        per_matrix = sums.reshape(len(counts), -1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            means = np.where(counts[:, None] > 0, per_matrix / counts[:, None], np.float32(1))
-        entries[tensor] = means.astype(np.float32).reshape(-1)
-    datasets = values.get("imatrix.datasets") or [""]
-    return Imatrix(file, entries, str(datasets[0]), int(values["imatrix.chunk_count"]))
+    datasets = values.texts("imatrix.datasets") or []
+    return entries, "".join(datasets[:1]), values.integer("imatrix.chunk_count") or 0
 
 
-def _read_dat(file: Path) -> Imatrix:
-    raw = file.read_bytes()
-    position = 0
+def _means(file: Path, tensor: str, sums: StoredTensor, counts: StoredTensor | None) -> F32:
+    """Sums over counts, one count for each stacked matrix; a matrix that no token reached counts as ones."""
+    shapes = f"sums of shape {sums.shape}, " + (f"counts of shape {counts.shape}" if counts else "no counts")
+    if (
+        counts is None
+        or {sums.format.name, counts.format.name} != {"f32"}
+        or not sums.elements
+        or not counts.elements
+        or sums.elements % counts.elements
+    ):
+        raise CheckpointError(
+            "an entry of the importance matrix is malformed",
+            where=f"{file}, {tensor}",
+            found=shapes,
+            expected="float32 sums, and a float32 count for each matrix",
+            fix="measure it again",
+        )
+    numbers = np.rint(read_tensor(counts)).astype(np.float32).reshape(-1)
+    if not np.isfinite(numbers).all() or (numbers < 0).any():
+        raise CheckpointError(
+            "the importance matrix counts tokens by values that are not counts",
+            where=f"{file}, {tensor}",
+            expected="finite numbers of at least 0",
+            fix="measure it again",
+        )
+    per_matrix = read_tensor(sums).astype(np.float32).reshape(len(numbers), -1)
+    with np.errstate(all="ignore"):
+        means = np.where(numbers[:, None] > 0, per_matrix / numbers[:, None], np.float32(1))
+    return means.astype(np.float32).reshape(-1)
 
-    def take(count: int) -> bytes:
-        nonlocal position
-        if count < 0 or position + count > len(raw):
-            raise CheckpointError(
-                "not an importance matrix, or one that ends too early",
-                where=f"{file}, byte {position}",
-                found=f"{len(raw)} bytes",
-                expected="a GGUF, or entries of name, calls and float32 values",
-            )
-        position += count
-        return raw[position - count : position]
 
-    def number() -> int:
-        return int(struct.unpack("<i", take(4))[0])
-
+def _read_dat(file: Path, stream: BinaryIO) -> Found:
+    size = file.stat().st_size
     entries: dict[str, F32] = {}
-    for _ in range(number()):
-        name = take(number()).decode("utf-8", "replace")
-        calls = number()
-        values = np.frombuffer(take(4 * number()), dtype="<f4")
-        entries[name] = (values / np.float32(calls) if calls > 0 else values).astype(np.float32)
-    chunks = number() if position < len(raw) else 0
-    dataset = take(number()).decode("utf-8", "replace") if position < len(raw) else ""
-    return Imatrix(file, entries, dataset, chunks)
+    try:
+        for name, calls, values in _dat_entries(stream, size):
+            if name in entries:
+                raise ValueError(f"the entry {name!r} twice")
+            with np.errstate(all="ignore"):
+                entries[name] = (values / np.float32(calls) if calls > 0 else values).astype(np.float32)
+        left = stream.tell() < size
+        chunks = _integer(stream, size) if left else 0
+        dataset = _take(stream, size, _integer(stream, size, least=0)) if left else b""
+    except ValueError as error:
+        raise CheckpointError(
+            "not an importance matrix, or a damaged one",
+            where=f"{file}, byte {stream.tell()}",
+            found=f"{error} ({size} bytes in all)",
+            expected="a GGUF, or entries of name, calls and float32 values",
+        ) from None
+    return entries, dataset.decode("utf-8", "replace"), chunks
+
+
+def _dat_entries(stream: BinaryIO, size: int) -> Iterator[tuple[str, int, F32]]:
+    """Name, calls and sums of each entry. Raises ``ValueError`` as ``_take``."""
+    for _ in range(_integer(stream, size, least=1)):
+        name = _take(stream, size, _integer(stream, size, least=0)).decode("utf-8", "surrogateescape")
+        calls = _integer(stream, size)
+        yield (
+            name,
+            calls,
+            np.frombuffer(_take(stream, size, 4 * _integer(stream, size, least=1)), dtype="<f4"),
+        )
+
+
+def _integer(stream: BinaryIO, size: int, least: int = -(2**31)) -> int:
+    (found,) = struct.unpack("<i", _take(stream, size, 4))
+    if found < least:
+        raise ValueError(f"a count of {found}")
+    return int(found)
+
+
+def _take(stream: BinaryIO, size: int, count: int) -> bytes:
+    """The next ``count`` bytes of a file of ``size``. Raises ``ValueError`` where there are not as many."""
+    raw = stream.read(count) if stream.tell() + count <= size else b""
+    if len(raw) < count:
+        raise ValueError("the file ends too early")
+    return raw
 
 
 def _cut(text: str) -> str:

@@ -13,6 +13,7 @@ from bamba_quant.checkpoint.base import (
 )
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.huggingface import read_huggingface
+from bamba_quant.checkpoint.options import ReadOptions
 from bamba_quant.checkpoint.packed import PackedTensor
 from bamba_quant.errors import CheckpointError
 
@@ -20,6 +21,7 @@ __all__ = [
     "Checkpoint",
     "PackedTensor",
     "RawReader",
+    "ReadOptions",
     "Section",
     "StoredTensor",
     "open_checkpoint",
@@ -29,7 +31,9 @@ __all__ = [
 ]
 
 
-def open_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, *, weights: bool = True, reading: ReadOptions = ReadOptions()
+) -> Checkpoint:
     """The model at ``path``: a Hugging Face directory, or a GGUF file. Reads headers only.
 
     Without ``weights`` a directory may lack them, and none are looked for. Raises ``CheckpointError`` when there
@@ -37,7 +41,7 @@ def open_checkpoint(path: str | Path, *, weights: bool = True) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        return read_huggingface(path, weights=weights)
+        return read_huggingface(path, weights=weights, reading=reading)
     if path.is_file():
         return read_gguf(path)
     raise CheckpointError(

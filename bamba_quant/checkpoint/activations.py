@@ -32,7 +32,7 @@ def of_compressed_tensors(group: Mapping[str, Any]) -> Activations | None:
     if not inputs and not outputs:
         return None
     found: Mapping[str, Any] = inputs if isinstance(inputs, dict) and not outputs else {}
-    if all(found.get(key) == value for key, value in _EXPECTED.items()):
+    if all(type(found.get(key)) is type(value) and found[key] == value for key, value in _EXPECTED.items()):
         size = found.get("group_size")
         for strategy in get_args(Strategy):
             if strategy == found.get("strategy") and strategy != "group":
@@ -48,7 +48,7 @@ def of_scale_inverse(quantization: Mapping[str, Any], width: int) -> Activations
     """What transformers' own FP8 form says: groups as wide as the weights' blocks (finegrained_fp8.py)."""
     scheme = quantization.get("activation_scheme", "dynamic")
     if scheme != "dynamic":
-        return Activations(unknown=f"activation_scheme {scheme!r}")
+        return Activations(unknown=f"activation_scheme {reprlib.repr(scheme)}")
     return Activations("group", width)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,13 +13,26 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from bamba_quant.checkpoint.gguf_values import KeyValues
+from bamba_quant.checkpoint.regular_file import open_regular
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats import Format
 from bamba_quant.formats.base import U8
 
 Shape = tuple[int, ...]
 
+_MOST_AXES = 32
 _PIECE = 1 << 20  # weights that are unpacked at once
+
+
+def are_counts(values: Sequence[Any]) -> bool:
+    """Whether all are integers that a file's format and the system can count with."""
+    return all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def is_shape(values: Sequence[Any]) -> bool:
+    """Whether ``values`` can be a tensor's lengths: numpy and torch multiply the others even where one is 0."""
+    return len(values) <= _MOST_AXES and are_counts(values) and 8 * math.prod(n or 1 for n in values) < 2**63
 
 
 @dataclass(frozen=True)
@@ -94,9 +107,10 @@ class StoredTensor:
 class Checkpoint:
     """A model on disk.
 
-    ``kind`` is "huggingface", where ``metadata`` is the parsed config.json, or "gguf", where it maps the GGUF's
-    keys to ``Value``. ``files`` are those that hold tensors. Weights that a quantized checkpoint stores as several
-    tensors are one in ``tensors``; ``unused`` names those that only its activations need.
+    ``kind`` is "huggingface", where ``metadata`` is the parsed config.json, or "gguf", where it is ``KeyValues``.
+    ``files`` are those that hold tensors. Weights that a quantized checkpoint stores as several tensors are one in
+    ``tensors``; ``unused`` names those that only its activations need. ``notes`` tell the user what was tolerated in
+    reading it.
     """
 
     path: Path
@@ -105,6 +119,13 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     files: tuple[Path, ...] = field(default=())
     unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def key_values(self) -> KeyValues:
+        """``metadata`` of a GGUF, with its typed getters."""
+        assert isinstance(self.metadata, KeyValues), "only a GGUF has key-values"
+        return self.metadata
 
     @property
     def n_bytes(self) -> int:
@@ -132,10 +153,10 @@ class RawReader:
         self._descriptors.clear()
 
     def open(self, file: Path) -> int:
-        """The descriptor of ``file``; call it before threads share the reader."""
+        """The descriptor of ``file``, a regular one; call it before threads share the reader."""
         if file not in self._descriptors:
             try:
-                self._descriptors[file] = os.open(file, os.O_RDONLY)
+                self._descriptors[file] = open_regular(file)[0]
             except OSError as error:
                 raise CheckpointError(
                     "a file of the checkpoint cannot be opened", where=file, found=error.strerror
@@ -143,7 +164,10 @@ class RawReader:
         return self._descriptors[file]
 
     def read_into(self, file: Path, offset: int, buffer: U8) -> None:
-        """Fill ``buffer`` from ``offset``. Raises ``CheckpointError`` when that fails or the file ends first."""
+        """Fill ``buffer`` from ``offset``. Raises ``CheckpointError`` when that fails or the file ends first.
+
+        Headers were checked against the size of their file, so a file that ends first has become shorter since.
+        """
         descriptor = self.open(file)
         view = buffer.data
         done = 0
@@ -158,11 +182,11 @@ class RawReader:
                 ) from error
             if count == 0:
                 raise CheckpointError(
-                    "a file of the checkpoint ends too early",
+                    "a file of the checkpoint changed while it was read: it ends earlier than when it was opened",
                     where=file,
                     found=f"{offset + done} bytes",
                     expected=f"at least {offset + len(view)} bytes",
-                    fix="fetch the file again",
+                    fix="run the command again when nothing writes to the file, or fetch it again",
                 )
             done += count
 

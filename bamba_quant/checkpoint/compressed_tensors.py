@@ -6,10 +6,9 @@ Values are those of compressed-tensors' own decompression: the product is rounde
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -17,9 +16,11 @@ from bamba_quant.checkpoint.activations import of_compressed_tensors
 from bamba_quant.checkpoint.base import RawReader, StoredTensor
 from bamba_quant.checkpoint.joining import E4M3, Stored
 from bamba_quant.checkpoint.packed import Beside
+from bamba_quant.checkpoint.targets import Groups
 from bamba_quant.checkpoint.unpacking import Floats, Integers
 from bamba_quant.formats.integers import Grid
 from bamba_quant.schemes.pack_quantized import unpack_zeros
+from bamba_reference.shown import shown
 
 # Of activations and of the key-value cache: nothing that a weight's value depends on.
 _UNUSED = re.compile(
@@ -34,15 +35,16 @@ def read_compressed_tensors(quantization: Mapping[str, Any], stored: Stored) -> 
     transforms = quantization.get("transform_config")
     if transforms:  # a rotated weight is right only behind the rotation that a runtime adds
         raise stored.unsupported(
-            "the checkpoint", "quantization_config", f"transform_config {reprlib.repr(transforms)}", "none"
+            "the checkpoint", "quantization_config", f"transform_config {shown(transforms)}", "none"
         )
+    groups = Groups(quantization, stored)
     for name, tensor in list(stored.left().items()):
         if name.endswith(".weight_packed"):
             module = name.removesuffix(".weight_packed")
-            _packed(stored, module, _group(quantization, stored, module, "int"))
+            _packed(stored, module, groups.find(module, "int"))
         elif name.endswith(".weight") and tensor.format.name == E4M3:
             module = name.removesuffix(".weight")
-            _float(stored, module, tensor, _group(quantization, stored, module, "float"))
+            _float(stored, module, tensor, groups.find(module, "float"))
     for name in stored.left():
         if _UNUSED.search(name):
             stored.unused.add(name)
@@ -55,46 +57,12 @@ def read_compressed_tensors(quantization: Mapping[str, Any], stored: Stored) -> 
             )
 
 
-def _group(quantization: Mapping[str, Any], stored: Stored, module: str, kind: str) -> Mapping[str, Any]:
-    """What the configuration says of a module: its group by name, else the one that names a class."""
-    groups = quantization.get("config_groups")
-    candidates = [
-        group
-        for group in (groups.values() if isinstance(groups, dict) else ())
-        if isinstance(group, dict) and isinstance(group.get("targets"), list)
-    ]
-    by_class = [group for group in candidates if "Linear" in group["targets"]]
-    named = [
-        group for group in candidates if any(_matches(target, module, stored) for target in group["targets"])
-    ]
-    for group in (*named, *by_class):
-        weights = group.get("weights")
-        if isinstance(weights, dict) and weights.get("type") == kind:
-            return group
-    raise stored.unsupported(
-        "a weight",
-        f"module {module}",
-        f"no group of quantization_config for it with weights of type {kind}",
-        "config_groups whose targets name the module or Linear",
-    )
-
-
-def _matches(target: Any, module: str, stored: Stored) -> bool:
-    if not isinstance(target, str):
-        return False
-    try:
-        return re.match(target[3:], module) is not None if target.startswith("re:") else target == module
-    except re.error as error:
-        raise stored.unsupported(
-            "a target of quantization_config", target, error, "a regular expression behind re:"
-        ) from None
-
-
 def _float(stored: Stored, module: str, codes: StoredTensor, group: Mapping[str, Any]) -> None:
     weights = group["weights"]
     strategy, name = weights.get("strategy"), f"{module}.weight"
-    if weights.get("num_bits") != 8 or not weights.get("symmetric", True) or len(codes.shape) != 2:
-        raise stored.unsupported("a weight", name, dict(weights), "8 bits, symmetric, a matrix")
+    bits = weights.get("num_bits")
+    if type(bits) is not int or bits != 8 or not _symmetric(weights) or len(codes.shape) != 2:
+        raise stored.unsupported("a weight", name, shown(weights), "8 bits, symmetric, a matrix")
     rows, columns = codes.shape
     height, width = _tile(stored, name, weights, rows, columns)
     tall, wide = -(-rows // height), -(-columns // width)
@@ -114,6 +82,12 @@ def _float(stored: Stored, module: str, codes: StoredTensor, group: Mapping[str,
     )
 
 
+def _symmetric(weights: Mapping[str, Any]) -> bool | None:
+    """True unless the configuration says false; None where it says anything else."""
+    found = weights.get("symmetric", True)
+    return found if isinstance(found, bool) else None
+
+
 def _tile(stored: Stored, name: str, weights: Mapping[str, Any], rows: int, columns: int) -> tuple[int, int]:
     """Rows and columns that share a scale."""
     strategy, size, structure = (weights.get(key) for key in ("strategy", "group_size", "block_structure"))
@@ -121,31 +95,38 @@ def _tile(stored: Stored, name: str, weights: Mapping[str, Any], rows: int, colu
         return rows, columns
     if strategy == "channel":
         return 1, columns
-    if strategy == "group" and type(size) is int and size > 0 and columns % size == 0:
+    if strategy == "group" and _is_length(size) and columns % size == 0:
         return 1, size
     if strategy == "block" and isinstance(structure, list) and len(structure) == 2:
         height, width = structure
-        if type(height) is type(width) is int and height > 0 and width > 0:
+        if _is_length(height) and _is_length(width):
             return height, width
-    found = f"strategy {strategy!r}, group_size {size!r}, block_structure {structure!r}, {columns} columns"
+    said = f"strategy {shown(strategy)}, group_size {shown(size)}, block_structure {shown(structure)}"
+    found = f"{said}, {columns} columns"
     raise stored.unsupported("a weight", name, found, f"strategy {_STRATEGIES}, with its sizes")
+
+
+def _is_length(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 < value < 2**31
 
 
 def _packed(stored: Stored, module: str, described: Mapping[str, Any]) -> None:
     weights = described["weights"]
-    name, bits, symmetric = f"{module}.weight", weights.get("num_bits"), weights.get("symmetric", True)
-    if bits not in (4, 8) or f"{module}.weight_g_idx" in stored.left():
+    name, bits, symmetric = f"{module}.weight", weights.get("num_bits"), _symmetric(weights)
+    if type(bits) is not int or bits not in (4, 8) or symmetric is None:
         raise stored.unsupported(
             "a weight",
             name,
-            f"{bits} bits" if bits not in (4, 8) else "weight_g_idx",
-            "4 or 8 bits, groups in order",
+            f"num_bits {shown(bits)}, symmetric {shown(weights.get('symmetric', True))}",
+            "4 or 8 bits, symmetric true or false",
         )
+    if stored.get(f"{module}.weight_g_idx") is not None:
+        raise stored.unsupported("a weight", name, "weight_g_idx", "groups in order")
     rows, columns = _shape(stored, f"{module}.weight_shape")
     _, group = _tile(stored, name, weights, rows, columns)
     if weights.get("strategy") not in ("group", "channel") or group % 32 or columns % group:
         raise stored.unsupported(
-            "a weight", name, f"strategy {weights.get('strategy')!r}, {group} of {columns} columns share a scale",
+            "a weight", name, f"strategy {shown(weights.get('strategy'))}, {group} of {columns} columns share a scale",
             "groups, or rows, of a multiple of 32 columns",
         )  # fmt: skip
     per_word = 32 // bits

@@ -5,19 +5,17 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 
 from __future__ import annotations
 
-import mmap
 import re
 from pathlib import Path
 
-from gguf import GGMLQuantizationType, GGUFValueType, Keys
-
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
-from bamba_quant.checkpoint.gguf_values import Cursor, Value
-from bamba_quant.errors import CheckpointError
-from bamba_quant.formats import Format, formats
+from bamba_quant.checkpoint.gguf_header import MAGIC, Cursor, Header, read_header
+from bamba_quant.checkpoint.gguf_values import KeyValues
+from bamba_quant.checkpoint.split_set import check_split
+from bamba_quant.errors import CheckpointError, FormatError, listed
+from bamba_quant.formats import formats
+from bamba_quant.formats.readable import listed_format
 
-MAGIC = b"GGUF"
-DEFAULT_ALIGNMENT = 32
 _SPLIT_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
@@ -25,25 +23,25 @@ def read_gguf(file: Path) -> Checkpoint:
     """The model in ``file``, or in all shards of the split that ``file`` belongs to.
 
     Key-values are those of the first shard, as llama.cpp reads them. Raises ``CheckpointError`` for a file that
-    is no GGUF, is truncated, or whose split is incomplete.
+    llama.cpp would not load: not a GGUF, malformed, truncated, or of an incomplete or inconsistent split.
     """
     shards = split_files(file)
-    key_values: dict[str, Value] = {}
+    key_values: list[KeyValues] = []
     tensors: dict[str, StoredTensor] = {}
-    for number, shard in enumerate(shards):
+    for shard in shards:
         values, found = _read_shard(shard)
-        if number == 0:
-            key_values = values
+        key_values.append(values)
+        twice = sorted(found.keys() & tensors.keys())
+        if twice:
+            raise CheckpointError(
+                "two shards of a split GGUF hold the same tensor",
+                where=shard,
+                found=f"{listed(twice)}, also in {tensors[twice[0]].file.name}",
+                fix="fetch all shards of one version",
+            )
         tensors |= found
-    promised = key_values.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT)
-    if len(shards) > 1 and promised is not None and promised.value != len(tensors):
-        raise CheckpointError(
-            "the shards do not hold the tensors the first one promises",
-            where=shards[0],
-            found=len(tensors),
-            expected=promised.value,
-        )
-    return Checkpoint(file, "gguf", key_values, tensors, shards)
+    check_split(shards, key_values, len(tensors))
+    return Checkpoint(file, "gguf", key_values[0], tensors, shards)
 
 
 def split_files(file: Path) -> tuple[Path, ...]:
@@ -51,16 +49,22 @@ def split_files(file: Path) -> tuple[Path, ...]:
     match = _SPLIT_NAME.match(file.name)
     if match is None:
         return (file,)
-    shards = tuple(
-        split_name(file.parent / match["stem"], number, int(match["count"]))
-        for number in range(int(match["count"]))
-    )
+    number, count = int(match["number"]), int(match["count"])
+    if not 1 <= number <= count:
+        raise CheckpointError(
+            "the name of a split GGUF's shard is invalid",
+            where=file,
+            found=f"shard {number} of {count}",
+            expected=f"a number from 1 to {count}" if count else "a count of at least 1",
+            fix="give the file the name it was published under",
+        )
+    shards = tuple(split_name(file.parent / match["stem"], each, count) for each in range(count))
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise CheckpointError(
             "shards of a split GGUF are missing",
             where=file.parent,
-            found=", ".join(missing),
+            found=listed(missing),
             fix="put all shards in one directory",
         )
     return shards
@@ -77,75 +81,78 @@ def split_name(stem: Path, number: int, count: int) -> Path:
     return stem.with_name(f"{stem.name}-{number + 1:05d}-of-{count:05d}.gguf")
 
 
-def _read_shard(file: Path) -> tuple[dict[str, Value], dict[str, StoredTensor]]:
+def _read_shard(file: Path) -> tuple[KeyValues, dict[str, StoredTensor]]:
     try:
-        with file.open("rb") as stream:
-            if stream.read(len(MAGIC)) != MAGIC:
-                raise CheckpointError("not a GGUF file", where=file, expected="a file that begins with GGUF")
-            with (
-                mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-                memoryview(mapped) as buffer,
-            ):
-                return _parse(file, buffer)
+        if not file.is_file():
+            raise CheckpointError("the GGUF is not a regular file", where=file, expected="a regular file")
+        size = file.stat().st_size
+        with file.open("rb", buffering=0) as stream:
+            cursor = Cursor(stream, size)
+            if size < len(MAGIC) or cursor.take(len(MAGIC)) != MAGIC:
+                raise CheckpointError(
+                    "the file is not a GGUF file",
+                    where=file,
+                    expected="a file that begins with the bytes GGUF",
+                )
+            header = _header(file, cursor, size)
     except OSError as error:
         raise CheckpointError("a GGUF file cannot be read", where=file, found=error.strerror) from error
+    return KeyValues(header.key_values, file), _tensors(file, header, size)
 
 
-def _parse(file: Path, buffer: memoryview) -> tuple[dict[str, Value], dict[str, StoredTensor]]:
-    cursor = Cursor(buffer)
-    cursor.take(len(MAGIC))
+def _header(file: Path, cursor: Cursor, size: int) -> Header:
     try:
-        version = cursor.number(GGUFValueType.UINT32)
-        if version not in (2, 3):
-            raise CheckpointError(
-                "a GGUF version that is not known",
-                where=file,
-                found=version,
-                expected="2 or 3",
-                fix="a big-endian or a version-1 file must be converted again",
-            )
-        tensor_count = cursor.number(GGUFValueType.UINT64)
-        value_count = cursor.number(GGUFValueType.UINT64)
-        key_values = {cursor.text(): cursor.value() for _ in range(value_count)}
-        entries = [_entry(file, cursor) for _ in range(tensor_count)]
+        return read_header(cursor)
     except EOFError:
         raise CheckpointError(
-            "a GGUF file ends inside its header",
-            where=file,
-            found=f"{len(buffer)} bytes",
+            "the GGUF file ends inside its header",
+            where=f"{file}, byte {cursor.position}",
+            found=f"{size} bytes",
             fix="fetch the file again",
         ) from None
     except ValueError as error:
         raise CheckpointError(
-            "a GGUF header is malformed", where=f"{file}, byte {cursor.position}", found=str(error)
-        ) from error
-    alignment = DEFAULT_ALIGNMENT
-    if Keys.General.ALIGNMENT in key_values:
-        alignment = int(key_values[Keys.General.ALIGNMENT].value)
-    data_start = -(-cursor.position // alignment) * alignment
-    tensors = {
-        name: StoredTensor(name, shape, number_format, file, data_start + offset)
-        for name, shape, number_format, offset in entries
-    }
-    end = max((tensor.offset + tensor.n_bytes for tensor in tensors.values()), default=0)
-    if end > len(buffer):
-        raise CheckpointError(
-            "a GGUF file is truncated",
-            where=file,
-            found=f"{len(buffer)} bytes",
-            expected=f"at least {end}",
-            fix="fetch the file again",
-        )
-    return key_values, tensors
+            "the GGUF header is malformed",
+            where=f"{file}, byte {cursor.position}",
+            found=str(error),
+            fix="fetch the file again, or convert the original checkpoint again",
+        ) from None
 
 
-def _format_of(ggml_type: GGMLQuantizationType) -> Format:
-    return next(known for known in formats() if known.ggml_type == ggml_type)
-
-
-def _entry(file: Path, cursor: Cursor) -> tuple[str, tuple[int, ...], Format, int]:
-    name = cursor.text()
-    dimensions = [cursor.number(GGUFValueType.UINT64) for _ in range(cursor.number(GGUFValueType.UINT32))]
-    number_format = _format_of(GGMLQuantizationType(cursor.number(GGUFValueType.UINT32)))
-    # GGUF counts the contiguous axis first.
-    return name, tuple(reversed(dimensions)), number_format, cursor.number(GGUFValueType.UINT64)
+def _tensors(file: Path, header: Header, size: int) -> dict[str, StoredTensor]:
+    """The tensors of one file, which lie end to end, each padded to the alignment."""
+    known = {number_format.ggml_type: number_format for number_format in formats()}
+    tensors: dict[str, StoredTensor] = {}
+    position, before = 0, "the header"
+    for entry in header.tensors:
+        where = f"{file}, tensor {entry.name}"
+        try:
+            number_format = known.get(entry.ggml_type) or listed_format(entry.ggml_type)
+            tensor = StoredTensor(
+                entry.name, entry.shape, number_format, file, header.data_start + entry.offset
+            )
+            n_bytes = tensor.n_bytes
+        except FormatError as error:
+            raise CheckpointError(
+                error.what, where=where, found=error.found, expected=error.expected
+            ) from None
+        if entry.offset != position:
+            raise CheckpointError(
+                "the tensors of a GGUF file overlap, leave a gap or are not aligned",
+                where=where,
+                found=f"offset {entry.offset}",
+                expected=f"{position}, the first multiple of {header.alignment} behind {before}",
+                fix="fetch the file again, or convert the original checkpoint again",
+            )
+        if tensor.offset + n_bytes > size:
+            raise CheckpointError(
+                "the GGUF file is truncated",
+                where=where,
+                found=f"{size} bytes",
+                expected=f"at least {tensor.offset + n_bytes}",
+                fix="fetch the file again",
+            )
+        position += -(-n_bytes // header.alignment) * header.alignment
+        before = entry.name
+        tensors[entry.name] = tensor
+    return tensors

@@ -1,18 +1,23 @@
-"""GGUF's typed values, packed to bytes and read back exactly.
+"""GGUF's typed values: packed to bytes, and read by key with a check of their type and range.
 
-Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Strings that are no UTF-8 survive a round trip
+Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Strings that are not UTF-8 survive a round trip
 as surrogate escapes, since a vocabulary may hold any bytes.
 """
 
 from __future__ import annotations
 
+import math
+import reprlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGUFValueType
+
+from bamba_quant.errors import CheckpointError
 
 SCALAR_DTYPES: dict[GGUFValueType, np.dtype[Any]] = {
     GGUFValueType.UINT8: np.dtype("u1"),
@@ -85,59 +90,82 @@ def _pack_untagged(value: Value) -> bytes:
     head = struct.pack("<IQ", value.item, len(value.value))
     if value.item in SCALAR_DTYPES:
         return head + np.asarray(value.value, dtype=SCALAR_DTYPES[value.item]).tobytes()
-    if value.item == GGUFValueType.STRING:
-        return head + b"".join(map(pack_string, value.value))
-    return head + b"".join(_pack_untagged(element) for element in value.value)
+    return head + b"".join(map(pack_string, value.value))
 
 
-class Cursor:
-    """Reads typed values from a buffer, one after another. Raises ``EOFError`` past its end."""
+class KeyValues(dict[str, Value]):
+    """A GGUF's key-values, with one checked getter for each type.
 
-    def __init__(self, buffer: memoryview) -> None:
-        self.buffer = buffer
-        self.position = 0
+    A getter returns None where the key is missing, and raises ``CheckpointError`` naming ``file``, key and value
+    where the value has another type or is out of range.
+    """
 
-    def take(self, count: int) -> memoryview:
-        if count < 0 or self.position + count > len(self.buffer):
-            raise EOFError
-        self.position += count
-        return self.buffer[self.position - count : self.position]
+    def __init__(self, values: dict[str, Value] | None = None, file: Path | None = None) -> None:
+        super().__init__(values or {})
+        self.file = file
 
-    def number(self, kind: GGUFValueType) -> Any:
-        dtype = SCALAR_DTYPES[kind]
-        return np.frombuffer(self.take(dtype.itemsize), dtype=dtype)[0].item()
+    def text(self, key: str) -> str | None:
+        """A string."""
+        found: str | None = self._get(key, lambda found: isinstance(found, str), "a string")
+        return found
 
-    def text(self) -> str:
-        length = self.number(GGUFValueType.UINT64)
-        return str(self.take(length), "utf-8", "surrogateescape")
+    def flag(self, key: str) -> bool | None:
+        """A boolean."""
+        found: bool | None = self._get(key, lambda found: isinstance(found, bool), "a boolean")
+        return found
 
-    def value(self) -> Value:
-        """A type tag and its value. Raises ``ValueError`` for a tag the format does not know."""
-        return self._untagged(GGUFValueType(self.number(GGUFValueType.UINT32)))
+    def integer(self, key: str, *, least: int = 0, most: int = 2**32 - 1) -> int | None:
+        """An integer of any width, from ``least`` to ``most``."""
+        expected = f"an integer from {least} to {most}"
+        found: int | None = self._get(key, lambda found: _is_integer(found, least, most), expected)
+        return found
 
-    def _untagged(self, kind: GGUFValueType) -> Value:
-        if kind == GGUFValueType.STRING:
-            return Value(kind, self.text())
-        if kind != GGUFValueType.ARRAY:
-            return Value(kind, self.number(kind))
-        item = GGUFValueType(self.number(GGUFValueType.UINT32))
-        count = self.number(GGUFValueType.UINT64)
-        if item in SCALAR_DTYPES:
-            dtype = SCALAR_DTYPES[item]
-            return Value(kind, np.frombuffer(self.take(count * dtype.itemsize), dtype=dtype).tolist(), item)
-        if item == GGUFValueType.STRING:
-            return Value(kind, self._texts(count), item)
-        return Value(kind, [self._untagged(item) for _ in range(count)], item)
+    def number(self, key: str) -> float | None:
+        """A finite number; an integer counts as one."""
+        found = self._get(key, _is_number, "a finite number")
+        return None if found is None else float(found)
 
-    def _texts(self, count: int) -> list[str]:
-        # A vocabulary is 10^5 strings: one slice of bytes and integer reads keep it to a fraction of a second.
-        buffer, position, texts = self.buffer, self.position, []
-        for _ in range(count):
-            length = int.from_bytes(buffer[position : position + 8], "little")
-            position += 8
-            if position + length > len(buffer):
-                raise EOFError
-            texts.append(str(buffer[position : position + length], "utf-8", "surrogateescape"))
-            position += length
-        self.position = position
-        return texts
+    def texts(self, key: str) -> list[str] | None:
+        """An array of strings."""
+        found: list[str] | None = self._get(
+            key, lambda found: _is_list(found, lambda item: isinstance(item, str)), "an array of strings"
+        )
+        return found
+
+    def integers(self, key: str, *, least: int = 0, most: int = 2**32 - 1) -> list[int] | None:
+        """An array of integers, each from ``least`` to ``most``."""
+        expected = f"an array of integers from {least} to {most}"
+        found: list[int] | None = self._get(
+            key, lambda found: _is_list(found, lambda item: _is_integer(item, least, most)), expected
+        )
+        return found
+
+    def is_array(self, key: str) -> bool:
+        """Whether the key is there and holds an array."""
+        return key in self and self[key].type == GGUFValueType.ARRAY
+
+    def _get(self, key: str, fits: Callable[[Any], bool], expected: str) -> Any:
+        if key not in self:
+            return None
+        found = self[key].value
+        if not fits(found):
+            raise CheckpointError(
+                f"the GGUF key {key} has an invalid value",
+                where=self.file,
+                found=f"{reprlib.repr(found)} ({self[key].type.name.lower()})",
+                expected=expected,
+                fix="fetch the file again, or convert the original checkpoint again",
+            )
+        return found
+
+
+def _is_integer(found: Any, least: int, most: int) -> bool:
+    return isinstance(found, int) and not isinstance(found, bool) and least <= found <= most
+
+
+def _is_number(found: Any) -> bool:
+    return isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+
+
+def _is_list(found: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(found, list) and all(map(fits, found))

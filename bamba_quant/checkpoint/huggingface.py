@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from bamba_quant.checkpoint.adapters import adapter_notes
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.json_file import read_json, required
+from bamba_quant.checkpoint.options import ReadOptions
 from bamba_quant.checkpoint.quantized import is_quantized, join
+from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
 from bamba_quant.errors import CheckpointError, listed
 
 __all__ = ["read_huggingface", "read_json"]
 
-ReadFile = Callable[[Path], dict[str, StoredTensor]]
+Tensors = dict[str, StoredTensor]
+ReadFile = Callable[[Path], Tensors]
 
 # Index, single file, pattern of all: safetensors before pickles, as transformers looks for them, then mistral's name
 # for Codestral-Mamba's weights, which stand beside transformers' own shards in its directory.
@@ -33,22 +38,28 @@ _LAYOUTS: tuple[tuple[str, str, str, ReadFile], ...] = (
 _MOST_NAME = 255  # bytes of a file name, on every file system in use
 
 
-def read_huggingface(directory: Path, *, weights: bool = True) -> Checkpoint:
+def read_huggingface(
+    directory: Path, *, weights: bool = True, reading: ReadOptions = ReadOptions()
+) -> Checkpoint:
     """The checkpoint in ``directory``, headers only; without ``weights`` its configuration alone.
 
     Raises ``CheckpointError`` for a missing configuration or weights, an index that names a missing shard or
-    tensor, a shard holding tensors the index does not know, and two copies of the weights side by side.
+    tensor, a shard holding tensors the index does not know, two copies of the weights side by side, and an adapter
+    that is not to be ignored.
     """
+    # Without weights an adapter does no harm, but one alone still explains the missing configuration.
+    notes = adapter_notes(directory, ignore=reading.ignore_adapter or not weights)
     config = read_json(directory / "config.json", "config.json is what says which model this is")
     if not weights:
-        return Checkpoint(directory, "huggingface", config, {})
+        return Checkpoint(directory, "huggingface", config, {}, notes=notes)
     quantized = is_quantized(config)
     for index_name, single_name, pattern, read in _LAYOUTS:
         if quantized and read is read_safetensors:
             read = partial(read_safetensors, quantized=True)
         index = directory / index_name
-        if index.is_file():
-            tensors = _indexed(index, single_name, read)
+        if is_there(index):
+            tensors, more = _indexed(index, single_name, read)
+            notes += more
         elif files := sorted(directory.glob(pattern)):
             tensors = _merged(files, read)
         else:
@@ -56,10 +67,13 @@ def read_huggingface(directory: Path, *, weights: bool = True) -> Checkpoint:
         if not tensors:
             raise CheckpointError("the checkpoint's files hold no tensor", where=directory)
         used = tuple(sorted({tensor.file for tensor in tensors.values()}))
+        if reading.strip_prefix:
+            tensors, more = _stripped(tensors, reading.strip_prefix)
+            notes += more
         if not quantized:
-            return Checkpoint(directory, "huggingface", config, tensors, used)
-        found = join(config, tensors, directory)
-        return Checkpoint(directory, "huggingface", config, found.weights, used, found.unused)
+            return Checkpoint(directory, "huggingface", config, tensors, used, notes=notes)
+        found = join(config, tensors, directory, reading.strip_prefix)
+        return Checkpoint(directory, "huggingface", config, found.weights, used, found.unused, notes)
     raise CheckpointError(
         "the directory holds no weights",
         where=directory,
@@ -69,7 +83,29 @@ def read_huggingface(directory: Path, *, weights: bool = True) -> Checkpoint:
     )
 
 
-def _indexed(index: Path, single_name: str, read: ReadFile) -> dict[str, StoredTensor]:
+def _stripped(tensors: Tensors, prefix: str) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors without ``prefix`` before their names, and a note that says how many had it."""
+    stripped: Tensors = {}
+    for name, tensor in tensors.items():
+        bare = name.removeprefix(prefix)
+        if bare in stripped:
+            raise CheckpointError(
+                "two tensors have the same name without the prefix",
+                where=tensor.file,
+                found=f"{bare}, with and without {prefix!r}",
+                fix="leave out --strip-prefix, or remove one of the two from the checkpoint",
+            )
+        stripped[bare] = replace(tensor, name=bare)
+    count = sum(name.startswith(prefix) for name in tensors)
+    return stripped, ((f"removed {prefix!r} from {count} of {len(tensors)} tensor names",) if count else ())
+
+
+def _indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors of all shards, and notes on the index.
+
+    An output matrix that is listed and not stored is accepted: where it is tied to the embedding some tools list it
+    so. Where it is not tied, it is missing for whoever matches tensors with the configuration.
+    """
     weight_map = required(
         read_json(index, "the index of the shards"), "weight_map", dict, index, CheckpointError
     )
@@ -98,10 +134,16 @@ def _indexed(index: Path, single_name: str, read: ReadFile) -> dict[str, StoredT
             found=listed(missing),
             fix="fetch the missing files",
         )
-    tensors: dict[str, StoredTensor] = {}
-    for file_name in sorted(shards):
+    tensors: Tensors = {}
+    notes: list[str] = []
+    placed: dict[str, set[str]] = {}
+    for name, file_name in weight_map.items():
+        placed.setdefault(file_name, set()).add(name)
+    for file_name, promised in sorted(placed.items()):
         shard = read(index.parent / file_name)
-        promised = {name for name, file in weight_map.items() if file == file_name}
+        unstored = {name for name in promised - shard.keys() if _is_output(name)}
+        promised -= unstored
+        notes += [f"{index.name} lists {name}, which {file_name} does not hold" for name in unstored]
         for complaint, names in (
             ("the index promises tensors that a shard does not hold", promised - shard.keys()),
             ("a shard holds tensors that the index does not place there", shard.keys() - promised),
@@ -114,15 +156,20 @@ def _indexed(index: Path, single_name: str, read: ReadFile) -> dict[str, StoredT
                     fix="fetch index and shards of one version",
                 )
         tensors |= shard
-    return tensors
+    return tensors, tuple(notes)
+
+
+def _is_output(name: str) -> bool:
+    """Whether a tensor is the output matrix, which a model may tie to its embedding."""
+    return f".{name}".endswith(".lm_head.weight")
 
 
 def _is_file_name(name: str) -> bool:
     return Path(name).name == name and "\0" not in name and len(name.encode()) <= _MOST_NAME
 
 
-def _merged(files: list[Path], read: ReadFile) -> dict[str, StoredTensor]:
-    tensors: dict[str, StoredTensor] = {}
+def _merged(files: list[Path], read: ReadFile) -> Tensors:
+    tensors: Tensors = {}
     for file in files:
         shard = read(file)
         twice = sorted(shard.keys() & tensors.keys())

@@ -16,10 +16,14 @@ _FLOATS = ("f32", "bf16", "f16")
 
 
 class Stored:
-    """The tensors of a directory, as they become ``weights`` or turn out to be ``unused``."""
+    """The tensors of a directory, as they become ``weights`` or turn out to be ``unused``.
 
-    def __init__(self, directory: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    Their names in the files have ``prefix`` before them.
+    """
+
+    def __init__(self, directory: Path, tensors: Mapping[str, StoredTensor], prefix: str = "") -> None:
         self.directory = directory
+        self.prefix = prefix
         self.weights: dict[str, PackedTensor] = {}
         self.unused: set[str] = set()
         self._tensors = tensors
@@ -29,6 +33,10 @@ class Stored:
         """What nothing has taken so far."""
         gone = self._taken | self.unused
         return {name: tensor for name, tensor in self._tensors.items() if name not in gone}
+
+    def get(self, name: str) -> StoredTensor | None:
+        """A tensor that nothing has taken so far, if there is one of this name."""
+        return None if name in self._taken or name in self.unused else self._tensors.get(name)
 
     def take(
         self, name: str, dtypes: tuple[str, ...] = _FLOATS, shapes: tuple[Shape, ...] = ()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
-import reprlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bamba_quant.checkpoint.regular_file import file_changed, open_regular
 from bamba_quant.errors import BambaQuantError, CheckpointError
+from bamba_reference.shown import shown
 
 T = TypeVar("T")
 
@@ -20,51 +24,72 @@ _NAMES: dict[type, str] = {
     dict: "an object",
     list: "a list",
 }
+# An empty list of three characters takes 64 bytes once parsed: JSON of this size stays below 1 GiB.
+JSON_BYTES = 32 << 20
+SMALL_BYTES = 64 << 20  # any other file that is read whole
+TOKENIZER_BYTES = 512 << 20  # tokenizer.json of 500,000 tokens takes about 50 MB
+_MOST_NESTED = 100
 # Only an escape can bring a lone surrogate into text that was UTF-8.
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read_json(file: Path, purpose: str) -> dict[str, Any]:
+def read_json(file: Path, purpose: str, limit: int = JSON_BYTES) -> dict[str, Any]:
     """A JSON object. Raises ``CheckpointError`` when the file is missing or is anything else; see ``parse_json``."""
-    return parse_json(read_bytes(file, purpose), file)
+    return parse_json(read_bytes(file, purpose, limit), file)
 
 
-def read_bytes(file: Path, purpose: str) -> bytes:
-    """A small file. Raises ``CheckpointError`` saying its ``purpose`` when it is missing."""
+def read_bytes(file: Path, purpose: str, limit: int = SMALL_BYTES) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes.
+
+    Raises ``CheckpointError`` saying its ``purpose`` when it is missing, and for a file that is not regular, larger
+    than ``limit`` or written to while it is read.
+    """
     try:
-        return file.read_bytes()
+        descriptor, size = open_regular(file)
+        with os.fdopen(descriptor, "rb") as stream:
+            if size > limit:
+                raise CheckpointError(
+                    f"{file.name} is too large",
+                    where=file,
+                    found=f"{size:,} bytes",
+                    expected=f"at most {limit:,} bytes; {purpose}",
+                )
+            raw = stream.read(size + 1)
     except FileNotFoundError:
         raise CheckpointError(f"{file.name} is missing", where=file.parent, expected=purpose) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file.name} cannot be read", where=file, found=str(error)) from error
+    if len(raw) != size:
+        raise file_changed(file, len(raw), size)
+    return raw
 
 
-def read_text(file: Path, purpose: str) -> str:
-    """A small file of UTF-8 text. Raises ``CheckpointError`` for any other."""
+def read_text(file: Path, purpose: str, limit: int = SMALL_BYTES) -> str:
+    """A small file of UTF-8 text. Raises ``CheckpointError`` for any other, and as ``read_bytes``."""
     try:
-        return read_bytes(file, purpose).decode("utf-8")
+        return read_bytes(file, purpose, limit).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(
-            f"{file.name} is no UTF-8 text", where=file, found=str(error), expected="UTF-8"
+            f"{file.name} is not UTF-8 text", where=file, found=str(error), expected="UTF-8"
         ) from error
 
 
 def parse_json(raw: bytes, where: object) -> dict[str, Any]:
     """The JSON object in ``raw``.
 
-    A key that stands twice is refused: readers differ in which value they take. So are lone surrogates, which
-    no file can store. Raises ``CheckpointError`` for these and for anything but an object.
+    A key that is repeated is refused: readers differ in which value they take. So are lone surrogates, which no
+    file can store, numbers beyond float64's range, and nesting that recursive code could not follow. Raises
+    ``CheckpointError`` for these and for anything but an object.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
             raise CheckpointError(
                 "a JSON object has the same key twice",
                 where=where,
-                found=ascii(twice),
+                found=shown(twice),
                 expected="each key once",
                 fix="leave the right one of the two",
             )
@@ -72,15 +97,19 @@ def parse_json(raw: bytes, where: object) -> dict[str, Any]:
 
     try:
         text = raw.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=once)
+        value = json.loads(text, object_pairs_hook=once, parse_float=_finite)
     except RecursionError:
-        raise CheckpointError("a JSON text is nested too deeply to be read", where=where) from None
+        raise _nested(where) from None
     except ValueError as error:
         raise CheckpointError("the text cannot be read as JSON", where=where, found=str(error)) from error
     if not isinstance(value, dict):
         raise CheckpointError(
-            "the text is no JSON object", where=where, found=type(value).__name__, expected="an object, { … }"
+            "the text is not a JSON object",
+            where=where,
+            found=type(value).__name__,
+            expected="an object, { … }",
         )
+    _refuse_nesting(value, where)
     if _SURROGATE_ESCAPE.search(text):
         _refuse_surrogates(value, where)
     return value
@@ -97,7 +126,7 @@ def optional(
     value = values.get(key)
     if value is None or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
         return value
-    raise error(f"{key} is not {_NAMES[kind]}", where=where, found=reprlib.repr(value), expected=_NAMES[kind])
+    raise error(f"{key} is not {_NAMES[kind]}", where=where, found=shown(value), expected=_NAMES[kind])
 
 
 def required(
@@ -110,7 +139,7 @@ def required(
     """``values[key]``. Raises ``error`` when it is missing, null or of another kind."""
     value = optional(values, key, kind, where, error)
     if value is None:
-        raise error(f"{key} is missing", where=where, found=reprlib.repr(values), expected=_NAMES[kind])
+        raise error(f"{key} is missing", where=where, found=shown(values), expected=_NAMES[kind])
     return value
 
 
@@ -122,12 +151,39 @@ def objects(
     for entry in listed:
         if not isinstance(entry, dict):
             raise error(
-                f"an entry of {key} is no object",
+                f"an entry of {key} is not an object",
                 where=where,
-                found=reprlib.repr(entry),
+                found=shown(entry),
                 expected="an object",
             )
     return listed
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {digits[:20]}… is beyond the range of float64")
+    return number
+
+
+def _nested(where: object) -> CheckpointError:
+    return CheckpointError(
+        "a JSON text is nested too deeply", where=where, expected=f"at most {_MOST_NESTED} levels"
+    )
+
+
+def _refuse_nesting(value: Any, where: object) -> None:
+    level = [value]
+    for _ in range(_MOST_NESTED):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) is dict or type(inner) is list
+        ]
+        if not level:
+            return
+    raise _nested(where)
 
 
 def _refuse_surrogates(value: Any, where: object) -> None:
@@ -141,8 +197,8 @@ def _refuse_surrogates(value: Any, where: object) -> None:
             left += node
         elif isinstance(node, str) and any("\ud800" <= letter <= "\udfff" for letter in node):
             raise CheckpointError(
-                "a JSON string is no text: it holds half of a surrogate pair",
+                "a JSON string is not text: it holds half of a surrogate pair",
                 where=where,
-                found=ascii(node),
+                found=shown(node),
                 expected="whole characters",
             )

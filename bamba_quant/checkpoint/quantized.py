@@ -41,8 +41,12 @@ def is_quantized(config: Mapping[str, Any]) -> bool:
     return config.get(_KEY) is not None
 
 
-def join(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], directory: Path) -> Joined:
+def join(
+    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], directory: Path, prefix: str = ""
+) -> Joined:
     """The weights that ``tensors``, all those of a directory, make up under the configuration's method.
+
+    ``prefix`` was removed from their names, and still stands before those in the files' headers.
 
     Raises ``CheckpointError`` for a method that is not known, and naming the tensor that does not fit.
     """
@@ -56,7 +60,7 @@ def join(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], directo
             expected="one of " + ", ".join(_METHODS),
             fix=f"give the unquantized checkpoint; if its weights are plain, remove {_KEY}",
         )
-    stored = Stored(directory, tensors)
+    stored = Stored(directory, tensors, prefix)
     _METHODS[method](quantization, stored)
     for name, tensor in stored.left().items():
         if tensor.format.name in _SIDE_FORMATS:

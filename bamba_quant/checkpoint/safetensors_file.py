@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-import reprlib
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
-from bamba_quant.checkpoint.base import StoredTensor
-from bamba_quant.checkpoint.json_file import parse_json
+from bamba_quant.checkpoint.base import StoredTensor, are_counts, is_shape
+from bamba_quant.checkpoint.json_file import JSON_BYTES, parse_json
+from bamba_quant.checkpoint.regular_file import file_changed, open_regular
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats import Format, format_named
 from bamba_quant.schemes.base import DTYPES as DTYPES_OF_PARTS
+from bamba_reference.shown import shown
 
 # Names of the safetensors specification, as formats of weights and of what stands beside quantized ones.
 DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 SIDE_DTYPES = ("F8_E4M3", "I64", "I32", "I8", "U8")
-_MAX_HEADER = 100_000_000  # the specification's own limit
 
 
 def read_safetensors(file: Path, *, quantized: bool = False) -> dict[str, StoredTensor]:
@@ -60,18 +61,20 @@ def _refuse(dtype: str, *arrays: Any) -> NoReturn:
 
 def _header(file: Path) -> tuple[dict[str, Any], int, int]:
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
+        descriptor, size = open_regular(file)
+        with os.fdopen(descriptor, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(_MAX_HEADER, size - 8):
+            if size < 8 or length > min(JSON_BYTES, size - 8):
                 raise CheckpointError(
                     "not a whole safetensors file",
                     where=file,
                     found=f"{size} bytes, a header said to be {length} bytes long",
-                    expected="8 bytes of header length, the header, then the weights",
+                    expected=f"8 bytes of header length, a header of at most {JSON_BYTES:,} bytes, then the weights",
                     fix="fetch the file again (a Git LFS pointer is a small text file that stands for it)",
                 )
             header = stream.read(length)
+            if len(header) != length:
+                raise file_changed(file, 8 + len(header), size)
     except OSError as error:
         raise CheckpointError(
             "a file of the checkpoint cannot be read", where=file, found=error.strerror
@@ -85,19 +88,27 @@ def _tensor(
     where = f"{file}, tensor {name}"
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    if not (isinstance(dtype, str) and _counts(shape) and _counts(offsets) and len(offsets) == 2):
+    if not (
+        isinstance(dtype, str)
+        and isinstance(shape, list)
+        and is_shape(shape)
+        and isinstance(offsets, list)
+        and are_counts(offsets)
+        and len(offsets) == 2
+    ):
         raise CheckpointError(
             "a tensor's entry in a safetensors header is malformed",
             where=where,
-            found=reprlib.repr(entry),
-            expected="dtype (a name), shape and data_offsets (whole numbers from 0 on)",
+            found=shown(entry),
+            expected="dtype (a name), shape (at most 32 lengths, of less than 2^63 bytes together) and "
+            "data_offsets (two whole numbers of at least 0)",
         )
     begin, end = offsets
     if dtype not in formats:
         raise CheckpointError(
             "a tensor has a dtype that weights cannot be read from",
             where=where,
-            found=dtype,
+            found=shown(dtype),
             expected=", ".join(formats),
             fix="give the unquantized checkpoint (bf16, f16 or f32)"
             + ("; config.json has no quantization_config" if dtype in SIDE_DTYPES else ""),
@@ -119,10 +130,6 @@ def _tensor(
             fix="fetch the file again",
         )
     return tensor
-
-
-def _counts(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
 def _check_tiling(file: Path, tensors: dict[str, StoredTensor], data_start: int, size: int) -> None:

@@ -9,14 +9,17 @@ from bamba_quant.checkpoint.activations import of_scale_inverse
 from bamba_quant.checkpoint.joining import E4M3, Stored
 from bamba_quant.checkpoint.packed import Beside
 from bamba_quant.checkpoint.unpacking import Floats
+from bamba_reference.shown import shown
 
 
 def read_scale_inverse(quantization: Mapping[str, Any], stored: Stored) -> None:
     """Join every e4m3 matrix with its scales. Raises ``CheckpointError`` naming what cannot be read."""
     block = quantization.get("weight_block_size")
-    if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)):
+    if not (
+        isinstance(block, list) and len(block) == 2 and all(type(n) is int and 0 < n < 2**31 for n in block)
+    ):
         raise stored.unsupported(
-            "the checkpoint", "quantization_config", f"weight_block_size {block!r}", "two whole numbers"
+            "the checkpoint", "quantization_config", f"weight_block_size {shown(block)}", "two whole numbers"
         )
     height, width = block
     for name, codes in list(stored.left().items()):

@@ -1,18 +1,26 @@
-"""A ``pytorch_model*.bin`` as named byte ranges, found by torch's weights-only loader: no pickled code runs."""
+"""A ``pytorch_model*.bin`` as named byte ranges: a zip archive of torch's, whose pickle is interpreted, not run."""
 
 from __future__ import annotations
 
-import io
+import os
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from bamba_quant.checkpoint.base import StoredTensor
+from bamba_quant.checkpoint.regular_file import open_regular
+from bamba_quant.checkpoint.state_dict import STORAGES, PickleError, Tensor, read_state_dict
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats import format_named
+from bamba_reference.shown import shown
 
 _LOCAL_HEADER = 30  # bytes before name and extra field: APPNOTE.TXT, section 4.3.7
+_PICKLE_BYTES = 16 << 20  # a tensor takes about 200
+_ENCRYPTED = 1  # of a member's flags
+_RESAVE = "load it with torch and save the model as safetensors"
 
 
 @dataclass(frozen=True)
@@ -22,163 +30,145 @@ class _Record:
     name: str
     offset: int
     size: int
-    stored: bool
+    crc: int
 
 
 def read_torch_file(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file by name, without reading a weight.
 
-    Under a fake-tensor mode ``torch.load`` gives each storage an offset instead of bytes. What it gives for a new
-    file is computed from how torch lays records out, which is wrong for an archive that another tool packed
-    (https://docs.pytorch.org/docs/stable/notes/serialization.html). So torch sees a copy whose records are empty
-    and that does not claim torch's layout: there the offset is looked up, and tells which record was meant. Where
-    that record lies in the file, its own header says. Raises ``CheckpointError`` for a file of the format before
-    torch 1.6, for compressed records, for anything but tensors, and for tensors that are not contiguous.
+    Where a record lies in the file, its own header says: tools that pack an archive again lay records out otherwise
+    than torch. Raises ``CheckpointError`` for a file of the format before torch 1.6, for compressed records, for
+    anything but tensors, and for tensors that are not contiguous.
     """
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    names = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-    if not file.is_file():
-        raise CheckpointError("a file of the checkpoint is missing", where=file)
-    if not zipfile.is_zipfile(file):
-        raise CheckpointError(
-            "a .bin file is no zip archive",
-            where=file,
-            expected="the format torch writes since 1.6",
-            fix="fetch the file again, or save the model as safetensors",
-        )
-    records = _records(file)
-    skeleton, meant = _skeleton(file, records)
     try:
-        with FakeTensorMode():
-            state = torch.load(skeleton, weights_only=True, map_location="cpu")
-    # torch.load raises whatever its unpickler and zip reader raise, so the cause is quoted, not judged.
-    except Exception as error:
+        descriptor, size = open_regular(file)
+        with os.fdopen(descriptor, "rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise CheckpointError(
+                    "a .bin file is not a zip archive",
+                    where=file,
+                    expected="the format torch writes since 1.6",
+                    fix="fetch the file again, or save the model as safetensors",
+                )
+            records = _records(file, stream, size)
+            pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
+            if len(pickles) != 1:
+                raise zipfile.BadZipFile(f"{len(pickles)} members called data.pkl")
+            folder = pickles[0].removesuffix("data.pkl")
+            if folder + "byteorder" in records:
+                _check_byte_order(file, _content(stream, records[folder + "byteorder"]))
+            state = read_state_dict(_content(stream, records[pickles[0]]))
+    # What zipfile, pickletools and the interpreter of their opcodes raise for damaged bytes.
+    except (
+        OSError, ValueError, LookupError, EOFError, OverflowError, RuntimeError, struct.error, zipfile.BadZipFile
+    ) as error:  # fmt: skip
+        if isinstance(error, PickleError):
+            raise CheckpointError(
+                "a .bin file holds something else than a dictionary of tensors",
+                where=file,
+                found=str(error),
+                expected="a dictionary of tensors saved by torch 1.6 or later",
+                fix=_RESAVE,
+            ) from error
         raise CheckpointError(
-            "torch cannot read a file of the checkpoint as weights alone",
+            "a .bin file is damaged",
             where=file,
-            found=(str(error) or type(error).__name__).splitlines()[0],
-            expected="a dictionary of tensors saved by torch 1.6 or later",
+            found=shown(str(error)) if str(error) else type(error).__name__,
+            expected="a zip archive as torch.save writes it",
             fix="fetch the file again, or save the model as safetensors",
         ) from error
-    if not isinstance(state, dict):
+    if type(state) is not dict:
         raise CheckpointError(
-            "a .bin file holds no dictionary of tensors", where=file, found=type(state).__name__
+            "a .bin file does not hold a dictionary of tensors", where=file, found=type(state).__name__
         )
-    tensors: dict[str, StoredTensor] = {}
-    for name, value in state.items():
-        where = f"{file}, tensor {name}"
-        if not isinstance(value, torch.Tensor):
-            raise CheckpointError(
-                "a .bin file holds something that is no tensor", where=where, found=type(value).__name__
-            )
-        if value.dtype not in names:
-            raise CheckpointError(
-                "a tensor has a dtype that weights cannot be read from",
-                where=where,
-                found=str(value.dtype).removeprefix("torch."),
-                expected=", ".join(names.values()),
-            )
-        if not isinstance(name, str):
-            raise CheckpointError(
-                "a .bin file has a tensor whose name is no text", where=file, found=repr(name)
-            )
-        if value.layout is not torch.strided or not value.is_contiguous() or value.is_neg():
-            raise CheckpointError(
-                "a tensor of a .bin file does not lie in one piece",
-                where=where,
-                found=f"layout {value.layout} of shape {tuple(value.shape)}",
-                fix="save the model as safetensors",
-            )
-        storage = value.untyped_storage()
-        record = records.get(meant.get(getattr(storage, "_checkpoint_offset", -1), ""))
-        if record is None:
-            raise CheckpointError("a tensor of a .bin file has no bytes of its own", where=where)
-        begin = value.storage_offset() * value.element_size()
-        tensor = StoredTensor(
-            name, tuple(value.shape), format_named(names[value.dtype]), file, record.offset + begin
-        )
-        if not record.stored:
-            raise CheckpointError(
-                "a .bin file is compressed",
-                where=f"{where}, record {record.name}",
-                expected="records that are stored as they are, as torch.save writes them",
-                fix="load it with torch and save the model as safetensors",
-            )
-        if storage.nbytes() != record.size or begin + tensor.n_bytes > record.size:
-            raise CheckpointError(
-                "a record of a .bin file has another size than its tensor",
-                where=f"{where}, record {record.name}",
-                found=f"{record.size} bytes",
-                expected=f"{max(storage.nbytes(), begin + tensor.n_bytes)} bytes",
-                fix="fetch the file again, or save the model as safetensors",
-            )
-        tensors[name] = tensor
-    return tensors
+    return {name: _stored(file, name, value, folder, records) for name, value in state.items()}
 
 
-def _records(file: Path) -> dict[str, _Record]:
-    """Every member by name, located by its own local header. Raises ``CheckpointError`` for a damaged archive."""
+def _stored(file: Path, name: str, value: object, folder: str, records: dict[str, _Record]) -> StoredTensor:
+    where = f"{file}, tensor {name}"
+    if type(value) is not Tensor:
+        raise CheckpointError(
+            "a .bin file holds something that is not a tensor", where=where, found=type(value).__name__
+        )
+    storage = value.storage
+    if storage.kind not in STORAGES:
+        raise CheckpointError(
+            "a tensor has a dtype that weights cannot be read from",
+            where=where,
+            found=shown(storage.kind),
+            expected=", ".join(STORAGES),
+        )
+    if not (value.contiguous and value.plain):
+        raise CheckpointError(
+            "a tensor of a .bin file does not lie in one piece",
+            where=where,
+            found=f"shape {value.shape}, stride {value.stride}",
+            fix="save the model as safetensors",
+        )
+    record = records.get(f"{folder}data/{storage.key}")
+    if record is None:
+        raise CheckpointError(
+            "a tensor of a .bin file has no bytes of its own",
+            where=where,
+            found=f"no record {shown(f'{folder}data/{storage.key}')}",
+            fix="fetch the file again, or save the model as safetensors",
+        )
+    number_format = format_named(STORAGES[storage.kind])
+    begin = value.offset * number_format.block_bytes
+    tensor = StoredTensor(name, value.shape, number_format, file, record.offset + begin)
+    needed = max(storage.elements * number_format.block_bytes, begin + tensor.n_bytes)
+    if needed != record.size:
+        raise CheckpointError(
+            "a record of a .bin file has another size than its tensor",
+            where=f"{where}, record {record.name}",
+            found=f"{record.size} bytes",
+            expected=f"{needed} bytes" if needed < 2**63 else "more bytes than any file holds",
+            fix="fetch the file again, or save the model as safetensors",
+        )
+    return tensor
+
+
+def _records(file: Path, stream: BinaryIO, size: int) -> dict[str, _Record]:
+    """Every member by name, located by its own local header. Raises ``BadZipFile`` for a damaged archive."""
     records: dict[str, _Record] = {}
-    try:
-        size = file.stat().st_size
-        with zipfile.ZipFile(file) as archive, file.open("rb") as stream:
-            for member in archive.infolist():
-                stream.seek(member.header_offset)
-                header = stream.read(_LOCAL_HEADER)
-                if len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
-                    raise zipfile.BadZipFile(f"no header before {member.filename}")
-                lengths = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-                offset = member.header_offset + _LOCAL_HEADER + sum(lengths)
-                if offset + member.compress_size > size:
-                    raise zipfile.BadZipFile(f"{member.filename} goes beyond the end of the file")
-                if member.filename in records:
-                    raise zipfile.BadZipFile(f"{member.filename} stands twice")
-                stored = (
-                    member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
-                )
-                records[member.filename] = _Record(member.filename, offset, member.file_size, stored)
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise _damaged(file, error) from error
+    with zipfile.ZipFile(stream) as archive:
+        members = archive.infolist()
+    for member in members:
+        name = member.filename
+        stream.seek(member.header_offset)
+        header = stream.read(_LOCAL_HEADER)
+        if len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
+            raise zipfile.BadZipFile(f"no header before {name}")
+        lengths = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+        offset = member.header_offset + _LOCAL_HEADER + sum(lengths)
+        if offset + member.compress_size > size:
+            raise zipfile.BadZipFile(f"{name} goes beyond the end of the file")
+        if name in records:
+            raise zipfile.BadZipFile(f"{name} stands twice")
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
+            raise CheckpointError(
+                "a .bin file is compressed or encrypted",
+                where=f"{file}, record {shown(name)}",
+                expected="records that are stored as they are, as torch.save writes them",
+                fix=_RESAVE,
+            )
+        if member.compress_size != member.file_size:
+            raise zipfile.BadZipFile(f"{name} is stored and has two sizes")
+        records[name] = _Record(name, offset, member.file_size, member.CRC)
     return records
 
 
-def _skeleton(file: Path, records: dict[str, _Record]) -> tuple[io.BytesIO, dict[int, str]]:
-    """The archive with empty storages and without the record that claims torch's layout; record names by offset."""
-    buffer = io.BytesIO()
-    try:
-        with zipfile.ZipFile(file) as archive, zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as copy:
-            for name in records:
-                inner = name.partition("/")[2]
-                if inner == "byteorder" and archive.read(name).strip() != b"little":
-                    raise CheckpointError(
-                        "a .bin file was written on a big-endian machine",
-                        where=file,
-                        fix="load it with torch and save the model as safetensors",
-                    )
-                if inner in ("data.pkl", "version", "byteorder"):
-                    copy.writestr(name, archive.read(name))
-                elif inner.startswith("data/"):
-                    copy.writestr(name, b"")
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(file, error) from error
-    buffer.seek(0)
-    with zipfile.ZipFile(buffer) as copy:
-        # No extra fields here: a record begins behind its header and name.
-        meant = {
-            member.header_offset + _LOCAL_HEADER + len(member.filename.encode()): member.filename
-            for member in copy.infolist()
-        }
-    buffer.seek(0)
-    return buffer, meant
+def _content(stream: BinaryIO, record: _Record) -> bytes:
+    """The bytes of a small record."""
+    if record.size > _PICKLE_BYTES:
+        raise PickleError(f"{record.name} of {record.size:,} bytes, more than {_PICKLE_BYTES:,}")
+    stream.seek(record.offset)
+    content = stream.read(record.size)
+    if zlib.crc32(content) != record.crc:
+        raise zipfile.BadZipFile(f"the checksum of {record.name} is wrong")
+    return content
 
 
-def _damaged(file: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        "a .bin file is no whole zip archive",
-        where=file,
-        found=str(error) or type(error).__name__,
-        expected="the format torch writes since 1.6",
-        fix="fetch the file again, or save the model as safetensors",
-    )
+def _check_byte_order(file: Path, content: bytes) -> None:
+    if content.strip() != b"little":
+        raise CheckpointError("a .bin file was written on a big-endian machine", where=file, fix=_RESAVE)

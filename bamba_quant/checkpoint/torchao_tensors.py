@@ -5,19 +5,19 @@ Which tensor is what stands in the shards' headers, as JSON by name (torchao 0.1
 
 from __future__ import annotations
 
-import json
-import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeGuard
 
 from bamba_quant.checkpoint.activations import of_torchao
 from bamba_quant.checkpoint.joining import E4M3, Stored
+from bamba_quant.checkpoint.json_file import parse_json
 from bamba_quant.checkpoint.packed import Beside, Codes
 from bamba_quant.checkpoint.safetensors_file import read_metadata
 from bamba_quant.checkpoint.unpacking import Floats, Integers, Tiles
 from bamba_quant.formats.integers import Grid
 from bamba_quant.schemes.torchao_tile_packed import TILE, padded
+from bamba_reference.shown import shown
 
 _PLAIN = "Tensor"
 
@@ -30,16 +30,16 @@ def read_torchao(quantization: Mapping[str, Any], stored: Stored) -> None:
             continue
         if not isinstance(kind, str) or kind not in _KINDS:
             expected = ", ".join((_PLAIN, *_KINDS))
-            raise stored.unsupported("a weight", f"tensor {name}", reprlib.repr(kind), expected)
+            raise stored.unsupported("a weight", f"tensor {name}", shown(kind), expected)
         data = described.get("_data")
         shape, block = ((data if isinstance(data, dict) else {}).get(key) for key in ("shape", "block_size"))
         if kind == "Float8Tensor":
-            qdata = stored.left().get(_part(name, "qdata"))
+            qdata = stored.get(_part(name, "qdata"))
             shape = list(qdata.shape) if shape is None and qdata is not None else shape
         parts = described.get("_tensor_data_names")
         if not (_two(shape) and _two(block) and isinstance(parts, list) and _named(parts, _KINDS[kind])):
             raise stored.unsupported(
-                "a weight", f"tensor {name}", reprlib.repr(described), f"{kind} of {sorted(_KINDS[kind])}"
+                "a weight", f"tensor {name}", shown(described), f"{kind} of {sorted(_KINDS[kind])}"
             )
         _JOIN[kind](stored, name, *shape, *block)
         activations = of_torchao(data) if isinstance(data, dict) else None
@@ -60,15 +60,10 @@ def _descriptions(stored: Stored) -> dict[str, dict[str, Any]]:
         for name, text in read_metadata(file).items():
             if "." not in name:
                 continue
-            try:
-                described = json.loads(text)
-            except (RecursionError, TypeError, ValueError):
-                described = None
-            if not isinstance(described, dict):
-                raise stored.unsupported(
-                    "a header", f"{file.name}, {name}", reprlib.repr(text), "torchao's JSON"
-                )
-            found[name] = described
+            if not isinstance(text, str):
+                raise stored.unsupported("a header", f"{file.name}, {name}", shown(text), "torchao's JSON")
+            described = parse_json(text.encode(), f"{file}, __metadata__ of {name}")
+            found[name.removeprefix(stored.prefix)] = described
     if not found:
         raise stored.unsupported(
             "the checkpoint", "__metadata__", "no word of torchao's", "a type by tensor name"
@@ -77,7 +72,9 @@ def _descriptions(stored: Stored) -> dict[str, dict[str, Any]]:
 
 
 def _two(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
+    return (
+        isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 2**31 for n in value)
+    )
 
 
 def _named(parts: list[Any], expected: set[str]) -> bool:

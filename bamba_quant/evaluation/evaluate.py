@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,6 +22,7 @@ from bamba_quant.evaluation.activations import resolve, with_activations
 from bamba_quant.evaluation.drift import DriftWatch, worst
 from bamba_quant.evaluation.gates import Limit, check_enough, check_sections, judge, limits_for
 from bamba_quant.evaluation.hashing import Hashing
+from bamba_quant.evaluation.inputs import input_files
 from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.logits_file import is_logits_file, read_logits_file, writing
 from bamba_quant.evaluation.models import (
@@ -30,6 +31,7 @@ from bamba_quant.evaluation.models import (
     describe_logits,
     files_of,
     open_models,
+    tell_notes,
 )
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
 from bamba_quant.evaluation.options import Options
@@ -70,15 +72,16 @@ def evaluate(
     limits: Sequence[Limit] = (),
     command: str | None = None,
     progress: Tell = lambda progress: None,
+    note: Callable[[str], None] = lambda note: None,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Evaluate ``candidates`` against ``base`` on a UTF-8 text.
 
     Each is a Hugging Face directory or a GGUF file; the base may be a file of llama-perplexity's logits, which
     brings its own tokens and then needs no text. ``gates`` are ``gates.read_gates``' sections, ``limits`` hold for
-    every candidate. ``command`` is what a report shows as the way to run this again. Each of ``ranks`` is given the
-    same, tells its own ``progress`` and returns the same. Raises a ``BambaQuantError`` for models that cannot be
-    compared and texts that cannot be scored.
+    every candidate. ``note`` is told what was tolerated in reading. ``command`` is what a report shows as the way
+    to run this again. Each of ``ranks`` is given the same, tells its own ``progress`` and returns the same. Raises a
+    ``BambaQuantError`` for models that cannot be compared and texts that cannot be scored.
     """
     started = datetime.datetime.now(datetime.UTC)
     given = read_logits_file(base) if is_logits_file(base) else None
@@ -88,7 +91,9 @@ def evaluate(
             where=base,
             fix="leave out --save-base, or give a model as base",
         )
-    opened = open_models(None if given else base, candidates, options.ignore_config_keys)
+    opened = open_models(None if given else base, candidates, options.reading)
+    if ranks.first:
+        tell_notes(opened, note)
     others = opened if given else opened[1:]
     kinds = [each.model.checkpoint.kind for each in opened]
     options = replace(options, activations=resolve(options.activations, kinds))
@@ -154,7 +159,7 @@ def evaluate(
         if ahead:
             stack.enter_context(ahead).begin(reading_order(sources, drift is not None))
         if options.save_base:
-            inputs = [*(file for each in opened for file in files_of(each)), *([text] if text else [])]
+            inputs = input_files([base, *candidates, text, options.tokenizer])
             write = stack.enter_context(
                 writing(
                     options.save_base,

@@ -8,13 +8,15 @@ measured, and is an error.
 from __future__ import annotations
 
 import math
+import reprlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bamba_quant.errors import BambaQuantError, listed
+from bamba_quant.checkpoint.json_file import read_text
+from bamba_quant.errors import BambaQuantError, CheckpointError, listed
 from bamba_quant.evaluation.figures import least_tokens_for
 from bamba_quant.evaluation.intervals import LEAST_CHUNKS
 from bamba_quant.evaluation.models import recipe_names
@@ -25,6 +27,9 @@ FLOORS = 3
 
 # The section of a file whose limits hold for every candidate.
 EVERY = "default"
+
+_MOST_BYTES = 1 << 20
+_MOST_PARTS = 100
 
 _SHORT = {"kld": "kld_mean", "ln-ppl-ratio": "ln_ppl_ratio"}
 
@@ -58,17 +63,40 @@ def limit(name: str, value: Any, where: object = None) -> Limit:
     }
     if name not in known:
         raise GateError("no gate has this name", where=where, found=name, expected=", ".join(known))
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise GateError("a gate's limit is no number", where=where, found=f"{name} = {value!r}")
-    if FIGURES[known[name].figure].percent and abs(value) > 1:
+    number = _finite(value)
+    if number is None:
+        raise GateError(
+            "a gate's limit is not a number",
+            where=where,
+            found=f"{name} = {_shown(value)}",
+            expected="such as 0.05",
+        )
+    if FIGURES[known[name].figure].percent and abs(number) > 1:
         raise GateError(
             "a gate's limit is more than the whole",
             where=where,
-            found=f"{name} = {value:g}",
+            found=f"{name} = {number:g}",
             expected="a fraction of 1",
-            fix=f"for {value:g} % give {value / 100:g}" if abs(value) <= 100 else None,
+            fix=f"for {number:g} % give {number / 100:g}" if abs(number) <= 100 else None,
         )
-    return Limit(known[name].figure, known[name].kind, float(value))
+    return Limit(known[name].figure, known[name].kind, number)
+
+
+def _finite(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of 400 digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _shown(value: Any) -> str:
+    """``repr`` in a few words; Python refuses to write out integers of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length():,} bits"
+    return reprlib.repr(value)
 
 
 def read_gates(file: Path) -> dict[str, tuple[Limit, ...]]:
@@ -77,10 +105,12 @@ def read_gates(file: Path) -> dict[str, tuple[Limit, ...]]:
     A limit that a candidate's own section repeats takes the default's place. Raises ``GateError``.
     """
     try:
-        parsed = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GateError("the gates cannot be read", where=file, found=error.strerror) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        parsed = tomllib.loads(_text(file))
+    except RecursionError as error:
+        raise GateError("the gates are nested too deeply", where=file) from error
+    except (
+        ValueError
+    ) as error:  # among them the parser's own, and Python's of integers of thousands of digits
         raise GateError("the gates are not TOML", where=file, found=str(error)) from error
     loose = [name for name, section in parsed.items() if not isinstance(section, dict)]
     if loose:
@@ -94,6 +124,28 @@ def read_gates(file: Path) -> dict[str, tuple[Limit, ...]]:
         name: tuple(limit(key, value, f"{file}, [{name}]") for key, value in section.items())
         for name, section in parsed.items()
     }
+
+
+def _text(file: Path) -> str:
+    """What the file holds, in bounds that the parser's time is known for: it grows with the square of a key's parts."""
+    try:
+        size = file.stat().st_size
+        if size > _MOST_BYTES:
+            raise GateError(
+                "the file of gates is too large",
+                where=file,
+                found=f"{size:,} bytes",
+                expected=f"{_MOST_BYTES:,} at most",
+            )
+        text = read_text(file, "limits by section, as --gates takes them")
+    except OSError as error:
+        raise GateError("the gates cannot be read", where=file, found=error.strerror) from error
+    except CheckpointError as error:
+        raise GateError("the gates cannot be read", where=file, found=error.found or error.what) from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.count(".") > _MOST_PARTS and not line.lstrip().startswith("#"):
+            raise GateError("a key of the gates has too many parts", where=f"{file}, line {number}")
+    return text
 
 
 def limits_for(
@@ -113,14 +165,14 @@ def check_sections(sections: Mapping[str, Sequence[Limit]], models: Sequence[Mod
     if strange:
         raise GateError(
             "a section of the gates is for no candidate, and no recipe has its name",
-            found=", ".join(f"[{name}]" for name in strange),
+            found=listed([f"[{name}]" for name in strange]),
             expected=f"[{EVERY}], or of the candidates " + _sections_of(models),
         )
     left = [each for each in models if not {EVERY, each.recipe, each.label} & sections.keys()]
     if left:
         raise GateError(
             "no section of the gates is for a candidate, which so would pass unjudged",
-            found=", ".join(f"[{name}]" for name in sections) or "no section",
+            found=listed([f"[{name}]" for name in sections]) or "no section",
             expected=_sections_of(left),
             fix="add a section, an empty one to ask nothing of it",
         )

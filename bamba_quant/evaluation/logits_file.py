@@ -30,6 +30,10 @@ _HEAD = struct.Struct("<8sIii")
 # llama-perplexity leaves what is this unlikely out of the divergence, because the file does not tell it apart.
 CUT = -16.0
 _RANGE = np.float32(16)
+# By which the logarithm of a probability may lie above 0, as float32 computes it.
+_ROUNDING = 0.01
+# Of a text: a quarter of a gigabyte, which a sparse file of any size can claim.
+_MOST_TOKENS = 1 << 26
 # 1.5 · 2^23: adding it rounds half to even, as ggml's nearest_int does.
 _ROUND = np.float32(12582912)
 
@@ -51,7 +55,7 @@ class LogitsFile:
 
     @property
     def scored(self) -> int:
-        return self.ctx - 1 - self.ctx // 2
+        return _scored(self.ctx)
 
     @property
     def row_words(self) -> int:
@@ -70,6 +74,8 @@ class LogitsFile:
 def is_logits_file(path: Path) -> bool:
     """Whether ``path`` is a file that begins as llama-perplexity's do."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as stream:
             return stream.read(len(MAGIC)) == MAGIC
     except OSError:
@@ -77,33 +83,47 @@ def is_logits_file(path: Path) -> bool:
 
 
 def read_logits_file(path: Path) -> LogitsFile:
-    """The header of a file. Raises ``CheckpointError`` for one that is none, or that is not whole."""
+    """The header of a file. Raises ``CheckpointError`` for another kind of file, and for one that is not whole."""
+    if not path.is_file():
+        raise CheckpointError(
+            "a file of logits cannot be read", where=path, found="no regular file of this name"
+        )
     try:
-        size = path.stat().st_size
         with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
             head = stream.read(_HEAD.size)
             if len(head) < _HEAD.size or not head.startswith(MAGIC):
                 raise CheckpointError("not a file of llama-perplexity's logits", where=path)
             _, ctx, vocab_size, chunks = _HEAD.unpack(head)
-            if ctx < 3 or vocab_size < 1 or chunks < 1 or _HEAD.size + 4 * ctx * chunks > size:
+            if ctx < 3 or vocab_size < 1 or chunks < 1 or ctx * chunks > _MOST_TOKENS:
                 raise CheckpointError(
                     "the header of a file of logits makes no sense",
                     where=path,
-                    found=f"context {ctx}, vocabulary {vocab_size}, {chunks} chunks in {size:,} bytes",
+                    found=f"context {ctx}, vocabulary {vocab_size}, {chunks} chunks",
+                    expected=f"a context of 3 at least, and {_MOST_TOKENS:,} tokens at most in all chunks",
                 )
-            tokens = np.frombuffer(stream.read(4 * ctx * chunks), "<i4").reshape(chunks, ctx)
+            needed = _HEAD.size + chunks * (4 * ctx + 2 * _scored(ctx) * _row_words(vocab_size))
+            if size < needed:
+                raise CheckpointError(
+                    "a file of logits is truncated",
+                    where=path,
+                    found=f"{size:,} bytes",
+                    expected=f"{needed:,} for {chunks} chunks of {ctx} tokens and a vocabulary of {vocab_size}",
+                    fix="make it again; llama-perplexity writes it only as far as it ran",
+                )
+            tokens = np.empty((chunks, ctx), "<i4")
+            _read(stream.fileno(), tokens.view(np.uint8).reshape(-1), _HEAD.size, path)
     except OSError as error:
         raise CheckpointError("a file of logits cannot be read", where=path, found=error.strerror) from error
-    found = LogitsFile(path, ctx, vocab_size, tokens)
-    if size < found.n_bytes:
+    strange = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    if len(strange):
         raise CheckpointError(
-            "a file of logits is truncated",
+            "a file of logits has tokens that its vocabulary does not have",
             where=path,
-            found=f"{size:,} bytes",
-            expected=f"{found.n_bytes:,}",
-            fix="make it again; llama-perplexity writes it only as far as it ran",
+            found=f"{len(strange):,} of {tokens.size:,}, the first of them {strange[0]}",
+            expected=f"0 to {vocab_size - 1}",
         )
-    return found
+    return LogitsFile(path, ctx, vocab_size, tokens)
 
 
 def base_blocks(
@@ -112,23 +132,77 @@ def base_blocks(
     """The rows of the chunks ``part`` as what ``scores.score`` compares with, in blocks of so many tokens.
 
     Least entries stand for whatever is less likely: those at or below -16 are left out of the divergence, and what
-    is given for p is not renormalized, as in llama-perplexity.
+    is given for p is not renormalized, as in llama-perplexity. Raises ``CheckpointError`` for rows that cannot be
+    read, and for such as are no logarithms of probabilities.
     """
     targets = file.tokens[:, file.ctx // 2 + 1 :].reshape(-1)
-    rows = np.memmap(file.path, "<u2", "r", file.start, (file.chunks * file.scored, file.row_words))
-    start = part.start * file.scored
-    for length in blocks:
-        now = np.array(rows[start : start + length])
-        wanted = torch.from_numpy(targets[start : start + length].astype(np.int64))
-        start += length
-        log_p = torch.from_numpy(decode_rows(now, file.vocab_size)).to(device)  # (t, V)
-        yield BaseBlock(
-            log_p,
-            torch.zeros(len(now), 1, dtype=torch.float64, device=device),
-            wanted.to(device),
-            _likeliest(now[:, 4 : 4 + file.vocab_size]).to(device),
-            CUT,
+    first = part.start * file.scored
+    with _opened(file.path) as descriptor:
+        for length in blocks:
+            now = np.empty((length, file.row_words), "<u2")
+            place = file.start + 2 * first * file.row_words
+            _read(descriptor, now.view(np.uint8).reshape(-1), place, file.path)
+            _check_rows(now, first, file)
+            wanted = torch.from_numpy(targets[first : first + length].astype(np.int64))
+            first += length
+            log_p = torch.from_numpy(decode_rows(now, file.vocab_size)).to(device)  # (t, V)
+            yield BaseBlock(
+                log_p,
+                torch.zeros(len(now), 1, dtype=torch.float64, device=device),
+                wanted.to(device),
+                _likeliest(now[:, 4 : 4 + file.vocab_size]).to(device),
+                CUT,
+            )
+
+
+def _check_rows(words: Words, first: int, file: LogitsFile) -> None:
+    """Raise ``CheckpointError`` naming the first of the rows that begin with token ``first`` that cannot be."""
+    scale, least = (each.astype(np.float64) for each in _scale_and_least(words))
+    with np.errstate(invalid="ignore"):
+        sound = np.isfinite(scale) & np.isfinite(least) & (scale >= 0) & (65535 * scale + least <= _ROUNDING)
+    if not sound.all():
+        row = int(sound.argmin())
+        chunk, token = divmod(first + row, file.scored)
+        raise CheckpointError(
+            "a file of logits has a row that is no logarithms of probabilities",
+            where=f"{file.path}, chunk {chunk}, scored token {token}",
+            found=f"scale {scale[row]:g}, least {least[row]:g}",
+            expected="finite numbers, the scale not below 0 and 65535 · scale + least not above 0",
+            fix="make it again",
         )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError("a file of logits cannot be read", where=path, found=error.strerror) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read(descriptor: int, buffer: NDArray[np.uint8], at: int, path: Path) -> None:
+    """Fill ``buffer``. Not mapped: of a mapped file that has become shorter the system ends the process."""
+    view, done = buffer.data, 0
+    while done < len(view):
+        try:
+            count = os.preadv(descriptor, [view[done:]], at + done)
+        except OSError as error:
+            raise CheckpointError(
+                "a file of logits cannot be read", where=path, found=error.strerror
+            ) from error
+        if not count:
+            raise CheckpointError(
+                "the file changed while it was read",
+                where=path,
+                found=f"its end at byte {at + done:,}",
+                expected=f"{at + len(view):,} bytes at least, as it had before",
+                fix="run again when nothing writes to it",
+            )
+        done += count
 
 
 @contextmanager
@@ -199,9 +273,14 @@ def encode_rows(logits: NDArray[np.float32]) -> Words:
 
 def decode_rows(words: Words, vocab_size: int) -> NDArray[np.float32]:
     """ln p (t, V) of rows (t, ``row_words``), in float32 as llama-perplexity computes it."""
-    scale, least = np.ascontiguousarray(words[:, :4]).view("<f4").T[:, :, None]  # (t, 1) each
+    scale, least = _scale_and_least(words)[:, :, None]  # (t, 1) each
     decoded: NDArray[np.float32] = scale * words[:, 4 : 4 + vocab_size].astype(np.float32) + least
     return decoded
+
+
+def _scale_and_least(words: Words) -> NDArray[np.float32]:
+    """(2, t): what each row begins with."""
+    return np.ascontiguousarray(words[:, :4]).view("<f4").T
 
 
 def _likeliest(words: Words) -> torch.Tensor:
@@ -209,6 +288,10 @@ def _likeliest(words: Words) -> torch.Tensor:
     place = np.arange(words.shape[1], 0, -1)
     ranked = torch.from_numpy(words.astype(np.int64) * len(place) + place)
     return ranked.topk(min(TOP, len(place))).indices
+
+
+def _scored(ctx: int) -> int:
+    return ctx - 1 - ctx // 2
 
 
 def _row_words(vocab_size: int) -> int:

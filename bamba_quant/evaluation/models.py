@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from gguf import Keys, LlamaFileType
 
-from bamba_quant.checkpoint import Checkpoint
+from bamba_quant.checkpoint import Checkpoint, ReadOptions
 from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.evaluation.hashing import hashes
 from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.provenance import ModelFile, TypeTotal
+from bamba_quant.model_name import name_of
 from bamba_quant.recipes import recipes
 from bamba_quant.schemes import Ignored, schemes
 from bamba_quant.weights import LoadedModel, load_model
@@ -40,7 +42,7 @@ class Opened:
 
 
 def open_models(
-    base: Path | None, candidates: Sequence[Path], ignore_config_keys: Collection[str] = ()
+    base: Path | None, candidates: Sequence[Path], reading: ReadOptions = ReadOptions()
 ) -> list[Opened]:
     """The base, if it is a model, and the candidates, in this order.
 
@@ -56,12 +58,19 @@ def open_models(
             "a model is given twice", found=", ".join(map(str, twice)), fix="name every model once"
         )
     opened = [
-        Opened(label, path, load_model(path, ignore_config_keys=ignore_config_keys))
+        Opened(label, path, load_model(path, reading=reading))
         for label, path in zip(_labels(paths), paths, strict=True)
     ]
     for other in opened[1:]:
         _check_comparable(opened[0], other)
     return opened
+
+
+def tell_notes(opened: Iterable[Opened], note: Callable[[str], None]) -> None:
+    """Call ``note`` with what was tolerated in reading each model."""
+    for each in opened:
+        for text in each.model.checkpoint.notes:
+            note(f"{each.label}: {text}")
 
 
 def describe(opened: Opened) -> ModelFile:
@@ -134,10 +143,13 @@ def tokenizer_hash(checkpoint: Checkpoint) -> str:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, without .gguf; as many more parts as tell all apart."""
-    resolved = [path.resolve() for path in paths]
-    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
-        labels = ["/".join(path.parts[-depth:]).removesuffix(".gguf") for path in resolved]
+    """What each model is called; with the organization, or as many parts of its path, as tell all apart."""
+    names = [name_of(path) for path in paths]
+    places = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
+    candidates = [[name.name for name in names], [name.repository for name in names]]
+    for depth in range(2, max(len(place.parts) for place in places) + 1):
+        candidates.append(["/".join(place.parts[-depth:]).removesuffix(".gguf") for place in places])
+    for labels in candidates:
         if len(set(labels)) == len(labels):
             return labels
     return [str(path) for path in paths]  # a directory x beside a file x.gguf
@@ -192,13 +204,12 @@ def _type_name(file_type: LlamaFileType) -> str:
 def _recipe(checkpoint: Checkpoint, types: Sequence[TypeTotal]) -> str:
     """What a file calls its mixture of types; else the type of most of its bytes."""
     if checkpoint.kind == "gguf":
-        stored = checkpoint.metadata.get(Keys.General.FILE_TYPE)
-        if stored is not None:
-            for recipe in recipes():
-                if int(recipe.file_type) == stored.value:
-                    return recipe.name
-            if stored.value in LlamaFileType._value2member_map_:
-                return _type_name(LlamaFileType(stored.value))
+        stored = checkpoint.key_values.integer(Keys.General.FILE_TYPE)
+        for recipe in recipes():
+            if recipe.file_type == stored:
+                return recipe.name
+        if stored in LlamaFileType._value2member_map_:
+            return _type_name(LlamaFileType(stored))
     elif "quantization_config" in checkpoint.metadata:
         return _quantization(checkpoint.metadata["quantization_config"])
     return Counter({each.name: each.n_bytes for each in types}).most_common(1)[0][0]

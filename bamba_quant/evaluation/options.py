@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from bamba_quant.checkpoint.options import ReadOptions
 from bamba_quant.evaluation.intervals import RESAMPLES
 
 
@@ -24,6 +25,6 @@ class Options:
     drift_chunks: int = 2
     activations: str = "auto"
     tokenizer: Path | None = None
-    ignore_config_keys: tuple[str, ...] = ()
+    reading: ReadOptions = field(default_factory=ReadOptions)
     save_base: Path | None = None
     overwrite: bool = False

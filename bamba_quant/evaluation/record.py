@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.provenance import Run, Timing
 from bamba_quant.ranks import ALONE, Ranks
@@ -31,8 +32,10 @@ def command_line(
     usual = Options()
     for name, value in vars(options).items():
         option = "--" + name.replace("_", "-")
-        if name == "ignore_config_keys":
-            parts += [word for key in value for word in ("--ignore-config-key", key)]
+        if isinstance(value, ReadOptions):
+            parts += [word for key in value.ignore_config_keys for word in ("--ignore-config-key", key)]
+            parts += ["--ignore-adapter"] if value.ignore_adapter else []
+            parts += ["--strip-prefix", value.strip_prefix] if value.strip_prefix else []
         elif value is True:
             parts.append(option)
         elif value != getattr(usual, name):
@@ -46,12 +49,13 @@ def run_record(
     """What a report says of how the figures came about."""
     plain = {
         key: value if isinstance(value, (int, float, bool)) or value is None else str(value)
-        for key, value in vars(options).items()
+        for key, value in (vars(options) | vars(options.reading)).items()
+        if key != "reading"
     }
     versions = {name: version(name) for name in ("bamba-quant", "numpy", "torch", "gguf", "tokenizers")}
     return Run(
         command=command,
-        options=plain | {"ignore_config_keys": ",".join(options.ignore_config_keys)},
+        options=plain | {"ignore_config_keys": ",".join(options.reading.ignore_config_keys)},
         seed=options.seed,
         resamples=options.resamples,
         versions=versions | {"python": platform.python_version()},

@@ -49,7 +49,7 @@ def text_tokens(opened: Sequence[Opened], text: Path | None, options: Options) -
     words, digest = read_text(text)
     checkpoints = [each.model.checkpoint for each in opened]
     if options.tokenizer:
-        checkpoints = [open_checkpoint(options.tokenizer)]
+        checkpoints = [open_checkpoint(options.tokenizer, weights=False)]
     with ThreadPoolExecutor() as pool:
         (encoder, ids), *others = pool.map(partial(_encoded, words), checkpoints)
     for other, (theirs, found) in zip(opened[1:], others, strict=False):
@@ -102,7 +102,9 @@ def file_tokens(given: LogitsFile, opened: Sequence[Opened], text: Path | None, 
             expected=f"{options.ctx}, as --ctx says",
             fix="leave out --ctx, or make the file again",
         )
-    checkpoint = open_checkpoint(options.tokenizer) if options.tokenizer else opened[0].model.checkpoint
+    checkpoint = (
+        open_checkpoint(options.tokenizer, weights=False) if options.tokenizer else opened[0].model.checkpoint
+    )
     encoder = read_encoder(checkpoint)
     own = given.tokens[: options.chunks].astype(np.int64)
     name, digest, count = given.path.name, "", given.tokens.size

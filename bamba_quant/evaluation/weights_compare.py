@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.evaluation.drift import tensor_loss
-from bamba_quant.evaluation.models import describe, open_models
+from bamba_quant.evaluation.models import describe, open_models, tell_notes
 from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import TensorLoss
 from bamba_quant.evaluation.tensor_loss import difference, sqnr
@@ -33,15 +34,18 @@ def compare_weights(
     base: Path,
     other: Path,
     *,
-    ignore_config_keys: Collection[str] = (),
+    reading: ReadOptions = ReadOptions(),
     progress: Callable[[int], None] = lambda n_bytes: None,
+    note: Callable[[str], None] = lambda note: None,
 ) -> WeightsComparison:
     """Compare the weights of ``other`` with those of ``base``, as a forward pass reads them.
 
-    Some rows of a tensor are in memory at a time; ``progress`` is told bytes of ``other`` done. Raises a
+    Some rows of a tensor are in memory at a time; ``progress`` is told bytes of ``other`` done, ``note`` what was
+    tolerated in reading. Raises a
     ``BambaQuantError`` for models that are not of one architecture, vocabulary and shape.
     """
-    first, second = open_models(base, [other], ignore_config_keys)
+    first, second = open_models(base, [other], reading)
+    tell_notes((first, second), note)
     losses, signal, noise = [], 0.0, 0.0
     for name in first.model.weights:
         apart = difference(first.model.weights, second.model.weights, name)

@@ -26,7 +26,8 @@ class Format:
     optionally importance weights of shape (n,), and returns uint8 of shape (rows, ``row_bytes(n)``); rows
     never see each other. ``dequantize`` is its inverse up to rounding. ``dtype`` is set for formats that
     store plain numbers; ``max_abs`` is a magnitude up to which weights never overflow the block's scale. A
-    format that is not ``writable`` can only be read: its ``quantize`` raises ``FormatError``.
+    format that is not ``writable`` can only be read: its ``quantize`` raises ``FormatError``. One that is not
+    ``readable`` can only be listed: its ``dequantize`` raises it too.
 
     ``quantize`` here is the numpy twin, the definition; ``bamba_quant.formats.twins`` has the fast ones. It
     keeps temporaries of several times the input: hand it rows in chunks.
@@ -41,6 +42,7 @@ class Format:
     dtype: np.dtype[Any] | None = None
     max_abs: float = math.inf
     writable: bool = True
+    readable: bool = True
 
     @property
     def bits_per_weight(self) -> float:

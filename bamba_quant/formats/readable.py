@@ -1,8 +1,8 @@
-"""ggml's formats that this library reads and does not write, dequantized by gguf-py."""
+"""ggml's formats that this library reads and does not write, dequantized by gguf-py, or only lists."""
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -30,3 +30,25 @@ def _register(name: str) -> Format:
 
 for _name in READ_ONLY:
     _register(_name)
+
+
+def listed_format(ggml_type: int) -> Format:
+    """A format whose size gguf-py knows and whose numbers are not weights here: ``inspect`` lists it.
+
+    Raises ``FormatError`` for a type that gguf-py does not know.
+    """
+    if ggml_type not in GGMLQuantizationType._value2member_map_:
+        raise FormatError(
+            "a tensor has an unknown type",
+            found=f"ggml type {ggml_type}",
+            expected="a type of ggml that gguf-py lists",
+        )
+    known = GGMLQuantizationType(ggml_type)
+    block_size, block_bytes = GGML_QUANT_SIZES[known]
+
+    def refuse(*arrays: Any) -> NoReturn:
+        raise FormatError(f"{known.name.lower()} is not a type that weights are read from or written to")
+
+    return Format(
+        known.name.lower(), ggml_type, block_size, block_bytes, refuse, refuse, writable=False, readable=False
+    )

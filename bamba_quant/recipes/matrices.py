@@ -184,9 +184,14 @@ def _patterns(
     kept: Sequence[Candidate], taken: Sequence[str], layers: Collection[int | None]
 ) -> tuple[str, ...]:
     """One expression for each kind of kept module, which finds it under whatever stands between layer and leaf."""
+    beside: dict[str, list[str]] = {}
+    for module in taken:
+        for number in set(filter(str.isdecimal, module.split("."))):
+            beside.setdefault(number, []).append(module)
     tails: dict[str, list[Candidate]] = {}
     for candidate in kept:
-        tails.setdefault(_tail(candidate, taken), []).append(candidate)
+        tail = _tail(candidate.module, beside.get(str(candidate.layer), ()))
+        tails.setdefault(tail, []).append(candidate)
     patterns: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for tail, found in tails.items():
         stack = _split(found[0].module)[0]
@@ -207,13 +212,12 @@ def _split(module: str) -> tuple[str, str]:
     return parts[index - 1], ".".join(parts[index + 1 :])
 
 
-def _tail(candidate: Candidate, taken: Sequence[str]) -> str:
-    """The shortest end of a module's name that no quantized module of its layer has."""
-    parts = _split(candidate.module)[1].split(".")
-    beside = [module for module in taken if f".{candidate.layer}." in module]
+def _tail(module: str, beside: Sequence[str]) -> str:
+    """The shortest end of a module's name that none of ``beside``, quantized modules of its layer, has."""
+    parts = _split(module)[1].split(".")
     for length in range(1, len(parts)):
         tail = ".".join(parts[-length:])
-        if not any(module.endswith(f".{tail}") for module in beside):
+        if not any(other.endswith(f".{tail}") for other in beside):
             return tail
     return ".".join(parts)
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from bamba_quant.errors import OutputError
+from bamba_quant.evaluation.inputs import REPORTS, input_files
 from bamba_quant.evaluation.result import Evaluation
 from bamba_quant.report.html import to_html
 from bamba_quant.report.json_report import read_report, schema_text, to_json
 from bamba_quant.report.markdown import to_markdown
 from bamba_quant.report.records import ReportError
-from bamba_quant.writers.atomic import atomic_files, output_error
+from bamba_quant.writers.atomic import atomic_files, check_target, output_error
 
 __all__ = [
     "ReportError",
     "ReportPaths",
+    "check_output",
     "prepared_directory",
     "read_report",
     "schema_text",
@@ -36,15 +38,17 @@ class ReportPaths(NamedTuple):
 
 
 @contextmanager
-def prepared_directory(directory: str | Path) -> Iterator[Path]:
+def prepared_directory(
+    directory: str | Path, *, overwrite: bool = False, inputs: Collection[Path] = ()
+) -> Iterator[Path]:
     """``directory``, made before the long work of an evaluation, and gone again where that fails.
 
-    Raises ``OutputError`` when reports cannot be written into it.
+    Raises ``OutputError`` when ``write_reports`` could not write into it.
     """
     directory = Path(directory)
     made = [each for each in (directory, *directory.parents) if not each.exists()]
     try:
-        yield _prepare(directory)
+        yield _prepare(directory, overwrite, inputs)
     except BaseException:
         with suppress(OSError):  # of one that others have put something into
             for each in made:
@@ -52,7 +56,33 @@ def prepared_directory(directory: str | Path) -> Iterator[Path]:
         raise
 
 
-def _prepare(directory: Path) -> Path:
+def write_reports(
+    evaluation: Evaluation, directory: str | Path, *, overwrite: bool = False, inputs: Collection[Path] = ()
+) -> ReportPaths:
+    """Write ``report.json``, ``report.md`` and ``report.html`` into ``directory``, all three or none.
+
+    The directory is made when it is missing. Raises ``OutputError`` when they cannot be written, when one of them
+    exists and ``overwrite`` is not given, and when one is, by whatever name, among ``inputs``: files, and
+    directories with the files in them.
+    """
+    directory = _prepare(Path(directory), overwrite, inputs)
+    paths = _paths(directory)
+    texts = [write(evaluation).encode("utf-8") for write in (to_json, to_markdown, to_html)]
+    targets = [(path, len(text)) for path, text in zip(paths, texts, strict=True)]
+    with atomic_files(targets, overwrite=overwrite, inputs=input_files(inputs)) as descriptors:
+        for descriptor, text in zip(descriptors, texts, strict=True):
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(text)
+    return paths
+
+
+def _paths(directory: Path) -> ReportPaths:
+    return ReportPaths(*(directory / name for name in REPORTS))
+
+
+def _prepare(directory: Path, overwrite: bool, inputs: Collection[Path]) -> Path:
+    for path in _paths(directory):
+        check_output(path, overwrite=overwrite, inputs=inputs)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -62,21 +92,8 @@ def _prepare(directory: Path) -> Path:
     return directory
 
 
-def write_reports(evaluation: Evaluation, directory: str | Path) -> ReportPaths:
-    """Write ``report.json``, ``report.md`` and ``report.html`` into ``directory``, all three or none.
-
-    The directory is made when it is missing; reports that are there are replaced. Raises ``OutputError`` when
-    they cannot be written.
-    """
-    directory = _prepare(Path(directory))
-    paths = ReportPaths(directory / "report.json", directory / "report.md", directory / "report.html")
-    texts = [write(evaluation).encode("utf-8") for write in (to_json, to_markdown, to_html)]
-    targets = [
-        (path, len(text))
-        for path, text in zip((paths.json, paths.markdown, paths.html), texts, strict=True)
-    ]  # fmt: skip
-    with atomic_files(targets, overwrite=True) as descriptors:
-        for descriptor, text in zip(descriptors, texts, strict=True):
-            with open(descriptor, "wb", closefd=False) as file:
-                file.write(text)
-    return paths
+def check_output(file: Path, *, overwrite: bool, inputs: Collection[Path]) -> None:
+    """Raise ``OutputError`` when ``file`` exists without ``overwrite``, or is one of ``inputs``, read or written."""
+    if not file.exists() and os.path.realpath(file) in map(os.path.realpath, inputs):
+        raise OutputError("two outputs of this run have the same name", where=file, fix="give another name")
+    check_target(file, overwrite, input_files(inputs))

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from importlib.resources import files
 
 from bamba_quant.evaluation.result import Candidate, Evaluation
+from bamba_quant.printable import visible
 from bamba_quant.report import numbers, tables
 from bamba_quant.report.charts.distributions import divergence_histograms, probability_strips
 from bamba_quant.report.charts.drift import drift_scale, layer_drift
 from bamba_quant.report.charts.size_divergence import size_divergence
 from bamba_quant.report.charts.tensors import tensor_cells, tensor_map
-from bamba_quant.report.markup import Markup, element, joined, unbroken, visible
+from bamba_quant.report.markup import Markup, element, joined, unbroken
 from bamba_quant.report.repetition import definitions, facts, hashes
 from bamba_quant.report.view import short_names, verdict
 

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bamba_quant.report.markup import visible
+from bamba_quant.printable import visible
 
 _STEP = 7.0  # pixels between places that are tried
 

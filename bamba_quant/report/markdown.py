@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure
+from bamba_quant.printable import visible
 from bamba_quant.report import numbers
-from bamba_quant.report.markup import visible
 from bamba_quant.report.view import (
     LEADING,
     cell,

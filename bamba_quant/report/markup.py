@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import html
 import re
-import unicodedata
 from collections.abc import Iterable
 
-_VOID = frozenset({"br", "hr", "input", "meta"})
-# Control characters, lone surrogates (of file names that are no UTF-8) and marks that turn the reading direction.
-_UNSAFE_CATEGORIES = frozenset({"Cc", "Cs", "Cf", "Co"})
-_HARMLESS = frozenset("\n\t\u200d\u00ad")
+from bamba_quant.printable import visible
 
+_VOID = frozenset({"br", "hr", "input", "meta"})
 Attribute = str | float | bool | None
 
 
@@ -19,16 +16,6 @@ class Markup(str):
     """Text that is markup already; ``element`` escapes every other string."""
 
     __slots__ = ()
-
-
-def visible(text: str) -> str:
-    """``text`` with every character that cannot be seen or encoded written as its code, such as ``\\u202e``."""
-    return "".join(
-        f"\\u{ord(character):04x}"
-        if unicodedata.category(character) in _UNSAFE_CATEGORIES and character not in _HARMLESS
-        else character
-        for character in text
-    )
 
 
 def escaped(text: str) -> Markup:

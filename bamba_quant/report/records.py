@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from bamba_quant.errors import BambaQuantError
+from bamba_quant.errors import BambaQuantError, listed
 
 _SCALARS: dict[type, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
 
+# What numbers of a report are between, in size: a percent of any is a number too.
+_LEAST, _MOST, _MOST_BITS = 1e-300, 1e306, 64
+
 
 class ReportError(BambaQuantError):
-    """A report file that is none, or of a version this program does not know."""
+    """A file that is not a report, or of a version this program does not know."""
 
 
 def from_plain(kind: Any, value: Any, where: str) -> Any:
@@ -38,7 +42,7 @@ def from_plain(kind: Any, value: Any, where: str) -> Any:
         return {key: from_plain(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
     if not _is(kind, value):
         raise _wrong(where, value, "null" if kind is type(None) else _SCALARS[kind])
-    return float(value) if kind is float else value
+    return _plain(kind, value, where)
 
 
 def json_schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def _record(kind: type, value: Any, where: str) -> Any:
             "a report's record has other fields than this version writes",
             where=where,
             found="; ".join(
-                f"{what} {', '.join(names)}"
+                f"{what} {listed(names)}"
                 for what, names in (("unknown", unknown), ("missing", missing))
                 if names
             ),
@@ -91,7 +95,7 @@ def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     scalars = [kind for kind in kinds if kind is type(None) or kind in _SCALARS]
     for kind in scalars:
         if _is(kind, value):
-            return float(value) if kind is float else value
+            return _plain(kind, value, where)
     others = [kind for kind in kinds if kind not in scalars]
     if not others:
         raise _wrong(where, value, " or ".join("null" if k is type(None) else _SCALARS[k] for k in scalars))
@@ -106,7 +110,19 @@ def _is(kind: Any, value: Any) -> bool:
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)
 
 
+def _plain(kind: Any, value: Any, where: str) -> Any:
+    """A scalar; of numbers those with which a report can go on to count."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise _wrong(where, f"an integer of {value.bit_length():,} bits", f"one of {_MOST_BITS} at most")
+    if kind is not float:
+        return value
+    number = float(value)
+    if number and not _LEAST <= abs(number) <= _MOST:
+        raise _wrong(where, number, f"0, or a number from {_LEAST:g} to {_MOST:g} in size")
+    return number
+
+
 def _wrong(where: str, value: Any, expected: str) -> ReportError:
     return ReportError(
-        "a report holds a value of another kind", where=where, found=repr(value)[:80], expected=expected
+        "a report holds a value of another kind", where=where, found=reprlib.repr(value), expected=expected
     )

@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.checkpoint.json_file import optional, read_json, required
+from bamba_quant.checkpoint.json_file import optional, parse_json, read_bytes, required
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.files import listed_tokens, tokenizer_config
+from bamba_quant.tokenizers.added_tokens import (
+    LARGEST_ID,
+    AddedTokens,
+    llama_notes,
+    read_added_tokens,
+    token_type,
+)
+from bamba_quant.tokenizers.files import tokenizer_config
+from bamba_quant.tokenizers.library import library_errors
+from bamba_quant.tokenizers.post_processor import check_post_processor
 from bamba_quant.tokenizers.pretokenizers import check_name, normalizer_notes, recognise
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids
 from bamba_quant.tokenizers.vocabulary import Vocabulary, laid_out
@@ -29,42 +39,71 @@ _SWITCHED_OFF = {
 }
 
 
+@dataclass(frozen=True)
+class TokenizerJson:
+    """A tokenizer.json with all that its directory adds: ``base`` is the model's vocabulary, text to id."""
+
+    file: Path
+    raw: bytes
+    parsed: dict[str, Any]
+    settings: dict[str, Any]
+    base: dict[str, int]
+    added: AddedTokens
+
+
+def read_tokenizer_json(file: Path, *, for_llama: bool = False) -> TokenizerJson:
+    """Read ``file`` and the files beside it.
+
+    Raises a ``BambaQuantError`` for ids and tokens that contradict each other and, with ``for_llama``, for a model
+    that llama.cpp does not have.
+    """
+    raw = read_bytes(file, "the tokenizer")
+    parsed = parse_json(raw, file)
+    model = optional(parsed, "model", dict, file, TokenizerError) or {}
+    if for_llama:
+        _check_model(file, model)
+    base = _vocab(file, model["vocab"]) if isinstance(model.get("vocab"), dict) else {}
+    settings = tokenizer_config(file.parent)
+    added = read_added_tokens(file.parent, settings, base, file, tokenizer=parsed)
+    return TokenizerJson(file, raw, parsed, settings, base, added)
+
+
 def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> Vocabulary:
     """The vocabulary of ``file`` (a tokenizer.json) for an embedding of ``vocab_size`` rows.
 
     ``pre`` names llama.cpp's pre-tokenizer on the caller's word; otherwise it is recognised. Raises
     ``TokenizerError`` for any tokenizer that llama.cpp would not follow token by token.
     """
-    tokenizer = read_json(file, "the tokenizer")
-    model = optional(tokenizer, "model", dict, file, TokenizerError) or {}
-    _check_model(file, model)
+    read = read_tokenizer_json(file, for_llama=True)
+    tokenizer, settings, model = read.parsed, read.settings, read.parsed["model"]
     if pre is None:
         name, notes = recognise(tokenizer, file)
     else:
         name, notes = check_name(pre), normalizer_notes(tokenizer, file)
-    vocab = _vocab(file, model)
-    known = {token: (text, int(TokenType.NORMAL)) for text, token in vocab.items()}
-    for added in listed_tokens(tokenizer, file):
-        kind = TokenType.CONTROL if added.special else TokenType.USER_DEFINED
-        if known.get(added.token, (added.text,))[0] != added.text:
-            raise _two_texts(file, added.token, known[added.token][0], added.text)
-        known[added.token] = (added.text, int(kind))
+    known = {token: (text, int(TokenType.NORMAL)) for text, token in read.base.items()}
+    for added in read.added.tokens:
+        known[added.token] = (added.text, int(token_type(added)))
     tokens, types = laid_out(known, vocab_size, file)
-    settings = tokenizer_config(file.parent)
     ids = {text: token for token, (text, _) in known.items()}
-    special, special_notes = special_ids(file.parent, settings, vocab_size, ids.get, {})
+    special, special_notes = special_ids(file.parent, settings, vocab_size, ids, {})
     add_bos, add_eos, more = _added_around(file, tokenizer, vocab_size, special, settings)
     return Vocabulary(
         model="gpt2",
         pre=name,
         tokens=tokens,
         types=types,
-        merges=_merges(file, vocab, required(model, "merges", list, file, TokenizerError)),
+        merges=_merges(file, read.base, required(model, "merges", list, file, TokenizerError)),
         special_ids=special,
         add_bos=add_bos,
         add_eos=add_eos,
         chat_templates=chat_templates(file.parent, settings),
-        notes=notes + _trimming_notes(tokenizer) + more + special_notes,
+        notes=(
+            *notes,
+            *read.added.notes,
+            *llama_notes(read.added.tokens, settings, file.parent / "tokenizer_config.json"),
+            *more,
+            *special_notes,
+        ),
     )
 
 
@@ -91,29 +130,24 @@ def _check_model(file: Path, model: dict[str, Any]) -> None:
             )
 
 
-def _vocab(file: Path, model: dict[str, Any]) -> dict[str, int]:
-    vocab = required(model, "vocab", dict, file, TokenizerError)
+def _vocab(file: Path, vocab: dict[str, Any]) -> dict[str, int]:
     texts: dict[int, str] = {}
     for text, token in vocab.items():
-        if type(token) is not int or token < 0:
+        if type(token) is not int or not 0 <= token <= LARGEST_ID:
             raise TokenizerError(
-                "the vocabulary gives a token something that is no id",
+                "the vocabulary gives a token something that is not an id",
                 where=file,
-                found=f"{text!r}: {reprlib.repr(token)}",
-                expected="a whole number from 0 on",
+                found=f"{reprlib.repr(text)}: {reprlib.repr(token)}",
+                expected=f"an integer from 0 to {LARGEST_ID}",
             )
         if texts.setdefault(token, text) != text:
-            raise _two_texts(file, token, texts[token], text)
+            raise TokenizerError(
+                "the tokenizer has two texts under one id",
+                where=file,
+                found=f"id {token} is {reprlib.repr(texts[token])} and {reprlib.repr(text)}",
+                expected="one text for each id",
+            )
     return vocab
-
-
-def _two_texts(file: Path, token: int, one: str, other: str) -> TokenizerError:
-    return TokenizerError(
-        "the tokenizer has two texts under one id",
-        where=file,
-        found=f"id {token} is {one!r} and {other!r}",
-        expected="one text for each id",
-    )
 
 
 def _merges(file: Path, vocab: Mapping[str, int], merges: list[Any]) -> tuple[str, ...]:
@@ -121,19 +155,19 @@ def _merges(file: Path, vocab: Mapping[str, int], merges: list[Any]) -> tuple[st
     joined = []
     for merge in merges:
         parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
+        left, right = parts if isinstance(parts, list) and len(parts) == 2 else (None, None)
+        if not (isinstance(left, str) and isinstance(right, str)):
             raise TokenizerError(
                 "a merge does not have two parts",
                 where=file,
                 found=reprlib.repr(merge),
                 expected="two tokens",
             )
-        left, right = parts
         if not (left in vocab and right in vocab and left + right in vocab):
             raise TokenizerError(
                 "a merge is of tokens that the vocabulary does not have",
                 where=file,
-                found=f"{left!r} and {right!r}",
+                found=f"{reprlib.repr(left)} and {reprlib.repr(right)}",
                 expected="both parts and their whole in vocab",
             )
         joined.append(f"{left.replace(' ', _SPACE)} {right.replace(' ', _SPACE)}")
@@ -151,24 +185,20 @@ def _added_around(
 
     text = vocab_size
     model = {"type": "BPE", "vocab": {"a": text}, "merges": []}
+    check_post_processor(tokenizer, file)
     bare: dict[str, Any] = {
         "added_tokens": [],
         "post_processor": tokenizer.get("post_processor"),
         "model": model,
     }
-    try:
+    with library_errors(file, "the tokenizer's post-processor cannot be run"):
         whole = Tokenizer.from_str(json.dumps(bare)).encode("a").ids
         before, after = whole[: whole.index(text)], whole[whole.index(text) + 1 :]
-    # The tokenizers library raises a plain Exception for any description it does not know.
-    except Exception as error:
-        raise TokenizerError(
-            "the tokenizer's post-processor cannot be run", where=file, found=str(error)
-        ) from error
     if before not in ([], [special.get("bos")]) or after not in ([], [special.get("eos")]):
         raise TokenizerError(
             "the tokenizer adds special tokens that llama.cpp cannot add",
             where=file,
-            found=f"{before} before and {after} after a text",
+            found=f"{reprlib.repr(before)} before and {reprlib.repr(after)} after a text",
             expected=f"at most BOS ({special.get('bos')}) before and EOS ({special.get('eos')}) after",
         )
     where = file.parent / "tokenizer_config.json"
@@ -182,17 +212,3 @@ def _added_around(
         if flag is not None and flag != does
     )
     return bool(before), bool(after), notes
-
-
-def _trimming_notes(tokenizer: dict[str, Any]) -> tuple[str, ...]:
-    trimming = [
-        added["content"]
-        for added in tokenizer.get("added_tokens") or []
-        if added.get("lstrip") or added.get("rstrip") or added.get("single_word")
-    ]
-    if not trimming:
-        return ()
-    return (
-        f"{len(trimming)} added tokens (the first {trimming[0]!r}) take neighbouring white space or only whole "
-        "words with them; llama.cpp does not",
-    )

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import Keys
+from gguf import TokenType
 
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.gguf_values import Value
-from bamba_quant.checkpoint.json_file import optional
-from bamba_quant.errors import BambaQuantError, TokenizerError
-from bamba_quant.tokenizers.files import tokenizer_config, tokenizer_file
-from bamba_quant.tokenizers.rebuilt import byte_level_bpe, model_proto, reader
+from bamba_quant.errors import TokenizerError
+from bamba_quant.tokenizers.added_tokens import Added, splits_special
+from bamba_quant.tokenizers.byte_level_bpe import read_tokenizer_json
+from bamba_quant.tokenizers.files import tokenizer_file
+from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
+from bamba_quant.tokenizers.library import library_errors
+from bamba_quant.tokenizers.pieces import library_token, pieces
+from bamba_quant.tokenizers.post_processor import check_post_processor
+from bamba_quant.tokenizers.rebuilt import byte_level_bpe, model_proto
+from bamba_quant.tokenizers.sentencepiece_model import read_sentencepiece_files
+from bamba_quant.tokenizers.vocabulary import Vocabulary, is_filler
 
 
 @dataclass(frozen=True)
 class Encoder:
     """``plain`` turns text into ids without adding any; ``bos`` is the token put before a text, if one is.
 
-    ``decode`` passes over ids that have no token, as rows of an embedding beyond the vocabulary have.
+    Added and special tokens inside a text become their ids, as in transformers. ``decode`` writes them out again and
+    passes over ids that have no token, as rows of an embedding beyond the vocabulary have.
     """
 
     plain: Callable[[str], list[int]]
@@ -35,67 +44,109 @@ class Encoder:
 
 def read_encoder(checkpoint: Checkpoint) -> Encoder:
     """The tokenizer of a checkpoint of either kind. Raises ``TokenizerError`` when it has none that can be run."""
-    try:
-        if checkpoint.kind == "gguf":
-            return _from_gguf(checkpoint.path, checkpoint.metadata)
-        return _from_directory(checkpoint.path)
-    except BambaQuantError:
-        raise
-    # The tokenizers and sentencepiece libraries raise whatever they like for a vocabulary they cannot run.
-    except Exception as error:
-        raise TokenizerError(
-            "the tokenizer cannot be run",
-            where=checkpoint.path,
-            found=str(error) or type(error).__name__,
-            fix="fetch the tokenizer's files again",
-        ) from error
+    path = checkpoint.path
+    with library_errors(path):
+        read = _from_gguf(path, checkpoint.metadata) if checkpoint.kind == "gguf" else _from_directory(path)
+
+    def plain(text: str) -> list[int]:
+        with library_errors(path, "the tokenizer cannot encode the text"):
+            return read.plain(text)
+
+    def decode(ids: Sequence[int]) -> str:
+        with library_errors(path, "the tokenizer cannot decode the tokens"):
+            return read.decode(ids)
+
+    return Encoder(plain, decode, read.bos)
 
 
 def _from_directory(directory: Path) -> Encoder:
     file = tokenizer_file(directory)
     if file.name != "tokenizer.json":
-        add_bos = optional(tokenizer_config(directory), "add_bos_token", bool, directory, TokenizerError)
-        return _sentencepiece(file.read_bytes(), add_bos)
+        files = read_sentencepiece_files(file)
+        texts = {token: text for token, (text, _) in files.known.items()}
+        split = splits_special(files.settings, directory / "tokenizer_config.json")
+        plain, decode = pieces(
+            files.model, texts, files.added.tokens, space_once=files.space_once, split_special=split
+        )
+        return Encoder(plain, decode, files.own_ids.get("bos") if files.add_bos else None)
+    tokenizer = _tokenizer_json(file)
+    ids, whole = (tokenizer.encode("a", add_special_tokens=around).ids for around in (False, True))
+    bos = whole[0] if whole and whole[1 : 1 + len(ids)] == ids else None
+    if bos is not None and tokenizer.id_to_token(bos) is None:
+        raise TokenizerError(
+            "the tokenizer's post-processor adds a token that the vocabulary does not have",
+            where=file,
+            found=f"id {bos}",
+            fix="fetch tokenizer.json again",
+        )
+    return _huggingface(tokenizer, bos)
+
+
+def _tokenizer_json(file: Path) -> Any:
+    """The library's tokenizer with all tokens that the directory adds.
+
+    Truncation and padding belong to a call of the library; a file has them where they were switched on when it was
+    saved.
+    """
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
-    plain, whole = (tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
-    return _huggingface(tokenizer, whole[0] if whole[1 : 1 + len(plain)] == plain else None)
+    read = read_tokenizer_json(file)
+    check_post_processor(read.parsed, file)
+    tokenizer = Tokenizer.from_buffer(read.raw)
+    tokenizer.add_tokens([library_token(one) for one in read.added.tokens])
+    if any(tokenizer.token_to_id(one.text) != one.token for one in read.added.tokens):
+        # The library numbers added tokens on; those of the model's own vocabulary keep their ids.
+        vocab = read.base | {one.text: one.token for one in read.added.tokens}
+        tokenizer = Tokenizer.from_str(
+            json.dumps(read.parsed | {"model": read.parsed["model"] | {"vocab": vocab}, "added_tokens": []})
+        )
+        tokenizer.add_tokens([library_token(one) for one in read.added.tokens])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = splits_special(read.settings, file.parent / "tokenizer_config.json")
+    return tokenizer
 
 
 def _huggingface(tokenizer: Any, bos: int | None) -> Encoder:
     return Encoder(
         # Of the library's ways to encode, the one that lets other threads run and keeps no offsets.
         plain=lambda text: list(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids),
-        decode=lambda ids: str(tokenizer.decode(list(ids))),
+        decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False)),
         bos=bos,
     )
 
 
-def _sentencepiece(model: bytes, add_bos: bool | None) -> Encoder:
-    from sentencepiece import SentencePieceProcessor
-
-    processor = SentencePieceProcessor(model_proto=model)
-    bos, count = int(processor.bos_id()), int(processor.get_piece_size())
-    return Encoder(
-        plain=lambda text: list(processor.encode(text)),
-        decode=lambda ids: str(processor.decode([token for token in ids if token < count])),
-        bos=bos if bos >= 0 and add_bos is not False else None,
-    )
-
-
 def _from_gguf(path: Path, values: Mapping[str, Value]) -> Encoder:
-    read = reader(values)
-    kind = read(Keys.Tokenizer.MODEL)
-    if kind == "gpt2":
-        bos = read(Keys.Tokenizer.BOS_ID) if read(Keys.Tokenizer.ADD_BOS, False) else None
-        return _huggingface(byte_level_bpe(path, read), bos)
-    if kind in ("llama", "t5"):
-        return _sentencepiece(model_proto(kind, read), read(Keys.Tokenizer.ADD_BOS))
-    raise TokenizerError(
-        "the file has no vocabulary that can be run",
-        where=path,
-        found=f"tokenizer.ggml.model = {kind!r}",
-        expected="gpt2, llama or t5",
-        fix="give the original's directory as --tokenizer",
+    vocabulary = read_gguf(path, values)
+    if vocabulary is None:
+        raise TokenizerError(
+            "the file has no vocabulary",
+            where=path,
+            found="tokenizer.ggml.model = none",
+            fix="give the original's directory as --tokenizer",
+        )
+    bos = vocabulary.added_around("bos")
+    if vocabulary.model == "gpt2":
+        return _huggingface(byte_level_bpe(path, vocabulary), bos)
+    return Encoder(*_gguf_pieces(vocabulary), bos)
+
+
+def _gguf_pieces(
+    vocabulary: Vocabulary,
+) -> tuple[Callable[[str], list[int]], Callable[[Sequence[int]], str]]:
+    found = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+    typed = [
+        (token, text, kind)
+        for token, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
+        if not is_filler(token, text, kind)
+    ]
+    return pieces(
+        model_proto(vocabulary),
+        {token: text for token, text, _ in typed},
+        [
+            Added(token, text, special=kind != TokenType.USER_DEFINED)
+            for token, text, kind in typed
+            if kind in found
+        ],
+        space_once=vocabulary.space_prefix_once,
     )

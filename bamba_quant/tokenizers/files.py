@@ -1,24 +1,13 @@
-"""Which file is a directory's tokenizer, and the tokens that files beside a vocabulary add to it."""
+"""Which file is a directory's tokenizer, and the settings beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import reprlib
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.checkpoint.json_file import objects, optional, read_json, required
+from bamba_quant.checkpoint.json_file import read_json
 from bamba_quant.errors import TokenizerError
-
-
-@dataclass(frozen=True)
-class Added:
-    """A token added to a vocabulary; ``special`` ones are control tokens, which no text spells."""
-
-    token: int
-    text: str
-    special: bool
-
 
 _NAMES = ("tokenizer.model", "tokenizer.model.v3", "tokenizer.json")
 
@@ -46,63 +35,28 @@ def tokenizer_file(directory: Path) -> Path:
 
 
 def tokenizer_config(directory: Path) -> dict[str, Any]:
-    """tokenizer_config.json with special_tokens_map.json beneath it; empty when neither is there."""
-    merged: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (directory / name).is_file():
-            merged |= read_json(directory / name, "the tokenizer's settings")
-    return merged
+    """tokenizer_config.json and special_tokens_map.json as transformers merges them; empty when neither is there.
 
-
-def listed_tokens(tokenizer: Mapping[str, Any], file: Path) -> list[Added]:
-    """``added_tokens`` of a parsed tokenizer.json. Raises ``TokenizerError`` for entries that are none."""
-    return [_added(entry, file) for entry in objects(tokenizer, "added_tokens", file, TokenizerError)]
-
-
-def added_tokens(directory: Path, settings: Mapping[str, Any]) -> list[Added]:
-    """What all files beside a SentencePiece model add, later ones with the last word on a token's kind.
-
-    Raises ``TokenizerError`` when two of them give one id different texts.
+    The map counts only where tokenizer_config.json has no added_tokens_decoder. Raises ``TokenizerError`` where the
+    two name different special tokens.
     """
-    found: dict[int, Added] = {}
-
-    def add(more: list[Added], file: Path) -> None:
-        for one in more:
-            other = found.setdefault(one.token, one)
-            if other.text != one.text:
-                raise TokenizerError(
-                    "two files add different tokens under one id",
-                    where=file,
-                    found=f"id {one.token} is {other.text!r} and {one.text!r}",
-                    fix="take all files from one version of the tokenizer",
-                )
-            found[one.token] = one
-
-    file = directory / "added_tokens.json"
-    if file.is_file():
-        texts = read_json(file, "tokens added to the model")
-        add([Added(required(texts, text, int, file, TokenizerError), text, False) for text in texts], file)
-    file = directory / "tokenizer.json"
-    if file.is_file():
-        add(listed_tokens(read_json(file, "the tokenizer"), file), file)
-    file = directory / "tokenizer_config.json"
-    decoder = optional(settings, "added_tokens_decoder", dict, file, TokenizerError) or {}
-    for token in decoder:
-        entry = required(decoder, token, dict, file, TokenizerError)
-        if not (token.isascii() and token.isdigit()):
+    file, older = directory / "tokenizer_config.json", directory / "special_tokens_map.json"
+    settings = read_json(file, "the tokenizer's settings") if file.is_file() else {}
+    if settings.get("added_tokens_decoder") is not None or not older.is_file():
+        return settings
+    named = read_json(older, "the special tokens")
+    for key, value in named.items():
+        ours, theirs = _content(settings.get(key)), _content(value)
+        if isinstance(ours, str) and isinstance(theirs, str) and ours != theirs:
             raise TokenizerError(
-                "added_tokens_decoder has a key that is no id",
-                where=file,
-                found=repr(token),
-                expected="digits",
+                "two files name different special tokens",
+                where=f"{file} and {older.name}",
+                found=f"{reprlib.repr(key)} is {reprlib.repr(ours)} and {reprlib.repr(theirs)}",
+                expected="one token",
+                fix="correct one of the two, or delete special_tokens_map.json",
             )
-        add([_added(entry | {"id": int(token)}, file)], file)
-    return list(found.values())
+    return {**settings, **{key: value for key, value in named.items() if value is not None}}
 
 
-def _added(entry: Mapping[str, Any], file: Path) -> Added:
-    return Added(
-        required(entry, "id", int, file, TokenizerError),
-        required(entry, "content", str, file, TokenizerError),
-        bool(optional(entry, "special", bool, file, TokenizerError)),
-    )
+def _content(token: object) -> object:
+    return token.get("content") if isinstance(token, dict) else token

@@ -14,6 +14,7 @@ from typing import Any
 
 from bamba_quant.checkpoint.json_file import objects, optional, required
 from bamba_quant.errors import TokenizerError
+from bamba_quant.tokenizers.library import shortened
 
 Step = tuple[Any, ...]
 
@@ -36,6 +37,9 @@ CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
 )
+
+# Patterns whose matches leave no character of any text out.
+_COVERING = frozenset({LLAMA3, QWEN2, GPT4O, TEKKEN, CL100K})
 
 _BYTES: Step = ("ByteLevel", False)
 _GPT2: Step = ("ByteLevel", True)
@@ -84,6 +88,21 @@ TABLE: tuple[PreTokenizer, ...] = (
     PreTokenizer("falcon", FALCON, ignore_merges=False),
 )
 
+# llama.cpp's other names for what a row of the table does: the same patterns, and whole-word tokens treated alike.
+_ALIASES: dict[str, str] = {
+    alias: name
+    for name, aliases in {
+        "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
+        "smaug-bpe": "dbrx chatglm-bpe",
+        "qwen2": "deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2",
+        "gpt-4o": "llama4 kanana2 talkie minimax-m2",
+        "gpt-2": "phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert exaone4 mpt olmo "
+        "jais trillion granite-docling",
+        "starcoder": "refact command-r smollm codeshell exaone minerva-7b mellum2",
+    }.items()
+    for alias in aliases.split()
+}
+READ_NAMES = tuple(sorted({row.name for row in TABLE}.union(_ALIASES)))  # those whose splitting is known here
 # Names of llama.cpp's byte-level pre-tokenizers that --pre takes on the user's word.
 _OTHER_NAMES = """
     afmoe bailingmoe bloom chameleon chatglm-bpe codeshell command-r dbrx deepseek-coder
@@ -94,6 +113,11 @@ _OTHER_NAMES = """
     youtu
 """.split()
 KNOWN_NAMES = tuple(sorted({row.name for row in TABLE}.union(_OTHER_NAMES)))
+
+
+def row_named(name: str) -> PreTokenizer | None:
+    """The row whose splitting llama.cpp's ``name`` stands for, None where there is none."""
+    return next((row for row in TABLE if row.name == _ALIASES.get(name, name)), None)
 
 
 def recognise(tokenizer: Mapping[str, Any], where: object) -> tuple[str, tuple[str, ...]]:
@@ -117,9 +141,11 @@ def recognise(tokenizer: Mapping[str, Any], where: object) -> tuple[str, tuple[s
             fix=f"accept the difference with --pre {same_split[0].name}",
         )
     raise TokenizerError(
-        "the pre-tokenizer is none that llama.cpp is known to have",
+        "llama.cpp is not known to have this pre-tokenizer",
         where=where,
-        found="\n    ".join(["", *map(_shown, steps)]) if steps else "none",
+        found="\n    ".join(["", *map(_shown, steps[:6]), *(["…"] if steps[6:] else [])])
+        if steps
+        else "none",
         expected="the structure of one of: " + ", ".join(sorted({row.name for row in TABLE})),
         fix="if llama.cpp has it under another name, say which with --pre NAME, NAME one of: "
         + ", ".join(KNOWN_NAMES),
@@ -131,7 +157,7 @@ def check_name(name: str) -> str:
     if name not in KNOWN_NAMES:
         raise TokenizerError(
             "--pre names a pre-tokenizer that llama.cpp does not have",
-            found=name,
+            found=reprlib.repr(name),
             expected=", ".join(KNOWN_NAMES),
         )
     return name
@@ -150,7 +176,7 @@ def normalizer_notes(tokenizer: Mapping[str, Any], where: object) -> tuple[str, 
     raise TokenizerError(
         "the tokenizer's normalizer has no counterpart in llama.cpp",
         where=where,
-        found=", ".join(kinds),
+        found=shortened(", ".join(kinds)),
         expected="none, or NFC",
     )
 
@@ -158,8 +184,14 @@ def normalizer_notes(tokenizer: Mapping[str, Any], where: object) -> tuple[str, 
 def _step(step: Mapping[str, Any]) -> Step:
     kind, pattern = step["type"], step.get("pattern")
     if kind == "Split" and isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
-        if step.get("invert") in (None, False) and isinstance(step.get("behavior"), str):
-            return (kind, pattern["Regex"], step["behavior"])
+        regex, behavior, invert = pattern["Regex"], step.get("behavior"), step.get("invert")
+        # Matches alone are kept, which is all of the text where the pattern leaves nothing between them.
+        if behavior == "Removed" and invert is True and regex in _COVERING:
+            return (kind, regex, "Isolated")
+        if isinstance(behavior, str) and (
+            invert in (None, False) or (behavior == "Isolated" and invert is True)
+        ):
+            return (kind, regex, behavior)
     elif kind == "ByteLevel":
         use_regex = step.get("use_regex", True)
         if step.get("add_prefix_space") in (None, False) and isinstance(use_regex, bool):
@@ -186,4 +218,4 @@ def _flattened(tokenizer: Mapping[str, Any], key: str, parts: str, where: object
 
 
 def _shown(step: Step) -> str:
-    return f"{step[0]}({', '.join(map(str, step[1:]))})"
+    return shortened(f"{step[0]}({', '.join(map(str, step[1:]))})", 600)

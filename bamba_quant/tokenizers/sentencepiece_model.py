@@ -2,48 +2,139 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.checkpoint.json_file import optional
+from bamba_quant.checkpoint.json_file import optional, read_bytes
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.files import Added, added_tokens, tokenizer_config
+from bamba_quant.tokenizers.added_tokens import (
+    Added,
+    AddedTokens,
+    llama_notes,
+    read_added_tokens,
+    token_type,
+)
+from bamba_quant.tokenizers.files import tokenizer_config
+from bamba_quant.tokenizers.library import shortened
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids
 from bamba_quant.tokenizers.vocabulary import Vocabulary, laid_out
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
+_INSIDE = frozenset({int(TokenType.CONTROL), int(TokenType.USER_DEFINED)})  # what is cut out of a text
 _ADDED_SCORE = -1000.0  # llama.cpp's score for tokens that no merge makes
+
+
+@dataclass(frozen=True)
+class SentencePieceFiles:
+    """A tokenizer.model with all that its directory adds.
+
+    ``model`` is the ModelProto, in which added tokens have taken the place of pieces with their ids. ``space_once``
+    says whether transformers puts the leading space before a whole text alone, not behind each added token.
+    """
+
+    file: Path
+    model: Any
+    settings: dict[str, Any]
+    added: AddedTokens
+    space_once: bool
+
+    @property
+    def unigram(self) -> bool:
+        return bool(self.model.trainer_spec.model_type == _UNIGRAM)
+
+    @property
+    def add_bos(self) -> bool:
+        """transformers' Llama tokenizers add BOS and no EOS unless told otherwise."""
+        said = _flag(self.settings, "add_bos_token", self.file)
+        return "bos" in self.own_ids if said is None else said
+
+    @property
+    def add_eos(self) -> bool:
+        return bool(_flag(self.settings, "add_eos_token", self.file))
+
+    @property
+    def own_ids(self) -> dict[str, int]:
+        """The special tokens that the model itself names."""
+        trainer = self.model.trainer_spec
+        own = {kind: int(getattr(trainer, f"{kind}_id")) for kind in ("bos", "eos", "unk", "pad")}
+        return {kind: token for kind, token in own.items() if 0 <= token < len(self.model.pieces)}
+
+    @property
+    def known(self) -> dict[int, tuple[str, int]]:
+        """Text and GGUF's type of each token. Piece types of SentencePiece and token types are the same numbers."""
+        known = {token: (piece.piece, int(piece.type)) for token, piece in enumerate(self.model.pieces)}
+        for one in self.added.tokens:
+            text, kind = known.get(one.token, ("", int(TokenType.NORMAL)))
+            if kind not in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE) or text != one.text:
+                known[one.token] = (one.text, int(token_type(one)))
+        return known
+
+
+def read_sentencepiece_files(file: Path) -> SentencePieceFiles:
+    """Read ``file`` and the files beside it. Raises a ``BambaQuantError`` for ids and tokens that contradict."""
+    model = _parsed(file)
+    settings = tokenizer_config(file.parent)
+    base: dict[str, int] = {}
+    for token, piece in enumerate(model.pieces):
+        if base.setdefault(piece.piece, token) != token:
+            raise TokenizerError(
+                "the tokenizer has one text under two ids",
+                where=file,
+                found=f"{reprlib.repr(piece.piece)} as {base[piece.piece]} and as {token}",
+                expected="each text once",
+            )
+    added = read_added_tokens(file.parent, settings, base, file, renames=True)
+    # transformers cuts the model's own control and user-defined pieces out of a text, too.
+    listed = {one.text for one in added.tokens}
+    renamed = {one.token for one in added.tokens}
+    own = [
+        Added(token, piece.piece, special=piece.type != TokenType.USER_DEFINED)
+        for token, piece in enumerate(model.pieces)
+        if piece.type in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+        and piece.piece not in listed
+        and token not in renamed
+    ]
+    tokens = tuple(sorted((*added.tokens, *own), key=lambda one: one.token))
+    for one in added.tokens:
+        if one.token < len(model.pieces) and model.pieces[one.token].piece != one.text:
+            model.pieces[one.token].piece = one.text
+            model.pieces[one.token].type = int(token_type(one))
+    prefix = _flag(settings, "add_prefix_space", file)
+    if prefix is not None:
+        model.normalizer_spec.add_dummy_prefix = prefix
+    once = (
+        model.trainer_spec.model_type != _UNIGRAM
+        and bool(model.normalizer_spec.add_dummy_prefix)
+        and not _flag(settings, "legacy", file)
+    )
+    return SentencePieceFiles(file, model, settings, AddedTokens(tokens, added.notes), once)
+
+
+def _flag(settings: Mapping[str, Any], key: str, file: Path) -> bool | None:
+    return optional(settings, key, bool, file.parent / "tokenizer_config.json", TokenizerError)
 
 
 def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
     """The vocabulary of ``file`` (a tokenizer.model) for an embedding of ``vocab_size`` rows.
 
-    Piece types of SentencePiece and token types of GGUF are the same numbers. Raises ``TokenizerError`` for a
-    model that llama.cpp would not follow.
+    Raises ``TokenizerError`` for a model that llama.cpp would not follow.
     """
-    model = _parsed(file)
-    unigram = model.trainer_spec.model_type == _UNIGRAM
+    read = read_sentencepiece_files(file)
+    model, settings, unigram = read.model, read.settings, read.unigram
     _check(file, model)
-    known: dict[int, tuple[str, int]] = {
-        token: (piece.piece, int(piece.type)) for token, piece in enumerate(model.pieces)
-    }
-    scores = [piece.score for piece in model.pieces]
-    settings = tokenizer_config(file.parent)
-    for added in added_tokens(file.parent, settings):
-        if known.get(added.token) != (added.text, int(TokenType.CONTROL)):
-            known[added.token] = (added.text, _type_of(added))
+    known = read.known
     tokens, types = laid_out(known, vocab_size, file)
+    scores = [piece.score for piece in model.pieces]
     scores += [_ADDED_SCORE] * (vocab_size - len(scores))
     ids = {text: token for token, (text, _) in known.items()}
-    own = {kind: int(getattr(model.trainer_spec, f"{kind}_id")) for kind in ("bos", "eos", "unk", "pad")}
-    own = {kind: token for kind, token in own.items() if 0 <= token < vocab_size}
-    special, special_notes = special_ids(file.parent, settings, vocab_size, ids.get, own)
-    add_bos, add_eos = (
-        optional(settings, f"add_{kind}_token", bool, file.parent / "tokenizer_config.json", TokenizerError)
-        for kind in ("bos", "eos")
-    )
+    special, special_notes = special_ids(file.parent, settings, vocab_size, ids, read.own_ids)
+    prefix = bool(model.normalizer_spec.add_dummy_prefix)
     return Vocabulary(
         model="t5" if unigram else "llama",
         pre="default",
@@ -51,40 +142,45 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
         types=types,
         scores=tuple(scores[:vocab_size]),
         special_ids=special,
-        # transformers' Llama tokenizers add BOS and no EOS unless told otherwise.
-        add_bos="bos" in special if add_bos is None else add_bos,
-        add_eos=bool(add_eos),
-        add_space_prefix=bool(model.normalizer_spec.add_dummy_prefix),
+        add_bos=read.add_bos,
+        add_eos=read.add_eos,
+        add_space_prefix=prefix,
         remove_extra_whitespaces=bool(model.normalizer_spec.remove_extra_whitespaces) if unigram else None,
         charsmap=model.normalizer_spec.precompiled_charsmap if unigram else b"",
         chat_templates=chat_templates(file.parent, settings),
-        notes=_notes(tokens, types, bool(model.normalizer_spec.add_dummy_prefix)) + special_notes,
+        notes=(
+            *_notes(tokens, types, special.values(), read.space_once),
+            *read.added.notes,
+            *llama_notes(read.added.tokens, settings, file.parent / "tokenizer_config.json"),
+            *special_notes,
+        ),
+        space_prefix_once=read.space_once,
     )
 
 
-def _notes(tokens: tuple[str, ...], types: tuple[int, ...], add_dummy_prefix: bool) -> tuple[str, ...]:
-    user_defined = [
-        text for text, kind in zip(tokens, types, strict=True) if kind == int(TokenType.USER_DEFINED)
-    ]
+def _notes(
+    tokens: tuple[str, ...], types: tuple[int, ...], special: Iterable[int], space_once: bool
+) -> tuple[str, ...]:
+    """Notes on tokens in the middle of a text, where llama.cpp differs from transformers or from sentencepiece."""
     notes = []
-    if add_dummy_prefix and user_defined:
+    inside = {token for token, kind in enumerate(types) if kind in _INSIDE}.difference(special)
+    if space_once and inside:
         notes.append(
-            "llama.cpp puts the leading space also behind user-defined tokens inside a text; the sentencepiece "
-            "library does not"
+            f"llama.cpp puts the leading space also behind added tokens inside a text ({len(inside)} tokens, the "
+            f"first {reprlib.repr(tokens[min(inside)])}); transformers does not"
         )
-    spaced = [text for text in user_defined if " " in text or "▁" in text]
+    spaced = [
+        tokens[token]
+        for token in sorted(inside)
+        if types[token] == TokenType.USER_DEFINED and (" " in tokens[token] or "▁" in tokens[token])
+    ]
     if spaced:
         notes.append(
-            f"{len(spaced)} user-defined tokens (the first {spaced[0]!r}) hold a space, which llama.cpp and the "
-            "sentencepiece library look for in different spellings: texts with them are tokenized differently there"
+            f"{len(spaced)} user-defined tokens (the first {reprlib.repr(spaced[0])}) hold a space, which "
+            "llama.cpp and the sentencepiece library look for in different spellings: texts with them are "
+            "tokenized differently there"
         )
     return tuple(notes)
-
-
-def _type_of(added: Added) -> int:
-    if added.text == "<unk>":
-        return int(TokenType.UNKNOWN)
-    return int(TokenType.CONTROL if added.special else TokenType.USER_DEFINED)
 
 
 def _parsed(file: Path) -> Any:
@@ -92,16 +188,36 @@ def _parsed(file: Path) -> Any:
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
+    raw = read_bytes(file, "a SentencePiece model")
     try:
-        model.ParseFromString(file.read_bytes())
-    except (OSError, DecodeError) as error:
+        model.ParseFromString(raw)
+    except DecodeError as error:
         raise TokenizerError(
-            "a tokenizer.model cannot be read", where=file, found=str(error), expected="a SentencePiece model"
+            "a tokenizer.model is damaged: the tokenizer cannot be run",
+            where=file,
+            found=shortened(str(error)),
+            expected="a SentencePiece model",
         ) from error
-    if not model.pieces:
+    # A piece that is not UTF-8 comes as bytes.
+    sound = (
+        isinstance(each.piece, str) and each.piece and math.isfinite(each.score) for each in model.pieces
+    )
+    if not model.pieces or not all(sound):
         raise TokenizerError(
-            "a tokenizer.model holds no pieces", where=file, expected="a SentencePiece model"
+            "a tokenizer.model is damaged: the tokenizer cannot be run",
+            where=file,
+            found="a piece without text or with a score that is not finite" if model.pieces else "no pieces",
+            expected="a SentencePiece model",
         )
+    for kind in ("bos", "eos", "unk", "pad"):
+        token = getattr(model.trainer_spec, f"{kind}_id")
+        if token >= len(model.pieces):
+            raise TokenizerError(
+                f"a tokenizer.model names a {kind} token that it does not have",
+                where=file,
+                found=f"{kind}_id = {token}",
+                expected=f"an id under {len(model.pieces)}, or -1",
+            )
     return model
 
 
@@ -134,7 +250,7 @@ def _check(file: Path, model: Any) -> None:
         raise TokenizerError(
             "the SentencePiece model normalizes text and llama.cpp's BPE tokenizer does not",
             where=file,
-            found=f"normalizer {normalizer.name!r}, remove_extra_whitespaces = "
+            found=f"normalizer {reprlib.repr(normalizer.name)}, remove_extra_whitespaces = "
             f"{normalizer.remove_extra_whitespaces}",
             expected="normalizer 'identity' without remove_extra_whitespaces",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,9 +10,10 @@ from gguf import GGUFValueType, Keys, TokenType
 
 from bamba_quant.checkpoint.gguf_values import Value, array, boolean, string, uint32
 from bamba_quant.errors import TokenizerError
+from bamba_quant.tokenizers.llama_defaults import Defaults, llama_defaults
 
 # GGUF's names of special tokens by the name transformers gives them ("seperator" is GGUF's spelling).
-_ID_KEYS = {
+ID_KEYS = {
     "bos": Keys.Tokenizer.BOS_ID,
     "eos": Keys.Tokenizer.EOS_ID,
     "eot": Keys.Tokenizer.EOT_ID,
@@ -20,7 +22,14 @@ _ID_KEYS = {
     "sep": Keys.Tokenizer.SEP_ID,
     "pad": Keys.Tokenizer.PAD_ID,
     "mask": Keys.Tokenizer.MASK_ID,
+    "fim_pad": Keys.Tokenizer.FIM_PAD_ID,
+    "fim_rep": Keys.Tokenizer.FIM_REP_ID,
+    "fim_sep": Keys.Tokenizer.FIM_SEP_ID,
 }
+# True where a SentencePiece vocabulary puts its leading space before a whole text alone, as transformers does. GGUF
+# has no key for it, and llama.cpp puts it behind every added token, too.
+SPACE_ONCE = "bamba_quant.tokenizer.space_prefix_once"
+_MOST_ROWS = 2**21  # no model has more tokens; a damaged number would make billions of names for unused rows
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,8 @@ class Vocabulary:
 
     ``model`` is ggml's tokenizer: "gpt2" (byte-level BPE with ``merges`` and the pre-tokenizer ``pre``), "llama"
     (SentencePiece BPE with ``scores``) or "t5" (SentencePiece unigram with ``scores``). ``notes`` say what the
-    tool decided on its own.
+    tool decided on its own. ``add_bos`` and the other flags are None where a file does not say them.
+    ``space_prefix_once``: see ``SPACE_ONCE``.
     """
 
     model: str
@@ -46,6 +56,38 @@ class Vocabulary:
     charsmap: bytes = b""
     chat_templates: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    space_prefix_once: bool = False
+
+    @property
+    def defaults(self) -> Defaults:
+        """What llama.cpp takes where this vocabulary says nothing."""
+        return llama_defaults(self.model, self.pre)
+
+    def special(self, kind: str) -> int | None:
+        """The id of a special token: this vocabulary's, else llama.cpp's default where there is such a token."""
+        token = self.special_ids.get(kind, self.defaults.ids.get(kind))
+        return token if token is not None and token < len(self.tokens) else None
+
+    def added_around(self, kind: str) -> int | None:
+        """The token that is put around a text: ``kind`` "bos" before it, "eos" behind it.
+
+        Raises ``TokenizerError`` where one is to be added and there is none; llama.cpp aborts then.
+        """
+        said = self.add_bos if kind == "bos" else self.add_eos
+        adds = said if said is not None else getattr(self.defaults, f"add_{kind}")
+        token = self.special(kind) if adds else None
+        if adds and token is None:
+            raise TokenizerError(
+                f"the vocabulary adds {kind.upper()} to a text and has no such token",
+                found=f"add_{kind}_token is true, and no {kind}_token_id",
+                fix=f"set tokenizer.ggml.{kind}_token_id, or tokenizer.ggml.add_{kind}_token to false",
+            )
+        return token
+
+    @property
+    def prefixes_space(self) -> bool:
+        said = self.add_space_prefix
+        return self.defaults.add_space_prefix if said is None else said
 
     def metadata(self) -> dict[str, Value]:
         """Every ``tokenizer.*`` key, in the order llama.cpp's converter writes them."""
@@ -60,7 +102,7 @@ class Vocabulary:
         if self.merges is not None:
             values[Keys.Tokenizer.MERGES] = array(GGUFValueType.STRING, self.merges)
         for kind, token in self.special_ids.items():
-            values[_ID_KEYS[kind]] = uint32(token)
+            values[ID_KEYS[kind]] = uint32(token)
         flags = (
             (Keys.Tokenizer.ADD_BOS, self.add_bos),
             (Keys.Tokenizer.ADD_EOS, self.add_eos),
@@ -70,6 +112,8 @@ class Vocabulary:
         values |= {key: boolean(flag) for key, flag in flags if flag is not None}
         if self.charsmap:
             values[Keys.Tokenizer.PRECOMPILED_CHARSMAP] = array(GGUFValueType.UINT8, self.charsmap)
+        if self.space_prefix_once:
+            values[SPACE_ONCE] = boolean(True)
         return values | self._chat_metadata()
 
     def _chat_metadata(self) -> dict[str, Value]:
@@ -92,12 +136,20 @@ def laid_out(
     ``known`` maps an id to its text and type. Raises ``TokenizerError`` for an id that the embedding has no row for,
     and for a text under two ids, with which llama.cpp aborts (llama-vocab.cpp asserts that tokens differ).
     """
+    if vocab_size > _MOST_ROWS:
+        raise TokenizerError(
+            "the model has more rows in its embedding than any vocabulary",
+            where=where,
+            found=f"vocab_size = {vocab_size}",
+            expected=f"at most {_MOST_ROWS}",
+            fix="correct vocab_size in config.json",
+        )
     outside = [token for token in known if not 0 <= token < vocab_size]
     if outside:
         raise TokenizerError(
             "the tokenizer has tokens that the embedding has no row for",
             where=where,
-            found=f"{len(outside)} tokens, the first {known[min(outside)][0]!r} with id {min(outside)}",
+            found=f"{len(outside)} tokens, the first {reprlib.repr(known[min(outside)][0])} with id {min(outside)}",
             expected=f"ids under vocab_size = {vocab_size}",
             fix="take the tokenizer that the model was trained with, or enlarge the embedding",
         )
@@ -108,7 +160,7 @@ def laid_out(
             raise TokenizerError(
                 "the tokenizer has one text under two ids",
                 where=where,
-                found=f"{text!r} as {other} and as {token}",
+                found=f"{reprlib.repr(text)} as {other} and as {token}",
                 expected="each text once",
                 fix="correct the added tokens",
             )
@@ -122,3 +174,8 @@ def _unused(token: int, taken: Mapping[str, int]) -> str:
     while name in taken:
         name = f"[{name}]"
     return name
+
+
+def is_filler(token: int, text: str, kind: int) -> bool:
+    """Whether an entry stands for a row of the embedding that has no token (``laid_out``)."""
+    return kind == TokenType.UNUSED and text == f"[PAD{token}]"

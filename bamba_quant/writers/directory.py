@@ -1,19 +1,19 @@
-"""A directory that appears whole or not at all: filled beside its place, flushed, then renamed into it."""
+"""Which directories may be written or replaced, and a new one that appears whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
 from bamba_quant.errors import OutputError, listed
 from bamba_quant.writers.journal import NAME
+from bamba_quant.writers.names import allocate, exchange, flush_directory, output_error
 
+CHAT_TEMPLATES = "additional_chat_templates"  # transformers' directory for all but the default one
 # Small files that belong to a model whatever its weights are: a quantized copy of the model has them too.
 COPIED = (
     "generation_config.json",
@@ -22,7 +22,8 @@ COPIED = (
     "added_tokens.json",
     "vocab.*",
     "merges.txt",
-    "*.jinja",
+    "*.jinja",  # those of CHAT_TEMPLATES, too
+    "chat_template.json",
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
@@ -36,35 +37,38 @@ _REPLACEABLE = (
     "README.md",
     *COPIED,
 )
+# The replaced directory, inside the new one, where the system cannot exchange two names in one step.
+_OLD = ".bamba-quant-old"
 
 
-@contextmanager
-def atomic_directory(target: Path, *, overwrite: bool, n_bytes: int) -> Iterator[Path]:
-    """A new empty directory, which becomes ``target`` when the block ends without error.
-
-    ``target`` must not exist or be empty; with ``overwrite`` it may also be a model directory, which is replaced in
-    the end. ``n_bytes`` is the room needed. On any error, and on an interrupt, nothing new is left and the old
-    directory is as it was. Raises ``OutputError`` for a target that may not be written or replaced and for whatever
-    the system refuses in the block.
-    """
-    place = target.resolve()
-    check_directory(place, overwrite=overwrite, n_bytes=n_bytes)
-    partial = place.with_name(f"{place.name}.{secrets.token_hex(4)}.partial")
+def place_of(target: Path) -> Path:
+    """Where ``target`` is, links followed. Raises ``OutputError`` where that cannot be said."""
     try:
-        try:
-            partial.mkdir()
-            yield partial
-            flush_directory(partial)
-            publish(partial, place, overwrite)
-        except OSError as error:  # of a write: readers name their own files
-            raise refused(error, place) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        place = target.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise OutputError("the output cannot be written", where=target, found=str(error)) from None
+    if not place.name:
+        raise OutputError("the root directory cannot be an output", where=target, fix="give another name")
+    return place
+
+
+def partial_of(target: Path, *, resumable: bool = True) -> Path:
+    """Where a run collects what will be ``target``; apart where that is not to go on with."""
+    place = place_of(target)
+    return place.with_name(f"{place.name}.partial" if resumable else f"{place.name}.new.partial")
+
+
+def partials_of(target: Path) -> tuple[Path, Path]:
+    """Both places where runs collect what will be ``target``."""
+    return partial_of(target), partial_of(target, resumable=False)
 
 
 def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
-    """Raise ``OutputError`` when ``target`` cannot become a new directory of ``n_bytes``; changes nothing."""
-    place = target.resolve()
+    """Raise ``OutputError`` when ``target`` cannot become a new directory of ``n_bytes``; changes nothing.
+
+    It must not exist or be empty; with ``overwrite`` it may also be a model directory.
+    """
+    place = place_of(target)
     try:
         found = sorted(place.iterdir()) if place.exists() else []
         if not place.parent.is_dir():
@@ -74,20 +78,23 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
         free = shutil.disk_usage(place.parent).free
     except NotADirectoryError:
         raise OutputError(
-            "the output is there already and is no directory", where=place, fix="give another name"
+            "the output is there already and is not a directory", where=place, fix="give another name"
         ) from None
     except OSError as error:
-        raise refused(error, place) from error
-    foreign = [
-        entry.name
-        for entry in found
-        if entry.is_dir() or not any(fnmatch(entry.name, known) for known in _REPLACEABLE)
-    ]
+        raise output_error(error, place) from error
+    if os.path.ismount(place):
+        raise OutputError(
+            "the output directory is a mount point, which cannot be replaced by a new directory",
+            where=place,
+            fix="give the name of a new directory inside it",
+        )
     if found and not overwrite:
         raise _not_empty(place, [entry.name for entry in found])
+    unfinished = (place / NAME).exists()
+    foreign = _foreign(entry for entry in found if not (unfinished and entry.name == _OLD))
     if foreign:
         raise OutputError(
-            "the output directory holds files that are no part of a model, so it is not replaced",
+            "the output directory holds files that are not part of a model, so it is not replaced",
             where=place,
             found=listed(foreign),
             fix="give another name, or move these files away",
@@ -102,9 +109,21 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
         )
 
 
+def _foreign(entries: Iterable[Path]) -> list[str]:
+    """The names of ``entries`` of a directory that are not part of a model."""
+    return [entry.name for entry in entries if not _is_of_a_model(entry)]
+
+
+def _is_of_a_model(entry: Path) -> bool:
+    if entry.is_dir():
+        templates = entry.name == CHAT_TEMPLATES and not entry.is_symlink()
+        return templates and all(each.suffix == ".jinja" and not each.is_dir() for each in entry.iterdir())
+    return any(fnmatch(entry.name, known) for known in _REPLACEABLE)
+
+
 def check_apart(places: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raise ``OutputError`` when one of ``places``, directories to be replaced, is or holds one of ``inputs``."""
-    replaced = [place.resolve() for place in places]
+    replaced = [place_of(place) for place in places]
     for file in inputs:
         # A link's target is read, and the link is how it is found.
         for path in (file.absolute(), file.parent.resolve() / file.name, file.resolve()):
@@ -122,37 +141,20 @@ def reserve(file: Path, size: int) -> int:
     """A descriptor of a new file with its blocks reserved where the system can, so a full disk shows early."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        os.ftruncate(descriptor, size)
-        if size and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            os.close(descriptor)
-            raise
+        allocate(descriptor, size)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
-def flush_directory(directory: Path) -> None:
-    """So that new names survive a power cut as well as the files do."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def publish(partial: Path, place: Path, *, overwrite: bool) -> None:
+    """Put ``partial`` into its place; a directory it replaces is left for ``remove_replaced``.
 
-
-def publish(partial: Path, place: Path, overwrite: bool) -> None:
-    """Put ``partial`` into its place. Raises ``OutputError`` when that was filled in the meantime."""
-    if overwrite and place.exists():
-        old = place.with_name(f"{place.name}.{secrets.token_hex(4)}.old")
-        place.rename(old)
-        try:
-            partial.rename(place)
-        except BaseException:
-            old.rename(place)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    else:
+    Raises ``OutputError`` when the place was filled with anything else in the meantime.
+    """
+    check_directory(place, overwrite=overwrite, n_bytes=0)
+    if not place.exists() or not any(place.iterdir()):
         try:
             # Onto an empty directory a rename succeeds, onto one that was filled in the meantime it does not.
             partial.rename(place)
@@ -160,7 +162,56 @@ def publish(partial: Path, place: Path, overwrite: bool) -> None:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise _not_empty(place, sorted(entry.name for entry in place.iterdir())) from None
             raise
+    elif not exchange(partial, place):
+        place.rename(partial / _OLD)
+        try:
+            partial.rename(place)
+        except BaseException:
+            restore_replaced(place)
+            raise
     flush_directory(place.parent)
+
+
+def restore_replaced(place: Path) -> None:
+    """Put back the directory that was to be replaced, where a run ended between moving it and its successor."""
+    for old in (partial / _OLD for partial in partials_of(place)):
+        if not old.is_dir():
+            continue
+        try:
+            old.rename(place)
+        except OSError as error:
+            raise OutputError(
+                "the directory that an interrupted run was replacing cannot be put back",
+                where=old,
+                found=error.strerror,
+                fix=f"move it away, or to {place}",
+            ) from error
+        flush_directory(place.parent)
+
+
+def remove_replaced(place: Path) -> None:
+    """Remove the directory that ``place`` replaced, wherever the way of replacing left it."""
+    for old in (place / _OLD, *partials_of(place)):
+        if old.is_dir() and not old.is_symlink() and not (old / NAME).exists():
+            foreign = _foreign(old.iterdir())
+            if foreign:
+                raise OutputError(
+                    "the replaced directory holds files that are not part of a model, so it is not removed",
+                    where=old,
+                    found=listed(foreign),
+                    fix="move these files away",
+                )
+            empty(old)
+            old.rmdir()
+
+
+def empty(directory: Path) -> None:
+    """Remove all files of a directory but its journal."""
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != NAME:
+            entry.unlink()
 
 
 def _not_empty(place: Path, entries: list[str]) -> OutputError:
@@ -169,21 +220,4 @@ def _not_empty(place: Path, entries: list[str]) -> OutputError:
         where=place,
         found=listed(entries),
         fix="give another name, or allow replacing it with --overwrite",
-    )
-
-
-def refused(error: OSError, place: Path) -> OutputError:
-    """What a refusal of the operating system means for the user."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(
-            "the disk is full",
-            where=place,
-            found=error.strerror,
-            fix="free some space, or write elsewhere; nothing was left behind",
-        )
-    return OutputError(
-        "the output cannot be written",
-        where=error.filename or place,
-        found=error.strerror,
-        fix="mend that, or give another name for the output",
     )

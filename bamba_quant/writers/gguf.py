@@ -6,24 +6,29 @@ goes is known before the first weight is read.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf import Keys
 
 from bamba_quant.checkpoint import RawReader
-from bamba_quant.checkpoint.gguf_file import MAGIC, split_name, split_stem
-from bamba_quant.checkpoint.gguf_values import Value, int32, pack_string, pack_value, uint16
+from bamba_quant.checkpoint.gguf_file import split_name, split_stem
+from bamba_quant.checkpoint.gguf_header import MAGIC
+from bamba_quant.checkpoint.gguf_values import Value, int32, pack_string, pack_value, string, uint16
+from bamba_quant.checkpoint.split_set import SET
 from bamba_quant.errors import PlanError
 from bamba_quant.plan import Plan, PlanRow, padded
 from bamba_quant.writers.atomic import atomic_files
+from bamba_quant.writers.checksum import Checksum
 from bamba_quant.writers.stream import check_equal, chunks_of, quantizers, run_chunks, write_at
 from bamba_quant.writers.tasks import Progress
 
 _VERSION = 3
+_UNKNOWN = "0" * 32  # the mark of a set until its weights are written
 
 
 @dataclass(frozen=True)
@@ -62,48 +67,70 @@ def write_gguf(
     device: str = "cpu",
     overwrite: bool = False,
     replace_input: bool = False,
+    inputs: Collection[Path] = (),
     progress: Progress = lambda n_bytes: None,
 ) -> tuple[Path, ...]:
     """Write ``plan`` and return the files, in order.
 
     ``device`` says where formats are quantized: "cpu", "cuda", "auto", or "numpy", the definition; the bytes are
-    the same. ``replace_input`` allows ``overwrite`` to replace a file that the plan reads. ``progress`` is told
-    input bytes as they are done with. Raises ``OutputError`` for the output's sake, ``CheckpointError`` and
-    ``FormatError`` for a weight's; then no file has appeared.
+    the same. ``replace_input`` allows ``overwrite`` to replace a file that the plan reads; ``inputs`` are other
+    files that must stay. ``progress`` is told input bytes as they are done with. Raises ``OutputError`` for the
+    output's sake, ``CheckpointError`` and ``FormatError`` for a weight's; then no file has appeared.
     """
     if plan.imagined:
         raise PlanError("there are no weights to convert", where=plan.rows[0].source.file)
     shards = layout(plan, outfile)
     by_format = quantizers(plan.rows, device)
     targets = [(shard.file, shard.n_bytes) for shard in shards]
-    inputs = () if replace_input else {row.source.file for row in plan.rows}
-    with RawReader() as reader, atomic_files(targets, overwrite=overwrite, inputs=inputs) as outputs:
+    read = () if replace_input else {file for row in plan.rows for file in row.source.files}
+    with (
+        RawReader() as reader,
+        atomic_files(targets, overwrite=overwrite, inputs={*read, *inputs}) as outputs,
+    ):
         for left_out in plan.left_out:
             check_equal(left_out, reader)
-        for shard, descriptor in zip(shards, outputs, strict=True):
-            write_at(descriptor, 0, shard.header)
+        checksums = [Checksum(shard.n_bytes) if len(shards) > 1 else None for shard in shards]
         chunks = (
-            chunk
-            for shard, descriptor in zip(shards, outputs, strict=True)
+            replace(chunk, checksum=checksum)
+            for shard, descriptor, checksum in zip(shards, outputs, checksums, strict=True)
             for row in shard.rows
             for chunk in chunks_of(
                 row, by_format[row.format.name], descriptor, len(shard.header) + row.offset
             )
         )
         run_chunks(chunks, reader, threads or default_threads(), progress)
+        for header, descriptor in zip(_marked(shards, checksums), outputs, strict=True):
+            write_at(descriptor, 0, header)
     return tuple(shard.file for shard in shards)
+
+
+def _marked(shards: Sequence[Shard], checksums: Sequence[Checksum | None]) -> list[bytes]:
+    """The shards' headers; those of a set with its mark, a digest of all headers and weights.
+
+    It depends on nothing else, so the same conversion gives the same bytes anywhere, and shards with the same mark
+    are interchangeable.
+    """
+    digest = hashlib.sha256()
+    for shard, checksum in zip(shards, checksums, strict=True):
+        digest.update(shard.header)
+        digest.update(b"" if checksum is None else checksum.value.to_bytes(4, "little"))
+    mark = digest.hexdigest()[: len(_UNKNOWN)]
+    before, after = (pack_string(SET) + pack_value(string(text)) for text in (_UNKNOWN, mark))
+    return [shard.header.replace(before, after) for shard in shards]
 
 
 def _shard_metadata(plan: Plan, number: int) -> Mapping[str, Value]:
     """The first shard carries the model's key-values, every shard says which it is (llama.cpp's gguf-split)."""
+    metadata = {key: value for key, value in plan.metadata.items() if key != SET}  # an input's
     if plan.shard_count == 1:
-        return plan.metadata
+        return metadata
     split = {
         Keys.Split.LLM_KV_SPLIT_NO: uint16(number),
         Keys.Split.LLM_KV_SPLIT_COUNT: uint16(plan.shard_count),
         Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: int32(len(plan.rows)),
+        SET: string(_UNKNOWN),
     }
-    return {**plan.metadata, **split} if number == 0 else split
+    return {**metadata, **split} if number == 0 else split
 
 
 def _header(metadata: Mapping[str, Value], rows: Sequence[PlanRow]) -> bytes:

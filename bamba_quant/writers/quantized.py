@@ -26,10 +26,11 @@ from bamba_quant.formats.base import F32, U8
 from bamba_quant.formats.floats import to_float32
 from bamba_quant.quantize import Matrix, Quantization
 from bamba_quant.schemes.base import DTYPES, Array, Encode, Measure, Method, Part, Shared
-from bamba_quant.writers.directory import flush_directory, reserve
+from bamba_quant.writers.directory import reserve
 from bamba_quant.writers.gguf import default_threads
 from bamba_quant.writers.journal import Journal
-from bamba_quant.writers.resumable import resumable_directory
+from bamba_quant.writers.names import flush_directory
+from bamba_quant.writers.resumable import finished, resumable_directory
 from bamba_quant.writers.safetensors import row_chunks
 from bamba_quant.writers.shards import Entry
 from bamba_quant.writers.stream import Chunk, check_equal, check_finite, run_chunk, write_at
@@ -57,10 +58,14 @@ def write_quantized(
     if plan.source.imagined:
         raise PlanError("there are no weights to quantize", where=plan.source.checkpoint.path)
     n_bytes = sum(plan.sizes.values())
+    begun, files = fingerprint(plan), tuple(directory / name for name in plan.sizes)
+    if resume and finished(directory, begun, plan.inputs):
+        progress(plan.work_bytes)
+        return files
     with (
         resumable_directory(
             directory,
-            fingerprint(plan),
+            begun,
             inputs=plan.inputs,
             overwrite=overwrite,
             resume=resume,
@@ -75,7 +80,8 @@ def write_quantized(
         run = _Run(plan, descriptors, reader, journal, threads or default_threads(), progress)
         with journal.listing(partial(_flush, descriptors)):
             run.execute()
-    return tuple(directory / name for name in plan.sizes)
+        _flush(descriptors)  # small files, too, where nothing was left to list
+    return files
 
 
 def fingerprint(plan: Quantization) -> dict[str, Any]:
@@ -110,6 +116,7 @@ def _open_files(plan: Quantization, place: Path, going_on: bool, opened: ExitSta
     descriptors: list[int] = []
     for name, n_bytes in plan.sizes.items():
         file = place / name
+        file.parent.mkdir(exist_ok=True)
         if going_on and (not file.is_file() or file.stat().st_size != n_bytes):
             raise OutputError(
                 "the work of an interrupted run is damaged, and was removed",
@@ -121,7 +128,8 @@ def _open_files(plan: Quantization, place: Path, going_on: bool, opened: ExitSta
         descriptor = os.open(file, os.O_RDWR) if going_on else reserve(file, n_bytes)
         opened.callback(os.close, descriptor)
         descriptors.append(descriptor)
-    flush_directory(place)  # a chunk that the journal lists must not lack its file
+    for directory in {(place / name).parent for name in plan.sizes}:
+        flush_directory(directory)  # a chunk that the journal lists must not lack its file
     for descriptor, content in zip(
         descriptors, [*(shard.header for shard in plan.shards), *plan.files.values()], strict=True
     ):

@@ -14,8 +14,9 @@ from bamba_quant.checkpoint import RawReader
 from bamba_quant.errors import CheckpointError
 from bamba_quant.formats.base import F32, U8, Quantize
 from bamba_quant.plan import PlanRow
-from bamba_quant.writers.directory import atomic_directory, reserve
+from bamba_quant.writers.directory import reserve
 from bamba_quant.writers.gguf import default_threads
+from bamba_quant.writers.resumable import resumable_directory
 from bamba_quant.writers.shards import Entry, Shard, index_file, shards_of
 from bamba_quant.writers.shards import place as place_entries
 from bamba_quant.writers.stream import CHUNK_BYTES, Chunk, chunks_of, run_chunks, write_at
@@ -63,8 +64,11 @@ def write_directory(
     shards = layout(rows)
     small = {**index_file(shards), **files}
     n_bytes = sum(shard.n_bytes for shard in shards) + sum(map(len, small.values()))
+    inputs = {file for row in rows for file in row.source.files}
     with (
-        atomic_directory(directory, overwrite=overwrite, n_bytes=n_bytes) as partial,
+        resumable_directory(
+            directory, None, inputs=inputs, overwrite=overwrite, resume=False, n_bytes=n_bytes
+        ) as (partial, _),
         RawReader() as reader,
         ExitStack() as opened,
     ):

@@ -11,9 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bamba_quant.errors import PlanError
 from bamba_quant.schemes.base import DTYPES
 
 INDEX = "model.safetensors.index.json"
+_MOST_SHARDS = 99_999  # what five digits of a name can count
+_MOST_METADATA = 1 << 28  # bytes, of all headers
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,25 @@ def place(groups: Sequence[Sequence[Entry]], max_bytes: int | None) -> tuple[tup
 
 
 def shards_of(entries: Sequence[Entry], metadata: Mapping[str, str]) -> tuple[Shard, ...]:
-    """The files that hold placed ``entries``, headers packed; each header carries ``metadata``."""
+    """The files that hold placed ``entries``, headers packed; each header carries ``metadata``.
+
+    Raises ``PlanError`` for so many shards that their headers would fill the memory.
+    """
     count = max((entry.shard for entry in entries), default=0) + 1
+    repeated = count * sum(len(key) + len(value) for key, value in metadata.items())
+    if count > _MOST_SHARDS or repeated > _MOST_METADATA:
+        raise PlanError(
+            "the weights would be split into too many shards",
+            found=f"{count:,} shards, whose headers repeat {repeated:,} bytes of metadata",
+            expected=f"at most {_MOST_SHARDS:,} shards and {_MOST_METADATA:,} bytes",
+            fix="give a larger --max-shard-size",
+        )
+    held_by: list[list[Entry]] = [[] for _ in range(count)]
+    for entry in entries:
+        held_by[entry.shard].append(entry)
     shards: list[Shard] = []
-    for number in range(count):
-        held = sorted((e for e in entries if e.shard == number), key=lambda e: (e.offset, e.n_bytes))
+    for number, unsorted in enumerate(held_by):
+        held = sorted(unsorted, key=lambda e: (e.offset, e.n_bytes))
         name = "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         shards.append(Shard(name, _header(held, metadata), tuple(held)))
     return tuple(shards)

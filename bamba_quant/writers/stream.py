@@ -24,6 +24,7 @@ from bamba_quant.formats.floats import to_float32
 from bamba_quant.formats.twins import quantizer
 from bamba_quant.plan import PlanRow
 from bamba_quant.source import LeftOut
+from bamba_quant.writers.checksum import Checksum
 from bamba_quant.writers.tasks import Progress, Task, run_tasks
 
 CHUNK_BYTES = 4 << 20  # of the input; larger chunks were no faster, smaller ones cost more system calls
@@ -31,7 +32,10 @@ CHUNK_BYTES = 4 << 20  # of the input; larger chunks were no faster, smaller one
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows ``start`` to ``stop`` of a plan's row, through ``quantize``, to its tensor at byte ``offset``."""
+    """Rows ``start`` to ``stop`` of a plan's row, through ``quantize``, to its tensor at byte ``offset``.
+
+    ``checksum``, if any, is told what is written.
+    """
 
     row: PlanRow
     quantize: Quantize
@@ -39,6 +43,7 @@ class Chunk:
     stop: int
     descriptor: int
     offset: int
+    checksum: Checksum | None = None
 
 
 def quantizers(rows: Iterable[PlanRow], device: str) -> dict[str, Quantize]:
@@ -219,7 +224,10 @@ def run_chunk(chunk: Chunk, reader: RawReader, scratch: threading.local) -> int:
     written = len(data) // (chunk.stop - chunk.start)
     for row, place, count in row_runs(chunk.row.section, chunk.start, chunk.stop):
         first = (row - chunk.start) * written
-        write_at(chunk.descriptor, chunk.offset + place * written, data[first : first + count * written])
+        piece, offset = data[first : first + count * written], chunk.offset + place * written
+        write_at(chunk.descriptor, offset, piece)
+        if chunk.checksum is not None:
+            chunk.checksum.add(offset, piece)
     return _share(source, chunk.start, chunk.stop, chunk.row.matrix[0])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from typing import Annotated
@@ -24,11 +23,13 @@ from bamba_quant_cli import (
     processes,
     repair,
 )
+from bamba_quant_cli.console import Commands, echo, echo_lines, prepare
 
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, which ends other tools then
 
 app = typer.Typer(
     name="bamba-quant",
+    cls=Commands,
     help="Turn hybrid Mamba-2/attention checkpoints (Bamba and its family) into GGUF files that llama.cpp runs "
     "exactly, and into FP8 and int4 directories for transformers and vLLM.",
     no_args_is_help=True,
@@ -54,7 +55,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"bamba-quant {version('bamba-quant')}")
+        echo(f"bamba-quant {version('bamba-quant')}")
         raise typer.Exit
 
 
@@ -76,9 +77,7 @@ def main() -> None:
 def run() -> None:
     """Run the command line; exit code 2 for bad input or usage, 141 for an output that nobody reads any more."""
     _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # file names may be any bytes
+    prepare()
     try:
         _run()
     except BrokenPipeError:
@@ -104,13 +103,13 @@ def _run() -> None:
     except BrokenPipeError:
         raise
     except OSError as error:  # of stdout, or of a file no layer below has a better word for
-        typer.echo(f"error: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
+        echo(f"error: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
         _abandon(1)
         sys.exit(2)
     except FailedElsewhereError:
         sys.exit(processes.code_elsewhere())
     except BambaQuantError as error:
-        typer.echo(f"error: {error}", err=True)
+        echo_lines(f"error: {error}", err=True)
         sys.exit(2)
 
 

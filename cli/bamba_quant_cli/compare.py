@@ -7,8 +7,15 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_json, print_table, progress
-from bamba_quant_cli.options import AsJson, IgnoreConfigKey
+from bamba_quant_cli.console import echo, print_json, print_table, progress
+from bamba_quant_cli.options import (
+    AsJson,
+    IgnoreAdapter,
+    IgnoreConfigKey,
+    StripPrefix,
+    print_note,
+    read_options,
+)
 
 EXAMPLES = """
 Examples:
@@ -28,6 +35,8 @@ def compare(
     b: Annotated[Path, typer.Argument(metavar="B", help="The other, of any types.")],
     every: Annotated[bool, typer.Option("--all", help="List tensors that are the same too.")] = False,
     ignore_config_key: IgnoreConfigKey = None,
+    ignore_adapter: IgnoreAdapter = False,
+    strip_prefix: StripPrefix = "",
     as_json: AsJson = False,
 ) -> None:
     """Compare two models tensor by tensor: signal-to-noise ratio, greatest error, cosine; reads each file once.
@@ -39,8 +48,9 @@ def compare(
     from bamba_quant.checkpoint import open_checkpoint
     from bamba_quant.evaluation.weights_compare import compare_weights
 
-    with progress(open_checkpoint(b).n_bytes, "comparing") as tell:
-        found = compare_weights(a, b, ignore_config_keys=ignore_config_key or (), progress=tell)
+    reading = read_options(ignore_config_key, ignore_adapter, strip_prefix)
+    with progress(open_checkpoint(b, reading=reading).n_bytes, "comparing") as tell:
+        found = compare_weights(a, b, reading=reading, progress=tell, note=print_note)
     if as_json:
         print_json(asdict(found) | {"same": found.same})
         return
@@ -65,9 +75,9 @@ def compare(
         ]
     if rows:
         print_table(("tensor", "A", "B", "SQNR dB", "max error", "cosine"), rows, right=(3, 4, 5))
-        typer.echo()
+        echo()
     alike = sum(loss.max_error == 0 for loss in found.tensors)
-    typer.echo(
+    echo(
         f"{len(found.tensors)} tensors, {alike} of them the same"
         + ("" if found.sqnr is None else f"; all weights together {found.sqnr:.2f} dB")
     )

@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bamba_quant_cli.console import count, print_json, print_table, progress, size
+from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
 from bamba_quant_cli.interrupts import writes
-from bamba_quant_cli.options import AsJson, DryRun, IgnoreConfigKey, Overwrite, Threads, parse_size
+from bamba_quant_cli.options import (
+    AsJson,
+    DryRun,
+    IgnoreAdapter,
+    IgnoreConfigKey,
+    ImatrixStrict,
+    Overwrite,
+    StripPrefix,
+    Threads,
+    parse_size,
+    read_options,
+)
 from bamba_quant_cli.plans import files_of, print_rows, rows_as_json
 
 if TYPE_CHECKING:
@@ -72,6 +83,7 @@ def convert(
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix of llama-imatrix, .gguf or .dat.")
     ] = None,
+    imatrix_strict: ImatrixStrict = False,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mixture.")] = False,
     output_tensor_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")
@@ -117,6 +129,8 @@ def convert(
         str | None, typer.Option(metavar="NAME", help="llama.cpp's pre-tokenizer, when it is not recognised.")
     ] = None,
     ignore_config_key: IgnoreConfigKey = None,
+    ignore_adapter: IgnoreAdapter = False,
+    strip_prefix: StripPrefix = "",
     threads: Threads = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -147,6 +161,7 @@ def convert(
         outfile=outfile,
         wishes=wishes,
         imatrix=imatrix,
+        imatrix_strict=imatrix_strict,
         allow_requantize=allow_requantize,
         keep_split=keep_split,
         split_max_bytes=parse_size(split_max_size, "--split-max-size") if split_max_size else None,
@@ -156,7 +171,7 @@ def convert(
         vocab=not no_vocab,
         vocab_only=vocab_only,
         imagine=dry_run,
-        ignore_config_keys=ignore_config_key or (),
+        reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
     )
     plan = conversion.plan
     if dry_run:
@@ -164,10 +179,18 @@ def convert(
         _print_plan(conversion, files, as_json)
         return
     writes(*files_of(plan, conversion.outfile))
+    path = conversion.source.checkpoint.path
+    read = [each for each in path.iterdir() if each.suffix != ".gguf"] if path.is_dir() else [path]
     started = time.monotonic()
     with progress(sum(row.source.n_bytes for row in plan.rows), "converting") as tell:
         written = write_gguf(
-            plan, conversion.outfile, threads=threads, device=device, overwrite=overwrite, progress=tell
+            plan,
+            conversion.outfile,
+            threads=threads,
+            device=device,
+            overwrite=overwrite,
+            inputs=[*read, *filter(None, (imatrix, metadata))],
+            progress=tell,
         )
     seconds = time.monotonic() - started
     n_bytes = sum(file.stat().st_size for file in written)
@@ -176,10 +199,10 @@ def convert(
         print_json({"files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3), **_summary(conversion)})
         return
     for note in _notes(conversion):
-        typer.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     for file in written:
-        typer.echo(file)
-    typer.echo(
+        echo(file)
+    echo(
         f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {size(n_bytes)}, "
         f"{plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s",
         err=True,
@@ -230,12 +253,13 @@ def _print_plan(conversion: Conversion, files: list[tuple[Path, int]], as_json: 
         return
     print_rows(plan.rows)
     for left_out in plan.left_out:
-        typer.echo(f"left out: {left_out.source.name} ({left_out.reason})")
+        echo(f"left out: {left_out.source.name} ({left_out.reason})")
     for note in _notes(conversion):
-        typer.echo(f"note: {note}")
-    typer.echo(
-        f"\n{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
+        echo(f"note: {note}")
+    echo()
+    echo(
+        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
         f"weight, {len(plan.metadata)} key-values"
     )
     for file, n_bytes in files:
-        typer.echo(f"{file}  {n_bytes:,} bytes ({size(n_bytes)})")
+        echo(f"{file}  {n_bytes:,} bytes ({size(n_bytes)})")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_table, size
+from bamba_quant_cli.console import echo, print_table, size
 from bamba_quant_cli.interrupts import leaves
 
 if TYPE_CHECKING:
@@ -34,9 +36,10 @@ def demo(
 ) -> None:
     """Convert the embedded bamba-mini to GGUF, FP8 and int4, and report what each file lost against the original.
 
-    The text is Python's own help; figures are llama-perplexity's, by the reference forward pass.
+    The text is Python's own help; figures are llama-perplexity's, by the reference forward pass. In the directory,
+    files of an earlier demo are replaced, and no others.
     """
-    from bamba_quant.candidates import make_candidate
+    from bamba_quant.candidates import candidate_path, make_candidate
     from bamba_quant.embedded import embedded_model
     from bamba_quant.errors import OutputError
     from bamba_quant.evaluation.evaluate import evaluate
@@ -48,13 +51,17 @@ def demo(
     leaves(lambda: f"the files made so far are in {out}" if out.is_dir() else "nothing written")
     out.mkdir(parents=True, exist_ok=True)
     source = embedded_model()
+    text, report = out / "python-help.txt", out / "report"
+    made = Made(out)
+    made.check([text, report, *(candidate_path(source, kind, out) for kind in KINDS)])
     files = []
     for kind in KINDS:
         files.append(make_candidate(source, kind, out))
-        typer.echo(f"made {files[-1]}", err=True)
-    text = out / "python-help.txt"
-    text.write_text(help_text(), encoding="utf-8")
-    typer.echo(f"evaluating on {_CHUNKS} chunks of {_CONTEXT} tokens of {text}", err=True)
+        made.add(files[-1])
+        echo(f"made {files[-1]}", err=True)
+    write_text(text, help_text())
+    made.add(text)
+    echo(f"evaluating on {_CHUNKS} chunks of {_CONTEXT} tokens of {text}", err=True)
     # As it was called: make demo runs it from an environment that is not activated.
     command = "bamba-quant" if shutil.which("bamba-quant") else sys.argv[0]
     again = [command, "evaluate", source, *files, "--text", text, "--ctx", _CONTEXT, "--chunks", _CHUNKS]
@@ -65,9 +72,11 @@ def demo(
         Options(ctx=_CONTEXT, chunks=_CHUNKS),
         command=shlex.join(map(str, again)),
     )
-    reports = write_reports(evaluation, out / "report")
+    reports = write_reports(evaluation, report, overwrite=True, inputs=[source, *files, text])
+    made.add(report)
     base = evaluation.base
-    typer.echo(f"{base.label}: {base.weights:,} weights, trained for this project, {size(base.file_bytes)}\n")
+    echo(f"{base.label}: {base.weights:,} weights, trained for this project, {size(base.file_bytes)}")
+    echo()
     print_table(
         ("type", "size", "bits per weight", "PPL ratio", "mean KLD", "same top", "where"),
         [
@@ -76,14 +85,70 @@ def demo(
         ],
         right=(1, 2, 3, 4, 5),
     )  # fmt: skip
-    typer.echo("\nWith intervals, drift by layer and every tensor, in a browser:")
-    typer.echo(f"  {reports.html}")
-    typer.echo("\nThe GGUF files run in llama.cpp as they are, the directories in transformers. Try also:")
+    echo()
+    echo("With intervals, drift by layer and every tensor, in a browser:")
+    echo(f"  {reports.html}")
+    echo()
+    echo("The GGUF files run in llama.cpp as they are, the directories in transformers. Try also:")
     smallest = shlex.quote(
         str(min(files, key=lambda path: path.stat().st_size if path.is_file() else 1 << 60))
     )
-    typer.echo(f"  {shlex.quote(command)} inspect {smallest} --tensors")
-    typer.echo(f'  {shlex.quote(command)} generate {smallest} --prompt "The function"')
+    echo(f"  {shlex.quote(command)} inspect {smallest} --tensors")
+    echo(f'  {shlex.quote(command)} generate {smallest} --prompt "The function"')
+
+
+class Made:
+    """The files that demos made in a directory, by their SHA-256 in ``demo.sha256``, as sha256sum lists them."""
+
+    def __init__(self, directory: Path) -> None:
+        from bamba_quant.checkpoint.json_file import read_text
+
+        self._directory, self._list = directory, directory / "demo.sha256"
+        self._known = self._list.is_file() and not self._list.is_symlink()
+        self._lines = read_text(self._list, "what demos made").splitlines() if self._known else []
+
+    def check(self, places: Sequence[Path]) -> None:
+        """Raise ``OutputError`` where one of ``places``, or a file in it, is there and no demo made it."""
+        from bamba_quant.errors import OutputError
+
+        for file in self._files([*places, *([] if self._known else [self._list])]):
+            if not file.is_file() or self._line(file) not in self._lines:
+                raise OutputError(
+                    "a file is in the way that no demo made, or that was changed since",
+                    where=file,
+                    fix="move it away, or give another directory with --out",
+                )
+
+    def add(self, place: Path) -> None:
+        """List the files of ``place``, at once, so that a later demo knows them after an interrupt too."""
+        more = [self._line(file) for file in self._files([place])]
+        replaced = {line.partition("  ")[2] for line in more}
+        self._lines = [line for line in self._lines if line.partition("  ")[2] not in replaced] + more
+        write_text(self._list, "".join(f"{line}\n" for line in self._lines))
+
+    def _files(self, places: Sequence[Path]) -> Iterator[Path]:
+        for place in places:
+            if place.is_dir() and not place.is_symlink():
+                yield from self._files(sorted(place.iterdir()))
+            elif place.exists() or place.is_symlink():
+                yield place
+
+    def _line(self, file: Path) -> str:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return f"{digest}  {file.relative_to(self._directory).as_posix()}"
+
+
+def write_text(file: Path, text: str) -> None:
+    """A whole file or none, in the place of what is there."""
+    from bamba_quant.writers.atomic import atomic_files
+
+    raw = text.encode("utf-8")
+    with (
+        atomic_files([(file, len(raw))], overwrite=True) as (descriptor,),
+        open(descriptor, "wb", closefd=False) as stream,
+    ):
+        stream.write(raw)
 
 
 def help_text() -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_json
+from bamba_quant_cli.console import echo, echo_progress, print_json
 from bamba_quant_cli.evaluation_tables import gate_lines, print_evaluation
 from bamba_quant_cli.interrupts import writes
 from bamba_quant_cli.options import (
@@ -21,10 +22,14 @@ from bamba_quant_cli.options import (
     Backend,
     Device,
     Dtype,
+    IgnoreAdapter,
     IgnoreConfigKey,
     Overwrite,
     Processes,
+    StripPrefix,
     Tokenizer,
+    print_note,
+    read_options,
 )
 from bamba_quant_cli.processes import share
 
@@ -136,6 +141,8 @@ def evaluate(
     processes: Processes = 1,
     tokenizer: Tokenizer = None,
     ignore_config_key: IgnoreConfigKey = None,
+    ignore_adapter: IgnoreAdapter = False,
+    strip_prefix: StripPrefix = "",
     as_json: AsJson = False,
 ) -> None:
     """Prove what quantized files lost: perplexity, divergence and drift of any formats, in one pass over a text.
@@ -149,7 +156,7 @@ def evaluate(
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
     from bamba_quant.evaluation.options import Options
     from bamba_quant.ranks import joined
-    from bamba_quant.report import prepared_directory, write_reports
+    from bamba_quant.report import check_output, prepared_directory, write_reports
 
     given = {
         "max-kld": max_kld,
@@ -160,7 +167,13 @@ def evaluate(
         "max-flips": max_flips,
         "min-same-top": min_same_top,
     }
-    with joined() as ranks, prepared_directory(report_dir) if report_dir and ranks.first else nullcontext():
+    read = [path for path in (base, *candidates, text, gates, tokenizer) if path]
+    kept = [*read, *([save_base] if save_base else [])]
+    with joined() as ranks, ExitStack() as stack:
+        if ranks.first and save_base:
+            check_output(save_base, overwrite=overwrite, inputs=read)
+        if ranks.first and report_dir:
+            stack.enter_context(prepared_directory(report_dir, overwrite=overwrite, inputs=kept))
         evaluation = measure(
             base,
             candidates,
@@ -178,7 +191,7 @@ def evaluate(
                 drift_chunks=drift_chunks,
                 activations=activations,
                 tokenizer=tokenizer,
-                ignore_config_keys=tuple(ignore_config_key or ()),
+                reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
                 save_base=save_base,
                 overwrite=overwrite,
             ),
@@ -188,24 +201,27 @@ def evaluate(
                 ["bamba-quant", *sys.argv[1:]] if processes > 1 else ranks.command(sys.argv[1:])
             ),
             progress=_teller() if ranks.first else lambda progress: None,
+            note=print_note,
             ranks=ranks,
         )
     if not ranks.first:
         return
-    reports = write_reports(evaluation, report_dir) if report_dir else ()
-    if as_json:
-        from dataclasses import asdict
-
-        print_json(asdict(evaluation))
-    else:
-        print_evaluation(evaluation)
+    reports: Sequence[Path] = ()
+    try:
+        if report_dir:
+            reports = write_reports(evaluation, report_dir, overwrite=overwrite, inputs=kept)
+    finally:  # what took so long is shown, even where it cannot be written
+        if as_json:
+            print_json(asdict(evaluation))
+        else:
+            print_evaluation(evaluation)
     for file in reports:
-        typer.echo(file, err=as_json)
+        echo(file, err=as_json)
     refuse_unmeasurable(evaluation)
     if not evaluation.passed:
         for candidate in evaluation.candidates:
             for line in gate_lines(candidate, failed=True):
-                typer.echo(line, err=True)
+                echo(line, err=True)
         raise typer.Exit(1)
 
 
@@ -215,10 +231,9 @@ def _limits(given: dict[str, float | None], more: list[str]) -> list[Limit]:
     limits = [limit(name, value, f"--{name}") for name, value in given.items() if value is not None]
     for each in more:
         name, equals, value = each.partition("=")
-        try:
+        number: object = value
+        with suppress(ValueError):
             number = float(value)
-        except ValueError:
-            number = float("nan")
         if not equals:
             raise GateError("a gate has no limit", where="--gate", found=each, expected="NAME=LIMIT")
         limits.append(limit(name.strip(), number, "--gate"))
@@ -246,9 +261,6 @@ def _teller() -> Callable[[Progress], None]:
         line += f", {left:.0f} s left" if left else ""
         for label, figures in list(progress.estimates.items())[:3]:
             line += f"; {label} KLD {figures['kld_mean']:.5f}, PPL ratio {figures['ppl_ratio']:.4f}"
-        if sys.stderr.isatty():
-            typer.echo(f"\r\x1b[K{line}", nl=last, err=True)
-        else:
-            typer.echo(line, err=True)
+        echo_progress(line, last)
 
     return tell

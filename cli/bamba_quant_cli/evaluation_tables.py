@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
-from bamba_quant_cli.console import print_table, size
+from bamba_quant_cli.console import echo, print_table, size
 
 if TYPE_CHECKING:
     from bamba_quant.evaluation.result import Candidate, Evaluation, Figure, FigureKind
@@ -19,13 +17,13 @@ def print_evaluation(evaluation: Evaluation) -> None:
     text, timing = evaluation.text, evaluation.timing
     compiling = f"{100 * timing.compiling:.0f} % compiling, " if timing.compiling else ""
     device = "" if timing.device_memory is None else f", {size(timing.device_memory)} on the device"
-    typer.echo(
+    echo(
         f"{text.file}: {text.chunks} chunks of {text.ctx}, {text.scored} tokens scored; {evaluation.run.backend}, "
         f"{evaluation.run.dtype}; {timing.seconds:.1f} s ({100 * timing.reading:.0f} % reading, "
         f"{100 * timing.dequantizing:.0f} % dequantizing, {compiling}{100 * timing.computing:.0f} % computing), peak "
         f"{size(timing.peak_memory)}{device}"
     )
-    typer.echo()
+    echo()
     models = [evaluation.base, *(candidate.model for candidate in evaluation.candidates)]
     figures = [None, *(candidate.figures for candidate in evaluation.candidates)]
     chosen = ("ppl_ratio", "kld_mean", "kld_99_9", "same_top", "delta_p_rms")
@@ -62,20 +60,24 @@ def _print_candidate(candidate: Candidate, evaluation: Evaluation) -> None:
         "probability": "Token probability statistics",
         "agreement": "Agreement",
     }
-    typer.echo(f"\n{candidate.model.label}")
+    echo()
+    echo(candidate.model.label)
     for section, heading in headings.items():
-        typer.echo(f"\n====== {heading} ======")
+        echo()
+        echo(f"====== {heading} ======")
         print_table(
             ("", "value", "±", "95 % from", "to", "noise floor"),
             [_row(kind, candidate.figures[key]) for key, kind in FIGURES.items() if kind.section == section],
             right=(1, 2, 3, 4, 5),
         )
     flips = candidate.flips
-    typer.echo(
-        f"\nflips: {flips.lost} right tokens lost, {flips.gained} gained; McNemar's exact test p = {flips.p_value:.2g}"
+    echo()
+    echo(
+        f"flips: {flips.lost} right tokens lost, {flips.gained} gained; McNemar's exact test p = {flips.p_value:.2g}"
     )
     if candidate.layers:
-        typer.echo("\nWhere it was lost (SQNR in dB, less is worse):")
+        echo()
+        echo("Where it was lost (SQNR in dB, less is worse):")
         print_table(
             ("layer", "kind", "local", "accumulated"),
             [
@@ -86,7 +88,7 @@ def _print_candidate(candidate: Candidate, evaluation: Evaluation) -> None:
         )
     by_name = {loss.name: loss for loss in candidate.tensors}
     if candidate.worst:
-        typer.echo()
+        echo()
         print_table(
             ("worst tensors", "type", "weight", "output"),
             [
@@ -96,9 +98,9 @@ def _print_candidate(candidate: Candidate, evaluation: Evaluation) -> None:
             right=(2, 3),
         )
     if candidate.gates:
-        typer.echo()
+        echo()
         for line in gate_lines(candidate):
-            typer.echo(line)
+            echo(line)
 
 
 def _row(kind: FigureKind, figure: Figure) -> tuple[str, ...]:

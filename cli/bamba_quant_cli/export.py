@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bamba_quant_cli.console import count, print_json, progress, size
+from bamba_quant_cli.console import count, echo, print_json, progress, size
 from bamba_quant_cli.interrupts import writes
 from bamba_quant_cli.options import (
     AsJson,
@@ -65,10 +65,13 @@ def export(
     """
     from bamba_quant.export import plan_export, write_export
     from bamba_quant.writers.directory import check_directory
+    from bamba_quant.writers.resumable import settle
 
     plan = plan_export(
         file, dtype=dtype, max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"), vocab=not no_vocab
     )
+    if not dry_run:
+        settle(directory)
     check_directory(directory, overwrite=overwrite, n_bytes=sum(plan.sizes.values()))
     if dry_run:
         _print_plan(plan, directory, as_json)
@@ -87,9 +90,9 @@ def export(
         )
         return
     for note in plan.notes:
-        typer.echo(f"note: {note}", err=True)
-    typer.echo(directory)
-    typer.echo(
+        echo(f"note: {note}", err=True)
+    echo(directory)
+    echo(
         f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.dtype}, {size(n_bytes)} in "
         f"{len(written)} files, {seconds:.1f} s",
         err=True,
@@ -114,7 +117,8 @@ def _print_plan(plan: Export, directory: Path, as_json: bool) -> None:
         return
     print_rows(plan.rows)
     for note in plan.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"\n{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.dtype}")
+        echo(f"note: {note}")
+    echo()
+    echo(f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.dtype}")
     for name, n_bytes in plan.sizes.items():
-        typer.echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")
+        echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")

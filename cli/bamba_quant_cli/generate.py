@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_json
+from bamba_quant_cli.console import echo, echo_text, print_json
 from bamba_quant_cli.interrupts import leaves
 from bamba_quant_cli.options import (
     Activations,
@@ -14,9 +14,13 @@ from bamba_quant_cli.options import (
     Backend,
     Device,
     Dtype,
+    IgnoreAdapter,
     IgnoreConfigKey,
     Model,
+    StripPrefix,
     Tokenizer,
+    print_note,
+    read_options,
 )
 
 EXAMPLES = """
@@ -49,13 +53,17 @@ def generate(
     backend: Backend = "auto",
     tokenizer: Tokenizer = None,
     ignore_config_key: IgnoreConfigKey = None,
+    ignore_adapter: IgnoreAdapter = False,
+    strip_prefix: StripPrefix = "",
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt with any model this tool reads; the text appears as it is made."""
+    from bamba_quant.checkpoint import open_checkpoint
     from bamba_quant.device_weights import weights_on
     from bamba_quant.errors import BambaQuantError
     from bamba_quant.evaluation.activations import resolve, with_activations
     from bamba_quant.running import open_model, torch_device, torch_dtype
+    from bamba_quant.tokenizers.end_of_text import stop_tokens
     from bamba_reference.generate import Sampling
     from bamba_reference.generate import generate as steps
     from bamba_reference.kernels import backend_named
@@ -64,7 +72,11 @@ def generate(
     sampling = Sampling(temperature, top_p, seed)
     if temperature == 0 and top_p != 1:
         raise BambaQuantError("--top-p draws nothing at temperature 0", fix="give a --temperature above 0")
-    loaded, encoder = open_model(model, tokenizer, ignore_config_key or ())
+    loaded, encoder = open_model(
+        model, tokenizer, read_options(ignore_config_key, ignore_adapter, strip_prefix)
+    )
+    for note in loaded.checkpoint.notes:
+        print_note(note)
     outside = [token for token in stop or () if not 0 <= token < loaded.config.vocab_size]
     if outside:
         raise BambaQuantError(
@@ -83,13 +95,16 @@ def generate(
     shown = ""
     if not as_json:
         leaves(_end_text)
-        typer.echo(prompt, nl=False)
-    for token in steps(ready, ids, max_new_tokens=max_tokens, sampling=sampling, stop=stop or None):
+        echo_text(prompt)
+    ends = stop or stop_tokens(loaded.checkpoint)
+    if not ends and tokenizer:  # a GGUF without a vocabulary
+        ends = stop_tokens(open_checkpoint(tokenizer))
+    for token in steps(ready, ids, max_new_tokens=max_tokens, sampling=sampling, stop=ends):
         new.append(token)
         text = encoder.decode(ids + new)[len(encoder.decode(ids)) :]
         # A letter of several tokens is shown when it is whole.
         if not as_json and not text.endswith("\ufffd"):
-            typer.echo(text[len(shown) :], nl=False)
+            echo_text(text[len(shown) :])
             shown = text
     if as_json:
         ended = "length" if len(new) == max_tokens else "stop"
@@ -104,9 +119,9 @@ def generate(
             }
         )
     else:
-        typer.echo()
+        echo()
 
 
 def _end_text() -> str:
-    typer.echo()
+    echo()
     return "the text is incomplete"

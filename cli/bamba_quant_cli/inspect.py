@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bamba_quant_cli.console import count, print_json, print_table, size
+from bamba_quant_cli.console import count, echo, echo_lines, print_json, print_table, size
 
 if TYPE_CHECKING:
     from bamba_quant.inspection import Inspection
@@ -41,20 +41,20 @@ def inspect(
         print_json(_as_dict(found))
         return
     checkpoint = found.checkpoint
-    typer.echo(
+    echo(
         f"{checkpoint.path}: {found.architecture} ({'GGUF' if checkpoint.kind == 'gguf' else 'Hugging Face'})"
     )
-    typer.echo(
+    echo(
         f"{len(checkpoint.tensors)} tensors in {len(checkpoint.files)} file(s), {count(checkpoint.elements)} "
         f"weights, {size(checkpoint.n_bytes)}, {found.bits_per_weight:.2f} bits per weight"
     )
     if found.layers:
         # One letter a layer: the map of a hybrid at a glance.
         marks = "".join("A" if kind == "attention" else "m" for kind in found.layers)
-        typer.echo(f"layers: {marks}  ({len(found.layers)}; attention in {list(found.attention_layers)})")
+        echo(f"layers: {marks}  ({len(found.layers)}; attention in {list(found.attention_layers)})")
     for remark in found.remarks:
-        typer.echo(f"remark: {remark}")
-    typer.echo()
+        echo_lines(f"remark: {remark}")
+    echo()
     print_table(
         ("type", "tensors", "weights", "bytes", "share"),
         [
@@ -69,10 +69,10 @@ def inspect(
         ],
         right=(1, 2, 3, 4),
     )
-    typer.echo()
+    echo()
     print_table(("key", "value"), [(key, _short(value)) for key, value in found.metadata.items()])
     if tensors:
-        typer.echo()
+        echo()
         print_table(
             ("tensor", "type", "shape", "bytes"),
             [
@@ -84,7 +84,10 @@ def inspect(
 
 
 def _short(value: Any, most: int = 100) -> str:
-    text = repr(value) if not isinstance(value, str) else value.replace("\n", "\\n")
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except RecursionError:
+        text = "(nested too deeply to be shown)"
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

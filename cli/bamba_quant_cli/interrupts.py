@@ -197,7 +197,9 @@ def _word(number: int) -> str:
 
 
 def _print(line: str) -> None:
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    from bamba_quant.printable import visible
+
+    shown = visible(line, keep="")
     with suppress(AttributeError, OSError, ValueError):  # of a stderr that is closed or broken
         print(f"{_CLEAR_LINE if sys.stderr.isatty() else ''}{shown}", file=sys.stderr, flush=True)
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from bamba_quant_cli.console import echo
+
+if TYPE_CHECKING:
+    from bamba_quant.checkpoint import ReadOptions
 
 Activations = Annotated[
     str,
@@ -43,10 +48,24 @@ IgnoreConfigKey = Annotated[
         metavar="KEY", help="Vouch that an unknown key of config.json changes no logit. Repeatable."
     ),
 ]
+IgnoreAdapter = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-adapter",
+        help="Read the base model where an adapter is stored beside it, without the adapter.",
+    ),
+]
 Imatrix = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE", help="Importance matrix of llama-imatrix, .gguf or .dat: weighs each column's errors."
+    ),
+]
+ImatrixStrict = Annotated[
+    bool,
+    typer.Option(
+        "--imatrix-strict",
+        help="Make a tensor without an entry in the importance matrix an error, not a note.",
     ),
 ]
 Keep = Annotated[
@@ -84,12 +103,28 @@ Processes = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where an interrupted run of the same command stopped.")
 ]
+StripPrefix = Annotated[
+    str,
+    typer.Option(metavar="PREFIX", help="Remove this from the start of tensor names, such as _orig_mod."),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default one a processor.")]
 Tokenizer = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Take the tokenizer of this checkpoint instead.")
 ]
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def read_options(ignore_config_key: list[str] | None, ignore_adapter: bool, strip_prefix: str) -> ReadOptions:
+    """How a MODEL is read, from the options of this command line."""
+    from bamba_quant.checkpoint import ReadOptions
+
+    return ReadOptions(tuple(ignore_config_key or ()), ignore_adapter, strip_prefix)
+
+
+def print_note(note: str) -> None:
+    """A note on stderr."""
+    echo(f"note: {note}", err=True)
 
 
 def parse_size(text: str, option: str) -> int:

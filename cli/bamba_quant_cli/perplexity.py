@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_json
+from bamba_quant_cli.console import echo, echo_progress, print_json
 from bamba_quant_cli.options import (
     Activations,
     AsJson,
     Backend,
     Device,
     Dtype,
+    IgnoreAdapter,
     IgnoreConfigKey,
     Model,
     Processes,
+    StripPrefix,
     Tokenizer,
+    print_note,
+    read_options,
 )
 from bamba_quant_cli.processes import share
 
@@ -59,6 +63,8 @@ def perplexity(
     processes: Processes = 1,
     tokenizer: Tokenizer = None,
     ignore_config_key: IgnoreConfigKey = None,
+    ignore_adapter: IgnoreAdapter = False,
+    strip_prefix: StripPrefix = "",
     as_json: AsJson = False,
 ) -> None:
     """Perplexity exactly as llama-perplexity defines it, of safetensors and GGUF alike.
@@ -73,7 +79,11 @@ def perplexity(
 
     with joined() as ranks:
         words, digest = read_text(text)
-        loaded, encoder = open_model(model, tokenizer, ignore_config_key or ())
+        loaded, encoder = open_model(
+            model, tokenizer, read_options(ignore_config_key, ignore_adapter, strip_prefix)
+        )
+        for note in loaded.checkpoint.notes if ranks.first else ():
+            print_note(note)
         started = time.monotonic()
         scorer, chosen = _scorer(loaded, stream, activations, backend, dtype, device, ranks)
         estimate = measure(
@@ -109,7 +119,7 @@ def perplexity(
             }
         )
         return
-    typer.echo(
+    echo(
         f"perplexity {estimate.perplexity:.4f} ± {estimate.error:.4f}  ({estimate.chunks} chunks of {ctx}, "
         f"{estimate.scored} tokens scored, {estimate.chunks * ctx / seconds:.0f} tokens/s, backend {chosen})"
     )
@@ -178,7 +188,7 @@ def _layer_teller(ranks: Ranks) -> Callable[[int, int], None]:
             return
         if sys.stderr.isatty() or time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
             told = time.monotonic()
-            _line(f"layer {done} of {layers}", last=done == layers)
+            echo_progress(f"layer {done} of {layers}", last=done == layers)
 
     return tell
 
@@ -202,18 +212,10 @@ def _teller(ranks: Ranks) -> Callable[[Estimate], None]:
             left = (
                 (now - first) / (estimate.chunks - 1) * max(0, estimate.total / ranks.size - estimate.chunks)
             )
-            _line(
+            echo_progress(
                 f"chunk {estimate.chunks} of {estimate.total}: perplexity {estimate.perplexity:.4f} ± "
                 f"{estimate.error:.4f}, {left:.0f} s left",
                 last,
             )
 
     return tell
-
-
-def _line(text: str, last: bool) -> None:
-    """Over the last line on a terminal, a line of its own elsewhere."""
-    if sys.stderr.isatty():
-        typer.echo(f"\r\x1b[K{text}", nl=last, err=True)
-    else:
-        typer.echo(text, err=True)

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from bamba_quant_cli.console import count, print_json, print_table, progress, size
+from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
 from bamba_quant_cli.interrupts import writes
 
 if TYPE_CHECKING:
+    from bamba_quant.checkpoint import ReadOptions
     from bamba_quant.quantize import Quantization
 
 
@@ -25,10 +24,11 @@ def quantize(
     keep: Sequence[str],
     dtype: str,
     imatrix: Path | None,
+    imatrix_strict: bool,
     max_shard_bytes: int,
     dry_run: bool,
     resume: bool,
-    ignore_config_keys: Sequence[str],
+    reading: ReadOptions,
     threads: int | None,
     overwrite: bool,
     as_json: bool,
@@ -47,9 +47,9 @@ def quantize(
         keep=keep,
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
-        imatrix=read_imatrix(imatrix) if imatrix else None,
+        imatrix=read_imatrix(imatrix, strict=imatrix_strict) if imatrix else None,
         imagine=dry_run,
-        ignore_config_keys=ignore_config_keys,
+        reading=reading,
     )
     if dry_run:
         _print_plan(plan, directory, as_json)
@@ -70,9 +70,9 @@ def quantize(
         )
         return
     for note in _notes(plan):
-        typer.echo(f"note: {note}", err=True)
-    typer.echo(directory)
-    typer.echo(
+        echo(f"note: {note}", err=True)
+    echo(directory)
+    echo(
         f"{len(plan.matrices)} matrices in {plan.scheme.name}, {count(plan.quantized_elements)} of "
         f"{count(plan.elements)} weights, {size(n_bytes)} in {len(written)} files, {seconds:.1f} s",
         err=True,
@@ -131,14 +131,16 @@ def _print_plan(plan: Quantization, directory: Path, as_json: bool) -> None:
         right=(3, 5),
     )
     for note in _notes(plan):
-        typer.echo(f"note: {note}")
+        echo(f"note: {note}")
     stored: dict[str, int] = {}
     for source in plan.sources:
         stored[source.format.name] = stored.get(source.format.name, 0) + source.n_bytes
-    typer.echo(
-        f"\n{len(plan.matrices)} matrices in {plan.scheme.name} by {plan.method.name}, "
-        f"{count(plan.quantized_elements)} of {count(plan.elements)} weights\n"
+    echo()
+    echo(
+        f"{len(plan.matrices)} matrices in {plan.scheme.name} by {plan.method.name}, "
+        f"{count(plan.quantized_elements)} of {count(plan.elements)} weights"
     )
+    echo()
     written = sum(plan.bytes_by_dtype.values())
     print_table(
         ("weights", "bytes", ""),
@@ -150,9 +152,9 @@ def _print_plan(plan: Quantization, directory: Path, as_json: bool) -> None:
         ],
         right=(1, 2),
     )
-    typer.echo()
+    echo()
     for name, n_bytes in plan.sizes.items():
-        typer.echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")
+        echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")
 
 
 def _rows_as_json(plan: Quantization) -> list[dict[str, Any]]:

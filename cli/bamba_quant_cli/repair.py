@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli.console import print_json, progress, size
+from bamba_quant_cli.console import echo, print_json, progress, size
 from bamba_quant_cli.interrupts import writes
 from bamba_quant_cli.options import AsJson, Overwrite, Threads
 from bamba_quant_cli.plans import files_of
@@ -48,9 +48,12 @@ def repair(
     from bamba_quant.errors import OutputError
     from bamba_quant.repair import plan_repair
     from bamba_quant.writers import write_gguf
+    from bamba_quant.writers.commit import restore
 
     if in_place and outfile is not None:
         raise OutputError("--in-place and --outfile contradict each other", fix="give one of them")
+    if in_place:
+        restore(file)  # an interrupted run may have replaced some shards
     checkpoint, plan = plan_repair(file)
     stem = split_stem(file)
     target = outfile or stem.with_name(f"{stem.name}{'' if in_place else '-repaired'}.gguf")
@@ -70,8 +73,8 @@ def repair(
         print_json({"files": written, "bytes": n_bytes, "repaired": moved})
         return
     for path in written:
-        typer.echo(path)
-    typer.echo(
+        echo(path)
+    echo(
         f"{len(moved)} of {len(plan.rows)} tensors had their rows reordered, the others were copied; "
         f"{size(n_bytes)}",
         err=True,

@@ -1,12 +1,17 @@
-"""The one exception every layer of this distribution raises for what a user can mend, and the reference's own kinds."""
+"""The one exception that every layer of this distribution raises for what a user can fix, and the reference's own."""
 
 from __future__ import annotations
+
+# Names and values come from files of any size. Lists that this project itself prints are shorter than this.
+_MOST_CHARACTERS = 800
+_MOST_LINES = 8
 
 
 class BambaQuantError(Exception):
     """Bad input, named: what is wrong, where, what was found, what was expected, what to do.
 
-    Only the command line turns it into an exit code; a library caller may catch it whole or by subclass.
+    Its text is bounded, whatever the parts hold; ``found`` and the other attributes keep them whole. Only the command
+    line turns it into an exit code; a library caller may catch it whole or by subclass.
     """
 
     def __init__(
@@ -30,10 +35,27 @@ class BambaQuantError(Exception):
             ("where", self.where),
             ("found", self.found),
             ("expected", self.expected),
-            ("to mend", self.fix),
+            ("fix", self.fix),
         ]
-        return "\n".join([self.what, *(f"  {label}: {value}" for label, value in parts if value is not None)])
+        return "\n".join(
+            [
+                _shown(self.what),
+                *(f"  {label}: {_shown(value)}" for label, value in parts if value is not None),
+            ]
+        )
 
 
 class ConfigError(BambaQuantError):
     """A configuration that is incomplete, contradicts itself, or asks for mathematics that is not implemented."""
+
+
+def _shown(value: object) -> str:
+    """``value`` in bounds; lines after its first stand deeper than the labels, so that none can pass for a part."""
+    try:
+        text = str(value)
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists nested as deep
+        text = f"a value that cannot be shown ({error})"
+    lines = text.split("\n", _MOST_LINES)[:_MOST_LINES]
+    kept = "\n".join(lines)[:_MOST_CHARACTERS]
+    left = len(text) - len(kept)
+    return kept.replace("\n", "\n    ") + (f"… ({left:,} more characters)" if left else "")

@@ -1,15 +1,15 @@
 """Compiles functions with numba on first use and keeps them on disk, until any of their sources changes.
 
 The cache lies in ``bamba-quant`` under ``$NUMBA_CACHE_DIR`` where that is set, else ``$XDG_CACHE_HOME``, else
-``~/.cache``, so that an installed package need not be writable. Where no such directory can be written a
-warning says so once, and every process compiles the kernels it uses anew: slower to start, the same bytes.
+``~/.cache``, so that an installed package need not be writable. Where that directory cannot be used, a warning says
+so once, and every process compiles the kernels that it uses: slower to start, the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -17,11 +17,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import llvmlite
 import numba
 from llvmlite import ir
 
+from bamba_reference import kernel_cache
+from bamba_reference.kernel_cache import KernelCache
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_SOURCES = (Path(__file__), Path(kernel_cache.__file__))
 _compiling = threading.Lock()
 
 
@@ -64,40 +69,25 @@ def transposed(builder: Any, rows: list[Any]) -> list[Any]:
 
 @cache
 def _machine_code(function: Any, signature: Any, packages: tuple[Path, ...], allowed: frozenset[str]) -> Any:
-    given = numba.config.CACHE_DIR
-    directory = _directory(given, packages)
-    kept = _writable(directory)
-    # numba takes the place of its cache from this setting as it defines a function.
-    numba.config.CACHE_DIR = str(directory)
-    try:
-        # C's division: left to itself numba tests every divisor, which costs the vectors.
-        return numba.njit(signature, nogil=True, cache=kept, error_model="numpy", fastmath=set(allowed))(
-            function
-        )
-    finally:
-        numba.config.CACHE_DIR = given
+    # C's division: left to itself numba tests every divisor, which costs the vectors.
+    dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=set(allowed))(function)
+    directory = _directory(numba.config.CACHE_DIR, packages)
+    if directory is not None:
+        dispatcher._cache = KernelCache(function, directory, sorted(allowed))
+    dispatcher.compile(signature)
+    dispatcher.disable_compile()
+    return dispatcher
 
 
 @cache
-def _writable(directory: Path) -> bool:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            return True
-    except OSError as error:
-        warnings.warn(
-            f"compiled kernels cannot be kept in {directory} ({error.strerror}): each run compiles anew; "
-            "set NUMBA_CACHE_DIR to a directory that can be written",
-            stacklevel=1,
-        )
-        return False
-
-
-@cache
-def _directory(given: str, packages: tuple[Path, ...]) -> Path:
-    """Named by a digest of all sources and of numba's version."""
-    digest = hashlib.sha256(numba.__version__.encode())
-    for source in (Path(__file__), *(file for package in packages for file in sorted(package.glob("*.py")))):
+def _directory(given: str, packages: tuple[Path, ...]) -> Path | None:
+    """Named by a digest of all sources and of the compiler's version; None where nothing says which base it has."""
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version}".encode())
+    for source in (*_SOURCES, *(file for package in packages for file in sorted(package.glob("*.py")))):
         digest.update(source.read_bytes())
-    base = Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        base = Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        warnings.warn(f"compiled kernels are not kept: {error}; set NUMBA_CACHE_DIR", stacklevel=2)
+        return None
     return base / "bamba-quant" / f"kernels-{digest.hexdigest()[:16]}"

@@ -12,6 +12,7 @@ from bamba_quant.calibration import read_imatrix
 from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, PlanError
+from bamba_quant.quantize import plan_quantization
 from tests.recipes.test_llama_quantize import random_imatrix
 from tests.support.conversion import to_gguf
 
@@ -50,7 +51,7 @@ def test_metadata_is_llama_quantizes(tmp_path: Path) -> None:
         "quantize.imatrix.entries_count": len(read_imatrix(tmp_path / "x.gguf").entries),
         "quantize.imatrix.chunks_count": 7,
     }
-    assert any("does not cover" in row.note for row in plan.rows if row.name == "token_embd.weight")
+    assert any("has no entry" in row.note for row in plan.rows if row.name == "token_embd.weight")
 
 
 def test_missing_and_misshapen_entries_are_named(tmp_path: Path) -> None:
@@ -58,7 +59,20 @@ def test_missing_and_misshapen_entries_are_named(tmp_path: Path) -> None:
     name = "blk.1.ssm_out.weight"
     missing = write_dat(tmp_path / "missing.dat", {key: v for key, v in entries.items() if key != name})
     with pytest.raises(PlanError, match=name):
-        plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=missing)
+        plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=missing, imatrix_strict=True)
+    # llama-quantize warns and goes on without importance; so do the plans, with a note.
+    rows = {
+        row.name: row
+        for row in plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=missing).plan.rows
+    }
+    assert rows[name].importance is None
+    assert "no entry" in rows[name].note
+    assert rows["blk.1.ssm_in.weight"].importance is not None
+    scheme = plan_quantization(embedded_model(), "w4a16-g128", imatrix=read_imatrix(missing))
+    assert any("no entry for" in note and "layers.1.mamba.out_proj" in note for note in scheme.notes)
+    other = write_dat(tmp_path / "other.dat", {"blk.0.other.weight": np.ones(4, np.float32)})
+    with pytest.raises(PlanError, match=r"any tensor of this model"):
+        plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=other)
     misshapen = write_dat(tmp_path / "misshapen.dat", entries | {name: np.ones(7, np.float32)})
     with pytest.raises(PlanError, match=rf"{name}[\s\S]*7 values[\s\S]*512"):
         plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=misshapen)
@@ -77,7 +91,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         write_dat(tmp_path / "bad.dat", {"a": np.full(4, value, np.float32)})
         with pytest.raises(CheckpointError, match="tensor a"):
             read_imatrix(tmp_path / "bad.dat")
-    with pytest.raises(CheckpointError, match="no importance matrix"):
+    with pytest.raises(CheckpointError, match="is not an importance matrix"):
         read_imatrix(to_gguf(embedded_model(), tmp_path / "model.gguf"))
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_imatrix(tmp_path / "nowhere")

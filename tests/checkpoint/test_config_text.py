@@ -54,5 +54,5 @@ def test_any_object(value: dict[str, Any], indent: Any, ascii_only: bool) -> Non
 def test_a_key_that_is_there() -> None:
     with pytest.raises(CheckpointError, match="already"):
         with_key(b'{"k": null}', "k", 1, "config.json")
-    with pytest.raises(CheckpointError, match="no JSON object"):
+    with pytest.raises(CheckpointError, match="not a JSON object"):
         with_key(b"[]", "k", 1, "config.json")

@@ -106,7 +106,7 @@ def test_pytorch_bin_out_of_order_or_old(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="one piece"):
         open_checkpoint(tmp_path)
     torch.save(TENSORS, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match="no zip archive"):
+    with pytest.raises(CheckpointError, match="not a zip archive"):
         open_checkpoint(tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_a_repacked_bin_file(order: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", ["/data/0", "/data/3", "/"])
 def test_a_compressed_bin_file(which: str, tmp_path: Path) -> None:
     repack(tmp_path, lambda name: zipfile.ZIP_DEFLATED if which in name else zipfile.ZIP_STORED)
-    with pytest.raises(CheckpointError, match=r"compressed[\s\S]*/data/"):
+    with pytest.raises(CheckpointError, match=r"compressed[\s\S]*record .*/data"):
         open_checkpoint(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
+from bamba_quant.errors import OutputError
 from bamba_quant.report import read_report
+from bamba_quant_cli.app import app
 from tests.support.models import random_bamba, save_checkpoint
 from tests.test_repair import faulty
 
@@ -197,9 +201,16 @@ def test_repair(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*repaired-*"))
 
 
-def test_demo(tmp_path: Path) -> None:
-    text = run("demo", "--out", tmp_path / "demo").stdout
-    report = read_report(tmp_path / "demo" / "report" / "report.json")
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The directory of a demo, and what it printed."""
+    directory = tmp_path_factory.mktemp("x") / "demo"
+    return directory, run("demo", "--out", directory).stdout
+
+
+def test_demo(demo: tuple[Path, str]) -> None:
+    directory, text = demo
+    report = read_report(directory / "report" / "report.json")
     assert [candidate.model.recipe for candidate in report.candidates] == [
         *("bf16", "q8_0", "q4_k_m", "fp8-dynamic", "int4")
     ]
@@ -207,8 +218,57 @@ def test_demo(tmp_path: Path) -> None:
         assert candidate.model.recipe in text
         assert Path(candidate.model.path).exists()
         assert candidate.layers
-    page = tmp_path / "demo" / "report" / "report.html"
+    page = directory / "report" / "report.html"
     assert str(page) in text
     assert page.is_file()
     again = run(*shlex.split(report.run.command)[1:]).stdout
     assert f"{report.text.chunks} chunks of {report.text.ctx}" in again
+
+
+def test_a_demo_replaces_what_demos_made(
+    demo: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = shutil.copytree(demo[0], tmp_path / "demo")
+    listed = subprocess.run(
+        ["sha256sum", "-c", "demo.sha256"], cwd=directory, check=True, capture_output=True
+    )
+    files = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    assert {line.split(":")[0] for line in listed.stdout.decode().splitlines()} == files - {"demo.sha256"}
+    (directory / "mine.txt").write_text("mine")
+    (directory / "report" / "mine.txt").write_text("mine")
+    lines = (directory / "demo.sha256").read_text().splitlines()
+    # As an interrupt leaves it.
+    (directory / "demo.sha256").write_text("\n".join(lines[:-4]) + "\n")
+    shutil.rmtree(directory / "report")
+    (directory / "python-help.txt").unlink()
+    monkeypatch.setattr("bamba_quant_cli.demo.KINDS", ("q8_0",))
+    monkeypatch.setattr("bamba_quant_cli.demo._CHUNKS", 8)
+    done = CliRunner().invoke(app, ["demo", "--out", str(directory)])
+    assert done.exit_code == 0, done.exception
+    assert len((directory / "demo.sha256").read_text().splitlines()) == len(lines)
+    assert (directory / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("a file", "python-help.txt"),
+        ("a file", "bamba-mini-Q8_0.gguf"),
+        ("a file", "bamba-mini-fp8-dynamic/config.json"),
+        ("a link", "report/report.md"),
+        ("a link", "demo.sha256"),
+    ],
+)
+def test_a_demo_keeps_what_no_demo_made(kind: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    file = tmp_path / "demo" / name
+    file.parent.mkdir(parents=True)
+    if kind == "a link":
+        file.symlink_to(tmp_path / "mine")
+    else:
+        file.write_text("mine")
+    done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo")])
+    assert isinstance(done.exception, OutputError)
+    assert f"no demo made, or that was changed since\n  where: {file}" in str(done.exception)
+    assert [path for path in (tmp_path / "demo").rglob("*") if not path.is_dir()] == [file]
+    assert file.read_text() == "mine"

@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from bamba_quant.embedded import embedded_model
+from bamba_quant.errors import OutputError
+from bamba_quant.evaluation.inputs import REPORTS
+from bamba_quant.report import read_report
+from bamba_quant_cli.app import app
 from tests.cli.test_commands import run
 from tests.support.conversion import to_gguf
 
@@ -118,8 +123,8 @@ def test_bases_saved_and_used(q8: Path, text: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (("--max-kld", "nan"), "no number"),
-        (("--max-kld", "inf"), "no number"),
+        (("--max-kld", "nan"), "not a number"),
+        (("--max-kld", "inf"), "not a number"),
         (("--min-same-top", "90"), "for 90 % give 0.9"),
         (("--gate", "max-flips=5"), "for 5 % give 0.05"),
         (("--gate", "max-kdl=1"), "no gate has this name"),
@@ -154,3 +159,50 @@ def test_compare(q8: Path, q4: Path, tmp_path: Path) -> None:
     copy.write_bytes(q8.read_bytes())
     assert "51 tensors, 51 of them the same" in run("compare", q8, copy).stdout
     assert "given twice" in run("compare", q8, q8, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--text DIR/report.md --report-dir DIR", "would replace"),
+        ("--text DIR/report.md --report-dir DIR --overwrite", "would replace"),
+        ("--text TEXT --gates DIR/report.md --report-dir DIR --overwrite", "would replace"),
+        ("--text TEXT --tokenizer DIR/model --report-dir DIR --overwrite", "would replace"),
+        ("--text TEXT --report-dir DIR", "exists already"),
+        ("--text TEXT --save-base DIR/report.md", "exists already"),
+        ("--text TEXT --save-base DIR/new/report.json --report-dir DIR/new", "two outputs"),
+        ("--text TEXT --save-base TEXT --overwrite", "would replace"),
+        ("--text TEXT --save-base DIR/report.md --gates DIR/report.md --overwrite", "would replace"),
+        ("--text TEXT --save-base DIR/model/tokenizer.json --tokenizer DIR/model --overwrite", "would replace"),
+    ],
+)  # fmt: skip
+def test_no_output_replaces_an_input(
+    options: str, complaint: str, q8: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report.md").write_text("mine")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").hardlink_to(tmp_path / "report.md")
+
+    def refuse(*arguments: object, **more: object) -> None:
+        pytest.fail("this is to be refused before the work")
+
+    monkeypatch.setattr("bamba_quant.evaluation.evaluate.evaluate", refuse)
+    before = text.read_bytes()
+    words = options.replace("DIR", str(tmp_path)).replace("TEXT", str(text)).split()
+    done = CliRunner().invoke(app, ["evaluate", str(embedded_model()), str(q8), *words])
+    assert isinstance(done.exception, OutputError) and complaint in str(done.exception)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "report.md"]
+    assert (tmp_path / "report.md").read_text() == "mine" and text.read_bytes() == before
+
+
+def test_a_report_of_more_files_stays(q8: Path, q4: Path, text: Path, tmp_path: Path) -> None:
+    options = ("--text", text, *SMALL, "--drift-chunks", 0, "--noise-floor", "none", "--report-dir", tmp_path)
+    done = run("evaluate", embedded_model(), q8, q4, *options)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert done.stdout.split()[-3:] == [str(tmp_path / name) for name in REPORTS] and files.keys() == set(
+        REPORTS
+    )
+    assert "exists already" in run("evaluate", embedded_model(), q8, *options, code=2).stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    run("evaluate", embedded_model(), q8, *options, "--overwrite")
+    assert len(read_report(tmp_path / "report.json").candidates) == 1

@@ -233,7 +233,7 @@ def test_names_do_not_act_on_a_terminal() -> None:
         leaves(lambda: "a\x1b]0;title\x07\nb\udcff")
         tell()
 
-    assert ran(command) == (130, "interrupted; a\\x1b]0;title\\x07\\nb\\udcff\n")
+    assert ran(command) == (130, "interrupted; a\\u001b]0;title\\u0007\\nb\\udcff\n")
 
 
 @pytest.mark.parametrize(("variable", "value"), [(STARTED, "2/1"), ("RANK", "1")])

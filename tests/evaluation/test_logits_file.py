@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,20 +130,91 @@ def test_of_equally_likely_tokens_the_first_counts(tmp_path: Path) -> None:
     assert base.top[:, 0].tolist() == [2] * SCORED
 
 
+HEAD = struct.Struct("<8sIii")
+
+
+@pytest.mark.parametrize(
+    ("ctx", "vocab_size", "chunks", "complaint"),
+    [
+        (CTX, 33, -1, "makes no sense"),
+        (CTX, 0, CHUNKS, "makes no sense"),
+        (2, 33, CHUNKS, "makes no sense"),
+        (2**32 - 1, 2**31 - 1, 2**31 - 1, "makes no sense"),
+        (2**26, 33, 2, "makes no sense"),
+        (2**25, 33, 2, "truncated"),
+        (CTX, 2**31 - 1, CHUNKS, "truncated"),
+        (CTX, 34, CHUNKS + 1, "truncated"),
+    ],
+)
+def test_headers_that_no_file_can_hold(
+    ctx: int, vocab_size: int, chunks: int, complaint: str, written: tuple[Path, Any, Any]
+) -> None:
+    path = written[0]
+    path.write_bytes(HEAD.pack(b"_logits_", ctx, vocab_size, chunks) + path.read_bytes()[HEAD.size :])
+    with pytest.raises(CheckpointError, match=complaint):
+        read_logits_file(path)
+
+
 def test_what_is_no_file_of_logits(written: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     path, tokens, _ = written
     raw = path.read_bytes()
-    path.write_bytes(raw[:-1])
-    with pytest.raises(CheckpointError, match="truncated"):
-        read_logits_file(path)
-    path.write_bytes(raw[:8] + struct.pack("<Iii", CTX, 33, -1) + raw[20:])
-    with pytest.raises(CheckpointError, match="makes no sense"):
-        read_logits_file(path)
-    path.write_bytes(b"GGUF" + raw[4:])
-    with pytest.raises(CheckpointError, match="not a file"):
-        read_logits_file(path)
+    for end in (-1, HEAD.size + 4 * tokens.size, HEAD.size):
+        path.write_bytes(raw[:end])
+        with pytest.raises(CheckpointError, match="truncated"):
+            read_logits_file(path)
+    for content in (raw[: HEAD.size - 1], b"", b"GGUF" + raw[4:]):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="not a file"):
+            read_logits_file(path)
     with pytest.raises(OutputError, match="exists already"), writing(path, tokens, 33) as write:
         write(np.zeros((1, 33), np.float32))
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path, tmp_path / "nowhere"):
+        assert not is_logits_file(place)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_logits_file(place)
+
+
+@pytest.mark.parametrize("token", [-1, 33, 2**31 - 1])
+def test_tokens_outside_of_the_vocabulary(token: int, written: tuple[Path, Any, Any]) -> None:
+    path = written[0]
+    with path.open("r+b") as file:
+        file.seek(HEAD.size + 4 * (CTX + 2))
+        file.write(struct.pack("<i", token))
+    with pytest.raises(CheckpointError, match=rf"tokens that(.|\n)*first of them {token}\n"):
+        read_logits_file(path)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("scale", "least"),
+    [(NAN, -20), (INF, -20), (-INF, -20), (-1e-4, -20), (1e-4, NAN), (1e-4, INF), (0, -INF), (1e-4, 0), (3e38, -3e38)],
+)  # fmt: skip
+def test_rows_that_are_no_probabilities(scale: float, least: float, written: tuple[Path, Any, Any]) -> None:
+    path = written[0]
+    file = read_logits_file(path)
+    row = 2 * SCORED + 1
+    with path.open("r+b") as stream:
+        stream.seek(file.start + 2 * row * file.row_words)
+        stream.write(struct.pack("<ff", scale, least))
+    blocks = base_blocks(file, slice(0, CHUNKS), [3] * (CHUNKS * SCORED // 3), torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=r"row that is no(.|\n)*chunk 2, scored token 1\n"):
+        list(blocks)
+
+
+def test_a_file_that_shrinks_while_it_is_read(written: tuple[Path, Any, Any]) -> None:
+    path = written[0]
+    file = read_logits_file(path)
+    blocks = base_blocks(file, slice(0, CHUNKS), [SCORED] * CHUNKS, torch.device("cpu"))
+    assert len(next(blocks).targets) == SCORED
+    os.truncate(path, file.start + 2 * SCORED * file.row_words + 1)
+    with pytest.raises(CheckpointError, match=rf"changed while it was read\n.*{path}"):
+        next(blocks)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        next(base_blocks(file, slice(0, CHUNKS), [SCORED] * CHUNKS, torch.device("cpu")))
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

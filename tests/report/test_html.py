@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bamba_quant.evaluation.result import FIGURES
+from bamba_quant.printable import visible
 from bamba_quant.report import numbers, to_html
-from bamba_quant.report.markup import element, visible
+from bamba_quant.report.markup import element
 from tests.report.variants import EDGES, HOSTILE, relabelled
 
 FETCHING = {

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
@@ -27,8 +31,9 @@ def test_byte_level_bpe(row: PreTokenizer, tmp_path: Path) -> None:
         for text in BROAD + SPECIAL:
             ids = encoder.encode(text)
             assert ids == tokenizer.encode(text).ids, text
-            assert encoder.decode(ids) == tokenizer.decode(ids)
-            assert encoder.decode([*ids, 4099]) == tokenizer.decode(ids), "a row without a token"
+            decoded = tokenizer.decode(ids, skip_special_tokens=False)
+            assert encoder.decode(ids) == decoded
+            assert encoder.decode([*ids, 4099]) == decoded, "a row without a token"
 
 
 @pytest.mark.parametrize(
@@ -39,12 +44,43 @@ def test_sentencepiece_models(options: dict[str, object], tmp_path: Path) -> Non
     file = test_sentencepiece.converted(tmp_path)
     for encoder in (read_encoder(open_checkpoint(file)), read_encoder(open_checkpoint(tmp_path))):
         for text in BROAD:
+            if "<s>" in text:  # which the library never finds in a text, and transformers does
+                continue
             ids = encoder.encode(text)
             assert ids == [oracle.bos_id(), *oracle.encode(text)], text
-            assert encoder.decode(ids) == oracle.decode(ids)
-            assert encoder.decode([*ids, test_sentencepiece.ROWS - 1]) == oracle.decode(ids), (
-                "a row without a token"
-            )
+            decoded = oracle.decode(ids[1:]).replace(" \u2047 ", "<unk>")
+            assert encoder.decode(ids[1:]) == decoded
+            assert encoder.decode([*ids[1:], test_sentencepiece.ROWS - 1]) == decoded, "a row without a token"
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"truncation": {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}},
+        {
+            "padding": {
+                "strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": None,
+                "pad_id": 2, "pad_type_id": 0, "pad_token": "<|pad|>",
+            }
+        },
+    ],
+    ids=["truncation", "padding"],
+)  # fmt: skip
+@pytest.mark.parametrize("gap", [False, True])
+def test_a_text_is_never_cut_or_padded(saved: dict[str, Any], gap: bool, tmp_path: Path) -> None:
+    """Both belong to a call of the library, and stay in a file that was saved while they were on."""
+    directory = shutil.copytree(embedded_model(), tmp_path / "m")
+    file = directory / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | saved))
+    if gap:  # an id that the library does not give of itself, so that the tokenizer is built another way
+        (directory / "added_tokens.json").write_text(json.dumps({"<x>": 2050}))
+    oracle, encoder = AutoTokenizer.from_pretrained(directory), read_encoder(open_checkpoint(directory))
+    for text in ("short", " ".join(BROAD)):
+        ids = oracle.encode(text, truncation=False, padding=False)
+        assert encoder.encode(text) == ids
+        assert encoder.decode(ids) == oracle.decode(ids)
+    file = to_gguf(embedded_model(), tmp_path / "m.gguf", vocab_only=True)
+    assert read_encoder(open_checkpoint(file)).encode(text) == ids
 
 
 def test_embedded_model() -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, TokenizerError
 from bamba_quant.tokenizers import Vocabulary, read_vocabulary
 from bamba_quant.tokenizers.encoder import read_encoder
+from bamba_quant.tokenizers.library import library_errors
 
 GOOD: dict[str, Any] = json.loads((embedded_model() / "tokenizer.json").read_text())
 SETTINGS: dict[str, Any] = json.loads((embedded_model() / "tokenizer_config.json").read_text())
@@ -114,6 +116,101 @@ def test_tokenizer_json(change: Callable[[dict[str, Any]], None], complaint: str
     assert "tokenizer.json" in str(error.value)
 
 
+def template(*single: dict[str, Any], tokens: dict[str, Any] | None = None) -> dict[str, Any]:
+    pair = [{"Sequence": {"id": each, "type_id": 0}} for each in "AB"]
+    return {
+        "type": "TemplateProcessing",
+        "single": list(single),
+        "pair": pair,
+        "special_tokens": tokens or {},
+    }
+
+
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+UNKNOWN = {"SpecialToken": {"id": "<x>", "type_id": 0}}
+PANICKING = [
+    template(UNKNOWN, TEXT),
+    template({"Sequence": {"id": "B", "type_id": 0}}),
+    {"type": "Sequence", "processors": [{"type": "Sequence", "processors": [template(UNKNOWN)]}]},
+]
+
+
+@pytest.mark.parametrize("processor", PANICKING)
+def test_a_post_processor_at_which_the_library_panics(
+    processor: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the panic, which is not an Exception, nor its backtrace reaches the user."""
+    tokenizer = GOOD | {"post_processor": processor}
+    with pytest.raises(TokenizerError, match="post-processor"):
+        read(tmp_path, tokenizer)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(TokenizerError, match="post-processor"):
+        read_encoder(open_checkpoint(tmp_path, weights=False))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_panic_is_an_error_and_an_interrupt_is_not() -> None:
+    processors = Tokenizer.from_str(json.dumps(GOOD | {"post_processor": PANICKING[0]}))
+    with pytest.raises(TokenizerError, match="cannot be run"), library_errors("here"):
+        processors.encode("a")
+    for interrupt in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(interrupt), library_errors("here"):
+            raise interrupt
+
+
+def test_a_post_processor_that_adds_a_token_without_a_text(tmp_path: Path) -> None:
+    tokens = {"<x>": {"id": "<x>", "ids": [2**31], "tokens": ["<x>"]}}
+    tokenizer = GOOD | {"post_processor": template(UNKNOWN, TEXT, tokens=tokens)}
+    with pytest.raises(TokenizerError, match="special tokens"):
+        read(tmp_path, tokenizer)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(TokenizerError, match="vocabulary does not have"):
+        read_encoder(open_checkpoint(tmp_path, weights=False))
+
+
+@pytest.mark.parametrize("token", [2**31, 2**32, 10**30, -1])
+def test_ids_out_of_range(token: int, tmp_path: Path) -> None:
+    """They are refused before anything of that size is made."""
+    for change in (entry(zz=token), added({"id": token, "content": "<x>"})):
+        tokenizer = copy.deepcopy(GOOD)
+        change(tokenizer)
+        with pytest.raises(TokenizerError, match="2147483647"):
+            read(tmp_path, tokenizer)
+
+
+def test_more_rows_than_any_vocabulary(tmp_path: Path) -> None:
+    """Each row without a token gets a name, which a damaged vocab_size would make billions of."""
+    read(tmp_path)
+    with pytest.raises(TokenizerError, match="vocab_size = 2147483647"):
+        read_vocabulary(tmp_path, 2**31 - 1)
+
+
+def test_errors_are_short(tmp_path: Path) -> None:
+    many = [{"type": "Split", "pattern": {"Regex": "x" * 10_000}, "behavior": "Isolated"}] * 1000
+    long = "x" * 100_000
+    changes = [
+        top(pre_tokenizer={"type": "Sequence", "pretokenizers": many}),
+        top(normalizer={"type": "Sequence", "normalizers": [{"type": long}] * 100}),
+        top(pre_tokenizer={"type": long}),
+        entry(**{long: "x"}),
+        added({"id": 700, "content": long}),
+        merge([long, long]),
+        model(type=long),
+        top(post_processor=template({"SpecialToken": {"id": long, "type_id": 0}})),
+        top(post_processor={"type": long}),
+    ]
+    for change in changes:
+        tokenizer = copy.deepcopy(GOOD)
+        change(tokenizer)
+        with pytest.raises(TokenizerError) as error:
+            read(tmp_path, tokenizer)
+        assert len(str(error.value)) < 6000
+        assert len(str(error.value).splitlines()) < 14
+    with pytest.raises(TokenizerError) as error:
+        read(tmp_path, settings={"pad_token": [long] * 1000})
+    assert len(str(error.value)) < 1000
+
+
 def test_a_lone_surrogate(tmp_path: Path) -> None:
     tokenizer = copy.deepcopy(GOOD)
     tokenizer["added_tokens"].append({"id": FREE, "content": "\ud800", "special": False})
@@ -186,7 +283,7 @@ def test_chat_templates(tmp_path: Path) -> None:
 def test_a_template_that_is_no_text(name: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"\xff")
-    with pytest.raises(CheckpointError, match=r"\.jinja is no UTF-8"):
+    with pytest.raises(CheckpointError, match=r"\.jinja is not UTF-8"):
         read(tmp_path)
 
 

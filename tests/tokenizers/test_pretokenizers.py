@@ -15,7 +15,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers import read_vocabulary
-from bamba_quant.tokenizers.pretokenizers import KNOWN_NAMES, LLAMA3, TABLE, PreTokenizer
+from bamba_quant.tokenizers.pretokenizers import (
+    CL100K,
+    GPT4O,
+    KNOWN_NAMES,
+    LLAMA3,
+    QWEN2,
+    TABLE,
+    TEKKEN,
+    PreTokenizer,
+)
 from tests.support import llama
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
@@ -134,6 +143,42 @@ def test_names_of_pre_load_in_llama_cpp(tmp_path: Path) -> None:
     for name in KNOWN_NAMES:
         file = to_gguf(tmp_path, tmp_path / f"{name}.gguf", vocab_only=True, pre=name)
         assert llama.tokenize(file, ["a b"])
+
+
+@pytest.mark.parametrize("pattern", [LLAMA3, QWEN2, GPT4O, TEKKEN, CL100K])
+def test_removing_what_a_pattern_leaves_out(pattern: str, tmp_path: Path) -> None:
+    """As conversions of tiktoken write it: kept are the matches alone, which these patterns leave nothing between."""
+    row = next(row for row in TABLE if row.steps[0][1] == pattern)
+    isolated, removed, inverted = (
+        pre_tokenizers.Split(Regex(pattern), behavior, invert=invert)
+        for behavior, invert in (("isolated", False), ("removed", True), ("isolated", True))
+    )
+    for text in [*BROAD, *SPECIAL, *(topics[name] for name in sorted(topics)[:25])]:
+        assert removed.pre_tokenize_str(text) == isolated.pre_tokenize_str(text)
+        assert inverted.pre_tokenize_str(text) == isolated.pre_tokenize_str(text)
+    train(row, tmp_path)
+    file = tmp_path / "tokenizer.json"
+    written = json.loads(file.read_text())
+    for behavior, invert in (("Removed", True), ("Isolated", True)):
+        written["pre_tokenizer"]["pretokenizers"][0] |= {"behavior": behavior, "invert": invert}
+        file.write_text(json.dumps(written))
+        assert read_vocabulary(tmp_path, 4100).pre == row.name
+    for behavior, invert in (("Removed", False), ("MergedWithNext", True)):
+        written["pre_tokenizer"]["pretokenizers"][0] |= {"behavior": behavior, "invert": invert}
+        file.write_text(json.dumps(written))
+        with pytest.raises(TokenizerError, match="Split"):
+            read_vocabulary(tmp_path, 4100)
+
+
+def test_removing_what_a_pattern_does_leave_out(tmp_path: Path) -> None:
+    """Digits in threes are matches in Falcon's last step, and the text around them would be lost."""
+    train(next(row for row in TABLE if row.name == "falcon"), tmp_path)
+    file = tmp_path / "tokenizer.json"
+    written = json.loads(file.read_text())
+    written["pre_tokenizer"]["pretokenizers"][-1] |= {"behavior": "Removed", "invert": True}
+    file.write_text(json.dumps(written))
+    with pytest.raises(TokenizerError, match="Split"):
+        read_vocabulary(tmp_path, 4100)
 
 
 def test_ignore_merges_decides_between_names_of_one_pattern() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -10,15 +11,19 @@ from typing import Any
 import pytest
 import sentencepiece
 from gguf import TokenType
+from sentencepiece import sentencepiece_model_pb2
 
+from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers import read_vocabulary
+from bamba_quant.tokenizers.encoder import read_encoder
 from tests.support import llama
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.texts import BROAD
 
 ROWS = 2100
+Change = Callable[[Any], object]
 # As the tokenizers of Llama 2 and Codestral-Mamba were trained.
 LLAMA: dict[str, Any] = {
     "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
@@ -164,6 +169,64 @@ def test_user_tokens_with_spaces_are_noted(tmp_path: Path) -> None:
     assert not read_vocabulary(tmp_path, ROWS).notes
     (tmp_path / "added_tokens.json").write_text(json.dumps({"a b": 2002}))
     assert any("'a b'" in note for note in read_vocabulary(tmp_path, ROWS).notes)
+
+
+def score(value: float) -> Change:
+    return lambda model: setattr(model.pieces[500], "score", value)
+
+
+def field(part: str, name: str, value: Any) -> Change:
+    return lambda model: setattr(getattr(model, part), name, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (score(float("nan")), "not finite"),
+        (score(float("inf")), "not finite"),
+        (lambda model: setattr(model.pieces[500], "piece", ""), "without text"),
+        (lambda model: setattr(model.pieces[500], "piece", "<s>"), "two ids"),
+        (lambda model: model.ClearField("pieces"), "no pieces"),
+        *((field("trainer_spec", f"{kind}_id", 2000), kind) for kind in ("bos", "eos", "unk", "pad")),
+        (field("trainer_spec", "bos_id", 2**31 - 1), "bos"),
+    ],
+)
+def test_a_model_with_wrong_values(change: Change, complaint: str, tmp_path: Path) -> None:
+    train(tmp_path, **LLAMA)
+    file = tmp_path / "tokenizer.model"
+    model = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
+    change(model)
+    file.write_bytes(model.SerializeToString())
+    (tmp_path / "config.json").write_text("{}")
+    for read in (
+        lambda: read_vocabulary(tmp_path, ROWS),
+        lambda: read_encoder(open_checkpoint(tmp_path, weights=False)),
+    ):
+        with pytest.raises(TokenizerError, match=complaint):
+            read()
+
+
+def test_a_piece_that_is_not_utf8(tmp_path: Path) -> None:
+    train(tmp_path, **LLAMA)
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(file.read_bytes().replace(b"<tool>", b"<t\xffol>"))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model"):
+        read_vocabulary(tmp_path, ROWS)
+
+
+def test_a_piece_of_an_unknown_type(tmp_path: Path) -> None:
+    """The library takes it as a normal one."""
+    train(tmp_path, **LLAMA)
+    file = tmp_path / "tokenizer.model"
+    raw = file.read_bytes()
+    place = raw.index(b"<tool>") + len(b"<tool>") + 5  # behind the piece stand its score and its type
+    assert raw[place : place + 2] == b"\x18\x04"
+    file.write_bytes(raw[: place + 1] + b"\x63" + raw[place + 2 :])
+    vocabulary = read_vocabulary(tmp_path, ROWS)
+    assert vocabulary.types[vocabulary.tokens.index("<tool>")] == TokenType.NORMAL
+    assert read_encoder(open_checkpoint(converted(tmp_path))).plain("a text") == read_encoder(
+        open_checkpoint(tmp_path)
+    ).plain("a text")
 
 
 def test_damaged_file(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from bamba_quant.convert import Conversion, plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, FormatError, OutputError
 from bamba_quant.formats.floats import to_float32
-from bamba_quant.writers import atomic, stream, write_gguf
+from bamba_quant.writers import commit, stream, write_gguf
 from bamba_quant.writers import gguf as writer
 from tests.support.models import random_bamba, save_checkpoint
 
@@ -191,17 +191,17 @@ def test_a_file_that_appears_meanwhile_stays(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "x.gguf"]
 
 
-def test_targets_that_are_no_ordinary_files(tmp_path: Path) -> None:
+def test_targets_that_are_not_regular_files(tmp_path: Path) -> None:
     directory = save_checkpoint(random_bamba(), tmp_path / "m")
     planned = conversion(directory, tmp_path / "x.gguf", split_max_bytes=60_000)
     second = tmp_path / f"x-00002-of-{planned.plan.shard_count:05d}.gguf"
     second.mkdir()
-    with pytest.raises(OutputError, match="no ordinary file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         write_gguf(planned.plan, planned.outfile, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", second.name]
     single = conversion(directory, tmp_path / "pipe").plan
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OutputError, match="no ordinary file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         write_gguf(single, tmp_path / "pipe", overwrite=True)
     with pytest.raises(OutputError, match="too long"):
         write_gguf(single, tmp_path / ("x" * 300), overwrite=True)
@@ -222,14 +222,14 @@ def test_shards_are_published_all_or_none(tmp_path: Path, monkeypatch: pytest.Mo
     planned = conversion(
         save_checkpoint(random_bamba(), tmp_path / "m"), tmp_path / "x.gguf", split_max_bytes=60_000
     )
-    put = atomic._put
+    put = commit.put
 
     def fail_at_the_second(partial: Path, file: Path, overwrite: bool) -> None:
         if "-00002-" in file.name:
             raise OSError(errno.EIO, "Input/output error")
         put(partial, file, overwrite)
 
-    monkeypatch.setattr(atomic, "_put", fail_at_the_second)
+    monkeypatch.setattr(commit, "put", fail_at_the_second)
     with pytest.raises(OutputError, match="cannot be written"):
         write_gguf(planned.plan, planned.outfile)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]

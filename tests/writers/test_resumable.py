@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,7 @@ import pytest
 from bamba_quant.calibration import read_imatrix
 from bamba_quant.errors import OutputError
 from bamba_quant.quantize import plan_quantization
-from bamba_quant.writers import journal, quantized
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.writers import directory, journal, quantized, resumable
 from bamba_quant.writers.resumable import partial_of
 from tests.recipes.test_llama_quantize import random_imatrix
 from tests.support.models import random_bamba, save_checkpoint
@@ -141,38 +142,156 @@ def test_a_journal_that_is_damaged(first: bool, spoiled: bytes, model: Path, tmp
     assert write(model, out, overwrite=True) == write(model, tmp_path / "x")
 
 
+@pytest.mark.parametrize("raw", [
+    b'{"a":1e400}\n', b'{}\n[[1e400,0]]\n', b'{}\n[[0,1.5]]\n', b'{}\n[["0",1]]\n', b'{}\n[[true,1]]\n',
+    b'{}\n[[-1,1]]\n', b'{}\n[[0,1,2]]\n', b'{}\n{"0":1}\n', b'{}\n7\n', b'{}\n' + b"[" * 100_000 + b"\n",
+    b"[" * 100_000 + b"\n", b"[]\n", b'[["a",1]]\n', b"null\n", b'{}\n[[' + b"9" * 5000 + b",0]]\n",
+    b"\xff\xfe\n", b'{"a":"\x1b]0;title\x07"}\n', b"\n\n",
+])  # fmt: skip
+def test_journals_of_other_values(raw: bytes, tmp_path: Path) -> None:
+    (tmp_path / journal.NAME).write_bytes(raw)
+    with pytest.raises(OutputError, match=r"damaged|not what would go on") as caught:
+        journal.Journal(tmp_path, {"version": "1"}, resume=True)
+    assert len(str(caught.value)) < 1000 and "\x1b" not in str(caught.value)
+    assert (tmp_path / journal.NAME).read_bytes() == raw
+
+
+def test_journals_that_are_too_large_or_no_files(tmp_path: Path) -> None:
+    place = tmp_path / journal.NAME
+    with place.open("wb") as file:
+        file.truncate(10 << 30)  # a hole
+    with pytest.raises(OutputError, match="more than the"):
+        journal.Journal(tmp_path, {}, resume=True)
+    place.unlink()
+    (tmp_path / "precious").write_text("mine")
+    place.symlink_to("precious")
+    with pytest.raises(OSError):
+        journal.Journal(tmp_path, {}, resume=False)
+    assert (tmp_path / "precious").read_text() == "mine"
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(OutputError, match="not a regular file"):
+        journal.Journal(tmp_path, {}, resume=True)
+
+
+def without_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "exchange", lambda first, second: False)
+
+
+@pytest.mark.parametrize("exchanging", [True, False])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_the_last_steps_interrupted(
-    overwrite: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overwrite: bool, exchanging: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each rename, and the removal of the journal behind them, is where Ctrl-C comes."""
+    """Ctrl-C comes before the directory is published, and before the removal of the journal behind it."""
     out = tmp_path / "out"
     expected = write(model, tmp_path / "x")
     if overwrite:
         write(model, out)
-    rename, unlink = Path.rename, Path.unlink
+    if not exchanging:
+        without_exchange(monkeypatch)
+    for name in ("publish", "_finish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(resumable, name, raise_interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                write(model, out, overwrite=overwrite, resume=True)
+        assert (out / journal.NAME).exists() == (name == "_finish")
+    left = contents(out) if exchanging or not overwrite else {}
+    assert {name: left[name] for name in left if name != journal.NAME} in ({}, expected)
+    read: list[int] = []
+    assert write(model, out, resume=True, progress=read.append) == expected
+    assert read == [plan_quantization(model, "fp8-dynamic").work_bytes]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out", "x"]
 
-    def before_rename(self: Path, target: Path) -> Path:
-        if self == partial_of(out):
-            raise KeyboardInterrupt
+
+def raise_interrupt(*args: Any, **options: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_was_published_by_another_run_does_not_go_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(resumable, "_finish", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write(model, out)
+    with pytest.raises(OutputError, match="not empty"):
+        write(model, out, resume=True, method="absmax")
+    assert contents(out) == write(model, tmp_path / "x")
+
+
+def test_a_file_put_into_the_directory_meanwhile_stays(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    expected = write(model, out)
+
+    def add_a_thesis(n_bytes: int) -> None:
+        (out / "thesis.txt").write_text("mine")
+
+    with pytest.raises(OutputError, match=r"thesis\.txt"):
+        write(model, out, overwrite=True, progress=add_a_thesis)
+    assert contents(out) == expected | {"thesis.txt": b"mine"}
+    (out / "thesis.txt").unlink()
+    assert write(model, out, overwrite=True, resume=True) == expected
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_directory_is_restored_where_names_cannot_be_exchanged(
+    step: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second rename fails; where putting the old one back fails too, as after a kill, the next run does that."""
+    out = tmp_path / "out"
+    expected = write(model, out)
+    without_exchange(monkeypatch)
+    rename, calls = Path.rename, []
+
+    def fail_second(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if 1 < len(calls) <= 1 + step:
+            raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
 
-    def before_unlink(self: Path, missing_ok: bool = False) -> None:
-        if self.name == journal.NAME:
-            raise KeyboardInterrupt
-        unlink(self, missing_ok)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail_second)
+        with pytest.raises(OutputError, match=r"cannot be written|cannot be put back"):
+            write(model, out, overwrite=True)
+    assert out.exists() == (step == 1)
+    resumable.settle(out)
+    assert contents(out) == expected
+    assert write(model, out, overwrite=True, resume=True) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]
 
-    monkeypatch.setattr(Path, "rename", before_rename)
-    with pytest.raises(KeyboardInterrupt):
-        write(model, out, overwrite=overwrite)
-    assert out.exists() == overwrite
-    monkeypatch.setattr(Path, "rename", rename)
-    monkeypatch.setattr(Path, "unlink", before_unlink)
-    read: list[int] = []
-    with pytest.raises(KeyboardInterrupt):
-        write_quantized(plan_quantization(model, "fp8-dynamic"), out, resume=True, overwrite=overwrite)
-    monkeypatch.setattr(Path, "unlink", unlink)
-    left = contents(out)
-    assert {name: content for name, content in left.items() if name != journal.NAME} == expected
-    assert write(model, out, overwrite=True, progress=read.append) == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out", "x"]
+
+@pytest.mark.parametrize("target", ["/", "loop", "out.partial"])
+def test_names_that_cannot_be_outputs(target: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(OutputError, match=r"root|loop|interrupted run"):
+            write(model, tmp_path / target, **options)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "ö 💾", "-rf", "%s{ftype}*?[", os.fsdecode(b"\xff\xfe"), "x" * 240])
+def test_names_of_odd_characters(name: str, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / name
+    expected = write(model, out)
+    assert write(model, out, overwrite=True) == expected
+    interrupted(model, out, overwrite=True)
+    assert write(model, out, overwrite=True, resume=True) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "m"])
+
+
+def test_a_directory_behind_a_link_is_replaced_where_it_is(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "model")
+    expected = write(model, tmp_path / "out")
+    assert write(model, tmp_path / "out", overwrite=True) == expected
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["model"]
+
+
+def test_a_mount_point_is_not_replaced(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "out")
+    with pytest.raises(OutputError, match="mount point"):
+        write(model, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]

@@ -20,6 +20,9 @@ from bamba_quant.formats.cuda import codebooks
 from bamba_quant.formats.cuda.blocks import bit, byte, crumb, field, half, nibble, signed
 from bamba_quant.formats.iq4 import VALUES as IQ4
 from bamba_quant.formats.mxfp4 import VALUES as MXFP4
+from bamba_reference.triton_cache import name_errors
+
+name_errors()
 
 _LANES = 1024
 

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from bamba_reference.triton_cache import name_errors
+
+name_errors()
+
 Encoder = Callable[["Blocks"], torch.Tensor]
 
 WARPS = 4

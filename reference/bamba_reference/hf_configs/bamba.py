@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from bamba_reference.config import Config, LayerType
 from bamba_reference.errors import ConfigError
 from bamba_reference.hf_configs import reading
 from bamba_reference.hf_configs.families import Family, register
+from bamba_reference.shown import shown
 
 KEYS = frozenset(
     """
@@ -33,9 +33,7 @@ def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
     hidden_size = reading.integer(hf, "hidden_size")
     heads = reading.integer(hf, "num_attention_heads")
     kv_heads = reading.integer(hf, "num_key_value_heads", default=heads)
-    head_dim = reading.integer(hf, "head_dim", default=hidden_size // heads)
-    if hf.get("head_dim") is None:
-        reading.quotient(hidden_size, heads, "hidden_size", "num_attention_heads")
+    head_dim = reading.head_dim(hf, hidden_size, heads)
     expand = reading.integer(hf, "mamba_expand", default=2)
     mamba_heads = reading.integer(hf, "mamba_n_heads", default=128)
     d_head = reading.mamba2_head_dim(hf, expand, hidden_size, mamba_heads, "mamba_d_head")
@@ -44,7 +42,7 @@ def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
     reading.quotient(heads, kv_heads, "num_attention_heads", "num_key_value_heads")
     rope = reading.rope_sources(hf)
     return Config(
-        vocab_size=reading.integer(hf, "vocab_size"),
+        vocab_size=reading.vocab_size(hf),
         hidden_size=hidden_size,
         intermediate_size=reading.integer(hf, "intermediate_size"),
         layer_types=layer_types,
@@ -94,7 +92,7 @@ def _attention_indices(hf: Mapping[str, Any], count: int) -> Collection[int] | N
     if outside:
         raise ConfigError(
             "attn_layer_indices names layers that are not there",
-            found=reprlib.repr(outside),
+            found=shown(outside),
             expected=f"0 to {count - 1} (num_hidden_layers is {count})",
         )
     return frozenset(indices)

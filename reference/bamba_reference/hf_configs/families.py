@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bamba_reference.config import Config
 from bamba_reference.errors import ConfigError
+from bamba_reference.shown import shown
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,15 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     Raises ``ConfigError`` listing the classes that are supported.
     """
     classes, model_type, found = hf.get("architectures"), hf.get("model_type"), []
-    if isinstance(classes, list) and classes != [_STATE_SPACES]:
+    if classes is not None and not (
+        isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    ):
+        raise ConfigError(
+            "the configuration's architectures is not a list of names",
+            found=shown(classes),
+            expected="a list of one name, or null",
+        )
+    if classes and classes != [_STATE_SPACES]:
         found = [family for family in families() if any(name in family.classes for name in classes)]
     if not found and (not classes or classes == [_STATE_SPACES]):
         ssm_cfg = hf.get("ssm_cfg")
@@ -62,7 +70,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
         return found[0]
     raise ConfigError(
         "the configuration is of no family whose forward pass is known",
-        found=f"architectures {reprlib.repr(classes)}, model_type {reprlib.repr(model_type)}",
+        found=f"architectures {shown(classes)}, model_type {shown(model_type)}",
         expected=", ".join(name for family in families() for name in family.classes),
     )
 

@@ -37,9 +37,7 @@ def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
     hidden_size = reading.integer(hf, "hidden_size", default=4096)
     heads = reading.integer(hf, "num_attention_heads", default=32)
     kv_heads = reading.integer(hf, "num_key_value_heads", default=heads)
-    head_dim = reading.integer(hf, "head_dim", default=hidden_size // heads)
-    if hf.get("head_dim") is None:
-        reading.quotient(hidden_size, heads, "hidden_size", "num_attention_heads")
+    head_dim = reading.head_dim(hf, hidden_size, heads)
     reading.quotient(heads, kv_heads, "num_attention_heads", "num_key_value_heads")
     expand = reading.integer(hf, "mamba_expand", default=2)
     mamba_heads = reading.integer(hf, "mamba_n_heads", default=128)
@@ -49,7 +47,7 @@ def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
     rotary_dim, rope_theta = _rotary(hf, head_dim)
     experts = reading.integer(hf, "num_local_experts", default=8, least=0)
     return Config(
-        vocab_size=reading.integer(hf, "vocab_size", default=32000),
+        vocab_size=reading.vocab_size(hf, default=32000),
         hidden_size=hidden_size,
         intermediate_size=reading.integer(hf, "shared_intermediate_size", default=1024),
         layer_types=reading.agreed(

@@ -12,6 +12,7 @@ from bamba_reference.config import Config
 from bamba_reference.errors import ConfigError
 from bamba_reference.hf_configs import reading, state_spaces
 from bamba_reference.hf_configs.families import Family, register
+from bamba_reference.shown import shown
 
 KEYS = state_spaces.KEYS | frozenset(
     """
@@ -100,7 +101,7 @@ def _expand(spelled: state_spaces.Spellings, hidden_size: int) -> int:
     widths = reading.quotient(d_inner, hidden_size, "intermediate_size", "hidden_size")
     if spelled.hf.get("d_inner") not in (None, d_inner):
         raise ConfigError(
-            "d_inner is not the width of the mixer", found=spelled.hf["d_inner"], expected=d_inner
+            "d_inner is not the width of the mixer", found=shown(spelled.hf["d_inner"]), expected=d_inner
         )
     return widths
 

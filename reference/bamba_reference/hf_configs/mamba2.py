@@ -12,6 +12,7 @@ from bamba_reference.config import Config
 from bamba_reference.errors import ConfigError
 from bamba_reference.hf_configs import reading, state_spaces
 from bamba_reference.hf_configs.families import Family, register
+from bamba_reference.shown import shown
 
 KEYS = state_spaces.KEYS | frozenset(
     """
@@ -48,7 +49,7 @@ def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
         if values.get(key) not in (None, expand * hidden_size):
             raise ConfigError(
                 f"{key} is not expand × hidden_size",
-                found=values[key],
+                found=shown(values[key]),
                 expected=f"{expand} × {hidden_size} = {expand * hidden_size}",
             )
     groups = reading.integer(*spelled.ssm("n_groups", "ngroups"), default=1 if spelled.original else 8)

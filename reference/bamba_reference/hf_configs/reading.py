@@ -8,14 +8,16 @@ lost.
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from bamba_reference.config import LayerType
 from bamba_reference.errors import ConfigError
+from bamba_reference.shown import shown
 
-MOST_LAYERS = 4096  # no model has more; a damaged number would make a plan of millions of tensors
+MOST_LAYERS = 1024  # no model has half as many; a damaged number would make a plan of millions of tensors
+MOST_TOKENS = 2**21  # the largest vocabularies have about 500,000; a plan lists every token
+MOST_HEAD_DIM = 2**16  # a plan lists the rows of a head
 MOST = 2**31 - 1  # what every format and kernel counts in
 NO_POSITIONS = 2**20  # positions of a model that has none: llama.cpp's converter writes this context too
 
@@ -77,7 +79,8 @@ def refuse_unknown_keys(
         raise ConfigError(
             f"the configuration has {'a key' if len(unknown) == 1 else 'keys'} that might change the mathematics "
             "and that nothing here implements",
-            found=", ".join(f"{key} = {reprlib.repr(hf[key])}" for key in unknown),
+            found=", ".join(f"{key} = {shown(hf[key])}" for key in unknown[:8])
+            + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""),
             expected=f"the keys of {family}",
             fix="if a key changes no logit, vouch for it with --ignore-config-key KEY (Config.from_hf(ignore=…))",
         )
@@ -112,7 +115,7 @@ def agreed(named: list[tuple[LayerType, ...]], default: tuple[LayerType, ...]) -
         raise ConfigError(
             "two keys of the configuration disagree about which layers are attention",
             found="; ".join(
-                str([i for i, kind in enumerate(layers) if kind == "attention"]) for layers in named
+                shown([i for i, kind in enumerate(layers) if kind == "attention"]) for layers in named
             ),
             expected="layer_types, layers_block_type, attn_layer_indices and attn_layer_period to say the same",
         )
@@ -256,6 +259,20 @@ def integer(
     return value
 
 
+def vocab_size(hf: Mapping[str, Any], default: int | None = None) -> int:
+    return integer(hf, "vocab_size", default, most=MOST_TOKENS)
+
+
+def head_dim(hf: Mapping[str, Any], hidden_size: int, heads: int) -> int:
+    """The size of attention heads, which the hidden size gives where no key does."""
+    if hf.get("head_dim") is not None:
+        return integer(hf, "head_dim", most=MOST_HEAD_DIM)
+    size = quotient(hidden_size, heads, "hidden_size", "num_attention_heads")
+    if size > MOST_HEAD_DIM:
+        raise unsupported("hidden_size / num_attention_heads", size, f"at most {MOST_HEAD_DIM}")
+    return size
+
+
 def boolean(hf: Mapping[str, Any], key: str, default: bool) -> bool:
     value = hf.get(key)
     if value is None:
@@ -274,6 +291,4 @@ def quotient(whole: int, part: int, whole_name: str, part_name: str) -> int:
 
 
 def unsupported(key: str, value: object, supported: str) -> ConfigError:
-    return ConfigError(
-        f"the configuration's {key} is not supported", found=reprlib.repr(value), expected=supported
-    )
+    return ConfigError(f"the configuration's {key} is not supported", found=shown(value), expected=supported)

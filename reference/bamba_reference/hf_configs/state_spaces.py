@@ -12,6 +12,7 @@ from typing import Any
 
 from bamba_reference.errors import ConfigError
 from bamba_reference.hf_configs import reading
+from bamba_reference.shown import shown
 
 KEYS = frozenset(
     """
@@ -51,8 +52,8 @@ class Spellings:
 
     def vocab_size(self) -> int:
         """Rows of the embedding, which state-spaces' code rounds up and transformers' takes as it stands."""
-        size = reading.integer(self.hf, "vocab_size")
-        multiple = reading.integer(self.hf, "pad_vocab_size_multiple", default=8)
+        size = reading.vocab_size(self.hf)
+        multiple = reading.integer(self.hf, "pad_vocab_size_multiple", default=8, most=2**16)
         return -(-size // multiple) * multiple if self.original else size
 
     @staticmethod
@@ -61,7 +62,7 @@ class Spellings:
         if len(given) == 2 and given[0][0][given[0][1]] != given[1][0][given[1][1]]:
             raise ConfigError(
                 f"{given[0][1]} and {given[1][1]} are two names of one thing and differ",
-                found=f"{given[0][0][given[0][1]]!r} and {given[1][0][given[1][1]]!r}",
+                found=" and ".join(shown(values[key]) for values, key in given),
                 expected="the same value, or one of them alone",
             )
         return given[0] if given else places[0]

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from bamba_reference.backend import BackendError
+from bamba_reference.triton_cache import name_errors
 
 # Read by Triton when a kernel is defined, so it does not change after this module's siblings are imported.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+name_errors()
 
 
 def padded(size: int, least: int = 16, most: int = 1 << 30) -> int:

@@ -1,0 +1,309 @@
+"""The tokens that a directory's files add to a base vocabulary, with the ids and flags that AutoTokenizer gives them.
+
+transformers 5 (tokenization_utils_base.py, ``_from_pretrained``) takes them from ``added_tokens`` of tokenizer.json,
+``added_tokens_decoder`` of tokenizer_config.json or added_tokens.json, and from every special token that the settings
+name. Conversion, encoding and decoding all use this one list.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gguf import TokenType
+
+from bamba_quant.checkpoint.json_file import objects, optional, read_json, required
+from bamba_quant.errors import TokenizerError
+
+LARGEST_ID = 2**31 - 1  # ids are 32-bit integers in llama.cpp
+SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
+
+
+@dataclass(frozen=True)
+class Added:
+    """An added token: text that is matched before the base vocabulary sees it. Flags as in the tokenizers library."""
+
+    token: int
+    text: str
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+
+@dataclass(frozen=True)
+class AddedTokens:
+    """All added tokens in the order of their ids, and notes on what transformers or llama.cpp do differently."""
+
+    tokens: tuple[Added, ...]
+    notes: tuple[str, ...] = ()
+
+
+def read_added_tokens(
+    directory: Path,
+    settings: Mapping[str, Any],
+    base: Mapping[str, int],
+    file: Path,
+    *,
+    tokenizer: Mapping[str, Any] | None = None,
+    renames: bool = False,
+) -> AddedTokens:
+    """What the files of ``directory`` add to ``base``, the vocabulary (text to id) of ``file``.
+
+    ``tokenizer`` is its tokenizer.json, if that is parsed already. ``renames`` says whether an added token may take
+    the id of a base token, as for placeholders of a SentencePiece model. Raises ``TokenizerError`` where two files
+    contradict each other, and for a BOS or EOS without an id.
+    """
+    found = _Found(base, file, renames)
+    json_file = directory / "tokenizer.json"
+    if tokenizer is None:
+        tokenizer = read_json(json_file, "the tokenizer") if json_file.is_file() else {}
+    for entry in objects(tokenizer, "added_tokens", json_file, TokenizerError):
+        found.add(_added(entry, json_file), json_file)
+    config = directory / "tokenizer_config.json"
+    decoder = optional(settings, "added_tokens_decoder", dict, config, TokenizerError)
+    with_flags = set() if decoder is not None else set(found.tokens)
+    named = list(_named_tokens(settings, config))
+    listed = directory / "added_tokens.json"
+    if listed.is_file():
+        special = {text for _, text, _ in named}
+        texts = read_json(listed, "tokens added to the model")
+        for text in texts:
+            token = _checked_id(required(texts, text, int, listed, TokenizerError), listed)
+            if text not in found.tokens or decoder is None:
+                found.add(Added(token, text, text in special, normalized=text not in special), listed)
+            else:
+                found.check(token, text, listed)
+        with_flags |= set() if decoder is not None else set(texts)
+    for key in decoder or {}:
+        entry = required(decoder or {}, key, dict, config, TokenizerError)
+        if not (key.isascii() and key.isdigit() and len(key) < 11):
+            raise TokenizerError(
+                "added_tokens_decoder has a key that holds no id",
+                where=config,
+                found=reprlib.repr(key),
+                expected="digits",
+            )
+        one = _added({**entry, "id": int(key)}, config)
+        found.add(one, config)
+        with_flags.add(one.text)
+    for kind, text, flags in named:
+        found.name(kind, text, flags if text not in with_flags else None, config)
+    return found.sorted()
+
+
+def named_token(settings: Mapping[str, Any], kind: str, where: object) -> str | None:
+    """The text of ``{kind}_token``. Raises ``TokenizerError`` for a value that is not a token."""
+    text = settings.get(f"{kind}_token")
+    if isinstance(text, Mapping):
+        text = required(text, "content", str, f"{where}, {kind}_token", TokenizerError)
+    if text is not None and not isinstance(text, str):
+        raise TokenizerError(
+            f"{kind}_token is not a token",
+            where=where,
+            found=reprlib.repr(text),
+            expected="a string, or an object with content",
+        )
+    return text
+
+
+def token_type(one: Added) -> TokenType:
+    """GGUF's type of an added token."""
+    return TokenType.CONTROL if one.special else TokenType.USER_DEFINED
+
+
+def splits_special(settings: Mapping[str, Any], where: object) -> bool:
+    """Whether a special token inside a text is encoded as ordinary text."""
+    return bool(optional(settings, "split_special_tokens", bool, where, TokenizerError))
+
+
+def llama_notes(tokens: tuple[Added, ...], settings: Mapping[str, Any], where: object) -> Iterator[str]:
+    """Notes on flags and settings that GGUF has no place for."""
+    if splits_special(settings, where):
+        yield (
+            "tokenizer_config.json says split_special_tokens = true; GGUF cannot say so, and with llama.cpp the caller "
+            "decides"
+        )
+    trimming = [one.text for one in tokens if one.lstrip or one.rstrip or one.single_word]
+    if not trimming:
+        return
+    yield (
+        f"{len(trimming)} added tokens (the first {reprlib.repr(trimming[0])}) take neighbouring white space or only "
+        "whole words with them; llama.cpp does not"
+    )
+
+
+class _Found:
+    """The tokens collected so far, checked against each other and against the base vocabulary."""
+
+    def __init__(self, base: Mapping[str, int], file: Path, renames: bool) -> None:
+        self.base, self.file, self.renames = base, file, renames
+        self.base_texts = {token: text for text, token in base.items()}
+        self.tokens: dict[str, Added] = {}
+        self.owners: dict[int, tuple[str, Path]] = {}
+        self.unstated: list[Added] = []
+        self.largest = max(self.base_texts, default=-1)
+
+    def check(self, token: int, text: str, file: Path) -> None:
+        """Raise ``TokenizerError`` when ``token`` or ``text`` is taken."""
+        other, owner = self.owners.get(token, (text, file))
+        if other != text:
+            raise _contradiction(
+                "two entries add different tokens under one id" if owner == file
+                else "two files add different tokens under one id", file, owner,
+                f"id {token} is {reprlib.repr(other)} and {reprlib.repr(text)}",
+            )  # fmt: skip
+        held = self.tokens.get(text)
+        if held is not None and held.token != token:
+            raise _two_ids(text, held.token, token, file, self.owners[held.token][1])
+        if self.base.get(text, token) != token:
+            raise _two_ids(text, self.base[text], token, file, self.file)
+        if not self.renames and self.base_texts.get(token, text) != text:
+            raise _contradiction(
+                "the tokenizer has two texts under one id", file, self.file,
+                f"id {token} is {reprlib.repr(self.base_texts[token])} and {reprlib.repr(text)}",
+            )  # fmt: skip
+
+    def add(self, one: Added, file: Path) -> None:
+        """Add a token, or give one that is there already the flags of a later file, as AutoTokenizer does."""
+        self.check(one.token, one.text, file)
+        self._own(one, file)
+
+    def name(self, kind: str, text: str, flags: Mapping[str, Any] | None, file: Path) -> None:
+        """Make ``text`` a special token, with ``flags`` unless None; AutoTokenizer adds one that is missing."""
+        held = self.tokens.get(text)
+        token = held.token if held is not None else self.base.get(text)
+        if token is None:
+            if kind in ("bos", "eos") or not text:
+                raise TokenizerError(
+                    f"the {kind} token is not in the vocabulary",
+                    where=file.parent,
+                    found=reprlib.repr(text),
+                    fix=f"correct {kind}_token in {file.name}",
+                )
+            token = self.largest + 1
+            self.unstated.append(Added(token, text))
+        one = held if held is not None and flags is None else _with_flags(token, text, flags or {}, file)
+        self._own(replace(one, special=True), file)
+
+    def _own(self, one: Added, file: Path) -> None:
+        self.owners.setdefault(one.token, (one.text, file))
+        self.tokens[one.text] = one
+        self.largest = max(self.largest, one.token)
+
+    def sorted(self) -> AddedTokens:
+        tokens = tuple(sorted(self.tokens.values(), key=lambda one: one.token))
+        notes = []
+        if self.unstated:
+            first = self.unstated[0]
+            notes.append(
+                f"{len(self.unstated)} special tokens have no id in any file; they got the next ones, as in "
+                f"transformers (the first, {reprlib.repr(first.text)}, has {first.token})"
+            )
+        moved = self._moved(tokens)
+        if moved is not None:
+            notes.append(
+                f"transformers numbers added tokens on without a gap and gives {reprlib.repr(moved[0].text)} the id "
+                f"{moved[1]}; the files say {moved[0].token} and were followed"
+            )
+        renamed = [one for one in tokens if self.base_texts.get(one.token, one.text) != one.text]
+        if renamed:
+            first = renamed[0]
+            notes.append(
+                f"{len(renamed)} added tokens replace base tokens (the first, id {first.token}: "
+                f"{reprlib.repr(first.text)} instead of {reprlib.repr(self.base_texts[first.token])})"
+            )
+        return AddedTokens(tokens, tuple(notes))
+
+    def _moved(self, tokens: tuple[Added, ...]) -> tuple[Added, int] | None:
+        """The first token to which the tokenizers library would give another id, and that id."""
+        last = -1
+        for one in tokens:
+            if one.text not in self.base and one.token not in self.base_texts:
+                last = max(last + 1, len(self.base))
+                if last != one.token:
+                    return one, last
+            else:
+                last = max(last, one.token)
+        return None
+
+
+def _contradiction(what: str, file: Path, other: Path, found: str) -> TokenizerError:
+    where = f"{file}" if file == other else f"{other} and {file}"
+    return TokenizerError(
+        what, where=where, found=found, expected="one text for each id and one id for each text",
+        fix="take all files from one version of the tokenizer",
+    )  # fmt: skip
+
+
+def _two_ids(text: str, one: int, other: int, file: Path, owner: Path) -> TokenizerError:
+    return _contradiction(
+        "the tokenizer has one text under two ids",
+        file,
+        owner,
+        f"{reprlib.repr(text)} as {one} and as {other}",
+    )
+
+
+def _named_tokens(settings: Mapping[str, Any], where: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Kind, text and flags of each special token that the settings name, in the order AutoTokenizer adds them."""
+    for kind in SPECIAL_KINDS:
+        text = named_token(settings, kind, where)
+        if text is not None:
+            value = settings[f"{kind}_token"]
+            yield kind, text, value if isinstance(value, Mapping) else {}
+    for key, value in settings.items():
+        kind = key.removesuffix("_token")
+        if key != kind and kind not in SPECIAL_KINDS and isinstance(value, str):
+            yield kind, value, {}
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        extra = settings.get(key)
+        values = list(extra.values()) if isinstance(extra, Mapping) else extra or []
+        if not isinstance(values, list) or not all(isinstance(value, str | dict) for value in values):
+            raise TokenizerError(
+                f"{key} is not a list of tokens",
+                where=where,
+                found=reprlib.repr(extra),
+                expected="strings, or objects with content",
+            )
+        for value in values:
+            flags = value if isinstance(value, dict) else {"content": value}
+            yield key.removesuffix("s"), required(flags, "content", str, where, TokenizerError), flags
+        if values:
+            return
+
+
+def _with_flags(token: int, text: str, flags: Mapping[str, Any], file: object) -> Added:
+    read = {key: bool(optional(flags, key, bool, file, TokenizerError)) for key in _FLAGS}
+    return Added(token, text, **read)
+
+
+def _added(entry: Mapping[str, Any], file: Path) -> Added:
+    token = _checked_id(required(entry, "id", int, file, TokenizerError), file)
+    text = required(entry, "content", str, file, TokenizerError)
+    if not text:
+        raise TokenizerError(
+            "an added token has no text",
+            where=file,
+            found=f"id {token}",
+            expected="a content that is not empty",
+        )
+    one = _with_flags(token, text, entry, file)
+    # The library's default: only special tokens are looked for in the text as it is.
+    return one if entry.get("normalized") is not None else replace(one, normalized=not one.special)
+
+
+def _checked_id(token: int, file: Path) -> int:
+    if not 0 <= token <= LARGEST_ID:
+        raise TokenizerError(
+            "a token has an id out of range",
+            where=file,
+            found=reprlib.repr(token),
+            expected=f"an id from 0 to {LARGEST_ID}",
+        )
+    return token

@@ -1,0 +1,174 @@
+"""The vocabulary inside a GGUF, every value checked for its type, its length and its range."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType, Keys, TokenType
+
+from bamba_quant.checkpoint.gguf_values import Value
+from bamba_quant.errors import TokenizerError, listed
+from bamba_quant.tokenizers.vocabulary import ID_KEYS, SPACE_ONCE, Vocabulary
+
+_INTEGERS = frozenset(
+    kind for kind in GGUFValueType if kind.name.removeprefix("U") in ("INT8", "INT16", "INT32", "INT64")
+)
+_FLOATS = frozenset({GGUFValueType.FLOAT32, GGUFValueType.FLOAT64})
+_BYTES = frozenset({GGUFValueType.UINT8, GGUFValueType.INT8})
+_STRING = frozenset({GGUFValueType.STRING})
+_BOOL = frozenset({GGUFValueType.BOOL})
+_TYPES = frozenset(int(kind) for kind in TokenType)
+# The models that can be run, and the lists that each consists of besides the tokens and their types.
+_LISTS = {"gpt2": (Keys.Tokenizer.MERGES,), "llama": (Keys.Tokenizer.SCORES,), "t5": (Keys.Tokenizer.SCORES,)}
+
+
+def read_gguf(
+    path: Path, values: Mapping[str, Value], fix: str = "give the original's directory as --tokenizer"
+) -> Vocabulary | None:
+    """The vocabulary in the key-values of a file, None where it has none.
+
+    ``path`` and ``fix`` are for messages. Raises ``TokenizerError`` for a kind of vocabulary that only llama.cpp can
+    run and for values that are missing, of another type, or contradict each other.
+    """
+    read = _Reader(path, values, fix)
+    model = read.scalar(Keys.Tokenizer.MODEL, _STRING, "none")
+    if model in ("none", "no_vocab"):
+        return None
+    if model not in _LISTS:
+        raise TokenizerError(
+            "the file has no vocabulary that can be run",
+            where=path,
+            found=f"tokenizer.ggml.model = {reprlib.repr(model)}",
+            expected=", ".join(_LISTS),
+            fix=fix,
+        )
+    tokens = read.array(Keys.Tokenizer.LIST, _STRING)
+    types = read.array(Keys.Tokenizer.TOKEN_TYPE, _INTEGERS)
+    more = {key: read.array(key, _kinds(key)) for key in _LISTS[model]}
+    parallel = {Keys.Tokenizer.LIST: tokens, Keys.Tokenizer.TOKEN_TYPE: types, **more}
+    missing = [key for key, found in parallel.items() if found is None]
+    lengths = {key: len(found) for key, found in parallel.items() if found is not None}
+    merges = more.get(Keys.Tokenizer.MERGES)
+    lengths.pop(Keys.Tokenizer.MERGES, None)
+    if tokens is None or types is None or missing or len(set(lengths.values())) > 1:
+        raise TokenizerError(
+            "the file's vocabulary is not whole",
+            where=path,
+            found=f"no {listed(missing)}" if missing else lengths,
+            expected="one entry a token in each of its lists",
+            fix=fix,
+        )
+    scores = more.get(Keys.Tokenizer.SCORES)
+    read.each(Keys.Tokenizer.TOKEN_TYPE, types, lambda kind: kind in _TYPES, "a token type from 1 to 6")
+    if scores is not None:
+        read.each(Keys.Tokenizer.SCORES, scores, math.isfinite, "a finite number")
+    if merges is not None:
+        # As in llama.cpp the first character may be a space itself.
+        read.each(
+            Keys.Tokenizer.MERGES, merges, lambda merge: merge.find(" ", 1) > 0, "two parts and a space"
+        )
+    if len(set(tokens)) < len(tokens):
+        twice = Counter(tokens).most_common(1)[0][0]
+        raise read.error("the vocabulary has one text under two ids", reprlib.repr(twice), "each text once")
+    flags = {
+        name: read.scalar(key, _BOOL)
+        for name, key in (
+            ("add_bos", Keys.Tokenizer.ADD_BOS),
+            ("add_eos", Keys.Tokenizer.ADD_EOS),
+            ("add_space_prefix", Keys.Tokenizer.ADD_PREFIX),
+            ("remove_extra_whitespaces", Keys.Tokenizer.REMOVE_EXTRA_WS),
+        )
+    }
+    charsmap = read.array(Keys.Tokenizer.PRECOMPILED_CHARSMAP, _BYTES) or []
+    return Vocabulary(
+        model=model,
+        pre=read.scalar(Keys.Tokenizer.PRE, _STRING, "default"),
+        tokens=tuple(tokens),
+        types=tuple(types),
+        scores=None if scores is None else tuple(scores),
+        merges=None if merges is None else tuple(merges),
+        special_ids=read.ids(len(tokens)),
+        charsmap=bytes(byte & 0xFF for byte in charsmap),
+        chat_templates=read.templates(),
+        space_prefix_once=bool(read.scalar(SPACE_ONCE, _BOOL)),
+        **flags,
+    )
+
+
+def _kinds(key: str) -> frozenset[GGUFValueType]:
+    return _STRING if key == Keys.Tokenizer.MERGES else _FLOATS | {GGUFValueType.INT32}
+
+
+class _Reader:
+    """Typed access to the key-values of a file."""
+
+    def __init__(self, path: Path, values: Mapping[str, Value], fix: str) -> None:
+        self.path, self.values, self.fix = path, values, fix
+
+    def error(self, what: str, found: object, expected: str) -> TokenizerError:
+        return TokenizerError(what, where=self.path, found=found, expected=expected, fix=self.fix)
+
+    def scalar(self, key: str, kinds: frozenset[GGUFValueType], default: Any = None) -> Any:
+        """The value under ``key``. Raises ``TokenizerError`` for one of another type."""
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if value.type not in kinds:
+            raise self._type(key, value, _names(kinds))
+        return value.value
+
+    def array(self, key: str, kinds: frozenset[GGUFValueType]) -> list[Any] | None:
+        """The list under ``key``. Raises ``TokenizerError`` for a value that is not an array of ``kinds``."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if value.type != GGUFValueType.ARRAY or value.item not in kinds:
+            raise self._type(key, value, f"an array of {_names(kinds)}")
+        return list(value.value)
+
+    def each(self, key: str, values: list[Any], right: Callable[[Any], bool], expected: str) -> None:
+        """Raise ``TokenizerError`` for the first of ``values`` that is not ``right``."""
+        for index, value in enumerate(values):
+            if not right(value):
+                raise self.error(f"{key} has a wrong entry", f"{reprlib.repr(value)} at {index}", expected)
+
+    def ids(self, count: int) -> dict[str, int]:
+        """The special tokens by kind."""
+        found = {}
+        for kind, key in ID_KEYS.items():
+            token = self.scalar(key, _INTEGERS)
+            if token is None:
+                continue
+            if not 0 <= token < count:
+                raise self.error(
+                    f"the {kind} token is not in the vocabulary", f"{key} = {token}", f"an id under {count}"
+                )
+            found[kind] = token
+        return found
+
+    def templates(self) -> dict[str, str]:
+        """The chat templates by name, the usual one under "default"."""
+        named = self.array(Keys.Tokenizer.CHAT_TEMPLATES, _STRING) or []
+        keys = {"default": Keys.Tokenizer.CHAT_TEMPLATE}
+        keys |= {
+            name: Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name) for name in named if name != "default"
+        }
+        found = {name: self.scalar(key, _STRING) for name, key in keys.items()}
+        return {name: text for name, text in found.items() if text is not None}
+
+    def _type(self, key: str, value: Value, expected: str) -> TokenizerError:
+        item = "" if value.item is None else f" of {value.item.name}"
+        return self.error(
+            f"{key} has a value of the wrong type",
+            f"{value.type.name}{item}: {reprlib.repr(value.value)}",
+            expected,
+        )
+
+
+def _names(kinds: frozenset[GGUFValueType]) -> str:
+    return " or ".join(sorted(kind.name for kind in kinds))

@@ -1,0 +1,151 @@
+"""Shards that are not of one set are refused wherever a split GGUF is read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from safetensors.torch import load_file, save_file
+
+from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.checkpoint.gguf_values import Value, int32, string, uint16
+from bamba_quant.checkpoint.split_set import SET, check_split
+from bamba_quant.convert import plan_conversion
+from bamba_quant.errors import CheckpointError
+from bamba_quant.export import plan_export
+from bamba_quant.inspection import inspect_path
+from bamba_quant.writers import gguf as writer
+from bamba_quant.writers import stream, write_gguf
+from tests.support import llama
+from tests.support.models import random_bamba, save_checkpoint
+
+
+def split(model: Path, target: Path, **options: Any) -> list[Path]:
+    target.parent.mkdir(exist_ok=True)
+    planned = plan_conversion(model, outfile=target, vocab=False, split_max_bytes=60_000, **options)
+    return list(write_gguf(planned.plan, planned.outfile))
+
+
+def mark(file: Path) -> str:
+    return gguf.GGUFReader(str(file)).get_field(SET).contents()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(random_bamba(), tmp_path_factory.mktemp("model") / "m", dtype="bfloat16")
+
+
+def test_the_mark_depends_on_content_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on times, places, threads or chunks; any weight changes it."""
+    first = split(model, tmp_path / "a" / "x.gguf")
+    assert len({mark(file) for file in first}) == 1
+    shutil.copytree(model, tmp_path / "copy" / "m")
+    monkeypatch.setattr(writer, "chunks_of", lambda *a: stream.chunks_of(*a, chunk_bytes=1000))
+    again = split(tmp_path / "copy" / "m", tmp_path / "b" / "x.gguf")
+    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in first]
+    weights = tmp_path / "copy" / "m" / "model.safetensors"
+    state = load_file(weights)
+    state["lm_head.weight"][-1, -1] *= 2
+    save_file(state, weights)
+    changed = split(tmp_path / "copy" / "m", tmp_path / "c" / "x.gguf")
+    assert mark(changed[0]) != mark(first[0])
+    plain = [[f.read_bytes().replace(mark(f).encode(), b"") for f in files] for files in (first, changed)]
+    assert sum(ours != theirs for ours, theirs in zip(*plain, strict=True)) == 1
+
+
+@pytest.mark.parametrize("number", [0, 1, -1])
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_mixture_is_refused_by_every_reader(number: int, marked: bool, model: Path, tmp_path: Path) -> None:
+    """One shard of another conversion, or of another tool."""
+    files = split(model, tmp_path / "a" / "x.gguf")
+    if marked:
+        other = split(
+            save_checkpoint(random_bamba(1), tmp_path / "m", dtype="bfloat16"), tmp_path / "b" / "x.gguf"
+        )
+        shutil.copy(other[number], files[number])
+    else:
+        without_mark(files[number])
+    for read in (open_checkpoint, inspect_path, plan_export, plan_conversion):
+        for file in (files[0], files[-1]):
+            with pytest.raises(CheckpointError, match=rf"different sets[\s\S]*{files[number].name}"):
+                read(file)
+
+
+def without_mark(file: Path) -> None:
+    """Rename the mark, as a file of another tool has none."""
+    file.write_bytes(file.read_bytes().replace(SET.encode(), SET.replace("set", "xxx").encode()))
+
+
+def test_shards_of_other_tools_are_read(model: Path, tmp_path: Path) -> None:
+    files = split(model, tmp_path / "x.gguf")
+    whole = open_checkpoint(files[0]).tensors.keys()
+    for file in files:
+        without_mark(file)
+    assert open_checkpoint(files[1]).tensors.keys() == whole
+
+
+def test_llama_cpp_loads_marked_shards(tmp_path: Path) -> None:
+    model = save_checkpoint(random_bamba(), tmp_path / "m")
+    planned = plan_conversion(model, outtype="f32", outfile=tmp_path / "whole.gguf", vocab=False)
+    write_gguf(planned.plan, planned.outfile)
+    files = split(model, tmp_path / "x.gguf", outtype="f32")
+    tokens = [5, 7, 11, 100, 3]
+    assert (llama.logits(files[0], tokens) == llama.logits(planned.outfile, tokens)).all()
+
+
+def test_a_mark_is_not_handed_on(model: Path, tmp_path: Path) -> None:
+    files = split(model, tmp_path / "x.gguf")
+    planned = plan_conversion(files[0], outtype="q8_0", outfile=tmp_path / "y.gguf")
+    (whole,) = write_gguf(planned.plan, planned.outfile)
+    assert SET not in open_checkpoint(whole).metadata
+    planned = plan_conversion(files[0], outtype="q8_0", outfile=tmp_path / "z.gguf", keep_split=True)
+    again = write_gguf(planned.plan, planned.outfile)
+    assert mark(again[0]) not in (mark(files[0]), "0" * 32)
+
+
+SPLIT: dict[str, Value] = {
+    "split.no": uint16(0), "split.count": uint16(2), "split.tensors.count": int32(7), SET: string("a")
+}  # fmt: skip
+FILES = (Path("x-00001-of-00002.gguf"), Path("x-00002-of-00002.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ({}, {SET: string("b")}, "different sets"),
+        ({}, {SET: int32(1)}, "different sets"),
+        ({}, {SET: None}, "different sets"),
+        ({"split.no": uint16(1)}, {}, "split.no = 1"),
+        ({}, {"split.no": uint16(0)}, "split.no = 0"),
+        ({"split.count": uint16(3)}, {"split.count": uint16(3)}, "split.count = 3"),
+        ({}, {"split.count": string("2")}, "split.count = '2'"),
+        ({}, {"split.tensors.count": int32(8)}, "split.tensors.count = 8"),
+    ],
+)
+def test_key_values_that_contradict_each_other(
+    first: Mapping[str, Value | None], second: Mapping[str, Value | None], said: str
+) -> None:
+    found = [{**SPLIT, **first}, {**SPLIT, "split.no": uint16(1), **second}]
+    with pytest.raises(CheckpointError, match=said):
+        check_split(FILES, [{k: v for k, v in values.items() if v is not None} for values in found], 7)
+
+
+def test_key_values_that_are_missing_contradict_nothing() -> None:
+    check_split(FILES, [SPLIT, {SET: string("a")}], 7)
+    check_split(FILES, [{}, {}], 7)
+    check_split(FILES[:1], [{"split.count": uint16(0)}], 7)  # gguf-split --merge leaves it so
+    with pytest.raises(CheckpointError, match="not named like one"):
+        check_split(FILES[:1], [SPLIT], 7)
+
+
+def test_plans_hold_no_mark(model: Path) -> None:
+    planned = plan_conversion(model, vocab=False)
+    plan = replace(planned.plan, metadata={**planned.plan.metadata, SET: string("old")})
+    assert b"old" not in writer.layout(plan, Path("x.gguf"))[0].header

@@ -1,0 +1,224 @@
+"""The commands that are killed: what they read, what they write, what stood there before, and who reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.embedded import embedded_model
+from bamba_quant.evaluation import evaluate
+from bamba_quant.report import read_report, to_html, to_markdown
+from bamba_quant.writers import commit, directory, resumable
+from tests.support.conversion import to_gguf
+from tests.support.models import random_bamba, save_checkpoint
+from tests.test_repair import faulty
+
+Tree = Mapping[str, bytes | None]  # by path; None is a directory
+
+TINY: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
+    "vocab_size": 2048,
+}  # fmt: skip
+SPLIT = 150  # thousand bytes
+FIRST = "x-00001-of-00003.gguf"
+
+
+def tree(place: Path) -> Tree:
+    """All files and directories below ``place``."""
+    return {
+        os.fspath(path.relative_to(place)): path.read_bytes() if path.is_file() else None
+        for path in sorted(place.rglob("*"))
+    }
+
+
+def build(place: Path, wanted: Tree) -> None:
+    """Make ``place`` hold ``wanted`` and nothing else."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    for name, content in wanted.items():
+        (place / name).mkdir() if content is None else (place / name).write_bytes(content)
+
+
+def without_exchange() -> None:
+    """As on a file system that cannot exchange two names."""
+    directory.exchange = lambda first, second: False
+
+
+def without_links() -> None:
+    """As on a file system without hard links."""
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        sys.audit("os.link", *arguments)
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    os.link = refuse
+
+
+def shown_directory(found: Tree) -> Tree:
+    """What a reader of the model directory ``out`` sees."""
+    return {
+        name: found[name] for name in found if name.startswith("out/") and not name.startswith("out/.bamba-")
+    }
+
+
+def shown_files(found: Tree) -> Tree:
+    """What readers find under the names of the output."""
+    hidden = (".partial", ".old", ".bamba-commit")
+    return {
+        name: content for name, content in found.items() if content is not None and not name.endswith(hidden)
+    }
+
+
+@dataclass(frozen=True)
+class Command:
+    """``read`` raises when what is there cannot be read; ``restore`` does what the next start does first.
+
+    ``seeds`` are of the models that the old and the new output are made from, ``disturb`` what the system cannot do.
+    ``between`` is what else than the old or the new may be seen until the next start: "refused" by readers, or, of
+    files that no reader compares, "mixed". ``threads`` says that it leaves threads of torch's behind.
+    """
+
+    name: str
+    words: Callable[[Path, Path, int], list[str]]  # of inputs, working directory and seed
+    read: Callable[[Path], object]
+    restore: Callable[[Path], None]
+    shown: Callable[[Tree], Tree] = shown_files
+    overwrite: tuple[str, ...] = ("--overwrite",)
+    again: tuple[str, ...] = ()
+    between: str = ""
+    threads: bool = False
+    before: Callable[[Path], Tree] = lambda inputs: {}
+    variants: Mapping[str, Callable[[], None] | None] = field(default_factory=lambda: {"": None})
+
+
+def inputs(place: Path) -> None:
+    """Two tiny models under ``place``, their GGUFs, and such as llama.cpp's converter makes."""
+    for seed in (0, 1):
+        model = save_checkpoint(random_bamba(seed, **TINY), place / f"m{seed}")
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            shutil.copy(embedded_model() / name, model / name)
+        to_gguf(model, place / f"m{seed}.gguf", "bf16")
+        faulty(model, place / f"wrong{seed}.gguf", "bf16")
+        (place / f"split{seed}").mkdir()
+        faulty(model, place / f"split{seed}" / "x.gguf", "bf16", split_max_bytes=1000 * SPLIT)
+    (place / "text.txt").write_text("The function returns a value. " * 60)
+    _freeze_the_record()
+
+
+def _freeze_the_record() -> None:
+    """Reports of the same evaluation have the same bytes, whenever and however long it ran."""
+    timing, record = evaluate.timing, evaluate.run_record
+
+    def timed(seconds: float, hashing: float, *others: Any) -> Any:
+        return dataclasses.replace(
+            timing(1.0, 0.0, *others), reading=0.0, dequantizing=0.0, computing=1.0, peak_memory=0
+        )
+
+    def recorded(command: str, options: Any, backend: str, started: datetime.datetime, *others: Any) -> Any:
+        return record("", options, backend, datetime.datetime(2000, 1, 1), *others)
+
+    evaluate.timing, evaluate.run_record = timed, recorded
+
+
+def _read_reports(work: Path) -> None:
+    found = read_report(work / "rep" / "report.json")
+    for name, text in (("report.md", to_markdown(found)), ("report.html", to_html(found))):
+        file = work / "rep" / name
+        if not file.exists() or file.read_text("utf-8") != text:
+            raise AssertionError(f"{name} is of another evaluation than report.json")
+
+
+def _wrong_split(inputs: Path) -> Tree:
+    return tree(inputs / "split0")
+
+
+def _model_command(
+    name: str, read: Callable[[Path], object] = lambda work: open_checkpoint(work / "out"), **more: Any
+) -> Command:
+    return Command(
+        name,
+        read=read,
+        restore=lambda work: resumable.settle(work / "out"),
+        shown=shown_directory,
+        variants={"": None, "no exchange": without_exchange},
+        **more,
+    )
+
+
+def _file_command(name: str, first: str, **more: Any) -> Command:
+    return Command(
+        name,
+        read=more.pop("read", lambda work: open_checkpoint(work / first)),
+        restore=lambda work: commit.restore(work / first),
+        variants={"": None, "no links": without_links},
+        **more,
+    )
+
+
+COMMANDS = (
+    _file_command(
+        "convert",
+        "x.gguf",
+        words=lambda i, w, seed: ["convert", f"{i}/m{seed}", "--outfile", f"{w}/x.gguf"],
+    ),
+    _file_command(
+        "convert, split",
+        "x.gguf",
+        words=lambda i, w, seed: [
+            "convert", f"{i}/m{seed}", "--outtype", "bf16", "--outfile", f"{w}/x.gguf", "--split-max-size", f"{SPLIT}K",
+        ],
+        read=lambda work: open_checkpoint(work / FIRST),
+        between="refused",
+    ),
+    _model_command("fp8", words=lambda i, w, seed: ["fp8", f"{i}/m{seed}", f"{w}/out"], again=("--resume",)),
+    _model_command(
+        "int4",
+        words=lambda i, w, seed: [
+            "int4", f"{i}/m{seed}", f"{w}/out", "--group-size", "32", "--max-shard-size", "200K",
+        ],
+        again=("--resume",),
+    ),
+    _file_command(
+        "repair",
+        "x.gguf",
+        words=lambda i, w, seed: ["repair", f"{i}/wrong{seed}.gguf", "--outfile", f"{w}/x.gguf"],
+    ),
+    _file_command(
+        "repair --in-place",
+        "x.gguf",
+        words=lambda i, w, seed: ["repair", f"{w}/x.gguf", "--in-place"],
+        before=lambda inputs: {"x.gguf": (inputs / "wrong0.gguf").read_bytes()},
+    ),
+    _file_command(
+        "repair --in-place, split",
+        "x.gguf",
+        words=lambda i, w, seed: ["repair", f"{w}/{FIRST}", "--in-place"],
+        read=lambda work: open_checkpoint(work / FIRST),
+        before=_wrong_split,
+        between="refused",
+    ),
+    _model_command("export", words=lambda i, w, seed: ["export", f"{i}/m{seed}.gguf", f"{w}/out"]),
+    Command(
+        "evaluate --report-dir",
+        words=lambda i, w, seed: [
+            "evaluate", f"{i}/m{seed}", f"{i}/m0.gguf", "--text", f"{i}/text.txt", "--ctx", "16", "--chunks", "2",
+            "--resamples", "1000", "--noise-floor", "none", "--drift-chunks", "0", "--backend", "torch",
+            "--report-dir", f"{w}/rep",
+        ],
+        read=_read_reports,
+        restore=lambda work: commit.restore(*(work / "rep" / f"report.{kind}" for kind in ("json", "md", "html"))),
+        between="mixed",
+        threads=True,
+        variants={"": None, "no links": without_links},
+    ),
+)  # fmt: skip

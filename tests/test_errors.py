@@ -1,0 +1,47 @@
+"""An error says what, where, found, expected and fix, in few lines, whatever its parts are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bamba_quant.errors import BambaQuantError, CheckpointError, listed
+
+
+def test_its_parts_in_order() -> None:
+    error = CheckpointError("wrong", where="a", found=1, expected=[2], fix="do it")
+    assert str(error) == "wrong\n  where: a\n  found: 1\n  expected: [2]\n  fix: do it"
+    assert str(BambaQuantError("wrong")) == "wrong"
+    assert error.args == (str(error),)
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 2_300_000, "x\n" * 1_000_000, "\n" * 1_000_000, list(range(500_000)), 10**5000, nested(100_000)],
+    ids=["long", "many lines", "empty lines", "a list", "digits", "deep"],
+)
+def test_bounds(value: Any) -> None:
+    error = BambaQuantError(
+        str(value) if isinstance(value, str) else "wrong", where=value, found=value, expected=value
+    )
+    assert len(str(error)) < 5000 and str(error).count("\n") < 60
+    assert "more characters)" in str(error) or "cannot be shown" in str(error)
+    assert error.found is value
+
+
+def test_no_value_passes_for_another_part() -> None:
+    text = str(BambaQuantError("wrong\n  fix: run this", found="x\n  fix: run this\nerror: y"))
+    assert text == "wrong\n      fix: run this\n  found: x\n      fix: run this\n    error: y"
+
+
+def test_lists() -> None:
+    assert listed(["a"]) == "a"
+    assert listed([str(i) for i in range(100)]) == "0, 1, 2, 3, 4 and 95 more"
