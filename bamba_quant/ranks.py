@@ -4,14 +4,17 @@ torchrun starts them, or the command itself; one process alone is the same code 
 through torch.distributed's key-value store, and nothing is added up on the way, so that what follows is the same to the
 last bit however many they are. A process that waits for others looks again and again, and is told when one of them is
 gone.
+
+The store has no access control of its own. ``exchange`` authenticates every value with a token of the run, which the
+processes are given in the environment variable BAMBA_QUANT_TOKEN: the same user and root can read it, nobody else.
+``--processes`` draws a token for each run, and its store listens on 127.0.0.1 only. torchrun draws none, and its store
+listens on every interface: whoever reaches the port can end such a run or change its figures, but not run code. Give
+torchrun a secret value of BAMBA_QUANT_TOKEN, the same on every machine, and the figures are protected as well.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bamba_quant.errors import BambaQuantError
+from bamba_quant.exchange import Exchange, RankError
 
 if TYPE_CHECKING:
     from bamba_reference.packing import Ints
@@ -26,18 +30,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Bytes of one value of the store, which takes 8 MiB at most.
-_PIECE = 1 << 22
+# The secret of a run, in hexadecimal digits; --processes draws one for each run.
+TOKEN = "BAMBA_QUANT_TOKEN"
 _SECONDS_TO_MEET = 300
-_SECONDS_BETWEEN_LOOKS = 0.01
-# A process shows a sign of life every so many seconds; one that stayed silent over so many of another's is gone.
-_SECONDS_BETWEEN_SIGNS = 5.0
-_SIGNS_MISSED = 12
-_GONE = "other lines say how it ended; one that was killed may have run out of memory"
-
-
-class RankError(BambaQuantError):
-    """Processes that cannot work together, or of which one is gone."""
 
 
 class FailedElsewhereError(BambaQuantError):
@@ -52,7 +47,7 @@ class Ranks:
     size: int = 1
     local: int = 0
     local_size: int = 1
-    _exchange: _Exchange | None = None
+    _exchange: Exchange | None = None
 
     @property
     def first(self) -> bool:
@@ -86,13 +81,17 @@ class Ranks:
         bounds = [0, *(begin + (groups - begin) * i // max(1, self.size - 1) for i in range(self.size))]
         return slice(bounds[self.rank] * together, min(count, bounds[self.rank + 1] * together))
 
-    def gather(self, value: T) -> list[T]:
-        """Every process's ``value`` in the order of the ranks, in every process, once all have called this."""
-        return self._exchange.gather(value) if self._exchange else [value]
+    def gather(self, value: T, *records: type) -> list[T]:
+        """Every process's ``value`` in the order of the ranks, in every process, once all have called this.
 
-    def share(self, value: T | None = None) -> T:
-        """The first process's ``value``, in every process."""
-        found = self.gather(value if self.first else None)[0]
+        A value consists of what ``wire`` encodes: plain values, arrays and the dataclasses ``records``. Raises
+        ``RankError`` when another process is gone, or when a value that arrives is not what its process sent.
+        """
+        return self._exchange.gather(value, *records) if self._exchange else [value]
+
+    def share(self, value: T | None = None, *records: type) -> T:
+        """The first process's ``value``, in every process; ``records`` as in ``gather``."""
+        found = self.gather(value if self.first else None, *records)[0]
         assert found is not None
         return found
 
@@ -163,127 +162,46 @@ def spread(score: Scorer, together: Callable[[int], int], ranks: Ranks) -> Score
     return scored
 
 
-class _Exchange:
-    """What processes tell one another through a store that all reach, and who of them is still there."""
-
-    def __init__(self, store: Any, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-        self._store = store
-        self._rounds = 0
-        self._lost: RankError | None = None
-        self._left = threading.Event()
-        self._signs = threading.Thread(target=self._live, name="signs of life", daemon=True)
-        self._signs.start()
-
-    def gather(self, value: Any) -> list[Any]:
-        self._rounds += 1
-        with _reaching():
-            pieces = self._put(value)
-            found = [value if rank == self.rank else self._take(rank) for rank in range(self.size)]
-            read = f"{self._rounds}/read"
-            self._store.add(read, 1)
-            self._until(lambda: int(self._store.add(read, 0)) == self.size)
-            for piece in pieces:  # which all have read
-                self._store.delete_key(piece)
-        return found
-
-    def finish(self) -> None:
-        """Of the first process, which may hold the store, wait until the others need it no longer."""
-        with _reaching():
-            if self.rank:
-                self._store.add("finished", 1)
-            else:
-                self._until(lambda: int(self._store.add("finished", 0)) == self.size - 1)
-
-    def check(self) -> None:
-        if self._lost:
-            raise self._lost
-
-    def is_first_to_fail(self) -> bool:
-        try:
-            return int(self._store.add("failures", 1)) == 1
-        except RuntimeError:  # then nobody can be asked
-            return True
-
-    def leave(self) -> None:
-        self._left.set()
-        self._signs.join(_SECONDS_BETWEEN_SIGNS)
-
-    def _put(self, value: Any) -> list[str]:
-        raw = pickle.dumps(value)
-        keys = [self._key(self.rank, place) for place in range(-(-len(raw) // _PIECE))]
-        for place, key in enumerate(keys):
-            self._store.set(key, raw[place * _PIECE : (place + 1) * _PIECE])
-        self._store.set(self._key(self.rank, "pieces"), str(len(keys)))
-        return keys
-
-    def _take(self, rank: int) -> Any:
-        pieces = self._key(rank, "pieces")
-        self._until(lambda: bool(self._store.check([pieces])))
-        count = int(self._store.get(pieces))
-        return pickle.loads(b"".join(self._store.get(self._key(rank, place)) for place in range(count)))
-
-    def _key(self, rank: int, what: object) -> str:
-        return f"{self._rounds}/{rank}/{what}"
-
-    def _until(self, there: Callable[[], bool]) -> None:
-        while not there():
-            self.check()
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-    def _live(self) -> None:
-        """Show a sign of life and look for the others', until this process leaves.
-
-        Missed signs are counted by this process's own, so that all may be stopped together and go on.
-        """
-        seen, missed, count = dict[int, bytes](), dict[int, int](), 0
-        while not self._left.wait(_SECONDS_BETWEEN_SIGNS):
-            count += 1
-            try:
-                self._store.set(f"signs/{self.rank}", str(count))
-                for other in range(self.size):
-                    key = f"signs/{other}"
-                    sign = self._store.get(key) if self._store.check([key]) else b""
-                    missed[other] = 0 if sign != seen.get(other) else missed[other] + 1
-                    seen[other] = sign
-            except RuntimeError as error:
-                self._lost = self._lost or _unreachable(error)
-                return
-            silent = [other for other, times in missed.items() if times > _SIGNS_MISSED]
-            if silent:
-                self._lost = RankError(
-                    "a process of this run has shown no sign of life for too long",
-                    found=f"rank {silent[0]} of {self.size}, silent for {_SIGNS_MISSED * _SECONDS_BETWEEN_SIGNS:.0f} s",
-                    fix="look what it waits for, a disk, a GPU or memory; it is ended with the others",
-                )
-
-
-def _meet() -> _Exchange:
-    from torch.distributed.rendezvous import rendezvous
-
+def _meet() -> Exchange:
     try:
-        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=_SECONDS_TO_MEET)))
-    except (RuntimeError, ValueError) as error:
-        raise RankError(
-            "the processes of this run do not find together",
-            found=str(error).splitlines()[0],
-            expected="the variables RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets them",
-            fix="start with --processes N, or torchrun --nproc-per-node N -m bamba_quant_cli, or unset WORLD_SIZE",
-        ) from error
-    return _Exchange(store, rank, size)
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = _store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank, size)
+    except KeyError as error:
+        raise _not_met(f"{error.args[0]} is not set") from error
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        raise _not_met(str(error).splitlines()[0]) from error
+    return Exchange(store, rank, size, os.environ.get(TOKEN, "").encode())
 
 
-@contextmanager
-def _reaching() -> Iterator[None]:
+def _store(host: str, port: int, rank: int, size: int) -> Any:
+    """The store at this address, in which the first process holds it unless torchrun or ``--processes`` does."""
+    import socket
+
+    from torch.distributed import TCPStore
+
+    more: dict[str, Any] = {"timeout": timedelta(seconds=_SECONDS_TO_MEET)}
+    holds = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if holds and (address := _loopback(host)):  # torch itself listens on every interface
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        more["master_listen_fd"] = socket.create_server((address, port), family=family).detach()
+    return TCPStore(host, port, size, holds, **more)
+
+
+def _loopback(host: str) -> str | None:
+    import ipaddress
+    import socket
+
+    address = socket.gethostbyname(host) if host == "localhost" else host
     try:
-        yield
-    except RuntimeError as error:
-        raise _unreachable(error) from error
+        return address if ipaddress.ip_address(address).is_loopback else None
+    except ValueError:  # the name of another machine
+        return None
 
 
-def _unreachable(error: RuntimeError) -> RankError:
+def _not_met(found: str) -> RankError:
     return RankError(
-        "the process that holds this run's processes together is gone",
-        found=str(error).splitlines()[0],
-        fix=_GONE,
+        "the processes of this run did not connect to one another",
+        found=found,
+        expected="the variables RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets them",
+        fix="start with --processes N, or torchrun --nproc-per-node N -m bamba_quant_cli, or unset WORLD_SIZE",
     )

@@ -34,10 +34,10 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def torch_device(name: str) -> torch.device:
+def torch_device(name: str, given: str | None = None) -> torch.device:
     """torch's device of that name, once it has held a number; kernels are launched on it from then on.
 
-    Raises ``BambaQuantError`` when it cannot.
+    ``given`` is what the user called it, where that differs. Raises ``BambaQuantError`` when it cannot.
     """
     import torch
 
@@ -48,9 +48,10 @@ def torch_device(name: str) -> torch.device:
             torch.cuda.set_device(device)
     # Which of these torch raises for a device it was not built for differs between devices.
     except (AssertionError, NotImplementedError, RuntimeError) as error:
+        called = name if given in (None, name) else f"{given} ({name} in this process)"
         raise BambaQuantError(
             "torch cannot use this device",
-            found=f"{name}: {str(error).splitlines()[0]}",
+            found=f"{called}: {str(error).splitlines()[0]}",
             expected="cpu, or cuda with a torch built for it and a card that is there",
         ) from error
     return device

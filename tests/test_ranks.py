@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import HashStore
 
-from bamba_quant import ranks as module
+from bamba_quant import exchange as module
+from bamba_quant import ranks as ranks_module
+from bamba_quant.errors import BambaQuantError
+from bamba_quant.exchange import Exchange
 from bamba_quant.ranks import ALONE, FailedElsewhereError, RankError, Ranks, joined, spread
+from bamba_quant.running import torch_device
 from bamba_reference.stream import head_blocks, together
 
 
@@ -83,9 +88,15 @@ def test_variables_that_torchrun_did_not_set(monkeypatch: pytest.MonkeyPatch) ->
         assert alone is ALONE
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(RankError, match="do not find together") as error, joined():
+    with pytest.raises(RankError, match="did not connect") as error, joined():
         pass
     assert "RANK" in str(error.value.found) and "torchrun" in str(error.value.fix)
+    for rank, port in (("0", None), ("x", "1"), ("0", "x"), ("0", "99999")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", port) if port else monkeypatch.delenv("MASTER_PORT", raising=False)
+        with pytest.raises(RankError, match="did not connect"), joined():
+            pass
 
 
 Together = Callable[[Callable[[Ranks], Any]], list[Any]]
@@ -95,7 +106,7 @@ Together = Callable[[Callable[[Ranks], Any]], list[Any]]
 def in_threads(request: pytest.FixtureRequest) -> Iterator[Together]:
     """Runs a function as each of several ranks at once, over a store in memory."""
     store, size = HashStore(), request.param
-    exchanges = [module._Exchange(store, rank, size) for rank in range(size)]
+    exchanges = [Exchange(store, rank, size) for rank in range(size)]
     with ThreadPoolExecutor(size) as pool:
         yield lambda work: list(
             pool.map(
@@ -140,7 +151,7 @@ def test_scores_come_in_the_texts_order(in_threads: Together) -> None:
 def test_a_process_that_falls_silent_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SECONDS_BETWEEN_SIGNS", 0.02)
     store = HashStore()
-    first, second = (module._Exchange(store, rank, 2) for rank in range(2))
+    first, second = (Exchange(store, rank, 2) for rank in range(2))
     second.leave()
     with pytest.raises(RankError, match="no sign of life") as error:
         first.gather("waiting")
@@ -153,7 +164,7 @@ def test_a_process_that_falls_silent_ends_the_wait(monkeypatch: pytest.MonkeyPat
 def test_slow_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SECONDS_BETWEEN_SIGNS", 0.02)
     store = HashStore()
-    first, second = (module._Exchange(store, rank, 2) for rank in range(2))
+    first, second = (Exchange(store, rank, 2) for rank in range(2))
     late = threading.Timer(1.0, second.gather, ["late"])
     late.start()
     assert first.gather("early") == ["early", "late"]
@@ -198,11 +209,33 @@ def test_processes_without_torchrun() -> None:
     assert [process.returncode for process in processes] == [0, 0]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_store_for_one_machine_listens_on_loopback_alone(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    store = ranks_module._store(host, port, 0, 1)
+    tables = (Path(f"/proc/net/{table}").read_text().splitlines()[1:] for table in ("tcp", "tcp6"))
+    sockets = [line.split() for table in tables for line in table]
+    listening = [each[1] for each in sockets if each[3] == "0A" and each[1].endswith(f":{port:04X}")]
+    assert listening == [f"0100007F:{port:04X}"]
+    del store
+
+
+def test_a_device_is_called_what_the_user_called_it() -> None:
+    with pytest.raises(BambaQuantError) as error:
+        torch_device(Ranks(99, 100, 99, 100).device("cuda"), "cuda")
+    assert str(error.value.found).startswith("cuda (cuda:99 in this process): ")
+
+
 def test_one_of_several_errors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     store = HashStore()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    exchanges = iter([module._Exchange(store, rank, 2) for rank in range(2)])
-    monkeypatch.setattr(module, "_meet", lambda: next(exchanges))
+    exchanges = iter([Exchange(store, rank, 2) for rank in range(2)])
+    monkeypatch.setattr(ranks_module, "_meet", lambda: next(exchanges))
     with pytest.raises(ZeroDivisionError), joined():
         raise ZeroDivisionError
     with pytest.raises(FailedElsewhereError), joined():

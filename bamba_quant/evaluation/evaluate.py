@@ -38,6 +38,7 @@ from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.record import command_line, compiling, run_record, timing
 from bamba_quant.evaluation.result import (
+    RECORDS,
     SCHEMA,
     Candidate,
     Evaluation,
@@ -96,7 +97,7 @@ def evaluate(
     others = opened if given else opened[1:]
     kinds = [each.model.checkpoint.kind for each in opened]
     options = replace(options, activations=resolve(options.activations, kinds))
-    dtype, device = torch_dtype(options.dtype), torch_device(ranks.device(options.device))
+    dtype, device = torch_dtype(options.dtype), torch_device(ranks.device(options.device), options.device)
     backend = backend_named(options.backend, device, dtype)
     with ThreadPoolExecutor(1) as beside:
         beside.submit(first_product, device, dtype)
@@ -183,7 +184,7 @@ def evaluate(
         )
         found = score_part(given, opened, sources, hidden, tokens, part, floor, write, backends, tell)
         losses = drift.finish() if drift else [()] * len(others)
-        measured = Measured.of_parts(ranks.gather(found))
+        measured = Measured.of_parts(ranks.gather(found, Measured))
         scored = measured.scores(tokens.text.chunks)
         for file, scores in zip(files, scored, strict=True):
             check_finite(scores, base.name, file.label)
@@ -193,7 +194,7 @@ def evaluate(
             hashed = hashing.finish()
         hashing_seconds = time.perf_counter() - clock - seconds
     if not drawn:
-        return ranks.share()
+        return ranks.share(None, *RECORDS)
 
     bootstrap = drawn.result()
     measured_floors = floors(collect(measured.floor, floor_chunks)) if floor_chunks else None
@@ -228,7 +229,7 @@ def evaluate(
         drift_chunks=drift_chunks,
         timing=timing(seconds, hashing_seconds, meter, tokens.cut.size, device),
     )
-    return ranks.share(evaluation)
+    return ranks.share(evaluation, *RECORDS)
 
 
 def _candidate(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from bamba_quant.evaluation.provenance import ModelFile, Run, Text, Timing
+from bamba_quant.evaluation.provenance import FileHash, ModelFile, Run, Text, Timing, TypeTotal
 
 SCHEMA = 2
 
@@ -245,3 +245,10 @@ class Evaluation:
     @property
     def passed(self) -> bool:
         return all(candidate.passed for candidate in self.candidates)
+
+
+# Every record of which an evaluation consists.
+RECORDS = (
+    *(Evaluation, Candidate, ChunkMeans, Figure, Flips, Gate, Histogram, LayerDrift, NoiseFloor, RowClass),
+    *(TensorLoss, FileHash, ModelFile, Run, Text, Timing, TypeTotal),
+)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -20,11 +18,14 @@ from bamba_quant_cli import (
     generate,
     inspect,
     int4,
+    interrupts,
     perplexity,
     processes,
     repair,
 )
 from bamba_quant_cli.console import Commands, echo, echo_lines, prepare
+
+_BROKEN_PIPE = 141  # 128 + SIGPIPE, which ends other tools then
 
 app = typer.Typer(
     name="bamba-quant",
@@ -69,20 +70,41 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; exit code 2 for bad input or usage. Typer itself makes 130 of an interrupt."""
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _terminate)
+    """Run the command line, and end the process with its exit code."""
+    interrupts.run(run)
+
+
+def run() -> None:
+    """Run the command line; exit code 2 for bad input or usage, 141 for an output that nobody reads any more."""
+    _open_closed_streams()
     prepare()
+    try:
+        _run()
+    except BrokenPipeError:
+        _abandon(1, 2)
+        sys.exit(_BROKEN_PIPE)
+    except OSError:  # of stderr, to which the reason could not be written
+        _abandon(1, 2)
+        sys.exit(2)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # of which typer makes exit code 1
+            _abandon(1, 2)
+            sys.exit(_BROKEN_PIPE)
+        raise
+
+
+def _run() -> None:
     from bamba_quant.ranks import FailedElsewhereError
     from bamba_reference.errors import BambaQuantError
 
     try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
+        with interrupts.kept():
+            app()
+    except BrokenPipeError:
+        raise
     except OSError as error:  # of stdout, or of a file no layer below has a better word for
         echo(f"error: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
-        _abandon_stdout()
+        _abandon(1)
         sys.exit(2)
     except FailedElsewhereError:
         sys.exit(processes.code_elsewhere())
@@ -91,11 +113,23 @@ def main() -> None:
         sys.exit(2)
 
 
-def _abandon_stdout() -> None:
+def _open_closed_streams() -> None:
+    """Put /dev/null where a standard stream is closed: else the next file that is opened would take its number."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(_null(number), mode))
+
+
+def _null(number: int) -> int:
+    opened = os.open(os.devnull, os.O_RDWR)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
+    os.set_inheritable(number, True)
+    return number
+
+
+def _abandon(*streams: int) -> None:
     """So that the interpreter does not try again, on its way out, to write what could not be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    # As an exception, so that half-written files are removed on the way out.
-    sys.exit(128 + number)
+    for number in streams:
+        _null(number)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
+from bamba_quant_cli.interrupts import writes
 from bamba_quant_cli.options import (
     AsJson,
     DryRun,
@@ -21,7 +22,7 @@ from bamba_quant_cli.options import (
     parse_size,
     read_options,
 )
-from bamba_quant_cli.plans import print_rows, rows_as_json
+from bamba_quant_cli.plans import files_of, print_rows, rows_as_json
 
 if TYPE_CHECKING:
     from bamba_quant.convert import Conversion
@@ -177,6 +178,7 @@ def convert(
         files = [(shard.file, shard.n_bytes) for shard in layout(plan, conversion.outfile)]
         _print_plan(conversion, files, as_json)
         return
+    writes(*files_of(plan, conversion.outfile))
     path = conversion.source.checkpoint.path
     read = [each for each in path.iterdir() if each.suffix != ".gguf"] if path.is_dir() else [path]
     started = time.monotonic()

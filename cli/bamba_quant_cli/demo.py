@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bamba_quant_cli.console import echo, print_table, size
+from bamba_quant_cli.interrupts import leaves
 
 if TYPE_CHECKING:
     from bamba_quant.evaluation.result import Candidate
@@ -47,6 +48,7 @@ def demo(
 
     if out.exists() and not out.is_dir():
         raise OutputError("--out is there already and is no directory", where=out)
+    leaves(lambda: f"the files made so far are in {out}" if out.is_dir() else "nothing written")
     out.mkdir(parents=True, exist_ok=True)
     source = embedded_model()
     text, report = out / "python-help.txt", out / "report"

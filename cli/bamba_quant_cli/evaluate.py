@@ -15,6 +15,7 @@ import typer
 
 from bamba_quant_cli.console import echo, echo_progress, print_json
 from bamba_quant_cli.evaluation_tables import gate_lines, print_evaluation
+from bamba_quant_cli.interrupts import writes
 from bamba_quant_cli.options import (
     Activations,
     AsJson,
@@ -149,6 +150,7 @@ def evaluate(
     Figures are llama-perplexity's, under its names; intervals take whole chunks to be independent, not tokens. A gate
     is tested on its figure's one-sided 95 % bound: exit code 1 when one fails.
     """
+    writes(save_base, report_dir / "report.json" if report_dir else None)
     share(processes, text, gates)
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable

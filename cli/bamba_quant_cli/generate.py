@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bamba_quant_cli.console import echo, echo_text, print_json
+from bamba_quant_cli.interrupts import leaves
 from bamba_quant_cli.options import (
     Activations,
     AsJson,
@@ -93,6 +94,7 @@ def generate(
     new: list[int] = []
     shown = ""
     if not as_json:
+        leaves(_end_text)
         echo_text(prompt)
     ends = stop or stop_tokens(loaded.checkpoint)
     if not ends and tokenizer:  # a GGUF without a vocabulary
@@ -118,3 +120,8 @@ def generate(
         )
     else:
         echo()
+
+
+def _end_text() -> str:
+    echo()
+    return "the text is incomplete"

@@ -156,7 +156,7 @@ def _scorer(
                 fix="take --backend torch for these",
             )
         return spread(numpy_scorer(loaded.config, loaded.weights, dtype), lambda ctx: 1, ranks), backend
-    where, number = torch_device(ranks.device(device)), torch_dtype(dtype)
+    where, number = torch_device(ranks.device(device), device), torch_dtype(dtype)
     kernels = with_activations(backend_named(backend, where, number), loaded, rounding, where, number)
     if stream:
         scorer = stream_scorer(

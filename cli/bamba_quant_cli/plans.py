@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bamba_quant_cli.console import print_table
 
 if TYPE_CHECKING:
-    from bamba_quant.plan import PlanRow
+    from bamba_quant.plan import Plan, PlanRow
+
+
+def files_of(plan: Plan, outfile: Path) -> list[Path]:
+    """The files that ``plan`` makes under the name ``outfile``."""
+    from bamba_quant.checkpoint.gguf_file import split_name, split_stem
+
+    count = plan.shard_count
+    return [outfile] if count == 1 else [split_name(split_stem(outfile), i, count) for i in range(count)]
 
 
 def rows_as_json(rows: Sequence[PlanRow]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,9 +16,9 @@ from typing import Any
 import typer
 
 from bamba_quant.errors import BambaQuantError
+from bamba_quant.ranks import TOKEN
+from bamba_quant_cli.interrupts import STARTED, held
 
-# How a process knows that it is one of so many that this module started, and which process did: "count/pid".
-_STARTED = "BAMBA_QUANT_PROCESSES"
 # With which one of them ends when another has said why.
 _FAILED_ELSEWHERE = 75
 # A machine has up to so many GPUs, however few processors it lends.
@@ -29,7 +30,6 @@ _SECONDS_BETWEEN_LOOKS = 0.05
 _SECONDS_TO_FAIL = 3.0
 # In which processes that are to end take away what they have begun to write.
 _SECONDS_TO_END = 10.0
-_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -42,7 +42,7 @@ def share(count: int, *files: Path | None) -> None:
     """
     if count == 1:
         return
-    started, _, starter = os.environ.get(_STARTED, "").partition("/")
+    started, _, starter = os.environ.get(STARTED, "").partition("/")
     if starter and started == str(count):
         _end_with_parent(int(starter))
         return
@@ -77,13 +77,15 @@ def share(count: int, *files: Path | None) -> None:
 
 def code_elsewhere() -> int:
     """The exit code of a process of a run that has failed in another, which has said why."""
-    return _FAILED_ELSEWHERE if _STARTED in os.environ else 2
+    return _FAILED_ELSEWHERE if STARTED in os.environ else 2
 
 
 def _run(count: int, processors: int) -> int:
     listener = socket.create_server(("127.0.0.1", 0))
     environment = os.environ | {
-        _STARTED: f"{count}/{os.getpid()}",
+        STARTED: f"{count}/{os.getpid()}",
+        # In /proc, too, only this user and root can read it.
+        TOKEN: secrets.token_hex(32),
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
@@ -95,15 +97,18 @@ def _run(count: int, processors: int) -> int:
     children: list[subprocess.Popen[bytes]] = []
     store = None
     try:
-        for rank in range(count):
-            children.append(
-                subprocess.Popen(
-                    # -P: what lies in the working directory is no module of theirs, as it is none of this process's.
-                    [sys.executable, "-P", "-m", "bamba_quant_cli", *sys.argv[1:]],
-                    env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdin=subprocess.DEVNULL,
+        with (
+            held()
+        ):  # else one could start without being known here, or be interrupted before it can clean up
+            for rank in range(count):
+                children.append(
+                    subprocess.Popen(
+                        # -P: what lies in the working directory is not imported, as this process does not.
+                        [sys.executable, "-P", "-m", "bamba_quant_cli", *sys.argv[1:]],
+                        env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        stdin=subprocess.DEVNULL,
+                    )
                 )
-            )
         store = _store(listener)
         failed = _first_to_fail(children)
         if failed is None:
@@ -111,7 +116,7 @@ def _run(count: int, processors: int) -> int:
         code = children[failed].returncode
         # A process ends itself with 128 and more when it is told to end.
         number = -code if code < 0 else code - 128
-        if number > 0:
+        if number > 0 and number != signal.SIGPIPE:
             raise BambaQuantError(
                 "a process of this run was killed",
                 found=f"process {failed + 1} of {count}, by signal {number} ({signal.strsignal(number)})",
@@ -119,25 +124,20 @@ def _run(count: int, processors: int) -> int:
                 + ("; it may have run out of memory" if number == signal.SIGKILL else ""),
             )
         return _own_code(children)
-    except KeyboardInterrupt:  # which a terminal has sent to all
-        _wait(children, _SECONDS_TO_FAIL)
-        raise
     finally:
-        _end(children)
+        with held():
+            _end(children)
         del store
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Have all processes end, whatever else this one is told meanwhile."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDINGS}
+    """Have all processes end: each cleans up, and is silent about it."""
     for child in children:
         child.terminate()
     _wait(children, _SECONDS_TO_END)
     for child in children:
         child.kill()
         child.wait()
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def _end_with_parent(parent: int) -> None:

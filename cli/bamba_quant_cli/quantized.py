@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
+from bamba_quant_cli.interrupts import writes
 
 if TYPE_CHECKING:
     from bamba_quant.checkpoint import ReadOptions
@@ -36,8 +37,9 @@ def quantize(
     from bamba_quant.calibration import read_imatrix
     from bamba_quant.quantize import plan_quantization
     from bamba_quant.writers.quantized import write_quantized
-    from bamba_quant.writers.resumable import check_output
+    from bamba_quant.writers.resumable import check_output, partial_of
 
+    writes(directory, unfinished=partial_of(directory))
     plan = plan_quantization(
         model,
         scheme,
@@ -55,15 +57,10 @@ def quantize(
     n_bytes = sum(plan.sizes.values())
     check_output(directory, inputs=plan.inputs, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     started = time.monotonic()
-    try:
-        with progress(plan.work_bytes, "quantizing") as tell:
-            written = write_quantized(
-                plan, directory, threads=threads, overwrite=overwrite, resume=resume, progress=tell
-            )
-    except (KeyboardInterrupt, SystemExit):
-        options = "--resume --overwrite" if directory.exists() else "--resume"
-        echo(f"interrupted; what is done is kept: go on with {options}", err=True)
-        raise
+    with progress(plan.work_bytes, "quantizing") as tell:
+        written = write_quantized(
+            plan, directory, threads=threads, overwrite=overwrite, resume=resume, progress=tell
+        )
     seconds = time.monotonic() - started
     if as_json:
         sizes = [{"file": path, "bytes": path.stat().st_size} for path in written]

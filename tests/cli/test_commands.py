@@ -162,13 +162,14 @@ def test_an_interrupted_run_leaves_nothing(number: signal.Signals, tmp_path: Pat
     )
     child = subprocess.Popen(
         [sys.executable, "-m", "bamba_quant_cli", "convert", str(directory), "--no-vocab", "--outtype", "f32",
-         "--outfile", str(tmp_path / "x.gguf"), "--threads", "1"], stderr=subprocess.DEVNULL)  # fmt: skip
+         "--outfile", str(tmp_path / "x.gguf"), "--threads", "1"], stderr=subprocess.PIPE, text=True)  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     child.send_signal(number)
-    child.wait(timeout=60)
+    said = child.communicate(timeout=60)[1]
     assert child.returncode == 128 + number
+    assert said == f"{'interrupted' if number == signal.SIGINT else 'terminated'}; nothing written\n"
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 

@@ -90,11 +90,13 @@ def test_termination_leaves_nothing(tmp_path: Path) -> None:
     file = to_gguf(directory, tmp_path / "m.gguf", "q8_0", vocab=False)
     before = sorted(path.name for path in tmp_path.iterdir())
     command = ["export", str(file), str(tmp_path / "out"), "--threads", "1"]
-    child = subprocess.Popen([sys.executable, "-m", "bamba_quant_cli", *command])
+    child = subprocess.Popen(
+        [sys.executable, "-m", "bamba_quant_cli", *command], stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out.*.partial")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGTERM)
-    child.wait(timeout=60)
+    assert child.communicate(timeout=60)[1] == "terminated; nothing written\n"
     assert child.returncode == 128 + signal.SIGTERM
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 from bamba_quant.embedded import embedded_model
 from bamba_quant.writers import tasks
 from bamba_quant.writers.resumable import partial_of
-from bamba_quant_cli.app import app
+from bamba_quant_cli.app import app, run
+from tests.cli.test_interrupts import ran, tell
 from tests.support import directories
 from tests.test_quantize import BAMBA_9B
 
@@ -142,16 +144,17 @@ def test_a_directory_that_is_not_empty(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ended(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
-
     target = tmp_path / "out"
+    kept = f"finished parts are kept in {partial_of(target)}; continue with --resume\n"
     with monkeypatch.context() as patched:
-        patched.setattr(tasks, "wait", ended)
-        shown = RUNNER.invoke(app, ["fp8", str(embedded_model()), str(target), "--threads", "1"])
-    assert shown.exit_code == 130
-    assert "--resume" in shown.stderr
-    assert partial_of(target).is_dir()
+        patched.setattr(
+            "sys.argv", ["bamba-quant", "fp8", str(embedded_model()), str(target), "--threads", "1"]
+        )
+        for number, word in ((signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")):
+            patched.setattr(tasks, "wait", lambda *_, number=number, **__: tell(number))
+            assert ran(run) == (128 + number, f"{word}; {kept}")
+            assert partial_of(target).is_dir()
+            patched.setattr("sys.argv", [*sys.argv, "--resume"])
     refused = cli("fp8", embedded_model(), target)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr

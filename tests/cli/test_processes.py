@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import TCPStore
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant_cli import processes
@@ -28,6 +30,7 @@ def started(*words: object, stdin: Any = None, **more: Any) -> subprocess.Popen[
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT | more,
+        start_new_session=True,  # as a terminal has it: all processes of a command are one group
     )
 
 
@@ -130,23 +133,28 @@ def test_who_started_a_process_may_be_gone_already() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 @pytest.mark.parametrize(
-    ("number", "to_one", "code"),
+    ("number", "to", "code"),
     [
-        (signal.SIGKILL, True, 2),
-        (signal.SIGTERM, True, 2),
-        (signal.SIGTERM, False, 143),
-        (signal.SIGKILL, False, -9),
+        (signal.SIGKILL, "one", 2),
+        (signal.SIGTERM, "one", 2),
+        (signal.SIGTERM, "starter", 143),
+        (signal.SIGKILL, "starter", -9),
+        (signal.SIGINT, "all", 130),
     ],
 )
 def test_a_process_that_is_killed_or_a_run_that_is_ended(
-    number: signal.Signals, to_one: bool, code: int, text: Path, q4: Path, tmp_path: Path
+    number: signal.Signals, to: str, code: int, text: Path, q4: Path, tmp_path: Path
 ) -> None:
-    """A signal to one of the two, or to what started them: all end, and what they had begun to write is gone."""
+    """A signal to one of the two, to what started them, or to all: all end, and partial files are gone."""
     saved = tmp_path / "base.kld"
     words = ("evaluate", embedded_model(), q4, "--text", text, *SMALL, "--save-base", saved, "--processes", 2)
     child = started(*words)
     both = at_work(child, saved)
-    os.kill(both[1] if to_one else child.pid, number)
+    if to == "all":  # as Ctrl-C does, twice
+        os.killpg(child.pid, number)
+        os.killpg(child.pid, number)
+    else:
+        os.kill(both[1] if to == "one" else child.pid, number)
     said = child.communicate(timeout=60)
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{process}").exists() for process in both) and time.monotonic() < deadline:
@@ -154,6 +162,49 @@ def test_a_process_that_is_killed_or_a_run_that_is_ended(
     assert child.returncode == code
     assert not any(Path(f"/proc/{process}").exists() for process in both)
     assert not said[0] and not list(tmp_path.iterdir())
-    if to_one:
+    if code > 128:
+        word = "interrupted" if number == signal.SIGINT else "terminated"
+        assert said[1].endswith(f"{word}; nothing written\n") and said[1].count("nothing written") == 1
+        assert "Traceback" not in said[1] and "error" not in said[1]
+    if to == "one":
         assert said[1].count("error: ") == 1 and f"process 2 of 2, by signal {number.value} " in said[1]
         assert ("out of memory" in said[1]) == (number == signal.SIGKILL)
+
+
+class Harmful:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the store in /proc")
+def test_a_stranger_in_the_store(text: Path, q4: Path, tmp_path: Path) -> None:
+    """The store listens on loopback alone, and what another process puts into it ends the run with an error."""
+    saved = tmp_path / "base.kld"
+    words = ("evaluate", embedded_model(), q4, "--text", text, *SMALL, "--chunks", 70)
+    child = started(*words, "--save-base", saved, "--processes", 2)
+    both = at_work(child, saved)
+    given = dict(
+        each.split("=", 1) for each in Path(f"/proc/{both[1]}/environ").read_text().split("\0") if "=" in each
+    )
+    port = int(given["MASTER_PORT"])
+    assert given["MASTER_ADDR"] == "127.0.0.1" and len(given["BAMBA_QUANT_TOKEN"]) == 64
+    for table in ("tcp", "tcp6"):
+        sockets = [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+        listening = [line[1] for line in sockets if line[3] == "0A" and line[1].endswith(f":{port:04X}")]
+        assert listening == ([f"0100007F:{port:04X}"] if table == "tcp" else [])
+    stranger = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+    harmful = pickle.dumps(Harmful(tmp_path / "ran"))
+    for number in (2, 3, 4):  # of the exchanges that are still to come
+        for rank in range(2):
+            stranger.set(f"{number}/{rank}/read", harmful)
+            stranger.set(f"{number}/{rank}/length", harmful)
+            stranger.set(f"{number}/{rank}/0", harmful)
+    said = child.communicate(timeout=60)
+    assert child.returncode == 2 and not said[0], said
+    assert said[1].count("error: a value that the processes of this run exchange was changed") == 1
+    assert said[1].count("error: ") == 1 and not list(tmp_path.iterdir())
