@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import random
 import sys
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=place) as work:
         if options.case is not None:
             return _again(chosen, options, Path(work), limits)
+        if options.digest:
+            return _digest(chosen, options)
         return _all(chosen, options, Path(work), limits)
 
 
@@ -74,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--directory", type=Path, metavar="DIR", help="for inputs (default: /dev/shm)")
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="MODULE", help="readers of this module instead"
+    )
+    parser.add_argument(
+        "--digest", action="store_true", help="print a hash of each reader's inputs, and run none"
     )
     parser.add_argument("--list", action="store_true", help="list the readers")
     return parser
@@ -163,6 +169,17 @@ def _again(chosen: Mapping[str, Reader], options: argparse.Namespace, work: Path
         strict_warnings()
         print(run_case(reader, options.seed, options.case, work, limits).trace)
     return 1
+
+
+def _digest(chosen: Mapping[str, Reader], options: argparse.Namespace) -> int:
+    digests = {name: hashlib.sha256() for name in chosen}
+    for job in _jobs(chosen, options.cases):
+        for number in range(job.first, job.stop):
+            tree, _ = chosen[job.reader].tree(options.seed, number)
+            digests[job.reader].update(hashlib.sha256(repr(sorted(tree.items())).encode()).digest())
+    for name, digest in digests.items():
+        print(name, digest.hexdigest())
+    return 0
 
 
 def _keep(directory: Path, reader: Reader, failure: Failure) -> None:

@@ -82,8 +82,8 @@ def memory_of_the_kernel(case: Case) -> None:
     # A shared mapping is no data of the process, and so only its peak tells.
     import mmap
 
-    with mmap.mmap(-1, 1300 << 20) as mapped:
-        for _ in range(1300):
+    with mmap.mmap(-1, 64 << 20) as mapped:
+        for _ in range(64):
             mapped.write(bytes(1 << 20))
 
 

@@ -191,7 +191,7 @@ class _Pool:
 
     def _watch(self, worker: _Worker) -> None:
         _, since, _, _ = _SLOT.unpack(worker.slot[:])
-        if worker.job is None or not since or time.monotonic() - since < self._limits.seconds + _GRACE:
+        if worker.job is None or not since or time.monotonic() - since < self._limits.waiting + _GRACE:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGUSR1)  # for its traceback

@@ -97,7 +97,7 @@ class _Told:
 
 def _call(reader: Reader, case: Case, limits: Limits) -> _Told:
     reset_peak()
-    idle, started = status("VmRSS"), time.monotonic()
+    idle, started = status("VmRSS"), time.process_time()
     try:
         with shrinking(case.tree, case.path, ours), limited(limits):
             reader.call(case)
@@ -111,7 +111,7 @@ def _call(reader: Reader, case: Case, limits: Limits) -> _Told:
     # A panic of Rust code, SystemExit and the like are no exceptions of the usual kind.
     except BaseException as error:  # noqa: BLE001
         told = _failed(error, kind_of(error), _text(error))
-    seconds, peak = time.monotonic() - started, status("VmHWM") - idle
+    seconds, peak = time.process_time() - started, status("VmHWM") - idle
     where = f"reader {reader.name}"
     if told.kind is None and seconds > limits.seconds:
         return _Told(None, "time", where, f"{seconds:.1f} s")

@@ -34,17 +34,19 @@ def torch_archive(random: Random, raw: bytes) -> bytes:
         members = _members(random, members)
     else:
         compression = random.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
-    made = _packed(members, compression)
+    made = packed(members, compression)
     return _fields(random, made) if random.random() < 0.2 else made
 
 
-def _packed(members: list[Member], compression: int) -> bytes:
+def packed(members: list[Member], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """An archive of the members."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", compression) as archive:
         warnings.simplefilter("ignore")  # of names that stand twice, which are wanted
         for name, content in members:
             many = len(content) > 1 << 20
-            archive.writestr(name, content, zipfile.ZIP_DEFLATED if many else compression)
+            # With a time of its own, so that the same members are the same bytes.
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED if many else compression)
     return buffer.getvalue()
 
 

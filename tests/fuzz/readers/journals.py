@@ -19,8 +19,8 @@ from tests.fuzz.seeds import quantized
 from tests.fuzz.tree import Sparse, Tree, changes, listing, write_tree
 
 _LINES = (
-    b"[[0,1e400]]", b"[[1e400,0]]", b"[[NaN,0]]", b"[[-1,0]]", b"[[99999,0]]", b"[[0,7]]", b"[]", b"null", b"[[0]]", b"",
-    b'[["0","0"]]', b"[[true,false]]", b"[[" + b"9" * 5000 + b",0]]", b"[" * 100_000, b"\xff", b"0", b"{}", b'""',
+    b"[[0,1e400]]", b"[[1e400,0]]", b"[[NaN,0]]", b"[[-1,0]]", b"[[99999,0]]", b"[[0,7]]", b"[]", b"null", b"[[0]]",
+    b'[["0","0"]]', b"[[true,false]]", b"[[" + b"9" * 5000 + b",0]]", b"[" * 100_000, b"\xff", b"", b"0", b"{}", b'""',
 )  # fmt: skip
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from functools import cache, partial
 
 import torch
 
 from bamba_quant.checkpoint.torch_file import read_torch_file
 from tests.fuzz import calls
-from tests.fuzz.mutations.archive import torch_archive
+from tests.fuzz.mutations.archive import packed, torch_archive
 from tests.fuzz.mutations.blind import files
 from tests.fuzz.registry import Case, reader
 from tests.fuzz.runner import tried
@@ -21,7 +22,10 @@ from tests.fuzz.tree import Tree
 def _saved(family: str) -> bytes:
     buffer = io.BytesIO()
     torch.save({name: torch.from_numpy(array) for name, array in models.weights(family).items()}, buffer)
-    return buffer.getvalue()
+    with zipfile.ZipFile(buffer) as archive:
+        # Without the identity that every file is given anew.
+        members = [(name, archive.read(name)) for name in archive.namelist() if "serialization_id" not in name]
+    return packed(members)
 
 
 def _directories() -> list[Tree]:

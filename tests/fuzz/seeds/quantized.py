@@ -44,7 +44,18 @@ def quantized(scheme: str) -> Tree:
         (place / "in").mkdir()
         write_tree(wide(), place / "in")
         save_quantized(place / "in", place / "out", scheme_named(scheme))
-        return {**models.directory("bamba"), **read_tree(place / "out")}
+        tree = dict(read_tree(place / "out"))
+    tree["model.safetensors"] = _ordered(tree["model.safetensors"])  # type: ignore[arg-type]
+    return {**models.directory("bamba"), **tree}
+
+
+def _ordered(raw: bytes) -> bytes:
+    """A safetensors file with its metadata in order, which its library writes in any."""
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + raw[8 + length :]
 
 
 @cache
