@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -110,10 +111,19 @@ def _all(chosen: Mapping[str, Reader], options: argparse.Namespace, work: Path, 
                 f"  {tally.cases:,} cases, {len(tally.failures)} failures, {now - started:.0f} s", flush=True
             )
 
-    tally = run_jobs(jobs, chosen, options.seed, work, limits, workers=options.workers, progress=progress)
+    tally = Tally()
+    ended = False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run_jobs(jobs, chosen, options.seed, work, limits, tally, workers=options.workers, progress=progress)
+        ended = True
+    except KeyboardInterrupt:
+        print("interrupted; so far:")
     _print(tally, time.monotonic() - started)
     for failure in tally.failures if options.keep else ():
         _keep(options.keep, chosen[failure.reader], failure)
+    if not ended:
+        return 130
     return 1 if tally.failures else 0
 
 
@@ -159,7 +169,8 @@ def _again(chosen: Mapping[str, Reader], options: argparse.Namespace, work: Path
         (work / reader.name).mkdir()
         reader.warm(work / reader.name)
     job = Job(reader.name, options.case, options.case + 1)
-    tally = run_jobs([job], chosen, options.seed, work, limits, workers=1)
+    tally = Tally()
+    run_jobs([job], chosen, options.seed, work, limits, tally, workers=1)
     if not tally.failures:
         print("accepted" if tally.accepted.total() else "refused")
         return 0

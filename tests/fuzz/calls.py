@@ -69,7 +69,10 @@ def vocabulary_converted(path: Path) -> None:
 
 def quantized(path: Path, scheme: str = "fp8-dynamic", **options: Any) -> None:
     """``fp8 --dry-run`` or ``int4 --dry-run``."""
-    _ = plan_quantization(path, scheme, **options).sizes
+    plan = plan_quantization(path, scheme, **options)
+    _ = plan.sizes
+    if any(b"root:x:0:" in content for content in plan.files.values()):
+        raise WrongError("a file from outside of the model is copied", str(path))
 
 
 def exported(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import json
 import mmap
 import os
@@ -78,14 +79,15 @@ def run_jobs(
     seed: int,
     work: Path,
     limits: Limits,
+    tally: Tally,
     *,
     workers: int,
     progress: Callable[[Tally], None] = lambda tally: None,
-) -> Tally:
-    """Run all jobs and return what came of them. ``work`` is a directory for inputs, best in memory."""
-    pool = _Pool(deque(jobs), readers, seed, work, limits, progress)
+) -> None:
+    """Run all jobs and add what comes of them to ``tally``. ``work`` is a directory for inputs, best in memory."""
+    pool = _Pool(deque(jobs), readers, seed, work, limits, tally, progress)
     try:
-        return pool.run(workers)
+        pool.run(workers)
     finally:
         pool.end()
 
@@ -98,6 +100,7 @@ class _Pool:
         seed: int,
         work: Path,
         limits: Limits,
+        tally: Tally,
         progress: Callable[[Tally], None],
     ) -> None:
         self._jobs, self._readers, self._seed, self._work, self._limits = jobs, readers, seed, work, limits
@@ -105,9 +108,9 @@ class _Pool:
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
         self._made = 0
-        self.tally = Tally()
+        self.tally = tally
 
-    def run(self, count: int) -> Tally:
+    def run(self, count: int) -> None:
         for _ in range(min(count, len(self._jobs))):
             self._start()
         while self._workers:
@@ -116,7 +119,6 @@ class _Pool:
             for worker in list(self._workers):
                 self._watch(worker)
             self._progress(self.tally)
-        return self.tally
 
     def end(self) -> None:
         """End what is left of the workers."""
@@ -259,13 +261,12 @@ def _work(
             for number in range(first, stop):
                 slot[:] = _SLOT.pack(number, time.monotonic(), accepted, refused)
                 outcome = run_case(readers[name], seed, number, place, limits)
+                accepted += outcome.failure is None and outcome.accepted
+                refused += outcome.failure is None and not outcome.accepted
+                slot[:] = _SLOT.pack(number, 0.0, accepted, refused)
                 if outcome.failure is not None:
                     _tell(results, outcome.failure.as_json())
-                elif outcome.accepted:
-                    accepted += 1
-                else:
-                    refused += 1
-                slot[:] = _SLOT.pack(number, 0.0, accepted, refused)
+                    gc.collect()  # which may take long where memory was the failure
             _tell(results, None)
 
 

@@ -98,7 +98,7 @@ def near(random: Random, old: Any) -> Any:
     """What differs from ``old`` a little, or is it in another form."""
     if isinstance(old, bool) or old is None:
         return random.choice((not old, None, "true", 0, 1, [old]))
-    if isinstance(old, int | float):
+    if isinstance(old, int | float) and abs(old) < 1e300:
         return random.choice(
             (old + 1, old - 1, -old, old * 2, old * 1000, old * 2**20, old * 2**40, old / 2, float(old),
             str(old), [old], [old, old],

@@ -11,7 +11,7 @@ from tests.fuzz.mutations.safetensors import safetensors
 from tests.fuzz.mutations.text import card
 from tests.fuzz.registry import Case, reader
 from tests.fuzz.runner import tried
-from tests.fuzz.seeds import models, quantized
+from tests.fuzz.seeds import models, quantized, tokenizers
 from tests.fuzz.tree import Tree
 
 
@@ -140,7 +140,8 @@ def read_quantization_config(case: Case) -> None:
                 partial(calls.read_weights, path),
                 partial(calls.converted, path),
                 partial(calls.described, path),
-                partial(calls.quantized, path),
+                # Which refuses whatever is quantized already.
+                *([] if case.valid else [partial(calls.quantized, path)]),
             ],
             most=1,
         )
@@ -211,7 +212,11 @@ def read_metadata(case: Case) -> None:
 
 @reader(
     "any_file",
-    seeds=lambda: [*_generation(), *_sharded(), quantized.quantized("fp8-block")],
+    seeds=lambda: [
+        {**models.directory("bamba"), **tokenizers.with_everything(), "LICENSE": b"A license.\n"},
+        *_sharded(),
+        quantized.quantized("fp8-block"),
+    ],
     mutate=files({"*": lambda random, raw: raw}, odd=1.0),
     weight=4,
 )
@@ -225,7 +230,7 @@ def read_any_file(case: Case) -> None:
                 partial(calls.inspected, path),
                 partial(calls.read_weights, path),
                 partial(calls.converted, path),
-                partial(calls.quantized, path),
+                *([] if case.valid else [partial(calls.quantized, path)]),
                 partial(calls.encoded, path),
                 partial(calls.described, path),
             ],

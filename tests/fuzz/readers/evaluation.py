@@ -10,12 +10,15 @@ import torch
 from bamba_quant.evaluation.gates import limits_for, read_gates
 from bamba_quant.evaluation.logits_file import base_blocks, encode_rows, is_logits_file, read_logits_file
 from bamba_quant.evaluation.models import describe_logits
+from bamba_quant.report.json_report import read_report, to_json
 from bamba_quant.running import read_text
 from tests.fuzz.mutations.blind import files
+from tests.fuzz.mutations.json_text import json_text
 from tests.fuzz.mutations.structs import logits
 from tests.fuzz.mutations.text import plain_text, toml_text
 from tests.fuzz.registry import Case, reader
 from tests.fuzz.tree import Tree
+from tests.support.evaluations import make_evaluation
 
 _GATES = b"""# Limits.
 [default]
@@ -57,6 +60,16 @@ def logits_file(case: Case) -> None:
     for _ in base_blocks(given, slice(0, len(blocks)), blocks, torch.device("cpu")):
         pass
     describe_logits(given)
+
+
+@reader(
+    "report",
+    seeds=lambda: [{"report.json": to_json(make_evaluation(("q8_0",), chunks=8)).encode()}],
+    mutate=files({"report.json": json_text}),
+    weight=2,
+)
+def report(case: Case) -> None:
+    to_json(read_report(case.path / "report.json"))
 
 
 @reader(

@@ -24,8 +24,12 @@ _MODEL: Tree = {
 def _byte_level() -> list[Tree]:
     return [
         {**_MODEL, **tree}
-        for tree in (tokenizers.byte_level_bpe(), tokenizers.with_everything(), tokenizers.with_template())
+        for tree in (tokenizers.byte_level_bpe(), tokenizers.with_everything(), *_templates())
     ]
+
+
+def _templates() -> tuple[Tree, ...]:
+    return tokenizers.with_template(), tokenizers.with_template_object()
 
 
 def _every_kind() -> list[Tree]:
@@ -61,7 +65,12 @@ reader(
     weight=2,
 )(_call)
 reader("added_tokens", seeds=_every_kind, mutate=files({"added_tokens.json": json_text}), weight=3)(_call)
-reader("chat_template", seeds=_byte_level, mutate=files({"*.jinja": plain_text}), weight=2)(_call)
+reader(
+    "chat_template",
+    seeds=lambda: [{**_MODEL, **tree} for tree in (tokenizers.with_everything(), *_templates())],
+    mutate=files({"*.jinja": plain_text, "chat_template.json": json_text}),
+    weight=2,
+)(_call)
 reader(
     "sentencepiece_bpe",
     seeds=partial(_sentencepiece, "bpe"),

@@ -24,7 +24,9 @@ def _saved(family: str) -> bytes:
     torch.save({name: torch.from_numpy(array) for name, array in models.weights(family).items()}, buffer)
     with zipfile.ZipFile(buffer) as archive:
         # Without the identity that every file is given anew.
-        members = [(name, archive.read(name)) for name in archive.namelist() if "serialization_id" not in name]
+        members = [
+            (name, archive.read(name)) for name in archive.namelist() if "serialization_id" not in name
+        ]
     return packed(members)
 
 

@@ -65,6 +65,12 @@ def with_template() -> Tree:
 
 
 @cache
+def with_template_object() -> Tree:
+    """The same as older processors keep theirs."""
+    return {**byte_level_bpe(), "chat_template.json": b'{"chat_template": "{{ messages }}"}'}
+
+
+@cache
 def sentencepiece(kind: str) -> Tree:
     """tokenizer.model of ``kind`` "bpe", with byte pieces, or "unigram", and its settings."""
     from sentencepiece import sentencepiece_model_pb2
