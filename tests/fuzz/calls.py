@@ -138,12 +138,14 @@ def command(*arguments: str | Path) -> None:
             raise WrongError("control characters printed", f"{found.group()!r} in {around!r}")
     if "Traceback" in told or code not in (None, 0, 2):
         raise WrongError("another exit code", f"{code!r}: {told[-300:]}")
+    if "Usage:" in told:
+        raise WrongError("the command line was not understood", told[:300])
     if code == 2:
         if not told.strip():
             raise WrongError("exit code 2 without a word")
         if len(told) > 2 * MOST_TEXT:
             raise WrongError("long error text", f"{len(told)} characters are printed")
-        raise BambaQuantError("refused by the command")
+        raise BambaQuantError(f"refused by the command: {told[:400]}")
 
 
 def _stream(file: Any) -> io.TextIOWrapper:
@@ -155,6 +157,11 @@ def _content(file: Any) -> str:
     return str(file.read(), "utf-8", "replace")
 
 
-def some(random: Any, calls: list[Callable[[], None]], most: int = 2) -> list[Callable[[], None]]:
+def some(random: Any, calls: list[Callable[[], None]], most: int = 3) -> list[Callable[[], None]]:
     """One to ``most`` of the calls: all of them at every case would take too long."""
     return random.sample(calls, random.randint(1, min(most, len(calls))))
+
+
+def rarely(random: Any, share: float, *calls: Callable[[], None]) -> list[Callable[[], None]]:
+    """One of the calls in a ``share`` of the cases: the whole command line takes as long as several calls."""
+    return [random.choice(calls)] if random.random() < share else []

@@ -47,6 +47,10 @@ def strict_warnings() -> None:
     for category in (RuntimeWarning, UserWarning, SyntaxWarning, FutureWarning):
         warnings.simplefilter("error", category)
     warnings.filterwarnings("ignore", module="torch")
+    # What weights hold, infinity among it, is nothing that their readers judge.
+    warnings.filterwarnings(
+        "ignore", module=r"bamba_quant\.(formats|architectures|schemes|checkpoint\.unpacking)"
+    )
 
 
 def run_case(reader: Reader, seed: int, number: int, work: Path, limits: Limits) -> Outcome:

@@ -139,6 +139,8 @@ def _pack(tag: int, value: Any) -> bytes:
 
 def _pack_scalar(tag: int, value: Any) -> bytes:
     """A number in the form of ``tag``, or as 32 bits where there is no such form."""
+    if not isinstance(value, int | float):  # a string or an array under the tag of a number
+        return b"\1\2\3\4"
     code = SCALARS.get(tag, "I")
     if code in "fd":
         return struct.pack("<" + code, float(value) if abs(value) < 3e38 or value != value else float("inf"))

@@ -34,7 +34,11 @@ def safetensors(random: Random, raw: bytes) -> bytes:
         )
     if choice < 0.13:
         return raw[:8] + raw[8 : 8 + length] + random.choice((data[:-1], data + b"\0", b"", data * 2))
-    header = changed(random, header) if not header or choice < 0.4 else _entry(random, header)
+    header = (
+        changed(random, header)
+        if not isinstance(header, Pairs) or not header or choice < 0.4
+        else _entry(random, header)
+    )
     text = dumped(header).encode("utf-8", "surrogatepass")
     if random.random() < 0.1:
         text += random.choice((b" " * 8, b" " * 100_000, b"\0", b"\n\n", b"{}"))

@@ -38,7 +38,7 @@ def read_safetensors(case: Case) -> None:
                 partial(calls.read_stored, path),
             ],
         ),
-        *([partial(calls.command, "inspect", path, "--tensors")] if case.random.random() < 0.05 else []),
+        *calls.rarely(case.random, 0.05, partial(calls.command, "inspect", path, "--tensors")),
     )
     # Two copies of the weights side by side are looked at alone.
     if (path / "model.safetensors").is_file():
@@ -89,7 +89,14 @@ def read_config(case: Case) -> None:
                 partial(calls.described, path),
             ],
         ),
-        *([partial(calls.command, "inspect", path)] if case.random.random() < 0.05 else []),
+        *calls.rarely(
+            case.random,
+            0.1,
+            partial(calls.command, "inspect", path),
+            partial(calls.command, "inspect", path, "--json"),
+            partial(calls.command, "convert", path, "--dry-run"),
+            partial(calls.command, "fp8", path, path / "out", "--dry-run"),
+        ),
     )
 
 

@@ -44,8 +44,10 @@ def read_gguf(case: Case) -> None:
                 partial(calls.read_stored, path),
             ],
         ),
-        *([partial(calls.command, "inspect", path, "--tensors")] if case.random.random() < 0.04 else []),
-        *([partial(calls.command, "export", path, "--dry-run")] if case.random.random() < 0.02 else []),
+        *calls.rarely(case.random, 0.04, partial(calls.command, "inspect", path, "--tensors")),
+        *calls.rarely(
+            case.random, 0.02, partial(calls.command, "export", path, case.path / "out", "--dry-run")
+        ),
     )
     if case.random.random() < 0.1:
         oracles.gguf_accepts(path)

@@ -46,10 +46,8 @@ def _call(case: Case) -> None:
         partial(calls.vocabulary_converted, path),
         partial(calls.encoded, path),
         *([partial(calls.hashed, path)] if case.random.random() < 0.2 else []),
-        *(
-            [partial(calls.command, "convert", path, "--vocab-only", "--dry-run")]
-            if case.random.random() < 0.03
-            else []
+        *calls.rarely(
+            case.random, 0.03, partial(calls.command, "convert", path, "--vocab-only", "--dry-run")
         ),
     )
 
