@@ -31,6 +31,7 @@ from tests.fuzz.runner import run_case, strict_warnings
 
 _SLOT = struct.Struct("<qdqq")  # case, since when, accepted, refused
 _GRACE = 1.5  # seconds beyond the limit, for the alarm to be heard
+_MAKING = 30.0  # seconds for an input to be made, which are no reader's
 _BROKEN = 70  # exit code of a worker in which the fuzzer itself failed
 _JOBS_EACH = 60  # after which a worker ends and a fresh one begins, so that nothing adds up
 
@@ -259,8 +260,13 @@ def _work(
             name, first, stop = json.loads(line)
             accepted = refused = 0
             for number in range(first, stop):
-                slot[:] = _SLOT.pack(number, time.monotonic(), accepted, refused)
-                outcome = run_case(readers[name], seed, number, place, limits)
+                counts = (accepted, refused)
+                slot[:] = _SLOT.pack(number, time.monotonic() + _MAKING, *counts)
+
+                def begins(number: int = number, counts: tuple[int, int] = counts) -> None:
+                    slot[:] = _SLOT.pack(number, time.monotonic(), *counts)
+
+                outcome = run_case(readers[name], seed, number, place, limits, begins)
                 accepted += outcome.failure is None and outcome.accepted
                 refused += outcome.failure is None and not outcome.accepted
                 slot[:] = _SLOT.pack(number, 0.0, accepted, refused)

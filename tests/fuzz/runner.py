@@ -53,8 +53,15 @@ def strict_warnings() -> None:
     )
 
 
-def run_case(reader: Reader, seed: int, number: int, work: Path, limits: Limits) -> Outcome:
-    """Make the input below ``work``, call the reader, and say what came of it."""
+def run_case(
+    reader: Reader,
+    seed: int,
+    number: int,
+    work: Path,
+    limits: Limits,
+    begins: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Make the input below ``work``, call the reader, and say what came of it; ``begins`` is told of the call."""
     tree, random = reader.tree(seed, number)
     place, directory = work / "case", work / "cwd"
     place.mkdir()
@@ -64,6 +71,7 @@ def run_case(reader: Reader, seed: int, number: int, work: Path, limits: Limits)
         write_tree(tree, place)
         before = listing(place)
         case = Case(place, random, tree, valid=number < len(reader.valid))
+        begins()
         told = _call(reader, case, limits)
         wrong = _left_behind(reader, tree, before, listing(place), listing(directory))
     finally:

@@ -58,7 +58,7 @@ reader("tokenizer_config", seeds=_every_kind, mutate=files({"tokenizer_config.js
 )
 reader(
     "special_tokens_map",
-    seeds=lambda: [{**_MODEL, **tokenizers.with_everything()}],
+    seeds=lambda: [{**_MODEL, **tokenizers.with_everything()}, {**_MODEL, **tokenizers.with_map_alone()}],
     mutate=files({"special_tokens_map.json": json_text}),
     weight=2,
 )(_call)

@@ -56,6 +56,12 @@ def with_everything() -> Tree:
 
 
 @cache
+def with_map_alone() -> Tree:
+    """The same without tokenizer_config.json, as old directories have it: the map is what names special tokens."""
+    return {name: content for name, content in with_everything().items() if name != "tokenizer_config.json"}
+
+
+@cache
 def with_template() -> Tree:
     """The same with its template in a file of its own."""
     return {
