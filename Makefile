@@ -20,7 +20,7 @@ else
 ACCURACY := MODEL=bamba_quant/data/bamba-mini GATES=tests/accuracy/bamba-mini.toml CTX=256 CHUNKS=32
 endif
 
-.PHONY: demo test lint format accuracy bench bench-cuda clean
+.PHONY: demo test fuzz lint format accuracy bench bench-cuda clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo.stamp
@@ -30,6 +30,10 @@ demo: $(VENV)/demo.stamp
 # order of their names, since those with few tests are the longest. With bytecode, since many of them start Python.
 test: $(VENV)/test.stamp
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# 100,000 changed files of every kind, on two processes, in half an hour; `make fuzz FUZZ="--seed 3"` for others.
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -47,6 +51,7 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python benchmarks/convert.py
 	PYTHONPATH=. $(BIN)/python benchmarks/quantize.py --types q8_0 q4_k_m
 	$(BIN)/python -m benchmarks.quantizers
+	$(BIN)/python -m benchmarks.reading
 
 # On a machine with two GPUs (with one: python -m benchmarks.cuda --only tests kernels forward evaluate). Its peers
 # mamba_ssm and causal_conv1d are compiled and not installed by this.

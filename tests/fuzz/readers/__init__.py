@@ -1,0 +1,1 @@
+"""One file a group of readers; each is imported by ``registry.readers``."""

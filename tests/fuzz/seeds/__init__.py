@@ -1,0 +1,1 @@
+"""Small valid inputs, made once a run."""
