@@ -67,13 +67,16 @@ def first_product(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def read_text(file: Path) -> tuple[str, str]:
-    """A UTF-8 text, from a file or a pipe, and the SHA-256 of its bytes.
+    """A UTF-8 text, from a file or an open pipe such as /dev/stdin, and the SHA-256 of its bytes.
 
-    Raises ``CheckpointError`` for another encoding, and for a device, which may never end.
+    Raises ``CheckpointError`` for another encoding, and for devices and named pipes, which may never end.
     """
     try:
-        if file.is_char_device():
-            raise CheckpointError("the text is a device, not a file", where=file, expected="a file or a pipe")
+        open_pipe = file.is_fifo() and not file.resolve().exists()  # of /proc/self/fd, without a name on disk
+        if file.exists() and not (file.is_file() or open_pipe):
+            raise CheckpointError(
+                "the text is not a regular file", where=file, expected="a file, or /dev/stdin with a pipe"
+            )
         raw = file.read_bytes()
         return raw.decode("utf-8"), hashlib.sha256(raw).hexdigest()
     except OSError as error:

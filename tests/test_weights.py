@@ -133,5 +133,5 @@ def test_what_is_compiled_meanwhile_is_not_counted_twice(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
 def test_a_text_that_is_a_device_is_refused(device: str) -> None:
-    with pytest.raises(CheckpointError, match="is a device"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         read_text(Path(device))

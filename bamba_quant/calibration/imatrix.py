@@ -5,6 +5,7 @@ Two forms: GGUF (tools/imatrix/imatrix.cpp, ``save_imatrix``) and the older .dat
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from bamba_quant.checkpoint import StoredTensor, read_tensor
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.gguf_header import MAGIC
 from bamba_quant.checkpoint.gguf_values import Value, string, uint32
+from bamba_quant.checkpoint.regular_file import open_regular
 from bamba_quant.errors import CheckpointError, PlanError, listed
 from bamba_quant.formats.base import F32
 
@@ -97,13 +99,11 @@ def read_imatrix(file: Path, *, strict: bool = False) -> Imatrix:
     Raises ``CheckpointError`` for a file that is neither form, is damaged, or holds values that are not mean squares.
     """
     try:
-        if not file.is_file():
-            missing = "a directory or device" if file.exists() else "no such file"
-            raise CheckpointError("the importance matrix cannot be read", where=file, found=missing)
-        with file.open("rb") as stream:
+        descriptor, size = open_regular(file)
+        with os.fdopen(descriptor, "rb") as stream:
             is_gguf = stream.read(len(MAGIC)) == MAGIC
             stream.seek(0)
-            entries, dataset, chunks = _read_gguf(file) if is_gguf else _read_dat(file, stream)
+            entries, dataset, chunks = _read_gguf(file) if is_gguf else _read_dat(file, stream, size)
     except OSError as error:
         raise CheckpointError(
             "the importance matrix cannot be read", where=file, found=error.strerror
@@ -176,8 +176,7 @@ def _means(file: Path, tensor: str, sums: StoredTensor, counts: StoredTensor | N
     return means.astype(np.float32).reshape(-1)
 
 
-def _read_dat(file: Path, stream: BinaryIO) -> Found:
-    size = file.stat().st_size
+def _read_dat(file: Path, stream: BinaryIO, size: int) -> Found:
     entries: dict[str, F32] = {}
     try:
         for name, calls, values in _dat_entries(stream, size):

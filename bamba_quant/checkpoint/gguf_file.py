@@ -5,12 +5,14 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_header import MAGIC, Cursor, Header, read_header
 from bamba_quant.checkpoint.gguf_values import KeyValues
+from bamba_quant.checkpoint.regular_file import open_regular
 from bamba_quant.checkpoint.split_set import check_split
 from bamba_quant.errors import CheckpointError, FormatError, listed
 from bamba_quant.formats import formats
@@ -83,18 +85,9 @@ def split_name(stem: Path, number: int, count: int) -> Path:
 
 def _read_shard(file: Path) -> tuple[KeyValues, dict[str, StoredTensor]]:
     try:
-        if not file.is_file():
-            raise CheckpointError("the GGUF is not a regular file", where=file, expected="a regular file")
-        size = file.stat().st_size
-        with file.open("rb", buffering=0) as stream:
-            cursor = Cursor(stream, size)
-            if size < len(MAGIC) or cursor.take(len(MAGIC)) != MAGIC:
-                raise CheckpointError(
-                    "the file is not a GGUF file",
-                    where=file,
-                    expected="a file that begins with the bytes GGUF",
-                )
-            header = _header(file, cursor, size)
+        descriptor, size = open_regular(file)
+        with os.fdopen(descriptor, "rb", buffering=0) as stream:
+            header = _header(file, Cursor(stream, size), size)
     except OSError as error:
         raise CheckpointError("a GGUF file cannot be read", where=file, found=error.strerror) from error
     return KeyValues(header.key_values, file), _tensors(file, header, size)
@@ -102,6 +95,12 @@ def _read_shard(file: Path) -> tuple[KeyValues, dict[str, StoredTensor]]:
 
 def _header(file: Path, cursor: Cursor, size: int) -> Header:
     try:
+        if size < len(MAGIC) or cursor.take(len(MAGIC)) != MAGIC:
+            raise CheckpointError(
+                "the file is not a GGUF file",
+                where=file,
+                expected="a file that begins with the bytes GGUF",
+            )
         return read_header(cursor)
     except EOFError:
         raise CheckpointError(

@@ -14,7 +14,10 @@ def check_link(file: Path, directory: Path) -> None:
     (models--NAME/snapshots/COMMIT/FILE to models--NAME/blobs/HASH). Any other link could bring any file of this
     machine into an output that is published.
     """
-    target, inside = file.resolve(), directory.resolve()
+    try:
+        target, inside = file.resolve(), directory.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise CheckpointError(f"{file.name} is a symbolic link that leads nowhere", where=file) from error
     if target.is_relative_to(inside) or target.parent in _blobs(inside):
         return
     raise CheckpointError(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from gguf import Keys, LlamaFileType
 
 from bamba_quant.checkpoint import Checkpoint, ReadOptions
+from bamba_quant.checkpoint.json_file import TOKENIZER_BYTES, read_bytes
 from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.evaluation.hashing import hashes
 from bamba_quant.evaluation.logits_file import LogitsFile
@@ -25,6 +26,7 @@ from bamba_quant.weights import LoadedModel, load_model
 from bamba_reference.tensors import tensor_shapes
 
 # Files of a directory that say what its weights mean.
+_LONGEST_RECIPE = 40  # characters
 _SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -139,7 +141,8 @@ def tokenizer_hash(checkpoint: Checkpoint) -> str:
         return hashlib.sha256(raw).hexdigest()
     from bamba_quant.tokenizers.files import tokenizer_file
 
-    return hashlib.sha256(tokenizer_file(checkpoint.path).read_bytes()).hexdigest()
+    raw = read_bytes(tokenizer_file(checkpoint.path), "the tokenizer", TOKENIZER_BYTES)
+    return hashlib.sha256(raw).hexdigest()
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -211,7 +214,7 @@ def _recipe(checkpoint: Checkpoint, types: Sequence[TypeTotal]) -> str:
         if stored in LlamaFileType._value2member_map_:
             return _type_name(LlamaFileType(stored))
     elif "quantization_config" in checkpoint.metadata:
-        return _quantization(checkpoint.metadata["quantization_config"])
+        return _quantization(checkpoint.metadata["quantization_config"])[:_LONGEST_RECIPE]
     return Counter({each.name: each.n_bytes for each in types}).most_common(1)[0][0]
 
 
