@@ -20,7 +20,7 @@ else
 ACCURACY := MODEL=bamba_quant/data/bamba-mini GATES=tests/accuracy/bamba-mini.toml CTX=256 CHUNKS=32
 endif
 
-.PHONY: demo test lint format accuracy bench bench-cuda clean
+.PHONY: demo test crash lint format accuracy bench bench-cuda clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo.stamp
@@ -30,6 +30,10 @@ demo: $(VENV)/demo.stamp
 # order of their names, since those with few tests are the longest. With bytecode, since many of them start Python.
 test: $(VENV)/test.stamp
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# Every writing command killed at 100 random moments and at every call that changes a name; make test does a few of them.
+crash: $(VENV)/test.stamp
+	$(BIN)/python -m tests.crash --cases 100
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
