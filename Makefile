@@ -20,7 +20,7 @@ else
 ACCURACY := MODEL=bamba_quant/data/bamba-mini GATES=tests/accuracy/bamba-mini.toml CTX=256 CHUNKS=32
 endif
 
-.PHONY: demo test fuzz lint format accuracy bench bench-cuda clean
+.PHONY: demo test fuzz crash lint format accuracy bench bench-cuda clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo.stamp
@@ -34,6 +34,10 @@ test: $(VENV)/test.stamp
 # 100,000 changed files of every kind, on two processes, in half an hour; `make fuzz FUZZ="--seed 3"` for others.
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+# Every writing command killed at 100 random moments and at every call that changes a name; make test does a few of them.
+crash: $(VENV)/test.stamp
+	$(BIN)/python -m tests.crash --cases 100
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
@@ -81,6 +82,14 @@ def split_stem(file: Path) -> Path:
 def split_name(stem: Path, number: int, count: int) -> Path:
     """llama.cpp's name for shard ``number`` (from 0) of ``count``."""
     return stem.with_name(f"{stem.name}-{number + 1:05d}-of-{count:05d}.gguf")
+
+
+def other_splits(files: Sequence[Path]) -> list[str]:
+    """Names of shards beside ``files``, the whole of a GGUF, that have its stem and another count."""
+    beside = files[0].parent.glob("*-of-*.gguf")
+    return sorted(
+        each.name for each in beside if each not in files and split_stem(each) == split_stem(files[0])
+    )
 
 
 def _read_shard(file: Path) -> tuple[KeyValues, dict[str, StoredTensor]]:

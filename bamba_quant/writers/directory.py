@@ -206,7 +206,11 @@ def remove_replaced(place: Path) -> None:
 
 
 def empty(directory: Path) -> None:
-    """Remove all files of a directory but its journal."""
+    """Remove all that a directory holds but its journal. Raises ``OutputError`` where a replaced directory is in it."""
+    if (directory / _OLD).exists():
+        raise OutputError(
+            "the directory that an interrupted run was replacing is not put back", where=directory / _OLD
+        )
     for entry in directory.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

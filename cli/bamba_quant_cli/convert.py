@@ -141,8 +141,9 @@ def convert(
     quantizer makes of a 16-bit file. Reads safetensors, pytorch_model.bin or GGUF, streams it in bounded memory, and
     writes the file whole or not at all.
     """
+    from bamba_quant.checkpoint.gguf_file import other_splits
     from bamba_quant.convert import plan_conversion
-    from bamba_quant.errors import PlanError
+    from bamba_quant.errors import PlanError, listed
     from bamba_quant.recipes import Wishes
     from bamba_quant.writers import layout, write_gguf
 
@@ -180,7 +181,9 @@ def convert(
         return
     writes(*files_of(plan, conversion.outfile))
     path = conversion.source.checkpoint.path
-    read = [each for each in path.iterdir() if each.suffix != ".gguf"] if path.is_dir() else [path]
+    read = [path, *conversion.source.checkpoint.files]
+    if path.is_dir():
+        read = [each for each in path.iterdir() if each.suffix != ".gguf"]
     started = time.monotonic()
     with progress(sum(row.source.n_bytes for row in plan.rows), "converting") as tell:
         written = write_gguf(
@@ -194,11 +197,15 @@ def convert(
         )
     seconds = time.monotonic() - started
     n_bytes = sum(file.stat().st_size for file in written)
+    notes = _notes(conversion)
+    if stale := other_splits(written):
+        notes.append(f"shards of another split of this name are still there: {listed(stale)}")
     if as_json:
         sizes = [{"file": file, "bytes": file.stat().st_size} for file in written]
-        print_json({"files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3), **_summary(conversion)})
+        about = {**_summary(conversion), "notes": notes}
+        print_json({"files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3), **about})
         return
-    for note in _notes(conversion):
+    for note in notes:
         echo(f"note: {note}", err=True)
     for file in written:
         echo(file)

@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.checkpoint.gguf_file import other_splits
 from bamba_quant.checkpoint.gguf_values import Value, int32, string, uint16
 from bamba_quant.checkpoint.split_set import SET, check_split
 from bamba_quant.convert import plan_conversion
@@ -143,6 +144,22 @@ def test_key_values_that_are_missing_contradict_nothing() -> None:
     check_split(FILES[:1], [{"split.count": uint16(0)}], 7)  # gguf-split --merge leaves it so
     with pytest.raises(CheckpointError, match="not named like one"):
         check_split(FILES[:1], [SPLIT], 7)
+
+
+def test_shards_of_another_split_are_found(tmp_path: Path) -> None:
+    names = [
+        "x.gguf",
+        "x-00001-of-00003.gguf",
+        "x-00003-of-00003.gguf",
+        "x-00001-of-00002.gguf",
+        "y-00001-of-00002.gguf",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    assert other_splits([tmp_path / "x.gguf"]) == sorted(names[1:4])
+    assert (
+        other_splits([tmp_path / "x-00001-of-00002.gguf", tmp_path / "x-00002-of-00002.gguf"]) == names[1:3]
+    )
 
 
 def test_plans_hold_no_mark(model: Path) -> None:

@@ -107,6 +107,8 @@ def inputs(place: Path) -> None:
         model = save_checkpoint(random_bamba(seed, **TINY), place / f"m{seed}")
         for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
             shutil.copy(embedded_model() / name, model / name)
+        (model / "additional_chat_templates").mkdir()
+        (model / "additional_chat_templates" / "tool.jinja").write_text(f"{{{{ messages }}}} {seed}")
         to_gguf(model, place / f"m{seed}.gguf", "bf16")
         faulty(model, place / f"wrong{seed}.gguf", "bf16")
         (place / f"split{seed}").mkdir()

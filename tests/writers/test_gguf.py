@@ -22,6 +22,8 @@ from bamba_quant.errors import CheckpointError, FormatError, OutputError
 from bamba_quant.formats.floats import to_float32
 from bamba_quant.writers import commit, stream, write_gguf
 from bamba_quant.writers import gguf as writer
+from bamba_quant_cli.app import app
+from tests.recipes.test_llama_quantize import random_imatrix
 from tests.support.models import random_bamba, save_checkpoint
 
 
@@ -216,6 +218,21 @@ def test_an_input_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="made from"):
             write(directory, target, overwrite=True)
     assert weights.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "imatrix.gguf", "about.json"])
+def test_small_inputs_are_not_replaced(name: str, tmp_path: Path) -> None:
+    """Nor are the importance matrix and the metadata, which lie anywhere."""
+    directory = tmp_path / "m"
+    shutil.copytree(embedded_model(), directory)
+    random_imatrix(directory, tmp_path / "imatrix.gguf")
+    (tmp_path / "about.json").write_text("{}")
+    file = next(each for each in (directory / name, tmp_path / name) if each.exists())
+    before = file.read_bytes()
+    options = ["--imatrix", tmp_path / "imatrix.gguf", "--metadata", tmp_path / "about.json", "--overwrite"]
+    with pytest.raises(OutputError, match="made from"):
+        app(["convert", *map(str, [directory, "--outfile", file, *options])], standalone_mode=False)
+    assert file.read_bytes() == before
 
 
 def test_shards_are_published_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

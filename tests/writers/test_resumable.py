@@ -16,6 +16,8 @@ from bamba_quant.quantize import plan_quantization
 from bamba_quant.writers import directory, journal, quantized, resumable
 from bamba_quant.writers.resumable import partial_of
 from tests.recipes.test_llama_quantize import random_imatrix
+from tests.support.conversion import to_gguf
+from tests.support.exports import exported
 from tests.support.models import random_bamba, save_checkpoint
 from tests.writers.test_quantized import contents, interrupted, write
 
@@ -260,6 +262,31 @@ def test_a_directory_is_restored_where_names_cannot_be_exchanged(
     assert contents(out) == expected
     assert write(model, out, overwrite=True, resume=True) == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]
+
+
+def test_an_export_that_cannot_put_back_what_it_was_replacing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to go on with, so all is discarded, but never the old directory in it."""
+    file = to_gguf(save_checkpoint(random_bamba(), tmp_path / "m"), tmp_path / "x.gguf", vocab=False)
+    old = contents(exported(file, tmp_path / "out"))
+    without_exchange(monkeypatch)
+    rename, calls = Path.rename, []
+
+    def fail_but_first(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) > 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail_but_first)
+        with pytest.raises(OutputError, match="cannot be put back"):
+            exported(file, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out").exists()
+    resumable.settle(tmp_path / "out")
+    assert contents(tmp_path / "out") == old
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out", "x.gguf"]
 
 
 @pytest.mark.parametrize("target", ["/", "loop", "out.partial"])
