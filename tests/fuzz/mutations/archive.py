@@ -22,7 +22,7 @@ def torch_archive(random: Random, raw: bytes) -> bytes:
     except Exception:  # noqa: BLE001 - decompressors raise what they like for an archive that was changed before
         return blind(random, raw)
     choice = random.random()
-    if choice < 0.25:
+    if choice < 0.25 or not members:
         return _fields(random, raw)
     compression = zipfile.ZIP_STORED
     if choice < 0.65:

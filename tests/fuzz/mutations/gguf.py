@@ -65,7 +65,7 @@ def _of_value(random: Random, file: Gguf) -> Gguf:
 
 def _other(random: Random, tag: int, value: Any) -> tuple[int, Any]:
     choice = random.random()
-    if choice < 0.30 and tag in SCALARS:  # another number of the same type
+    if choice < 0.30 and tag in SCALARS and isinstance(value, int | float):  # another number of the same type
         near = (value + 1, value - 1, value * 2, value * 1024, -value, not value)
         return tag, random.choice((*_NUMBERS, *near))
     if choice < 0.30 and tag == STRING and isinstance(value, bytes):
