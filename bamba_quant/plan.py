@@ -51,8 +51,8 @@ class PlanRow:
     @property
     def matrix(self) -> tuple[int, int]:
         """(rows, columns) in which the tensor streams; a vector whose rows a transform moves counts as a column."""
-        if len(self.shape) == 1:
-            return (self.shape[0], 1) if self.transform.rows > 1 else (1, self.shape[0])
+        if len(self.shape) < 2:
+            return (self.elements, 1) if self.transform.rows > 1 else (1, self.elements)
         return math.prod(self.shape[:-1]), self.shape[-1]
 
     @property

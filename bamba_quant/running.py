@@ -14,6 +14,7 @@ from bamba_quant.weights import LoadedModel, load_model
 if TYPE_CHECKING:
     import torch
 
+MOST_TEXT_BYTES = 1 << 28
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -77,7 +78,15 @@ def read_text(file: Path) -> tuple[str, str]:
             raise CheckpointError(
                 "the text is not a regular file", where=file, expected="a file, or /dev/stdin with a pipe"
             )
-        raw = file.read_bytes()
+        with file.open("rb") as stream:
+            raw = stream.read(MOST_TEXT_BYTES + 1)
+        if len(raw) > MOST_TEXT_BYTES:
+            raise CheckpointError(
+                "the text is too large",
+                where=file,
+                expected=f"at most {MOST_TEXT_BYTES:,} bytes",
+                fix="give a part of it; the text is held in memory as a whole",
+            )
         return raw.decode("utf-8"), hashlib.sha256(raw).hexdigest()
     except OSError as error:
         raise CheckpointError("the text cannot be read", where=file, found=error.strerror) from error

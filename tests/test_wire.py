@@ -93,7 +93,7 @@ def test_blocks_of_scores_arrive_as_they_were() -> None:
 @pytest.mark.parametrize(
     "value",
     [object(), {1: 2}, {1, 2}, np.array([{}]), np.array(["a"]), np.zeros(2, "M8[s]"), np.int64(1), Measured((), ())],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_values_that_are_not_sent(value: Any) -> None:
     with pytest.raises(TypeError, match="cannot be sent"):

@@ -225,4 +225,4 @@ def _take(stream: BinaryIO, size: int, count: int) -> bytes:
 
 
 def _cut(text: str) -> str:
-    return text.encode("utf-8")[:127].decode("utf-8", "ignore")
+    return text.encode("utf-8", "surrogateescape")[:127].decode("utf-8", "ignore")

@@ -19,6 +19,7 @@ from bamba_quant.errors import CheckpointError, FormatError, listed
 from bamba_quant.formats import formats
 from bamba_quant.formats.readable import listed_format
 
+_MOST_NAMED = 5
 _SPLIT_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
@@ -61,16 +62,22 @@ def split_files(file: Path) -> tuple[Path, ...]:
             expected=f"a number from 1 to {count}" if count else "a count of at least 1",
             fix="give the file the name it was published under",
         )
-    shards = tuple(split_name(file.parent / match["stem"], each, count) for each in range(count))
-    missing = [shard.name for shard in shards if not shard.is_file()]
+    shards: list[Path] = []
+    missing: list[str] = []
+    for each in range(count):
+        shards.append(split_name(file.parent / match["stem"], each, count))
+        if not shards[-1].is_file():
+            missing.append(shards[-1].name)
+        if len(missing) == _MOST_NAMED:  # the name of one file may promise 99,999
+            break
     if missing:
         raise CheckpointError(
             "shards of a split GGUF are missing",
             where=file.parent,
-            found=listed(missing),
+            found=listed(missing, _MOST_NAMED) + (", …" if len(shards) < count else ""),
             fix="put all shards in one directory",
         )
-    return shards
+    return tuple(shards)
 
 
 def split_stem(file: Path) -> Path:

@@ -40,10 +40,9 @@ def read_safetensors(file: Path, *, quantized: bool = False) -> dict[str, Stored
     return tensors
 
 
-def read_metadata(file: Path) -> dict[str, Any]:
+def read_metadata(file: Path) -> dict[str, str]:
     """What the header of one file says beside its tensors. Raises as ``read_safetensors``."""
-    metadata = _header(file)[0].get("__metadata__", {})
-    return metadata if isinstance(metadata, dict) else {}
+    return dict(_header(file)[0].get("__metadata__", {}))
 
 
 def _plain(dtype: str) -> Format:
@@ -79,7 +78,16 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
         raise CheckpointError(
             "a file of the checkpoint cannot be read", where=file, found=error.strerror
         ) from error
-    return parse_json(header, f"{file}, its header"), 8 + length, size
+    parsed = parse_json(header, f"{file}, its header")
+    metadata = parsed.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise CheckpointError(
+            "the metadata of a safetensors header is malformed",
+            where=f"{file}, __metadata__",
+            found=shown(metadata),
+            expected="an object of strings",
+        )
+    return parsed, 8 + length, size
 
 
 def _tensor(
