@@ -16,6 +16,7 @@ from bamba_quant.report.json_report import read_report, schema_text, to_json
 from bamba_quant.report.markdown import to_markdown
 from bamba_quant.report.records import ReportError
 from bamba_quant.writers.atomic import atomic_files, check_target, output_error
+from bamba_quant.writers.commit import restore
 
 __all__ = [
     "ReportError",
@@ -81,6 +82,7 @@ def _paths(directory: Path) -> ReportPaths:
 
 
 def _prepare(directory: Path, overwrite: bool, inputs: Collection[Path]) -> Path:
+    restore(*_paths(directory))  # what a killed run left decides which of them exist
     for path in _paths(directory):
         check_output(path, overwrite=overwrite, inputs=inputs)
     try:
