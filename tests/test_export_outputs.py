@@ -58,8 +58,12 @@ def test_output_directories(tmp_path: Path) -> None:
     assert (tmp_path / "empty" / "thesis.txt").read_text() == "mine"
     with pytest.raises(OutputError, match="create it first"):
         write_export(plan, tmp_path / "no" / "where")
-    with pytest.raises(OutputError, match="no directory"):
+    with pytest.raises(OutputError, match="replace the input"):
         write_export(plan, tmp_path / "m.gguf", overwrite=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="not a directory"):
+        write_export(plan, tmp_path / "file", overwrite=True)
+    (tmp_path / "file").unlink()
     (tmp_path / "link").symlink_to(tmp_path / "linked")
     (tmp_path / "linked").mkdir()
     write_export(plan, tmp_path / "link")

@@ -12,6 +12,7 @@ from typing import Any
 from gguf import GGUFValueType
 
 from bamba_quant.architectures import keys, refusals
+from bamba_quant.architectures.gguf_reader import Reader
 from bamba_quant.architectures.loaders import (
     ATTENTION_INPUTS,
     MERGED_ATTENTION,
@@ -150,7 +151,7 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
 
 def _config_of_gguf(values: Values, tensors: Tensors) -> Config:
     """``_gguf_metadata`` read back; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
-    read = keys.Reader(values, tensors)
+    read = Reader(values, tensors)
     attention = read.attention()
     experts = read.experts()
     length = read.count("feed_forward_length")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bamba_quant.architectures import keys, refusals
+from bamba_quant.architectures.gguf_reader import Reader
 from bamba_quant.architectures.loaders import Loaders
 from bamba_quant.architectures.rows import (
     BLOCK,
@@ -133,7 +134,7 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
 
 def _config_of_gguf(values: Values, tensors: Tensors) -> Config:
     """``_gguf_metadata`` read back; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
-    read = keys.Reader(values, tensors)
+    read = Reader(values, tensors)
     shape = read.shape()
     return Config(
         **shape,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from bamba_quant.architectures import keys, refusals
+from bamba_quant.architectures.gguf_reader import Reader
 from bamba_quant.architectures.loaders import MERGED_MIXER, Loaders
 from bamba_quant.architectures.rows import EMBEDDINGS, MAMBA2, MIXER_DIALECTS
 from bamba_quant.architectures.rules import Architecture, Metadata, Tensors, Values, register, spelled
@@ -28,7 +29,7 @@ def _check_gguf(config: Config) -> tuple[str, ...]:
 
 def _config_of_gguf(values: Values, tensors: Tensors) -> Config:
     """``_gguf_metadata`` read back; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
-    read = keys.Reader(values, tensors)
+    read = Reader(values, tensors)
     return Config(
         **read.shape(),
         **keys.ONLY_MIXERS,

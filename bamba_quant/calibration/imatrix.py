@@ -17,7 +17,7 @@ from gguf import Keys
 
 from bamba_quant.checkpoint import StoredTensor, read_tensor
 from bamba_quant.checkpoint.gguf_file import read_gguf
-from bamba_quant.checkpoint.gguf_header import MAGIC
+from bamba_quant.checkpoint.gguf_header import MAGIC, MAX_TENSORS
 from bamba_quant.checkpoint.gguf_values import Value, string, uint32
 from bamba_quant.checkpoint.regular_file import open_regular
 from bamba_quant.errors import CheckpointError, PlanError, listed
@@ -199,7 +199,10 @@ def _read_dat(file: Path, stream: BinaryIO, size: int) -> Found:
 
 def _dat_entries(stream: BinaryIO, size: int) -> Iterator[tuple[str, int, F32]]:
     """Name, calls and sums of each entry. Raises ``ValueError`` as ``_take``."""
-    for _ in range(_integer(stream, size, least=1)):
+    count = _integer(stream, size, least=1)
+    if count > MAX_TENSORS:
+        raise ValueError(f"{count} entries; at most {MAX_TENSORS} are supported")
+    for _ in range(count):
         name = _take(stream, size, _integer(stream, size, least=0)).decode("utf-8", "surrogateescape")
         calls = _integer(stream, size)
         yield (

@@ -14,7 +14,7 @@ from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_header import MAGIC, Cursor, Header, read_header
 from bamba_quant.checkpoint.gguf_values import KeyValues
 from bamba_quant.checkpoint.regular_file import open_regular
-from bamba_quant.checkpoint.split_set import check_split
+from bamba_quant.checkpoint.split_set import SET, check_split, is_stale
 from bamba_quant.errors import CheckpointError, FormatError, listed
 from bamba_quant.formats import formats
 from bamba_quant.formats.readable import listed_format
@@ -103,7 +103,10 @@ def _read_shard(file: Path) -> tuple[KeyValues, dict[str, StoredTensor]]:
     try:
         descriptor, size = open_regular(file)
         with os.fdopen(descriptor, "rb", buffering=0) as stream:
-            header = _header(file, Cursor(stream, size), size)
+            cursor = Cursor(stream, size)
+            header = _header(file, cursor, size)
+            if SET in header.key_values and is_stale(cursor, header):
+                del header.key_values[SET]
     except OSError as error:
         raise CheckpointError("a GGUF file cannot be read", where=file, found=error.strerror) from error
     return KeyValues(header.key_values, file), _tensors(file, header, size)

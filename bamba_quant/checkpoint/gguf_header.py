@@ -20,11 +20,12 @@ DEFAULT_ALIGNMENT = 32
 
 # Limits of a header. The largest in use: vocabularies of 500,000 tokens with as many merges in 30 MB, and some ten
 # thousand tensors.
-MAX_HEADER_BYTES = 1 << 28
+MAX_HEADER_BYTES = 1 << 27
 MAX_ARRAY_ITEMS = 1 << 22  # of all arrays together
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 17
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+MAX_NAME_BYTES = 63  # GGML_MAX_NAME without the zero at its end
 MAX_ALIGNMENT = 1 << 20
 
 _PIECE = 1 << 20  # bytes read at first; then as many again as are there
@@ -72,6 +73,15 @@ class Cursor:
         self._need(count)
         self.position += count
         return self._buffer[self.position - count : self.position]
+
+    def before(self, stop: int) -> bytes:
+        """The first ``stop`` bytes of the file, wherever the cursor stands."""
+        self.position, position = 0, self.position
+        try:
+            self._need(stop)
+        finally:
+            self.position = position
+        return bytes(self._buffer[:stop])
 
     def number(self, kind: GGUFValueType) -> Any:
         scalar = _SCALARS[kind]
@@ -166,6 +176,8 @@ def read_header(cursor: Cursor) -> Header:
 
 def _entry(cursor: Cursor) -> TensorEntry:
     name = cursor.text()
+    if len(name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
+        raise ValueError(f"a tensor name of more than {MAX_NAME_BYTES} bytes: {name[:MAX_NAME_BYTES]!r}…")
     count = cursor.number(GGUFValueType.UINT32)
     if count > MAX_DIMENSIONS:
         raise ValueError(f"tensor {name!r} has {count} dimensions; at most {MAX_DIMENSIONS} are supported")

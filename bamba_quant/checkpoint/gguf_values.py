@@ -94,7 +94,7 @@ def _pack_untagged(value: Value) -> bytes:
 
 
 class KeyValues(dict[str, Value]):
-    """A GGUF's key-values, with one checked getter for each type.
+    """A GGUF's key-values, with one checked getter for each type: those that llama.cpp asks for, and no others.
 
     A getter returns None where the key is missing, and raises ``CheckpointError`` naming ``file``, key and value
     where the value has another type or is out of range.
@@ -106,66 +106,75 @@ class KeyValues(dict[str, Value]):
 
     def text(self, key: str) -> str | None:
         """A string."""
-        found: str | None = self._get(key, lambda found: isinstance(found, str), "a string")
+        found: str | None = self._get(key, (GGUFValueType.STRING,))
         return found
 
     def flag(self, key: str) -> bool | None:
         """A boolean."""
-        found: bool | None = self._get(key, lambda found: isinstance(found, bool), "a boolean")
+        found: bool | None = self._get(key, (GGUFValueType.BOOL,))
         return found
 
-    def integer(self, key: str, *, least: int = 0, most: int = 2**32 - 1) -> int | None:
-        """An integer of any width, from ``least`` to ``most``."""
-        expected = f"an integer from {least} to {most}"
-        found: int | None = self._get(key, lambda found: _is_integer(found, least, most), expected)
+    def integer(
+        self,
+        key: str,
+        *,
+        least: int = 0,
+        most: int = 2**32 - 1,
+        kind: GGUFValueType = GGUFValueType.UINT32,
+    ) -> int | None:
+        """An integer from ``least`` to ``most``."""
+        found: int | None = self._get(key, (kind,), _from_to(least, most))
         return found
 
     def number(self, key: str) -> float | None:
-        """A finite number; an integer counts as one."""
-        found = self._get(key, _is_number, "a finite number")
-        return None if found is None else float(found)
+        """A finite float32."""
+        found: float | None = self._get(key, (GGUFValueType.FLOAT32,), ("finite", math.isfinite))
+        return found
 
     def texts(self, key: str) -> list[str] | None:
         """An array of strings."""
-        found: list[str] | None = self._get(
-            key, lambda found: _is_list(found, lambda item: isinstance(item, str)), "an array of strings"
-        )
+        found: list[str] | None = self._get(key, (GGUFValueType.STRING,), array=True)
         return found
 
     def integers(self, key: str, *, least: int = 0, most: int = 2**32 - 1) -> list[int] | None:
-        """An array of integers, each from ``least`` to ``most``."""
-        expected = f"an array of integers from {least} to {most}"
-        found: list[int] | None = self._get(
-            key, lambda found: _is_list(found, lambda item: _is_integer(item, least, most)), expected
-        )
+        """An array of 32-bit integers, each from ``least`` to ``most``."""
+        kinds = (GGUFValueType.UINT32, GGUFValueType.INT32)
+        found: list[int] | None = self._get(key, kinds, _from_to(least, most), array=True)
         return found
 
     def is_array(self, key: str) -> bool:
         """Whether the key is there and holds an array."""
         return key in self and self[key].type == GGUFValueType.ARRAY
 
-    def _get(self, key: str, fits: Callable[[Any], bool], expected: str) -> Any:
+    def _get(
+        self, key: str, kinds: tuple[GGUFValueType, ...], fits: _Fits = ("", None), *, array: bool = False
+    ) -> Any:
         if key not in self:
             return None
-        found = self[key].value
-        if not fits(found):
+        found = self[key]
+        named, test = fits
+        kind = found.item if array else found.type
+        values = found.value if array and self.is_array(key) else [found.value]
+        right = self.is_array(key) == array and kind in kinds and (test is None or all(map(test, values)))
+        if not right:
+            types = " or ".join(each.name.lower() for each in kinds)
             raise CheckpointError(
                 f"the GGUF key {key} has an invalid value",
                 where=self.file,
-                found=f"{reprlib.repr(found)} ({self[key].type.name.lower()})",
-                expected=expected,
+                found=f"{reprlib.repr(found.value)} ({_type_name(found)})",
+                expected=f"{'an array of ' if array else ''}{types}{named and f', {named}'}",
                 fix="fetch the file again, or convert the original checkpoint again",
             )
-        return found
+        return found.value
 
 
-def _is_integer(found: Any, least: int, most: int) -> bool:
-    return isinstance(found, int) and not isinstance(found, bool) and least <= found <= most
+_Fits = tuple[str, Callable[[Any], bool] | None]
 
 
-def _is_number(found: Any) -> bool:
-    return isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+def _from_to(least: int, most: int) -> _Fits:
+    return f"from {least} to {most}", lambda number: least <= number <= most
 
 
-def _is_list(found: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(found, list) and all(map(fits, found))
+def _type_name(value: Value) -> str:
+    item = "" if value.item is None else f" of {value.item.name.lower()}"
+    return f"{value.type.name.lower()}{item}"

@@ -118,8 +118,10 @@ def _check_space(files: Sequence[tuple[Path, int]]) -> None:
 def _reserve(file: Path, partial: Path, size: int, cleanup: ExitStack) -> int:
     """A descriptor of the new file ``partial`` with all its blocks reserved; ``cleanup`` closes and removes it."""
     try:
+        cleanup.callback(
+            partial.unlink, missing_ok=True
+        )  # before it exists: an interrupt may come at any time
         descriptor = create_locked(partial)
-        cleanup.callback(partial.unlink, missing_ok=True)
         cleanup.callback(os.close, descriptor)
         allocate(descriptor, size)
     except OSError as error:

@@ -19,7 +19,7 @@ from bamba_quant.checkpoint import RawReader
 from bamba_quant.checkpoint.gguf_file import split_name, split_stem
 from bamba_quant.checkpoint.gguf_header import MAGIC
 from bamba_quant.checkpoint.gguf_values import Value, int32, pack_string, pack_value, string, uint16
-from bamba_quant.checkpoint.split_set import SET
+from bamba_quant.checkpoint.split_set import SET, UNKNOWN, with_mark
 from bamba_quant.errors import PlanError
 from bamba_quant.plan import Plan, PlanRow, padded
 from bamba_quant.writers.atomic import atomic_files
@@ -28,7 +28,6 @@ from bamba_quant.writers.stream import check_equal, chunks_of, quantizers, run_c
 from bamba_quant.writers.tasks import Progress
 
 _VERSION = 3
-_UNKNOWN = "0" * 32  # the mark of a set until its weights are written
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,7 @@ def _marked(shards: Sequence[Shard], checksums: Sequence[Checksum | None]) -> li
     for shard, checksum in zip(shards, checksums, strict=True):
         digest.update(shard.header)
         digest.update(b"" if checksum is None else checksum.value.to_bytes(4, "little"))
-    mark = digest.hexdigest()[: len(_UNKNOWN)]
-    before, after = (pack_string(SET) + pack_value(string(text)) for text in (_UNKNOWN, mark))
-    return [shard.header.replace(before, after) for shard in shards]
+    return [with_mark(shard.header, digest.hexdigest()) for shard in shards]
 
 
 def _shard_metadata(plan: Plan, number: int) -> Mapping[str, Value]:
@@ -128,7 +125,7 @@ def _shard_metadata(plan: Plan, number: int) -> Mapping[str, Value]:
         Keys.Split.LLM_KV_SPLIT_NO: uint16(number),
         Keys.Split.LLM_KV_SPLIT_COUNT: uint16(plan.shard_count),
         Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: int32(len(plan.rows)),
-        SET: string(_UNKNOWN),
+        SET: string(UNKNOWN),
     }
     return {**metadata, **split} if number == 0 else split
 

@@ -200,8 +200,10 @@ def _print(line: str) -> None:
     from bamba_quant.printable import visible
 
     shown = visible(line, keep="")
+    stream = sys.stderr
     with suppress(AttributeError, OSError, ValueError):  # of a stderr that is closed or broken
-        print(f"{_CLEAR_LINE if sys.stderr.isatty() else ''}{shown}", file=sys.stderr, flush=True)
+        stream.write(f"{_CLEAR_LINE if stream.isatty() else ''}{shown}\n")
+        stream.flush()
 
 
 def _state(path: Path) -> Any:

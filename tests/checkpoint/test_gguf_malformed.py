@@ -67,6 +67,7 @@ REFUSED: dict[str, tuple[RawGGUF, str]] = {
     "a gap": (with_tensors(Tensor("a"), Tensor("b", offset=64)), r"tensor b[\s\S]*32"),
     "a misaligned offset": (with_tensors(Tensor("a"), Tensor("b", offset=16)), r"tensor b[\s\S]*32"),
     "a first offset": (with_tensors(Tensor("a", offset=32)), "tensor a"),
+    "a name of 64 bytes": (with_tensors(Tensor("x" * 64)), "more than 63 bytes"),
     "5 dimensions": (with_tensors(Tensor("a", (1,) * 5)), "5 dimensions"),
     "10^6 dimensions": (with_tensors(Tensor("a", (1,) * 10**6)), "1000000 dimensions"),
     "2^63 elements": (with_tensors(Tensor("a", (2**32, 2**31))), r"2\^63"),

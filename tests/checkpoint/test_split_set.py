@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.checkpoint.gguf_file import other_splits
-from bamba_quant.checkpoint.gguf_values import Value, int32, string, uint16
-from bamba_quant.checkpoint.split_set import SET, check_split
+from bamba_quant.checkpoint.gguf_values import KeyValues, Value, int32, string, uint16, uint32
+from bamba_quant.checkpoint.split_set import SET, UNKNOWN, check_split
 from bamba_quant.convert import plan_conversion
 from bamba_quant.errors import CheckpointError
 from bamba_quant.export import plan_export
@@ -46,7 +46,8 @@ def test_the_mark_depends_on_content_alone(
 ) -> None:
     """Not on times, places, threads or chunks; any weight changes it."""
     first = split(model, tmp_path / "a" / "x.gguf")
-    assert len({mark(file) for file in first}) == 1
+    assert len({mark(file)[:32] for file in first}) == 1
+    assert len({mark(file)[32:] for file in first}) == len(first)
     shutil.copytree(model, tmp_path / "copy" / "m")
     monkeypatch.setattr(writer, "chunks_of", lambda *a: stream.chunks_of(*a, chunk_bytes=1000))
     again = split(tmp_path / "copy" / "m", tmp_path / "b" / "x.gguf")
@@ -108,7 +109,7 @@ def test_a_mark_is_not_handed_on(model: Path, tmp_path: Path) -> None:
     assert SET not in open_checkpoint(whole).metadata
     planned = plan_conversion(files[0], outtype="q8_0", outfile=tmp_path / "z.gguf", keep_split=True)
     again = write_gguf(planned.plan, planned.outfile)
-    assert mark(again[0]) not in (mark(files[0]), "0" * 32)
+    assert mark(again[0]) not in (mark(files[0]), UNKNOWN)
 
 
 SPLIT: dict[str, Value] = {
@@ -121,29 +122,47 @@ FILES = (Path("x-00001-of-00002.gguf"), Path("x-00002-of-00002.gguf"))
     ("first", "second", "said"),
     [
         ({}, {SET: string("b")}, "different sets"),
-        ({}, {SET: int32(1)}, "different sets"),
+        ({}, {SET: int32(1)}, "invalid value"),
         ({}, {SET: None}, "different sets"),
         ({"split.no": uint16(1)}, {}, "split.no = 1"),
         ({}, {"split.no": uint16(0)}, "split.no = 0"),
+        ({}, {"split.no": None}, "no split.no"),
+        ({}, {"split.no": uint32(1)}, r"split.no has an invalid value[\s\S]*uint16"),
         ({"split.count": uint16(3)}, {"split.count": uint16(3)}, "split.count = 3"),
-        ({}, {"split.count": string("2")}, "split.count = '2'"),
+        ({"split.count": None}, {}, "no split.count"),
+        ({}, {"split.count": string("2")}, "split.count has an invalid value"),
         ({}, {"split.tensors.count": int32(8)}, "split.tensors.count = 8"),
+        ({"split.tensors.count": None}, {}, "no split.tensors.count"),
     ],
 )
-def test_key_values_that_contradict_each_other(
+def test_what_llama_cpp_refuses_of_a_split(
     first: Mapping[str, Value | None], second: Mapping[str, Value | None], said: str
 ) -> None:
     found = [{**SPLIT, **first}, {**SPLIT, "split.no": uint16(1), **second}]
     with pytest.raises(CheckpointError, match=said):
-        check_split(FILES, [{k: v for k, v in values.items() if v is not None} for values in found], 7)
+        check_split(FILES, [KeyValues({k: v for k, v in values.items() if v}) for values in found], 7)
 
 
-def test_key_values_that_are_missing_contradict_nothing() -> None:
-    check_split(FILES, [SPLIT, {SET: string("a")}], 7)
-    check_split(FILES, [{}, {}], 7)
-    check_split(FILES[:1], [{"split.count": uint16(0)}], 7)  # gguf-split --merge leaves it so
+def test_what_llama_cpp_takes_of_a_split() -> None:
+    only = {"split.no": uint16(1), SET: string("a")}
+    check_split(FILES, [KeyValues(SPLIT), KeyValues(only)], 7)
+    check_split(FILES[:1], [KeyValues({"split.count": uint16(0)})], 7)  # gguf-split --merge leaves it so
     with pytest.raises(CheckpointError, match="not named like one"):
-        check_split(FILES[:1], [SPLIT], 7)
+        check_split(FILES[:1], [KeyValues(SPLIT)], 7)
+
+
+def test_marks_that_another_tool_copied_mean_nothing(model: Path, tmp_path: Path) -> None:
+    """llama-quantize and gguf-split copy the first shard's key-values, the mark among them."""
+    library = llama.llama_cpp()
+    files = split(model, tmp_path / "a" / "x.gguf", outtype="f32")
+    parameters = library.llama_model_quantize_default_params()
+    parameters.keep_split, parameters.ftype, parameters.nthread = True, int(gguf.LlamaFileType.MOSTLY_Q8_0), 1
+    target = tmp_path / "q"
+    assert library.llama_model_quantize(str(files[0]).encode(), str(target).encode(), parameters) == 0
+    made = sorted(tmp_path.glob("q-*.gguf"))
+    assert len(made) == len(files)
+    assert mark(made[0]) == mark(files[0])
+    assert open_checkpoint(made[0]).tensors.keys() == open_checkpoint(files[0]).tensors.keys()
 
 
 def test_shards_of_another_split_are_found(tmp_path: Path) -> None:
