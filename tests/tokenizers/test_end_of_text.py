@@ -17,7 +17,8 @@ from bamba_quant.checkpoint.gguf_values import uint32
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.tokenizers import read_vocabulary
-from bamba_quant.tokenizers.end_of_text import ENDING_TEXTS, FILL_IN_TEXTS, stop_tokens
+from bamba_quant.tokenizers.end_of_text import stop_tokens
+from bamba_quant.tokenizers.llama_overrides import ENDING_TEXTS, FILL_IN_TEXTS
 from bamba_quant_cli.app import app
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
