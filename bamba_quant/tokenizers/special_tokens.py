@@ -94,12 +94,13 @@ def _place_stops(
         yield (
             f"{source} stops at token {_several(lost)} too; GGUF has room for three such tokens, so llama.cpp will not"
         )
-    source = source or "the directory"
     more = sorted((placed | by_text) - set(stops))
     if more:
+        several = f"token {_several(more)}, which the tokenizer or its text says"
         yield (
-            f"llama.cpp also stops at token {_several(more)}, which the tokenizer or its text says; "
-            f"{source} does not"
+            f"llama.cpp also stops at {several}; {source} does not"
+            if source
+            else f"no eos_token_id is given; llama.cpp stops at {several}"
         )
     if "eos" not in ids:
         yield "nothing in the directory says where a text ends"
