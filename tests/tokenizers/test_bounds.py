@@ -163,6 +163,7 @@ def test_a_large_tokenizer_model(directory: Path) -> None:
 def test_a_large_tokenizer_json_beside_a_model(directory: Path) -> None:
     """The model's tokens may be in it, too, and those of Gemma take more than 24 MiB."""
     test_sentencepiece.train(directory, **test_sentencepiece.LLAMA)
+    (directory / "tokenizer_config.json").write_text("{}")
     large = {"added_tokens": [], "model": "x" * (25 << 20)}
     (directory / "tokenizer.json").write_text(json.dumps(large))
     assert read_encoder(open_checkpoint(directory, weights=False)).encode("a")
