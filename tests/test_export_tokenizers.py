@@ -145,7 +145,7 @@ def test_vocabularies_that_cannot_be_written(tmp_path: Path) -> None:
     assert any("no vocabulary" in note for note in none.notes)
 
 
-@pytest.mark.parametrize("key", ["tokens", "token_type", "merges"])
+@pytest.mark.parametrize("key", ["tokens", "merges"])
 def test_half_a_vocabulary(key: str, tmp_path: Path) -> None:
     planned = plan_conversion(embedded_model(), outtype="bf16", outfile=tmp_path / "m.gguf")
     metadata = dict(planned.plan.metadata)

@@ -27,7 +27,9 @@ _NAMES: dict[type, str] = {
 # An empty list of three characters takes 64 bytes once parsed: JSON of this size stays below 1 GiB.
 JSON_BYTES = 24 << 20
 SMALL_BYTES = 64 << 20  # any other file that is read whole
-TOKENIZER_BYTES = 512 << 20  # tokenizer.json of 500,000 tokens takes about 50 MB
+# A tokenizer.json of 500,000 tokens takes about 50 MB and has 3 million items.
+TOKENIZER_BYTES = 128 << 20
+_MOST_ITEMS = 8_000_000  # in JSON larger than JSON_BYTES, which bounds the items of any other
 _MOST_NESTED = 100
 # Only an escape can bring a lone surrogate into text that was UTF-8.
 _SURROGATE_ESCAPE = re.compile(r"(\\+)u[dD]([89a-fA-F])[0-9a-fA-F]{2}")
@@ -95,6 +97,14 @@ def parse_json(raw: bytes, where: object) -> dict[str, Any]:
             )
         return made
 
+    items = sum(map(raw.count, (b"[", b"{", b","))) if len(raw) > JSON_BYTES else 0
+    if items > _MOST_ITEMS:
+        raise CheckpointError(
+            "a JSON text has too many items",
+            where=where,
+            found=f"{items:,} brackets and commas",
+            expected=f"at most {_MOST_ITEMS:,}",
+        )
     try:
         text = raw.decode("utf-8")
         value = json.loads(text, object_pairs_hook=once, parse_float=_finite)

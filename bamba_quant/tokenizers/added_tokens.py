@@ -15,11 +15,12 @@ from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.checkpoint.json_file import objects, optional, read_json, required
+from bamba_quant.checkpoint.json_file import TOKENIZER_BYTES, objects, optional, read_json, required
+from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.errors import TokenizerError
+from bamba_quant.tokenizers.named_tokens import named_tokens
 
 LARGEST_ID = 2**31 - 1  # ids are 32-bit integers in llama.cpp
-SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 
@@ -62,28 +63,28 @@ def read_added_tokens(
     found = _Found(base, file, renames)
     json_file = directory / "tokenizer.json"
     if tokenizer is None:
-        tokenizer = read_json(json_file, "the tokenizer") if json_file.is_file() else {}
+        tokenizer = read_json(json_file, "the tokenizer", TOKENIZER_BYTES) if is_there(json_file) else {}
     for entry in objects(tokenizer, "added_tokens", json_file, TokenizerError):
         found.add(_added(entry, json_file), json_file)
     config = directory / "tokenizer_config.json"
     decoder = optional(settings, "added_tokens_decoder", dict, config, TokenizerError)
     with_flags = set() if decoder is not None else set(found.tokens)
-    named = list(_named_tokens(settings, config))
+    named = list(named_tokens(settings, config))
     listed = directory / "added_tokens.json"
-    if listed.is_file():
+    if is_there(listed):
         special = {text for _, text, _ in named}
         texts = read_json(listed, "tokens added to the model")
         for text in texts:
             token = _checked_id(required(texts, text, int, listed, TokenizerError), listed)
             found.check(token, text, listed)
-            if text not in found.tokens:  # tokenizer.json has the last word on flags
+            if text not in found.tokens:  # the flags of tokenizer.json are kept
                 found.add(Added(token, text, text in special, normalized=text not in special), listed)
         with_flags |= set() if decoder is not None else set(texts)
     for key in decoder or {}:
         entry = required(decoder or {}, key, dict, config, TokenizerError)
         if not (key.isascii() and key.isdigit() and len(key) < 11):
             raise TokenizerError(
-                "added_tokens_decoder has a key that holds no id",
+                "added_tokens_decoder has a key that is not an id",
                 where=config,
                 found=reprlib.repr(key),
                 expected="digits",
@@ -94,21 +95,6 @@ def read_added_tokens(
     for kind, text, flags in named:
         found.name(kind, text, flags if text not in with_flags else None, config)
     return found.sorted()
-
-
-def named_token(settings: Mapping[str, Any], kind: str, where: object) -> str | None:
-    """The text of ``{kind}_token``. Raises ``TokenizerError`` for a value that is not a token."""
-    text = settings.get(f"{kind}_token")
-    if isinstance(text, Mapping):
-        text = required(text, "content", str, f"{where}, {kind}_token", TokenizerError)
-    if text is not None and not isinstance(text, str):
-        raise TokenizerError(
-            f"{kind}_token is not a token",
-            where=where,
-            found=reprlib.repr(text),
-            expected="a string, or an object with content",
-        )
-    return text
 
 
 def token_type(one: Added) -> TokenType:
@@ -247,34 +233,6 @@ def _two_ids(text: str, one: int, other: int, file: Path, owner: Path) -> Tokeni
         owner,
         f"{reprlib.repr(text)} as {one} and as {other}",
     )
-
-
-def _named_tokens(settings: Mapping[str, Any], where: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Kind, text and flags of each special token that the settings name, in the order AutoTokenizer adds them."""
-    for kind in SPECIAL_KINDS:
-        text = named_token(settings, kind, where)
-        if text is not None:
-            value = settings[f"{kind}_token"]
-            yield kind, text, value if isinstance(value, Mapping) else {}
-    for key, value in settings.items():
-        kind = key.removesuffix("_token")
-        if key != kind and kind not in SPECIAL_KINDS and isinstance(value, str):
-            yield kind, value, {}
-    for key in ("extra_special_tokens", "additional_special_tokens"):
-        extra = settings.get(key)
-        values = list(extra.values()) if isinstance(extra, Mapping) else extra or []
-        if not isinstance(values, list) or not all(isinstance(value, str | dict) for value in values):
-            raise TokenizerError(
-                f"{key} is not a list of tokens",
-                where=where,
-                found=reprlib.repr(extra),
-                expected="strings, or objects with content",
-            )
-        for value in values:
-            flags = value if isinstance(value, dict) else {"content": value}
-            yield key.removesuffix("s"), required(flags, "content", str, where, TokenizerError), flags
-        if values:
-            return
 
 
 def _with_flags(token: int, text: str, flags: Mapping[str, Any], file: object) -> Added:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.checkpoint.json_file import optional, parse_json, read_bytes, required
+from bamba_quant.checkpoint.json_file import TOKENIZER_BYTES, optional, parse_json, read_bytes, required
 from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers.added_tokens import (
     LARGEST_ID,
@@ -21,8 +20,7 @@ from bamba_quant.tokenizers.added_tokens import (
     token_type,
 )
 from bamba_quant.tokenizers.files import tokenizer_config
-from bamba_quant.tokenizers.library import library_errors
-from bamba_quant.tokenizers.post_processor import check_post_processor
+from bamba_quant.tokenizers.post_processor import added_around
 from bamba_quant.tokenizers.pretokenizers import check_name, normalizer_notes, recognise
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids
 from bamba_quant.tokenizers.vocabulary import Vocabulary, laid_out
@@ -57,7 +55,7 @@ def read_tokenizer_json(file: Path, *, for_llama: bool = False) -> TokenizerJson
     Raises a ``BambaQuantError`` for ids and tokens that contradict each other and, with ``for_llama``, for a model
     that llama.cpp does not have.
     """
-    raw = read_bytes(file, "the tokenizer")
+    raw = read_bytes(file, "the tokenizer", TOKENIZER_BYTES)
     parsed = parse_json(raw, file)
     model = optional(parsed, "model", dict, file, TokenizerError) or {}
     if for_llama:
@@ -86,7 +84,7 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
     tokens, types = laid_out(known, vocab_size, file)
     ids = {text: token for token, (text, _) in known.items()}
     special, special_notes = special_ids(file.parent, settings, vocab_size, ids, {})
-    add_bos, add_eos, more = _added_around(file, tokenizer, vocab_size, special, settings)
+    add_bos, add_eos, more = _added_around(file, tokenizer, special, settings)
     return Vocabulary(
         model="gpt2",
         pre=name,
@@ -175,25 +173,10 @@ def _merges(file: Path, vocab: Mapping[str, int], merges: list[Any]) -> tuple[st
 
 
 def _added_around(
-    file: Path, tokenizer: dict[str, Any], vocab_size: int, special: dict[str, int], settings: dict[str, Any]
+    file: Path, tokenizer: dict[str, Any], special: dict[str, int], settings: dict[str, Any]
 ) -> tuple[bool, bool, tuple[str, ...]]:
-    """Whether encoding puts BOS before and EOS after a text: asked of the post-processor itself.
-
-    It runs behind a vocabulary of one token, whose id no real token has, so that what it adds stands out.
-    """
-    from tokenizers import Tokenizer
-
-    text = vocab_size
-    model = {"type": "BPE", "vocab": {"a": text}, "merges": []}
-    check_post_processor(tokenizer, file)
-    bare: dict[str, Any] = {
-        "added_tokens": [],
-        "post_processor": tokenizer.get("post_processor"),
-        "model": model,
-    }
-    with library_errors(file, "the tokenizer's post-processor cannot be run"):
-        whole = Tokenizer.from_str(json.dumps(bare)).encode("a").ids
-        before, after = whole[: whole.index(text)], whole[whole.index(text) + 1 :]
+    """Whether encoding puts BOS before and EOS after a text, and notes."""
+    before, after = added_around(tokenizer, file)
     if before not in ([], [special.get("bos")]) or after not in ([], [special.get("eos")]):
         raise TokenizerError(
             "the tokenizer adds special tokens that llama.cpp cannot add",

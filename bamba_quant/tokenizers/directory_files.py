@@ -33,7 +33,7 @@ def tokenizer_files(
     if vocabulary is None:
         return {}, ("the file has no vocabulary, so no tokenizer is written",)
     kind = vocabulary.model
-    notes: tuple[str, ...] = ()
+    notes = vocabulary.notes
     if kind == "gpt2":
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **_settings(vocabulary, max_length)}
         files = {"tokenizer.json": _tokenizer_json(path, vocabulary)}
@@ -43,7 +43,7 @@ def tokenizer_files(
         with library_errors(path, "the vocabulary cannot be written as a SentencePiece model"):
             files = {"tokenizer.model": bytes(model_proto(vocabulary).SerializeToString())}
         if kind == "t5" and (settings["add_bos_token"] or not settings["add_eos_token"]):
-            notes = (
+            notes += (
                 "transformers' T5Tokenizer puts EOS behind every text and no BOS before it, whatever the file "
                 "says; the pieces are the same",
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,16 @@ from bamba_quant.tokenizers.added_tokens import Added, splits_special
 from bamba_quant.tokenizers.byte_level_bpe import read_tokenizer_json
 from bamba_quant.tokenizers.files import tokenizer_file
 from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
-from bamba_quant.tokenizers.library import library_errors
+from bamba_quant.tokenizers.growth import check_growth
+from bamba_quant.tokenizers.library import library_errors, quiet_stderr
 from bamba_quant.tokenizers.pieces import library_token, pieces
-from bamba_quant.tokenizers.post_processor import check_post_processor
+from bamba_quant.tokenizers.post_processor import added_around
 from bamba_quant.tokenizers.rebuilt import byte_level_bpe, model_proto
 from bamba_quant.tokenizers.sentencepiece_model import read_sentencepiece_files
 from bamba_quant.tokenizers.vocabulary import Vocabulary, is_filler
+
+# Patterns that take exponential time often show it at a repeated letter.
+_PROBE = "a" * 64 + "!"
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,18 @@ class Encoder:
 def read_encoder(checkpoint: Checkpoint) -> Encoder:
     """The tokenizer of a checkpoint of either kind. Raises ``TokenizerError`` when it has none that can be run."""
     path = checkpoint.path
-    with library_errors(path):
+    with library_errors(path), quiet_stderr():
         read = _from_gguf(path, checkpoint.metadata) if checkpoint.kind == "gguf" else _from_directory(path)
+        read.decode(read.plain(_PROBE))
 
     def plain(text: str) -> list[int]:
+        if lone := re.search("[\ud800-\udfff]", text):
+            raise TokenizerError(
+                "the text is not valid Unicode",
+                found=f"{lone[0]!a} at character {lone.start()}",
+                expected="text without halves of surrogate pairs, which stand for bytes that are not UTF-8",
+                fix="give the text in UTF-8",
+            )
         with library_errors(path, "the tokenizer cannot encode the text"):
             return read.plain(text)
 
@@ -68,10 +82,17 @@ def _from_directory(directory: Path) -> Encoder:
         plain, decode = pieces(
             files.model, texts, files.added.tokens, space_once=files.space_once, split_special=split
         )
-        return Encoder(plain, decode, files.own_ids.get("bos") if files.add_bos else None)
-    tokenizer = _tokenizer_json(file)
-    ids, whole = (tokenizer.encode("a", add_special_tokens=around).ids for around in (False, True))
-    bos = whole[0] if whole and whole[1 : 1 + len(ids)] == ids else None
+        return Encoder(plain, decode, files.bos)
+    tokenizer, before = _tokenizer_json(file)
+    if len(before) > 1:
+        raise TokenizerError(
+            "the tokenizer puts several tokens before a text",
+            where=file,
+            found=reprlib.repr(before),
+            expected="at most one, BOS",
+            fix="correct the post_processor in tokenizer.json",
+        )
+    bos = before[0] if before else None
     if bos is not None and tokenizer.id_to_token(bos) is None:
         raise TokenizerError(
             "the tokenizer's post-processor adds a token that the vocabulary does not have",
@@ -82,8 +103,8 @@ def _from_directory(directory: Path) -> Encoder:
     return _huggingface(tokenizer, bos)
 
 
-def _tokenizer_json(file: Path) -> Any:
-    """The library's tokenizer with all tokens that the directory adds.
+def _tokenizer_json(file: Path) -> tuple[Any, list[int]]:
+    """The library's tokenizer with all tokens that the directory adds, and the ids that it puts before a text.
 
     Truncation and padding belong to a call of the library; a file has them where they were switched on when it was
     saved.
@@ -91,7 +112,8 @@ def _tokenizer_json(file: Path) -> Any:
     from tokenizers import Tokenizer
 
     read = read_tokenizer_json(file)
-    check_post_processor(read.parsed, file)
+    check_growth(read.parsed, file)
+    before, _ = added_around(read.parsed, file)
     tokenizer = Tokenizer.from_buffer(read.raw)
     tokenizer.add_tokens([library_token(one) for one in read.added.tokens])
     if any(tokenizer.token_to_id(one.text) != one.token for one in read.added.tokens):
@@ -104,7 +126,7 @@ def _tokenizer_json(file: Path) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = splits_special(read.settings, file.parent / "tokenizer_config.json")
-    return tokenizer
+    return tokenizer, before
 
 
 def _huggingface(tokenizer: Any, bos: int | None) -> Encoder:

@@ -9,23 +9,12 @@ from typing import Any
 
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.json_file import read_json
+from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers.added_tokens import LARGEST_ID
 from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
+from bamba_quant.tokenizers.llama_overrides import ending_tokens
 from bamba_quant.tokenizers.vocabulary import Vocabulary
-
-# llama.cpp finds these by their text, whatever a file says of them (src/llama-vocab.cpp, special_eog_ids).
-ENDING_TEXTS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> "
-    "<|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
-    "<｜end▁of▁sentence｜> [e~[".split()
-)
-# Tokens for filling in the middle that end a text too; the first that is there counts, unless a key names one.
-FILL_IN_TEXTS = {
-    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
-    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
-    "fim_sep": ("<|file_sep|>",),
-}
 
 
 def stop_tokens(checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -40,7 +29,7 @@ def directory_stops(directory: Path) -> tuple[str, list[int]]:
     """``eos_token_id`` and the file that has it: generation_config.json goes before config.json."""
     for name in ("generation_config.json", "config.json"):
         file = directory / name
-        values = read_json(file, "the model's settings") if file.is_file() else {}
+        values = read_json(file, "the model's settings") if is_there(file) else {}
         if values.get("eos_token_id") is not None:
             return name, token_ids(values, "eos_token_id", file)
     return "", []
@@ -61,21 +50,6 @@ def token_ids(values: Mapping[str, Any], key: str, file: Path) -> list[int]:
 
 
 def llama_stop_tokens(vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The tokens for which llama.cpp's ``llama_vocab_is_eog`` is true, smallest first.
-
-    Of several tokens for filling in the middle llama.cpp takes any one; here it is the first of the table.
-    """
+    """The tokens for which llama.cpp's ``llama_vocab_is_eog`` is true, smallest first."""
     ids = {text: token for token, text in enumerate(vocabulary.tokens)}
-    found = {ids[text] for text in ENDING_TEXTS if text in ids}
-    for kind, texts in FILL_IN_TEXTS.items():
-        named = vocabulary.special_ids.get(kind)
-        by_text = next((ids[text] for text in texts if text in ids), None)
-        found |= {token for token in (named if named is not None else by_text,) if token is not None}
-    found |= {token for kind in ("eos", "eot", "eom") if (token := vocabulary.special(kind)) is not None}
-    ending = {vocabulary.tokens[token] for token in found}
-    calls = ending & {"<|call|>", "<|calls|>"}
-    if calls and ending & {"<|return|>", "<|flush|>"} and "<|end|>" in ending:
-        found.discard(ids["<|end|>"])  # there it ends a message, not the text
-    if ending & {"<|tool_response>", "<|plamo:eos|>"} and "</s>" in ending:
-        found.discard(ids["</s>"])  # there it is a normal token
-    return tuple(sorted(found))
+    return tuple(sorted(ending_tokens(ids, vocabulary.all_special)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bamba_quant.checkpoint.json_file import read_json
+from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.errors import TokenizerError
 
 _NAMES = ("tokenizer.model", "tokenizer.model.v3", "tokenizer.json")
@@ -14,7 +15,7 @@ _NAMES = ("tokenizer.model", "tokenizer.model.v3", "tokenizer.json")
 
 def has_tokenizer(directory: Path) -> bool:
     """Whether ``tokenizer_file`` finds one."""
-    return any((directory / name).is_file() for name in _NAMES)
+    return any(is_there(directory / name) for name in _NAMES)
 
 
 def tokenizer_file(directory: Path) -> Path:
@@ -23,7 +24,7 @@ def tokenizer_file(directory: Path) -> Path:
     Mistral calls the one of Codestral-Mamba tokenizer.model.v3.
     """
     for name in _NAMES:
-        if (directory / name).is_file():
+        if is_there(directory / name):
             return directory / name
     raise TokenizerError(
         "the directory has no tokenizer",
@@ -41,8 +42,8 @@ def tokenizer_config(directory: Path) -> dict[str, Any]:
     two name different special tokens.
     """
     file, older = directory / "tokenizer_config.json", directory / "special_tokens_map.json"
-    settings = read_json(file, "the tokenizer's settings") if file.is_file() else {}
-    if settings.get("added_tokens_decoder") is not None or not older.is_file():
+    settings = read_json(file, "the tokenizer's settings") if is_there(file) else {}
+    if settings.get("added_tokens_decoder") is not None or not is_there(older):
         return settings
     named = read_json(older, "the special tokens")
     for key, value in named.items():

@@ -6,6 +6,7 @@ import math
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from gguf import GGUFValueType, Keys, TokenType
 
 from bamba_quant.checkpoint.gguf_values import Value
 from bamba_quant.errors import TokenizerError, listed
+from bamba_quant.tokenizers.llama_defaults import llama_defaults
+from bamba_quant.tokenizers.llama_overrides import overridden_types
 from bamba_quant.tokenizers.vocabulary import ID_KEYS, SPACE_ONCE, Vocabulary
 
 _INTEGERS = frozenset(
@@ -49,6 +52,9 @@ def read_gguf(
         )
     tokens = read.array(Keys.Tokenizer.LIST, _STRING)
     types = read.array(Keys.Tokenizer.TOKEN_TYPE, _INTEGERS)
+    if types is None and tokens is not None and model == "gpt2":
+        # As in llama.cpp. SentencePiece cannot run without knowing which pieces are bytes and which is unknown.
+        types = [int(TokenType.NORMAL)] * len(tokens)
     more = {key: read.array(key, _kinds(key)) for key in _LISTS[model]}
     parallel = {Keys.Tokenizer.LIST: tokens, Keys.Tokenizer.TOKEN_TYPE: types, **more}
     missing = [key for key, found in parallel.items() if found is None]
@@ -75,6 +81,7 @@ def read_gguf(
     if len(set(tokens)) < len(tokens):
         twice = Counter(tokens).most_common(1)[0][0]
         raise read.error("the vocabulary has one text under two ids", reprlib.repr(twice), "each text once")
+    pre = read.scalar(Keys.Tokenizer.PRE, _STRING, "default")
     flags = {
         name: read.scalar(key, _BOOL)
         for name, key in (
@@ -84,20 +91,24 @@ def read_gguf(
             ("remove_extra_whitespaces", Keys.Tokenizer.REMOVE_EXTRA_WS),
         )
     }
+    special, notes = read.ids(len(tokens), llama_defaults(model, pre).ids)
     charsmap = read.array(Keys.Tokenizer.PRECOMPILED_CHARSMAP, _BYTES) or []
-    return Vocabulary(
+    vocabulary = Vocabulary(
         model=model,
-        pre=read.scalar(Keys.Tokenizer.PRE, _STRING, "default"),
+        pre=pre,
         tokens=tuple(tokens),
         types=tuple(types),
         scores=None if scores is None else tuple(scores),
         merges=None if merges is None else tuple(merges),
-        special_ids=read.ids(len(tokens)),
+        special_ids=special,
         charsmap=bytes(byte & 0xFF for byte in charsmap),
         chat_templates=read.templates(),
+        notes=notes,
         space_prefix_once=bool(read.scalar(SPACE_ONCE, _BOOL)),
         **flags,
     )
+    ids = {text: token for token, text in enumerate(tokens)}
+    return replace(vocabulary, types=overridden_types(types, ids, vocabulary.all_special))
 
 
 def _kinds(key: str) -> frozenset[GGUFValueType]:
@@ -137,19 +148,24 @@ class _Reader:
             if not right(value):
                 raise self.error(f"{key} has a wrong entry", f"{reprlib.repr(value)} at {index}", expected)
 
-    def ids(self, count: int) -> dict[str, int]:
-        """The special tokens by kind."""
-        found = {}
+    def ids(self, count: int, defaults: Mapping[str, int]) -> tuple[dict[str, int], tuple[str, ...]]:
+        """The special tokens by kind, and notes on ids out of range, which llama.cpp leaves out as well."""
+        found, notes = {}, []
         for kind, key in ID_KEYS.items():
             token = self.scalar(key, _INTEGERS)
             if token is None:
                 continue
-            if not 0 <= token < count:
-                raise self.error(
-                    f"the {kind} token is not in the vocabulary", f"{key} = {token}", f"an id under {count}"
-                )
-            found[kind] = token
-        return found
+            if token < 0:
+                raise self.error(f"the {kind} token is not an id", f"{key} = {token}", f"an id under {count}")
+            if token < count:
+                found[kind] = token
+                continue
+            default = defaults.get(kind)
+            instead = f"llama.cpp's default {default} counts" if default is not None else "none is used"
+            notes.append(
+                f"{key} = {token} is not in the vocabulary of {count} tokens; {instead}, as in llama.cpp"
+            )
+        return found, tuple(notes)
 
     def templates(self) -> dict[str, str]:
         """The chat templates by name, the usual one under "default"."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bamba_quant.tokenizers.added_tokens import Added
+from bamba_quant.tokenizers.growth import check_charsmap
 
 _UNIGRAM = 1  # TrainerSpec.ModelType of sentencepiece_model.proto
 _SPACE = "▁"
@@ -28,6 +29,7 @@ def pieces(
     ``space_once``, else also behind each added token, as llama.cpp does. ``split_special`` leaves special tokens
     inside a text to the model.
     """
+    check_charsmap(model.normalizer_spec.precompiled_charsmap, "the SentencePiece model")
     first = _processor(model, add_dummy_prefix=model.normalizer_spec.add_dummy_prefix)
     later = _processor(model, add_dummy_prefix=False) if space_once else first
     find = _finder(model, added, split_special)

@@ -1,12 +1,16 @@
-"""What the tokenizers library takes from a tokenizer.json's post-processor without a check, checked here."""
+"""The post-processor of a tokenizer.json: checked for what the tokenizers library does not, and what it adds."""
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 from bamba_quant.errors import TokenizerError
+from bamba_quant.tokenizers.library import library_errors, quiet_stderr
+
+_TEXT = 2**32 - 1  # the largest id that the library has
 
 
 def check_post_processor(tokenizer: Mapping[str, Any], where: object) -> None:
@@ -34,6 +38,34 @@ def check_post_processor(tokenizer: Mapping[str, Any], where: object) -> None:
                     expected="sequence A, and the tokens in its special_tokens",
                     fix="fetch tokenizer.json again",
                 )
+
+
+def added_around(tokenizer: Mapping[str, Any], where: object) -> tuple[list[int], list[int]]:
+    """The ids that the post-processor puts before and behind a text.
+
+    It runs behind a vocabulary of one token, whose id no real token has, so that what it adds stands out. Raises
+    ``TokenizerError`` for one that cannot be run, or whose result does not hold the text once.
+    """
+    from tokenizers import Tokenizer
+
+    check_post_processor(tokenizer, where)
+    bare: dict[str, Any] = {
+        "added_tokens": [],
+        "post_processor": tokenizer.get("post_processor"),
+        "model": {"type": "BPE", "vocab": {"a": _TEXT}, "merges": []},
+    }
+    with library_errors(where, "the tokenizer's post-processor cannot be run"), quiet_stderr():
+        whole = Tokenizer.from_str(json.dumps(bare)).encode("a").ids
+    if whole.count(_TEXT) != 1:
+        raise TokenizerError(
+            "the tokenizer's post-processor cannot be run: its result does not hold the text once",
+            where=where,
+            found=reprlib.repr(whole),
+            expected="special tokens, sequence A once, special tokens",
+            fix="fetch tokenizer.json again",
+        )
+    place = whole.index(_TEXT)
+    return whole[:place], whole[place + 1 :]
 
 
 def _id(piece: object, kind: str) -> object:

@@ -22,11 +22,13 @@ from bamba_quant.tokenizers.added_tokens import (
 )
 from bamba_quant.tokenizers.files import tokenizer_config
 from bamba_quant.tokenizers.library import shortened
-from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids
+from bamba_quant.tokenizers.special_tokens import chat_templates, special_id, special_ids
 from bamba_quant.tokenizers.vocabulary import Vocabulary, laid_out
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
 _INSIDE = frozenset({int(TokenType.CONTROL), int(TokenType.USER_DEFINED)})  # what is cut out of a text
+# Models of 256,000 pieces have 5 MB. A piece takes two bytes at least, and some 60 once it is parsed.
+_MODEL_BYTES = 16 << 20
 _ADDED_SCORE = -1000.0  # llama.cpp's score for tokens that no merge makes
 
 
@@ -50,9 +52,29 @@ class SentencePieceFiles:
 
     @property
     def add_bos(self) -> bool:
-        """transformers' Llama tokenizers add BOS and no EOS unless told otherwise."""
+        """Whether BOS stands before a text, which it does by default where the model has one.
+
+        This is the default of llama.cpp and of transformers 4, with which these models were published. Transformers 5
+        documents it for LlamaTokenizer too, but its code adds none (TokenizersBackend, ``_add_bos_token``).
+        """
         said = _flag(self.settings, "add_bos_token", self.file)
         return "bos" in self.own_ids if said is None else said
+
+    @property
+    def bos(self) -> int | None:
+        """The token before a text. Raises ``TokenizerError`` where one is to be added and there is none."""
+        if not self.add_bos:
+            return None
+        ids = {text: token for token, (text, _) in self.known.items()}
+        token = special_id(self.file.parent, self.settings, "bos", ids, self.own_ids)
+        if token is None:
+            raise TokenizerError(
+                "the tokenizer adds BOS to a text and has no such token",
+                where=self.file.parent,
+                found="add_bos_token is true, without a bos_token and without one in the model",
+                fix="name bos_token in tokenizer_config.json, or set add_bos_token to false",
+            )
+        return token
 
     @property
     def add_eos(self) -> bool:
@@ -142,7 +164,7 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
         types=types,
         scores=tuple(scores[:vocab_size]),
         special_ids=special,
-        add_bos=read.add_bos,
+        add_bos=read.bos is not None,
         add_eos=read.add_eos,
         add_space_prefix=prefix,
         remove_extra_whitespaces=bool(model.normalizer_spec.remove_extra_whitespaces) if unigram else None,
@@ -150,12 +172,22 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
         chat_templates=chat_templates(file.parent, settings),
         notes=(
             *_notes(tokens, types, special.values(), read.space_once),
+            *_bos_note(settings, read),
             *read.added.notes,
             *llama_notes(read.added.tokens, settings, file.parent / "tokenizer_config.json"),
             *special_notes,
         ),
         space_prefix_once=read.space_once,
     )
+
+
+def _bos_note(settings: Mapping[str, Any], read: SentencePieceFiles) -> tuple[str, ...]:
+    if read.add_bos and settings.get("add_bos_token") is None:
+        return (
+            "tokenizer_config.json does not say add_bos_token; BOS is added, as in llama.cpp and transformers 4, while "
+            "transformers 5 adds none for some classes of tokenizers",
+        )
+    return ()
 
 
 def _notes(
@@ -188,7 +220,7 @@ def _parsed(file: Path) -> Any:
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
-    raw = read_bytes(file, "a SentencePiece model")
+    raw = read_bytes(file, "a SentencePiece model", _MODEL_BYTES)
     try:
         model.ParseFromString(raw)
     except DecodeError as error:

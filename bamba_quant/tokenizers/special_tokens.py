@@ -9,9 +9,11 @@ from typing import Any
 
 from bamba_quant.checkpoint.json_file import objects, read_json, read_text, required
 from bamba_quant.checkpoint.links import check_link
+from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.errors import TokenizerError, listed
-from bamba_quant.tokenizers.added_tokens import named_token
-from bamba_quant.tokenizers.end_of_text import ENDING_TEXTS, directory_stops, token_ids
+from bamba_quant.tokenizers.end_of_text import directory_stops, token_ids
+from bamba_quant.tokenizers.llama_overrides import ENDING_TEXTS
+from bamba_quant.tokenizers.named_tokens import named_token
 
 _STOPS = ("eos", "eot", "eom")  # where llama.cpp looks for tokens that end a text
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
@@ -30,23 +32,12 @@ def special_ids(
     "eom". Notes name those beyond, ids that the embedding has no row for, and where llama.cpp stops besides. Raises
     ``TokenizerError`` for a special token that is not in the vocabulary and for settings of another kind.
     """
-    special = dict(own)
-    for kind in _KINDS:
-        text = named_token(settings, kind, directory / "tokenizer_config.json")
-        if text is None:
-            continue
-        if text not in ids:
-            raise TokenizerError(
-                f"the {kind} token is not in the vocabulary",
-                where=directory,
-                found=reprlib.repr(text),
-                fix=f"correct {kind}_token in tokenizer_config.json",
-            )
-        special[kind] = ids[text]
+    named = ((kind, special_id(directory, settings, kind, ids, own)) for kind in (*own, *_KINDS))
+    special = {kind: token for kind, token in named if token is not None}
     notes: list[str] = []
     for name in ("config.json", "generation_config.json"):
         file = directory / name
-        if not file.is_file():
+        if not is_there(file):
             continue
         values = read_json(file, "the model's settings")
         for kind in _KINDS:
@@ -63,6 +54,26 @@ def special_ids(
     source, stops = directory_stops(directory)
     stops = [token for token in stops if token < vocab_size]
     return special, (*notes, *_place_stops(special, stops, source, ids))
+
+
+def special_id(
+    directory: Path, settings: Mapping[str, Any], kind: str, ids: Mapping[str, int], own: Mapping[str, int]
+) -> int | None:
+    """The id of a special token: as the settings name it, else the tokenizer's ``own``.
+
+    Raises ``TokenizerError`` for one that is not in the vocabulary.
+    """
+    text = named_token(settings, kind, directory / "tokenizer_config.json")
+    if text is None:
+        return own.get(kind)
+    if text not in ids:
+        raise TokenizerError(
+            f"the {kind} token is not in the vocabulary",
+            where=directory,
+            found=reprlib.repr(text),
+            fix=f"correct {kind}_token in tokenizer_config.json",
+        )
+    return ids[text]
 
 
 def _place_stops(
@@ -83,10 +94,13 @@ def _place_stops(
         yield (
             f"{source} stops at token {_several(lost)} too; GGUF has room for three such tokens, so llama.cpp will not"
         )
-    more = sorted((placed | by_text) - set(stops)) if stops else []
+    more = sorted((placed | by_text) - set(stops))
     if more:
+        several = f"token {_several(more)}, which the tokenizer or its text says"
         yield (
-            f"llama.cpp also stops at token {_several(more)}, which the tokenizer or its text says; {source} does not"
+            f"llama.cpp also stops at {several}; {source} does not"
+            if source
+            else f"no eos_token_id is given; llama.cpp stops at {several}"
         )
     if "eos" not in ids:
         yield "nothing in the directory says where a text ends"
@@ -99,10 +113,10 @@ def _several(tokens: list[int]) -> str:
 def chat_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Templates by name, the usual one under "default": from chat_template.jinja, .json or the tokenizer's settings."""
     found, where = settings.get("chat_template"), directory / "tokenizer_config.json"
-    if (directory / "chat_template.jinja").is_file():
+    if is_there(directory / "chat_template.jinja"):
         check_link(directory / "chat_template.jinja", directory)
         found = read_text(directory / "chat_template.jinja", "a chat template")
-    elif found is None and (directory / "chat_template.json").is_file():
+    elif found is None and is_there(directory / "chat_template.json"):
         where = directory / "chat_template.json"
         found = read_json(where, "a chat template").get("chat_template")
     templates: dict[str, str] = {}

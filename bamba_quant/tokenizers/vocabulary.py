@@ -22,6 +22,9 @@ ID_KEYS = {
     "sep": Keys.Tokenizer.SEP_ID,
     "pad": Keys.Tokenizer.PAD_ID,
     "mask": Keys.Tokenizer.MASK_ID,
+    "fim_pre": Keys.Tokenizer.FIM_PRE_ID,
+    "fim_suf": Keys.Tokenizer.FIM_SUF_ID,
+    "fim_mid": Keys.Tokenizer.FIM_MID_ID,
     "fim_pad": Keys.Tokenizer.FIM_PAD_ID,
     "fim_rep": Keys.Tokenizer.FIM_REP_ID,
     "fim_sep": Keys.Tokenizer.FIM_SEP_ID,
@@ -63,10 +66,15 @@ class Vocabulary:
         """What llama.cpp takes where this vocabulary says nothing."""
         return llama_defaults(self.model, self.pre)
 
+    @property
+    def all_special(self) -> dict[str, int]:
+        """Ids of special tokens: this vocabulary's, else llama.cpp's defaults where there is such a token."""
+        ids = {**self.defaults.ids, **self.special_ids}
+        return {kind: token for kind, token in ids.items() if token < len(self.tokens)}
+
     def special(self, kind: str) -> int | None:
-        """The id of a special token: this vocabulary's, else llama.cpp's default where there is such a token."""
-        token = self.special_ids.get(kind, self.defaults.ids.get(kind))
-        return token if token is not None and token < len(self.tokens) else None
+        """The id of a special token; see ``all_special``."""
+        return self.all_special.get(kind)
 
     def added_around(self, kind: str) -> int | None:
         """The token that is put around a text: ``kind`` "bos" before it, "eos" behind it.

@@ -29,7 +29,10 @@ def write_vocabulary(
 
 @dataclass(frozen=True)
 class LlamaVocabulary:
-    """A vocabulary as llama.cpp loaded it; ``tokens`` are the ids of texts, whose special tokens are parsed."""
+    """A vocabulary as llama.cpp loaded it; ``tokens`` are the ids of texts, whose special tokens are parsed.
+
+    ``attributes`` are llama.cpp's bits for the type of each token.
+    """
 
     add_bos: bool
     add_eos: bool
@@ -37,6 +40,7 @@ class LlamaVocabulary:
     eos: int
     ending: tuple[int, ...]
     tokens: tuple[list[int], ...]
+    attributes: tuple[int, ...]
 
 
 def llama_vocabulary(file: Path, texts: Sequence[str] = ()) -> LlamaVocabulary:
@@ -53,6 +57,7 @@ def llama_vocabulary(file: Path, texts: Sequence[str] = ()) -> LlamaVocabulary:
             module.llama_vocab_eos(vocabulary),
             tuple(token for token in range(count) if module.llama_vocab_is_eog(vocabulary, token)),
             tuple(llama.tokenize(text.encode(), add_bos=True, special=True) for text in texts),
+            tuple(module.llama_vocab_get_attr(vocabulary, token) for token in range(count)),
         )
     finally:
         llama.close()

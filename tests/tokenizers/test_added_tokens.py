@@ -269,9 +269,9 @@ def test_export_brings_added_tokens_back(byte_level: Path, tmp_path: Path) -> No
         ("tokenizer_config.json", {"extra_special_tokens": 5}, "extra_special_tokens"),
         ("tokenizer_config.json", {"additional_special_tokens": [5]}, "additional_special_tokens"),
         ("tokenizer_config.json", {"additional_special_tokens": [{"text": "x"}]}, "content"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"-5": {"content": "x"}}}, "no id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"-5": {"content": "x"}}}, "not an id"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"2147483648": {"content": "x"}}}, "out of range"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 3000: {"content": "x"}}}, "no id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 3000: {"content": "x"}}}, "not an id"),
         (
             "tokenizer_config.json",
             {"added_tokens_decoder": {"2048": {"content": "x", "lstrip": 1}}},

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import TokenizerError
+from bamba_quant.tokenizers import read_vocabulary
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.tokenizers.pretokenizers import PreTokenizer
 from tests.support.conversion import to_gguf
@@ -87,6 +89,47 @@ def test_embedded_model() -> None:
     encoder = read_encoder(open_checkpoint(embedded_model()))
     tokenizer = Tokenizer.from_file(str(embedded_model() / "tokenizer.json"))
     assert [encoder.encode(text) for text in BROAD] == [tokenizer.encode(text).ids for text in BROAD]
+
+
+def test_the_bos_that_the_settings_name(tmp_path: Path) -> None:
+    """Goes before the model's own, in a directory and in its GGUF."""
+    test_sentencepiece.train(tmp_path, **test_sentencepiece.LLAMA)
+    settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<tool>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    file = test_sentencepiece.converted(tmp_path)
+    expected = AutoTokenizer.from_pretrained(tmp_path).encode("a text")
+    assert read_encoder(open_checkpoint(tmp_path)).encode("a text") == expected
+    assert read_encoder(open_checkpoint(file)).encode("a text") == expected
+
+
+def test_bos_without_a_token(tmp_path: Path) -> None:
+    test_sentencepiece.train(tmp_path, **test_sentencepiece.LLAMA, bos_id=-1)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    with pytest.raises(TokenizerError, match="BOS"):
+        read_encoder(open_checkpoint(tmp_path, weights=False))
+    with pytest.raises(TokenizerError, match="BOS"):
+        read_vocabulary(tmp_path, test_sentencepiece.ROWS)
+
+
+@pytest.mark.parametrize(
+    ("single", "expected"),
+    [
+        ("$A", None), ("$A <e>", None), ("<b> $A", 0), ("<b> $A <e>", 0),
+        ("<b> <b> $A", "several"), ("<b> <e> $A", "several"), ("$A $A", "once"), ("<b>", "once"),
+    ],
+)  # fmt: skip
+def test_tokens_around_a_text(single: str, expected: int | str | None, tmp_path: Path) -> None:
+    directory = shutil.copytree(embedded_model(), tmp_path / "m")
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    special = [("<b>", 0), ("<e>", 1)]
+    tokenizer.post_processor = TemplateProcessing(single=single, pair="$A $B", special_tokens=special)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    if isinstance(expected, str):
+        with pytest.raises(TokenizerError, match=expected):
+            read_encoder(open_checkpoint(directory))
+    else:
+        assert read_encoder(open_checkpoint(directory)).bos == expected
 
 
 def test_what_cannot_be_run(tmp_path: Path) -> None:

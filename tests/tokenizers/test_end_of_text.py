@@ -8,23 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf import Keys, TokenType
+from gguf import GGUFValueType, Keys, TokenType
 from transformers import GenerationConfig
 from typer.testing import CliRunner
 
 from bamba_quant.checkpoint import open_checkpoint
-from bamba_quant.checkpoint.gguf_values import uint32
+from bamba_quant.checkpoint.gguf_values import array, uint32
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.tokenizers import read_vocabulary
-from bamba_quant.tokenizers.end_of_text import ENDING_TEXTS, FILL_IN_TEXTS, stop_tokens
+from bamba_quant.tokenizers.encoder import read_encoder
+from bamba_quant.tokenizers.end_of_text import stop_tokens
+from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
+from bamba_quant.tokenizers.llama_overrides import ENDING_TEXTS, FILL_IN_TEXTS
 from bamba_quant_cli.app import app
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.vocabularies import llama_vocabulary, write_vocabulary
 from tests.tokenizers import test_sentencepiece
 
-NAMED = [*sorted(ENDING_TEXTS), *(text for texts in FILL_IN_TEXTS.values() for text in texts)]
+FILL_IN = [text for texts in FILL_IN_TEXTS.values() for text in texts]
+NAMED = [*sorted(ENDING_TEXTS), *FILL_IN]
 
 
 @pytest.fixture
@@ -96,7 +100,22 @@ def test_the_tokenizers_own_eos(directory: Path, tmp_path: Path) -> None:
     assert any("stops at token 1," in note for note in read_vocabulary(directory, 2064).notes)
 
 
-@pytest.mark.parametrize("text", NAMED)
+def check_types(file: Path, directory: Path, tmp_path: Path, *texts: str) -> None:
+    """llama.cpp's types of tokens that are all normal ones in the file, and how it splits a text with them."""
+    types = list(open_checkpoint(file).metadata[Keys.Tokenizer.TOKEN_TYPE].value)
+    normal = array(GGUFValueType.INT32, [*types[:2048], *([1] * (len(types) - 2048))])
+    file = write_vocabulary(directory, tmp_path / "normal.gguf", change={Keys.Tokenizer.TOKEN_TYPE: normal})
+    text = "a " + " b".join(texts)
+    llama = llama_vocabulary(file, [text])
+    checkpoint = open_checkpoint(file)
+    ours = read_gguf(file, checkpoint.metadata)
+    assert ours is not None
+    control = [token for token, bits in enumerate(llama.attributes) if bits & 8]  # LLAMA_TOKEN_ATTR_CONTROL
+    assert control == [token for token, kind in enumerate(ours.types) if kind == TokenType.CONTROL]
+    assert read_encoder(checkpoint).encode(text) == llama.tokens[0]
+
+
+@pytest.mark.parametrize("text", [*NAMED, "<|start|>"])
 def test_every_text_that_llama_cpp_knows(text: str, directory: Path, tmp_path: Path) -> None:
     """Whatever its type: of normal, user-defined and control tokens."""
     configure(directory, {"eos_token_id": 1})
@@ -104,7 +123,12 @@ def test_every_text_that_llama_cpp_knows(text: str, directory: Path, tmp_path: P
         add_tokens(directory, text)
     file = write_vocabulary(directory, tmp_path / "m.gguf")
     ending = llama_vocabulary(file).ending
-    assert stops_of(file) == ending == ((1,) if text == "<|end_of_text|>" else (1, 2048))
+    in_table = text in ENDING_TEXTS or any(
+        text in FILL_IN_TEXTS[f"fim_{kind}"] for kind in ("pad", "rep", "sep")
+    )
+    stops = in_table and text != "<|end_of_text|>"
+    check_types(file, directory, tmp_path, text)
+    assert stops_of(file) == ending == ((1, 2048) if stops else (1,))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +148,14 @@ def test_texts_that_change_each_other(texts: tuple[str, ...], directory: Path, t
     add_tokens(directory, *texts)
     file = write_vocabulary(directory, tmp_path / "m.gguf")
     assert stops_of(file) == llama_vocabulary(file).ending
+    check_types(file, directory, tmp_path, *texts)
+
+
+def test_nothing_names_an_end_of_text(directory: Path) -> None:
+    configure(directory, None, {"eos_token_id": None})
+    assert stops_of(directory) == ()
+    notes = read_vocabulary(directory, 2064).notes
+    assert any("no eos_token_id is given; llama.cpp stops at token 1," in note for note in notes)
 
 
 @pytest.mark.parametrize("kind", ["eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"])

@@ -15,7 +15,9 @@ from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers.directory_files import generation_config, tokenizer_files
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.tokenizers.end_of_text import stop_tokens
+from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
 from tests.support.conversion import to_gguf
+from tests.support.vocabularies import llama_vocabulary, write_vocabulary
 from tests.tokenizers import test_sentencepiece
 
 K = Keys.Tokenizer
@@ -72,7 +74,7 @@ WRONG: list[tuple[str, str, Value]] = [
     *(
         ("gpt2", key, value)
         for key in (K.BOS_ID, K.EOS_ID, K.EOT_ID, K.EOM_ID, K.UNK_ID, K.PAD_ID, K.FIM_PAD_ID)
-        for value in (string("0"), float32(0), boolean(True), int32(-1), uint32(2048), uint32(2**31), NESTED)
+        for value in (string("0"), float32(0), boolean(True), int32(-1), NESTED)
     ),
     *(
         (kind, key, value)
@@ -100,7 +102,8 @@ def test_wrong_values(kind: str, key: str, value: Value, valid: dict[str, dict[s
 
 @pytest.mark.parametrize(
     ("kind", "key"),
-    [(kind, key) for kind in ("gpt2", "llama", "t5") for key in (K.LIST, K.TOKEN_TYPE)]
+    [(kind, K.LIST) for kind in ("gpt2", "llama", "t5")]
+    + [(kind, K.TOKEN_TYPE) for kind in ("llama", "t5")]
     + [("gpt2", K.MERGES), ("llama", K.SCORES), ("t5", K.SCORES)],
 )
 def test_missing_lists(kind: str, key: str, valid: dict[str, dict[str, Value]]) -> None:
@@ -108,6 +111,29 @@ def test_missing_lists(kind: str, key: str, valid: dict[str, dict[str, Value]]) 
     for read in readers(values):
         with pytest.raises(TokenizerError, match=key):
             read()
+
+
+@pytest.mark.parametrize("token", [uint32(2048), uint32(2**31), uint32(2**32 - 1)])
+@pytest.mark.parametrize("key", [K.BOS_ID, K.EOS_ID, K.EOT_ID, K.PAD_ID, K.MASK_ID, K.FIM_PRE_ID])
+def test_ids_beyond_the_vocabulary(key: str, token: Value, tmp_path: Path) -> None:
+    """llama.cpp takes its default for the kind."""
+    file = write_vocabulary(
+        embedded_model(), tmp_path / "m.gguf", change={key: token, K.ADD_BOS: boolean(False)}
+    )
+    checkpoint = open_checkpoint(file)
+    llama = llama_vocabulary(file, ["a text"])
+    assert read_encoder(checkpoint).encode("a text") == llama.tokens[0]
+    assert stop_tokens(checkpoint) == llama.ending
+    vocabulary = read_gguf(file, checkpoint.metadata)
+    assert vocabulary is not None
+    assert (vocabulary.special("bos"), vocabulary.special("eos")) == (llama.bos, llama.eos)
+    assert any(key in note for note in tokenizer_files(file, checkpoint.metadata, 64)[1])
+
+
+def test_no_token_types(tmp_path: Path) -> None:
+    file = write_vocabulary(embedded_model(), tmp_path / "m.gguf", drop=[K.TOKEN_TYPE])
+    text = "a text<|pad|> <|end_of_text|> b"
+    assert read_encoder(open_checkpoint(file)).encode(text) == llama_vocabulary(file, [text]).tokens[0]
 
 
 @pytest.mark.parametrize("text", ["\udcff\udcfe", "x" * 100_000, "\x1b[2J"])

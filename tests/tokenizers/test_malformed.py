@@ -313,7 +313,7 @@ def test_stop_tokens(tmp_path: Path) -> None:
     assert len(notes) == 1 and "token 7" in notes[0]
     ids, notes = stops(tmp_path, settings, {"eos_token_id": ROWS, "pad_token_id": -1}, {})
     assert ids == {"bos": 0}
-    assert len(notes) == 1 and str(ROWS) in notes[0]
+    assert len(notes) == 2 and str(ROWS) in notes[0] and "stops at token 1," in notes[1]
 
 
 @pytest.mark.parametrize("value", ["x", [1, "2"], 1.5, True, -2, {}])

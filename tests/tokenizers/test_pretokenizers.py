@@ -93,7 +93,8 @@ def test_llama_cpp_splits_alike(row: PreTokenizer, tmp_path: Path) -> None:
     assert vocabulary.pre == row.name
     assert vocabulary.add_bos is True
     assert vocabulary.add_eos is False
-    assert vocabulary.notes == ((row.differs,) if row.differs else ())
+    split_notes = [note for note in vocabulary.notes if "stops at" not in note]
+    assert split_notes == ([row.differs] if row.differs else [])
     texts = [text for text in BROAD + SPECIAL if not (row.differs and has_marks_or_foreign_case(text))]
     expected = [tokenizer.encode(text).ids for text in texts]
     found = llama.tokenize(converted(tmp_path, 4100), texts)
