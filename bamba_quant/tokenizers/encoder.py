@@ -125,6 +125,8 @@ def _tokenizer_json(file: Path) -> tuple[Any, list[int]]:
         tokenizer.add_tokens([library_token(one) for one in read.added.tokens])
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None  # of training: it would draw other tokens each time
     tokenizer.encode_special_tokens = splits_special(read.settings, file.parent / "tokenizer_config.json")
     return tokenizer, before
 

@@ -18,10 +18,10 @@ from bamba_quant.tokenizers.llama_defaults import llama_defaults
 from bamba_quant.tokenizers.llama_overrides import overridden_types
 from bamba_quant.tokenizers.vocabulary import ID_KEYS, SPACE_ONCE, Vocabulary
 
-_INTEGERS = frozenset(
-    kind for kind in GGUFValueType if kind.name.removeprefix("U") in ("INT8", "INT16", "INT32", "INT64")
-)
-_FLOATS = frozenset({GGUFValueType.FLOAT32, GGUFValueType.FLOAT64})
+# The types that llama.cpp takes (llama-vocab.cpp).
+_INT32 = frozenset({GGUFValueType.INT32})
+_UINT32 = frozenset({GGUFValueType.UINT32})
+_SCORES = frozenset({GGUFValueType.FLOAT32, GGUFValueType.INT32})
 _BYTES = frozenset({GGUFValueType.UINT8, GGUFValueType.INT8})
 _STRING = frozenset({GGUFValueType.STRING})
 _BOOL = frozenset({GGUFValueType.BOOL})
@@ -51,7 +51,7 @@ def read_gguf(
             fix=fix,
         )
     tokens = read.array(Keys.Tokenizer.LIST, _STRING)
-    types = read.array(Keys.Tokenizer.TOKEN_TYPE, _INTEGERS)
+    types = read.array(Keys.Tokenizer.TOKEN_TYPE, _INT32)
     if types is None and tokens is not None and model == "gpt2":
         # As in llama.cpp. SentencePiece cannot run without knowing which pieces are bytes and which is unknown.
         types = [int(TokenType.NORMAL)] * len(tokens)
@@ -112,7 +112,7 @@ def read_gguf(
 
 
 def _kinds(key: str) -> frozenset[GGUFValueType]:
-    return _STRING if key == Keys.Tokenizer.MERGES else _FLOATS | {GGUFValueType.INT32}
+    return _STRING if key == Keys.Tokenizer.MERGES else _SCORES
 
 
 class _Reader:
@@ -152,7 +152,7 @@ class _Reader:
         """The special tokens by kind, and notes on ids out of range, which llama.cpp leaves out as well."""
         found, notes = {}, []
         for kind, key in ID_KEYS.items():
-            token = self.scalar(key, _INTEGERS)
+            token = self.scalar(key, _UINT32)
             if token is None:
                 continue
             if token < 0:
