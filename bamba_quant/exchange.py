@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another through torch's key-value store, and which of them still run.
+"""What the processes of a run exchange through torch's key-value store, and which of them are still running.
 
 The store may be reached by any process of the machine. Therefore values are bytes of ``wire``, which run no code when
 they are read, and each is authenticated: HMAC-SHA256 over its key and its bytes, with the run's token as the key. A
@@ -31,7 +31,7 @@ _GONE = "other lines say how it ended; one that was killed may have run out of m
 
 
 class RankError(BambaQuantError):
-    """Processes that cannot work together, or of which one is gone."""
+    """Processes that cannot work together, or one of which has ended."""
 
 
 class Exchange:
@@ -64,7 +64,7 @@ class Exchange:
         return found
 
     def finish(self) -> None:
-        """Of the first process, which may hold the store, wait until the others need it no longer."""
+        """Tell the first process, which may hold the store, that this one has ended; the first waits for all."""
         with _reaching():
             if self.rank:
                 self._set(f"finished/{self.rank}", b"")
@@ -80,7 +80,7 @@ class Exchange:
             raise self._lost
 
     def is_first_to_fail(self) -> bool:
-        """Whether no other process has called this before: the one that says why the run ends."""
+        """Whether no other process has called this before; the first one reports why the run ends."""
         key = "failed"
         own = self._sealed(key, _LENGTH.pack(self.rank))
         try:
@@ -204,7 +204,7 @@ class Exchange:
                 self._lost = RankError(
                     "a process of this run has shown no sign of life for too long",
                     found=f"rank {silent[0]} of {self.size}, silent for {_SIGNS_MISSED * _SECONDS_BETWEEN_SIGNS:.0f} s",
-                    fix="look what it waits for, a disk, a GPU or memory; it is ended with the others",
+                    fix="find out whether that process waits for a disk, a GPU or memory; all processes are ended now",
                 )
 
 

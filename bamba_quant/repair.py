@@ -13,7 +13,6 @@ from pathlib import Path
 
 from gguf import Keys
 
-from bamba_quant.architectures import keys
 from bamba_quant.architectures.transforms import IDENTITY, Transform, interleave_rotary
 from bamba_quant.checkpoint import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_file import read_gguf
@@ -21,6 +20,7 @@ from bamba_quant.checkpoint.gguf_values import KeyValues, string
 from bamba_quant.errors import CheckpointError
 from bamba_quant.general_metadata import TOOL_VERSION, tool_version_key
 from bamba_quant.plan import Plan, PlanRow, padded
+from bamba_reference.hf_configs.reading import MOST_HEAD_DIM
 
 ARCHITECTURE = "granitehybrid"
 _QUERY_OR_KEY = re.compile(r"blk\.\d+\.attn_[qk]\.(weight|bias)$")
@@ -47,10 +47,10 @@ def suspect(metadata: KeyValues) -> Rotary | str:
     if metadata.flag(f"{ARCHITECTURE}.rope.scaling.finetuned") is False:
         return "its rotary embedding is switched off, so the order of q and k rows cancels out"
     heads = metadata.integer(f"{ARCHITECTURE}.attention.head_count")
-    head_dim = metadata.integer(f"{ARCHITECTURE}.attention.key_length", most=keys.MOST_HEAD_DIM)
+    head_dim = metadata.integer(f"{ARCHITECTURE}.attention.key_length", most=MOST_HEAD_DIM)
     if head_dim is None and heads:
         head_dim = (metadata.integer(f"{ARCHITECTURE}.embedding_length") or 0) // heads
-    rotary_dim = metadata.integer(f"{ARCHITECTURE}.rope.dimension_count", most=keys.MOST_HEAD_DIM)
+    rotary_dim = metadata.integer(f"{ARCHITECTURE}.rope.dimension_count", most=MOST_HEAD_DIM)
     if rotary_dim is not None and (rotary_dim == 0 or rotary_dim % 2):
         return f"its rotary width is {rotary_dim}, which is not a positive even number"
     if not head_dim or rotary_dim is None or rotary_dim >= head_dim:

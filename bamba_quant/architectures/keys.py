@@ -13,11 +13,9 @@ from bamba_quant.architectures.rules import Metadata, Tensors, Values, architect
 from bamba_quant.checkpoint.gguf_values import float32, uint32
 from bamba_quant.errors import ArchitectureError
 from bamba_reference.config import Config, LayerType
-from bamba_reference.hf_configs.reading import MOST, MOST_LAYERS
+from bamba_reference.hf_configs.reading import MOST, MOST_HEAD_DIM, MOST_LAYERS
 
 T = TypeVar("T")
-
-MOST_HEAD_DIM = 2**16
 
 # llama.cpp wants these two keys of every model.
 NO_ATTENTION: Metadata = {"feed_forward_length": uint32(0), "attention.head_count": uint32(0)}

@@ -112,7 +112,7 @@ def _indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensors, tu
     for name, shard_name in weight_map.items():
         if not isinstance(shard_name, str) or not _is_file_name(shard_name):
             raise CheckpointError(
-                "the index places a tensor in something that is no file of its directory",
+                "the index places a tensor in something that is not a file of its directory",
                 where=f"{index}, tensor {name}",
                 found=reprlib.repr(shard_name),
                 expected="a file name without a path",

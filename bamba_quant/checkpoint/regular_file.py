@@ -22,7 +22,7 @@ def open_regular(file: Path) -> tuple[int, int]:
 
     Raises ``CheckpointError`` for anything but a regular file, and ``OSError`` for what cannot be opened.
     """
-    _check(file, file.stat())
+    check_regular(file)
     descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         found = os.fstat(descriptor)
@@ -36,6 +36,11 @@ def open_regular(file: Path) -> tuple[int, int]:
 def is_there(file: Path) -> bool:
     """Whether there is anything of this name, be it a broken link or a pipe, for which reading it gives an error."""
     return os.path.lexists(file)
+
+
+def check_regular(file: Path) -> None:
+    """Raises as ``open_regular`` does, and opens nothing."""
+    _check(file, file.stat())
 
 
 def _check(file: Path, found: os.stat_result) -> None:
