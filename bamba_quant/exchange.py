@@ -3,8 +3,8 @@
 The store may be reached by any process of the machine. Therefore values are bytes of ``wire``, which run no code when
 they are read, and each is authenticated: HMAC-SHA256 over its key and its bytes, with the run's token as the key. A
 value that another process put, moved or changed is an error before it is decoded, and one that it deleted is an error
-once its author shows that it was there. Without a token, as under torchrun alone, the same checks find accidents, but
-not a process that computes the HMAC too: it can then change figures, but still not run code.
+once its author reports that it had set it. Without a token, as under torchrun alone, the same checks detect accidents,
+but not a process that computes the HMAC too: it can then change figures, but still not run code.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from bamba_quant.errors import BambaQuantError
 # Bytes of one value of the store, which takes 8 MiB at most.
 _PIECE = 1 << 22
 _SECONDS_BETWEEN_LOOKS = 0.01
-# A process shows a sign of life every so many seconds; one that stayed silent over so many of another's is gone.
+# Each process shows a sign of life at this interval; after so many intervals without one it is taken for gone.
 _SECONDS_BETWEEN_SIGNS = 5.0
 _SIGNS_MISSED = 12
 _LENGTH = struct.Struct("<Q")
 _SIGN = struct.Struct("<QQ")  # how many signs its process has shown, and how many steps it has done
-_GONE = "other lines say how it ended; one that was killed may have run out of memory"
+_GONE = "see the other lines for how it ended; one that was killed may have run out of memory"
 
 
 class RankError(BambaQuantError):
@@ -86,7 +86,7 @@ class Exchange:
         try:
             first = self._store.compare_set(key, "", own)
             self._opened(key, first, self.rank)
-        except (RankError, RuntimeError):  # then nobody can be asked
+        except (RankError, RuntimeError):  # the store cannot be used
             return True
         return bool(first == own)
 
@@ -109,7 +109,7 @@ class Exchange:
         head = self._wait_for(rank, "length", step=2 * self._rounds - 1)
         length = int.from_bytes(head, "little")
         raw = bytearray()
-        while len(raw) < length:  # piece by piece: a length alone reserves no memory
+        while len(raw) < length:  # piece by piece, so that a false length reserves no memory
             key = self._key(rank, len(raw) // _PIECE)
             piece = self._get(key, rank)
             if len(piece) != min(_PIECE, length - len(raw)):

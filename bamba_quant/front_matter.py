@@ -39,7 +39,7 @@ def read_front_matter(file: Path) -> dict[str, Any]:
     try:
         _check(file, text)
         found = yaml.load(text, Loader=_LOADER)
-    # PyYAML lets the errors of its constructors through: a date of month 99, an empty number.
+    # PyYAML does not wrap the errors of its constructors: a date of month 99, an empty number.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise _refused(file, str(error)) from error
     return found if isinstance(found, dict) else {}

@@ -32,9 +32,9 @@ _HEAD = struct.Struct("<8sIii")
 # llama-perplexity leaves what is this unlikely out of the divergence, because the file does not tell it apart.
 CUT = -16.0
 _RANGE = np.float32(16)
-# By which the logarithm of a probability may lie above 0, as float32 computes it.
+# How far the logarithm of a probability may lie above 0 by the rounding of float32.
 _ROUNDING = 0.01
-# Of a text: a quarter of a gigabyte, which a sparse file of any size can claim.
+# Of a text, 256 MiB: a sparse file can claim any number.
 _MOST_TOKENS = 1 << 26
 # 1.5 · 2^23: adding it rounds half to even, as ggml's nearest_int does.
 _ROUND = np.float32(12582912)
@@ -159,8 +159,8 @@ def _check_rows(words: Words, first: int, file: LogitsFile) -> None:
 
     ``first`` is the number of the scored token that the first row belongs to.
     """
-    scale, least = (each.astype(np.float64) for each in _scale_and_least(words))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # of signaling NaN, which a file can hold
+        scale, least = (each.astype(np.float64) for each in _scale_and_least(words))
         sound = np.isfinite(scale) & np.isfinite(least) & (scale >= 0) & (65535 * scale + least <= _ROUNDING)
     if not sound.all():
         row = int(sound.argmin())
@@ -248,7 +248,7 @@ def decode_rows(words: Words, vocab_size: int) -> NDArray[np.float32]:
 
 
 def _scale_and_least(words: Words) -> NDArray[np.float32]:
-    """(2, t): what each row begins with."""
+    """(2, t): the scales of the rows, and the least logarithms."""
     return np.ascontiguousarray(words[:, :4]).view("<f4").T
 
 

@@ -120,7 +120,7 @@ def _settle(files: Sequence[Path], descriptor: int) -> None:
 
 
 def _keep(file: Path, old: Path) -> None:
-    """Give ``file``, if it exists, the name ``old`` as well; instead, where the system has no hard links."""
+    """Give ``file``, if it exists, the second name ``old``; rename it where the system has no hard links."""
     with suppress(FileNotFoundError):
         try:
             os.link(file, old, follow_symlinks=False)

@@ -206,6 +206,16 @@ def test_rows_that_are_no_probabilities(scale: float, least: float, written: tup
         list(blocks)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_row_of_signaling_nan(written: tuple[Path, Any, Any]) -> None:
+    file = read_logits_file(written[0])
+    with file.path.open("r+b") as stream:
+        stream.seek(file.start)
+        stream.write(struct.pack("<II", 0x7FA00000, 0x7FA00000))
+    with pytest.raises(CheckpointError, match="cannot be logarithms"):
+        next(base_blocks(file, slice(0, CHUNKS), [SCORED] * CHUNKS, torch.device("cpu")))
+
+
 def test_a_file_that_shrinks_while_it_is_read(written: tuple[Path, Any, Any]) -> None:
     path = written[0]
     file = read_logits_file(path)
