@@ -1,10 +1,10 @@
-"""What the processes of a run tell one another through torch's key-value store, and which of them still run.
+"""What the processes of a run exchange through torch's key-value store, and which of them are still running.
 
 The store may be reached by any process of the machine. Therefore values are bytes of ``wire``, which run no code when
 they are read, and each is authenticated: HMAC-SHA256 over its key and its bytes, with the run's token as the key. A
 value that another process put, moved or changed is an error before it is decoded, and one that it deleted is an error
-once its author shows that it was there. Without a token, as under torchrun alone, the same checks find accidents, but
-not a process that computes the HMAC too: it can then change figures, but still not run code.
+once its author reports that it had set it. Without a token, as under torchrun alone, the same checks detect accidents,
+but not a process that computes the HMAC too: it can then change figures, but still not run code.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from bamba_quant.errors import BambaQuantError
 # Bytes of one value of the store, which takes 8 MiB at most.
 _PIECE = 1 << 22
 _SECONDS_BETWEEN_LOOKS = 0.01
-# A process shows a sign of life every so many seconds; one that stayed silent over so many of another's is gone.
+# Each process shows a sign of life at this interval; after so many intervals without one it is taken for gone.
 _SECONDS_BETWEEN_SIGNS = 5.0
 _SIGNS_MISSED = 12
 _LENGTH = struct.Struct("<Q")
 _SIGN = struct.Struct("<QQ")  # how many signs its process has shown, and how many steps it has done
-_GONE = "other lines say how it ended; one that was killed may have run out of memory"
+_GONE = "see the other lines for how it ended; one that was killed may have run out of memory"
 
 
 class RankError(BambaQuantError):
-    """Processes that cannot work together, or of which one is gone."""
+    """Processes that cannot work together, or one of which has ended."""
 
 
 class Exchange:
@@ -64,7 +64,7 @@ class Exchange:
         return found
 
     def finish(self) -> None:
-        """Of the first process, which may hold the store, wait until the others need it no longer."""
+        """Tell the first process, which may hold the store, that this one has ended; the first waits for all."""
         with _reaching():
             if self.rank:
                 self._set(f"finished/{self.rank}", b"")
@@ -80,13 +80,13 @@ class Exchange:
             raise self._lost
 
     def is_first_to_fail(self) -> bool:
-        """Whether no other process has called this before: the one that says why the run ends."""
+        """Whether no other process has called this before; the first one reports why the run ends."""
         key = "failed"
         own = self._sealed(key, _LENGTH.pack(self.rank))
         try:
             first = self._store.compare_set(key, "", own)
             self._opened(key, first, self.rank)
-        except (RankError, RuntimeError):  # then nobody can be asked
+        except (RankError, RuntimeError):  # the store cannot be used
             return True
         return bool(first == own)
 
@@ -109,7 +109,7 @@ class Exchange:
         head = self._wait_for(rank, "length", step=2 * self._rounds - 1)
         length = int.from_bytes(head, "little")
         raw = bytearray()
-        while len(raw) < length:  # piece by piece: a length alone reserves no memory
+        while len(raw) < length:  # piece by piece, so that a false length reserves no memory
             key = self._key(rank, len(raw) // _PIECE)
             piece = self._get(key, rank)
             if len(piece) != min(_PIECE, length - len(raw)):
@@ -204,7 +204,7 @@ class Exchange:
                 self._lost = RankError(
                     "a process of this run has shown no sign of life for too long",
                     found=f"rank {silent[0]} of {self.size}, silent for {_SIGNS_MISSED * _SECONDS_BETWEEN_SIGNS:.0f} s",
-                    fix="look what it waits for, a disk, a GPU or memory; it is ended with the others",
+                    fix="find out whether that process waits for a disk, a GPU or memory; all processes are ended now",
                 )
 
 

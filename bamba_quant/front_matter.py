@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bamba_quant.checkpoint.json_file import read_text
-from bamba_quant.errors import PlanError
+from bamba_quant.checkpoint.regular_file import open_regular
+from bamba_quant.errors import CheckpointError, PlanError
 from bamba_reference.shown import shown
 
 _MOST_CHARACTERS = 1 << 19
+_MOST_BYTES = 4 * _MOST_CHARACTERS + 16  # of UTF-8, with the lines "---"
 _MOST_NESTED = 30
 _MOST_ALIASES = 1000
 # Sexagesimal integers take quadratic time, and Python does not print those of more than 4,300 digits.
@@ -26,7 +29,7 @@ def read_front_matter(file: Path) -> dict[str, Any]:
     Tabs and the language ``no`` in a list are read as gguf-py reads them. Raises ``PlanError`` for what is not plain
     YAML, and ``CheckpointError`` for a file that is not UTF-8 text.
     """
-    lines = read_text(file, "the model card").splitlines()
+    lines = _beginning(file).splitlines()
     if not lines or lines[0] != "---":
         return {}
     end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
@@ -36,10 +39,24 @@ def read_front_matter(file: Path) -> dict[str, Any]:
     try:
         _check(file, text)
         found = yaml.load(text, Loader=_LOADER)
-    # PyYAML lets the errors of its constructors through: a date of month 99, an empty number.
+    # PyYAML does not wrap the errors of its constructors: a date of month 99, an empty number.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise _refused(file, str(error)) from error
     return found if isinstance(found, dict) else {}
+
+
+def _beginning(file: Path) -> str:
+    """As much of a card as can hold front matter; the rest may be of any length."""
+    try:
+        descriptor, size = open_regular(file)
+        with os.fdopen(descriptor, "rb") as stream:
+            raw = stream.read(_MOST_BYTES)
+        # A character that is cut in two at the end is left out.
+        return codecs.getincrementaldecoder("utf-8")().decode(raw, final=size <= len(raw))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{file.name} cannot be read as UTF-8 text", where=file, found=str(error), expected="UTF-8 text"
+        ) from error
 
 
 def _check(file: Path, text: str) -> None:

@@ -85,7 +85,7 @@ def _named(file: Path, own: ModelName) -> dict[str, Any]:
         name = text("_name_or_path", name, file)
         name = None if name.startswith((".", "/")) or name.endswith("/") else name
     if own.commit and (name is None or name.count("/") > 1):
-        name = own.repository
+        name = own.full_name
     return {} if name is None else {"_name_or_path": name}
 
 

@@ -8,21 +8,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # huggingface_hub stores a model at models--ORGANIZATION--NAME/snapshots/COMMIT; some have no organization.
-_CACHED = re.compile(r"/models--(?:(?P<organization>[^/]+?)--)?(?P<name>[^/]+)/snapshots/(?P<commit>[^/]+)$")
+_CACHED = re.compile(
+    r"/models--(?:(?P<organization>[^/]+?)--)?(?P<model>[^/]+)/snapshots/(?P<commit>[^/]+)(?:/(?P<folder>.+))?$"
+)
 
 
 @dataclass(frozen=True)
 class ModelName:
-    """``organization`` and ``commit`` are empty for a model outside of the Hub's cache."""
+    """``organization`` and ``commit`` are empty for a model outside of the Hub's cache.
 
-    name: str
+    ``folder`` is where the model lies in its repository, empty for the top.
+    """
+
+    model: str
     organization: str = ""
     commit: str = ""
+    folder: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name without the organization, with the folder."""
+        return "-".join([self.model, *self.folder.split("/")]) if self.folder else self.model
+
+    @property
+    def full_name(self) -> str:
+        """The name with the organization, if there is one."""
+        return f"{self.organization}/{self.name}" if self.organization else self.name
 
     @property
     def repository(self) -> str:
-        """The name as the Hub has it, with the organization if there is one."""
-        return f"{self.organization}/{self.name}" if self.organization else self.name
+        """The repository's name on the Hub, with the organization, if there is one."""
+        return f"{self.organization}/{self.model}" if self.organization else self.model
 
 
 def name_of(path: str | Path) -> ModelName:
@@ -32,6 +48,7 @@ def name_of(path: str | Path) -> ModelName:
     """
     place = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     for found in (place, place.resolve()):
-        if match := _CACHED.search(found.as_posix()):
-            return ModelName(match["name"], match["organization"] or "", match["commit"])
+        match = _CACHED.search(found.as_posix())
+        if match and (not match["folder"] or found.is_dir()):  # a file has a name of its own
+            return ModelName(**match.groupdict(""))
     return ModelName(place.name.removesuffix(".gguf"))

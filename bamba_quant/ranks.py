@@ -2,8 +2,7 @@
 
 torchrun starts them, or the command itself; one process alone is the same code with one part. Values travel whole,
 through torch.distributed's key-value store, and nothing is added up on the way, so that what follows is the same to the
-last bit however many they are. A process that waits for others looks again and again, and is told when one of them is
-gone.
+last bit however many they are. A process that waits for others polls, and gets an error when one of them has ended.
 
 The store has no access control of its own. ``exchange`` authenticates every value with a token of the run, which the
 processes are given in the environment variable BAMBA_QUANT_TOKEN: the same user and root can read it, nobody else.
@@ -116,8 +115,8 @@ ALONE = Ranks()
 def joined() -> Iterator[Ranks]:
     """The processes that were started with this one, as torchrun does it; ``ALONE`` where none was.
 
-    Of errors that several of them meet, the first goes on and becomes ``FailedElsewhereError`` in the others, so that
-    one is told. Raises ``RankError`` when they do not find together.
+    When several of them fail, the first error is raised as it is and the others become ``FailedElsewhereError``, so
+    that one error is reported. Raises ``RankError`` when the processes cannot connect to one another.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":

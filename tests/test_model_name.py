@@ -29,6 +29,27 @@ def test_in_the_hubs_cache(folder: str, name: str, repository: str, tmp_path: Pa
     assert name_of(tmp_path / "mine").repository == repository
 
 
+@pytest.mark.parametrize(
+    ("stored", "folder", "names"),
+    [
+        ("models--acme--Mill-1B", "int8", ("Mill-1B-int8", "acme/Mill-1B-int8", "acme/Mill-1B")),
+        ("models--gpt2", "a/b", ("gpt2-a-b", "gpt2-a-b", "gpt2")),
+    ],
+)
+def test_in_a_folder_of_a_repository(
+    stored: str, folder: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    place = tmp_path / stored / "snapshots" / COMMIT / folder
+    place.mkdir(parents=True)
+    (tmp_path / "mine").symlink_to(place)
+    for path in (place, tmp_path / "mine"):
+        found = name_of(path)
+        assert (found.name, found.full_name, found.repository) == names
+        assert found.commit == COMMIT
+    (place / "x.gguf").touch()
+    assert name_of(place / "x.gguf").name == "x"
+
+
 def test_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / "Mill-1B"
     (directory / "sub").mkdir(parents=True)

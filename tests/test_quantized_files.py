@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bamba_quant.checkpoint.links import check_link
 from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError
@@ -108,6 +109,32 @@ def test_links_into_other_caches_and_through_directories(model: Path, tmp_path: 
     (model / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="symbolic link"):
         plan_quantization(model, "fp8-dynamic")
+
+
+@pytest.mark.parametrize("digits", [40, 64])
+def test_links_of_a_local_directory_into_the_cache(digits: int, tmp_path: Path) -> None:
+    """As older versions of huggingface_hub downloaded into a directory."""
+    blobs = tmp_path / "hub" / "models--acme--Mill-1B" / "blobs"
+    directory = tmp_path / "m"
+    for place in (blobs, directory):
+        place.mkdir(parents=True)
+    for name in ("a" * digits, "a" * (digits - 1), "a" * digits + "\n", "g" * digits):
+        (blobs / name).touch()
+        (directory / name).symlink_to(blobs / name)
+    check_link(directory / ("a" * digits), directory)
+    for name in ("a" * (digits - 1), "a" * digits + "\n", "g" * digits):
+        with pytest.raises(CheckpointError, match="leaves the model"):
+            check_link(directory / name, directory)
+
+
+def test_a_loop_of_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> Path:
+        raise RuntimeError("Symlink loop")  # Python 3.13 no longer raises it
+
+    monkeypatch.setattr(Path, "resolve", refuse)
+    with pytest.raises(CheckpointError, match=r"LICENSE") as refused:
+        check_link(tmp_path / "LICENSE", tmp_path)
+    assert refused.value.found and refused.value.expected and refused.value.fix
 
 
 def test_links_that_are_followed(model: Path, tmp_path: Path) -> None:

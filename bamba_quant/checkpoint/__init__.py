@@ -1,5 +1,6 @@
 """What is on disk, read lazily and through one interface: Hugging Face directories and GGUF files."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from bamba_quant.checkpoint.base import (
@@ -15,6 +16,7 @@ from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.huggingface import read_huggingface
 from bamba_quant.checkpoint.options import ReadOptions
 from bamba_quant.checkpoint.packed import PackedTensor
+from bamba_quant.checkpoint.regular_file import check_regular
 from bamba_quant.errors import CheckpointError
 
 __all__ = [
@@ -44,6 +46,8 @@ def open_checkpoint(
         return read_huggingface(path, weights=weights, reading=reading)
     if path.is_file():
         return read_gguf(path)
+    with suppress(OSError):
+        check_regular(path)
     raise CheckpointError(
         "there is no such file or directory",
         where=path,

@@ -47,7 +47,7 @@ def read_huggingface(
     tensor, a shard holding tensors the index does not know, two copies of the weights side by side, and an adapter
     that is not to be ignored.
     """
-    # Without weights an adapter does no harm, but one alone still explains the missing configuration.
+    # Without weights an adapter changes nothing, but in a directory without config.json the error must name it.
     notes = adapter_notes(directory, ignore=reading.ignore_adapter or not weights)
     config = read_json(directory / "config.json", "config.json is what says which model this is")
     if not weights:
@@ -103,8 +103,8 @@ def _stripped(tensors: Tensors, prefix: str) -> tuple[Tensors, tuple[str, ...]]:
 def _indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensors, tuple[str, ...]]:
     """The tensors of all shards, and notes on the index.
 
-    An output matrix that is listed and not stored is accepted: where it is tied to the embedding some tools list it
-    so. Where it is not tied, it is missing for whoever matches tensors with the configuration.
+    An output matrix that the index lists and no shard stores is accepted, because some tools list it where it is tied
+    to the embedding. Where it is not tied, matching the tensors with the configuration finds that it is missing.
     """
     weight_map = required(
         read_json(index, "the index of the shards"), "weight_map", dict, index, CheckpointError
@@ -112,7 +112,7 @@ def _indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensors, tu
     for name, shard_name in weight_map.items():
         if not isinstance(shard_name, str) or not _is_file_name(shard_name):
             raise CheckpointError(
-                "the index places a tensor in something that is no file of its directory",
+                "the index places a tensor in something that is not a file of its directory",
                 where=f"{index}, tensor {name}",
                 found=reprlib.repr(shard_name),
                 expected="a file name without a path",

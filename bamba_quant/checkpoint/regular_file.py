@@ -22,7 +22,7 @@ def open_regular(file: Path) -> tuple[int, int]:
 
     Raises ``CheckpointError`` for anything but a regular file, and ``OSError`` for what cannot be opened.
     """
-    _check(file, file.stat())
+    check_regular(file)
     descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         found = os.fstat(descriptor)
@@ -34,8 +34,13 @@ def open_regular(file: Path) -> tuple[int, int]:
 
 
 def is_there(file: Path) -> bool:
-    """Whether there is anything of this name, be it a broken link or a pipe, for which reading it gives an error."""
+    """Whether anything has this name; also a broken link or a pipe, so that reading it raises an error."""
     return os.path.lexists(file)
+
+
+def check_regular(file: Path) -> None:
+    """Raises as ``open_regular`` does, and opens nothing."""
+    _check(file, file.stat())
 
 
 def _check(file: Path, found: os.stat_result) -> None:
@@ -49,7 +54,7 @@ def _check(file: Path, found: os.stat_result) -> None:
 
 
 def file_changed(file: Path, found: int, expected: int) -> CheckpointError:
-    """The error for a file that ends elsewhere than it did when it was opened."""
+    """The error for a file whose size is not the one that it had when it was opened."""
     return CheckpointError(
         f"{file.name} changed while it was read",
         where=file,

@@ -19,13 +19,14 @@ from bamba_reference.shown import shown
 
 # Names of the safetensors specification, as formats of weights and of what stands beside quantized ones.
 DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+_MOST_TENSORS = 1 << 17  # of one file, as of a GGUF
 SIDE_DTYPES = ("F8_E4M3", "I64", "I32", "I8", "U8")
 
 
 def read_safetensors(file: Path, *, quantized: bool = False) -> dict[str, StoredTensor]:
     """Every tensor of one file by name; with ``quantized`` codes and whole numbers too, whose format has their dtype.
 
-    Raises ``CheckpointError`` for a file that is truncated or no safetensors.
+    Raises ``CheckpointError`` for a file that is truncated or not a safetensors file.
     """
     header, data_start, size = _header(file)
     formats = {dtype: format_named(name) for dtype, name in DTYPES.items()}
@@ -41,12 +42,12 @@ def read_safetensors(file: Path, *, quantized: bool = False) -> dict[str, Stored
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What the header of one file says beside its tensors. Raises as ``read_safetensors``."""
+    """The metadata in the header of one file. Raises as ``read_safetensors``."""
     return dict(_header(file)[0].get("__metadata__", {}))
 
 
 def _plain(dtype: str) -> Format:
-    """A format for numbers that are no weights."""
+    """A format for numbers that are not weights."""
     numpy_dtype = DTYPES_OF_PARTS[dtype]
     refuse = partial(_refuse, dtype)
     return Format(
@@ -55,7 +56,7 @@ def _plain(dtype: str) -> Format:
 
 
 def _refuse(dtype: str, *arrays: Any) -> NoReturn:
-    raise CheckpointError("these numbers are no weights", found=dtype)
+    raise CheckpointError("these numbers are not weights", found=dtype)
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int, int]:
@@ -69,7 +70,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
                     where=file,
                     found=f"{size} bytes, a header said to be {length} bytes long",
                     expected=f"8 bytes of header length, a header of at most {JSON_BYTES:,} bytes, then the weights",
-                    fix="fetch the file again (a Git LFS pointer is a small text file that stands for it)",
+                    fix="fetch the file again (a Git LFS pointer is a small text file in its place)",
                 )
             header = stream.read(length)
             if len(header) != length:
@@ -86,6 +87,14 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
             where=f"{file}, __metadata__",
             found=shown(metadata),
             expected="an object of strings",
+        )
+    if len(parsed) > _MOST_TENSORS:
+        raise CheckpointError(
+            "a safetensors file has too many tensors",
+            where=file,
+            found=f"{len(parsed):,}",
+            expected=f"at most {_MOST_TENSORS:,}",
+            fix="save the model in several files",
         )
     return parsed, 8 + length, size
 
@@ -155,7 +164,7 @@ def _check_tiling(file: Path, tensors: dict[str, StoredTensor], data_start: int,
         position, before = tensor.offset + tensor.n_bytes, tensor.name
     if position != size:
         raise CheckpointError(
-            "a safetensors file has bytes behind its last tensor",
+            "a safetensors file has bytes after its last tensor",
             where=file,
             found=f"{size} bytes",
             expected=f"{position}, where {before} ends",

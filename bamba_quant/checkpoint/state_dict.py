@@ -1,6 +1,6 @@
 """The pickle in a ``pytorch_model*.bin``, interpreted as what torch writes for a dictionary of tensors.
 
-Nothing in it is imported or called: each name that it refers to is one of those below or an error. Time and memory
+Nothing in it is imported or called: every name that it refers to must be one of those below. Time and memory
 are bounded by the number of its opcodes.
 """
 
@@ -74,7 +74,7 @@ def read_state_dict(data: bytes) -> Any:
         if opcode.name == "STOP":
             return machine.stack[-1]
         machine.step(opcode.name, argument)
-    raise PickleError("no end")
+    raise PickleError("a pickle without an end")
 
 
 class _Machine:
@@ -115,7 +115,7 @@ class _Machine:
             items = [stack.pop()] if name == "APPEND" else stack
             target = stack[-1] if name == "APPEND" else self._to_mark()[-1]
             if type(target) is not list:
-                raise PickleError(f"items for {_described(target)}")
+                raise PickleError(f"items added to {_described(target)}")
             target += items
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else stack
@@ -126,7 +126,7 @@ class _Machine:
         elif name == "BUILD":  # a state_dict's versions of modules
             stack.pop()
             if type(stack[-1]) is not dict:
-                raise PickleError(f"a state for {_described(stack[-1])}")
+                raise PickleError(f"a state set on {_described(stack[-1])}")
         elif name == "BINPERSID":
             stack[-1] = _storage(stack[-1])
         elif name != "PROTO":
@@ -143,7 +143,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 def _set_items(target: Any, items: list[Any]) -> None:
     if type(target) is not dict or len(items) % 2:
-        raise PickleError(f"items for {_described(target)}")
+        raise PickleError(f"items added to {_described(target)}")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str):
             raise PickleError(f"a key that is not text: {_described(key)}")
@@ -151,7 +151,7 @@ def _set_items(target: Any, items: list[Any]) -> None:
 
 
 def _called(function: Any, arguments: Any) -> Any:
-    """What torch's own functions and classes make of their arguments."""
+    """The result of one of torch's own functions or classes."""
     if type(function) is not _Global or type(arguments) is not tuple:
         raise PickleError(f"a call of {_described(function)}")
     name = str(function)
@@ -195,7 +195,7 @@ def _storage(found: Any) -> Storage:
 
 
 def _refused(value: Any) -> NoReturn:
-    raise PickleError(f"{_described(value)} in the place of a tensor")
+    raise PickleError(f"{_described(value)} where a tensor is expected")
 
 
 def _described(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zipfile
@@ -19,6 +20,7 @@ from bamba_reference.shown import shown
 
 _LOCAL_HEADER = 30  # bytes before name and extra field: APPNOTE.TXT, section 4.3.7
 _PICKLE_BYTES = 16 << 20  # a tensor takes about 200
+_DIRECTORY_BYTES = 8 << 20  # of the archive's list of members, of which each takes about 70
 _ENCRYPTED = 1  # of a member's flags
 _RESAVE = "load it with torch and save the model as safetensors"
 
@@ -33,16 +35,25 @@ class _Record:
     crc: int
 
 
+class _Archive(io.BufferedReader):
+    """A file whose list of members, which zipfile reads at once, has at most ``_DIRECTORY_BYTES``."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"a list of members of {size:,} bytes, more than {_DIRECTORY_BYTES:,}")
+        return super().read(size)
+
+
 def read_torch_file(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file by name, without reading a weight.
 
-    Where a record lies in the file, its own header says: tools that pack an archive again lay records out otherwise
-    than torch. Raises ``CheckpointError`` for a file of the format before torch 1.6, for compressed records, for
+    The place of a record is read from its own header, because tools that pack an archive again use other places than
+    torch. Raises ``CheckpointError`` for a file of the format before torch 1.6, for compressed records, for
     anything but tensors, and for tensors that are not contiguous.
     """
     try:
         descriptor, size = open_regular(file)
-        with os.fdopen(descriptor, "rb") as stream:
+        with _Archive(io.FileIO(descriptor)) as stream:
             if not zipfile.is_zipfile(stream):
                 raise CheckpointError(
                     "a .bin file is not a zip archive",
@@ -56,15 +67,15 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
                 raise zipfile.BadZipFile(f"{len(pickles)} members called data.pkl")
             folder = pickles[0].removesuffix("data.pkl")
             if folder + "byteorder" in records:
-                _check_byte_order(file, _content(stream, records[folder + "byteorder"]))
-            state = read_state_dict(_content(stream, records[pickles[0]]))
+                _check_byte_order(file, _content(descriptor, records[folder + "byteorder"]))
+            state = read_state_dict(_content(descriptor, records[pickles[0]]))
     # What zipfile, pickletools and the interpreter of their opcodes raise for damaged bytes.
     except (
         OSError, ValueError, LookupError, EOFError, OverflowError, RuntimeError, struct.error, zipfile.BadZipFile
     ) as error:  # fmt: skip
         if isinstance(error, PickleError):
             raise CheckpointError(
-                "a .bin file holds something else than a dictionary of tensors",
+                "a .bin file does not hold a dictionary of tensors",
                 where=file,
                 found=str(error),
                 expected="a dictionary of tensors saved by torch 1.6 or later",
@@ -73,7 +84,7 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(
             "a .bin file is damaged",
             where=file,
-            found=shown(str(error)) if str(error) else type(error).__name__,
+            found=str(error) or type(error).__name__,
             expected="a zip archive as torch.save writes it",
             fix="fetch the file again, or save the model as safetensors",
         ) from error
@@ -100,7 +111,7 @@ def _stored(file: Path, name: str, value: object, folder: str, records: dict[str
         )
     if not (value.contiguous and value.plain):
         raise CheckpointError(
-            "a tensor of a .bin file does not lie in one piece",
+            "a tensor of a .bin file is not contiguous",
             where=where,
             found=f"shape {value.shape}, stride {value.stride}",
             fix="save the model as safetensors",
@@ -108,9 +119,9 @@ def _stored(file: Path, name: str, value: object, folder: str, records: dict[str
     record = records.get(f"{folder}data/{storage.key}")
     if record is None:
         raise CheckpointError(
-            "a tensor of a .bin file has no bytes of its own",
+            "the data of a tensor is missing from a .bin file",
             where=where,
-            found=f"no record {shown(f'{folder}data/{storage.key}')}",
+            expected=f"a record {shown(f'{folder}data/{storage.key}')}",
             fix="fetch the file again, or save the model as safetensors",
         )
     number_format = format_named(STORAGES[storage.kind])
@@ -119,7 +130,7 @@ def _stored(file: Path, name: str, value: object, folder: str, records: dict[str
     needed = max(storage.elements * number_format.block_bytes, begin + tensor.n_bytes)
     if needed != record.size:
         raise CheckpointError(
-            "a record of a .bin file has another size than its tensor",
+            "a record of a .bin file and its tensor differ in size",
             where=f"{where}, record {record.name}",
             found=f"{record.size} bytes",
             expected=f"{needed} bytes" if needed < 2**63 else "more bytes than any file holds",
@@ -138,13 +149,13 @@ def _records(file: Path, stream: BinaryIO, size: int) -> dict[str, _Record]:
         stream.seek(member.header_offset)
         header = stream.read(_LOCAL_HEADER)
         if len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
-            raise zipfile.BadZipFile(f"no header before {name}")
+            raise zipfile.BadZipFile(f"the header of {name} is missing")
         lengths = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
         offset = member.header_offset + _LOCAL_HEADER + sum(lengths)
         if offset + member.compress_size > size:
-            raise zipfile.BadZipFile(f"{name} goes beyond the end of the file")
+            raise zipfile.BadZipFile(f"{name} ends after the end of the file")
         if name in records:
-            raise zipfile.BadZipFile(f"{name} stands twice")
+            raise zipfile.BadZipFile(f"{name} is listed twice")
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
             raise CheckpointError(
                 "a .bin file is compressed or encrypted",
@@ -153,17 +164,16 @@ def _records(file: Path, stream: BinaryIO, size: int) -> dict[str, _Record]:
                 fix=_RESAVE,
             )
         if member.compress_size != member.file_size:
-            raise zipfile.BadZipFile(f"{name} is stored and has two sizes")
+            raise zipfile.BadZipFile(f"{name} is not compressed, but has two sizes")
         records[name] = _Record(name, offset, member.file_size, member.CRC)
     return records
 
 
-def _content(stream: BinaryIO, record: _Record) -> bytes:
+def _content(descriptor: int, record: _Record) -> bytes:
     """The bytes of a small record."""
     if record.size > _PICKLE_BYTES:
         raise PickleError(f"{record.name} of {record.size:,} bytes, more than {_PICKLE_BYTES:,}")
-    stream.seek(record.offset)
-    content = stream.read(record.size)
+    content = os.pread(descriptor, record.size, record.offset)
     if zlib.crc32(content) != record.crc:
         raise zipfile.BadZipFile(f"the checksum of {record.name} is wrong")
     return content

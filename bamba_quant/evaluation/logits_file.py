@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bamba_quant.checkpoint.base import RawReader
+from bamba_quant.checkpoint.regular_file import open_regular
 from bamba_quant.errors import CheckpointError
 from bamba_quant.evaluation.scores import TOP, BaseBlock
 from bamba_quant.ranks import ALONE, Ranks
@@ -30,9 +32,9 @@ _HEAD = struct.Struct("<8sIii")
 # llama-perplexity leaves what is this unlikely out of the divergence, because the file does not tell it apart.
 CUT = -16.0
 _RANGE = np.float32(16)
-# By which the logarithm of a probability may lie above 0, as float32 computes it.
+# How far the logarithm of a probability may lie above 0 by the rounding of float32.
 _ROUNDING = 0.01
-# Of a text: a quarter of a gigabyte, which a sparse file of any size can claim.
+# Of a text, 256 MiB: a sparse file can claim any number.
 _MOST_TOKENS = 1 << 26
 # 1.5 · 2^23: adding it rounds half to even, as ggml's nearest_int does.
 _ROUND = np.float32(12582912)
@@ -84,41 +86,38 @@ def is_logits_file(path: Path) -> bool:
 
 def read_logits_file(path: Path) -> LogitsFile:
     """The header of a file. Raises ``CheckpointError`` for another kind of file, and for one that is not whole."""
-    if not path.is_file():
-        raise CheckpointError(
-            "a file of logits cannot be read", where=path, found="no regular file of this name"
-        )
     try:
-        with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
+        descriptor, size = open_regular(path)
+        with os.fdopen(descriptor, "rb") as stream:
             head = stream.read(_HEAD.size)
             if len(head) < _HEAD.size or not head.startswith(MAGIC):
                 raise CheckpointError("not a file of llama-perplexity's logits", where=path)
             _, ctx, vocab_size, chunks = _HEAD.unpack(head)
             if ctx < 3 or vocab_size < 1 or chunks < 1 or ctx * chunks > _MOST_TOKENS:
                 raise CheckpointError(
-                    "the header of a file of logits makes no sense",
+                    "the header of a file of logits is not valid",
                     where=path,
                     found=f"context {ctx}, vocabulary {vocab_size}, {chunks} chunks",
                     expected=f"a context of 3 at least, and {_MOST_TOKENS:,} tokens at most in all chunks",
                 )
             needed = _HEAD.size + chunks * (4 * ctx + 2 * _scored(ctx) * _row_words(vocab_size))
-            if size < needed:
+            if size != needed:
                 raise CheckpointError(
-                    "a file of logits is truncated",
+                    "a file of logits is " + ("truncated" if size < needed else "longer than its header says"),
                     where=path,
                     found=f"{size:,} bytes",
                     expected=f"{needed:,} for {chunks} chunks of {ctx} tokens and a vocabulary of {vocab_size}",
                     fix="make it again; llama-perplexity writes it only as far as it ran",
                 )
-            tokens = np.empty((chunks, ctx), "<i4")
-            _read(stream.fileno(), tokens.view(np.uint8).reshape(-1), _HEAD.size, path)
     except OSError as error:
         raise CheckpointError("a file of logits cannot be read", where=path, found=error.strerror) from error
+    tokens = np.empty((chunks, ctx), "<i4")
+    with RawReader() as reader:
+        reader.read_into(path, _HEAD.size, tokens.view(np.uint8).reshape(-1))
     strange = tokens[(tokens < 0) | (tokens >= vocab_size)]
     if len(strange):
         raise CheckpointError(
-            "a file of logits has tokens that its vocabulary does not have",
+            "a file of logits has tokens outside its vocabulary",
             where=path,
             found=f"{len(strange):,} of {tokens.size:,}, the first of them {strange[0]}",
             expected=f"0 to {vocab_size - 1}",
@@ -133,15 +132,15 @@ def base_blocks(
 
     Least entries stand for whatever is less likely: those at or below -16 are left out of the divergence, and what
     is given for p is not renormalized, as in llama-perplexity. Raises ``CheckpointError`` for rows that cannot be
-    read, and for such as are no logarithms of probabilities.
+    read, and for rows that cannot be logarithms of probabilities.
     """
     targets = file.tokens[:, file.ctx // 2 + 1 :].reshape(-1)
     first = part.start * file.scored
-    with _opened(file.path) as descriptor:
+    with RawReader() as reader:
         for length in blocks:
             now = np.empty((length, file.row_words), "<u2")
             place = file.start + 2 * first * file.row_words
-            _read(descriptor, now.view(np.uint8).reshape(-1), place, file.path)
+            reader.read_into(file.path, place, now.view(np.uint8).reshape(-1))
             _check_rows(now, first, file)
             wanted = torch.from_numpy(targets[first : first + length].astype(np.int64))
             first += length
@@ -156,53 +155,23 @@ def base_blocks(
 
 
 def _check_rows(words: Words, first: int, file: LogitsFile) -> None:
-    """Raise ``CheckpointError`` naming the first of the rows that begin with token ``first`` that cannot be."""
-    scale, least = (each.astype(np.float64) for each in _scale_and_least(words))
-    with np.errstate(invalid="ignore"):
+    """Raise ``CheckpointError`` for the first row that cannot be logarithms of probabilities.
+
+    ``first`` is the number of the scored token that the first row belongs to.
+    """
+    with np.errstate(invalid="ignore"):  # of signaling NaN, which a file can hold
+        scale, least = (each.astype(np.float64) for each in _scale_and_least(words))
         sound = np.isfinite(scale) & np.isfinite(least) & (scale >= 0) & (65535 * scale + least <= _ROUNDING)
     if not sound.all():
         row = int(sound.argmin())
         chunk, token = divmod(first + row, file.scored)
         raise CheckpointError(
-            "a file of logits has a row that is no logarithms of probabilities",
+            "a row of a file of logits cannot be logarithms of probabilities",
             where=f"{file.path}, chunk {chunk}, scored token {token}",
             found=f"scale {scale[row]:g}, least {least[row]:g}",
             expected="finite numbers, the scale not below 0 and 65535 · scale + least not above 0",
             fix="make it again",
         )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise CheckpointError("a file of logits cannot be read", where=path, found=error.strerror) from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _read(descriptor: int, buffer: NDArray[np.uint8], at: int, path: Path) -> None:
-    """Fill ``buffer``. Not mapped: of a mapped file that has become shorter the system ends the process."""
-    view, done = buffer.data, 0
-    while done < len(view):
-        try:
-            count = os.preadv(descriptor, [view[done:]], at + done)
-        except OSError as error:
-            raise CheckpointError(
-                "a file of logits cannot be read", where=path, found=error.strerror
-            ) from error
-        if not count:
-            raise CheckpointError(
-                "the file changed while it was read",
-                where=path,
-                found=f"its end at byte {at + done:,}",
-                expected=f"{at + len(view):,} bytes at least, as it had before",
-                fix="run again when nothing writes to it",
-            )
-        done += count
 
 
 @contextmanager
@@ -279,7 +248,7 @@ def decode_rows(words: Words, vocab_size: int) -> NDArray[np.float32]:
 
 
 def _scale_and_least(words: Words) -> NDArray[np.float32]:
-    """(2, t): what each row begins with."""
+    """(2, t): the scales of the rows, and the least logarithms."""
     return np.ascontiguousarray(words[:, :4]).view("<f4").T
 
 

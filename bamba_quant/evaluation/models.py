@@ -149,7 +149,7 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     """What each model is called; with the organization, or as many parts of its path, as tell all apart."""
     names = [name_of(path) for path in paths]
     places = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
-    candidates = [[name.name for name in names], [name.repository for name in names]]
+    candidates = [[name.name for name in names], [name.full_name for name in names]]
     for depth in range(2, max(len(place.parts) for place in places) + 1):
         candidates.append(["/".join(place.parts[-depth:]).removesuffix(".gguf") for place in places])
     for labels in candidates:

@@ -2,8 +2,8 @@
 
 N files take N renames. Before the first one, a record beside the files lists them; old files get a second name. The
 record's last line, "done", is the moment at which the new set replaces the old one: without it the next run puts the
-old files back, with it the next run removes their second names. Everything is found by names that follow from the
-record's, so a record can touch nothing else.
+old files back, with it the next run removes their second names. A record is followed only where it is the user's own
+and every name in it belongs to the set that is written: one that came with a downloaded model touches nothing else.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bamba_quant.errors import OutputError
-from bamba_quant.writers.names import flush_directory, output_error, remove_dead
+from bamba_quant.writers.names import flush_directory, is_own, output_error, remove_dead
+from bamba_reference.shown import shown
 
-_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.[^.]*$)")
+_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}(?=\.[^.]*$)")
 _PARTIAL = re.compile(r"(?P<file>.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
 _MARK = re.compile(r"[0-9a-f]{8}")
 _MOST_BYTES = 16 << 20  # of a record: a hundred bytes a file
@@ -36,15 +37,15 @@ def partial_name(file: Path, mark: str) -> Path:
 def restore(*files: Path) -> None:
     """Undo, or tidy up after, an interrupted replacement of the set that ``files``, of one directory, belong to.
 
-    Shards of a split file belong together, whatever their number; of other sets the first file is given first. Partial
-    files of the set whose writers are dead are removed. Raises ``OutputError`` for a record that cannot be read and
-    for files that cannot be put back.
+    Shards of a split file belong together, whatever their number; of other sets all files are given. Partial files of
+    the set whose writers are dead are removed. Raises ``OutputError`` for a record that cannot be read or that is not
+    of this set or user, and for files that cannot be put back.
     """
     first, names = files[0], {_set_name(file.name) for file in files}
     try:
         with _record(first, 0) as descriptor:
             if descriptor is not None:
-                _settle(first, descriptor)
+                _settle(files, descriptor)
                 _record_name(first).unlink()
                 flush_directory(first.parent)
     except OSError as error:
@@ -80,7 +81,7 @@ def put_together(files: Sequence[Path], mark: str, overwrite: bool) -> None:
     first = files[0]
     with _record(first, os.O_CREAT) as descriptor:
         assert descriptor is not None
-        _settle(first, descriptor)
+        _settle(files, descriptor)
         inodes = {file.name: partial_name(file, mark).stat().st_ino for file in files}
         try:
             _write(descriptor, json.dumps({"mark": mark, "files": inodes}))
@@ -92,20 +93,20 @@ def put_together(files: Sequence[Path], mark: str, overwrite: bool) -> None:
             flush_directory(first.parent)
             _write(descriptor, "done")
         except BaseException:
-            _settle(first, descriptor)
+            _settle(files, descriptor)
             _record_name(first).unlink()
             raise
-        _settle(first, descriptor)
+        _settle(files, descriptor)
         _record_name(first).unlink()
 
 
-def _settle(file: Path, descriptor: int) -> None:
+def _settle(files: Sequence[Path], descriptor: int) -> None:
     """Do what the record under ``descriptor`` says is left to do, and empty it; may be interrupted and repeated."""
-    begun = _read(file, descriptor)
+    begun = _read(files, descriptor)
     if begun is not None:
         mark, inodes, done = begun
         for name, inode in inodes.items():
-            target = file.with_name(name)
+            target = files[0].with_name(name)
             old = _old_name(target, mark)
             if done:
                 old.unlink(missing_ok=True)
@@ -114,12 +115,12 @@ def _settle(file: Path, descriptor: int) -> None:
                 old.unlink(missing_ok=True)  # two names of one file: the rename did nothing
             elif os.path.lexists(target) and target.lstat().st_ino == inode:
                 target.unlink()
-        flush_directory(file.parent)
+        flush_directory(files[0].parent)
     os.ftruncate(descriptor, 0)
 
 
 def _keep(file: Path, old: Path) -> None:
-    """Give ``file``, if it exists, the name ``old`` as well; instead, where the system has no hard links."""
+    """Give ``file``, if it exists, the second name ``old``; rename it where the system has no hard links."""
     with suppress(FileNotFoundError):
         try:
             os.link(file, old, follow_symlinks=False)
@@ -149,39 +150,45 @@ def _record(file: Path, flags: int) -> Iterator[int | None]:
                 raise _damaged(file, "not a regular file")
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.fstat(descriptor).st_nlink:  # else its run removed it
+            status = os.fstat(descriptor)
+            if status.st_nlink:  # else its run removed it
+                if status.st_size and not is_own(status, name.parent):
+                    raise _damaged(file, f"a record of another user, number {status.st_uid}")
                 yield descriptor
                 return
         finally:
             os.close(descriptor)
 
 
-def _read(file: Path, descriptor: int) -> tuple[str, Mapping[str, int], bool] | None:
+def _read(files: Sequence[Path], descriptor: int) -> tuple[str, Mapping[str, int], bool] | None:
     """Mark, inodes of new files by name, and whether they are all in place; None where nothing was begun."""
+    names = {_set_name(file.name) for file in files}
     raw = os.pread(descriptor, _MOST_BYTES, 0)
     first, newline, rest = raw.partition(b"\n")
     if not newline and len(raw) < _MOST_BYTES:  # torn while it was written, before anything was renamed
         return None
     try:
         begun = json.loads(first)
-        mark, files = begun["mark"], begun["files"]
+        mark, inodes = begun["mark"], begun["files"]
         if not _MARK.fullmatch(mark):
             raise ValueError("the mark is not eight hexadecimal digits")
-        for name, inode in files.items():
-            plain = Path(name).name == name and name not in ("", "..") and b"\0" not in os.fsencode(name)
-            if not plain or type(inode) is not int:
-                raise ValueError("an entry is not a file name with an inode number")
+        for name, inode in inodes.items():
+            if _set_name(name) not in names:
+                raise ValueError(f"the name {shown(name)}, which does not belong to the output")
+            if type(inode) is not int:
+                raise ValueError("an inode that is not a whole number")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _damaged(file, str(error)) from None
-    return mark, files, rest == b"done\n"
+        raise _damaged(files[0], str(error)) from None
+    return mark, inodes, rest == b"done\n"
 
 
 def _damaged(file: Path, found: str) -> OutputError:
     return OutputError(
-        "the record of an interrupted replacement is damaged",
+        "the record of an interrupted replacement is damaged or not of this output",
         where=_record_name(file),
         found=found[:200],
-        fix="check the files that are named like the output, and remove the record",
+        expected="a record that this user's run made of the files it was replacing",
+        fix="check the files that are named like the output, then remove the record",
     )
 
 

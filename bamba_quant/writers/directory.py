@@ -193,25 +193,29 @@ def remove_replaced(place: Path) -> None:
     """Remove the directory that ``place`` replaced, wherever the way of replacing left it."""
     for old in (place / _OLD, *partials_of(place)):
         if old.is_dir() and not old.is_symlink() and not (old / NAME).exists():
-            foreign = _foreign(old.iterdir())
-            if foreign:
-                raise OutputError(
-                    "the replaced directory holds files that are not part of a model, so it is not removed",
-                    where=old,
-                    found=listed(foreign),
-                    fix="move these files away",
-                )
             empty(old)
             old.rmdir()
 
 
 def empty(directory: Path) -> None:
-    """Remove all that a directory holds but its journal. Raises ``OutputError`` where a replaced directory is in it."""
+    """Remove all that a directory holds but its journal.
+
+    Raises ``OutputError``, before anything is removed, where a replaced directory is in it, or a file that is not
+    part of a model: a journal that came with the directory does not make its files this program's.
+    """
     if (directory / _OLD).exists():
         raise OutputError(
             "the directory that an interrupted run was replacing is not put back", where=directory / _OLD
         )
-    for entry in directory.iterdir():
+    entries = list(directory.iterdir())
+    if foreign := _foreign(entries):
+        raise OutputError(
+            "a directory of an interrupted run holds files that are not part of a model, so it is not removed",
+            where=directory,
+            found=listed(foreign),
+            fix="move these files away",
+        )
+    for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif entry.name != NAME:

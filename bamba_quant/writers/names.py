@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from bamba_quant.errors import OutputError
 
@@ -90,6 +91,15 @@ def remove_dead(file: Path) -> None:
                 file.unlink()
         finally:
             os.close(descriptor)
+
+
+def is_own(status: os.stat_result, directory: Path) -> bool:
+    """Whether a file in ``directory`` belongs to this user, as far as that file system tells users apart."""
+    if status.st_uid == os.geteuid():
+        return True
+    with suppress(OSError), TemporaryFile(dir=directory) as made:  # a server may give all files to one user
+        return os.fstat(made.fileno()).st_uid == status.st_uid
+    return False
 
 
 def output_error(error: OSError, file: Path | None, fix: str | None = None) -> OutputError:

@@ -26,7 +26,7 @@ from bamba_quant.writers.directory import (
     restore_replaced,
 )
 from bamba_quant.writers.journal import NAME, Fingerprint, Journal, as_read, open_locked, parse, read
-from bamba_quant.writers.names import flush_directory, output_error
+from bamba_quant.writers.names import flush_directory, is_own, output_error
 
 __all__ = ["check_output", "finished", "partial_of", "resumable_directory", "settle"]
 
@@ -181,10 +181,20 @@ def _locked(file: Path) -> Iterator[int]:
 
 
 def _is_journal(file: Path) -> bool:
+    """Whether ``file`` is a journal. Raises ``OutputError`` for one that another user made."""
     try:
-        return stat.S_ISREG(file.lstat().st_mode)
+        status = file.lstat()
     except OSError:
         return False
+    if stat.S_ISREG(status.st_mode) and not is_own(status, file.parent):
+        raise OutputError(
+            "the journal of an interrupted run belongs to another user",
+            where=file,
+            found=f"user number {status.st_uid}",
+            expected=f"user number {os.geteuid()}",
+            fix="check the files in its directory, then remove the journal; or give another name for the output",
+        )
+    return stat.S_ISREG(status.st_mode)
 
 
 def _is_empty(place: Path) -> bool:

@@ -103,7 +103,7 @@ def test_pytorch_bin_with_anything_but_weights(
 def test_pytorch_bin_out_of_order_or_old(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     torch.save({"a": torch.randn(4, 6).T}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="one piece"):
+    with pytest.raises(CheckpointError, match="contiguous"):
         open_checkpoint(tmp_path)
     torch.save(TENSORS, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match="not a zip archive"):
@@ -203,7 +203,7 @@ def test_bytes_behind_the_last_tensor(tmp_path: Path) -> None:
     directory(tmp_path, model=TENSORS)
     with (tmp_path / "model.safetensors").open("ab") as stream:
         stream.write(b"\0")
-    with pytest.raises(CheckpointError, match="behind its last tensor"):
+    with pytest.raises(CheckpointError, match="after its last tensor"):
         open_checkpoint(tmp_path)
 
 
@@ -241,7 +241,7 @@ def test_a_bin_file_with_a_record_of_another_size(tmp_path: Path) -> None:
     ):
         for name in old.namelist():
             new.writestr(name, old.read(name)[: 40 if name.endswith("/data/1") else None])
-    with pytest.raises(CheckpointError, match=r"another size[\s\S]*t1[\s\S]*40 bytes"):
+    with pytest.raises(CheckpointError, match=r"differ in size[\s\S]*t1[\s\S]*40 bytes"):
         open_checkpoint(tmp_path)
 
 

@@ -57,6 +57,20 @@ def test_only_regular_files_are_read(
         READERS[reader](Path("x"))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind != "directory"])
+def test_a_model_that_is_not_a_regular_file(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    MAKERS[kind](Path("x"))
+    with pytest.raises(CheckpointError, match=rf"x is not a regular file[\s\S]*{kind}"):
+        open_checkpoint("x")
+    Path("broken").symlink_to("nowhere")
+    for name in ("nowhere", "broken"):
+        with pytest.raises(CheckpointError, match="no such file"):
+            open_checkpoint(name)
+
+
 @pytest.mark.parametrize("kind", ["pipe", "directory", "device"])
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "model.safetensors.index.json", "README.md"]

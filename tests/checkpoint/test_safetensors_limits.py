@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.checkpoint import open_checkpoint, safetensors_file
+from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.errors import CheckpointError
 from tests.checkpoint.test_huggingface import TENSORS, directory, rewrite_header
 
@@ -42,6 +43,20 @@ def test_offsets_that_no_file_has(offsets: Any, tmp_path: Path) -> None:
     rewrite_header(tmp_path / "model.safetensors", lambda header: header["a"].update(data_offsets=offsets))
     with pytest.raises(CheckpointError, match=r"malformed[\s\S]*tensor a"):
         open_checkpoint(tmp_path)
+
+
+def test_the_number_of_tensors_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors_file, "_MOST_TENSORS", 4)
+    entry = '{"dtype":"F16","shape":[0],"data_offsets":[0,0]}'
+    for count in (4, 5):
+        header = ("{" + ",".join(f'"{number}":{entry}' for number in range(count)) + "}").encode()
+        file = tmp_path / "model.safetensors"
+        file.write_bytes(len(header).to_bytes(8, "little") + header)
+        if count > 4:
+            with pytest.raises(CheckpointError, match=r"too many tensors[\s\S]*found: 5"):
+                read_safetensors(file)
+        else:
+            assert len(read_safetensors(file)) == count
 
 
 def test_a_header_that_would_fill_the_memory(tmp_path: Path) -> None:

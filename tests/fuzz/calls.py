@@ -118,9 +118,11 @@ def command(*arguments: str | Path) -> None:
     Raises ``BambaQuantError`` for exit code 2, and ``WrongError`` for what no command may print.
     """
     before = sys.argv, sys.stdout, sys.stderr
+    error_output = os.dup(2)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         sys.argv = ["bamba-quant", *map(str, arguments)]
         sys.stdout, sys.stderr = _stream(out), _stream(err)
+        os.dup2(err.fileno(), 2)  # where libraries in Rust and C print
         try:
             main()
             code: object = 0
@@ -130,13 +132,15 @@ def command(*arguments: str | Path) -> None:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             sys.argv, sys.stdout, sys.stderr = before
+            os.dup2(error_output, 2)
+            os.close(error_output)
         printed, told = _content(out), _content(err)
     for text in (printed, told):
         found = _CONTROL.search(text)
         if found is not None:
             around = text[max(0, found.start() - 60) : found.end() + 20]
             raise WrongError("control characters printed", f"{found.group()!r} in {around!r}")
-    if "Traceback" in told or code not in (None, 0, 2):
+    if "Traceback" in told or "panicked at" in told or code not in (None, 0, 2):
         raise WrongError("another exit code", f"{code!r}: {told[-300:]}")
     if "Usage:" in told:
         raise WrongError("the command line was not understood", told[:300])

@@ -8,6 +8,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from bamba_quant.errors import OutputError
 from bamba_quant.writers import commit
 from bamba_quant.writers.atomic import atomic_files, check_target, partial_name
-from bamba_quant.writers.names import create_locked
+from bamba_quant.writers.names import create_locked, is_own
 
 NAMES = ("x-00001-of-00003.gguf", "x-00002-of-00003.gguf", "x-00003-of-00003.gguf")
 
@@ -167,13 +168,60 @@ def record(place: Path, text: str) -> Path:
     "7\n", "[]\n", "{}\n", '{"mark":"0123abcd"}\n', '{"mark":7,"files":{}}\n', '{"mark":"../../..","files":{}}\n',
     '{"mark":"0123abcd","files":[]}\n', '{"mark":"0123abcd","files":{"../precious":1}}\n',
     '{"mark":"0123abcd","files":{"..":1}}\n', '{"mark":"0123abcd","files":{"":1}}\n',
-    '{"mark":"0123abcd","files":{"x":1e400}}\n', '{"mark":"0123abcd","files":{"\\ud800":1}}\n', "[" * 100_000 + "\n",
+    '{"mark":"0123abcd","files":{"x.gguf":1e400}}\n', '{"mark":"0123abcd","files":{"\\ud800":1}}\n',
+    "[" * 100_000 + "\n",
 ])  # fmt: skip
 def test_records_that_are_damaged(text: str, tmp_path: Path) -> None:
     file = record(tmp_path, text)
     with pytest.raises(OutputError, match="record of an interrupted replacement is damaged"):
         write(tmp_path, "new")
     assert contents(tmp_path) == {file.name: text}
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "y.gguf", "xx-00001-of-00003.gguf", "x-00001-of-00003.txt", "x"]
+)
+@pytest.mark.parametrize("old", [True, False])
+def test_a_record_touches_only_files_of_its_own_set(old: bool, name: str, tmp_path: Path) -> None:
+    """One that was downloaded with a model could name any file beside it."""
+    (tmp_path / name).write_text("precious")
+    if old:
+        (tmp_path / f"{name}.0123abcd.old").write_text("foreign")
+    inode = (tmp_path / name).stat().st_ino
+    record(tmp_path, json.dumps({"mark": "0123abcd", "files": {NAMES[0]: 1, name: inode}}) + "\n")
+    before = contents(tmp_path)
+    for output in ("x.gguf", NAMES[1]):
+        with pytest.raises(
+            OutputError, match=rf"not of this output[\s\S]*x\.gguf\.bamba-commit[\s\S]*{name}"
+        ):
+            check_target(tmp_path / output, True, ())
+        with pytest.raises(OutputError, match="not of this output"):
+            write(tmp_path, "new", names=(output,))
+    assert contents(tmp_path) == before
+
+
+def test_a_record_of_another_user_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "old")
+    inodes = {name: (tmp_path / name).stat().st_ino for name in NAMES}
+    file = record(tmp_path, json.dumps({"mark": "0123abcd", "files": inodes}) + "\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "is_own", lambda *_: False)
+        with pytest.raises(OutputError, match="another user"):
+            write(tmp_path, "new")
+        assert contents(tmp_path) == all_of("old") | {file.name: file.read_text()}
+        file.write_text("")  # nothing was begun
+        write(tmp_path, "new")
+    assert contents(tmp_path) == all_of("new")
+
+
+def test_whose_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = tmp_path.stat()
+    assert is_own(status, tmp_path)
+    foreign = SimpleNamespace(st_uid=status.st_uid + 1)
+    assert not is_own(foreign, tmp_path)  # type: ignore[arg-type]
+    assert not is_own(foreign, tmp_path / "nowhere")  # type: ignore[arg-type]
+    monkeypatch.setattr(os, "geteuid", lambda: status.st_uid + 1)
+    assert is_own(status, tmp_path)  # a server that gives this user's new files to another
 
 
 def test_a_torn_record_says_that_nothing_was_begun(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def alike(kind: LayerType, count: int) -> tuple[LayerType, ...]:
 
 
 def agreed(named: list[tuple[LayerType, ...]], default: tuple[LayerType, ...]) -> tuple[LayerType, ...]:
-    """What all of ``named`` say, ``default`` if there are none."""
+    """The value that all of ``named`` have, ``default`` if there are none."""
     if any(other != named[0] for other in named[1:]):
         raise ConfigError(
             "two keys of the configuration disagree about which layers are attention",
@@ -123,7 +123,7 @@ def agreed(named: list[tuple[LayerType, ...]], default: tuple[LayerType, ...]) -
 
 
 def rope_sources(hf: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Where a configuration speaks of rotation, (prefix of the key, object): itself, then what is nested in it."""
+    """The objects that configure the rotary embedding, (prefix of the key, object): ``hf``, then those in it."""
     sources: list[tuple[str, Mapping[str, Any]]] = [("", hf)]
     for key in ("rope_scaling", "rope_parameters"):
         nested = hf.get(key)
@@ -264,7 +264,7 @@ def vocab_size(hf: Mapping[str, Any], default: int | None = None) -> int:
 
 
 def head_dim(hf: Mapping[str, Any], hidden_size: int, heads: int) -> int:
-    """The size of attention heads, which the hidden size gives where no key does."""
+    """The size of attention heads: ``head_dim``, or the hidden size divided by the number of heads."""
     if hf.get("head_dim") is not None:
         return integer(hf, "head_dim", most=MOST_HEAD_DIM)
     size = quotient(hidden_size, heads, "hidden_size", "num_attention_heads")
