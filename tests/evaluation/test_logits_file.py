@@ -144,6 +144,7 @@ HEAD = struct.Struct("<8sIii")
         (2**25, 33, 2, "truncated"),
         (CTX, 2**31 - 1, CHUNKS, "truncated"),
         (CTX, 34, CHUNKS + 1, "truncated"),
+        (CTX, 33, CHUNKS - 1, "longer than its header says"),
     ],
 )
 def test_headers_that_no_file_can_hold(
