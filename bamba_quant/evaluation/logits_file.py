@@ -103,7 +103,8 @@ def read_logits_file(path: Path) -> LogitsFile:
             needed = _HEAD.size + chunks * (4 * ctx + 2 * _scored(ctx) * _row_words(vocab_size))
             if size != needed:
                 raise CheckpointError(
-                    "a file of logits is " + ("truncated" if size < needed else "longer than its header says"),
+                    "a file of logits is "
+                    + ("truncated" if size < needed else "longer than its header says"),
                     where=path,
                     found=f"{size:,} bytes",
                     expected=f"{needed:,} for {chunks} chunks of {ctx} tokens and a vocabulary of {vocab_size}",
