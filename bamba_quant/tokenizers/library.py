@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from bamba_quant.errors import BambaQuantError, TokenizerError
 
@@ -32,26 +33,42 @@ def library_errors(
         ) from error
 
 
-@contextmanager
-def quiet_stderr() -> Iterator[None]:
+class _QuietStderr:
+    """File descriptor 2 led to nowhere while any thread wants that, since it is the descriptor of the whole process."""
+
+    def __init__(self) -> None:
+        self._changing = threading.Lock()
+        self._wanted = 0
+        self._saved: int | None = None
+
+    def __enter__(self) -> None:
+        with self._changing:
+            self._wanted += 1
+            if self._wanted == 1:
+                with suppress(OSError):  # closed: nothing can be written
+                    self._saved = os.dup(2)
+                    null = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(null, 2)
+                    os.close(null)
+
+    def __exit__(self, *error: object) -> None:
+        with self._changing:
+            self._wanted -= 1
+            if self._wanted == 0 and self._saved is not None:
+                os.dup2(self._saved, 2)
+                os.close(self._saved)
+                self._saved = None
+
+
+_quiet = _QuietStderr()
+
+
+def quiet_stderr() -> AbstractContextManager[None]:
     """Drop what is written to file descriptor 2: a panic of Rust code writes there before it can be caught.
 
-    It is the descriptor of the whole process, so this is for loading a tokenizer, not for each text.
+    For loading a tokenizer, not for each text. Several threads may be inside at once, and a thread more than once.
     """
-    try:
-        saved = os.dup(2)
-    except OSError:  # closed: nothing can be written
-        yield
-        return
-    try:
-        with suppress(OSError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
-            os.close(null)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+    return _quiet
 
 
 def shortened(text: str, most: int = 200) -> str:
