@@ -210,6 +210,8 @@ def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
     if tensor.format.dtype is not None:
         return read_raw(tensor).view(tensor.format.dtype).reshape(tensor.shape)
     values = np.empty((tensor.rows, tensor.columns), np.float32)
+    if not tensor.elements:
+        return values.reshape(tensor.shape)
     step = max(1, _PIECE // max(1, tensor.columns))
     packed = np.empty((min(step, tensor.rows), tensor.row_bytes), np.uint8)
     with RawReader() as reader:

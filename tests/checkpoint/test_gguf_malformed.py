@@ -15,7 +15,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf import GGUFValueType as Type
 
 from bamba_quant.architectures import architecture_of_gguf
-from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.checkpoint.gguf_header import MAX_ARRAY_ITEMS, MAX_KEYS, MAX_TENSORS
 from bamba_quant.checkpoint.gguf_values import KeyValues, Value, uint32
 from bamba_quant.errors import BambaQuantError, CheckpointError
@@ -100,6 +100,7 @@ def test_what_ggml_takes_is_taken(tmp_path: Path) -> None:
             RawGGUF(version=2),
             RawGGUF(values=(ARCHITECTURE, ("general.alignment", uint32(8)))),
             with_tensors(Tensor("a", ()), Tensor("b", (0,), offset=32), Tensor("c", (0, 2**40), offset=32)),
+            with_tensors(Tensor("q", (0, 3), GGMLQuantizationType.Q8_0)),
         )
     ):
         if number == 2:
@@ -107,6 +108,8 @@ def test_what_ggml_takes_is_taken(tmp_path: Path) -> None:
         file = raw.write(tmp_path / f"{number}.gguf")
         assert ggml_reads(file)
         assert len(open_checkpoint(file).tensors) == len(raw.tensors)
+        for tensor in open_checkpoint(file).tensors.values():
+            assert read_tensor(tensor).shape == tensor.shape
 
 
 def test_every_type_that_gguf_py_knows_is_listed(tmp_path: Path) -> None:
