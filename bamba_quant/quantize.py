@@ -260,7 +260,7 @@ def _notes(plan: Quantization, configuration: dict[str, Any], dtype: str) -> lis
         notes.append(plan.source.note)
     if any(row.source.format.name == "f16" and row.format.name == "bf16" for row in plan.rows):
         notes.append(
-            "float16 tensors that are not quantized lose three bits as bfloat16, which is no smaller: --dtype stored "
+            "float16 tensors that are not quantized lose three bits as bfloat16, which is not smaller: --dtype stored "
             "keeps them"
         )
     if asked == "f16":

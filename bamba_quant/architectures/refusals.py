@@ -56,5 +56,5 @@ def refuse(refusals: Collection[Refusal]) -> None:
                 where="config.json",
                 found=f"{key} = {value}",
                 expected=expected,
-                fix="GGUF is no way out for this model; the reference forward pass still runs it",
+                fix="do not convert this model to GGUF; generate, perplexity and evaluate run the checkpoint itself",
             )

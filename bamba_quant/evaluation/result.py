@@ -146,7 +146,7 @@ class TensorLoss:
     """How far one tensor of a candidate is from the base's, both as the forward pass sees them.
 
     ``weight_sqnr`` is 10 log10(Σw² / Σ(ŵ - w)²) and ``output_sqnr`` the same of its product with the base's own
-    activations; both in dB, None where nothing differs, ``output_sqnr`` also for what is no matrix of a layer.
+    activations; both in dB, None where nothing differs, ``output_sqnr`` also for a tensor that is not a layer's matrix.
     """
 
     name: str

@@ -104,7 +104,7 @@ def check_finite(scores: Scores, base: str, candidate: str) -> None:
         unknown = ~np.isfinite(nll)
         if unknown.any():
             raise BambaQuantError(
-                "a model's logits are no numbers",
+                "a model's logits are not finite numbers",
                 where=f"{name}, chunk {int(unknown.any(1).argmax())}",
                 found=f"{int(unknown.sum()):,} of {nll.size:,} scored tokens without a likelihood",
                 fix="look for what is damaged with bamba-quant compare; in float16, evaluate in a wider --dtype",

@@ -88,7 +88,7 @@ def difference(
         products, worst = products + product, max(worst, greatest)
     if not math.isfinite(lengths + float(sum(row.sum() for row in (*signal, *noise)))):
         raise BambaQuantError(
-            "a tensor holds values that are no numbers, here or in the base",
+            "a tensor holds values that are not finite numbers, in the candidate or in the base",
             where=f"{other.info(other_name or name).name}, stored as {other.info(other_name or name).format}",
             fix="make the file again, from a checkpoint whose weights are finite",
         )

@@ -155,8 +155,6 @@ class _Reader:
             token = self.scalar(key, _UINT32)
             if token is None:
                 continue
-            if token < 0:
-                raise self.error(f"the {kind} token is not an id", f"{key} = {token}", f"an id under {count}")
             if token < count:
                 found[kind] = token
                 continue

@@ -10,7 +10,7 @@ that is accepted although its own library refuses it.
     python -m tests.fuzz --seed 3 --cases 20000                 # other cases
     python -m tests.fuzz --reader gguf --reader imatrix_gguf    # some readers
     python -m tests.fuzz --reader gguf --seed 3 --case 1234     # one case again, with its whole traceback
-    python -m tests.fuzz --keep /tmp/failing                    # keep the inputs of failures
+    python -m tests.fuzz --keep failing                         # keep the inputs of failures
     python -m tests.fuzz --list                                 # the readers
 
 A case depends on the reader, the seed and its number alone. The first cases of a reader are its valid inputs.
