@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 MOST_TEXT_BYTES = 1 << 28
+_XZ_MAGIC = b"\xfd7zXZ\x00"
+_XZ_MEMORY = 1 << 28  # of a decompressor; xz -9 needs a quarter of it
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -70,7 +73,8 @@ def first_product(device: torch.device, dtype: torch.dtype) -> None:
 def read_text(file: Path) -> tuple[str, str]:
     """A UTF-8 text, from a file or an open pipe such as /dev/stdin, and the SHA-256 of its bytes.
 
-    Raises ``CheckpointError`` for another encoding, and for devices and named pipes, which may never end.
+    A file in xz's format is decompressed first. Raises ``CheckpointError`` for another encoding, and for devices and
+    named pipes, which may never end.
     """
     try:
         open_pipe = file.is_fifo() and not file.resolve().exists()  # of /proc/self/fd, without a name on disk
@@ -80,6 +84,8 @@ def read_text(file: Path) -> tuple[str, str]:
             )
         with file.open("rb") as stream:
             raw = stream.read(MOST_TEXT_BYTES + 1)
+        if raw.startswith(_XZ_MAGIC) and len(raw) <= MOST_TEXT_BYTES:
+            raw = _decompressed(raw)
         if len(raw) > MOST_TEXT_BYTES:
             raise CheckpointError(
                 "the text is too large",
@@ -90,6 +96,10 @@ def read_text(file: Path) -> tuple[str, str]:
         return raw.decode("utf-8"), hashlib.sha256(raw).hexdigest()
     except OSError as error:
         raise CheckpointError("the text cannot be read", where=file, found=error.strerror) from error
+    except (lzma.LZMAError, EOFError) as error:
+        raise CheckpointError(
+            "the compressed text is damaged", where=file, found=str(error), fix="test it with xz --test"
+        ) from error
     except UnicodeDecodeError as error:
         raise CheckpointError(
             "the text is not UTF-8",
@@ -97,3 +107,16 @@ def read_text(file: Path) -> tuple[str, str]:
             found=f"byte 0x{raw[error.start]:02x}",
             fix="convert it, for example with iconv",
         ) from error
+
+
+def _decompressed(raw: bytes) -> bytes:
+    """The streams of an .xz file, one after the other, as far as ``MOST_TEXT_BYTES`` + 1 bytes of them."""
+    parts, room = [], MOST_TEXT_BYTES + 1
+    while raw and room:
+        decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+        parts.append(decompressor.decompress(raw, max_length=room))
+        room -= len(parts[-1])
+        if room and not decompressor.eof:
+            raise EOFError("it ends too early")
+        raw = decompressor.unused_data.lstrip(b"\0")  # padding between streams
+    return b"".join(parts)

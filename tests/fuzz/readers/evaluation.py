@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import struct
 
 import numpy as np
@@ -72,9 +73,12 @@ def report(case: Case) -> None:
     to_json(read_report(case.path / "report.json"))
 
 
+_TEXT = "A text of a few words, é and 日本.\n".encode() * 5
+
+
 @reader(
     "text",
-    seeds=lambda: [{"text.txt": "A text of a few words, é and 日本.\n".encode() * 5}],
+    seeds=lambda: [{"text.txt": form(_TEXT)} for form in (bytes, lzma.compress)],
     mutate=files({"text.txt": plain_text}, odd=0.2),
     weight=1,
 )
