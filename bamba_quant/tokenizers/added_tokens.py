@@ -8,7 +8,7 @@ name. Conversion, encoding and decoding all use this one list.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,47 @@ class AddedTokens:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class BaseVocabulary:
+    """The ``size`` tokens of a model without the added ones; both lookups give None for what is not there.
+
+    ``largest_id`` is -1 where there are none.
+    """
+
+    id_of: Callable[[str], int | None]
+    text_of: Callable[[int], str | None]
+    size: int
+    largest_id: Callable[[], int]
+
+
+def parsed_base(vocab: Mapping[str, int]) -> BaseVocabulary:
+    """The base vocabulary of a parsed file, text to id."""
+    texts = {token: text for text, token in vocab.items()}
+    return BaseVocabulary(vocab.get, texts.get, len(vocab), lambda: max(texts, default=-1))
+
+
+def loaded_base(tokenizer: Any) -> BaseVocabulary:
+    """The base vocabulary of a ``tokenizers.Tokenizer``, which is asked for single tokens only: fetching all takes
+    half as long as loading it.
+    """
+    return BaseVocabulary(
+        tokenizer.model.token_to_id,
+        tokenizer.model.id_to_token,
+        tokenizer.get_vocab_size(with_added_tokens=False),
+        lambda: max(tokenizer.get_vocab(with_added_tokens=False).values(), default=-1),
+    )
+
+
 def read_added_tokens(
     directory: Path,
     settings: Mapping[str, Any],
-    base: Mapping[str, int],
+    base: BaseVocabulary,
     file: Path,
     *,
     tokenizer: Mapping[str, Any] | None = None,
     renames: bool = False,
 ) -> AddedTokens:
-    """What the files of ``directory`` add to ``base``, the vocabulary (text to id) of ``file``.
+    """What the files of ``directory`` add to ``base``, the vocabulary of ``file``.
 
     ``tokenizer`` is its tokenizer.json, if that is parsed already. ``renames`` says whether an added token may take
     the id of a base token, as for placeholders of a SentencePiece model. Raises ``TokenizerError`` where two files
@@ -126,13 +157,11 @@ def llama_notes(tokens: tuple[Added, ...], settings: Mapping[str, Any], where: o
 class _Found:
     """The tokens collected so far, checked against each other and against the base vocabulary."""
 
-    def __init__(self, base: Mapping[str, int], file: Path, renames: bool) -> None:
+    def __init__(self, base: BaseVocabulary, file: Path, renames: bool) -> None:
         self.base, self.file, self.renames = base, file, renames
-        self.base_texts = {token: text for text, token in base.items()}
         self.tokens: dict[str, Added] = {}
         self.owners: dict[int, tuple[str, Path]] = {}
         self.unstated: list[Added] = []
-        self.largest = max(self.base_texts, default=-1)
 
     def check(self, token: int, text: str, file: Path) -> None:
         """Raise ``TokenizerError`` when ``token`` or ``text`` is taken."""
@@ -146,12 +175,13 @@ class _Found:
         held = self.tokens.get(text)
         if held is not None and held.token != token:
             raise _two_ids(text, held.token, token, file, self.owners[held.token][1])
-        if self.base.get(text, token) != token:
-            raise _two_ids(text, self.base[text], token, file, self.file)
-        if not self.renames and self.base_texts.get(token, text) != text:
+        base_id, base_text = self.base.id_of(text), self.base.text_of(token)
+        if base_id is not None and base_id != token:
+            raise _two_ids(text, base_id, token, file, self.file)
+        if not self.renames and base_text is not None and base_text != text:
             raise _contradiction(
                 "the tokenizer has two texts under one id", file, self.file,
-                f"id {token} is {reprlib.repr(self.base_texts[token])} and {reprlib.repr(text)}",
+                f"id {token} is {reprlib.repr(base_text)} and {reprlib.repr(text)}",
             )  # fmt: skip
 
     def add(self, one: Added, file: Path) -> None:
@@ -162,7 +192,7 @@ class _Found:
     def name(self, kind: str, text: str, flags: Mapping[str, Any] | None, file: Path) -> None:
         """Make ``text`` a special token, with ``flags`` unless None; AutoTokenizer adds one that is missing."""
         held = self.tokens.get(text)
-        token = held.token if held is not None else self.base.get(text)
+        token = held.token if held is not None else self.base.id_of(text)
         if token is None:
             if kind in ("bos", "eos") or not text:
                 raise TokenizerError(
@@ -171,7 +201,7 @@ class _Found:
                     found=reprlib.repr(text),
                     fix=f"correct {kind}_token in {file.name}",
                 )
-            token = self.largest + 1
+            token = max(self.base.largest_id(), *self.owners, -1) + 1
             self.unstated.append(Added(token, text))
         one = held if held is not None and flags is None else _with_flags(token, text, flags or {}, file)
         self._own(replace(one, special=True), file)
@@ -179,7 +209,6 @@ class _Found:
     def _own(self, one: Added, file: Path) -> None:
         self.owners.setdefault(one.token, (one.text, file))
         self.tokens[one.text] = one
-        self.largest = max(self.largest, one.token)
 
     def sorted(self) -> AddedTokens:
         tokens = tuple(sorted(self.tokens.values(), key=lambda one: one.token))
@@ -196,12 +225,12 @@ class _Found:
                 f"transformers numbers added tokens on without a gap and gives {reprlib.repr(moved[0].text)} the id "
                 f"{moved[1]}; the files say {moved[0].token} and were followed"
             )
-        renamed = [one for one in tokens if self.base_texts.get(one.token, one.text) != one.text]
+        renamed = [one for one in tokens if self.base.text_of(one.token) not in (None, one.text)]
         if renamed:
             first = renamed[0]
             notes.append(
                 f"{len(renamed)} added tokens replace base tokens (the first, id {first.token}: "
-                f"{reprlib.repr(first.text)} instead of {reprlib.repr(self.base_texts[first.token])})"
+                f"{reprlib.repr(first.text)} instead of {reprlib.repr(self.base.text_of(first.token))})"
             )
         return AddedTokens(tokens, tuple(notes))
 
@@ -209,8 +238,8 @@ class _Found:
         """The first token to which the tokenizers library would give another id, and that id."""
         last = -1
         for one in tokens:
-            if one.text not in self.base and one.token not in self.base_texts:
-                last = max(last + 1, len(self.base))
+            if self.base.id_of(one.text) is None and self.base.text_of(one.token) is None:
+                last = max(last + 1, self.base.size)
                 if last != one.token:
                     return one, last
             else:

@@ -11,11 +11,12 @@ from typing import Any
 from gguf import TokenType
 
 from bamba_quant.checkpoint.json_file import TOKENIZER_BYTES, optional, parse_json, read_bytes, required
-from bamba_quant.errors import TokenizerError
+from bamba_quant.errors import CheckpointError, TokenizerError
 from bamba_quant.tokenizers.added_tokens import (
     LARGEST_ID,
     AddedTokens,
     llama_notes,
+    parsed_base,
     read_added_tokens,
     token_type,
 )
@@ -26,6 +27,11 @@ from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids
 from bamba_quant.tokenizers.vocabulary import Vocabulary, laid_out
 
 _SPACE = "\u0120"  # how the byte-level alphabet writes a space
+
+# Keys of a tokenizer.json.
+_PARTS = (
+    "model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding",
+)  # fmt: skip
 
 # Features of the BPE model that llama.cpp lacks, with the values that switch them off.
 _SWITCHED_OFF = {
@@ -55,15 +61,35 @@ def read_tokenizer_json(file: Path, *, for_llama: bool = False) -> TokenizerJson
     Raises a ``BambaQuantError`` for ids and tokens that contradict each other and, with ``for_llama``, for a model
     that llama.cpp does not have.
     """
-    raw = read_bytes(file, "the tokenizer", TOKENIZER_BYTES)
+    raw = read_tokenizer_bytes(file)
     parsed = parse_json(raw, file)
     model = optional(parsed, "model", dict, file, TokenizerError) or {}
     if for_llama:
         _check_model(file, model)
     base = _vocab(file, model["vocab"]) if isinstance(model.get("vocab"), dict) else {}
     settings = tokenizer_config(file.parent)
-    added = read_added_tokens(file.parent, settings, base, file, tokenizer=parsed)
+    added = read_added_tokens(file.parent, settings, parsed_base(base), file, tokenizer=parsed)
     return TokenizerJson(file, raw, parsed, settings, base, added)
+
+
+def read_tokenizer_bytes(file: Path) -> bytes:
+    """The content of a tokenizer.json. Raises ``CheckpointError`` as ``read_bytes``."""
+    return read_bytes(file, "the tokenizer", TOKENIZER_BYTES)
+
+
+def without_model(raw: bytes, file: Path) -> dict[str, Any] | None:
+    """What a tokenizer.json holds before its model, or None where the model does not follow everything else.
+
+    A model of 500,000 tokens takes as long to parse as the tokenizers library takes to load it. The library accepts
+    no text that is not JSON; of ``raw`` that it has loaded this is everything but the model.
+    """
+    start = raw.find(b'"model"')
+    if start < 0 or any(raw.find(b'"%s"' % key.encode(), start + 1) >= 0 for key in _PARTS):
+        return None
+    try:
+        return parse_json(raw[:start].rstrip().removesuffix(b",") + b"}", file)
+    except CheckpointError:  # this "model" is not a key of the whole
+        return None
 
 
 def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> Vocabulary:

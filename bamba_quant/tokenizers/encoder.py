@@ -15,9 +15,9 @@ from gguf import TokenType
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.gguf_values import Value
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.added_tokens import Added, splits_special
-from bamba_quant.tokenizers.byte_level_bpe import read_tokenizer_json
-from bamba_quant.tokenizers.files import tokenizer_file
+from bamba_quant.tokenizers.added_tokens import Added, loaded_base, read_added_tokens, splits_special
+from bamba_quant.tokenizers.byte_level_bpe import read_tokenizer_bytes, read_tokenizer_json, without_model
+from bamba_quant.tokenizers.files import tokenizer_config, tokenizer_file
 from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
 from bamba_quant.tokenizers.growth import check_growth
 from bamba_quant.tokenizers.library import library_errors, quiet_stderr
@@ -109,26 +109,62 @@ def _tokenizer_json(file: Path) -> tuple[Any, list[int]]:
     Truncation and padding belong to a call of the library; a file has them where they were switched on when it was
     saved.
     """
-    from tokenizers import Tokenizer
-
-    read = read_tokenizer_json(file)
-    check_growth(read.parsed, file)
-    before, _ = added_around(read.parsed, file)
-    tokenizer = Tokenizer.from_buffer(read.raw)
-    tokenizer.add_tokens([library_token(one) for one in read.added.tokens])
-    if any(tokenizer.token_to_id(one.text) != one.token for one in read.added.tokens):
-        # The library numbers added tokens on; those of the model's own vocabulary keep their ids.
-        vocab = read.base | {one.text: one.token for one in read.added.tokens}
-        tokenizer = Tokenizer.from_str(
-            json.dumps(read.parsed | {"model": read.parsed["model"] | {"vocab": vocab}, "added_tokens": []})
-        )
-        tokenizer.add_tokens([library_token(one) for one in read.added.tokens])
+    tokenizer, parsed = _loaded(file) or _parsed(file)
+    check_growth(parsed, file)
+    before, _ = added_around(parsed, file)
+    settings = tokenizer_config(file.parent)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):
         tokenizer.model.dropout = None  # of training: it would draw other tokens each time
-    tokenizer.encode_special_tokens = splits_special(read.settings, file.parent / "tokenizer_config.json")
+    tokenizer.encode_special_tokens = splits_special(settings, file.parent / "tokenizer_config.json")
     return tokenizer, before
+
+
+Read = tuple[
+    Any, Mapping[str, Any]
+]  # the library's tokenizer with all added tokens, and its JSON but for the model
+
+
+def _loaded(file: Path) -> Read | None:
+    """A tokenizer.json as the library reads it, without the JSON of its model; None where that is not enough."""
+    from tokenizers import Tokenizer
+
+    raw = read_tokenizer_bytes(file)
+    parsed = without_model(raw, file)
+    if parsed is None:
+        return None
+    try:
+        with library_errors(file):
+            tokenizer = Tokenizer.from_buffer(raw)
+    except TokenizerError:  # parsing says what is wrong with it
+        return None
+    settings = tokenizer_config(file.parent)
+    added = read_added_tokens(file.parent, settings, loaded_base(tokenizer), file, tokenizer=parsed).tokens
+    return (tokenizer, parsed) if _adds(tokenizer, added) else None
+
+
+def _parsed(file: Path) -> Read:
+    """A tokenizer.json that is parsed whole, so that each token gets the id that the files say."""
+    from tokenizers import Tokenizer
+
+    read = read_tokenizer_json(file)
+    parsed, added = read.parsed, read.added.tokens
+    tokenizer = Tokenizer.from_buffer(read.raw)
+    if not _adds(tokenizer, added):
+        # The library numbers added tokens on; those of the model's own vocabulary keep their ids.
+        vocab = read.base | {one.text: one.token for one in added}
+        tokenizer = Tokenizer.from_str(
+            json.dumps(parsed | {"model": parsed["model"] | {"vocab": vocab}, "added_tokens": []})
+        )
+        tokenizer.add_tokens([library_token(one) for one in added])
+    return tokenizer, parsed
+
+
+def _adds(tokenizer: Any, added: Sequence[Added]) -> bool:
+    """Add tokens, and tell whether each of them then has its id."""
+    tokenizer.add_tokens([library_token(one) for one in added])
+    return all(tokenizer.token_to_id(one.text) == one.token for one in added)
 
 
 def _huggingface(tokenizer: Any, bos: int | None) -> Encoder:

@@ -17,6 +17,7 @@ from bamba_quant.tokenizers.added_tokens import (
     Added,
     AddedTokens,
     llama_notes,
+    parsed_base,
     read_added_tokens,
     token_type,
 )
@@ -111,7 +112,7 @@ def read_sentencepiece_files(file: Path) -> SentencePieceFiles:
                 found=f"{reprlib.repr(piece.piece)} as {base[piece.piece]} and as {token}",
                 expected="each text once",
             )
-    added = read_added_tokens(file.parent, settings, base, file, renames=True)
+    added = read_added_tokens(file.parent, settings, parsed_base(base), file, renames=True)
     # transformers cuts the model's own control and user-defined pieces out of a text, too.
     listed = {one.text for one in added.tokens}
     renamed = {one.token for one in added.tokens}
