@@ -90,6 +90,11 @@ class Plan:
         """Length of the data section of a shard."""
         return sum(padded(row.n_bytes) for row in self.rows if row.shard == shard)
 
+    def in_one_file(self) -> Plan:
+        """The same rows in a single file."""
+        rows, count = _place(list(self.rows), None)
+        return replace(self, rows=rows, shard_count=count)
+
     @property
     def elements(self) -> int:
         return sum(row.elements for row in self.rows)

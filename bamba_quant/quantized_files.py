@@ -17,7 +17,7 @@ from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.model_name import ModelName, name_of
 from bamba_quant.writers.directory import CHAT_TEMPLATES, COPIED
 
-_CONFIG, _CARD = "config.json", "README.md"
+CONFIG, CARD = "config.json", "README.md"
 
 
 def small_files(
@@ -31,10 +31,10 @@ def small_files(
     """
     directory = checkpoint.path
     weights = {file.name for file in checkpoint.files}
-    config, card = directory / _CONFIG, directory / _CARD
+    config, card = directory / CONFIG, directory / CARD
     # Wherever a link leads, this was read as the model's configuration: no other file comes into the output by it.
     raw = read_bytes(config, "it says which model this is", JSON_BYTES)
-    files = {_CONFIG: with_key(raw, "quantization_config", configuration, config)}
+    files = {CONFIG: with_key(raw, "quantization_config", configuration, config)}
     others: list[str] = []
     for name in _listed(directory, weights):
         if any(fnmatch(name, pattern) for pattern in COPIED) and (directory / name).is_file():
@@ -43,7 +43,7 @@ def small_files(
         else:
             others.append(name)
     original = _read(card, directory, "the model card", SMALL_BYTES) if is_there(card) else None
-    files[_CARD] = _card(original, name_of(directory), account)
+    files[CARD] = _card(original, name_of(directory), account)
     return files, others
 
 
@@ -51,7 +51,7 @@ def _listed(directory: Path, weights: Collection[str]) -> Iterator[str]:
     """Names of all that is neither read as weights nor made anew; hidden files belong to tools such as git."""
     for entry in sorted(directory.iterdir()):
         name = entry.name
-        if name in weights or name in (_CONFIG, _CARD) or name.startswith("."):
+        if name in weights or name in (CONFIG, CARD) or name.startswith("."):
             continue
         if entry.is_dir() and name == CHAT_TEMPLATES:
             yield from (f"{name}/{template.name}" for template in sorted(entry.iterdir()))

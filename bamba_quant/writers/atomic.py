@@ -39,7 +39,7 @@ def atomic_files(
         restore(*names)
     for file in names:
         _check_target(file, overwrite, inputs)
-    _check_space(files)
+    check_space(files)
     mark = mark or secrets.token_hex(4)
     with ExitStack() as cleanup:
         descriptors = [_reserve(file, partial_name(file, mark), size, cleanup) for file, size in files]
@@ -50,6 +50,18 @@ def atomic_files(
         except OSError as error:  # of a write: readers name their own files
             raise output_error(error, names[0] if len(names) == 1 else names[0].parent) from error
         _publish(names, mark, overwrite)
+
+
+@contextmanager
+def temporary_file(output: Path, size: int) -> Iterator[tuple[Path, int]]:
+    """A new file of ``size`` bytes beside ``output``, and its descriptor; removed when the block ends.
+
+    It is named and locked as a partial file of ``output``: what a killed run leaves, the next run of the same output
+    removes. Raises ``OutputError`` for a place that cannot be written.
+    """
+    partial = partial_name(output, secrets.token_hex(4))
+    with ExitStack() as cleanup:
+        yield partial, _reserve(output, partial, size, cleanup)
 
 
 def check_target(file: Path, overwrite: bool, inputs: Collection[Path]) -> None:
@@ -92,7 +104,8 @@ def _exists(file: Path) -> OutputError:
     )
 
 
-def _check_space(files: Sequence[tuple[Path, int]]) -> None:
+def check_space(files: Sequence[tuple[Path, int]]) -> None:
+    """Raise ``OutputError`` when the disk of ``files``, of one directory, has not the bytes of all of them."""
     if not files:
         return
     directory = files[0][0].parent

@@ -79,13 +79,25 @@ def write_gguf(
     if plan.imagined:
         raise PlanError("there are no weights to convert", where=plan.rows[0].source.file)
     shards = layout(plan, outfile)
-    by_format = quantizers(plan.rows, device)
     targets = [(shard.file, shard.n_bytes) for shard in shards]
     read = () if replace_input else {file for row in plan.rows for file in row.source.files}
-    with (
-        RawReader() as reader,
-        atomic_files(targets, overwrite=overwrite, inputs={*read, *inputs}) as outputs,
-    ):
+    with atomic_files(targets, overwrite=overwrite, inputs={*read, *inputs}) as outputs:
+        fill(plan, shards, outputs, threads=threads, device=device, progress=progress)
+    return tuple(shard.file for shard in shards)
+
+
+def fill(
+    plan: Plan,
+    shards: Sequence[Shard],
+    outputs: Sequence[int],
+    *,
+    threads: int | None,
+    device: str,
+    progress: Progress,
+) -> None:
+    """Write ``shards``, the layout of ``plan``, to the descriptors ``outputs``; arguments and errors as above."""
+    by_format = quantizers(plan.rows, device)
+    with RawReader() as reader:
         for left_out in plan.left_out:
             check_equal(left_out, reader)
         checksums = [Checksum(shard.n_bytes) if len(shards) > 1 else None for shard in shards]
@@ -100,7 +112,6 @@ def write_gguf(
         run_chunks(chunks, reader, threads or default_threads(), progress)
         for header, descriptor in zip(_marked(shards, checksums), outputs, strict=True):
             write_at(descriptor, 0, header)
-    return tuple(shard.file for shard in shards)
 
 
 def _marked(shards: Sequence[Shard], checksums: Sequence[Checksum | None]) -> list[bytes]:

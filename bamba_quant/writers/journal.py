@@ -77,6 +77,12 @@ class Journal:
         """Take back all that was listed, before the files that hold it are removed."""
         os.ftruncate(self._descriptor, 0)
 
+    def forget(self) -> None:
+        """Take back all that was listed, but not what was begun: what went on from here would begin anew."""
+        found = read(self._descriptor, self._file)
+        os.ftruncate(self._descriptor, found.find(b"\n") + 1)
+        os.fsync(self._descriptor)
+
     def is_in(self, directory: Path) -> bool:
         """Whether the journal now lies in ``directory``."""
         try:

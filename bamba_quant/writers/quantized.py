@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +38,9 @@ from bamba_quant.writers.tasks import Progress, Task, run_tasks
 
 CHUNK_BYTES = 4 << 20  # of the input
 
+# Is told the directory that is being made, the descriptors of its files by name, and its journal.
+Finish = Callable[[Path, Mapping[str, int], Journal], None]
+
 
 def write_quantized(
     plan: Quantization,
@@ -47,18 +50,22 @@ def write_quantized(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress = lambda n_bytes: None,
+    finish: Finish | None = None,
+    finished_by: Mapping[str, Any] | None = None,
 ) -> tuple[Path, ...]:
     """Write ``plan`` into ``directory``; return the files, weights first.
 
     With ``resume`` a run goes on where an interrupted one of the same plan stopped, if there was one.  ``progress``
-    is told input bytes as they are done with. Raises ``OutputError`` for the output's sake, ``CheckpointError`` and
+    is told input bytes as they are done with. ``finish`` may change the files before the directory appears, in ways
+    that ``finished_by`` describes for ``resume``. Raises ``OutputError`` for the output's sake, ``CheckpointError`` and
     ``FormatError`` for a weight's; then nothing has appeared. An interrupt leaves what ``resume`` needs beside
     ``directory``.
     """
     if plan.source.imagined:
         raise PlanError("there are no weights to quantize", where=plan.source.checkpoint.path)
     n_bytes = sum(plan.sizes.values())
-    begun, files = fingerprint(plan), tuple(directory / name for name in plan.sizes)
+    begun = {**fingerprint(plan), **(finished_by or {})}
+    files = tuple(directory / name for name in plan.sizes)
     if resume and finished(directory, begun, plan.inputs):
         progress(plan.work_bytes)
         return files
@@ -80,6 +87,8 @@ def write_quantized(
         run = _Run(plan, descriptors, reader, journal, threads or default_threads(), progress)
         with journal.listing(partial(_flush, descriptors)):
             run.execute()
+        if finish is not None:
+            finish(place, dict(zip(plan.sizes, descriptors, strict=True)), journal)
         _flush(descriptors)  # small files, too, where nothing was left to list
     return files
 

@@ -42,7 +42,7 @@ INERT = frozenset(
     is_encoder_decoder is_decoder id2label label2id num_labels problem_type finetuning_task
     task_specific_params tokenizer_class prefix sep_token_id decoder_start_token_id
     cross_attention_hidden_size add_cross_attention tie_encoder_decoder auto_map name_or_path
-    quantization_config router_aux_loss_coef output_router_logits
+    quantization_config bamba_quant router_aux_loss_coef output_router_logits
     use_bfloat16 tf_legacy_loss min_length max_length do_sample early_stopping num_beams
     num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
     length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
