@@ -104,3 +104,5 @@ def tool_version_key() -> dict[str, Value]:
 
 
 TOOL_VERSION = "bamba_quant.version"
+# What the file's mixture of types is called, where general.file_type knows no number for it.
+RECIPE = "bamba_quant.recipe"

@@ -11,9 +11,10 @@ from gguf import GGUFValueType, Keys, LlamaFileType
 
 from bamba_quant.architectures import architecture_of, architecture_of_gguf
 from bamba_quant.architectures.rules import Tensors, architecture_named
+from bamba_quant.calibration.tune_record import TuneRecord, read_record
 from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import KeyValues
-from bamba_quant.errors import ArchitectureError, BambaQuantError, listed
+from bamba_quant.errors import ArchitectureError, BambaQuantError, CheckpointError, listed
 from bamba_quant.repair import suspect
 from bamba_quant.source import CONFIG, directory_of, has_weights, imagined_source
 from bamba_reference.config import Config
@@ -32,13 +33,17 @@ class FormatTotal:
 
 @dataclass(frozen=True)
 class Inspection:
-    """``layers`` names each layer's kind where the architecture is known; ``remarks`` are warnings for the user."""
+    """``layers`` names each layer's kind where the architecture is known; ``remarks`` are warnings for the user.
+
+    ``tuned`` is what the files say of how their rounding was tuned.
+    """
 
     checkpoint: Checkpoint
     architecture: str
     layers: tuple[str, ...]
     metadata: Mapping[str, Any]
     remarks: tuple[str, ...]
+    tuned: TuneRecord | None = None
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:
@@ -79,7 +84,11 @@ def inspect_path(path: str | Path) -> Inspection:
         found = _inspect_huggingface(source.checkpoint)
         return replace(found, remarks=(*found.remarks, source.note))
     checkpoint = open_checkpoint(directory, reading=reading)
-    return _inspect_gguf(checkpoint) if checkpoint.kind == "gguf" else _inspect_huggingface(checkpoint)
+    found = _inspect_gguf(checkpoint) if checkpoint.kind == "gguf" else _inspect_huggingface(checkpoint)
+    try:
+        return replace(found, tuned=read_record(checkpoint))
+    except CheckpointError as error:
+        return replace(found, remarks=(*found.remarks, str(error)))
 
 
 def _inspect_huggingface(checkpoint: Checkpoint) -> Inspection:

@@ -105,7 +105,7 @@ def evaluate(
     files = [describe(each) for each in others]
     if gates is not None:
         check_sections(gates, files)
-    chosen = [limits_for(gates or {}, file.recipe, file.label, limits) for file in files]
+    chosen = [limits_for(gates or {}, file, limits) for file in files]
     check_enough([each for some in chosen for each in some], tokens.text.chunks, tokens.text.scored)
 
     clock = time.perf_counter()

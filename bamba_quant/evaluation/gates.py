@@ -19,7 +19,7 @@ from bamba_quant.checkpoint.json_file import read_text
 from bamba_quant.errors import BambaQuantError, CheckpointError, listed
 from bamba_quant.evaluation.figures import least_tokens_for
 from bamba_quant.evaluation.intervals import LEAST_CHUNKS
-from bamba_quant.evaluation.models import recipe_names
+from bamba_quant.evaluation.models import variant_names
 from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure, Gate
 
@@ -102,7 +102,8 @@ def _shown(value: Any) -> str:
 def read_gates(file: Path) -> dict[str, tuple[Limit, ...]]:
     """A TOML file's limits by section: ``[default]`` for every candidate, others for a recipe or a label.
 
-    A limit that a candidate's own section repeats takes the default's place. Raises ``GateError``.
+    Files whose rounding is tuned may have a section of their own, such as ``["q4_k_m, tuned"]``. A limit that a
+    candidate's own section repeats takes the default's place. Raises ``GateError``.
     """
     try:
         parsed = tomllib.loads(_text(file))
@@ -149,18 +150,21 @@ def _text(file: Path) -> str:
 
 
 def limits_for(
-    sections: Mapping[str, Sequence[Limit]], recipe: str, label: str, given: Sequence[Limit] = ()
+    sections: Mapping[str, Sequence[Limit]], model: ModelFile, given: Sequence[Limit] = ()
 ) -> tuple[Limit, ...]:
-    """The limits of one candidate: those given on the command line over its own over its recipe's over the default."""
+    """The limits of one candidate: those given on the command line over its own over its recipe's over the default.
+
+    Those of a recipe's tuned files stand above the recipe's.
+    """
     chosen: dict[tuple[str, str], Limit] = {}
-    for found in (sections.get(EVERY, ()), sections.get(recipe, ()), sections.get(label, ()), given):
+    for found in (*(sections.get(name, ()) for name in _names(model)), given):
         chosen |= {(each.figure, each.kind): each for each in found}
     return tuple(chosen.values())
 
 
 def check_sections(sections: Mapping[str, Sequence[Limit]], models: Sequence[ModelFile]) -> None:
     """Raise ``GateError`` for a candidate that no section is for, and for a section named as no recipe is."""
-    known = {EVERY, *recipe_names(), *(each.recipe for each in models), *(each.label for each in models)}
+    known = {*variant_names(), *(name for each in models for name in _names(each))}
     strange = [name for name in sections if name not in known]
     if strange:
         raise GateError(
@@ -168,7 +172,7 @@ def check_sections(sections: Mapping[str, Sequence[Limit]], models: Sequence[Mod
             found=listed([f"[{name}]" for name in strange]),
             expected=f"[{EVERY}], or of the candidates " + _sections_of(models),
         )
-    left = [each for each in models if not {EVERY, each.recipe, each.label} & sections.keys()]
+    left = [each for each in models if sections.keys().isdisjoint(_names(each))]
     if left:
         raise GateError(
             "no section of the gates is for a candidate, which so would pass unjudged",
@@ -178,11 +182,13 @@ def check_sections(sections: Mapping[str, Sequence[Limit]], models: Sequence[Mod
         )
 
 
+def _names(model: ModelFile) -> tuple[str, ...]:
+    """The sections that are for a model, the more special the later."""
+    return tuple(dict.fromkeys((EVERY, model.recipe, model.variant, model.label)))
+
+
 def _sections_of(models: Sequence[ModelFile]) -> str:
-    return ", ".join(
-        f"[{each.recipe}]" if each.recipe == each.label else f"[{each.recipe}] or [{each.label}]"
-        for each in models
-    )
+    return ", ".join(" or ".join(f"[{name}]" for name in _names(each)[1:]) for each in models)
 
 
 def check_enough(limits: Sequence[Limit], chunks: int, scored: int) -> None:

@@ -13,12 +13,14 @@ from typing import Any, Literal
 
 from gguf import Keys, LlamaFileType
 
+from bamba_quant.calibration.tune_record import read_record
 from bamba_quant.checkpoint import Checkpoint, ReadOptions
 from bamba_quant.checkpoint.json_file import TOKENIZER_BYTES, read_bytes
 from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.evaluation.hashing import hashes
 from bamba_quant.evaluation.logits_file import LogitsFile
-from bamba_quant.evaluation.provenance import ModelFile, TypeTotal
+from bamba_quant.evaluation.provenance import ModelFile, TypeTotal, tuned_name
+from bamba_quant.general_metadata import RECIPE
 from bamba_quant.model_name import name_of
 from bamba_quant.recipes import recipes
 from bamba_quant.schemes import Ignored, schemes
@@ -105,6 +107,7 @@ def describe(opened: Opened) -> ModelFile:
         file_bytes=sum(file.stat().st_size for file in checkpoint.files),
         bits_per_weight=8 * n_bytes / max(1, elements),
         files=(),
+        tuned=read_record(checkpoint),
     )
 
 
@@ -193,11 +196,12 @@ def _check_comparable(base: Opened, other: Opened) -> None:
             )
 
 
-def recipe_names() -> tuple[str, ...]:
-    """What ``ModelFile.recipe`` may say of GGUF files, and of the directories that this project writes."""
+def variant_names() -> tuple[str, ...]:
+    """What ``ModelFile.variant`` may say of GGUF files, and of the directories that this project writes."""
     types = (_type_name(each) for each in LlamaFileType)
     directories = (_quantization(scheme.configuration(Ignored())) for scheme in schemes())
-    return tuple(dict.fromkeys((*(recipe.name for recipe in recipes()), *types, *directories)))
+    names = (*(recipe.name for recipe in recipes()), *types, *directories)
+    return tuple(dict.fromkeys((*names, *map(tuned_name, names))))
 
 
 def _type_name(file_type: LlamaFileType) -> str:
@@ -207,6 +211,9 @@ def _type_name(file_type: LlamaFileType) -> str:
 def _recipe(checkpoint: Checkpoint, types: Sequence[TypeTotal]) -> str:
     """What a file calls its mixture of types; else the type of most of its bytes."""
     if checkpoint.kind == "gguf":
+        named = checkpoint.key_values.text(RECIPE)
+        if named:
+            return named[:_LONGEST_RECIPE]
         stored = checkpoint.key_values.integer(Keys.General.FILE_TYPE)
         for recipe in recipes():
             if recipe.file_type == stored:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from bamba_quant.calibration.tune_record import TuneRecord
+
 
 @dataclass(frozen=True)
 class FileHash:
@@ -27,7 +29,7 @@ class TypeTotal:
 @dataclass(frozen=True)
 class ModelFile:
     """A model on disk. ``label`` is unique in the evaluation; ``recipe`` is what the file calls its mixture of
-    types (q4_k_m, fp8-dynamic), or its commonest type.
+    types (q4_k_m, fp8-dynamic), or its commonest type; ``tuned`` is what it says of how its rounding was tuned.
 
     ``n_bytes`` are those of its weights, which with ``weights`` give ``bits_per_weight``; ``file_bytes`` of the
     whole files, vocabulary included. A base given as a logits file has kind "logits" and neither weights nor types.
@@ -44,6 +46,17 @@ class ModelFile:
     file_bytes: int
     bits_per_weight: float | None
     files: tuple[FileHash, ...]
+    tuned: TuneRecord | None = None
+
+    @property
+    def variant(self) -> str:
+        """The recipe and what was done besides, such as "q4_k_m, tuned"."""
+        return tuned_name(self.recipe) if self.tuned else self.recipe
+
+
+def tuned_name(recipe: str) -> str:
+    """What ``ModelFile.variant`` calls tuned files of a recipe."""
+    return f"{recipe}, tuned"
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from bamba_quant.calibration.tune_record import TuneRecord
 from bamba_quant.evaluation.provenance import FileHash, ModelFile, Run, Text, Timing, TypeTotal
 
-SCHEMA = 2
+SCHEMA = 3
 
 Section = Literal["perplexity", "divergence", "probability", "agreement"]
 
@@ -250,5 +251,5 @@ class Evaluation:
 # Every record of which an evaluation consists.
 RECORDS = (
     *(Evaluation, Candidate, ChunkMeans, Figure, Flips, Gate, Histogram, LayerDrift, NoiseFloor, RowClass),
-    *(TensorLoss, FileHash, ModelFile, Run, Text, Timing, TypeTotal),
+    *(TensorLoss, FileHash, ModelFile, Run, Text, Timing, TuneRecord, TypeTotal),
 )

@@ -165,14 +165,16 @@ def _drift(evaluation: Evaluation) -> str:
 
 def _repeat(evaluation: Evaluation) -> str:
     run = evaluation.run
+    models = (evaluation.base, *(candidate.model for candidate in evaluation.candidates))
     listed = [
         f"- text {literal(evaluation.text.file)}, SHA-256 {code(evaluation.text.sha256)}",
         f"- seed {run.seed}, {run.resamples:,} resamples",
         f"- {literal(f'{run.processor}, {run.device}, {run.threads} threads, {run.backend}, {run.dtype}')}",
         f"- {literal(', '.join(f'{name} {version}' for name, version in run.versions.items()))}",
+        *(f"- {literal(f'{model.label}: {model.tuned.line()}')}" for model in models if model.tuned),
         *(
             f"- {literal(file.name)} of {literal(model.label)}: {code(file.sha256)}"
-            for model in (evaluation.base, *(candidate.model for candidate in evaluation.candidates))
+            for model in models
             for file in model.files
         ),
     ]  # fmt: skip

@@ -33,12 +33,14 @@ def definitions() -> Markup:
 def facts(evaluation: Evaluation) -> Markup:
     """Text, tokenizer, seed, device, versions and options."""
     text, run = evaluation.text, evaluation.run
+    models = (evaluation.base, *(candidate.model for candidate in evaluation.candidates))
     listed = [
-        ("base", f"{evaluation.base.path} ({evaluation.base.kind}, {evaluation.base.recipe})"),
+        ("base", f"{evaluation.base.path} ({evaluation.base.kind}, {evaluation.base.variant})"),
         *(
-            ("candidate", f"{c.model.path} ({c.model.kind}, {c.model.recipe}, {_types(c.model)})")
+            ("candidate", f"{c.model.path} ({c.model.kind}, {c.model.variant}, {_types(c.model)})")
             for c in evaluation.candidates
         ),
+        *((f"how {model.label} came about", model.tuned.line()) for model in models if model.tuned),
         ("text", f"{text.file}, {text.tokens:,} tokens"),
         ("text SHA-256", text.sha256),
         ("tokenizer SHA-256", text.tokenizer_sha256),

@@ -34,10 +34,10 @@ class Verdict:
 
 
 def short_names(evaluation: Evaluation) -> tuple[str, ...]:
-    """Each candidate's recipe where recipes differ, else its label, which is unique."""
-    counts = Counter(candidate.model.recipe for candidate in evaluation.candidates)
+    """Each candidate's recipe, with "tuned" where it is, if that tells it from others, else its unique label."""
+    counts = Counter(candidate.model.variant for candidate in evaluation.candidates)
     return tuple(
-        model.recipe if counts[model.recipe] == 1 and model.recipe else model.label
+        model.variant if counts[model.variant] == 1 and model.recipe else model.label
         for model in (candidate.model for candidate in evaluation.candidates)
     )
 

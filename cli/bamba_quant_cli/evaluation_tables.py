@@ -38,7 +38,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         [
             (
                 model.label,
-                model.recipe,
+                model.variant,
                 size(model.file_bytes),
                 f"{model.bits_per_weight:.2f}" if model.bits_per_weight else "",
                 *(_number(FIGURES[key], found[key].value) if found else "" for key in chosen),

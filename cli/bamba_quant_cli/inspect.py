@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,8 @@ def inspect(
         # One letter a layer: the map of a hybrid at a glance.
         marks = "".join("A" if kind == "attention" else "m" for kind in found.layers)
         echo(f"layers: {marks}  ({len(found.layers)}; attention in {list(found.attention_layers)})")
+    if found.tuned:
+        echo(found.tuned.line())
     for remark in found.remarks:
         echo_lines(f"remark: {remark}")
     echo()
@@ -106,6 +109,7 @@ def _as_dict(found: Inspection) -> dict[str, Any]:
             total.name: {"tensors": total.tensors, "weights": total.elements, "bytes": total.n_bytes}
             for total in found.formats
         },
+        "tuned": asdict(found.tuned) if found.tuned else None,
         "remarks": found.remarks,
         "metadata": dict(found.metadata),
         "tensors": [

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bamba_quant.calibration.tune_record import TuneRecord
 from bamba_quant.evaluation.gates import (
     GateError,
     Limit,
@@ -20,6 +21,7 @@ from bamba_quant.evaluation.gates import (
 )
 from bamba_quant.evaluation.result import FIGURES, Figure
 from tests.support.evaluations import make_evaluation
+from tests.support.tuning import RECORD
 
 KLD = Figure(value=0.02, low=0.017, high=0.024, lower=0.018, upper=0.023, floor=1e-4)
 SAME = Figure(value=0.95, low=0.92, high=0.97, lower=0.93, upper=0.965, floor=1e-3)
@@ -68,18 +70,22 @@ def test_every_figure_with_a_direction_has_a_gate(key: str) -> None:
 def test_limits_are_laid_over_each_other(tmp_path: Path) -> None:
     file = tmp_path / "gates.toml"
     file.write_text(
-        '[default]\nmax-kld = 0.1\nmin-same-top = 0.8\n[q4_k_m]\nmax-kld = 0.05\n["my model"]\nmax-kld = 0.04\n'
+        "[default]\nmax-kld = 0.1\nmin-same-top = 0.8\n[q4_k_m]\nmax-kld = 0.05\n"
+        '["q4_k_m, tuned"]\nmax-kld = 0.045\n["my model"]\nmax-kld = 0.04\n'
     )
     sections = read_gates(file)
 
-    def kld(recipe: str, label: str, *given: Limit) -> float:
-        limits = limits_for(sections, recipe, label, given)
+    def kld(recipe: str, label: str, *given: Limit, tuned: TuneRecord | None = None) -> float:
+        model = replace(make_evaluation().base, recipe=recipe, label=label, tuned=tuned)
+        limits = limits_for(sections, model, given)
         assert {each.figure for each in limits} == {"kld_mean", "same_top"}
         return next(each.limit for each in limits if each.figure == "kld_mean")
 
     assert kld("q8_0", "x") == 0.1
     assert kld("q4_k_m", "x") == 0.05
-    assert kld("q4_k_m", "my model") == 0.04
+    assert kld("q4_k_m", "x", tuned=RECORD) == 0.045
+    assert kld("q8_0", "x", tuned=RECORD) == 0.1
+    assert kld("q4_k_m", "my model") == kld("q4_k_m", "my model", tuned=RECORD) == 0.04
     assert kld("q4_k_m", "my model", limit("max-kld", 0.03)) == 0.03
 
 
@@ -170,7 +176,12 @@ def test_every_candidate_has_a_section_and_every_section_a_recipe() -> None:
     check_sections({"default": limits}, models)
     check_sections(dict.fromkeys(recipes, limits), models)
     check_sections({**dict.fromkeys(recipes[1:], limits), models[0].label: ()}, models)
-    check_sections({"default": limits, "iq2_xs": limits, "int4": limits, "int8": limits}, models)
+    tuned = [replace(model, tuned=RECORD) for model in models]
+    check_sections({models[0].recipe: limits, models[1].recipe: limits}, [models[0], tuned[1]])
+    check_sections({model.variant: limits for model in tuned}, tuned)
+    check_sections(
+        {"default": limits, "q2_k, tuned": limits, "iq2_xs": limits, "int4": limits, "int8": limits}, models
+    )
     with pytest.raises(GateError, match=r"no recipe has its name\n.*\[q4_km\]\n"):
         check_sections({"default": limits, "q4_km": limits}, models)
     with pytest.raises(GateError, match=r"pass unjudged\n") as error:

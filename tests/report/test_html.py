@@ -120,10 +120,10 @@ def test_the_verdict_comes_first(pages: dict[str, tuple[str, Parsed]]) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_text(name: str) -> None:
-    evaluation = relabelled(EDGES["two"], name)
+    evaluation = relabelled(EDGES["tuned"], name)
     page = to_html(evaluation)
     page.encode("utf-8")
-    parsed, plain = Parsed(page), Parsed(to_html(EDGES["two"]))
+    parsed, plain = Parsed(page), Parsed(to_html(EDGES["tuned"]))
     assert {tag for tag, _ in parsed.elements} <= {tag for tag, _ in plain.elements} | {"wbr"}
     known = {key for _, attributes in plain.elements for key in attributes}
     assert {key for _, attributes in parsed.elements for key in attributes} <= known

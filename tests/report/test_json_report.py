@@ -42,7 +42,7 @@ def test_round_trip_and_schema(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_of_any_kind_read_back(name: str, tmp_path: Path) -> None:
-    evaluation = relabelled(EDGES["two"], name)
+    evaluation = relabelled(EDGES["tuned"], name)
     file = tmp_path / "report.json"
     file.write_text(to_json(evaluation), "utf-8")
     assert read_report(file) == evaluation

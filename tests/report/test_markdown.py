@@ -56,7 +56,8 @@ def test_verdict_first_and_every_table_whole(name: str) -> None:
     assert set(found.tags) <= TAGS
     assert found.tags.count("h2") == 1
     for candidate in evaluation.candidates:
-        assert candidate.model.recipe in found.text
+        assert candidate.model.variant in found.text
+        assert candidate.model.tuned is None or candidate.model.tuned.line() in found.text
     assert evaluation.run.command in found.text
     assert evaluation.text.sha256 in found.text
 
@@ -74,7 +75,7 @@ def test_a_gate_that_failed_is_named_with_its_bound() -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_text(name: str) -> None:
-    plain, hostile = Read(to_markdown(EDGES["two"])), Read(to_markdown(relabelled(EDGES["two"], name)))
+    plain, hostile = Read(to_markdown(EDGES["tuned"])), Read(to_markdown(relabelled(EDGES["tuned"], name)))
     assert hostile.tags == plain.tags
     assert hostile.attributes == plain.attributes
     shown = " ".join(visible(name).split())

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from bamba_quant.evaluation.result import FIGURES, Candidate, Evaluation, Figure, LayerDrift
 from tests.support.evaluations import RECIPES, make_evaluation
+from tests.support.tuning import RECORD
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -30,7 +31,8 @@ def relabelled(evaluation: Evaluation, name: str) -> Evaluation:
         replace(
             candidate,
             model=replace(
-                candidate.model, label=f"{name}{i}", path=name, recipe=f"{name}{i}", architecture=name, files=files
+                candidate.model, label=f"{name}{i}", path=name, recipe=f"{name}{i}", architecture=name, files=files,
+                tuned=candidate.model.tuned and replace(RECORD, texts=(name, name)),
             ),
             tensors=tuple(
                 replace(tensor, name=f"{name}{j}", role=tensor.role + name, format=name)
@@ -122,6 +124,10 @@ def _edges() -> dict[str, Evaluation]:
             candidates=tuple(
                 replace(c, model=replace(c.model, label=f"{c.model.label}-{i}")) for i, c in enumerate(many.candidates)
             ),
+        ),
+        "tuned": replace(
+            plain,
+            candidates=(candidate, replace(candidate, model=replace(candidate.model, label="better", tuned=RECORD))),
         ),
         "deep": replace(one, candidates=(replace(candidate, layers=deep),)),
     }  # fmt: skip
