@@ -233,7 +233,10 @@ def packed_tensor(
     def refuse(x: F32, importance: F32 | None = None) -> NoReturn:
         raise FormatError(f"{described} can be read here and not written", fix="choose a GGUF type")
 
-    number_format = Format(described, -1, shape[1], row_bytes, refuse, dequantize, writable=False)
+    fields = unpacking.fields(code_bytes, scales)
+    number_format = Format(
+        described, -1, shape[1], row_bytes, refuse, dequantize, writable=False, fields=fields
+    )
     tensor = codes.tensor
     return PackedTensor(
         name, shape, number_format, tensor.file, tensor.offset,

@@ -6,16 +6,19 @@ Every value is computed in float32 and rounded once, to the dtype in which a loa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from bamba_quant.formats.base import F32, U8
+from bamba_quant.formats.fields import FieldLayout, Fields
 from bamba_quant.formats.floats import to_bfloat16, to_float32
 from bamba_quant.formats.integers import Grid, pack, unpack
-from bamba_quant.schemes.torchao_tile_packed import TILE, unpack_tiles, unpack_tiles_on
+from bamba_quant.schemes.torchao_tile_packed import TILE, pack_tiles, unpack_tiles, unpack_tiles_on
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +38,10 @@ class Unpacking(ABC):
     def values_on(self, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """The same of tensors, where they lie."""
 
+    @abstractmethod
+    def fields(self, code_bytes: int, scales: int) -> FieldLayout:
+        """Codes and scales of rows that hold ``code_bytes`` of codes, then so many float32 scales, then zeros."""
+
 
 class Arrangement(ABC):
     """Codes of several rows that are stored together, uint8 (n, bytes), in the order of rows, (n·rows, row_bytes)."""
@@ -46,6 +53,10 @@ class Arrangement(ABC):
     @abstractmethod
     def rows_on(self, stored: torch.Tensor) -> torch.Tensor:
         """The same of a tensor, where it lies."""
+
+    @abstractmethod
+    def stored(self, rows: U8, before: U8) -> U8:
+        """The inverse of ``rows``; what only pads is as it was in ``before`` (n, bytes)."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,18 @@ class Floats(Unpacking):
             scale = scale.repeat_interleave(self.width, dim=1)[:, : self.columns]
         values *= scale
         return _rounded_on(values, self.dtype)
+
+    def fields(self, code_bytes: int, scales: int) -> FieldLayout:
+        def split(codes: U8, scale: F32, zero: F32) -> Fields:
+            return Fields(codes, scale)
+
+        def join(fields: Fields) -> tuple[NDArray[Any], ...]:
+            return fields.codes, fields.d
+
+        unpack, pack = _of_parts(code_bytes, scales, split, join)
+        return FieldLayout(
+            self.width, self.width, (0, 255), unpack, pack, table=_E4M3_VALUES, rounded=self.dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -100,6 +123,31 @@ class Integers(Unpacking):
         values = self.grid.values(grouped, scale[:, :groups, None], zero[:, :groups, None])
         return _rounded_on(values.reshape(len(codes), self.columns), self.dtype)
 
+    def fields(self, code_bytes: int, scales: int) -> FieldLayout:
+        grid, whole = self.grid, (self.grid.low, self.grid.high)
+
+        def split(codes: U8, scale: F32, zero: F32) -> Fields:
+            q = unpack(codes, grid.bits, self.offset)
+            if grid.zero == "none":
+                return Fields(q, scale)
+            return (
+                Fields(q, scale, dmin=-zero)
+                if grid.zero == "float"
+                else Fields(q, scale, minima=zero.astype(np.int8))
+            )
+
+        def join(fields: Fields) -> tuple[NDArray[Any], ...]:
+            zeros = [
+                part
+                for part in (None if fields.dmin is None else -fields.dmin, fields.minima)
+                if part is not None
+            ]
+            return pack(fields.codes, grid.bits, self.offset), fields.d, *zeros
+
+        taken, put = _of_parts(code_bytes, scales, split, join)
+        minima = whole if grid.zero == "integer" else None
+        return FieldLayout(grid.group, grid.group, whole, taken, put, minima=minima, rounded=self.dtype)
+
 
 @dataclass(frozen=True)
 class Tiles(Arrangement):
@@ -111,12 +159,37 @@ class Tiles(Arrangement):
         words = stored.view(np.int32).reshape(len(stored), -1, 4 * TILE, 4)
         return pack(np.ascontiguousarray(unpack_tiles(words)[:, : self.columns]), 4, 0)
 
+    def stored(self, rows: U8, before: U8) -> U8:
+        codes = unpack_tiles(before.view(np.int32).reshape(len(before), -1, 4 * TILE, 4))
+        codes[: len(rows), : self.columns] = unpack(np.ascontiguousarray(rows), 4, 0)
+        return pack_tiles(codes).view(np.uint8).reshape(before.shape)
+
     def rows_on(self, stored: torch.Tensor) -> torch.Tensor:
         import torch
 
         words = stored.view(torch.int32).view(len(stored), -1, 4 * TILE, 4)
         nibbles = unpack_tiles_on(words)[:, : self.columns].view(torch.uint8) & 15
         return nibbles[:, ::2] | nibbles[:, 1::2] << 4
+
+
+def _of_parts(
+    code_bytes: int,
+    scales: int,
+    split: Callable[[U8, F32, F32], Fields],
+    join: Callable[[Fields], tuple[NDArray[Any], ...]],
+) -> tuple[Callable[[U8], Fields], Callable[[Fields], U8]]:
+    """``unpack`` and ``pack`` of rows that hold codes, then scales and zeros in float32."""
+
+    def unpack_rows(raw: U8) -> Fields:
+        numbers = np.ascontiguousarray(raw[:, code_bytes:]).view(np.float32)
+        return split(np.ascontiguousarray(raw[:, :code_bytes]), numbers[:, :scales], numbers[:, scales:])
+
+    def pack_rows(fields: Fields) -> U8:
+        codes, *numbers = join(fields)
+        parts = [np.ascontiguousarray(part, np.float32).view(np.uint8) for part in numbers]
+        return np.concatenate((codes.view(np.uint8), *parts), axis=1)
+
+    return unpack_rows, pack_rows
 
 
 def _unpack_on(packed: torch.Tensor, bits: int, offset: int) -> torch.Tensor:

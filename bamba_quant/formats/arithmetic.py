@@ -94,8 +94,8 @@ def ratio(numerator: F32, denominator: F32) -> F32:
     return np.where(denominator > 0, numerator / denominator, ZERO)
 
 
-def half_bytes(d: F32) -> U8:
-    """float32 (n,) to the two bytes of its float16, (2, n)."""
+def half_bytes(d: NDArray[Any]) -> U8:
+    """float32 or float16 (n,) to the two bytes of its float16, (2, n)."""
     return d.astype("<f2").view(np.uint8).reshape(-1, 2).T
 
 

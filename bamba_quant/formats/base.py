@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.errors import FormatError
+
+if TYPE_CHECKING:
+    from bamba_quant.formats.fields import FieldLayout
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -27,7 +30,7 @@ class Format:
     never see each other. ``dequantize`` is its inverse up to rounding. ``dtype`` is set for formats that
     store plain numbers; ``max_abs`` is a magnitude up to which weights never overflow the block's scale. A
     format that is not ``writable`` can only be read: its ``quantize`` raises ``FormatError``. One that is not
-    ``readable`` can only be listed: its ``dequantize`` raises it too.
+    ``readable`` can only be listed: its ``dequantize`` raises it too. ``fields`` gives codes and scales as arrays.
 
     ``quantize`` here is the numpy twin, the definition; ``bamba_quant.formats.twins`` has the fast ones. It
     keeps temporaries of several times the input: hand it rows in chunks.
@@ -43,6 +46,7 @@ class Format:
     max_abs: float = math.inf
     writable: bool = True
     readable: bool = True
+    fields: FieldLayout | None = None
 
     @property
     def bits_per_weight(self) -> float:

@@ -15,8 +15,10 @@ from bamba_quant.formats.arithmetic import (
     reciprocal,
     serial_sum,
 )
-from bamba_quant.formats.base import F32, U8, Format, register
+from bamba_quant.formats.base import F32, U8, register
+from bamba_quant.formats.fields import BlockFields, BlockLayout, blocks_format, given
 from bamba_quant.formats.layout import (
+    Bytes,
     broadcast_rows,
     from_blocks,
     halves,
@@ -76,11 +78,6 @@ def _quantize_nl(rows: F32, importance: F32 | None = None) -> U8:
     return from_blocks(rows.shape[1] // GROUP, half_bytes(d), pack_nibbles(nearest_value(reciprocal(d) * x)))
 
 
-def _dequantize_nl(raw: U8) -> F32:
-    blocks = to_blocks(raw, 18)
-    return from_blocks(raw.shape[1] // 18, halves(blocks[:2]) * VALUES[unpack_nibbles(blocks[2:])])
-
-
 @quiet
 def _quantize_xs(rows: F32, importance: F32 | None = None) -> U8:
     flat = to_blocks(rows, SUPERBLOCK)
@@ -94,24 +91,27 @@ def _quantize_xs(rows: F32, importance: F32 | None = None) -> U8:
     fitted = nearest_clipped(reciprocal(d) * scales, -32, 31)
     # The integers are fitted to the scale before float16 rounds it (ggml-quants.c:5022).
     L = nearest_value(reciprocal(d * fitted) * x).swapaxes(0, 1).reshape(SUPERBLOCK, -1)
-    codes = (fitted + np.float32(32)).astype(np.uint8)
-    high = (codes >> 4).reshape(2, 4, -1)
-    return from_blocks(
-        rows.shape[1] // SUPERBLOCK,
-        half_bytes(d),
-        high[:, 0] | high[:, 1] << 2 | high[:, 2] << 4 | high[:, 3] << 6,
-        codes[::2] & 15 | (codes[1::2] & 15) << 4,
-        pack_nibbles(L),
-    )
+    return from_blocks(rows.shape[1] // SUPERBLOCK, _join_xs(BlockFields(L, d, fitted.astype(np.int8))))
 
 
-def _dequantize_xs(raw: U8) -> F32:
-    blocks = to_blocks(raw, 136)
+def _split_xs(blocks: Bytes) -> BlockFields:
     high = np.stack([blocks[2:4] >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(GROUPS, -1)
     low = np.stack((blocks[4:8] & 15, blocks[4:8] >> 4), axis=1).reshape(GROUPS, -1)
-    step = halves(blocks[:2]) * ((low | high << 4).astype(np.float32) - np.float32(32))  # (groups, n_blocks)
-    values = VALUES[unpack_nibbles(blocks[8:])].reshape(GROUPS, GROUP, -1)
-    return from_blocks(raw.shape[1] // 136, (step[:, None] * values).reshape(SUPERBLOCK, -1))
+    scales = (low | high << 4).astype(np.int8) - np.int8(32)
+    return BlockFields(unpack_nibbles(blocks[8:]), halves(blocks[:2]), scales)
+
+
+def _join_xs(fields: BlockFields) -> Bytes:
+    codes = (given(fields.scales) + np.int8(32)).astype(np.uint8)
+    high = (codes >> 4).reshape(2, 4, -1)
+    return np.concatenate(
+        (
+            half_bytes(fields.d),
+            high[:, 0] | high[:, 1] << 2 | high[:, 2] << 4 | high[:, 3] << 6,
+            codes[::2] & 15 | (codes[1::2] & 15) << 4,
+            pack_nibbles(fields.codes),
+        )
+    )
 
 
 def _grouped(flat: F32) -> F32:
@@ -119,19 +119,28 @@ def _grouped(flat: F32) -> F32:
     return np.ascontiguousarray(flat.reshape(GROUPS, GROUP, -1).swapaxes(0, 1))
 
 
+FIELDS_NL = BlockLayout(
+    block=GROUP,
+    block_bytes=18,
+    group=GROUP,
+    codes=(0, 15),
+    split=lambda blocks: BlockFields(unpack_nibbles(blocks[2:]), halves(blocks[:2])),
+    join=lambda fields: np.concatenate((half_bytes(fields.d), pack_nibbles(fields.codes))),
+    table=VALUES,
+)
+FIELDS_XS = BlockLayout(
+    block=SUPERBLOCK,
+    block_bytes=136,
+    group=GROUP,
+    codes=(0, 15),
+    split=_split_xs,
+    join=_join_xs,
+    scales=(-32, 31),
+    table=VALUES,
+)
 IQ4_NL = register(
-    Format(
-        "iq4_nl", GGMLQuantizationType.IQ4_NL, GROUP, 18, _quantize_nl, _dequantize_nl, max_abs=16 * 65504.0
-    )
+    blocks_format("iq4_nl", GGMLQuantizationType.IQ4_NL, FIELDS_NL, _quantize_nl, max_abs=16 * 65504.0)
 )
 IQ4_XS = register(
-    Format(
-        "iq4_xs",
-        GGMLQuantizationType.IQ4_XS,
-        SUPERBLOCK,
-        136,
-        _quantize_xs,
-        _dequantize_xs,
-        max_abs=512 * 65504.0,
-    )
+    blocks_format("iq4_xs", GGMLQuantizationType.IQ4_XS, FIELDS_XS, _quantize_xs, max_abs=512 * 65504.0)
 )

@@ -23,6 +23,7 @@ from bamba_quant.formats.arithmetic import (
     through_half,
 )
 from bamba_quant.formats.base import F32, U8, Format, register
+from bamba_quant.formats.fields import BlockFields, BlockLayout, blocks_format, given
 from bamba_quant.formats.layout import (
     Bytes,
     broadcast_rows,
@@ -137,31 +138,26 @@ def _register(name: str, block_bytes: int, max_abs: float, kind: Kind) -> Format
         low = through_half(dmin) * minima.astype(np.float32)
         # A group whose step vanished keeps what the search left.
         L = np.where(step != 0, nearest_clipped((x + low) / step, 0, kind.nmax), L)
-        out = np.empty((block_bytes, flat.shape[1]), np.uint8)
-        out[kind.d_at : kind.d_at + 2] = half_bytes(d)
-        out[kind.d_at + 2 : kind.d_at + 4] = half_bytes(dmin)
-        out[kind.codes_at] = codes
-        out[kind.integers_at] = kind.pack(L.swapaxes(0, 1).astype(np.uint8).reshape(BLOCK, -1))
-        return from_blocks(rows.shape[1] // BLOCK, out)
+        q = L.swapaxes(0, 1).astype(np.uint8).reshape(BLOCK, -1)
+        return from_blocks(rows.shape[1] // BLOCK, join(BlockFields(q, d, scales, dmin, minima)))
 
-    def dequantize(raw: U8) -> F32:
-        blocks = to_blocks(raw, block_bytes)
+    def split(blocks: Bytes) -> BlockFields:
         scales, minima = kind.unpack_codes(blocks[kind.codes_at])
-        step = halves(blocks[kind.d_at : kind.d_at + 2]) * scales.astype(np.float32)  # (groups, n_blocks)
-        low = halves(blocks[kind.d_at + 2 : kind.d_at + 4]) * minima.astype(np.float32)
-        L = kind.unpack(blocks[kind.integers_at]).astype(np.float32).reshape(len(step), kind.group, -1)
-        return from_blocks(raw.shape[1] // block_bytes, (step[:, None] * L - low[:, None]).reshape(BLOCK, -1))
+        d, dmin = (halves(blocks[at : at + 2]) for at in (kind.d_at, kind.d_at + 2))
+        return BlockFields(kind.unpack(blocks[kind.integers_at]), d, scales, dmin, minima)
 
+    def join(fields: BlockFields) -> Bytes:
+        out = np.empty((block_bytes, len(fields.d)), np.uint8)
+        out[kind.d_at : kind.d_at + 2] = half_bytes(fields.d)
+        out[kind.d_at + 2 : kind.d_at + 4] = half_bytes(given(fields.dmin))
+        out[kind.codes_at] = kind.pack_codes(given(fields.scales), given(fields.minima))
+        out[kind.integers_at] = kind.pack(fields.codes)
+        return out
+
+    levels = (0, kind.levels)
+    fields = BlockLayout(BLOCK, block_bytes, kind.group, (0, kind.nmax), split, join, levels, levels)
     return register(
-        Format(
-            name,
-            GGMLQuantizationType[name.upper()],
-            BLOCK,
-            block_bytes,
-            quantize,
-            dequantize,
-            max_abs=max_abs,
-        )
+        blocks_format(name, GGMLQuantizationType[name.upper()], fields, quantize, max_abs=max_abs)
     )
 
 

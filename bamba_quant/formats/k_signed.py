@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
 
 from bamba_quant.formats.arithmetic import (
     ONE,
@@ -17,8 +18,10 @@ from bamba_quant.formats.arithmetic import (
     serial_sum,
     through_half,
 )
-from bamba_quant.formats.base import F32, U8, Format, register
+from bamba_quant.formats.base import F32, U8, register
+from bamba_quant.formats.fields import BlockFields, BlockLayout, blocks_format, given
 from bamba_quant.formats.layout import (
+    Bytes,
     broadcast_rows,
     from_blocks,
     halves,
@@ -44,10 +47,11 @@ def _grouped(flat: F32) -> F32:
     return np.ascontiguousarray(flat.reshape(GROUPS, GROUP, -1).swapaxes(0, 1))
 
 
-def _requantize(x: F32, step: F32, nmax: int, L: F32) -> U8:
+def _requantize(x: F32, step: F32, nmax: int, L: F32) -> NDArray[np.int8]:
     """Integers against the scales as stored; a group whose step vanished keeps what the search left."""
     fitted = nearest_clipped(x / step, -nmax, nmax - 1) + np.float32(nmax)
-    return np.where(step != 0, fitted, L).swapaxes(0, 1).astype(np.uint8).reshape(BLOCK, -1)
+    q = np.where(step != 0, fitted, L).swapaxes(0, 1).astype(np.uint8).reshape(BLOCK, -1)
+    return _signed(q, nmax)
 
 
 @quiet
@@ -71,21 +75,20 @@ def _quantize_q3_k(rows: F32, importance: F32 | None = None) -> U8:
         codes = fitted.astype(np.uint8)
     step = through_half(d) * (codes.astype(np.float32) - np.float32(32))
     q = _requantize(x, step, 4, L)
-    return from_blocks(
-        rows.shape[1] // BLOCK,
-        pack_bits(q >> 2),
-        pack_crumbs(q & 3),
-        pack_signed_scales(codes),
-        half_bytes(d),
+    return from_blocks(rows.shape[1] // BLOCK, _join_q3_k(BlockFields(q, d, _signed(codes, 32))))
+
+
+def _split_q3_k(blocks: Bytes) -> BlockFields:
+    q = unpack_crumbs(blocks[32:96]) | unpack_bits(blocks[:32]) << 2
+    scales = unpack_signed_scales(blocks[96:108])
+    return BlockFields(_signed(q, 4), halves(blocks[108:]), _signed(scales, 32))
+
+
+def _join_q3_k(fields: BlockFields) -> Bytes:
+    q, scales = _unsigned(fields.codes, 4), _unsigned(given(fields.scales), 32)
+    return np.concatenate(
+        (pack_bits(q >> 2), pack_crumbs(q & 3), pack_signed_scales(scales), half_bytes(fields.d))
     )
-
-
-def _dequantize_q3_k(raw: U8) -> F32:
-    blocks = to_blocks(raw, 110)
-    scales = unpack_signed_scales(blocks[96:108]).astype(np.float32) - np.float32(32)
-    step = halves(blocks[108:]) * scales  # (groups, n_blocks)
-    q = (unpack_crumbs(blocks[32:96]) | unpack_bits(blocks[:32]) << 2).astype(np.float32) - np.float32(4)
-    return from_blocks(raw.shape[1] // 110, (step[:, None] * q.reshape(GROUPS, GROUP, -1)).reshape(BLOCK, -1))
 
 
 @quiet
@@ -99,36 +102,53 @@ def _quantize_q6_k(rows: F32, importance: F32 | None = None) -> U8:
     d = ONE / iscale
     codes = as_bytes(np.minimum(nearest_int(iscale * scales), 127))
     step = through_half(d) * codes.view(np.int8).astype(np.float32)
-    q = _requantize(x, step, 32, L)
-    out = np.concatenate((pack_nibbles(q & 15, group=128), pack_crumbs(q >> 4), codes, half_bytes(d)))
+    out = _join_q6_k(BlockFields(_requantize(x, step, 32, L), d, codes.view(np.int8)))
     out[:, np.abs(greatest) < GROUP_MAX_EPS] = 0
     return from_blocks(rows.shape[1] // BLOCK, out)
 
 
-def _dequantize_q6_k(raw: U8) -> F32:
-    blocks = to_blocks(raw, 210)
-    scales = np.ascontiguousarray(blocks[192:208]).view(np.int8).astype(np.float32)
-    step = halves(blocks[208:]) * scales  # (groups, n_blocks)
-    q = (unpack_nibbles(blocks[:128], group=128) | unpack_crumbs(blocks[128:192]) << 4).astype(np.float32)
-    return from_blocks(
-        raw.shape[1] // 210,
-        (step[:, None] * (q - np.float32(32)).reshape(GROUPS, GROUP, -1)).reshape(BLOCK, -1),
+def _split_q6_k(blocks: Bytes) -> BlockFields:
+    q = unpack_nibbles(blocks[:128], group=128) | unpack_crumbs(blocks[128:192]) << 4
+    scales = np.ascontiguousarray(blocks[192:208]).view(np.int8)
+    return BlockFields(_signed(q, 32), halves(blocks[208:]), scales)
+
+
+def _join_q6_k(fields: BlockFields) -> Bytes:
+    q, scales = _unsigned(fields.codes, 32), given(fields.scales).view(np.uint8)
+    return np.concatenate(
+        (pack_nibbles(q & 15, group=128), pack_crumbs(q >> 4), scales, half_bytes(fields.d))
     )
 
 
+def _signed(q: Bytes, zero: int) -> NDArray[np.int8]:
+    return (q - np.uint8(zero)).view(np.int8)
+
+
+def _unsigned(q: NDArray[np.int8], zero: int) -> Bytes:
+    return q.view(np.uint8) + np.uint8(zero)
+
+
+FIELDS_Q3_K = BlockLayout(
+    block=BLOCK,
+    block_bytes=110,
+    group=GROUP,
+    codes=(-4, 3),
+    split=_split_q3_k,
+    join=_join_q3_k,
+    scales=(-32, 31),
+)
+FIELDS_Q6_K = BlockLayout(
+    block=BLOCK,
+    block_bytes=210,
+    group=GROUP,
+    codes=(-32, 31),
+    split=_split_q6_k,
+    join=_join_q6_k,
+    scales=(-128, 127),
+)
 Q3_K = register(
-    Format(
-        "q3_k", GGMLQuantizationType.Q3_K, BLOCK, 110, _quantize_q3_k, _dequantize_q3_k, max_abs=32 * 65504.0
-    )
+    blocks_format("q3_k", GGMLQuantizationType.Q3_K, FIELDS_Q3_K, _quantize_q3_k, max_abs=32 * 65504.0)
 )
 Q6_K = register(
-    Format(
-        "q6_k",
-        GGMLQuantizationType.Q6_K,
-        BLOCK,
-        210,
-        _quantize_q6_k,
-        _dequantize_q6_k,
-        max_abs=2048 * 65504.0,
-    )
+    blocks_format("q6_k", GGMLQuantizationType.Q6_K, FIELDS_Q6_K, _quantize_q6_k, max_abs=2048 * 65504.0)
 )

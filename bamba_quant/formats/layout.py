@@ -29,9 +29,9 @@ def from_blocks(per_row: int, *parts: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(together.T).reshape(-1, per_row * len(together))
 
 
-def halves(pair: Bytes) -> F32:
-    """Two bytes of a float16, (2, n_blocks), to float32 (n_blocks,)."""
-    return np.ascontiguousarray(pair.T).view("<f2")[:, 0].astype(np.float32)
+def halves(pair: Bytes) -> NDArray[np.float16]:
+    """Two bytes of a float16, (2, n_blocks), to (n_blocks,)."""
+    return np.ascontiguousarray(pair.T).view("<f2")[:, 0]
 
 
 def pack_nibbles(L: Bytes, group: int = 32) -> Bytes:

@@ -6,7 +6,8 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from bamba_quant.formats.arithmetic import as_bytes, quiet, truncate
-from bamba_quant.formats.base import F32, U8, Format, register
+from bamba_quant.formats.base import F32, U8, register
+from bamba_quant.formats.fields import BlockFields, BlockLayout, blocks_format
 from bamba_quant.formats.layout import from_blocks, pack_nibbles, to_blocks, unpack_nibbles
 
 BLOCK = 32
@@ -21,6 +22,12 @@ def half_powers(e: U8) -> F32:
         .astype(np.int32)
         .view(np.float32)
     )
+
+
+def _bytes_of(d: F32) -> U8:
+    """The inverse of ``half_powers``."""
+    bits = d.view(np.int32)
+    return as_bytes(np.where(bits < 0x00800000, bits >> 22, (bits >> 23) + 1))
 
 
 def exponents(amax: F32) -> U8:
@@ -50,9 +57,13 @@ def _quantize(rows: F32, importance: F32 | None = None) -> U8:
     return from_blocks(rows.shape[1] // BLOCK, e[None], pack_nibbles(index))
 
 
-def _dequantize(raw: U8) -> F32:
-    blocks = to_blocks(raw, 17)
-    return from_blocks(raw.shape[1] // 17, VALUES[unpack_nibbles(blocks[1:])] * half_powers(blocks[0]))
-
-
-MXFP4 = register(Format("mxfp4", GGMLQuantizationType.MXFP4, BLOCK, 17, _quantize, _dequantize))
+FIELDS = BlockLayout(
+    block=BLOCK,
+    block_bytes=17,
+    group=BLOCK,
+    codes=(0, 15),
+    split=lambda blocks: BlockFields(unpack_nibbles(blocks[1:]), half_powers(blocks[0])),
+    join=lambda fields: np.concatenate((_bytes_of(fields.d)[None], pack_nibbles(fields.codes))),
+    table=VALUES,
+)
+MXFP4 = register(blocks_format("mxfp4", GGMLQuantizationType.MXFP4, FIELDS, _quantize))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
 
 from bamba_quant.formats.arithmetic import (
     as_bytes,
@@ -15,6 +18,7 @@ from bamba_quant.formats.arithmetic import (
     truncate,
 )
 from bamba_quant.formats.base import F32, U8, Format, register
+from bamba_quant.formats.fields import BlockFields, BlockLayout, blocks_format, given
 from bamba_quant.formats.layout import Bytes, from_blocks, halves, pack_nibbles, to_blocks, unpack_nibbles
 from bamba_quant.formats.search import Grid, make_qkx_quants, make_qx_quants
 
@@ -43,27 +47,27 @@ def _signed(bits: int) -> Format:
         else:
             d, fitted = make_qx_quants(v, nmax, to_blocks(row_weights(x, importance), BLOCK))
             L = fitted.astype(np.uint8)
-        return from_blocks(x.shape[1] // BLOCK, half_bytes(d), *_high_bits(L, bits), pack_nibbles(L & 15))
+        return from_blocks(x.shape[1] // BLOCK, _joined(L, bits, d))
 
-    def dequantize(raw: U8) -> F32:
-        blocks = to_blocks(raw, number_format.block_bytes)
-        L = _integers(blocks[2:], bits).astype(np.float32)
-        return from_blocks(
-            raw.shape[1] // number_format.block_bytes, (L - np.float32(nmax)) * halves(blocks[:2])
-        )
-
-    number_format = register(
-        Format(
+    fields = BlockLayout(
+        block=BLOCK,
+        block_bytes=2 + 4 * bits,
+        group=BLOCK,
+        codes=(-nmax, nmax - 1),
+        split=lambda blocks: BlockFields(
+            (_integers(blocks[2:], bits) - np.uint8(nmax)).view(np.int8), halves(blocks[:2])
+        ),
+        join=lambda fields: _joined(fields.codes.view(np.uint8) + np.uint8(nmax), bits, fields.d),
+    )
+    return register(
+        blocks_format(
             f"q{bits}_0",
             GGMLQuantizationType[f"Q{bits}_0"],
-            BLOCK,
-            2 + 4 * bits,
+            fields,
             quantize,
-            dequantize,
             max_abs=(nmax - 1) / 1.5 * 65504.0,
         )
     )
-    return number_format
 
 
 def offset_grid(bits: int) -> Grid:
@@ -87,29 +91,26 @@ def _offset(bits: int) -> Format:
             weights = to_blocks(row_weights(x, importance), BLOCK)
             d, low, fitted = make_qkx_quants(v, weights, offset_grid(bits))
             L, m = fitted.astype(np.uint8), -low
-        return from_blocks(
-            x.shape[1] // BLOCK, half_bytes(d), half_bytes(m), *_high_bits(L, bits), pack_nibbles(L & 15)
-        )
+        return from_blocks(x.shape[1] // BLOCK, _joined(L, bits, d, m))
 
-    def dequantize(raw: U8) -> F32:
-        blocks = to_blocks(raw, number_format.block_bytes)
-        L = _integers(blocks[4:], bits).astype(np.float32)
-        return from_blocks(
-            raw.shape[1] // number_format.block_bytes, L * halves(blocks[:2]) + halves(blocks[2:4])
-        )
-
-    number_format = register(
-        Format(
-            f"q{bits}_1",
-            GGMLQuantizationType[f"Q{bits}_1"],
-            BLOCK,
-            4 + 4 * bits,
-            quantize,
-            dequantize,
-            max_abs=16376.0,
-        )
+    fields = BlockLayout(
+        block=BLOCK,
+        block_bytes=4 + 4 * bits,
+        group=BLOCK,
+        codes=(0, nmax),
+        split=lambda blocks: BlockFields(
+            _integers(blocks[4:], bits), halves(blocks[:2]), dmin=-halves(blocks[2:4])
+        ),
+        join=lambda fields: _joined(fields.codes, bits, fields.d, -given(fields.dmin)),
     )
-    return number_format
+    return register(
+        blocks_format(f"q{bits}_1", GGMLQuantizationType[f"Q{bits}_1"], fields, quantize, max_abs=16376.0)
+    )
+
+
+def _joined(L: Bytes, bits: int, *halves: NDArray[Any]) -> Bytes:
+    """A block's bytes: float16 numbers, then integers."""
+    return np.concatenate((*map(half_bytes, halves), *_high_bits(L, bits), pack_nibbles(L & 15)))
 
 
 def _high_bits(L: Bytes, bits: int) -> tuple[Bytes, ...]:

@@ -6,7 +6,8 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from bamba_quant.formats.arithmetic import as_bytes, half_bytes, quiet, reciprocal, round_half_away, truncate
-from bamba_quant.formats.base import F32, U8, Format, register
+from bamba_quant.formats.base import F32, U8, register
+from bamba_quant.formats.fields import BlockFields, BlockLayout, blocks_format
 from bamba_quant.formats.layout import from_blocks, halves, to_blocks
 
 BLOCK = 32
@@ -22,11 +23,12 @@ def _quantize(rows: F32, importance: F32 | None = None) -> U8:
     )
 
 
-def _dequantize(raw: U8) -> F32:
-    blocks = to_blocks(raw, 34)
-    return from_blocks(raw.shape[1] // 34, blocks[2:].view(np.int8).astype(np.float32) * halves(blocks[:2]))
-
-
-Q8_0 = register(
-    Format("q8_0", GGMLQuantizationType.Q8_0, BLOCK, 34, _quantize, _dequantize, max_abs=127 * 65504.0)
+FIELDS = BlockLayout(
+    block=BLOCK,
+    block_bytes=34,
+    group=BLOCK,
+    codes=(-128, 127),
+    split=lambda blocks: BlockFields(blocks[2:].view(np.int8), halves(blocks[:2])),
+    join=lambda fields: np.concatenate((half_bytes(fields.d), fields.codes.view(np.uint8))),
 )
+Q8_0 = register(blocks_format("q8_0", GGMLQuantizationType.Q8_0, FIELDS, _quantize, max_abs=127 * 65504.0))

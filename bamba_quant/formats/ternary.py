@@ -46,7 +46,8 @@ def _dequantize_tq1(raw: U8) -> F32:
         first += size
         trits += [(packed * np.uint8(3**n)).astype(np.uint16) * 3 >> 8 for n in range(count)]
     return from_blocks(
-        raw.shape[1] // 54, (np.concatenate(trits).astype(np.float32) - np.float32(1)) * halves(blocks[52:])
+        raw.shape[1] // 54,
+        (np.concatenate(trits).astype(np.float32) - np.float32(1)) * halves(blocks[52:]).astype(np.float32),
     )
 
 
@@ -60,7 +61,7 @@ def _quantize_tq2(rows: F32, importance: F32 | None = None) -> U8:
 def _dequantize_tq2(raw: U8) -> F32:
     blocks = to_blocks(raw, 66)
     trits = unpack_crumbs(blocks[:64]).astype(np.float32)
-    return from_blocks(raw.shape[1] // 66, (trits - np.float32(1)) * halves(blocks[64:]))
+    return from_blocks(raw.shape[1] // 66, (trits - np.float32(1)) * halves(blocks[64:]).astype(np.float32))
 
 
 TQ1_0 = register(
