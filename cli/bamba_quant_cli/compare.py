@@ -24,6 +24,8 @@ Examples:
 
   bamba-quant compare bamba-9b-BF16.gguf bamba-9b-Q8_0.gguf --all
 
+  bamba-quant compare bamba-9b-Q4_K_M.gguf bamba-9b-Q4_K_M-tuned.gguf
+
   bamba-quant compare ./Bamba-9B bamba-9b-Q8_0.gguf --json | jq '.tensors[] | select(.weight_sqnr < 40) | .name'
 """
 
@@ -42,6 +44,7 @@ def compare(
     """Compare two models tensor by tensor: signal-to-noise ratio, greatest error, cosine; reads each file once.
 
     Formats may differ; transforms that a format asks for are undone first. SQNR is 10 log10(Σa² / Σ(b - a)²) in dB.
+    Of tensors in the same quantized format the integers that differ are counted, and the scales beside them.
     """
     from dataclasses import asdict
 
@@ -54,6 +57,7 @@ def compare(
     if as_json:
         print_json(asdict(found) | {"same": found.same})
         return
+    codes = {each.name: each for each in found.codes}
     rows: list[tuple[str, ...]] = []
     for loss in found.tensors:
         if loss.max_error == 0 and not every:
@@ -66,18 +70,30 @@ def compare(
                 "same" if loss.weight_sqnr is None else f"{loss.weight_sqnr:.2f}",
                 f"{loss.max_error:.3g}",
                 "" if loss.cosine is None else f"{loss.cosine:.8f}",
+                _changed(each.changed, each.codes) if (each := codes.get(loss.name)) else "",
+                _changed(each.beside_changed, each.beside) if each else "",
             )
         )
         rows += [
-            (f"  rows of {part.name}", "", "", f"{part.weight_sqnr:.2f}", "", "")
+            (f"  rows of {part.name}", "", "", f"{part.weight_sqnr:.2f}", "", "", "", "")
             for part in loss.row_classes
             if part.weight_sqnr is not None
         ]
     if rows:
-        print_table(("tensor", "A", "B", "SQNR dB", "max error", "cosine"), rows, right=(3, 4, 5))
+        header = ("tensor", "A", "B", "SQNR dB", "max error", "cosine")
+        print_table((*header, "codes changed", "scales"), rows, right=(3, 4, 5, 6, 7))
         echo()
     alike = sum(loss.max_error == 0 for loss in found.tensors)
     echo(
         f"{len(found.tensors)} tensors, {alike} of them the same"
         + ("" if found.sqnr is None else f"; all weights together {found.sqnr:.2f} dB")
     )
+    if codes:
+        changed, total = sum(each.changed for each in found.codes), sum(each.codes for each in found.codes)
+        echo(
+            f"{len(codes)} tensors of the same formats: {_changed(changed, total)} of {total:,} codes changed"
+        )
+
+
+def _changed(changed: int, total: int) -> str:
+    return f"{changed:,} ({changed / max(1, total):.2%})"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from bamba_quant.candidates import make_candidate
+from bamba_quant.checkpoint import PackedTensor
 from bamba_quant.embedded import embedded_model
-from bamba_quant.evaluation import tensor_loss
+from bamba_quant.evaluation import tensor_loss, weights_compare
 from bamba_quant.evaluation.models import ComparisonError
 from bamba_quant.evaluation.tensor_loss import difference
 from bamba_quant.evaluation.weights_compare import compare_weights
@@ -57,6 +62,34 @@ def test_errors_are_numpys(outtype: str, tmp_path: Path) -> None:
             assert sum(part.rows for part in loss.row_classes) == loss.shape[0]
     assert found.sqnr == pytest.approx(10 * np.log10(signal / noise), abs=1e-3)
     assert sum(done) == found.other.n_bytes
+
+
+@pytest.mark.parametrize("kind", ["q4_k_m", "iq4_xs", "fp8-dynamic", "w4a16-asym-g32", "torchao-int4-g128"])
+def test_codes_that_differ_are_counted(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_compare, "_BYTES", 1 << 14)
+    first = make_candidate(embedded_model(), kind, tmp_path)
+    second = tmp_path / f"b-{first.name}"
+    shutil.copytree(first, second) if first.is_dir() else shutil.copy(first, second)
+    codes = {each.name: each for each in compare_weights(first, second).codes}
+    assert len(codes) >= 20
+    assert all(each.changed == each.beside_changed == 0 < each.beside for each in codes.values())
+    loaded = load_model(second)
+    commonest = Counter(loaded.weights.info(name).format for name in codes).most_common(1)[0][0]
+    name = next(name for name in codes if loaded.weights.info(name).format == commonest)
+    tensor = loaded.weights.stored(name)[0]
+    part = tensor.codes.tensor if isinstance(tensor, PackedTensor) else tensor
+    with part.file.open("r+b") as file:
+        file.seek(part.offset + {"q4_k": 16, "iq4_xs": 8}.get(commonest, 0))
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    found = compare_weights(first, second)
+    assert [each.changed for each in found.codes] == [int(each.name == name) for each in found.codes]
+    assert not any(each.beside_changed for each in found.codes)
+    assert sum(each.codes for each in found.codes) == sum(
+        math.prod(loaded.weights.info(n).shape) for n in codes
+    )
+    assert compare_weights(embedded_model(), first).codes == ()
 
 
 @pytest.mark.parametrize("elements", [1000, 1 << 12])
