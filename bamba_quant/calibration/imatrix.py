@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from gguf import Keys
 
+from bamba_quant.calibration.sums import Entry, Sums
 from bamba_quant.checkpoint import StoredTensor, read_tensor
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.gguf_header import MAGIC, MAX_TENSORS
@@ -26,16 +27,20 @@ from bamba_quant.formats.base import F32
 # No activations multiply the embedding, and llama-imatrix leaves the output out unless told otherwise.
 MAY_BE_MISSING = frozenset({"token_embd", "output"})
 
+# What the GGUF form holds: key-values, and the ends of its tensors' names. llama.cpp passes over in_sum.
+DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+PARTS = ("in_sum2", "counts", "in_sum")
+
 
 @dataclass(frozen=True)
 class Imatrix:
     """``entries`` by tensor name, float32 of shape (columns,), for a stack of matrices those of one after the other's.
 
-    ``dataset`` and ``chunks`` say where and over how much text they were measured. Where ``strict``, a tensor without
-    an entry is an error.
+    ``dataset`` and ``chunks`` say where and over how much text they were measured; ``file`` is None where no file
+    holds them. Where ``strict``, a tensor without an entry is an error.
     """
 
-    file: Path
+    file: Path | None
     entries: Mapping[str, F32]
     dataset: str
     chunks: int
@@ -49,6 +54,8 @@ class Imatrix:
             "quantize.imatrix.entries_count": uint32(len(self.entries)),
             "quantize.imatrix.chunks_count": uint32(self.chunks),
         }
+        if self.file is None:
+            del values["quantize.imatrix.file"]
         if not self.dataset:
             del values["quantize.imatrix.dataset"]
         if self.chunks <= 0:
@@ -67,14 +74,14 @@ class Imatrix:
                 return None
             raise PlanError(
                 "the importance matrix has no entry for a tensor",
-                where=f"{self.file}, tensor {name}",
+                where=f"{self.file or 'calibration'}, tensor {name}",
                 found=f"{len(self.entries)} entries",
                 fix="measure it on this model (entries are named as in its GGUF), or leave out --imatrix-strict",
             )
         if entry.size != matrices * columns:
             raise PlanError(
                 "an entry of the importance matrix does not fit its tensor",
-                where=f"{self.file}, tensor {name}",
+                where=f"{self.file or 'calibration'}, tensor {name}",
                 found=f"{entry.size} values",
                 expected=f"{matrices * columns}, one for each column",
                 fix="measure it on this model",
@@ -86,11 +93,17 @@ class Imatrix:
         if self.entries.keys().isdisjoint(names):
             raise PlanError(
                 "the importance matrix has no entry for any tensor of this model",
-                where=self.file,
+                where=self.file or "calibration",
                 found=f"{len(self.entries)} entries: {listed(list(self.entries), 3)}",
                 expected="entries named as the tensors of the model's GGUF",
                 fix="measure it on this model",
             )
+
+
+def imatrix_of(sums: Sums, file: Path | None = None, *, strict: bool = False) -> Imatrix:
+    """The importance matrix that quantizers weigh errors by; ``file`` is where the sums come from, if from one."""
+    entries = {name: entry.mean_squares() for name, entry in sums.entries.items()}
+    return Imatrix(file, entries, "".join(sums.datasets[:1]), sums.chunks, strict)
 
 
 def read_imatrix(file: Path, *, strict: bool = False) -> Imatrix:
@@ -98,92 +111,112 @@ def read_imatrix(file: Path, *, strict: bool = False) -> Imatrix:
 
     Raises ``CheckpointError`` for a file that is neither form, is damaged, or holds values that are not mean squares.
     """
+    return imatrix_of(read_sums(file), file, strict=strict)
+
+
+def read_sums(file: Path) -> Sums:
+    """The sums in an importance matrix of either form. Raises ``CheckpointError`` as ``read_imatrix`` does."""
     try:
         descriptor, size = open_regular(file)
         with os.fdopen(descriptor, "rb") as stream:
             is_gguf = stream.read(len(MAGIC)) == MAGIC
             stream.seek(0)
-            entries, dataset, chunks = _read_gguf(file) if is_gguf else _read_dat(file, stream, size)
+            sums = _read_gguf(file) if is_gguf else _read_dat(file, stream, size)
     except OSError as error:
         raise CheckpointError(
             "the importance matrix cannot be read", where=file, found=error.strerror
         ) from error
-    for name, entry in entries.items():
-        if not np.isfinite(entry).all() or (entry < 0).any():
+    for name, entry in sums.entries.items():
+        values = entry.mean_squares()
+        if not np.isfinite(values).all() or (values < 0).any():
             raise CheckpointError(
                 "the importance matrix holds values that are not mean squares",
                 where=f"{file}, tensor {name}",
                 expected="finite numbers of at least 0",
                 fix="measure it again",
             )
-    return Imatrix(file, entries, dataset, chunks, strict)
+    return sums
 
 
-Found = tuple[dict[str, F32], str, int]  # entries by tensor, dataset, chunks
-
-
-def _read_gguf(file: Path) -> Found:
+def _read_gguf(file: Path) -> Sums:
     checkpoint = read_gguf(file)
-    values = checkpoint.key_values
-    if values.text(Keys.General.TYPE) != "imatrix" or "imatrix.chunk_count" not in values:
+    values, tensors = checkpoint.key_values, checkpoint.tensors
+    if values.text(Keys.General.TYPE) != "imatrix" or CHUNK_COUNT not in values:
         raise CheckpointError(
             "this GGUF is not an importance matrix",
             where=file,
             found=f"general.type = {values.text(Keys.General.TYPE)!r}",
             expected="'imatrix', with imatrix.chunk_count",
         )
-    entries: dict[str, F32] = {}
-    for name, sums in checkpoint.tensors.items():
+    entries: dict[str, Entry] = {}
+    for name in tensors:
         tensor, _, kind = name.rpartition(".")
         if kind == "in_sum2":
-            entries[tensor] = _means(file, tensor, sums, checkpoint.tensors.get(f"{tensor}.counts"))
-        elif kind == "counts" and f"{tensor}.in_sum2" not in checkpoint.tensors:
+            entries[tensor] = _entry(file, tensor, *(tensors.get(f"{tensor}.{part}") for part in PARTS))
+        elif kind == "counts" and f"{tensor}.in_sum2" not in tensors:
             raise CheckpointError(
                 "an entry of the importance matrix lacks its sums", where=f"{file}, {tensor}"
             )
-    datasets = values.texts("imatrix.datasets") or []
-    return entries, "".join(datasets[:1]), values.integer("imatrix.chunk_count") or 0
+    return Sums(
+        entries,
+        tuple(values.texts(DATASETS) or ()),
+        values.integer(CHUNK_COUNT) or 0,
+        max(1, values.integer(CHUNK_SIZE) or 0),
+    )
 
 
-def _means(file: Path, tensor: str, sums: StoredTensor, counts: StoredTensor | None) -> F32:
-    """Sums over counts, one count for each stacked matrix; a matrix that no token reached counts as ones."""
-    shapes = f"sums of shape {sums.shape}, " + (f"counts of shape {counts.shape}" if counts else "no counts")
+def _entry(
+    file: Path,
+    tensor: str,
+    squares: StoredTensor | None,
+    counts: StoredTensor | None,
+    sums: StoredTensor | None,
+) -> Entry:
+    """Sums, with one count for each stacked matrix; a file of ours also has the sums that are not squared."""
+    given = {"sums": squares, "counts": counts, "plain sums": sums}
+    found = [each for each in (squares, counts, sums) if each is not None]
     if (
-        counts is None
-        or {sums.format.name, counts.format.name} != {"f32"}
-        or not sums.elements
+        squares is None
+        or counts is None
+        or {each.format.name for each in found} != {"f32"}
+        or not squares.elements
         or not counts.elements
-        or sums.elements % counts.elements
+        or squares.elements % counts.elements
+        or (sums is not None and sums.elements != squares.elements)
     ):
         raise CheckpointError(
             "an entry of the importance matrix is malformed",
             where=f"{file}, {tensor}",
-            found=shapes,
+            found=", ".join(
+                f"{name} of shape {each.shape}" if each else f"no {name}" for name, each in given.items()
+            ),
             expected="float32 sums, and a float32 count for each matrix",
             fix="measure it again",
         )
-    numbers = np.rint(read_tensor(counts)).astype(np.float32).reshape(-1)
-    if not np.isfinite(numbers).all() or (numbers < 0).any():
+    numbers = np.rint(read_tensor(counts)).reshape(-1)
+    if not np.isfinite(numbers).all() or (numbers < 0).any() or (numbers >= 2**63).any():
         raise CheckpointError(
             "the importance matrix counts tokens by values that are not counts",
             where=f"{file}, {tensor}",
             expected="finite numbers of at least 0",
             fix="measure it again",
         )
-    per_matrix = read_tensor(sums).astype(np.float32).reshape(len(numbers), -1)
-    with np.errstate(all="ignore"):
-        means = np.where(numbers[:, None] > 0, per_matrix / numbers[:, None], np.float32(1))
-    return means.astype(np.float32).reshape(-1)
+    shape = (len(numbers), -1)
+    return Entry(
+        read_tensor(squares).astype(np.float64).reshape(shape),
+        numbers.astype(np.int64),
+        None if sums is None else read_tensor(sums).astype(np.float64).reshape(shape),
+    )
 
 
-def _read_dat(file: Path, stream: BinaryIO, size: int) -> Found:
-    entries: dict[str, F32] = {}
+def _read_dat(file: Path, stream: BinaryIO, size: int) -> Sums:
+    entries: dict[str, Entry] = {}
     try:
         for name, calls, values in _dat_entries(stream, size):
             if name in entries:
                 raise ValueError(f"the entry {name!r} twice")
-            with np.errstate(all="ignore"):
-                entries[name] = (values / np.float32(calls) if calls > 0 else values).astype(np.float32)
+            # Sums of means, so many that they count as one where there were no calls.
+            entries[name] = Entry(values.astype(np.float64)[None], np.array([max(1, calls)], np.int64))
         left = stream.tell() < size
         chunks = _integer(stream, size) if left else 0
         dataset = _take(stream, size, _integer(stream, size, least=0)) if left else b""
@@ -194,7 +227,7 @@ def _read_dat(file: Path, stream: BinaryIO, size: int) -> Found:
             found=f"{error} ({size} bytes in all)",
             expected="a GGUF, or entries of name, calls and float32 values",
         ) from None
-    return entries, dataset.decode("utf-8", "replace"), chunks
+    return Sums(entries, (dataset.decode("utf-8", "replace"),), chunks, 0)
 
 
 def _dat_entries(stream: BinaryIO, size: int) -> Iterator[tuple[str, int, F32]]:

@@ -16,6 +16,7 @@ from bamba_quant_cli import (
     export,
     fp8,
     generate,
+    imatrix,
     inspect,
     int4,
     interrupts,
@@ -43,6 +44,7 @@ app.command("fp8", epilog=fp8.EXAMPLES)(fp8.fp8)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("int4", epilog=int4.EXAMPLES)(int4.int4)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("imatrix", epilog=imatrix.EXAMPLES)(imatrix.imatrix)
 app.command("repair", epilog=repair.EXAMPLES)(repair.repair)
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("perplexity", epilog=perplexity.EXAMPLES)(perplexity.perplexity)

@@ -1,0 +1,141 @@
+"""Runs a text through a model layer by layer and adds up the squares of what enters each matrix.
+
+The definition is llama-imatrix's (tools/imatrix/imatrix.cpp, ``collect_imatrix``): every product in a layer, every
+expert's over the tokens that are routed to it, the output only on demand, all tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bamba_quant.calibration.sums import Entry, Sums
+from bamba_quant.errors import BambaQuantError
+from bamba_quant.evaluation.sources import Source, reading_order
+from bamba_quant.read_ahead import read_ahead_for
+from bamba_quant.running import torch_device, torch_dtype
+from bamba_quant.weights import LazyWeights, LoadedModel, Meter
+from bamba_reference.backend import Backend
+from bamba_reference.kernels import backend_named
+from bamba_reference.stream import final_hidden
+from bamba_reference.tensors import head_name, stack_of
+from bamba_reference.torch_ops import wide
+
+# Of all chunks' hidden states: what does not fit goes through the layers, and reads them, in several rounds.
+_HIDDEN_BYTES = 1 << 28
+_HIDDEN_BYTES_ON_GPU = 1 << 32
+
+
+@dataclass(frozen=True)
+class Round:
+    """How far collecting has come: layers of this round, and rounds."""
+
+    layer: int
+    layers: int
+    round: int
+    rounds: int
+
+
+class Collector:
+    """Σ a², Σ a and counts by GGUF name, added to by the products of ``backend`` and of ``head``."""
+
+    def __init__(self, weights: LazyWeights, kernels: Backend) -> None:
+        self._weights, self._kernels = weights, kernels
+        # (2, matrices, columns) on the products' device, float64; tokens by matrix
+        self._totals: dict[str, tuple[Tensor, NDArray[np.int64]]] = {}
+        self._last: tuple[Tensor, Tensor] | None = None
+        self.backend = kernels.with_linear(self._linear, name=kernels.name)
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        self.add(x, name)
+        product: Tensor = self._kernels.linear(x, weight, bias, name)
+        return product
+
+    def add(self, x: Tensor, name: str) -> None:
+        """Count tokens x (…, columns) that enter the matrix the reference calls ``name``."""
+        stack, expert = stack_of(name)
+        rule = self._weights.stored(stack)[1]
+        tensor = str(rule.gguf)
+        if tensor not in self._totals:
+            matrices = math.prod(rule.shape[:-2])
+            zeros = torch.zeros(2, matrices, x.shape[-1], dtype=torch.float64, device=x.device)
+            self._totals[tensor] = zeros, np.zeros(matrices, np.int64)
+        totals, counts = self._totals[tensor]
+        totals[:, expert or 0] += self._sums(x)
+        counts[expert or 0] += x.numel() // x.shape[-1]
+
+    def _sums(self, x: Tensor) -> Tensor:
+        """Σ x² and Σ x over tokens: (2, columns) float64; computed once where several matrices share their input."""
+        if self._last is None or self._last[0] is not x:
+            values = x.detach().flatten(0, -2).to(wide(x.dtype))
+            self._last = x, torch.stack([values.square().sum(0).double(), values.sum(0).double()])
+        return self._last[1]
+
+    def entries(self) -> dict[str, Entry]:
+        """What was added up. Raises ``BambaQuantError`` for sums that are not finite."""
+        found = {}
+        for name, (totals, counts) in self._totals.items():
+            squares, sums = totals.cpu().numpy()
+            if not (np.isfinite(squares).all() and np.isfinite(sums).all()):
+                raise BambaQuantError(
+                    "the model's activations are not finite",
+                    where=f"what enters {name}",
+                    fix="calibrate in float32 (--dtype)",
+                )
+            found[name] = Entry(squares, counts, sums)
+        return found
+
+
+def collect(
+    model: LoadedModel,
+    chunks: NDArray[np.int64],
+    datasets: tuple[str, ...],
+    *,
+    output: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
+    backend: str = "auto",
+    progress: Callable[[Round], None] = lambda now: None,
+) -> Sums:
+    """The sums over ``chunks`` (n, ctx) of token ids; with ``output`` those of an output that is not tied as well.
+
+    One layer's weights are in memory at a time. Raises a ``BambaQuantError`` for tokens beyond the vocabulary, a device
+    or dtype that is not to be had, and activations that are not finite.
+    """
+    config = model.config
+    number, where = torch_dtype(dtype), torch_device(device)
+    collector = Collector(model.weights, backend_named(backend, where, number))
+    count, ctx = chunks.shape
+    room = _HIDDEN_BYTES_ON_GPU if where.type == "cuda" else _HIDDEN_BYTES
+    at_once = max(1, room // (4 * ctx * config.hidden_size))
+    rounds = -(-count // at_once)
+    for i in range(rounds):
+
+        def tell(layer: int, layers: int, i: int = i) -> None:
+            progress(Round(layer, layers, i, rounds))
+
+        ahead = read_ahead_for(where)
+        with ahead or nullcontext():
+            source = Source(model.weights, config, number, where, Meter(), ahead)
+            if ahead:
+                ahead.begin(reading_order([source], compared=False))
+            (hidden,) = final_hidden(
+                config,
+                [source],
+                chunks[i * at_once : (i + 1) * at_once],
+                dtype=number,
+                device=where,
+                backend=collector.backend,
+                on_layer=tell,
+            )
+        if output and not config.tie_word_embeddings:
+            for some in hidden:
+                collector.add(some, head_name(config))
+    return Sums(collector.entries(), datasets, count, ctx)

@@ -1,0 +1,154 @@
+"""``bamba-quant imatrix``: an importance matrix from a model's own forward pass, as llama-imatrix writes it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bamba_quant_cli.console import count, echo, echo_progress, print_json, size
+from bamba_quant_cli.interrupts import writes
+from bamba_quant_cli.options import (
+    AsJson,
+    Device,
+    Dtype,
+    IgnoreAdapter,
+    IgnoreConfigKey,
+    Model,
+    Overwrite,
+    StripPrefix,
+    Tokenizer,
+    print_note,
+    read_options,
+)
+
+if TYPE_CHECKING:
+    from bamba_quant.calibration.collect import Round
+
+EXAMPLES = """
+Examples:
+
+  bamba-quant imatrix ./Bamba-9B --text calibration.txt
+
+  bamba-quant imatrix ./Bamba-9B --text books.txt.xz --text code.txt --chunks 500 -o bamba-imatrix.gguf
+
+  bamba-quant imatrix bamba-9b-Q8_0.gguf --text more.txt --merge imatrix.gguf -o imatrix-2.gguf
+"""
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def imatrix(
+    model: Model,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="UTF-8 text to calibrate on, plain or .xz. Repeatable."),
+    ] = None,
+    outfile: Annotated[
+        Path,
+        typer.Option(
+            "--outfile", "-o", metavar="FILE", help="File to write; the older form if it ends in .dat."
+        ),
+    ] = Path("imatrix.gguf"),
+    chunks: Annotated[
+        int | None,
+        typer.Option(help="Chunks at most, from each text in proportion to its length; by default all."),
+    ] = None,
+    ctx: Annotated[int, typer.Option(help="Tokens of a chunk.")] = 512,
+    output_tensor: Annotated[
+        bool, typer.Option("--output-tensor", help="Measure what enters output.weight, too.")
+    ] = False,
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Importance matrix, .gguf or .dat, to add to. Repeatable."),
+    ] = None,
+    tokenizer: Tokenizer = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    ignore_config_key: IgnoreConfigKey = None,
+    ignore_adapter: IgnoreAdapter = False,
+    strip_prefix: StripPrefix = "",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure an importance matrix: the mean square of each input channel of each matrix over a text.
+
+    The definition and the file are llama-imatrix's, and llama-quantize takes it as well as convert, int4 and fp8 do
+    (--imatrix). Runs every model and format this tool reads, one layer in memory at a time.
+    """
+    from bamba_quant.calibration.imatrix_writer import check_imatrix_target, write_imatrix
+    from bamba_quant.calibration.measure import measure_imatrix
+
+    texts, earlier = text or [], merge or []
+    inputs = [each for each in (*texts, *earlier, model) if each.is_file()]
+    check_imatrix_target(outfile, overwrite=overwrite, inputs=inputs)
+    writes(outfile)
+    started = time.monotonic()
+    measured = measure_imatrix(
+        model,
+        texts,
+        chunks=chunks,
+        ctx=ctx,
+        output=output_tensor,
+        merge=earlier,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
+        progress=layer_teller("imatrix"),
+    )
+    seconds = time.monotonic() - started
+    sums = measured.sums
+    write_imatrix(sums, outfile, overwrite=overwrite, inputs=inputs)
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "file": outfile,
+                "bytes": outfile.stat().st_size,
+                "entries": len(sums.entries),
+                "tokens": measured.tokens,
+                "ctx": ctx,
+                "chunks": sums.chunks,
+                "texts": [{"file": each.path, "sha256": each.sha256} for each in measured.texts],
+                "merged": earlier,
+                "experts_without_data": sums.without_data,
+                "notes": measured.notes,
+                "device": device,
+                "dtype": dtype,
+                "seconds": round(seconds, 3),
+            }
+        )
+        return
+    for note in measured.notes:
+        print_note(note)
+    echo(outfile)
+    echo(
+        f"{len(sums.entries)} entries, {count(measured.tokens)} tokens measured, {sums.chunks} chunks of {ctx} in all, "
+        f"{size(outfile.stat().st_size)}, {seconds:.1f} s ({measured.tokens / seconds:.0f} tokens/s)",
+        err=True,
+    )
+
+
+def layer_teller(doing: str) -> Callable[[Round], None]:
+    """Tells the layers done and the time left: on a terminal each, else one now and then."""
+    started = told = time.monotonic()
+
+    def tell(now: Round) -> None:
+        nonlocal told
+        moment = time.monotonic()
+        done = now.round * now.layers + now.layer
+        total = now.rounds * now.layers
+        if sys.stderr.isatty() or moment - told >= _SECONDS_BETWEEN_LINES:
+            told = moment
+            left = (moment - started) / done * (total - done)
+            part = f", round {now.round + 1} of {now.rounds}" if now.rounds > 1 else ""
+            echo_progress(
+                f"{doing}: layer {now.layer} of {now.layers}{part}, {left:.0f} s left", last=done == total
+            )
+
+    return tell
