@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gguf import GGML_QUANT_VERSION, Keys, fill_templated_filename
 
-from bamba_quant.calibration import read_imatrix
+from bamba_quant.calibration import Imatrix, read_imatrix
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.checkpoint.gguf_values import Value, string, uint32
@@ -37,7 +37,7 @@ def plan_conversion(
     outtype: str = "auto",
     outfile: str | Path | None = None,
     wishes: Wishes | None = None,
-    imatrix: Path | None = None,
+    imatrix: Path | Imatrix | None = None,
     imatrix_strict: bool = False,
     allow_requantize: bool = False,
     split_max_bytes: int | None = None,
@@ -54,7 +54,7 @@ def plan_conversion(
 
     ``outtype`` names a recipe or "auto"; ``outfile`` is a file (in which ``{ftype}`` stands for the type) or a
     directory, by default the model's own. ``metadata``, ``model_name``, ``pre`` and ``vocab`` are for directories:
-    a GGUF brings its own. With ``imatrix_strict`` a tensor that ``imatrix`` has no entry for is an error. With
+    a GGUF brings its own. With ``imatrix_strict`` a tensor that the file ``imatrix`` has no entry for is an error. With
     ``imagine`` a directory of a config.json alone will do, or that file, and the plan can only be shown. Raises a
     ``BambaQuantError`` for whatever llama.cpp could not run.
     """
@@ -75,7 +75,7 @@ def plan_conversion(
         # Where there are no weights the tokenizer may be missing, too.
         vocab = vocab and not (source.imagined and not has_tokenizer(source.checkpoint.path))
         values, notes, stem = _of_directory(source, recipe, model_name, metadata, pre, vocab, vocab_only)
-    weights = read_imatrix(imatrix, strict=imatrix_strict) if imatrix is not None else None
+    weights = read_imatrix(imatrix, strict=imatrix_strict) if isinstance(imatrix, Path) else imatrix
     plan = plan_gguf(
         source,
         recipe,

@@ -100,6 +100,22 @@ class Imatrix:
             )
 
 
+class Unmeasured(Imatrix):
+    """Stands for an importance matrix with an entry for every matrix, to plan by before it is measured."""
+
+    def __init__(self) -> None:
+        super().__init__(None, {}, "", 0)
+
+    def importance(self, name: str, role: str, columns: int, matrices: int = 1) -> F32 | None:
+        """Ones, but for what llama-imatrix has no entry for."""
+        if role in MAY_BE_MISSING:
+            return None
+        return np.ones((matrices, columns) if matrices > 1 else columns, np.float32)
+
+    def check_used(self, names: Iterable[str]) -> None:
+        """It is."""
+
+
 def imatrix_of(sums: Sums, file: Path | None = None, *, strict: bool = False) -> Imatrix:
     """The importance matrix that quantizers weigh errors by; ``file`` is where the sums come from, if from one."""
     entries = {name: entry.mean_squares() for name, entry in sums.entries.items()}

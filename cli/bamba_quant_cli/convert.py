@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
+from bamba_quant_cli.imatrix import calibrated
 from bamba_quant_cli.interrupts import writes
 from bamba_quant_cli.options import (
     AsJson,
+    Calibrate,
+    CalibrateChunks,
     DryRun,
     IgnoreAdapter,
     IgnoreConfigKey,
@@ -19,6 +23,7 @@ from bamba_quant_cli.options import (
     Overwrite,
     StripPrefix,
     Threads,
+    check_one_imatrix,
     parse_size,
     read_options,
 )
@@ -35,6 +40,8 @@ Examples:
   bamba-quant convert ./Bamba-9B --outtype q8_0 --outfile bamba-{ftype}.gguf
 
   bamba-quant convert ./Bamba-9B --outtype q4_k_m --imatrix imatrix.gguf
+
+  bamba-quant convert ./Bamba-9B --outtype q4_k_m --calibrate calibration.txt
 
   bamba-quant convert ./Bamba-9B --outtype q4_k_m --tensor-type ssm_out=q6_k
 
@@ -84,6 +91,8 @@ def convert(
         Path | None, typer.Option(metavar="FILE", help="Importance matrix of llama-imatrix, .gguf or .dat.")
     ] = None,
     imatrix_strict: ImatrixStrict = False,
+    calibrate: Calibrate = None,
+    calibrate_chunks: CalibrateChunks = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mixture.")] = False,
     output_tensor_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")
@@ -104,7 +113,7 @@ def convert(
         bool, typer.Option("--allow-requantize", help="Quantize a GGUF that is quantized already, at a loss.")
     ] = False,
     device: Annotated[
-        str, typer.Option(help="Where to quantize: cpu, cuda or auto; the bytes are the same.")
+        str, typer.Option(help="Where to quantize, and to run --calibrate: cpu, cuda or auto.")
     ] = "cpu",
     vocab_only: Annotated[
         bool, typer.Option("--vocab-only", help="Write the vocabulary without weights.")
@@ -141,11 +150,13 @@ def convert(
     quantizer makes of a 16-bit file. Reads safetensors, pytorch_model.bin or GGUF, streams it in bounded memory, and
     writes the file whole or not at all.
     """
+    from bamba_quant.calibration import Unmeasured
     from bamba_quant.checkpoint.gguf_file import other_splits
     from bamba_quant.convert import plan_conversion
     from bamba_quant.errors import PlanError, listed
     from bamba_quant.recipes import Wishes
     from bamba_quant.writers import layout, write_gguf
+    from bamba_quant.writers.atomic import check_target
 
     if vocab_only and no_vocab:
         raise PlanError("--vocab-only and --no-vocab leave nothing to write", fix="give one of them")
@@ -156,12 +167,14 @@ def convert(
         pure=pure,
         leave_output_tensor=leave_output_tensor,
     )
-    conversion = plan_conversion(
+    check_one_imatrix(imatrix, calibrate, calibrate_chunks)
+    reading = read_options(ignore_config_key, ignore_adapter, strip_prefix)
+    plan_with = partial(
+        plan_conversion,
         model,
         outtype=outtype,
         outfile=outfile,
         wishes=wishes,
-        imatrix=imatrix,
         imatrix_strict=imatrix_strict,
         allow_requantize=allow_requantize,
         keep_split=keep_split,
@@ -172,8 +185,9 @@ def convert(
         vocab=not no_vocab,
         vocab_only=vocab_only,
         imagine=dry_run,
-        reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
+        reading=reading,
     )
+    conversion = plan_with(imatrix=Unmeasured() if calibrate else imatrix)
     plan = conversion.plan
     if dry_run:
         files = [(shard.file, shard.n_bytes) for shard in layout(plan, conversion.outfile)]
@@ -184,7 +198,14 @@ def convert(
     read = [path, *conversion.source.checkpoint.files]
     if path.is_dir():
         read = [each for each in path.iterdir() if each.suffix != ".gguf"]
+    others = [*read, *(calibrate or ()), *filter(None, (imatrix, metadata))]
     started = time.monotonic()
+    if calibrate:
+        for file in files_of(plan, conversion.outfile):
+            check_target(file, overwrite, others)
+        measured = calibrated(model, calibrate, calibrate_chunks, device, reading)
+        conversion = plan_with(imatrix=measured)
+        plan = conversion.plan
     with progress(sum(row.source.n_bytes for row in plan.rows), "converting") as tell:
         written = write_gguf(
             plan,
@@ -192,7 +213,7 @@ def convert(
             threads=threads,
             device=device,
             overwrite=overwrite,
-            inputs=[*read, *filter(None, (imatrix, metadata))],
+            inputs=others,
             progress=tell,
         )
     seconds = time.monotonic() - started

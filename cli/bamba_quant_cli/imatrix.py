@@ -27,7 +27,9 @@ from bamba_quant_cli.options import (
 )
 
 if TYPE_CHECKING:
+    from bamba_quant.calibration import Imatrix
     from bamba_quant.calibration.collect import Round
+    from bamba_quant.checkpoint import ReadOptions
 
 EXAMPLES = """
 Examples:
@@ -132,6 +134,28 @@ def imatrix(
         f"{size(outfile.stat().st_size)}, {seconds:.1f} s ({measured.tokens / seconds:.0f} tokens/s)",
         err=True,
     )
+
+
+def calibrated(
+    model: Path, texts: list[Path], chunks: int | None, device: str, reading: ReadOptions
+) -> Imatrix:
+    """What --calibrate stands for: the importance matrix of ``model`` over ``texts``, its notes printed.
+
+    ``device`` is where convert quantizes: "auto" is a GPU where there is one, and "numpy" is the CPU.
+    """
+    from bamba_quant.calibration.measure import calibrated as measure
+
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cpu" if device == "numpy" else device
+    imatrix, notes = measure(
+        model, texts, chunks=chunks, device=device, reading=reading, progress=layer_teller("calibrating")
+    )
+    for note in notes:
+        print_note(note)
+    return imatrix
 
 
 def layer_teller(doing: str) -> Callable[[Round], None]:

@@ -8,6 +8,9 @@ import typer
 
 from bamba_quant_cli.options import (
     AsJson,
+    Calibrate,
+    CalibrateChunks,
+    Device,
     Directory,
     DryRun,
     HuggingFaceModel,
@@ -32,6 +35,8 @@ Examples:
   bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16
 
   bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16 --imatrix imatrix.gguf --keep hybrid
+
+  bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16 --calibrate calibration.txt
 
   bamba-quant int4 ./Bamba-9B ./Bamba-9B-w8a16 --bits 8
 
@@ -75,6 +80,9 @@ def int4(
     dtype: OtherDtype = "bf16",
     imatrix: Imatrix = None,
     imatrix_strict: ImatrixStrict = False,
+    calibrate: Calibrate = None,
+    calibrate_chunks: CalibrateChunks = None,
+    device: Device = "cpu",
     max_shard_size: MaxShardSize = "5G",
     dry_run: DryRun = False,
     resume: Resume = False,
@@ -102,6 +110,9 @@ def int4(
         dtype=dtype,
         imatrix=imatrix,
         imatrix_strict=imatrix_strict,
+        calibrate=calibrate,
+        calibrate_chunks=calibrate_chunks,
+        device=device,
         max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"),
         dry_run=dry_run,
         resume=resume,

@@ -30,6 +30,17 @@ Backend = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="torch's name of the device.")]
+Calibrate = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Measure the importance matrix on this text first (UTF-8, plain or .xz), instead of --imatrix. "
+        "Repeatable.",
+    ),
+]
+CalibrateChunks = Annotated[
+    int | None, typer.Option(help="Chunks of 512 tokens of --calibrate's texts at most; by default all.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
 Directory = Annotated[
@@ -111,6 +122,19 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default on
 Tokenizer = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Take the tokenizer of this checkpoint instead.")
 ]
+
+
+def check_one_imatrix(imatrix: Path | None, calibrate: list[Path] | None, chunks: int | None) -> None:
+    """Raise ``PlanError`` for options about importance that do not go together."""
+    from bamba_quant.errors import PlanError
+
+    if imatrix and calibrate:
+        raise PlanError(
+            "the importance matrix is either read or measured", fix="give --imatrix or --calibrate"
+        )
+    if chunks is not None and not calibrate:
+        raise PlanError("--calibrate-chunks is for a text", fix="give one with --calibrate")
+
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
+from bamba_quant_cli.imatrix import calibrated
 from bamba_quant_cli.interrupts import writes
+from bamba_quant_cli.options import check_one_imatrix
 
 if TYPE_CHECKING:
     from bamba_quant.checkpoint import ReadOptions
@@ -25,6 +28,9 @@ def quantize(
     dtype: str,
     imatrix: Path | None,
     imatrix_strict: bool,
+    calibrate: list[Path] | None = None,
+    calibrate_chunks: int | None = None,
+    device: str = "cpu",
     max_shard_bytes: int,
     dry_run: bool,
     resume: bool,
@@ -34,29 +40,36 @@ def quantize(
     as_json: bool,
 ) -> None:
     """Plan, then print the plan or execute it."""
-    from bamba_quant.calibration import read_imatrix
+    from bamba_quant.calibration import Unmeasured, read_imatrix
     from bamba_quant.quantize import plan_quantization
     from bamba_quant.writers.quantized import write_quantized
     from bamba_quant.writers.resumable import check_output, partial_of
 
     writes(directory, unfinished=partial_of(directory))
-    plan = plan_quantization(
+    check_one_imatrix(imatrix, calibrate, calibrate_chunks)
+    plan_with = partial(
+        plan_quantization,
         model,
         scheme,
         method=method,
         keep=keep,
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
-        imatrix=read_imatrix(imatrix, strict=imatrix_strict) if imatrix else None,
         imagine=dry_run,
         reading=reading,
     )
+    if calibrate:
+        plan = plan_with(imatrix=Unmeasured())
+    else:
+        plan = plan_with(imatrix=read_imatrix(imatrix, strict=imatrix_strict) if imatrix else None)
     if dry_run:
         _print_plan(plan, directory, as_json)
         return
     n_bytes = sum(plan.sizes.values())
     check_output(directory, inputs=plan.inputs, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     started = time.monotonic()
+    if calibrate:
+        plan = plan_with(imatrix=calibrated(model, calibrate, calibrate_chunks, device, reading))
     with progress(plan.work_bytes, "quantizing") as tell:
         written = write_quantized(
             plan, directory, threads=threads, overwrite=overwrite, resume=resume, progress=tell

@@ -29,6 +29,7 @@ COMMANDS = (
     "inspect",
     "repair",
     "export",
+    "imatrix",
     "generate",
     "perplexity",
     "evaluate",

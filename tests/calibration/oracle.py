@@ -1,0 +1,79 @@
+"""Sums of what enters each matrix of a transformers model, by forward hooks, under the GGUF's tensor names."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from bamba_quant.weights import LoadedModel
+
+# Σ a² (matrices, columns), Σ a alike, and tokens (matrices,)
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def hooked_sums(oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> dict[str, Found]:
+    """By tensor, in float64; the output's too, the embedding's not."""
+    rules = [loaded.weights.stored(name)[1] for name in loaded.weights]
+    inputs: dict[str, list[tuple[int, torch.Tensor]]] = defaultdict(list)
+    shapes = {str(rule.gguf): rule.shape for rule in rules}
+
+    def watch(module: Any, names: list[str]) -> Any:
+        def hook(module: Any, arguments: tuple[Any, ...]) -> None:
+            for name in names:
+                inputs[name].append((0, arguments[0].flatten(0, -2).double()))
+
+        return module.register_forward_pre_hook(hook)
+
+    def watch_experts(module: Any, prefix: str) -> Any:
+        def hook(module: Any, arguments: tuple[Any, ...]) -> None:
+            x, chosen, _ = arguments
+            for e in range(len(module.gate_up_proj)):
+                some = x[(chosen == e).any(-1)]
+                gate, up = torch.nn.functional.linear(some, module.gate_up_proj[e]).chunk(2, dim=-1)
+                gated = torch.nn.functional.silu(gate) * up
+                for name, values in (("gate", some), ("up", some), ("down", gated)):
+                    inputs[f"{prefix}ffn_{name}_exps.weight"].append((e, values.double()))
+
+        return module.register_forward_pre_hook(hook)
+
+    def watch_steps(module: Any, name: str) -> Any:
+        """transformers multiplies by dt_proj.weight without calling the module."""
+        epsilon = getattr(oracle.config, "mixer_rms_eps", None)
+
+        def hook(module: Any, arguments: Any, out: torch.Tensor) -> None:
+            dt = out[..., : oracle.config.time_step_rank].flatten(0, -2).double()
+            if epsilon is not None:
+                dt = dt / (dt.square().mean(-1, keepdim=True) + epsilon).sqrt()
+            inputs[name].append((0, dt))
+
+        return module.register_forward_hook(hook)
+
+    hooks = []
+    for key, module in oracle.named_modules():
+        if key.endswith("moe.experts"):
+            hooks.append(watch_experts(module, f"blk.{key.split('.')[2]}."))
+        if key.endswith("x_proj"):
+            hooks.append(watch_steps(module, f"blk.{key.split('.')[2]}.ssm_dt.weight"))
+        if key.endswith(("_proj", "lm_head", "_linear", "router")):
+            served = [rule for rule in rules if f"{key}.weight" in rule.spellings]
+            if served:
+                hooks.append(watch(module, [str(rule.gguf) for rule in served]))
+    with torch.no_grad():
+        for chunk in chunks:
+            oracle(torch.from_numpy(chunk[None]), use_cache=False)
+    for each in hooks:
+        each.remove()
+    found = {}
+    for name, pieces in inputs.items():
+        matrices = int(np.prod(shapes[name][:-2], dtype=int))
+        squares, sums = np.zeros((2, matrices, shapes[name][-1]))
+        counts = np.zeros(matrices, int)
+        for e, values in pieces:
+            squares[e] += values.square().sum(0).numpy()
+            sums[e] += values.sum(0).numpy()
+            counts[e] += len(values)
+        found[name] = squares, sums, counts
+    return found

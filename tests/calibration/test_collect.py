@@ -1,0 +1,103 @@
+"""What is added up is what enters the matrices of transformers' models, for every family and every format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bamba_quant.calibration import collect as module
+from bamba_quant.calibration.collect import Round, collect
+from bamba_quant.calibration.sums import Sums
+from bamba_quant.errors import BambaQuantError
+from bamba_quant.quantize import plan_quantization
+from bamba_quant.weights import LoadedModel, load_model
+from bamba_quant.writers.quantized import write_quantized
+from tests.calibration.oracle import hooked_sums
+from tests.support.conversion import to_gguf
+from tests.support.families import random_case, save, wide_case
+
+MODELS = [
+    ("bamba", "groups 2"),
+    ("granitemoehybrid", "plain"),
+    ("granitemoehybrid", "six experts"),
+    ("granitemoehybrid", "attention alone, experts"),
+    ("mamba2", "groups 2"),
+    ("mamba", "untied"),
+    ("falcon_mamba", "untied"),
+]
+
+
+def random_chunks(vocab_size: int = 160, count: int = 3, ctx: int = 40) -> np.ndarray:
+    return np.random.default_rng(1).integers(3, vocab_size, (count, ctx))
+
+
+def assert_same(sums: Sums, oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> None:
+    expected = hooked_sums(oracle, loaded, chunks)
+    assert sums.entries.keys() == expected.keys()
+    for name, (squares, plain, counts) in expected.items():
+        entry = sums.entries[name]
+        np.testing.assert_array_equal(entry.counts, counts, err_msg=name)
+        np.testing.assert_allclose(entry.squares, squares, rtol=1e-4, atol=1e-12, err_msg=name)
+        assert entry.sums is not None
+        tokens = np.sqrt(np.maximum(counts, 1))[:, None]
+        assert (np.abs(entry.sums - plain) <= 1e-4 * tokens * np.sqrt(squares) + 1e-12).all(), name
+
+
+@pytest.mark.parametrize(("name", "case"), MODELS)
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_every_family(name: str, case: str, backend: str, tmp_path: Path) -> None:
+    oracle = random_case(name, case)
+    loaded = load_model(save(oracle, tmp_path / "m"))
+    chunks = random_chunks()
+    sums = collect(loaded, chunks, ("text",), output=True, backend=backend)
+    assert (sums.datasets, sums.chunks, sums.chunk_size) == (("text",), 3, 40)
+    assert_same(sums, oracle, loaded, chunks)
+
+
+@pytest.mark.parametrize("kind", ["f32", "q8_0", "fp8-dynamic", "w4a16-g128"])
+def test_every_format_runs_with_the_weights_it_holds(kind: str, tmp_path: Path) -> None:
+    oracle = wide_case("bamba")
+    directory = save(oracle, tmp_path / "m")
+    if kind in ("f32", "q8_0"):
+        loaded = load_model(to_gguf(directory, tmp_path / "m.gguf", kind, vocab=False))
+    else:
+        write_quantized(plan_quantization(directory, kind), tmp_path / "out")
+        loaded = load_model(tmp_path / "out")
+    oracle.load_state_dict(
+        {name: torch.from_numpy(np.array(loaded.weights[name], np.float32)) for name in oracle.state_dict()}
+    )
+    chunks = random_chunks()
+    assert_same(collect(loaded, chunks, (), output=True), oracle, loaded, chunks)
+
+
+def test_a_text_in_several_rounds_has_the_same_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model(save(random_case("granitemoehybrid", "six experts"), tmp_path / "m"))
+    whole = collect(loaded, random_chunks(), ())
+    monkeypatch.setattr(module, "_HIDDEN_BYTES", 2 * 4 * 40 * 64)
+    told: list[Round] = []
+    parts = collect(loaded, random_chunks(), (), progress=told.append)
+    assert [(now.round, now.layer) for now in told] == [(i, layer) for i in (0, 1) for layer in (1, 2, 3, 4)]
+    assert {(now.rounds, now.layers) for now in told} == {(2, 4)}
+    for name, entry in whole.entries.items():
+        np.testing.assert_array_equal(parts.entries[name].counts, entry.counts)
+        np.testing.assert_allclose(parts.entries[name].squares, entry.squares, rtol=1e-5, atol=1e-9)
+
+
+def test_the_output_is_measured_on_demand_alone(tmp_path: Path) -> None:
+    loaded = load_model(save(random_case("bamba"), tmp_path / "m"))
+    assert "output.weight" not in collect(loaded, random_chunks(), ()).entries
+    tied = load_model(save(random_case("bamba", "tied"), tmp_path / "tied"))
+    names = collect(tied, random_chunks(), (), output=True).entries.keys()
+    assert names.isdisjoint({"output.weight", "token_embd.weight"})
+
+
+def test_activations_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
+    oracle = random_case("bamba")
+    oracle.model.layers[1].input_layernorm.weight.data[:] = 1e30
+    loaded = load_model(save(oracle, tmp_path / "m"))
+    with pytest.raises(BambaQuantError, match="not finite"):
+        collect(loaded, random_chunks(), ())
