@@ -34,7 +34,7 @@ class Conversion:
 def plan_conversion(
     model: str | Path,
     *,
-    outtype: str = "auto",
+    outtype: str | Recipe = "auto",
     outfile: str | Path | None = None,
     wishes: Wishes | None = None,
     imatrix: Path | Imatrix | None = None,
@@ -52,15 +52,15 @@ def plan_conversion(
 ) -> Conversion:
     """Plan the conversion of a Hugging Face directory or a GGUF file to GGUF, reading headers and small files only.
 
-    ``outtype`` names a recipe or "auto"; ``outfile`` is a file (in which ``{ftype}`` stands for the type) or a
-    directory, by default the model's own. ``metadata``, ``model_name``, ``pre`` and ``vocab`` are for directories:
-    a GGUF brings its own. With ``imatrix_strict`` a tensor that the file ``imatrix`` has no entry for is an error. With
-    ``imagine`` a directory of a config.json alone will do, or that file, and the plan can only be shown. Raises a
-    ``BambaQuantError`` for whatever llama.cpp could not run.
+    ``outtype`` is a recipe, the name of one, or "auto"; ``outfile`` is a file (in which ``{ftype}`` stands for the
+    type) or a directory, by default the model's own. ``metadata``, ``model_name``, ``pre`` and ``vocab`` are for
+    directories: a GGUF brings its own. With ``imatrix_strict`` a tensor that the file ``imatrix`` has no entry for is
+    an error. With ``imagine`` a directory of a config.json alone will do, or that file, and the plan can only be shown.
+    Raises a ``BambaQuantError`` for whatever llama.cpp could not run.
     """
     source = _open(Path(model), imagine and not vocab_only, reading, weights=not vocab_only)
     differences = source.architecture.check_gguf(source.config)
-    recipe = resolve_recipe(outtype, source.checkpoint)
+    recipe = outtype if isinstance(outtype, Recipe) else resolve_recipe(outtype, source.checkpoint)
     if source.checkpoint.kind == "gguf":
         if model_name or metadata or pre or not vocab or vocab_only:
             raise PlanError(

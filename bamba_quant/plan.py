@@ -10,14 +10,13 @@ from dataclasses import dataclass, field, replace
 from bamba_quant.architectures.transforms import IDENTITY, Transform
 from bamba_quant.calibration import MAY_BE_MISSING, Imatrix
 from bamba_quant.checkpoint import Checkpoint, PackedTensor, Section, StoredTensor
+from bamba_quant.checkpoint.gguf_header import padded
 from bamba_quant.checkpoint.gguf_values import Value
 from bamba_quant.errors import PlanError
 from bamba_quant.formats import Format
 from bamba_quant.formats.base import F32
 from bamba_quant.recipes import Recipe, Wishes, recipe_named, select_formats
 from bamba_quant.source import LeftOut, Source
-
-ALIGNMENT = 32  # GGUF's default
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,6 @@ class Plan:
     @property
     def bits_per_weight(self) -> float:
         return 8 * sum(row.n_bytes for row in self.rows) / max(1, self.elements)
-
-
-def padded(n_bytes: int) -> int:
-    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
 def resolve_recipe(name: str, checkpoint: Checkpoint) -> Recipe:

@@ -16,10 +16,11 @@ from gguf import Keys
 from bamba_quant.architectures.transforms import IDENTITY, Transform, interleave_rotary
 from bamba_quant.checkpoint import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_file import read_gguf
+from bamba_quant.checkpoint.gguf_header import padded
 from bamba_quant.checkpoint.gguf_values import KeyValues, string
 from bamba_quant.errors import CheckpointError
 from bamba_quant.general_metadata import TOOL_VERSION, tool_version_key
-from bamba_quant.plan import Plan, PlanRow, padded
+from bamba_quant.plan import Plan, PlanRow
 from bamba_reference.hf_configs.reading import MOST_HEAD_DIM
 
 ARCHITECTURE = "granitehybrid"

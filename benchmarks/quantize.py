@@ -54,7 +54,9 @@ def main() -> None:
     imatrix = options.directory / "imatrix.gguf" if options.imatrix else None
     if imatrix:
         random_imatrix(model, imatrix)
-    names = options.types or [known.name for known in recipes() if known.name not in ("f32", "f16", "bf16")]
+    names = options.types or [
+        known.name for known in recipes() if known.name not in ("f32", "f16", "bf16") and not known.candidates
+    ]
     print(
         f"{'type':8} {'ours':>8} {'peak':>9} {'llama.cpp':>10} {'peak':>9} {'faster':>7}  bytes", flush=True
     )

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bamba_quant.checkpoint import ReadOptions
+from bamba_quant.checkpoint.gguf_header import DEFAULT_ALIGNMENT
 from bamba_quant.convert import plan_conversion
 from bamba_quant.errors import BambaQuantError, PlanError
-from bamba_quant.plan import ALIGNMENT
 from bamba_quant.writers import layout
 from tests.support.models import random_bamba, save_checkpoint
 
@@ -38,8 +38,8 @@ def test_rows_lie_one_behind_another(tmp_path: Path) -> None:
     end = 0
     for row in plan.rows:
         assert row.offset == end
-        assert row.offset % ALIGNMENT == 0
-        end = row.offset + -(-row.n_bytes // ALIGNMENT) * ALIGNMENT
+        assert row.offset % DEFAULT_ALIGNMENT == 0
+        end = row.offset + -(-row.n_bytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
     assert plan.n_bytes == end
 
 

@@ -28,6 +28,12 @@ MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME without the zero at its end
 MAX_ALIGNMENT = 1 << 20
 
+
+def padded(n_bytes: int) -> int:
+    """The bytes a tensor takes in a file of the default alignment."""
+    return -(-n_bytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+
+
 _PIECE = 1 << 20  # bytes read at first; then as many again as are there
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _SCALARS = {kind: struct.Struct("<" + dtype.char) for kind, dtype in SCALAR_DTYPES.items()} | {

@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import math
 import reprlib
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bamba_quant.checkpoint.json_file import read_text
-from bamba_quant.errors import BambaQuantError, CheckpointError, listed
+from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.evaluation.figures import least_tokens_for
 from bamba_quant.evaluation.intervals import LEAST_CHUNKS
 from bamba_quant.evaluation.models import variant_names
 from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure, Gate
+from bamba_quant.toml_file import read_toml
 
 FLOORS = 3
 
 # The section of a file whose limits hold for every candidate.
 EVERY = "default"
-
-_MOST_BYTES = 1 << 20
-_MOST_PARTS = 100
 
 _SHORT = {"kld": "kld_mean", "ln-ppl-ratio": "ln_ppl_ratio"}
 
@@ -105,14 +101,7 @@ def read_gates(file: Path) -> dict[str, tuple[Limit, ...]]:
     Files whose rounding is tuned may have a section of their own, such as ``["q4_k_m, tuned"]``. A limit that a
     candidate's own section repeats takes the default's place. Raises ``GateError``.
     """
-    try:
-        parsed = tomllib.loads(_text(file))
-    except RecursionError as error:
-        raise GateError("the gates are nested too deeply", where=file) from error
-    except (
-        ValueError
-    ) as error:  # among them the parser's own, and Python's of integers of thousands of digits
-        raise GateError("the gates are not TOML", where=file, found=str(error)) from error
+    parsed = read_toml(file, "gates", GateError)
     loose = [name for name, section in parsed.items() if not isinstance(section, dict)]
     if loose:
         raise GateError(
@@ -125,28 +114,6 @@ def read_gates(file: Path) -> dict[str, tuple[Limit, ...]]:
         name: tuple(limit(key, value, f"{file}, [{name}]") for key, value in section.items())
         for name, section in parsed.items()
     }
-
-
-def _text(file: Path) -> str:
-    """What the file holds, in bounds that the parser's time is known for: it grows with the square of a key's parts."""
-    try:
-        size = file.stat().st_size
-        if size > _MOST_BYTES:
-            raise GateError(
-                "the file of gates is too large",
-                where=file,
-                found=f"{size:,} bytes",
-                expected=f"{_MOST_BYTES:,} at most",
-            )
-        text = read_text(file, "limits by section, as --gates takes them")
-    except OSError as error:
-        raise GateError("the gates cannot be read", where=file, found=error.strerror) from error
-    except CheckpointError as error:
-        raise GateError("the gates cannot be read", where=file, found=error.found or error.what) from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.count(".") > _MOST_PARTS and not line.lstrip().startswith("#"):
-            raise GateError("a key of the gates has too many parts", where=f"{file}, line {number}")
-    return text
 
 
 def limits_for(

@@ -1,17 +1,22 @@
 """Which role of tensor is stored in which number format, under the names users know."""
 
-from bamba_quant.recipes import llama_quantize  # registers the recipes
-from bamba_quant.recipes.base import Choice, Place, Recipe, recipe_named, recipes
+from bamba_quant.recipes import hybrid, llama_quantize  # register the recipes
+from bamba_quant.recipes.base import Assignment, Choice, Place, Recipe, recipe_named, recipes
+from bamba_quant.recipes.recipe_file import read_recipe, recipe_text
 from bamba_quant.recipes.selection import Selected, Wishes, select_formats
 
 __all__ = [
+    "Assignment",
     "Choice",
     "Place",
     "Recipe",
     "Selected",
     "Wishes",
+    "hybrid",
     "llama_quantize",
+    "read_recipe",
     "recipe_named",
+    "recipe_text",
     "recipes",
     "select_formats",
 ]

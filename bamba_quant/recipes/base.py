@@ -1,7 +1,8 @@
-"""What a recipe is: for each role of tensor, formats with the places they are for; data, and never tensor names."""
+"""What a recipe is: for each role of tensor, formats with the places they are for, and formats of single tensors."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,13 +10,26 @@ from gguf import LlamaFileType
 
 from bamba_quant.errors import PlanError
 
+# What a row takes whose length its format's blocks do not fill (llama-quant.cpp, ``tensor_type_fallback``).
+FALLBACKS = {
+    "iq4_xs": "iq4_nl",
+    "q2_k": "q4_0",
+    "q3_k": "q4_0",
+    "tq1_0": "q4_0",
+    "tq2_0": "q4_0",
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+}
+
 
 @dataclass(frozen=True)
 class Place:
     """Where a tensor stands: number ``index`` of ``count`` among those of its role, in layer order.
 
     ``grouped_query`` is query heads per key-value head in the first layer, 0 where that is no attention layer;
-    ``experts`` is how many a mixture has, else 0; ``imatrix`` says whether importance was measured.
+    ``experts`` is how many a mixture has, else 0; ``imatrix`` says whether importance was measured. ``layer`` is
+    the number of its layer, None outside the layers.
     """
 
     index: int
@@ -23,6 +37,7 @@ class Place:
     grouped_query: int
     experts: int
     imatrix: bool
+    layer: int | None = None
 
 
 Condition = Callable[[Place], bool]
@@ -30,6 +45,16 @@ Condition = Callable[[Place], bool]
 
 def anywhere(place: Place) -> bool:
     return True
+
+
+@dataclass(frozen=True)
+class InLayers:
+    """The condition that a tensor belongs to one of these layers, counted from 0."""
+
+    layers: frozenset[int]
+
+    def __call__(self, place: Place) -> bool:
+        return place.layer in self.layers
 
 
 @dataclass(frozen=True)
@@ -41,12 +66,27 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Assignment:
+    """The format of the tensor called ``name`` in GGUF, or of those in whose names ``pattern`` is found."""
+
+    format: str
+    name: str = ""
+    pattern: str = ""
+
+    def covers(self, name: str) -> bool:
+        """Whether it is for the tensor called ``name``."""
+        return name == self.name if self.name else re.search(self.pattern, name) is not None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A mixture of formats under the name users know.
 
     ``default`` is the format of every matrix; ``roles`` lists what some roles take instead, the first choice whose
-    place fits; ``file_type`` is what ``general.file_type`` says; ``needs_importance`` names formats that this
-    recipe does not use without an importance matrix; ``about`` is its documentation.
+    place fits; ``tensors`` are formats of single tensors, which come before both, the first that covers one;
+    ``file_type`` is what ``general.file_type`` says; ``needs_importance`` names formats that this recipe does not
+    use without an importance matrix; ``about`` is its documentation. With ``candidates`` bits are then moved between
+    tensors: each takes one of these formats, so that the estimated loss is least at no more bytes (``hybrid``).
     """
 
     name: str
@@ -55,6 +95,12 @@ class Recipe:
     about: str
     roles: Mapping[str, tuple[Choice, ...]] = field(default_factory=dict)
     needs_importance: frozenset[str] = frozenset()
+    tensors: tuple[Assignment, ...] = ()
+    candidates: tuple[str, ...] = ()
+
+    def assigned(self, name: str) -> str | None:
+        """The format that ``tensors`` give the tensor called ``name``, or None."""
+        return next((each.format for each in self.tensors if each.covers(name)), None)
 
     def format_for(self, role: str, place: Place) -> str:
         """The format of a matrix of this role at this place."""

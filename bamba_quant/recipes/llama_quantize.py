@@ -10,9 +10,11 @@ that has eight, and no other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gguf import LlamaFileType as FileType
 
-from bamba_quant.recipes.base import Choice, Place, Recipe, register
+from bamba_quant.recipes.base import Choice, Condition, Place, Recipe, register
 
 Q6 = Choice("q6_k")
 
@@ -60,6 +62,23 @@ def first_eighth_measured(place: Place) -> bool:
 
 def first_eighth_unmeasured(place: Place) -> bool:
     return not place.imatrix and first_eighth(place)
+
+
+CONDITIONS: Mapping[str, Condition] = {
+    condition.__name__: condition
+    for condition in (
+        more_bits,
+        first_eighth,
+        first_sixteenth,
+        first_two,
+        first_four,
+        grouped_query,
+        eight_experts,
+        several_experts,
+        first_eighth_measured,
+        first_eighth_unmeasured,
+    )
+}
 
 
 def _recipe(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from bamba_quant.architectures import TensorRule
 from bamba_quant.errors import PlanError
 from bamba_quant.formats import Format, format_named
-from bamba_quant.recipes.base import Place, Recipe
+from bamba_quant.recipes.base import FALLBACKS, Place, Recipe
+from bamba_quant.recipes.hybrid import move_bits
 
 # llama.cpp keeps these in float32 in every file (convert_hf_to_gguf.py: 1-D tensors, norms, the convolution and
 # the router; llama-quantize leaves the same ones alone).
@@ -20,18 +21,6 @@ ALWAYS_F32 = frozenset({"norm", "bias", "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_d"
 # (llama-quant.cpp, ``tensor_get_category``, looks for the first part of these names).
 _SAME_RULES = {
     f"ffn_{which}_{kind}": f"ffn_{which}" for which in ("gate", "up", "down") for kind in ("exps", "shexp")
-}
-
-# What a row takes whose length its format's blocks do not fill (llama-quant.cpp, ``tensor_type_fallback``).
-_FALLBACKS = {
-    "iq4_xs": "iq4_nl",
-    "q2_k": "q4_0",
-    "q3_k": "q4_0",
-    "tq1_0": "q4_0",
-    "tq2_0": "q4_0",
-    "q4_k": "q5_0",
-    "q5_k": "q5_1",
-    "q6_k": "q8_0",
 }
 
 
@@ -70,15 +59,18 @@ def select_formats(
     """The format of each tensor of ``rules``, in the order of llama-quantize's decisions.
 
     ``stored`` are the input's formats, for a tensor the user leaves as it is. Raises ``PlanError`` for a wish that
-    is no regular expression, names a format that is not writable, or matches no tensor.
+    is no regular expression, names a format that is not writable, or matches no tensor, and for a recipe's that
+    matches none.
     """
     patterns = [(_compiled(pattern), _writable(name)) for pattern, name in wishes.tensor_types]
     _check_matches(rules, wishes.tensor_types)
+    _check_assignments(rules, recipe)
     counts = Counter(rule.role for rule in rules)
     layers = len({rule.layer for rule in rules} - {None})
     tied = counts["output"] == 0
     seen: Counter[str] = Counter()
     selected: list[Selected] = []
+    movable: list[int] = []
     for rule, source in zip(rules, stored, strict=True):
         if rule.role in ALWAYS_F32:
             selected.append(Selected(format_named("f32")))
@@ -101,12 +93,21 @@ def select_formats(
             # stand beside each other in a layer, it takes the layer's own number.
             feed_forward = role.startswith("ffn_")
             index = rule.layer if feed_forward and experts > 1 and rule.layer is not None else seen[role]
-            place = Place(index, layers if feed_forward else counts[role], grouped_query, experts, imatrix)
+            count = layers if feed_forward else counts[role]
+            place = Place(index, count, grouped_query, experts, imatrix, rule.layer)
             seen[role] += 1
-            name = recipe.format_for(asked, place)
-            if role == "output" and not format_named(recipe.default).fits(rule.gguf_shape[-1]):
+            assigned = recipe.assigned(str(rule.gguf))
+            name = assigned or recipe.format_for(asked, place)
+            if not assigned:
+                movable.append(len(selected))
+            if role == "output" and not assigned and not _fits(recipe.default, rule):
                 name = "q8_0"
         selected.append(_filled(format_named(name), rule))
+    if recipe.candidates:
+        formats = [selected[number].format.name for number in movable]
+        moved = move_bits([rules[number] for number in movable], formats, recipe.candidates, layers, tied)
+        for number, name in zip(movable, moved, strict=True):
+            selected[number] = _filled(format_named(name), rules[number])
     return selected
 
 
@@ -119,11 +120,15 @@ def _by_pattern(rule: TensorRule, patterns: Sequence[tuple[re.Pattern[str], Form
     return next((wish for pattern, wish in patterns if pattern.search(str(rule.gguf))), None)
 
 
+def _fits(name: str, rule: TensorRule) -> bool:
+    return format_named(name).fits(rule.gguf_shape[-1])
+
+
 def _filled(wanted: Format, rule: TensorRule) -> Selected:
     columns = rule.gguf_shape[-1]
     if wanted.fits(columns):
         return Selected(wanted)
-    found = format_named(_FALLBACKS.get(wanted.name, "f16"))
+    found = format_named(FALLBACKS.get(wanted.name, "f16"))
     if not found.fits(columns):
         found = format_named("f16")
     return Selected(
@@ -155,4 +160,17 @@ def _check_matches(rules: Sequence[TensorRule], tensor_types: Sequence[tuple[str
                 found=f"{pattern}={name}",
                 expected="a pattern found in names such as "
                 + ", ".join(sorted({str(r.gguf) for r in rules})[:4]),
+            )
+
+
+def _check_assignments(rules: Sequence[TensorRule], recipe: Recipe) -> None:
+    names = [str(rule.gguf) for rule in rules if rule.role not in ALWAYS_F32]
+    for each in recipe.tensors:
+        if not any(map(each.covers, names)):
+            raise PlanError(
+                "a tensor of the recipe is not in this model, or cannot be quantized",
+                where=f"recipe {recipe.name}",
+                found=each.name or f"pattern {each.pattern}",
+                expected="names such as " + ", ".join(sorted(names)[:4]),
+                fix="use the recipe with the model it was made for",
             )

@@ -14,7 +14,7 @@ from bamba_quant.errors import OutputError
 from bamba_quant.writers.commit import partial_name, put, put_together, restore
 from bamba_quant.writers.names import allocate, create_locked, flush_directory, output_error
 
-__all__ = ["atomic_files", "check_target", "output_error", "partial_name"]
+__all__ = ["atomic_files", "check_target", "output_error", "partial_name", "write_text"]
 
 
 @contextmanager
@@ -50,6 +50,16 @@ def atomic_files(
         except OSError as error:  # of a write: readers name their own files
             raise output_error(error, names[0] if len(names) == 1 else names[0].parent) from error
         _publish(names, mark, overwrite)
+
+
+def write_text(file: Path, text: str, *, overwrite: bool, inputs: Collection[Path] = ()) -> None:
+    """Write ``text`` as UTF-8 to ``file``, whole or not at all; errors as ``atomic_files``'."""
+    raw = text.encode("utf-8")
+    with (
+        atomic_files([(file, len(raw))], overwrite=overwrite, inputs=inputs) as (descriptor,),
+        open(descriptor, "wb", closefd=False) as stream,
+    ):
+        stream.write(raw)
 
 
 @contextmanager

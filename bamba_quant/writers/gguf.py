@@ -17,11 +17,11 @@ from gguf import Keys
 
 from bamba_quant.checkpoint import RawReader
 from bamba_quant.checkpoint.gguf_file import split_name, split_stem
-from bamba_quant.checkpoint.gguf_header import MAGIC
+from bamba_quant.checkpoint.gguf_header import MAGIC, padded
 from bamba_quant.checkpoint.gguf_values import Value, int32, pack_string, pack_value, string, uint16
 from bamba_quant.checkpoint.split_set import SET, UNKNOWN, with_mark
 from bamba_quant.errors import PlanError
-from bamba_quant.plan import Plan, PlanRow, padded
+from bamba_quant.plan import Plan, PlanRow
 from bamba_quant.writers.atomic import atomic_files
 from bamba_quant.writers.checksum import Checksum
 from bamba_quant.writers.stream import check_equal, chunks_of, quantizers, run_chunks, write_at

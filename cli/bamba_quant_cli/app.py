@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bamba_quant_cli import (
+    allocate,
     compare,
     convert,
     demo,
@@ -22,6 +23,7 @@ from bamba_quant_cli import (
     interrupts,
     perplexity,
     processes,
+    recipes,
     repair,
 )
 from bamba_quant_cli.console import Commands, echo, echo_lines, prepare
@@ -40,6 +42,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
+app.command("recipes", epilog=recipes.EXAMPLES)(recipes.recipes)
+app.command("allocate", epilog=allocate.EXAMPLES)(allocate.allocate)
 app.command("fp8", epilog=fp8.EXAMPLES)(fp8.fp8)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("int4", epilog=int4.EXAMPLES)(int4.int4)

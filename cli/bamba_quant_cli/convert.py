@@ -45,6 +45,8 @@ Examples:
 
   bamba-quant convert ./Bamba-9B --outtype q4_k_m --tensor-type ssm_out=q6_k
 
+  bamba-quant convert ./Bamba-9B --recipe mix.toml
+
   bamba-quant convert bamba-BF16.gguf --outtype q5_k_m
 
   bamba-quant convert ./Bamba-9B/config.json --outtype q4_k_m --dry-run
@@ -83,6 +85,13 @@ def convert(
         str,
         typer.Option(help="A type of llama-quantize's, such as q4_k_m (see --list-types), or auto: 16 bits."),
     ] = "auto",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.toml|NAME",
+            help="A recipe of your own or of allocate's in place of --outtype, or a built-in one (see recipes).",
+        ),
+    ] = None,
     list_types: Annotated[
         bool,
         typer.Option("--list-types", callback=_list_types, is_eager=True, help="List the types and exit."),
@@ -154,12 +163,15 @@ def convert(
     from bamba_quant.checkpoint.gguf_file import other_splits
     from bamba_quant.convert import plan_conversion
     from bamba_quant.errors import PlanError, listed
-    from bamba_quant.recipes import Wishes
+    from bamba_quant.recipes import Wishes, read_recipe
     from bamba_quant.writers import layout, write_gguf
     from bamba_quant.writers.atomic import check_target
 
     if vocab_only and no_vocab:
         raise PlanError("--vocab-only and --no-vocab leave nothing to write", fix="give one of them")
+    recipe_file = Path(recipe) if recipe and recipe.lower().endswith(".toml") else None
+    if recipe and outtype != "auto":
+        raise PlanError("--recipe and --outtype both say how to store tensors", fix="give one of them")
     wishes = Wishes(
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
@@ -172,7 +184,7 @@ def convert(
     plan_with = partial(
         plan_conversion,
         model,
-        outtype=outtype,
+        outtype=read_recipe(recipe_file) if recipe_file else recipe or outtype,
         outfile=outfile,
         wishes=wishes,
         imatrix_strict=imatrix_strict,
@@ -198,7 +210,7 @@ def convert(
     read = [path, *conversion.source.checkpoint.files]
     if path.is_dir():
         read = [each for each in path.iterdir() if each.suffix != ".gguf"]
-    others = [*read, *(calibrate or ()), *filter(None, (imatrix, metadata))]
+    others = [*read, *(calibrate or ()), *filter(None, (imatrix, metadata, recipe_file))]
     started = time.monotonic()
     if calibrate:
         for file in files_of(plan, conversion.outfile):

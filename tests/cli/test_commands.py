@@ -26,6 +26,8 @@ from tests.test_repair import faulty
 
 COMMANDS = (
     "convert",
+    "recipes",
+    "allocate",
     "inspect",
     "repair",
     "export",

@@ -1,0 +1,222 @@
+"""Bits moved between tensors: the formats with the least predicted divergence within the exact bytes of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bamba_quant.calibration.candidates import FORMATS
+from bamba_quant.checkpoint import ReadOptions
+from bamba_quant.checkpoint.gguf_header import padded
+from bamba_quant.convert import Conversion, plan_conversion
+from bamba_quant.errors import PlanError
+from bamba_quant.formats import format_named
+from bamba_quant.plan import PlanRow
+from bamba_quant.recipes import Recipe, recipe_named, recipes
+from bamba_quant.recipes.assignments import with_formats
+from bamba_quant.recipes.hybrid import estimated_costs
+from bamba_quant.recipes.least_cost import Option, least_cost
+from bamba_quant.recipes.selection import ALWAYS_F32
+from bamba_quant.writers import layout
+
+Costs = Mapping[str, Mapping[str, float]]  # tensor by its GGUF name -> format -> nats a token
+
+# Key-values that a tuned file's header may have more than the plain file it is compared with.
+HEADER_ROOM = 4096
+_FRONTIER = 33  # sizes
+
+
+@dataclass(frozen=True)
+class Move:
+    """A tensor whose format the allocation changed, with what either costs in nats a token."""
+
+    tensor: str
+    role: str
+    layer: int | None
+    before: str
+    after: str
+    more_bytes: int
+    cost_before: float
+    cost_after: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A file's bytes and its predicted divergence; ``name`` is the plain recipe's, if it is one."""
+
+    n_bytes: int
+    predicted: float
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A recipe, what it moved against the plain one that it is like, and both files' sizes and predictions."""
+
+    recipe: Recipe
+    like: Recipe
+    moves: tuple[Move, ...]
+    allocated: Point
+    plain: Point | None
+    others: tuple[Point, ...]
+    frontier: tuple[Point, ...]
+
+
+def allocate(
+    model: Path,
+    costs: Costs,
+    *,
+    like: str | None = None,
+    target_bytes: int | None = None,
+    target_bpw: float | None = None,
+    name: str | None = None,
+    imatrix: Path | None = None,
+    imagine: bool = False,
+    reading: ReadOptions = ReadOptions(),
+) -> Allocation:
+    """Choose a format for every tensor that ``costs`` knows so that the file takes at most the bytes asked for.
+
+    These are ``target_bytes``, or ``target_bpw`` bits a weight, or those of the plain recipe ``like`` less room for
+    the header of a tuned file. Without ``like`` the file is called like the type that is nearest in size. Raises
+    ``PlanError`` when the smallest formats take more bytes.
+    """
+
+    def planned(recipe: Recipe) -> Conversion:
+        return plan_conversion(model, outtype=recipe, imatrix=imatrix, imagine=imagine, reading=reading)
+
+    plain = {
+        recipe.name: planned(recipe) for recipe in recipes() if _comparable(recipe) or recipe.name == like
+    }
+    points = {known: _point(conversion, costs) for known, conversion in plain.items()}
+    sizes = {known: _file_bytes(conversion) for known, conversion in plain.items()}
+    if like is not None:
+        base = recipe_named(like)
+        conversion = plain.get(base.name) or planned(base)
+        goal = _file_bytes(conversion) - HEADER_ROOM
+    if target_bpw is not None:
+        some = next(iter(plain.values()))
+        goal = _file_bytes(some) - some.plan.n_bytes + int(target_bpw * some.plan.elements / 8)
+    if target_bytes is not None:
+        goal = target_bytes
+    if like is None:
+        base = recipe_named(min(sizes, key=lambda known: abs(sizes[known] - goal)))
+        conversion = plain[base.name]
+    recipe, point = _chosen(conversion, costs, goal, replace(base, name=name or f"{base.name}_a"))
+    made = planned(recipe)
+    if (found := _file_bytes(made)) != point.n_bytes or found > goal:
+        raise AssertionError(
+            f"{recipe.name}: {found} bytes planned, {point.n_bytes} chosen, {goal} asked for"
+        )
+    frontier = _frontier(conversion, costs, base, [*sizes.values(), goal])
+    before = _point(conversion, costs)
+    return Allocation(
+        recipe=recipe,
+        like=base,
+        moves=_moves(conversion, made, costs),
+        allocated=point,
+        plain=before,
+        others=tuple(each for each in points.values() if each),
+        frontier=frontier,
+    )
+
+
+def known_costs(
+    model: Path, formats: Sequence[str] | None = None, reading: ReadOptions = ReadOptions()
+) -> dict[str, dict[str, float]]:
+    """Costs by role as ``recipes.hybrid`` has them of other models, in ``formats`` or ``FORMATS``.
+
+    A configuration without weights will do.
+    """
+    conversion = plan_conversion(
+        model, outtype="bf16", vocab=not model.is_dir(), imagine=True, reading=reading
+    )
+    config = conversion.source.config
+    layers, tied = config.num_hidden_layers, config.tie_word_embeddings
+    return {
+        str(rule.gguf): estimated_costs(rule, layers, formats or FORMATS, tied)
+        for _, rule in conversion.source.pairs
+        if rule.gguf is not None and rule.role not in ALWAYS_F32
+    }
+
+
+def _comparable(recipe: Recipe) -> bool:
+    """Whether a recipe is a plain one, of formats of 2 to 8 bits that people choose between."""
+    return recipe.name.startswith(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "iq4_xs")) and (
+        not recipe.needs_importance and not recipe.candidates
+    )
+
+
+def _file_bytes(conversion: Conversion) -> int:
+    return sum(shard.n_bytes for shard in layout(conversion.plan, conversion.outfile))
+
+
+def row_bytes(row: PlanRow, name: str) -> int:
+    """What a tensor takes in a file in the format ``name``, padding included."""
+    rows, columns = row.matrix
+    return padded(rows * format_named(name).row_bytes(columns))
+
+
+def _point(conversion: Conversion, costs: Costs) -> Point | None:
+    """The file as planned; None where a tensor has a format of unknown cost."""
+    predicted = 0.0
+    for row in conversion.plan.rows:
+        if row.name in costs and row.format.dtype is None:
+            if row.format.name not in costs[row.name]:
+                return None
+            predicted += costs[row.name][row.format.name]
+    return Point(_file_bytes(conversion), predicted, conversion.plan.recipe)
+
+
+def _options(row: PlanRow, costs: Costs) -> dict[str, Option]:
+    return {name: Option(row_bytes(row, name), cost) for name, cost in costs[row.name].items()}
+
+
+def _chosen(conversion: Conversion, costs: Costs, goal: int, recipe: Recipe) -> tuple[Recipe, Point]:
+    plan = conversion.plan
+    movable = [row for row in plan.rows if costs.get(row.name)]
+    if not movable:
+        raise PlanError("no tensor of this model has a known cost", where=conversion.source.checkpoint.path)
+    fixed = _file_bytes(conversion) - sum(padded(row.n_bytes) for row in movable)
+    options = [_options(row, costs) for row in movable]
+    numbers = least_cost([list(each.values()) for each in options], goal - fixed)
+    names = [list(each)[number] for each, number in zip(options, numbers, strict=True)]
+    picked = [each[name] for each, name in zip(options, names, strict=True)]
+    point = Point(fixed + sum(each.n_bytes for each in picked), sum(each.cost for each in picked))
+    rules = {rule.gguf: rule for _, rule in conversion.source.pairs}
+    formats = {row.name: name for row, name in zip(movable, names, strict=True)}
+    return with_formats(recipe, [rules[row.name] for row in movable], formats), point
+
+
+def _frontier(conversion: Conversion, costs: Costs, base: Recipe, sizes: Sequence[int]) -> tuple[Point, ...]:
+    """The least predicted divergence at sizes from the smallest to the largest of ``sizes``, where there is one."""
+    low, high = min(sizes), max(sizes)
+    points = []
+    for step in range(_FRONTIER):
+        goal = int(low * (high / low) ** (step / (_FRONTIER - 1)))
+        try:
+            points.append(_chosen(conversion, costs, goal, base)[1])
+        except PlanError:
+            continue
+    return tuple(points)
+
+
+def _moves(before: Conversion, after: Conversion, costs: Costs) -> tuple[Move, ...]:
+    layers = {rule.gguf: rule.layer for _, rule in before.source.pairs}
+    moves = []
+    for old, new in zip(before.plan.rows, after.plan.rows, strict=True):
+        if old.format != new.format:
+            known = costs[old.name]
+            moves.append(
+                Move(
+                    old.name,
+                    old.role,
+                    layers[old.name],
+                    old.format.name,
+                    new.format.name,
+                    padded(new.n_bytes) - padded(old.n_bytes),
+                    known.get(old.format.name, 0.0 if old.format.dtype is not None else float("nan")),
+                    known[new.format.name],
+                )
+            )
+    return tuple(moves)

@@ -1,0 +1,74 @@
+"""The formats a tensor could take: each quantized once, as a whole model, into a file that is thrown away later."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf import LlamaFileType
+
+from bamba_quant.checkpoint import ReadOptions
+from bamba_quant.convert import Conversion, plan_conversion
+from bamba_quant.recipes import Recipe, Wishes
+from bamba_quant.weights import LazyWeights, load_model
+from bamba_quant.writers import write_gguf
+
+# Rows that blocks of 256 do not fill take q4_0, q5_0, q5_1, q8_0 and iq4_nl in their place.
+FORMATS = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A model's tensors in several formats: ``formats`` names those of each tensor by its GGUF name."""
+
+    formats: Mapping[str, Mapping[str, str]]  # tensor -> format -> the file that has it so
+    files: Mapping[str, LazyWeights]
+
+    def weights(self, tensor: str, number_format: str) -> LazyWeights:
+        """The weights among which ``tensor`` has this format."""
+        return self.files[self.formats[tensor][number_format]]
+
+
+def plan_candidate(
+    model: Path, asked: str, outfile: Path, imatrix: Path | None = None, reading: ReadOptions = ReadOptions()
+) -> Conversion:
+    """The conversion of ``model`` to the format ``asked`` alone, as far as rows can take it."""
+    return plan_conversion(
+        model,
+        outtype=Recipe(asked, LlamaFileType.GUESSED, asked, ""),
+        outfile=outfile,
+        wishes=Wishes(pure=True),
+        imatrix=imatrix,
+        vocab=not model.is_dir(),  # which nothing here needs; a GGUF brings its own
+        reading=reading,
+    )
+
+
+def quantize_candidates(
+    model: Path,
+    asked: Sequence[str],
+    directory: Path,
+    *,
+    imatrix: Path | None = None,
+    reading: ReadOptions = ReadOptions(),
+    threads: int | None = None,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda name: None,
+) -> Candidates:
+    """Quantize ``model`` to each of the formats ``asked``, as files in ``directory``, 1 to 9 bits a weight each.
+
+    Raises a ``BambaQuantError`` as ``plan_conversion`` and ``write_gguf`` do.
+    """
+    formats: dict[str, dict[str, str]] = defaultdict(dict)
+    files: dict[str, LazyWeights] = {}
+    for name in asked:
+        progress(name)
+        conversion = plan_candidate(model, name, directory / f"{name}.gguf", imatrix, reading)
+        write_gguf(conversion.plan, conversion.outfile, threads=threads, device=device)
+        files[name] = load_model(conversion.outfile).weights
+        for row in conversion.plan.rows:
+            if row.format.dtype is None:
+                formats[row.name].setdefault(row.format.name, name)
+    return Candidates(formats, files)

@@ -1,0 +1,103 @@
+"""From a model and texts to the costs of its tensors' formats: what is read, quantized and run for that."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bamba_quant.calibration.candidates import FORMATS, quantize_candidates
+from bamba_quant.calibration.texts import read_texts, token_chunks
+from bamba_quant.checkpoint import ReadOptions
+from bamba_quant.errors import PlanError
+from bamba_quant.running import open_model, torch_device, torch_dtype
+
+METHODS = ("gradient", "direct")
+_FAST_ON_GPU = 1_000_000_000  # weights from which quantizing on a GPU is worth compiling its kernels
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How costs are measured: ``method`` "gradient" (an estimate, all tensors at once) or "direct" (one by one), over
+    ``chunks`` chunks of ``ctx`` tokens spread over the texts, ``batch`` at once. ``memory`` bounds what the gradient
+    method holds of the tensors' differences, in bytes.
+    """
+
+    method: str = "gradient"
+    ctx: int = 512
+    chunks: int = 32
+    batch: int = 1
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    memory: int = 2 << 30
+
+
+def text_costs(
+    model: Path,
+    texts: Sequence[Path],
+    options: Measuring = Measuring(),
+    *,
+    formats: Sequence[str] = FORMATS,
+    imatrix: Path | None = None,
+    reading: ReadOptions = ReadOptions(),
+    threads: int | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> dict[str, dict[str, float]]:
+    """What every tensor costs in each of ``formats``, nats a token: by GGUF name, by format.
+
+    The candidates are written to the system's temporary directory, some 5 bytes a weight, and removed. Raises a
+    ``BambaQuantError`` for models that cannot be run and texts that are too short.
+    """
+    if options.method not in METHODS:
+        raise PlanError("no such way to measure", found=options.method, expected=", ".join(METHODS))
+    device, dtype = torch_device(options.device), torch_dtype(options.dtype)
+    loaded, encoder = open_model(model, reading=reading)
+    chunks = spread(token_chunks(encoder, read_texts(texts), options.ctx), options.chunks)
+    from bamba_quant.calibration.sensitivity import gradient_costs, measured_costs
+
+    on_gpu = device.type == "cuda" and loaded.checkpoint.elements >= _FAST_ON_GPU
+    with tempfile.TemporaryDirectory(prefix="bamba-quant-") as scratch:
+        candidates = quantize_candidates(
+            model,
+            formats,
+            Path(scratch),
+            imatrix=imatrix,
+            reading=reading,
+            threads=threads,
+            device="cuda" if on_gpu else "cpu",
+            progress=lambda name: progress(f"quantizing to {name}", formats.index(name), len(formats)),
+        )
+
+        def measured(done: int, total: int) -> None:
+            progress("measuring", done, total)
+
+        if options.method == "direct":
+            return measured_costs(
+                loaded, candidates, chunks, device=device, dtype=dtype, batch=options.batch, progress=measured
+            )
+        return gradient_costs(
+            loaded,
+            candidates,
+            chunks,
+            device=device,
+            dtype=dtype,
+            batch=options.batch,
+            seed=options.seed,
+            memory=options.memory,
+            progress=measured,
+        )
+
+
+def spread(chunks: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most ``count`` of ``chunks``, at even distances. Raises ``PlanError`` for fewer than one."""
+    if count < 1:
+        raise PlanError("there are no chunks to measure on", found=count, expected="at least 1")
+    chosen: NDArray[np.int64] = chunks[
+        np.unique(np.linspace(0, len(chunks) - 1, min(count, len(chunks))).astype(int))
+    ]
+    return chosen

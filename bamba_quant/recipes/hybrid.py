@@ -1,0 +1,132 @@
+"""Recipes for hybrids that need no text: bits go where other models' measurements say, at a plain recipe's bytes.
+
+What a tensor costs in divergence is, measured, proportional to the squared error of its format beside the square of its
+weights: one number a tensor says what it costs in every format. Here these numbers are those of its role: the geometric
+mean of what bamba-43m and bamba-mini lost, by ``calibration.sensitivity`` over calib.txt, a role's layers together
+(benchmarks/hybrid_recipes.py prints them). A layer's share falls with their number, whatever their width; of the
+embedding it falls with the depth of what follows, and of the output it does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from bamba_quant.architectures import TensorRule
+from bamba_quant.checkpoint.gguf_header import padded
+from bamba_quant.formats import format_named
+from bamba_quant.recipes import llama_quantize  # noqa: F401 - registers what these are like
+from bamba_quant.recipes.base import FALLBACKS, recipe_named, register
+from bamba_quant.recipes.least_cost import Option, least_cost
+
+# Squared error of a format beside q4_k's, without an importance matrix; on bamba-43m all tensors' within 2 %.
+ERRORS: Mapping[str, float] = {
+    "q2_k": 17.2,
+    "q3_k": 4.46,
+    "q4_0": 1.45,
+    "q4_1": 1.2,
+    "iq4_xs": 1.15,
+    "iq4_nl": 1.14,
+    "q4_k": 1.0,
+    "q5_0": 0.36,
+    "q5_1": 0.281,
+    "q5_k": 0.256,
+    "q6_k": 0.062,
+    "q8_0": 0.0057,
+}
+
+# Divergence of all layers of a role in q4_k, nats a token; of the embedding as if it were in each of ten layers.
+ROLE_COSTS: Mapping[str, float] = {
+    "token_embd": 0.0038,
+    "output": 0.0076,
+    "ssm_in": 0.0094,
+    "ssm_out": 0.0068,
+    "ssm_x": 0.0068,
+    "ssm_dt_proj": 0.0068,
+    "attn_q": 0.0011,
+    "attn_k": 0.0018,
+    "attn_v": 0.0040,
+    "attn_output": 0.0018,
+    "ffn_gate": 0.0053,
+    "ffn_up": 0.0039,
+    "ffn_down": 0.0051,
+}
+_EMBEDDING_LAYERS = 10
+# Of the mixers' matrices, the first layer's cost beside a middle one's, and those of the layers after it and the last.
+_FIRST, _EARLY, _LATE = 4.0, 1.4, 0.6
+
+_K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
+_BASES = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
+
+
+def estimated_costs(rule: TensorRule, layers: int, formats: Collection[str], tied: bool) -> dict[str, float]:
+    """What a tensor of a model of so many ``layers`` costs in each of ``formats``, or in what its rows take instead.
+
+    ``tied`` says that the embedding is the output too. Nats a token.
+    """
+    columns = rule.gguf_shape[-1]
+    names = (name if format_named(name).fits(columns) else FALLBACKS.get(name, name) for name in formats)
+    unit = _unit_cost(rule, layers, tied)
+    return {
+        name: unit * ERRORS[name] for name in names if name in ERRORS and format_named(name).fits(columns)
+    }
+
+
+def _unit_cost(rule: TensorRule, layers: int, tied: bool) -> float:
+    role = rule.role
+    for kind in ("_exps", "_shexp"):
+        role = role.removesuffix(kind)
+    cost = ROLE_COSTS[role]
+    if role == "token_embd":
+        return cost * _EMBEDDING_LAYERS / max(1, layers) + (ROLE_COSTS["output"] if tied else 0.0)
+    if rule.layer is None:
+        return cost
+    if role.startswith("ssm_"):
+        depth = rule.layer / max(1, layers - 1)
+        cost *= _EARLY + (_LATE - _EARLY) * depth if rule.layer else _FIRST
+    return cost / layers
+
+
+def move_bits(
+    rules: Sequence[TensorRule], formats: Sequence[str], candidates: Collection[str], layers: int, tied: bool
+) -> list[str]:
+    """Formats for the tensors of ``rules`` at the estimated least cost, in no more bytes than they take in ``formats``.
+
+    Each is one of ``candidates``, of what its rows take instead of one, or stays as it is.
+    """
+    options: list[dict[str, Option]] = []
+    for rule, name in zip(rules, formats, strict=True):
+        costs = {}
+        if name in ERRORS:
+            costs = estimated_costs(rule, layers, {*candidates, name}, tied)
+        known = {each: Option(_tensor_bytes(rule, each), cost) for each, cost in costs.items()}
+        options.append(known or {name: Option(_tensor_bytes(rule, name), 0.0)})
+    budget = sum(known[name].n_bytes for known, name in zip(options, formats, strict=True))
+    chosen = least_cost([list(known.values()) for known in options], budget)
+    return [list(known)[number] for known, number in zip(options, chosen, strict=True)]
+
+
+def _tensor_bytes(rule: TensorRule, name: str) -> int:
+    *rows, columns = rule.gguf_shape
+    return padded(math.prod(rows) * format_named(name).row_bytes(columns))
+
+
+for _name in _BASES:
+    _base = recipe_named(_name)
+    register(
+        replace(
+            _base,
+            name=f"{_name}_h",
+            about=f"at most the bytes of {_name}, moved to where hybrids need them",
+            candidates=_K_QUANTS,
+        )
+    )
+register(
+    replace(
+        recipe_named("iq4_xs"),
+        name="iq4_xs_h",
+        about="at most the bytes of iq4_xs, moved to where hybrids need them",
+        candidates=("iq4_xs", *_K_QUANTS),
+    )
+)

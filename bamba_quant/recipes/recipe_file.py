@@ -1,0 +1,215 @@
+"""Recipes as TOML: strict reading of a user's file, and any recipe written in the same form."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bamba_quant.architectures import architectures
+from bamba_quant.errors import BambaQuantError, PlanError, listed
+from bamba_quant.formats import format_named
+from bamba_quant.recipes.base import Assignment, Choice, Condition, InLayers, Recipe, anywhere, recipe_named
+from bamba_quant.recipes.llama_quantize import CONDITIONS
+from bamba_quant.recipes.selection import ALWAYS_F32
+from bamba_quant.toml_file import read_toml
+
+_KEYS = frozenset({"name", "like", "about", "default", "roles", "tensors", "candidates"})
+_MOST_TENSORS = 1 << 16
+_MOST_CANDIDATES = 64
+_MOST_LAYERS = 1024  # of a configuration
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def read_recipe(file: Path) -> Recipe:
+    """The recipe in a TOML file: ``name``, ``about``, ``default``, ``[roles]``, ``[[tensors]]``; ``like``, a built-in
+    recipe whose type ``general.file_type`` states and whose formats hold for whatever the file does not mention; and
+    ``candidates``, formats between which bits are moved as ``hybrid`` does.
+
+    Raises ``PlanError`` for unknown keys, roles and formats, and for values of another type.
+    """
+    table = read_toml(file, "recipe's tables", PlanError)
+    _known(table, _KEYS, file)
+    name = _text(table, "name", file, file.stem)
+    if not _NAME.fullmatch(name):
+        raise PlanError(
+            "a recipe's name does not fit into a file name",
+            where=file,
+            found=name[:80],
+            expected="up to 64 letters, digits, - and _",
+            fix="set name in the file",
+        )
+    if "like" not in table:
+        raise PlanError(
+            "the recipe does not say which type it is like",
+            where=file,
+            expected='a line such as like = "q4_k_m"',
+        )
+    like = recipe_named(_text(table, "like", file))
+    roles = dict(like.roles)
+    for role, given in _table(table, "roles", file).items():
+        if role not in quantized_roles():
+            raise PlanError(
+                "no tensor that can be quantized has this role",
+                where=f"{file}, [roles]",
+                found=role[:80],
+                expected=", ".join(sorted(quantized_roles())),
+            )
+        choices = given if isinstance(given, list) else [given]
+        roles[role] = tuple(_choice(each, f"{file}, role {role}") for each in choices)
+    candidates = table.get("candidates", list(like.candidates))
+    if not isinstance(candidates, list) or len(candidates) > _MOST_CANDIDATES:
+        raise PlanError("candidates is not a list of formats", where=file)
+    tensors = table.get("tensors", [])
+    if not isinstance(tensors, list) or len(tensors) > _MOST_TENSORS:
+        raise PlanError(f"tensors is not a list of at most {_MOST_TENSORS} tables", where=file)
+    return replace(
+        like,
+        name=name,
+        about=_text(table, "about", file, ""),
+        default=_format(table["default"], f"{file}, default") if "default" in table else like.default,
+        roles=roles,
+        candidates=tuple(dict.fromkeys(_format(each, f"{file}, candidates") for each in candidates)),
+        tensors=(*(_assignment(each, f"{file}, [[tensors]]") for each in tensors), *like.tensors),
+    )
+
+
+def recipe_text(recipe: Recipe, like: str, comment: str = "") -> str:
+    """``recipe`` as ``read_recipe`` reads it, like the built-in recipe ``like``; ``comment`` stands first."""
+    lines = [f"# {line}".rstrip() for line in comment.splitlines()]
+    lines += [f"name = {_quoted(recipe.name)}", f"like = {_quoted(like)}"]
+    if recipe.about:
+        lines.append(f"about = {_quoted(recipe.about)}")
+    lines.append(f"default = {_quoted(recipe.default)}")
+    if recipe.candidates:
+        lines.append(f"candidates = [{', '.join(map(_quoted, recipe.candidates))}]")
+    if recipe.roles:
+        lines += ["", "[roles]"]
+    for role, choices in recipe.roles.items():
+        written = [_written(choice) for choice in choices]
+        lines.append(f"{role} = " + (written[0] if len(written) == 1 else f"[{', '.join(written)}]"))
+    for each in recipe.tensors:
+        key, value = ("name", each.name) if each.name else ("pattern", each.pattern)
+        lines += ["", "[[tensors]]", f"{key} = {_quoted(value)}", f"format = {_quoted(each.format)}"]
+    return "\n".join(lines) + "\n"
+
+
+def quantized_roles() -> frozenset[str]:
+    """The roles of tensors that can be quantized, of every architecture."""
+    rules = (rule for architecture in architectures() for rule in architecture.rules)
+    return frozenset(rule.role for rule in rules if rule.gguf is not None) - ALWAYS_F32
+
+
+def _written(choice: Choice) -> str:
+    if choice.when is anywhere:
+        return _quoted(choice.format)
+    if isinstance(choice.when, InLayers):
+        place = f"layers = {sorted(choice.when.layers)}"
+    else:
+        place = f"when = {_quoted(next(name for name, known in CONDITIONS.items() if known is choice.when))}"
+    return f"{{ format = {_quoted(choice.format)}, {place} }}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)  # of which a TOML basic string is a superset
+
+
+def _choice(given: Any, where: str) -> Choice:
+    """A format, or a table of one with the layers or the named condition it is for."""
+    if not isinstance(given, dict):
+        return Choice(_format(given, where))
+    _known(given, {"format", "layers", "when"}, where)
+    if len(given) != 2 or "format" not in given:
+        raise PlanError(
+            "a choice is not a format and one place",
+            where=where,
+            found=listed(list(given)),
+            expected='a format, or { format = "q6_k", layers = [0, 1] }, or { format = "q6_k", when = "more_bits" }',
+        )
+    return Choice(_format(given["format"], where), _condition(given, where))
+
+
+def _condition(given: Mapping[str, Any], where: str) -> Condition:
+    if "layers" in given:
+        layers = given["layers"]
+        if (
+            not isinstance(layers, list)
+            or len(layers) > _MOST_LAYERS
+            or not all(type(each) is int and 0 <= each < _MOST_LAYERS for each in layers)
+        ):
+            raise PlanError(
+                "layers is not a list of layer numbers", where=where, expected="integers from 0 on"
+            )
+        return InLayers(frozenset(layers))
+    name = _text(given, "when", where)
+    if name not in CONDITIONS:
+        raise PlanError(
+            "no place is called this", where=where, found=name[:80], expected=", ".join(CONDITIONS)
+        )
+    return CONDITIONS[name]
+
+
+def _assignment(given: Any, where: str) -> Assignment:
+    if not isinstance(given, dict):
+        raise PlanError("an entry of tensors is not a table", where=where)
+    _known(given, {"name", "pattern", "format"}, where)
+    if len(given) != 2 or "format" not in given:
+        raise PlanError(
+            "an entry of tensors is not a name or a pattern with a format",
+            where=where,
+            found=listed(list(given)),
+            expected="name and format, or pattern and format",
+        )
+    chosen = _format(given["format"], where)
+    if "name" in given:
+        return Assignment(chosen, name=_text(given, "name", where))
+    pattern = _text(given, "pattern", where)
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise PlanError(
+            "a pattern of tensors is not a regular expression", where=where, found=f"{pattern[:80]}: {error}"
+        ) from error
+    return Assignment(chosen, pattern=pattern)
+
+
+def _format(given: Any, where: object) -> str:
+    if not isinstance(given, str):
+        raise PlanError("a format is not a name", where=where, expected='a string such as "q6_k"')
+    try:
+        found = format_named(given)
+    except BambaQuantError as error:
+        raise PlanError(
+            "no number format has this name", where=where, found=given[:80], expected=error.expected
+        ) from error
+    if not found.writable:
+        raise PlanError(f"{found.name} can be read and not written", where=where, fix="choose another format")
+    return found.name
+
+
+def _text(table: Mapping[str, Any], key: str, where: object, default: str | None = None) -> str:
+    value = table.get(key, default)
+    if not isinstance(value, str) or (not value and default is None):
+        raise PlanError(f"{key} is not a string", where=where)
+    return value
+
+
+def _table(table: Mapping[str, Any], key: str, where: object) -> Mapping[str, Any]:
+    value = table.get(key, {})
+    if not isinstance(value, dict):
+        raise PlanError(f"{key} is not a table", where=where)
+    return value
+
+
+def _known(table: Mapping[str, Any], keys: frozenset[str] | set[str], where: object) -> None:
+    unknown = [key[:80] for key in table if key not in keys]
+    if unknown:
+        raise PlanError(
+            "the recipe has keys of another meaning than any known",
+            where=where,
+            found=listed(unknown),
+            expected=", ".join(sorted(keys)),
+        )

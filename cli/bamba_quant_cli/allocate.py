@@ -1,0 +1,251 @@
+"""``bamba-quant allocate``: which tensor of a model gets how many bits, as a recipe that ``convert`` takes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bamba_quant_cli.console import echo, echo_progress, print_json, print_table, size
+from bamba_quant_cli.interrupts import writes
+from bamba_quant_cli.options import (
+    AsJson,
+    Device,
+    Dtype,
+    IgnoreAdapter,
+    IgnoreConfigKey,
+    Imatrix,
+    Model,
+    Overwrite,
+    StripPrefix,
+    Threads,
+    read_options,
+)
+
+if TYPE_CHECKING:
+    from bamba_quant.calibration.allocation import Allocation, Move
+
+EXAMPLES = """
+Examples:
+
+  bamba-quant allocate ./Bamba-9B --like q4_k_m --text calib.txt --device cuda -o mix.toml
+
+  bamba-quant convert ./Bamba-9B --recipe mix.toml
+
+  bamba-quant allocate ./Bamba-9B --target-size 5.2GB --text calib.txt --imatrix imatrix.gguf -o mix.toml
+
+  bamba-quant allocate ./Bamba-9B --target-bpw 4.6 -o mix.toml --chart frontier.html
+"""
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def allocate(
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Recipe to write, for convert --recipe."),
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="At most the bytes of this type, such as q4_k_m.")
+    ] = None,
+    target_size: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="At most this size of the file, such as 5.2GB.")
+    ] = None,
+    target_bpw: Annotated[
+        float | None, typer.Option(metavar="BITS", help="At most so many bits per weight.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="UTF-8 text, plain or .xz, to measure the tensors on. Repeatable. Without one, what other models "
+            "of the kind lost decides.",
+        ),
+    ] = None,
+    imatrix: Imatrix = None,
+    types: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE,…", help="The formats to choose from, such as q3_k,q4_k,q5_k,q6_k."),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="gradient: an estimate of all tensors at once by gradients; direct: one tensor at a time."
+        ),
+    ] = "gradient",
+    ctx: Annotated[int, typer.Option(help="Tokens of a chunk.")] = 512,
+    chunks: Annotated[int, typer.Option(help="Chunks at most, spread over the text.")] = 32,
+    batch: Annotated[int, typer.Option(help="Chunks that are run together.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the labels that the gradient method draws.")] = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    chart: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Picture of size against predicted divergence: .svg or .html."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The recipe's name; by default the type's with _a.")
+    ] = None,
+    threads: Threads = None,
+    ignore_config_key: IgnoreConfigKey = None,
+    ignore_adapter: IgnoreAdapter = False,
+    strip_prefix: StripPrefix = "",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Move bits between tensors to where the model needs them, within the exact bytes of the final file.
+
+    Measures what each tensor costs in divergence in each format, chooses the formats that together cost least, and
+    writes them as a recipe.
+    """
+    from bamba_quant.calibration.allocation import allocate as choose
+    from bamba_quant.errors import PlanError
+    from bamba_quant.writers.atomic import check_target, write_text
+
+    if sum(given is not None for given in (like, target_size, target_bpw)) != 1:
+        raise PlanError(
+            "the size of the file is not given once", fix="give one of --like, --target-size and --target-bpw"
+        )
+    if chart is not None and chart.suffix not in (".svg", ".html"):
+        raise PlanError("a chart is an .svg or an .html file", found=chart.name)
+    reading = read_options(ignore_config_key, ignore_adapter, strip_prefix)
+    inputs = [*(text or ()), *filter(None, (imatrix,)), model]
+    for file in filter(None, (output, chart)):
+        check_target(file, overwrite, inputs)
+    started = time.monotonic()
+    asked = [each.strip().lower() for each in types.split(",")] if types else None
+    if text:
+        from bamba_quant.calibration.candidates import FORMATS
+        from bamba_quant.calibration.measuring import Measuring, text_costs
+
+        options = Measuring(method, ctx, chunks, batch, seed, device, dtype)
+        costs = text_costs(
+            model,
+            text,
+            options,
+            formats=asked or FORMATS,
+            imatrix=imatrix,
+            reading=reading,
+            threads=threads,
+            progress=_tell,
+        )
+        how = f"measured by {method} on {', '.join(each.name for each in text)}, {chunks} chunks of {ctx} tokens"
+    else:
+        from bamba_quant.calibration.allocation import known_costs
+
+        costs = known_costs(model, asked, reading)
+        how = "by what other models of the kind lost"
+    measured = time.monotonic()
+    allocation = choose(
+        model,
+        costs,
+        like=like,
+        target_bytes=_bytes(target_size) if target_size else None,
+        target_bpw=target_bpw,
+        name=name,
+        imatrix=imatrix,
+        imagine=not text,
+        reading=reading,
+    )
+    searched = time.monotonic()
+    files: dict[Path, str] = {}
+    if output is not None:
+        from bamba_quant.recipes import recipe_text
+
+        about = (
+            f"{size(allocation.allocated.n_bytes)}, bits moved between the tensors of {model.name or model}"
+        )
+        files[output] = recipe_text(
+            replace(allocation.recipe, about=about),
+            allocation.like.name,
+            f"Written by bamba-quant allocate, {how}.",
+        )
+    if chart is not None:
+        from bamba_quant.report.charts.frontier import as_html, as_svg, frontier
+
+        picture = frontier(allocation)
+        files[chart] = as_svg(picture) if chart.suffix == ".svg" else as_html(picture, f"{model.name}, {how}")
+    writes(*files)
+    for file, content in files.items():
+        write_text(file, content, overwrite=overwrite, inputs=inputs)
+    seconds = {"measuring": round(measured - started, 2), "search": round(searched - measured, 2)}
+    if as_json:
+        print_json({**_summary(allocation), "seconds": seconds, "files": list(files)})
+        return
+    _print(allocation)
+    for file in files:
+        echo(file)
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise typer.BadParameter(f"invalid size {text!r}, such as 5.2GB", param_hint="--target-size")
+    number, unit = found.groups()
+    binary = "i" in text.lower()
+    scale = 1024 ** " KMGT".index(unit.upper() or " ") if binary else _UNITS[unit.upper()]
+    return int(float(number) * scale)
+
+
+def _tell(stage: str, done: int, total: int) -> None:
+    if done in (0, total) or done % max(1, total // 20) == 0:
+        echo_progress(f"{stage}: {done} of {total}", last=done == total)
+
+
+def _print(allocation: Allocation) -> None:
+    rows: dict[tuple[str, str, str], list[Move]] = defaultdict(list)
+    for move in allocation.moves:
+        rows[move.role, move.before, move.after].append(move)
+    table = []
+    for (role, before, after), moves in sorted(rows.items(), key=lambda item: item[0]):
+        table.append(
+            (
+                role,
+                _layers([move.layer for move in moves]),
+                f"{before} → {after}",
+                f"{sum(move.more_bytes for move in moves):+,}",
+                f"{sum(move.cost_before for move in moves):.3g}",
+                f"{sum(move.cost_after for move in moves):.3g}",
+            )
+        )
+    if table:
+        print_table(("role", "layers", "moved", "bytes", "cost before", "after"), table, right=(3, 4, 5))
+        echo()
+    chosen, plain = allocation.allocated, allocation.plain
+    echo(f"{allocation.recipe.name}: {chosen.n_bytes:,} bytes, predicted mean KLD {chosen.predicted:.4g}")
+    if plain is not None:
+        share = chosen.predicted / plain.predicted if plain.predicted else 1.0
+        echo(
+            f"{allocation.like.name}: {plain.n_bytes:,} bytes, predicted mean KLD {plain.predicted:.4g}: "
+            f"{share:.2f} of it remains"
+        )
+
+
+def _layers(layers: list[int | None]) -> str:
+    """0-3, 7: runs of neighbours together."""
+    runs: list[list[int]] = []
+    for layer in sorted(layer for layer in layers if layer is not None):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "-"
+
+
+def _summary(allocation: Allocation) -> dict[str, Any]:
+    return {
+        "recipe": allocation.recipe.name,
+        "like": allocation.like.name,
+        "bytes": allocation.allocated.n_bytes,
+        "predicted_kld": allocation.allocated.predicted,
+        "plain": asdict(allocation.plain) if allocation.plain else None,
+        "moves": [asdict(move) for move in allocation.moves],
+        "frontier": [asdict(point) for point in allocation.frontier],
+        "types": [asdict(point) for point in allocation.others],
+    }

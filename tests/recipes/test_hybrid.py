@@ -1,0 +1,94 @@
+"""Hybrid recipes: never a byte more than the recipe they are named after, and less lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bamba_quant.convert import plan_conversion
+from bamba_quant.embedded import embedded_model
+from bamba_quant.recipes import Wishes, recipes
+from bamba_quant.weights import load_model
+from bamba_quant.writers import layout
+from bamba_reference import torch_forward
+from tests.support import llama
+from tests.support.conversion import english_chunks, to_gguf
+
+HYBRID = [recipe.name for recipe in recipes() if recipe.candidates]
+_BAMBA_9B = json.loads((Path(__file__).parents[1] / "support" / "bamba_9b.json").read_text())
+# Shapes of ibm-granite/granite-4.0-h-micro and -tiny.
+_GRANITE: dict[str, Any] = {
+    "architectures": ["GraniteMoeHybridForCausalLM"], "model_type": "granitemoehybrid", "vocab_size": 100352,
+    "num_hidden_layers": 40, "layer_types": ["attention" if i in (5, 15, 25, 35) else "mamba" for i in range(40)],
+    "mamba_d_conv": 4, "mamba_d_head": 64, "mamba_d_state": 128, "mamba_expand": 2, "mamba_n_groups": 1,
+    "tie_word_embeddings": True, "position_embedding_type": "nope", "torch_dtype": "bfloat16",
+}  # fmt: skip
+MODELS: dict[str, dict[str, Any]] = {
+    "bamba-9b": _BAMBA_9B,
+    "granite-4.0-h-micro": _GRANITE | {
+        "hidden_size": 2048, "intermediate_size": 8192, "shared_intermediate_size": 8192, "mamba_n_heads": 64,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "num_local_experts": 0, "num_experts_per_tok": 0,
+    },
+    "granite-4.0-h-tiny": _GRANITE | {
+        "hidden_size": 1536, "intermediate_size": 512, "shared_intermediate_size": 1024, "mamba_n_heads": 48,
+        "num_attention_heads": 12, "num_key_value_heads": 4, "num_local_experts": 64, "num_experts_per_tok": 6,
+    },
+    "rows of 96 and 272": _BAMBA_9B | {
+        "hidden_size": 96, "intermediate_size": 272, "mamba_d_head": 24, "mamba_n_heads": 8, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "attn_layer_indices": [1], "vocab_size": 512,
+        "attn_rotary_emb": 12,
+    },
+}  # fmt: skip
+
+
+def size_of(model: Path, outtype: str, **options: Any) -> int:
+    conversion = plan_conversion(model, outtype=outtype, imagine=True, **options)
+    return sum(shard.n_bytes for shard in layout(conversion.plan, conversion.outfile))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_never_a_byte_over(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MODELS[name]))
+    some = Wishes(tensor_types=(("ssm_in", "q8_0"),), output_tensor_type="q4_k")
+    for recipe, wishes in (*((recipe, Wishes()) for recipe in HYBRID), ("q3_k_m_h", some)):
+        hybrid = size_of(tmp_path, recipe, wishes=wishes)
+        plain = size_of(tmp_path, recipe.removesuffix("_h"), wishes=wishes)
+        assert 0.98 * plain < hybrid <= plain, recipe
+
+
+def test_what_the_user_wishes_stays() -> None:
+    wishes = Wishes(tensor_types=(("ssm_out", "q2_k"),), token_embedding_type="q3_k")
+    plan = plan_conversion(embedded_model(), outtype="q4_k_m_h", wishes=wishes).plan
+    assert {row.format.name for row in plan.rows if row.role == "ssm_out"} == {"q2_k"}
+    assert {row.format.name for row in plan.rows if row.role == "token_embd"} == {"q3_k"}
+
+
+def test_less_is_lost_and_llama_cpp_runs_it(tmp_path: Path) -> None:
+    """On a text that nothing was measured on; at Q4_K_M the gates of bamba-43m and bamba-mini are narrower."""
+    chunks = english_chunks(embedded_model(), 256, 4)
+    original = load_model(embedded_model())
+    tokens = torch.tensor(chunks)
+
+    def log_probabilities(path: Path) -> torch.Tensor:
+        model = load_model(path)
+        loaded = torch_forward.load(model.config, model.weights)
+        return torch.log_softmax(torch_forward.forward(loaded, tokens).logits.double(), -1)
+
+    expected = log_probabilities(original.checkpoint.path)
+    lost = {}
+    with torch.inference_mode():
+        for name in ("q2_k", "q2_k_h", "q4_k_m", "q4_k_m_h"):
+            file = to_gguf(embedded_model(), tmp_path / f"{name}.gguf", name)
+            found = log_probabilities(file)
+            lost[name] = float((expected.exp() * (expected - found)).sum(-1).mean())
+    assert lost["q2_k_h"] < 0.6 * lost["q2_k"]
+    assert lost["q4_k_m_h"] < 0.8 * lost["q4_k_m"]
+    ours = log_probabilities(tmp_path / "q4_k_m_h.gguf")[0]
+    theirs = torch.log_softmax(
+        torch.from_numpy(llama.logits(tmp_path / "q4_k_m_h.gguf", chunks[0])).double(), -1
+    )
+    assert float((ours.exp() * (ours - theirs)).sum(-1).mean()) < 0.2 * lost["q4_k_m_h"]
