@@ -10,12 +10,13 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from gguf import Keys
+from numpy.typing import NDArray
 
-from bamba_quant.calibration.sums import Entry, Sums
+from bamba_quant.calibration.sums import F64, Entry, Sums
 from bamba_quant.checkpoint import StoredTensor, read_tensor
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.gguf_header import MAGIC, MAX_TENSORS
@@ -29,6 +30,7 @@ MAY_BE_MISSING = frozenset({"token_embd", "output"})
 
 # What the GGUF form holds: key-values, and the ends of its tensors' names. llama.cpp passes over in_sum.
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+MOST_TOKENS = 2**40
 PARTS = ("in_sum2", "counts", "in_sum")
 
 
@@ -210,19 +212,24 @@ def _entry(
             fix="measure it again",
         )
     numbers = np.rint(read_tensor(counts)).reshape(-1)
-    if not np.isfinite(numbers).all() or (numbers < 0).any() or (numbers >= 2**63).any():
+    if not np.isfinite(numbers).all() or (numbers < 0).any() or (numbers > MOST_TOKENS).any():
         raise CheckpointError(
             "the importance matrix counts tokens by values that are not counts",
             where=f"{file}, {tensor}",
-            expected="finite numbers of at least 0",
+            expected=f"finite numbers from 0 to {MOST_TOKENS:,}",
             fix="measure it again",
         )
     shape = (len(numbers), -1)
     return Entry(
-        read_tensor(squares).astype(np.float64).reshape(shape),
+        _wide(read_tensor(squares)).reshape(shape),
         numbers.astype(np.int64),
-        None if sums is None else read_tensor(sums).astype(np.float64).reshape(shape),
+        None if sums is None else _wide(read_tensor(sums)).reshape(shape),
     )
+
+
+def _wide(values: NDArray[Any]) -> F64:
+    with np.errstate(invalid="ignore"):  # which numpy says of some kinds of NaN
+        return values.astype(np.float64)
 
 
 def _read_dat(file: Path, stream: BinaryIO, size: int) -> Sums:
@@ -232,7 +239,7 @@ def _read_dat(file: Path, stream: BinaryIO, size: int) -> Sums:
             if name in entries:
                 raise ValueError(f"the entry {name!r} twice")
             # Sums of means, so many that they count as one where there were no calls.
-            entries[name] = Entry(values.astype(np.float64)[None], np.array([max(1, calls)], np.int64))
+            entries[name] = Entry(_wide(values)[None], np.array([max(1, calls)], np.int64))
         left = stream.tell() < size
         chunks = _integer(stream, size) if left else 0
         dataset = _take(stream, size, _integer(stream, size, least=0)) if left else b""

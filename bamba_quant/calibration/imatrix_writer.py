@@ -14,10 +14,10 @@ from gguf import GGMLQuantizationType, GGUFValueType, Keys
 from numpy.typing import NDArray
 
 from bamba_quant.calibration.imatrix import CHUNK_COUNT, CHUNK_SIZE, DATASETS, PARTS
-from bamba_quant.calibration.sums import Entry, Sums
+from bamba_quant.calibration.sums import MOST_CHUNKS, Entry, Sums
 from bamba_quant.checkpoint.gguf_header import MAGIC, padded
 from bamba_quant.checkpoint.gguf_values import Value, array, pack_string, pack_value, string, uint32
-from bamba_quant.errors import OutputError
+from bamba_quant.errors import FormatError, OutputError
 from bamba_quant.writers.atomic import atomic_files, check_target
 from bamba_quant.writers.stream import write_at
 
@@ -29,7 +29,8 @@ def write_imatrix(sums: Sums, file: Path, *, overwrite: bool = False, inputs: Co
     """Write ``sums`` to ``file``: the older form where its name ends in .dat, else GGUF.
 
     The older form has no place for counts by expert: each expert's mean is stored, ones for those that no token
-    reached, and entries without any data are left out. Raises ``OutputError`` as ``atomic_files`` does.
+    reached, and entries without any data are left out. Raises ``OutputError`` as ``atomic_files`` does, and
+    ``FormatError`` for sums that float32 cannot hold.
     """
     raw = _dat(sums) if file.suffix == ".dat" else _gguf(sums)
     with atomic_files([(file, len(raw))], overwrite=overwrite, inputs=inputs) as (descriptor,):
@@ -55,7 +56,7 @@ def _gguf(sums: Sums) -> bytes:
     tensors = {
         f"{name}.{part}": values
         for name, entry in sorted(sums.entries.items())
-        for part, values in zip(PARTS, _arrays(entry), strict=False)
+        for part, values in zip(PARTS, _arrays(name, entry), strict=False)
     }
     parts = [MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
@@ -74,17 +75,25 @@ def _gguf(sums: Sums) -> bytes:
     )
 
 
-def _arrays(entry: Entry) -> list[Array]:
+def _arrays(name: str, entry: Entry) -> list[Array]:
     """In the order of ``PARTS``, each (matrices, …), float32 little-endian."""
     found = [entry.squares, entry.counts[:, None]] + ([] if entry.sums is None else [entry.sums])
-    return [values.astype("<f4") for values in found]
+    with np.errstate(over="ignore"):
+        arrays = [values.astype("<f4") for values in found]
+    if not all(np.isfinite(values).all() for values in arrays):
+        raise FormatError(
+            "the sums of an importance matrix do not fit the file's float32",
+            where=f"tensor {name}",
+            fix="measure over fewer tokens, or write a .dat, which holds means",
+        )
+    return arrays
 
 
 def _dat(sums: Sums) -> bytes:
     entries = {name: entry for name, entry in sorted(sums.entries.items()) if entry.counts.any()}
     parts = [struct.pack("<i", len(entries))]
     for name, entry in entries.items():
-        calls = -(-int(entry.counts.max()) // sums.chunk_size)
+        calls = min(-(-int(entry.counts.max()) // sums.chunk_size), MOST_CHUNKS)
         values = (entry.mean_squares() * np.float32(calls)).astype("<f4")
         text = name.encode("utf-8", "surrogateescape")
         parts += (

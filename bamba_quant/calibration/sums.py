@@ -13,6 +13,7 @@ from bamba_quant.errors import PlanError
 from bamba_quant.formats.base import F32
 
 F64 = NDArray[np.float64]
+MOST_CHUNKS = 2**31 - 1  # that the older form has room for
 
 
 @dataclass(frozen=True)
@@ -106,4 +107,4 @@ def merged(parts: Sequence[Sums], chunk_size: int) -> Sums:
             entries[name] = entries[name].plus(entry) if name in entries else entry
     most = max((int(entry.counts.max()) for entry in entries.values()), default=0)
     datasets = dict.fromkeys(name for part in parts for name in part.datasets)
-    return Sums(entries, tuple(datasets), most // chunk_size, chunk_size)
+    return Sums(entries, tuple(datasets), min(most // chunk_size, MOST_CHUNKS), chunk_size)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bamba_quant.calibration import read_imatrix
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import evaluate
@@ -208,6 +209,16 @@ COMMANDS = (
         read=lambda work: open_checkpoint(work / FIRST),
         before=_wrong_split,
         between="refused",
+    ),
+    _file_command(
+        "imatrix",
+        "x.gguf",
+        words=lambda i, w, seed: [
+            "imatrix", f"{i}/m{seed}", "--text", f"{i}/text.txt", "--ctx", "16", "--chunks", "2", "--outfile",
+            f"{w}/x.gguf",
+        ],
+        read=lambda work: read_imatrix(work / "x.gguf"),
+        threads=True,
     ),
     _model_command("export", words=lambda i, w, seed: ["export", f"{i}/m{seed}.gguf", f"{w}/out"]),
     Command(

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 from bamba_quant.calibration import read_imatrix
+from bamba_quant.calibration.imatrix import read_sums
+from bamba_quant.calibration.imatrix_writer import write_imatrix
+from bamba_quant.calibration.sums import fitted, merged
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.convert import plan_conversion
 from bamba_quant.evaluation.models import Opened, describe, files_of, tokenizer_hash
@@ -110,6 +113,21 @@ def imatrix_used(file: Path, model: Path) -> None:
     """``convert --imatrix``, of a model that it was measured on."""
     read_imatrix(file).metadata()
     converted(model, outtype="q4_k_m", imatrix=file)
+
+
+def imatrix_merged(file: Path, model: Path) -> None:
+    """``imatrix --merge``, written in both forms."""
+    weights = load_model(model).weights
+    rules = [weights.stored(name)[1] for name in weights]
+    shapes = {str(rule.gguf): (1, rule.gguf_shape[-1]) for rule in rules}
+    sums = fitted(read_sums(file), shapes, 512, file)
+    for form in ("gguf", "dat"):
+        target = file.with_name(f"merged.{form}")
+        write_imatrix(merged([sums, sums], 512), target)
+        try:
+            read_imatrix(target)
+        finally:
+            target.unlink()
 
 
 def command(*arguments: str | Path) -> None:

@@ -126,7 +126,7 @@ def _imatrix_used(case: Case) -> None:
     tried(
         partial(read_imatrix, file),
         *(
-            [partial(calls.imatrix_used, file, case.path / _FILE)]
+            [partial(use, file, case.path / _FILE) for use in (calls.imatrix_used, calls.imatrix_merged)]
             if case.random.random() < 0.3 or case.valid
             else []
         ),

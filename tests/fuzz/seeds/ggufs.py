@@ -81,6 +81,7 @@ def imatrix() -> bytes:
         for end, dims, array in (
             (".in_sum2", (columns, 1), np.linspace(1, 2, columns, dtype=np.float32)),
             (".counts", (1, 1), np.array([512], np.float32)),
+            (".in_sum", (columns, 1), np.linspace(-1, 1, columns, dtype=np.float32)),
         ):
             tensors.append(Info((name + end).encode(), dims, 0, len(data)))
             data += array.tobytes()
