@@ -38,7 +38,7 @@ _CTX, _VOCAB, _CHUNKS = 16, 33, 2
 @reader("gates", seeds=lambda: [{"gates.toml": _GATES}], mutate=files({"gates.toml": toml_text}), weight=4)
 def gates(case: Case) -> None:
     sections = read_gates(case.path / "gates.toml")
-    for limit in limits_for(sections, "q4_k_m", "model"):
+    for limit in limits_for(sections, make_evaluation(("q4_k_m",), chunks=8).candidates[0].model):
         _ = limit.name
 
 
