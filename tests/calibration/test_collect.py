@@ -16,6 +16,7 @@ from bamba_quant.errors import BambaQuantError
 from bamba_quant.quantize import plan_quantization
 from bamba_quant.weights import LoadedModel, load_model
 from bamba_quant.writers.quantized import write_quantized
+from tests.calibration.llama_imatrix import collect_imatrix
 from tests.calibration.oracle import hooked_sums
 from tests.support.conversion import to_gguf
 from tests.support.families import random_case, save, wide_case
@@ -56,6 +57,23 @@ def test_every_family(name: str, case: str, backend: str, tmp_path: Path) -> Non
     sums = collect(loaded, chunks, ("text",), output=True, backend=backend)
     assert (sums.datasets, sums.chunks, sums.chunk_size) == (("text",), 3, 40)
     assert_same(sums, oracle, loaded, chunks)
+
+
+@pytest.mark.parametrize(
+    ("name", "case"), [("bamba", "plain"), ("granitemoehybrid", "six experts"), ("falcon_mamba", "untied")]
+)
+def test_what_llama_imatrix_adds_up(name: str, case: str, tmp_path: Path) -> None:
+    """The same tensors, tokens and sums, in llama.cpp's own graph of the model."""
+    directory = save(random_case(name, case), tmp_path / "m")
+    chunks = random_chunks()
+    expected = collect_imatrix(to_gguf(directory, tmp_path / "m.gguf", "f32", vocab=False), chunks)
+    sums = collect(load_model(directory), chunks, (), output=True)
+    assert sums.entries.keys() == expected.keys()
+    for tensor, (squares, counts) in expected.items():
+        np.testing.assert_array_equal(sums.entries[tensor].counts, counts, err_msg=tensor)
+        np.testing.assert_allclose(
+            sums.entries[tensor].squares, squares, rtol=1e-3, atol=1e-6 * squares.max(), err_msg=tensor
+        )
 
 
 @pytest.mark.parametrize("kind", ["f32", "q8_0", "fp8-dynamic", "w4a16-g128"])
