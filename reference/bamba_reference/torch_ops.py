@@ -14,8 +14,10 @@ from torch import Tensor
 from bamba_reference import cpu_products
 from bamba_reference.pieces import pieces
 
-# Elements of the (chunks, H, q, q) matrix of a scan that are worked on at once: 2 MB stay in a core's cache.
+# Elements of the (chunks, H, q, q) matrix of a scan that are worked on at once: 2 MB stay in a core's cache. A GPU
+# needs as many as it has memory for to be busy.
 _SCAN_ELEMENTS = 1 << 19
+_SCAN_ELEMENTS_ON_GPU = 1 << 27
 
 # Rows of the vocabulary that are widened at once for the logits.
 _HEAD_ROWS = 16384
@@ -113,9 +115,8 @@ def scan(
         dt = dt * real[..., None]
     dtA = dt * -torch.exp(A_log.to(dtype))  # (B, L, H)
     outputs = []
-    for start, stop, q in pieces(
-        x.shape[1], chunk, most=_SCAN_ELEMENTS // (x.shape[0] * x.shape[2] * chunk**2)
-    ):
+    elements = _SCAN_ELEMENTS if x.device.type == "cpu" else _SCAN_ELEMENTS_ON_GPU
+    for start, stop, q in pieces(x.shape[1], chunk, most=elements // (x.shape[0] * x.shape[2] * chunk**2)):
         now = slice(start, stop)
         starts = None if fresh is None else fresh[:, now]
         y, h = _scan_chunks(

@@ -1,0 +1,342 @@
+"""Quantized tensors as numbers that can be learned: latent codes that round to the file's codes, and scales.
+
+Codes are counted along the sorted values of their grid, so that a step is from one value to the next whether a grid
+is even (K-quants, integers) or not (IQ4, MXFP4, e4m3). A latent code is an offset from the file's code: it starts at
+the fraction that rounding took from the original's weight, within half a step, so that rounding gives the file back.
+Rounding passes gradients straight through.
+"""
+# mypy: disable-error-code="misc, untyped-decorator"
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bamba_quant.architectures import TensorRule
+from bamba_quant.checkpoint import PackedTensor, StoredTensor
+from bamba_quant.formats.base import F32, U8
+from bamba_quant.formats.fields import FieldLayout
+
+Reference = NDArray[Any]  # a tensor as the reference shapes it
+
+_MOST_SCALE_STEPS = 31.0
+
+
+class _Round(torch.autograd.Function):
+    """Round half to even; the gradient passes as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class _Narrow(torch.autograd.Function):
+    """Round to a narrower float and back; the gradient passes as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _LookUp(torch.autograd.Function):
+    """The table's value at place start + round(offset); the gradient is that of the line between neighbours."""
+
+    @staticmethod
+    def forward(ctx: Any, offset: Tensor, start: Tensor, table: Tensor) -> Tensor:
+        places = start + offset
+        low = places.floor().clamp_(0, len(table) - 2).long()
+        ctx.save_for_backward(table[low + 1] - table[low])
+        return table[places.round().clamp_(0, len(table) - 1).long()]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0] * ctx.saved_tensors[0], None, None
+
+
+class LatentTensor:
+    """A tensor of the model that is learned: ``parameters`` by what they are, ``weight`` as the reference has it."""
+
+    name: str
+    tensor: StoredTensor
+    parameters: dict[str, Tensor]
+
+    def weight(self) -> Tensor:
+        """The tensor of this state, differentiable, in the reference's shape."""
+        raise NotImplementedError
+
+    def clamp(self) -> None:
+        """Bring the parameters back to where they may be, after a step."""
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """What ``raw`` needs of this state, as it would be stored, copied."""
+        raise NotImplementedError
+
+    def raw(self, found: dict[str, Tensor]) -> U8:
+        """The rows of a snapshot as the format takes them, uint8 (rows, ``row_bytes``)."""
+        raise NotImplementedError
+
+
+class LatentMatrix(LatentTensor):
+    """A quantized tensor. ``original`` has the weights it was made from, in the reference's shape, ``raw`` its bytes.
+
+    What is in ``train`` is learned: "codes", "scales" (integers of groups), "blocks" (floats of blocks).
+    """
+
+    def __init__(self, tensor: StoredTensor, rule: TensorRule, moved: bool, original: Reference, raw: U8,
+                 train: tuple[str, ...], reach: float, device: torch.device) -> None:  # fmt: skip
+        layout = tensor.format.fields
+        assert layout is not None
+        self.name, self.tensor, self.layout, self.shape = rule.name, tensor, layout, rule.shape
+        self.fields, self.reach = layout.unpack(raw), reach
+        self.columns = tensor.columns
+        self._order, self._scale = _inverse(rule, moved, tensor.rows, device)
+        weights = np.ascontiguousarray(original, np.float32).reshape(tensor.rows, tensor.columns)
+        if moved:
+            weights = rule.transform.apply(weights)
+        self._table, places = _sorted_table(layout)
+        codes = self.fields.codes[:, : self.columns]
+        start = codes if places is None else places[codes]
+        self.start = torch.from_numpy(start.astype(np.int16)).to(device)
+        self.low, self.high = layout.codes if self._table is None else (0, len(self._table) - 1)
+        self.table = None if self._table is None else torch.from_numpy(self._table).to(device)
+
+        def put(part: NDArray[Any] | None, dtype: Any = np.float32) -> Tensor | None:
+            return None if part is None else torch.from_numpy(part.astype(dtype)).to(device)
+
+        self.d, self.dmin = put(self.fields.d), put(self.fields.dmin)
+        self.scales, self.minima = put(self.fields.scales), put(self.fields.minima)
+        self.float_type = getattr(torch, _float_type(tensor))
+        self.rounded = {"bf16": torch.bfloat16, "f16": torch.float16}.get(layout.rounded)
+        self.parameters = {}
+        if "codes" in train:
+            self.parameters["codes"] = _fraction(self, weights, start).to(device)
+        if "scales" in train and self.scales is not None:
+            self.parameters["scales"] = torch.zeros_like(self.scales)
+        if "scales" in train and self.minima is not None and self.dmin is not None:
+            self.parameters["minima"] = torch.zeros_like(self.minima)
+        if "blocks" in train and _own_scales(tensor) and tensor.format.name != "mxfp4":
+            self.parameters["d"] = torch.zeros_like(self.d)
+            if self.dmin is not None and tensor.format.ggml_type >= 0:
+                self.parameters["dmin"] = torch.zeros_like(self.dmin)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_()
+        self._fixed = None if {"scales", "minima", "d", "dmin"} & self.parameters.keys() else self._scaling()
+
+    @property
+    def bits(self) -> float:
+        """How many bits a code has."""
+        return float(np.log2(self.high - self.low + 1))
+
+    def _integers(self, name: str, start: Tensor | None) -> Tensor | None:
+        offset = self.parameters.get(name)
+        return start if start is None or offset is None else start + _Round.apply(offset)
+
+    def _floats(self, name: str, start: Tensor | None) -> Tensor | None:
+        relative = self.parameters.get(name)
+        if start is None or relative is None:
+            return start
+        moved: Tensor = _Narrow.apply(start + start * relative, self.float_type)
+        return moved
+
+    def _scaling(self) -> tuple[Tensor, Tensor | None]:
+        """Step and low, (rows, groups, 1)."""
+        each = self.layout.block // self.layout.group
+        d, dmin = self._floats("d", self.d), self._floats("dmin", self.dmin)
+        scales, minima = self._integers("scales", self.scales), self._integers("minima", self.minima)
+        assert d is not None
+        d = d.repeat_interleave(each, dim=1) if each > 1 else d
+        step = d if scales is None else d * scales
+        if dmin is None and minima is None:
+            return step[..., None], None
+        low = d if dmin is None else dmin.repeat_interleave(each, dim=1) if each > 1 else dmin
+        return step[..., None], (low if minima is None else low * minima)[..., None]
+
+    def weight(self) -> Tensor:
+        offset = self.parameters.get("codes")
+        if offset is None:
+            start = self.start.to(torch.float32)
+            values = start if self.table is None else self.table[self.start.long()]
+        elif self.table is None:
+            values = self.start + _Round.apply(offset)
+        else:
+            values = _LookUp.apply(offset, self.start, self.table)
+        step, low = self._fixed or self._scaling()
+        w = _by_group(values, step, low, self.layout.group, self.columns)
+        if self.rounded is not None:
+            w = _Narrow.apply(w, self.rounded)
+        if self._order is not None:
+            w = w.index_select(0, self._order)
+        if self._scale != 1:
+            w = w * self._scale
+        return w.reshape(self.shape)
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        for name, parameter in self.parameters.items():
+            if name == "codes":
+                parameter.clamp_(-self.reach, self.reach)
+                torch.maximum(parameter, self.low - self.start, out=parameter)
+                torch.minimum(parameter, self.high - self.start, out=parameter)
+            elif name in ("scales", "minima"):
+                start, allowed = getattr(self, name), getattr(self.layout, name)
+                parameter.clamp_(-_MOST_SCALE_STEPS, _MOST_SCALE_STEPS)
+                torch.maximum(parameter, allowed[0] - start, out=parameter)
+                torch.minimum(parameter, allowed[1] - start, out=parameter)
+
+    @torch.no_grad()
+    def snapshot(self) -> dict[str, Tensor]:
+        found = {}
+        for name, parameter in self.parameters.items():
+            if name in ("d", "dmin"):
+                floats = self._floats(name, getattr(self, name))
+                assert floats is not None
+                found[name] = floats
+            else:
+                found[name] = parameter.round().to(torch.int8)
+        return found
+
+    def raw(self, found: dict[str, Tensor]) -> U8:
+        parts: dict[str, NDArray[Any]] = {}
+        for name, values in found.items():
+            array, before = values.cpu().numpy(), getattr(self.fields, name)
+            if name in ("d", "dmin"):
+                parts[name] = array.astype(before.dtype)
+            elif name == "codes":
+                parts[name] = self._codes(array)
+            else:
+                parts[name] = (before.astype(np.int16) + array).astype(before.dtype)
+        return self.layout.pack(replace(self.fields, **parts))
+
+    def _codes(self, moved: NDArray[np.int8]) -> NDArray[Any]:
+        """Codes of the file, each so many steps further; one that did not move stays as it is, also if its value has
+        several codes.
+        """
+        before = self.fields.codes
+        codes = before.copy()
+        inside = codes[:, : self.columns]
+        places = self.start.cpu().numpy() + moved
+        if self._table is None:
+            inside[:] = places.astype(codes.dtype)
+        else:
+            inside[:] = np.where(moved == 0, inside, _codes_of(self.layout, self._table)[places])
+        return codes
+
+    def changed(self, found: dict[str, Tensor]) -> int:
+        """How many codes of a snapshot are not the file's."""
+        return int((found["codes"] != 0).sum()) if "codes" in found else 0
+
+
+class LatentVector(LatentTensor):
+    """A tensor stored in float32: what is learned is its offset, in multiples of its mean magnitude."""
+
+    def __init__(self, tensor: StoredTensor, rule: TensorRule, moved: bool, stored: U8, value: Reference,
+                 device: torch.device) -> None:  # fmt: skip
+        self.name, self.tensor, self._rule, self._moved, self._stored = rule.name, tensor, rule, moved, stored
+        self.start = torch.from_numpy(np.array(value, np.float32)).to(device)
+        self.size = float(self.start.abs().mean()) or 1.0
+        self.parameters = {"floats": torch.zeros_like(self.start).requires_grad_()}
+
+    def weight(self) -> Tensor:
+        return self.start + self.parameters["floats"] * self.size
+
+    @torch.no_grad()
+    def snapshot(self) -> dict[str, Tensor]:
+        return {"floats": self.weight()}
+
+    def raw(self, found: dict[str, Tensor]) -> U8:
+        values: F32 = found["floats"].cpu().numpy()
+        shape = (-1, 1) if len(self._rule.shape) == 1 else (self.tensor.rows, self.tensor.columns)
+        rows = values.reshape(shape)
+        unmoved = self.start.cpu().numpy().reshape(shape)
+        stored = self._stored.view(np.float32).reshape(shape)
+        if self._moved:
+            rows, unmoved = self._rule.transform.apply(rows), self._rule.transform.apply(unmoved)
+        # A number that was not learned keeps its bits, whatever its transform does to the last of them.
+        rows = np.where(rows == unmoved, stored, rows).astype(np.float32)
+        return rows.reshape(self._stored.shape[0], -1).view(np.uint8)
+
+
+def _inverse(rule: TensorRule, moved: bool, rows: int, device: torch.device) -> tuple[Tensor | None, float]:
+    """How stored rows become the reference's: an order of rows, or none, and a factor."""
+    if not moved:
+        return None, 1.0
+    numbers = np.arange(rows, dtype=np.float64).reshape(-1, 1)
+    if rule.transform.moves:
+        order = np.asarray(rule.transform.invert(numbers)).ravel().astype(np.int64)
+        return torch.from_numpy(order).to(device), 1.0
+    return None, float(rule.transform.invert(np.ones((1, 1), np.float32))[0, 0])
+
+
+def _by_group(values: Tensor, step: Tensor, low: Tensor | None, group: int, columns: int) -> Tensor:
+    """step·value - low, (rows, columns); the last group may be cut short, and steps for padding may follow."""
+    rows = len(values)
+    groups = -(-columns // group)
+    if groups * group != columns:
+        values = torch.nn.functional.pad(values, (0, groups * group - columns))
+    w = values.view(rows, groups, group) * step[:, :groups]
+    if low is not None:
+        w = w - low[:, :groups]
+    return w.reshape(rows, -1)[:, :columns]
+
+
+def _sorted_table(layout: FieldLayout) -> tuple[F32 | None, NDArray[np.int16] | None]:
+    """The distinct values of a table in rising order, and the place of each code among them."""
+    if layout.table is None:
+        return None, None
+    finite = np.where(np.isfinite(layout.table), layout.table, np.float32(0))
+    values, places = np.unique(finite + np.float32(0), return_inverse=True)
+    return values, places.astype(np.int16)
+
+
+def _codes_of(layout: FieldLayout, values: F32) -> NDArray[Any]:
+    """The first code of each distinct value."""
+    assert layout.table is not None
+    return np.array([np.flatnonzero(layout.table == value)[0] for value in values], np.uint8)
+
+
+def _fraction(matrix: LatentMatrix, weights: F32, start: NDArray[Any]) -> Tensor:
+    """The offsets that latent codes start at, (rows, columns), within half a step."""
+    with torch.no_grad():
+        step, low = (None if part is None else part.cpu() for part in matrix._scaling())
+        assert step is not None
+        rows, columns = weights.shape
+        group = matrix.layout.group
+        groups = -(-columns // group)
+        w = torch.nn.functional.pad(torch.from_numpy(weights), (0, groups * group - columns)).view(
+            rows, groups, group
+        )
+        if low is not None:
+            w = w + low[:, :groups]
+        quotient = (
+            torch.where(step[:, :groups] != 0, w / step[:, :groups], 0).reshape(rows, -1)[:, :columns].numpy()
+        )
+    if matrix._table is not None:
+        quotient = np.interp(quotient, matrix._table, np.arange(len(matrix._table))).astype(np.float32)
+    zero = np.repeat((step[:, :groups, 0] == 0).numpy(), group, axis=1)[:, :columns]
+    offset = np.clip(quotient - start, np.float32(-0.5), np.float32(0.5))
+    return torch.from_numpy(np.where(zero | ~np.isfinite(offset), np.float32(0), offset))
+
+
+def _own_scales(tensor: StoredTensor) -> bool:
+    """Whether no two rows share a scale."""
+    return not isinstance(tensor, PackedTensor) or tensor.scale.rows == 1
+
+
+def _float_type(tensor: StoredTensor) -> str:
+    """torch's name of the type in which the floats of blocks are stored."""
+    if isinstance(tensor, PackedTensor):
+        return {"bf16": "bfloat16", "f16": "float16"}.get(tensor.scale.tensor.format.name, "float32")
+    return "float16"

@@ -1,0 +1,62 @@
+"""Text that a model writes itself: whole sequences, or what it would have written in the places of a text."""
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bamba_quant.calibration.student import blocks_of, hidden, sequences_of
+from bamba_reference.packing import InputError
+from bamba_reference.torch_forward import Model, forward, head, new_state
+
+_ROWS = {"cpu": 64, "cuda": 1024}  # sequences that are written together
+
+
+@torch.no_grad()
+def write_text(model: Model, chunks: int, ctx: int, bos: int | None, seed: int) -> NDArray[np.int64]:
+    """``chunks`` sequences (chunks, ctx) drawn at temperature 1, each behind BOS; the same seed draws the same.
+
+    Raises ``InputError`` for a model without a BOS token.
+    """
+    if bos is None:
+        raise InputError("the model has no BOS token to begin its own text with", fix="give a text")
+    generator = torch.Generator(model.device).manual_seed(seed)
+    written = []
+    rows = _ROWS.get(model.device.type, _ROWS["cpu"])
+    for start in range(0, chunks, rows):
+        state = new_state(model, min(rows, chunks - start))
+        tokens = torch.full((state.batch, 1), bos, dtype=torch.int64, device=model.device)
+        columns = [tokens]
+        for _ in range(ctx - 1):
+            logits = forward(model, tokens, state=state).logits[:, -1]
+            tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            columns.append(tokens)
+        written.append(torch.cat(columns, dim=1).cpu().numpy())
+    return np.concatenate(written)
+
+
+@torch.no_grad()
+def drawn_instead(model: Model, stream: NDArray[np.int64], ctx: int, seed: int) -> NDArray[np.int64]:
+    """For every token of a stream (T,) one that the model draws there, given up to ``ctx`` tokens before it.
+
+    The first of every ``ctx`` stays, as nothing is before it.
+    """
+    generator = torch.Generator(model.device).manual_seed(seed)
+    sequences = sequences_of(model.config, ctx, model.device)
+    count = -(-len(stream) // ctx)
+    chunks = np.zeros(count * ctx, np.int64)
+    chunks[: len(stream)] = stream
+    drawn = chunks.reshape(count, ctx).copy()
+    rows = max(1, _ROWS.get(model.device.type, _ROWS["cpu"]) // 16)
+    for start in range(0, count, rows):
+        ids = torch.from_numpy(drawn[start : start + rows].copy()).to(model.device)
+        states = hidden(model, ids, sequences)[:, :-1].flatten(0, 1)
+        step = blocks_of(len(states), model.config.vocab_size, model.device)
+        found = [
+            torch.multinomial(head(model, some).softmax(-1), 1, generator=generator)
+            for some in states.split(step)
+        ]
+        drawn[start : start + rows, 1:] = torch.cat(found).view(len(ids), -1).cpu().numpy()
+    return drawn.ravel()[: len(stream)]

@@ -1,0 +1,165 @@
+"""One step of tuning: the divergence of a model with latent weights from the original, and its gradients.
+
+Weights are made of the latents once a step. Activations exist for a micro-batch, logits for a block of tokens at a
+time; gradients are gathered by weight and go back to the latents in the end.
+"""
+# mypy: disable-error-code="misc, untyped-decorator"
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from bamba_quant.calibration.latents import LatentTensor
+from bamba_reference.backend import TORCH
+from bamba_reference.config import Config
+from bamba_reference.packing import layout
+from bamba_reference.torch_forward import (
+    Model,
+    Sequences,
+    default_chunk,
+    embed,
+    final_norm,
+    head,
+    layer,
+    prepare,
+)
+
+_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 28}  # logits of a model that exist together
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Products of float32 on a GPU in "highest" precision, or "high": what enters them is rounded to TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def model_of(config: Config, weights: Mapping[str, Tensor], device: torch.device) -> Model:
+    """A float32 model of these weights, differentiable."""
+    return Model(config, weights, torch.float32, device, TORCH, default_chunk(device))
+
+
+def sequences_of(config: Config, ctx: int, device: torch.device) -> Sequences:
+    """Rows of ``ctx`` tokens that begin at 0, without padding."""
+    return prepare(config, layout((1, ctx)), torch.float32, device)
+
+
+def hidden(model: Model, ids: Tensor, sequences: Sequences, recompute: bool = False) -> Tensor:
+    """What the head multiplies, (B, L, d), of tokens (B, L) on the model's device."""
+    x = embed(model, ids)
+    for i in range(model.config.num_hidden_layers):
+        if recompute:
+            x = checkpoint(layer, model, i, x, sequences, use_reentrant=False)
+        else:
+            x = layer(model, i, x, sequences)
+    return final_norm(model, x)
+
+
+class _Divergence(torch.autograd.Function):
+    """Σ_t KL(p_t ‖ q_t) of the student's logits (T, V) from the original's, float32; differentiable in the first."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, original: Tensor) -> Tensor:
+        log_p = original.log_softmax(-1)
+        log_q = student.log_softmax(-1)
+        p = log_p.exp()
+        divergence = (p * (log_p - log_q)).sum()
+        ctx.save_for_backward(log_q.exp_().sub_(p))
+        return divergence
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0] * gradients[0], None
+
+
+def blocks_of(tokens: int, vocab_size: int, device: torch.device) -> int:
+    """How many tokens' logits exist together."""
+    return max(1, min(tokens, _LOGITS.get(device.type, _LOGITS["cpu"]) // vocab_size))
+
+
+def gradients(
+    config: Config,
+    original: Model,
+    constants: Mapping[str, Tensor],
+    latents: Sequence[LatentTensor],
+    ids: Tensor,
+    sequences: Sequences,
+    micro_batch: int,
+    recompute: bool = False,
+) -> Tensor:
+    """Mean KL(original ‖ student) over all positions of ids (B, L), nats a token; adds its gradients to the latents'.
+
+    ``constants`` are the student's weights that are not learned.
+    """
+    made = {latent.name: latent.weight() for latent in latents}
+    leaves = {name: w.detach().requires_grad_() for name, w in made.items()}
+    student = model_of(config, {**constants, **leaves}, ids.device)
+    total = torch.zeros((), device=ids.device)
+    for some in ids.split(micro_batch):
+        with torch.no_grad():
+            wanted = hidden(original, some, sequences).flatten(0, 1)  # (T, d)
+        found = hidden(student, some, sequences, recompute).flatten(0, 1)
+        ends = found.detach().requires_grad_()
+        step = blocks_of(len(ends), config.vocab_size, ids.device)
+        for start in range(0, len(ends), step):
+            now = slice(start, start + step)
+            with torch.no_grad():
+                logits = head(original, wanted[now])
+            divergence: Tensor = _Divergence.apply(head(student, ends[now]), logits) / ids.numel()
+            divergence.backward()
+            total += divergence.detach()
+        found.backward(ends.grad)
+    learned = [(made[name], leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None]
+    torch.autograd.backward([w for w, _ in learned], [gradient for _, gradient in learned])
+    return total
+
+
+@torch.no_grad()
+def weights_now(constants: Mapping[str, Tensor], latents: Iterable[LatentTensor]) -> dict[str, Tensor]:
+    """All weights of the state that the latents round to."""
+    return {**constants, **{latent.name: latent.weight() for latent in latents}}
+
+
+class HeldOut:
+    """Text that is only measured on: chunks (n, L), and what the original's head is given at the scored positions.
+
+    These are an evaluation's: of each chunk's second half those that have a next token.
+    """
+
+    def __init__(self, original: Model, ids: Tensor, sequences: Sequences, micro_batch: int) -> None:
+        self._original, self._ids, self._sequences = original, ids, sequences
+        self._micro_batch = micro_batch
+        with products("highest"):
+            self._wanted = [self._scored(original, some) for some in ids.split(micro_batch)]
+
+    @torch.no_grad()
+    @products("highest")
+    def divergence(self, weights: Mapping[str, Tensor]) -> float:
+        """Mean KL(original ‖ model) in nats a token, summed in float64."""
+        original = self._original
+        model = model_of(original.config, weights, original.device)
+        total, count = 0.0, 0
+        for some, wanted in zip(self._ids.split(self._micro_batch), self._wanted, strict=True):
+            found = self._scored(model, some)
+            step = max(1, blocks_of(len(found), original.config.vocab_size, original.device) // 4)
+            for ours, theirs in zip(found.split(step), wanted.split(step), strict=True):
+                log_p = head(original, theirs).double().log_softmax(-1)
+                log_q = head(model, ours).double().log_softmax(-1)
+                total += float((log_p.exp() * (log_p - log_q)).sum())
+            count += len(found)
+        return total / count
+
+    @torch.no_grad()
+    def _scored(self, model: Model, ids: Tensor) -> Tensor:
+        states = hidden(model, ids, self._sequences)
+        return states[:, ids.shape[1] // 2 : -1].flatten(0, 1)

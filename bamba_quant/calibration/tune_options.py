@@ -1,0 +1,100 @@
+"""What tuned rounding is asked for, and what it tells while it runs; without torch, for commands to import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bamba_quant.errors import BambaQuantError
+
+PARTS = ("codes", "scales", "blocks", "floats")
+
+
+class TuneError(BambaQuantError):
+    """Models, texts or options that rounding cannot be tuned with."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How to tune.
+
+    ``steps`` of the optimizer, by default as many as the tokens are worth; ``tokens`` of the texts are learned from at
+    most; ``self_tokens`` more are written by the original itself. ``batch`` sequences of ``ctx`` tokens are a step,
+    ``micro_batch`` of them are in memory together.
+
+    ``train`` says what is learned: "codes", "scales" (integers of groups: scales and minima), "blocks" (their floats d
+    and dmin), "floats" (norms, convolutions, A, D, dt's bias where they are stored in F32). ``lr`` is in steps of a
+    code, by default 5e-3 for 4 bits and more, 1e-2 for 3, 2e-2 for 2; ``lr_scales`` in steps of a scale's code,
+    ``lr_blocks`` relative to a float, ``lr_floats`` in a tensor's mean magnitude. All fall linearly to 0.
+
+    ``reach`` is how many steps a code may move from the file's. ``pull`` draws latent codes back to the original's
+    weights, a share of it each step as large as the learning rate's. ``ema`` evaluates a running mean of the latent
+    codes with this decay (0: the codes themselves). ``resample`` is the share of tokens that are replaced, in training,
+    by tokens that the original itself draws at their places. ``recompute`` saves memory: activations of a layer are
+    computed again in its backward pass.
+
+    ``held_out`` chunks of text that is learned from nowhere choose the best of the file as it is and ``evaluations``
+    states on the way. With ``max_minutes`` the schedule is fitted to the time, and still finished. ``state`` is a file
+    that keeps what a later run with ``resume`` goes on from.
+    """
+
+    steps: int | None = None
+    tokens: int | None = None
+    self_tokens: int = 0
+    ctx: int = 512
+    batch: int | None = None
+    micro_batch: int | None = None
+    train: tuple[str, ...] = ("codes",)
+    lr: float | None = None
+    lr_scales: float = 1e-2
+    lr_blocks: float = 1e-4
+    lr_floats: float = 1e-4
+    reach: float = 1.5
+    eps: float = 1e-8
+    pull: float = 0.0
+    ema: float = 0.0
+    resample: float = 0.0
+    recompute: bool = False
+    held_out: int = 64
+    evaluations: int = 10
+    seed: int = 0
+    device: str = "cpu"
+    graph: bool = True
+    max_minutes: float | None = None
+    state: Path | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        wrong = sorted(set(self.train) - set(PARTS))
+        if wrong or not self.train:
+            raise TuneError("nothing of this name can be learned", found=", ".join(wrong) or "nothing",
+                            expected=", ".join(PARTS))  # fmt: skip
+        for name, least in (("steps", 1), ("tokens", self.ctx), ("batch", 1), ("micro_batch", 1), ("ctx", 2),
+                            ("held_out", 1), ("evaluations", 1), ("seed", 0), ("self_tokens", 0)):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise TuneError(f"{name} is too small", found=value, expected=f"at least {least}")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise TuneError(
+                "there is no time to tune in", found=self.max_minutes, expected="more than 0 minutes"
+            )
+        if self.resume and self.state is None:
+            raise TuneError("there is no state to go on from", fix="name the file of the interrupted run")
+
+
+@dataclass(frozen=True)
+class TuneProgress:
+    """How far tuning is: ``step`` of ``steps``; ``loss`` is the last step's divergence, in nats a token, and
+    ``held_out_kld`` that of the held-out text at the last evaluation; ``before`` is the untuned file's.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    held_out_kld: float
+    before: float
+    seconds_left: float
+
+
+Tell = Callable[[TuneProgress], None]

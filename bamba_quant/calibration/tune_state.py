@@ -1,0 +1,81 @@
+"""The state file from which an interrupted tuning goes on: safetensors, with what it belongs to in the header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bamba_quant.calibration.tune_options import TuneError
+from bamba_quant.checkpoint.base import read_tensor
+from bamba_quant.checkpoint.json_file import parse_json
+from bamba_quant.checkpoint.safetensors_file import read_metadata, read_safetensors
+from bamba_quant.writers.atomic import atomic_files
+from bamba_quant.writers.shards import Entry, place, shards_of
+from bamba_quant.writers.stream import write_at
+from bamba_reference.shown import shown
+
+_KEY = "bamba_quant.tune"
+_DTYPES = {"float32": "F32", "int8": "I8"}
+
+
+@dataclass(frozen=True)
+class TuneState:
+    """``arrays`` of float32 or int8 by name, and ``about``: plain values, of which ``belongs`` must be the same in a
+    run that goes on from here.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    belongs: Mapping[str, Any]
+    about: Mapping[str, Any]
+
+
+def write_state(file: Path, state: TuneState) -> None:
+    """Write the state whole, or leave the file as it was. Raises ``OutputError``."""
+    entries = [Entry(name, _DTYPES[array.dtype.name], array.shape) for name, array in state.arrays.items()]
+    about = json.dumps({"belongs": state.belongs, "about": state.about})
+    (shard,) = shards_of([entry for (entry,) in place([[entry] for entry in entries], None)], {_KEY: about})
+    with atomic_files([(file, shard.n_bytes)], overwrite=True) as (descriptor,):
+        write_at(descriptor, 0, np.frombuffer(shard.header, np.uint8))
+        for entry in shard.entries:
+            array = np.ascontiguousarray(state.arrays[entry.name])
+            write_at(descriptor, len(shard.header) + entry.offset, array.reshape(-1).view(np.uint8))
+
+
+def read_state(file: Path, belongs: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> TuneState:
+    """The state in ``file``. Raises ``TuneError`` for one of another run, ``CheckpointError`` for a damaged file.
+
+    ``shapes`` are the arrays that it must have.
+    """
+    found = parse_json(read_metadata(file).get(_KEY, "null").encode(), f"{file}, {_KEY}")
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(key), dict) for key in ("belongs", "about")
+    ):
+        raise TuneError("this is not the state of tuning", where=file, found=shown(found))
+    wanted = json.loads(json.dumps(belongs))
+    other = [key for key in {*wanted, *found["belongs"]} if wanted.get(key) != found["belongs"].get(key)]
+    if other:
+        key = min(other)
+        raise TuneError(
+            "the state belongs to another run",
+            where=file,
+            found=f"{key} {shown(found['belongs'].get(key))}",
+            expected=f"{key} {shown(wanted.get(key))}",
+            fix="tune with the same models, texts and options, or without --resume",
+        )
+    tensors = read_safetensors(file, quantized=True)
+    for name, shape in shapes.items():
+        if name not in tensors or tensors[name].shape != shape:
+            raise TuneError(
+                "the state lacks a tensor of the run, or has it in another shape",
+                where=f"{file}, {name}",
+                found=tensors[name].shape if name in tensors else "nothing",
+                expected=shape,
+                fix="tune without --resume",
+            )
+    return TuneState({name: read_tensor(tensors[name]) for name in shapes}, found["belongs"], found["about"])
