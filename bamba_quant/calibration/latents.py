@@ -56,10 +56,9 @@ class _LookUp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, offset: Tensor, start: Tensor, table: Tensor) -> Tensor:
-        places = start + offset
-        low = places.floor().clamp_(0, len(table) - 2).long()
+        low = (start + offset).floor().clamp_(0, len(table) - 2).long()
         ctx.save_for_backward(table[low + 1] - table[low])
-        return table[places.round().clamp_(0, len(table) - 1).long()]
+        return table[(start + offset.round()).clamp_(0, len(table) - 1).long()]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

@@ -19,7 +19,7 @@ from bamba_reference.torch_forward import Model
 Ints = NDArray[np.int64]
 
 _CHARACTERS_A_TOKEN = 4
-_MOST_HELD_OUT = 0.1  # of a text
+_MOST_HELD_OUT, _LEAST_HELD_OUT = 0.1, 16384  # of a text, and characters
 _CUSTOMARY_TOKENS, _CUSTOMARY_STEPS = 3_700_000, 1200
 
 
@@ -85,8 +85,8 @@ def tune_data(
         raise TuneError("there is no text to tune on", fix="give one, or let the model write it")
     if texts:
         characters = sum(len(text.content) for text in texts)
-        share = options.held_out * ctx * _CHARACTERS_A_TOKEN / characters
-        learned, kept = split_held_out(texts, min(_MOST_HELD_OUT, share))
+        wanted = max(_LEAST_HELD_OUT, options.held_out * ctx * _CHARACTERS_A_TOKEN)
+        learned, kept = split_held_out(texts, min(_MOST_HELD_OUT, wanted / characters))
         parts = [np.asarray(encoder.plain(text.content), np.int64) for text in learned]
         stream = np.concatenate(_limited(parts, options.tokens))
         held.append(token_chunks(encoder, kept, ctx, options.held_out))

@@ -1,0 +1,279 @@
+"""Tuned rounding: nearer to the original on text it has not seen, never further, and repeatable."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bamba_quant.calibration.latents import LatentMatrix, LatentVector
+from bamba_quant.calibration.self_text import drawn_instead, write_text
+from bamba_quant.calibration.student import HeldOut, gradients, model_of, sequences_of, weights_now
+from bamba_quant.calibration.texts import Text
+from bamba_quant.calibration.tune import latents_of, tune
+from bamba_quant.calibration.tune_data import Batches, customary_steps, tune_data
+from bamba_quant.calibration.tune_options import TuneError, TuneOptions, TuneProgress
+from bamba_quant.calibration.tune_record import TuneRecord
+from bamba_quant.checkpoint.gguf_file import read_gguf
+from bamba_quant.checkpoint.safetensors_file import read_safetensors
+from bamba_quant.embedded import embedded_model
+from bamba_quant.evaluation.scores import base_block, score
+from bamba_quant.schemes import scheme_named
+from bamba_quant.tokenizers.encoder import read_encoder
+from bamba_quant.weights import load_model
+from bamba_reference import torch_forward
+from tests.support.conversion import to_gguf
+from tests.support.models import random_bamba, save_checkpoint
+from tests.support.quantized import DIVIDES, read_all, save_quantized
+
+FEW = TuneOptions(steps=4, ctx=64, batch=4, held_out=12, evaluations=2, seed=1)
+CPU = torch.device("cpu")
+
+
+@cache
+def help_texts() -> tuple[Text, ...]:
+    """Python's own help texts, which every machine has."""
+    content = "\n\n".join(topics[name] for name in sorted(topics))
+    return (Text(Path("topics.txt"), "0" * 64, content[:120_000]),)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return embedded_model()
+
+
+@pytest.fixture(scope="module")
+def quantized(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return to_gguf(model, tmp_path_factory.mktemp("gguf") / "q3.gguf", "q3_k_m")
+
+
+def patched(source: Path, target: Path, tensors: dict[str, Any]) -> Path:
+    raw = bytearray(source.read_bytes())
+    stored = (
+        read_gguf(source).tensors if source.suffix == ".gguf" else read_safetensors(source, quantized=True)
+    )
+    for name, values in tensors.items():
+        content = np.ascontiguousarray(values).tobytes()
+        raw[stored[name].offset : stored[name].offset + len(content)] = content
+    target.write_bytes(raw)
+    return target
+
+
+def divergence(original: Path, quantized: Path, ids: np.ndarray) -> float:
+    """What an evaluation gives on these chunks: every model run by itself, scores of the second halves."""
+    first = ids.shape[1] // 2
+    logits = []
+    for path in (original, quantized):
+        loaded = load_model(path)
+        model = torch_forward.load(loaded.config, loaded.weights)
+        with torch.no_grad():
+            logits.append(torch_forward.forward(model, ids).logits[:, first:-1].flatten(0, 1))
+    return float(score(base_block(logits[0], ids[:, first + 1 :].ravel()), logits[1])["kld"].mean())
+
+
+def assert_measured_right(
+    record: TuneRecord, original: Path, before: Path, after: Path, options: TuneOptions
+) -> None:
+    """The record's figures are those of the files on the text that was held out."""
+    loaded = load_model(original)
+    data = tune_data(read_encoder(loaded.checkpoint), help_texts(), None, options, 1)  # type: ignore[arg-type]
+    assert record.held_out_kld_before == pytest.approx(divergence(original, before, data.held_out), rel=1e-4)
+    assert record.held_out_kld_after == pytest.approx(divergence(original, after, data.held_out), rel=1e-4)
+
+
+def held_out(original: Path, ids: np.ndarray) -> HeldOut:
+    source = load_model(original)
+    weights = {
+        name: torch_forward.to_tensor(source.weights[name], torch.float32, CPU) for name in source.weights
+    }
+    teacher = model_of(source.config, weights, CPU)
+    return HeldOut(teacher, torch.from_numpy(ids), sequences_of(source.config, ids.shape[1], CPU), 3)
+
+
+def test_the_start_is_the_quantized_file(model: Path, quantized: Path) -> None:
+    ids = np.random.default_rng(0).integers(3, 2048, (4, 48))
+    options = dataclasses.replace(FEW, train=("codes", "scales", "blocks", "floats"))
+    source, target = load_model(model), load_model(quantized)
+    latents, constants, _ = latents_of(source, target, options, CPU)
+    assert {type(latent) for latent in latents} == {LatentMatrix, LatentVector}
+    found = held_out(model, ids).divergence(weights_now(constants, latents))
+    assert found == pytest.approx(divergence(model, quantized, ids), rel=1e-5)
+    for latent in latents:
+        before = read_gguf(quantized).tensors[latent.tensor.name]
+        raw = latent.raw(latent.snapshot())
+        with quantized.open("rb") as stream:
+            stream.seek(before.offset)
+            assert raw.tobytes() == stream.read(before.n_bytes), latent.name
+
+
+def test_a_tuned_file_is_nearer_to_the_original(model: Path, quantized: Path, tmp_path: Path) -> None:
+    seen: list[TuneProgress] = []
+    tuned = tune(model, quantized, help_texts(), FEW, seen.append)
+    record = tuned.record
+    assert record.better and record.held_out_kld_after < 0.98 * record.held_out_kld_before
+    assert [progress.step for progress in seen] == [1, 2, 3, 4]
+    assert {progress.before for progress in seen} == {record.held_out_kld_before}
+    assert seen[-1].seconds_left == 0
+    assert 0 < record.codes_changed == sum(tuned.changed.values()) < 0.1 * record.codes
+    file = patched(quantized, tmp_path / "tuned.gguf", dict(tuned.tensors))
+    assert_measured_right(record, model, quantized, file, FEW)
+    stored = read_gguf(quantized).tensors
+    for name, values in tuned.tensors.items():
+        assert values.nbytes == stored[name].n_bytes
+    again = tune(model, quantized, help_texts(), FEW)
+    assert again.record == record
+    for name, values in tuned.tensors.items():
+        assert np.array_equal(again.tensors[name], values), name
+
+
+def test_a_worse_state_is_not_taken(model: Path, quantized: Path) -> None:
+    tuned = tune(model, quantized, help_texts(), dataclasses.replace(FEW, steps=2, lr=1.0))
+    assert not tuned.record.better
+    assert tuned.record.held_out_kld_after == tuned.record.held_out_kld_before
+    assert not tuned.tensors and tuned.record.codes_changed == 0
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    model: Path, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bamba_quant.calibration.tune._SAVE_SECONDS", 0.0)
+    options = dataclasses.replace(
+        FEW, steps=4, evaluations=2, train=("codes", "scales", "floats"), ema=0.5, state=tmp_path / "state"
+    )
+    whole = tune(model, quantized, help_texts(), options)
+
+    class Stopped(KeyboardInterrupt):
+        pass
+
+    def interrupt(progress: TuneProgress) -> None:
+        if progress.step == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        tune(model, quantized, help_texts(), options, interrupt)
+    going_on = dataclasses.replace(options, resume=True)
+    seen: list[TuneProgress] = []
+    resumed = tune(model, quantized, help_texts(), going_on, seen.append)
+    assert [progress.step for progress in seen] == [3, 4]
+    assert resumed.record == whole.record
+    for name, values in whole.tensors.items():
+        assert np.array_equal(resumed.tensors[name], values), name
+    with pytest.raises(TuneError, match="another run"):
+        tune(model, quantized, help_texts(), dataclasses.replace(going_on, seed=9))
+
+
+def test_a_schedule_is_fitted_to_the_time(model: Path, quantized: Path) -> None:
+    seen: list[TuneProgress] = []
+    options = dataclasses.replace(FEW, steps=10_000, batch=1, evaluations=1, held_out=1, max_minutes=0.05)
+    tune(model, quantized, help_texts(), options, seen.append)
+    assert 6 < seen[-1].step < 1000
+    assert seen[-1].step == seen[-1].steps
+
+
+@pytest.mark.parametrize(
+    "name", ["w4a16-g128", "w4a16-asym-g64", "w8a16-g32", "torchao-int4-g64", "fp8-dynamic", "fp8-block"]
+)
+def test_directories_are_tuned_too(name: str, tmp_path: Path) -> None:
+    source = save_checkpoint(
+        random_bamba(seed=4, vocab_size=2048, **DIVIDES).bfloat16(), tmp_path / "model", "bfloat16"
+    )
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (source / file).write_bytes((embedded_model() / file).read_bytes())
+    directory = save_quantized(source, tmp_path / "quantized", scheme_named(name))
+    options = dataclasses.replace(FEW, steps=8, held_out=8, train=("codes", "blocks"))
+    tuned = tune(source, directory, help_texts(), options)
+    assert tuned.record.better and tuned.record.codes_changed
+    on_disk = read_all(directory)
+    for stored, values in tuned.tensors.items():
+        assert values.nbytes == on_disk[stored].nbytes, stored
+    target = tmp_path / "tuned"
+    target.mkdir()
+    (target / "config.json").write_bytes((directory / "config.json").read_bytes())
+    patched(directory / "model.safetensors", target / "model.safetensors", dict(tuned.tensors))
+    assert_measured_right(tuned.record, source, directory, target, options)
+
+
+def test_gradients_are_differences_of_the_divergence(model: Path, quantized: Path) -> None:
+    source, target = load_model(model), load_model(quantized)
+    options = dataclasses.replace(FEW, train=("floats",))
+    latents, constants, _ = latents_of(source, target, options, CPU)
+    weights = {
+        name: torch_forward.to_tensor(source.weights[name], torch.float32, CPU) for name in source.weights
+    }
+    teacher, sequences = model_of(source.config, weights, CPU), sequences_of(source.config, 40, CPU)
+    ids = torch.from_numpy(np.random.default_rng(0).integers(3, 2048, (3, 40)))
+
+    def loss(micro: int) -> float:
+        return float(gradients(target.config, teacher, constants, latents, ids, sequences, micro))
+
+    loss(2)
+    expected = {latent.name: latent.parameters["floats"].grad.clone() for latent in latents}  # type: ignore[union-attr]
+    for latent in latents[::5]:
+        parameter = latent.parameters["floats"]
+        gradient = expected[latent.name]
+        direction = gradient / gradient.norm()
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * 2e-2 * direction
+            values.append(loss(3))
+            with torch.no_grad():
+                parameter -= sign * 2e-2 * direction
+        assert (values[0] - values[1]) / 4e-2 == pytest.approx(float(gradient.norm()), rel=0.05, abs=2e-5), (
+            latent.name
+        )
+
+
+def test_batches_go_through_all_chunks_each_epoch() -> None:
+    stream, whole = np.arange(1000, 2000), np.arange(64).reshape(4, 16)
+    batches = Batches(stream, whole, stream + 5000, 0.0, None, 5, 7)
+    assert batches.chunks == 65 and batches.tokens == 1064
+    epoch = np.concatenate([batches.step(i) for i in range(13)])
+    starts = set(epoch[:, 0].tolist())
+    assert len(starts) == 65 and {0, 16, 32, 48} <= starts
+    assert np.array_equal(batches.step(3), batches.step(3))
+    assert not np.array_equal(np.sort(batches.step(13)[:, 0]), np.sort(batches.step(0)[:, 0]))
+    resampled = Batches(stream, whole[:0], stream + 5000, 0.25, 9, 5, 7)
+    seen = np.concatenate([resampled.step(i) for i in range(12)])
+    assert (seen[:, 0] == 9).all()
+    assert 0.15 < (seen[:, 1:] >= 5000).mean() < 0.35
+
+
+def test_customary_steps_are_the_measured_ones() -> None:
+    assert customary_steps(3_700_000) == 1200
+    assert 350 < customary_steps(230_000) < 450
+    assert customary_steps(1000) == 50
+
+
+def test_a_model_writes_text_that_it_finds_likely(model: Path) -> None:
+    loaded = load_model(model)
+    weights = {
+        name: torch_forward.to_tensor(loaded.weights[name], torch.float32, CPU) for name in loaded.weights
+    }
+    teacher = model_of(loaded.config, weights, CPU)
+    written = write_text(teacher, 3, 40, 0, 5)
+    assert written.shape == (3, 40) and (written[:, 0] == 0).all()
+    assert np.array_equal(written, write_text(teacher, 3, 40, 0, 5))
+    random = np.random.default_rng(0).integers(3, 2048, written.shape)
+
+    def likelihood(ids: np.ndarray) -> float:
+        log_p = torch_forward.forward(teacher, ids).logits.log_softmax(-1)[:, :-1]
+        return float(log_p.gather(2, torch.from_numpy(ids)[:, 1:, None]).mean())
+
+    assert likelihood(written) > likelihood(random) + 2
+    instead = drawn_instead(teacher, random.ravel(), 40, 5).reshape(random.shape)
+    assert (instead[:, 0] == random[:, 0]).all() and (instead != random)[:, 1:].mean() > 0.9
+
+
+def test_text_of_the_model_alone_will_do(model: Path, quantized: Path) -> None:
+    options = dataclasses.replace(FEW, steps=2, evaluations=1, self_tokens=800, held_out=4)
+    record = tune(model, quantized, (), options).record
+    assert record.texts == ("self",) and record.tokens == 832
+    with pytest.raises(TuneError, match="no text"):
+        tune(model, quantized, (), FEW)
