@@ -1,14 +1,15 @@
 """How much closer to the original files of the same bytes come: plain, allocated, tuned, and both.
 
     python -m benchmarks.fidelity --model DIR --text calib.txt [--text calib-large.txt.xz] --eval eval.txt
-        [--types q4_k_m q2_k int4 fp8] [--only plain,allocated,tuned,both] [--imatrix FILE]
+        [--types q4_k_m q2_k int4 fp8] [--only plain,allocated,tuned,both] [--calibrate TEXT]
         [--recipes DIR] [--set lr=5e-3 --set train=codes,scales]… [--sweep "eps=1e-8" --sweep "eps=1e-12"]…
         [--device cuda] [--jobs N] [--out DIR]
 
 Mean KL divergence from MODEL in nats a token, weights alone, on the second halves of the first --chunks chunks of 512
 of each --eval text: what ``bamba-quant evaluate --activations exact`` gives. A file is made by ``bamba-quant convert``
-with --imatrix (``int4`` and ``fp8`` for directories), an allocated one by its recipe TYPE.toml in --recipes. --set
-holds for all tuning, every --sweep is tuned by itself; ``TuneOptions`` has the names. Files and figures go to --out.
+with an importance matrix of --calibrate (``int4`` and ``fp8`` for directories), an allocated one by its recipe
+TYPE.toml in --recipes. --set holds for all tuning, every --sweep is tuned by itself; ``TuneOptions`` has the names.
+Files and figures go to --out; a quantized file that is there is not made again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ def main() -> None:
         return
     only = options.only.split(",")
     sweeps = options.sweep or [""]
+    if options.calibrate and not (options.out / "imatrix.gguf").exists():
+        given = ["--text", options.calibrate, "--outfile", options.out / "imatrix.gguf", "--output-tensor"]
+        _command("imatrix", options.model, *given, "--device", options.device)
     made: dict[tuple[str, str], Path] = {}
     for name in options.types:
         made[name, "plain"] = make(options, name, None)
@@ -63,7 +67,9 @@ def make(options: argparse.Namespace, name: str, recipe: Path | None) -> Path:
     path: Path = options.out / f"{name}{'-allocated' if recipe else ''}{'' if scheme else '.gguf'}"
     if path.exists():
         return path
-    imatrix = [] if options.imatrix is None or scheme == "fp8" else ["--imatrix", options.imatrix]
+    imatrix = (
+        [] if options.calibrate is None or scheme == "fp8" else ["--imatrix", options.out / "imatrix.gguf"]
+    )
     if scheme:
         given = [scheme, options.model, path]
     else:
@@ -74,8 +80,12 @@ def make(options: argparse.Namespace, name: str, recipe: Path | None) -> Path:
             path,
             *(["--recipe", recipe] if recipe else ["--outtype", name]),
         ]
-    subprocess.run([sys.executable, "-m", "bamba_quant_cli", *map(str, [*given, *imatrix])], check=True)
+    _command(*given, *imatrix)
     return path
+
+
+def _command(*words: object) -> None:
+    subprocess.run([sys.executable, "-m", "bamba_quant_cli", *map(str, words)], check=True)
 
 
 def _in_process(options: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +221,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--chunks", type=int, default=40)
     parser.add_argument("--types", nargs="+", default=["q4_k_m"])
     parser.add_argument("--only", default="plain,tuned")
-    parser.add_argument("--imatrix", type=Path)
+    parser.add_argument("--calibrate", type=Path)
     parser.add_argument("--recipes", type=Path)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--sweep", action="append", default=[])

@@ -46,6 +46,7 @@ from bamba_reference.torch_forward import to_tensor
 _BATCH, _BATCH_ON_CPU = 24, 8
 _MICRO_BATCH_ON_CPU = 4
 _SAVE_SECONDS = 120.0
+_TOGETHER = 10  # steps that a GPU is given before it is waited for
 _WARM_STEPS = 3  # on a GPU, before a step is recorded as a graph
 
 _NUMBERS = ("factor", "before", "best_kld", "last_kld", "step", "remaining")  # of a state
@@ -192,17 +193,20 @@ class Run:
                 "the divergence of the quantized file from the original is not a number", found=self.before
             )
         deadline = None if options.max_minutes is None else started + 60 * options.max_minutes
-        each = evaluating = 0.0
+        on_gpu = self._device.type == "cuda"
+        warm = self.step + (2 * _WARM_STEPS if on_gpu else 0)
+        stepping = evaluating = each = 0.0
         while self._remaining > 0:
             clock = time.monotonic()
             self._advance()
-            if self._device.type == "cuda" and self.step % 10 == 0:
+            waited = not on_gpu or self.step % _TOGETHER == 0
+            if on_gpu and waited:
                 torch.cuda.synchronize()
-            spent = time.monotonic() - clock
-            warm = self.step > 2 * _WARM_STEPS
-            each = spent if not warm or not each else 0.9 * each + 0.1 * spent
-            if deadline is not None:
-                self._fit(deadline - time.monotonic(), each, evaluating)
+            if self.step > warm:
+                stepping += time.monotonic() - clock
+                each = stepping / (self.step - warm)
+                if deadline is not None and waited:
+                    self._fit(deadline - time.monotonic(), each, evaluating)
             if self.step % self._every == 0 or self._remaining == 0:
                 clock = time.monotonic()
                 self._evaluate()
@@ -210,19 +214,14 @@ class Run:
                 if options.state is not None and self._remaining and time.monotonic() - saved > _SAVE_SECONDS:
                     self.save(options.state)
                     saved = time.monotonic()
-            if self.step % self._tell_every() == 0 or self._remaining == 0:
+            if waited or self._remaining == 0:
                 left = self._remaining * each + evaluating * (self._remaining / self._every)
                 progress(TuneProgress(self.step, self.step + self._remaining, float(self._loss), self.last_kld,
                                       self.before, left))  # fmt: skip
         return self._tuned()
 
-    def _tell_every(self) -> int:
-        return 1 if self._device.type == "cpu" else 10
-
     def _fit(self, seconds: float, each: float, evaluating: float) -> None:
         """Shorten the schedule so that it ends in time."""
-        if each <= 0 or self.step < 2 * _WARM_STEPS:
-            return
         possible = int(max(0.0, seconds - evaluating) / (each + evaluating / self._every))
         self._remaining = min(self._remaining, max(1, possible) if seconds > 0 else 0)
 
