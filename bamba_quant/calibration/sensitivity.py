@@ -147,6 +147,38 @@ def measured_costs(
     return costs
 
 
+def measured_divergence(
+    original: LoadedModel,
+    candidates: Candidates,
+    assignments: Sequence[Mapping[Target, str]],
+    chunks: NDArray[np.int64],
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    batch: int = 1,
+) -> list[float]:
+    """The mean divergence of each assignment of formats to tensors, all at once; arguments as above."""
+    model = load(original.config, weights_on(original.weights, device, dtype), dtype=dtype, device=device)
+    sums = [0.0] * len(assignments)
+    with torch.no_grad():
+        for number, assignment in enumerate(assignments):
+            other = quantized(model, assignment, candidates)
+            for start in range(0, len(chunks), batch):
+                ids, sequences = _sequences(model, chunks[start : start + batch])
+                expected, found = (
+                    _log_probabilities(each, _stream(each, ids, sequences)) for each in (model, other)
+                )
+                sums[number] += divergence(expected, found)
+    return [total / chunks.size for total in sums]
+
+
+def _stream(model: Model, ids: Tensor, sequences: Sequences) -> Tensor:
+    x = embed(model, ids)
+    for number in range(model.config.num_hidden_layers):
+        x = layer(model, number, x, sequences)
+    return x
+
+
 def quantized(model: Model, formats: Mapping[Target, str], candidates: Candidates) -> Model:
     """``model`` with these tensors in these formats."""
     weights = dict(model.weights)
