@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,15 +22,19 @@ from bamba_quant_cli.options import (
     IgnoreConfigKey,
     ImatrixStrict,
     Overwrite,
+    Resume,
     StripPrefix,
     Threads,
     check_one_imatrix,
     parse_size,
+    print_note,
     read_options,
 )
 from bamba_quant_cli.plans import files_of, print_rows, rows_as_json
+from bamba_quant_cli.tuning import TuneAsked, print_tuned, tuned_as_json, tunes, tuning_teller
 
 if TYPE_CHECKING:
+    from bamba_quant.calibration.tune_record import Tuned
     from bamba_quant.convert import Conversion
 
 EXAMPLES = """
@@ -46,6 +51,8 @@ Examples:
   bamba-quant convert ./Bamba-9B --outtype q4_k_m --tensor-type ssm_out=q6_k
 
   bamba-quant convert ./Bamba-9B --recipe mix.toml
+
+  bamba-quant convert ./Bamba-9B --outtype q4_k_m --tune calib.txt --tune-device cuda
 
   bamba-quant convert bamba-BF16.gguf --outtype q5_k_m
 
@@ -66,6 +73,7 @@ def _list_types(wanted: bool) -> None:
     raise typer.Exit
 
 
+@tunes
 def convert(
     model: Annotated[
         Path,
@@ -130,6 +138,8 @@ def convert(
     no_vocab: Annotated[
         bool, typer.Option("--no-vocab", help="Write no vocabulary: the file takes token ids.")
     ] = False,
+    asked: TuneAsked = TuneAsked(),
+    resume: Resume = False,
     dry_run: DryRun = False,
     split_max_size: Annotated[
         str | None,
@@ -156,17 +166,20 @@ def convert(
     """Convert a checkpoint to a GGUF file, in one pass to its final type.
 
     In f32 its logits in llama.cpp are the original's; in a quantized type its bytes are those that llama.cpp's own
-    quantizer makes of a 16-bit file. Reads safetensors, pytorch_model.bin or GGUF, streams it in bounded memory, and
-    writes the file whole or not at all.
+    quantizer makes of a 16-bit file, unless --tune finds a rounding of its own with logits nearer to the original's.
+    Reads safetensors, pytorch_model.bin or GGUF, streams it in bounded memory, and writes the file whole or not at all.
     """
     from bamba_quant.calibration import Unmeasured
     from bamba_quant.checkpoint.gguf_file import other_splits
     from bamba_quant.convert import plan_conversion
     from bamba_quant.errors import PlanError, listed
     from bamba_quant.recipes import Wishes, read_recipe
+    from bamba_quant.tuned import convert_tuned
     from bamba_quant.writers import layout, write_gguf
     from bamba_quant.writers.atomic import check_target
 
+    if resume and not asked.tune:
+        raise typer.BadParameter("means nothing without --tune", param_hint="--resume")
     if vocab_only and no_vocab:
         raise PlanError("--vocab-only and --no-vocab leave nothing to write", fix="give one of them")
     recipe_file = Path(recipe) if recipe and recipe.lower().endswith(".toml") else None
@@ -205,7 +218,8 @@ def convert(
         files = [(shard.file, shard.n_bytes) for shard in layout(plan, conversion.outfile)]
         _print_plan(conversion, files, as_json)
         return
-    writes(*files_of(plan, conversion.outfile))
+    tuning = asked.plan(conversion.outfile, resume=resume, overwrite=overwrite)
+    writes(*files_of(plan, conversion.outfile), unfinished=tuning.options.state if tuning else None)
     path = conversion.source.checkpoint.path
     read = [path, *conversion.source.checkpoint.files]
     if path.is_dir():
@@ -218,16 +232,17 @@ def convert(
         measured = calibrated(model, calibrate, calibrate_chunks, device, reading)
         conversion = plan_with(imatrix=measured)
         plan = conversion.plan
-    with progress(sum(row.source.n_bytes for row in plan.rows), "converting") as tell:
-        written = write_gguf(
-            plan,
-            conversion.outfile,
-            threads=threads,
-            device=device,
-            overwrite=overwrite,
-            inputs=others,
-            progress=tell,
+    writing: dict[str, Any] = {"threads": threads, "device": device, "overwrite": overwrite, "inputs": others}
+    tuned: Tuned | None = None
+    with ExitStack() as shown:
+        writing["progress"] = shown.enter_context(
+            progress(sum(row.source.n_bytes for row in plan.rows), "converting")
         )
+        if tuning is None:
+            written = write_gguf(plan, conversion.outfile, **writing)
+        else:
+            tell = tuning_teller(shown.close)
+            written, tuned = convert_tuned(conversion, tuning, **writing, tell=tell, note=print_note)
     seconds = time.monotonic() - started
     n_bytes = sum(file.stat().st_size for file in written)
     notes = _notes(conversion)
@@ -236,10 +251,12 @@ def convert(
     if as_json:
         sizes = [{"file": file, "bytes": file.stat().st_size} for file in written]
         about = {**_summary(conversion), "notes": notes}
+        about |= tuned_as_json(tuned)
         print_json({"files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3), **about})
         return
     for note in notes:
         echo(f"note: {note}", err=True)
+    print_tuned(tuned)
     for file in written:
         echo(file)
     echo(

@@ -25,6 +25,7 @@ from bamba_quant_cli.options import (
     parse_size,
     read_options,
 )
+from bamba_quant_cli.tuning import TuneAsked, tunes
 
 EXAMPLES = """
 Examples:
@@ -34,6 +35,8 @@ Examples:
   bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --scheme tensor --keep hybrid
 
   bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --format fp8
+
+  bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --tune calib.txt --tune-device cuda
 
   bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --resume
 
@@ -48,6 +51,7 @@ _SCHEMES = {
 }
 
 
+@tunes
 def fp8(
     model: HuggingFaceModel,
     directory: Directory,
@@ -77,6 +81,7 @@ def fp8(
     dtype: OtherDtype = "bf16",
     imatrix: Imatrix = None,
     imatrix_strict: ImatrixStrict = False,
+    asked: TuneAsked = TuneAsked(),
     max_shard_size: MaxShardSize = "5G",
     dry_run: DryRun = False,
     resume: Resume = False,
@@ -104,6 +109,7 @@ def fp8(
         dtype=dtype,
         imatrix=imatrix,
         imatrix_strict=imatrix_strict,
+        asked=asked,
         max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"),
         dry_run=dry_run,
         resume=resume,

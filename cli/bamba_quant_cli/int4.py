@@ -28,6 +28,7 @@ from bamba_quant_cli.options import (
     parse_size,
     read_options,
 )
+from bamba_quant_cli.tuning import TuneAsked, tunes
 
 EXAMPLES = """
 Examples:
@@ -37,6 +38,8 @@ Examples:
   bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16 --imatrix imatrix.gguf --keep hybrid
 
   bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16 --calibrate calibration.txt
+
+  bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16 --tune calib.txt --tune-device cuda
 
   bamba-quant int4 ./Bamba-9B ./Bamba-9B-w8a16 --bits 8
 
@@ -48,6 +51,7 @@ Examples:
 FORMATS = ("compressed-tensors", "torchao", "torchao-tile-packed")
 
 
+@tunes
 def int4(
     model: HuggingFaceModel,
     directory: Directory,
@@ -83,6 +87,7 @@ def int4(
     calibrate: Calibrate = None,
     calibrate_chunks: CalibrateChunks = None,
     device: Device = "cpu",
+    asked: TuneAsked = TuneAsked(),
     max_shard_size: MaxShardSize = "5G",
     dry_run: DryRun = False,
     resume: Resume = False,
@@ -113,6 +118,7 @@ def int4(
         calibrate=calibrate,
         calibrate_chunks=calibrate_chunks,
         device=device,
+        asked=asked,
         max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"),
         dry_run=dry_run,
         resume=resume,

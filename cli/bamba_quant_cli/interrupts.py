@@ -69,12 +69,12 @@ def leaves(what: Callable[[], str]) -> None:
 def writes(*outputs: Path | None, unfinished: Path | None = None) -> None:
     """Have an interrupt say which of ``outputs``, files or directories that appear whole, were written from now on.
 
-    In the directory ``unfinished`` an interrupt leaves what --resume needs to go on with the first of them.
+    In ``unfinished``, a directory or a file, an interrupt leaves what --resume needs to go on with the first of them.
     """
     before = {path: _state(path) for path in outputs if path}
 
     def left() -> str:
-        if unfinished and unfinished.is_dir():
+        if unfinished and unfinished.exists():
             options = "--resume --overwrite" if any(path.exists() for path in before) else "--resume"
             return f"finished parts are kept in {unfinished}; continue with {options}"
         changed = [str(path) for path, state in before.items() if _state(path) != state]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
 from bamba_quant_cli.imatrix import calibrated
 from bamba_quant_cli.interrupts import writes
-from bamba_quant_cli.options import check_one_imatrix
+from bamba_quant_cli.options import check_one_imatrix, print_note
+from bamba_quant_cli.tuning import TuneAsked, print_tuned, tuned_as_json, tuning_teller
 
 if TYPE_CHECKING:
+    from bamba_quant.calibration.tune_record import Tuned
     from bamba_quant.checkpoint import ReadOptions
     from bamba_quant.quantize import Quantization
 
@@ -31,6 +34,7 @@ def quantize(
     calibrate: list[Path] | None = None,
     calibrate_chunks: int | None = None,
     device: str = "cpu",
+    asked: TuneAsked,
     max_shard_bytes: int,
     dry_run: bool,
     resume: bool,
@@ -42,6 +46,7 @@ def quantize(
     """Plan, then print the plan or execute it."""
     from bamba_quant.calibration import Unmeasured, read_imatrix
     from bamba_quant.quantize import plan_quantization
+    from bamba_quant.tuned import quantize_tuned
     from bamba_quant.writers.quantized import write_quantized
     from bamba_quant.writers.resumable import check_output, partial_of
 
@@ -66,24 +71,33 @@ def quantize(
         _print_plan(plan, directory, as_json)
         return
     n_bytes = sum(plan.sizes.values())
+    tuning = asked.plan(directory, resume=resume, overwrite=overwrite)
     check_output(directory, inputs=plan.inputs, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     started = time.monotonic()
     if calibrate:
         plan = plan_with(imatrix=calibrated(model, calibrate, calibrate_chunks, device, reading))
-    with progress(plan.work_bytes, "quantizing") as tell:
-        written = write_quantized(
-            plan, directory, threads=threads, overwrite=overwrite, resume=resume, progress=tell
-        )
+    writing: dict[str, Any] = {"threads": threads, "overwrite": overwrite, "resume": resume}
+    tuned: Tuned | None = None
+    with ExitStack() as shown:
+        writing["progress"] = shown.enter_context(progress(plan.work_bytes, "quantizing"))
+        if tuning is None:
+            written = write_quantized(plan, directory, **writing)
+        else:
+            tell = tuning_teller(shown.close)
+            written, tuned = quantize_tuned(plan, directory, tuning, **writing, tell=tell, note=print_note)
     seconds = time.monotonic() - started
+    n_bytes = sum(path.stat().st_size for path in written)
     if as_json:
         sizes = [{"file": path, "bytes": path.stat().st_size} for path in written]
         print_json(
             {"directory": directory, "files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3)}
             | _summary(plan)
+            | tuned_as_json(tuned)
         )
         return
     for note in _notes(plan):
         echo(f"note: {note}", err=True)
+    print_tuned(tuned)
     echo(directory)
     echo(
         f"{len(plan.matrices)} matrices in {plan.scheme.name}, {count(plan.quantized_elements)} of "

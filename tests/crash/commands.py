@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.calibration import read_imatrix
+from bamba_quant.calibration import read_imatrix, tune
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import evaluate
@@ -21,6 +21,7 @@ from bamba_quant.report import read_report, to_html, to_markdown
 from bamba_quant.writers import commit, directory, resumable
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
+from tests.support.tuning import tune_quickly
 from tests.test_repair import faulty
 
 Tree = Mapping[str, bytes | None]  # by path; None is a directory
@@ -74,7 +75,7 @@ def shown_directory(found: Tree) -> Tree:
 
 def shown_files(found: Tree) -> Tree:
     """What readers find under the names of the output."""
-    hidden = (".partial", ".old", ".bamba-commit")
+    hidden = (".partial", ".old", ".bamba-commit", ".tuning")
     return {
         name: content for name, content in found.items() if content is not None and not name.endswith(hidden)
     }
@@ -116,6 +117,7 @@ def inputs(place: Path) -> None:
         faulty(model, place / f"split{seed}" / "x.gguf", "bf16", split_max_bytes=1000 * SPLIT)
     (place / "text.txt").write_text("The function returns a value. " * 60)
     _freeze_the_record()
+    tune.tune = tune_quickly
 
 
 def _freeze_the_record() -> None:
@@ -182,6 +184,21 @@ COMMANDS = (
         ],
         read=lambda work: open_checkpoint(work / FIRST),
         between="refused",
+    ),
+    _file_command(
+        "convert --tune",
+        "x.gguf",
+        words=lambda i, w, seed: [
+            "convert", f"{i}/m{seed}", "--outtype", "q8_0", "--outfile", f"{w}/x.gguf", "--tune", f"{i}/text.txt",
+        ],
+        again=("--resume",),
+    ),
+    _model_command(
+        "int4 --tune",
+        words=lambda i, w, seed: [
+            "int4", f"{i}/m{seed}", f"{w}/out", "--group-size", "32", "--tune", f"{i}/text.txt",
+        ],
+        again=("--resume",),
     ),
     _model_command("fp8", words=lambda i, w, seed: ["fp8", f"{i}/m{seed}", f"{w}/out"], again=("--resume",)),
     _model_command(

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bamba_quant.calibration.tune_options import TuneOptions
 from bamba_quant.calibration.tune_record import Tuned, TuneRecord
 from bamba_quant.checkpoint import RawReader, open_checkpoint
 from bamba_quant.checkpoint.base import StoredTensor
+from bamba_quant.writers.atomic import atomic_files
+from bamba_quant.writers.stream import write_at
 
 RECORD = TuneRecord(
     texts=("calib.txt", "more.txt"),
@@ -55,6 +58,16 @@ def _stored(kind: str, tensor: Any) -> tuple[str, NDArray[np.uint8]]:
     with RawReader() as reader:
         reader.read_into(part.file, part.offset, raw.reshape(-1))
     return part.name, raw
+
+
+def tune_quickly(
+    original: Path, quantized: Path, texts: Any, options: TuneOptions, tell: Any, note: Any
+) -> Tuned:
+    """In the place of ``tune``: a state is kept for a moment, and the stand-in's result returned."""
+    assert options.state is not None
+    with atomic_files([(options.state, 5)], overwrite=True) as (descriptor,):
+        write_at(descriptor, 0, b"state")
+    return StandIn()(quantized)
 
 
 def names_left(place: Path) -> Sequence[str]:

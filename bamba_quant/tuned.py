@@ -1,0 +1,159 @@
+"""Files whose rounding is tuned end to end: the library's front door to ``calibration.tune`` and its writers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bamba_quant.calibration.texts import Text, read_texts
+from bamba_quant.calibration.tune_options import Tell, TuneOptions
+from bamba_quant.calibration.tune_record import SELF, Tuned, read_record
+from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.convert import Conversion
+from bamba_quant.errors import CheckpointError, OutputError, PlanError
+from bamba_quant.quantize import Quantization
+from bamba_quant.source import CONFIG
+from bamba_quant.writers.tasks import Progress
+from bamba_quant.writers.tuned import Tune, write_tuned_gguf, write_tuned_quantized
+
+Note = Callable[[str], None]
+
+SELF_TOKENS = 500_000  # that a model writes unless it is told how many
+
+# What decides the result; the other options say where and how fast.
+_DECIDING = frozenset(TuneOptions.__dataclass_fields__) - {
+    *("device", "graph", "micro_batch", "recompute", "max_minutes", "state", "resume")
+}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """On which texts rounding is tuned, and how."""
+
+    texts: tuple[Text, ...]
+    options: TuneOptions
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What an interrupted run must have in common with the one that goes on."""
+        options = {name: value for name, value in asdict(self.options).items() if name in _DECIDING}
+        return options | {"texts": [text.sha256 for text in self.texts]}
+
+
+def plan_tuning(
+    texts: Sequence[str | Path],
+    options: TuneOptions = TuneOptions(),
+    *,
+    output: Path,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Tuning:
+    """Read ``texts``, files or "self", which stands for text that the model writes; see what was left of ``output``.
+
+    The state of an interrupted tuning is kept in ``options.state``, by default beside ``output``; with ``resume`` it is
+    gone on from if there is one. Raises ``CheckpointError`` for a text that cannot be read, and ``OutputError`` for a
+    state that was left, unless ``resume`` or ``overwrite``.
+    """
+    files = [Path(text) for text in texts if str(text) != SELF]
+    state = options.state or output.with_name(f"{output.name}.tuning")
+    if resume and not overwrite and _was_finished(output, state):
+        _remove(state)
+    left = state.exists()
+    if left and not (resume or overwrite):
+        raise OutputError(
+            "an interrupted run left its tuning",
+            where=state,
+            fix="go on with --resume, or begin anew with --overwrite",
+        )
+    if len(files) < len(texts):
+        options = replace(options, self_tokens=options.self_tokens or options.tokens or SELF_TOKENS)
+    options = replace(options, state=state, resume=resume and left)
+    return Tuning(read_texts(files) if files else (), options)
+
+
+def convert_tuned(
+    conversion: Conversion,
+    tuning: Tuning,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    inputs: Collection[Path] = (),
+    progress: Progress = lambda n_bytes: None,
+    tell: Tell = lambda at: None,
+    note: Note = lambda note: None,
+) -> tuple[tuple[Path, ...], Tuned]:
+    """Write the GGUF that ``conversion`` plans, tuned; the files, and what the tuning made.
+
+    ``progress`` is told input bytes that are quantized, ``tell`` how the tuning goes, ``note`` what it chose on its
+    own; other arguments are ``write_gguf``'s. The file is never worse on the text that is held out: where tuning did
+    not help it is the one without. Raises as ``write_gguf`` and ``tune`` do; then no file has appeared.
+    """
+    if all(row.format.fields is None for row in conversion.plan.rows):
+        raise PlanError(
+            "there is nothing to tune: no tensor is quantized",
+            found=conversion.plan.recipe,
+            fix="choose a type such as q4_k_m",
+        )
+    written = write_tuned_gguf(
+        conversion.plan,
+        conversion.outfile,
+        _tune(conversion.source.checkpoint.path, tuning, tell, note),
+        threads=threads,
+        device=device,
+        overwrite=overwrite,
+        inputs={*inputs, *(text.path for text in tuning.texts)},
+        progress=progress,
+    )
+    _remove(tuning.options.state)
+    return written
+
+
+def quantize_tuned(
+    plan: Quantization,
+    directory: Path,
+    tuning: Tuning,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = lambda n_bytes: None,
+    tell: Tell = lambda at: None,
+    note: Note = lambda note: None,
+) -> tuple[tuple[Path, ...], Tuned | None]:
+    """Write the directory that ``plan`` describes, tuned: ``convert_tuned`` with ``write_quantized``'s arguments."""
+    written = write_tuned_quantized(
+        plan,
+        directory,
+        _tune(plan.source.checkpoint.path, tuning, tell, note),
+        begun=tuning.fingerprint(),
+        threads=threads,
+        overwrite=overwrite,
+        resume=resume,
+        progress=progress,
+    )
+    _remove(tuning.options.state)
+    return written
+
+
+def _tune(original: Path, tuning: Tuning, tell: Tell, note: Note) -> Tune:
+    from bamba_quant.calibration.tune import tune  # which needs torch, and says so before anything is written
+
+    return lambda quantized: tune(original, quantized, tuning.texts, tuning.options, tell, note)
+
+
+def _was_finished(output: Path, state: Path) -> bool:
+    """Whether a tuned ``output`` came after ``state``, whose run was killed before it could remove that."""
+    with suppress(OSError, CheckpointError):
+        file = output / CONFIG if output.is_dir() else output
+        newer = file.stat().st_mtime_ns >= state.stat().st_mtime_ns
+        return newer and read_record(open_checkpoint(output)) is not None
+    return False
+
+
+def _remove(state: Path | None) -> None:
+    if state is not None:
+        with suppress(OSError):
+            state.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""The options of the commands that can tune the rounding of what they write, and what they tell of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from bamba_quant_cli.console import echo, echo_progress
+
+if TYPE_CHECKING:
+    from bamba_quant.calibration.tune_options import TuneProgress
+
+    from bamba_quant.calibration.tune_record import Tuned
+    from bamba_quant.tuned import Tuning
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass(frozen=True)
+class TuneAsked:
+    """What the options of ``tunes`` say, as typed."""
+
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT|self",
+            help="Tune the rounding against the original's logits on this UTF-8 text, plain or .xz, or on text that "
+            "the model writes itself; type and size stay. Repeatable.",
+        ),
+    ] = None
+    tune_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of the texts at most; of --tune self as many, 500,000 by default."),
+    ] = None
+    tune_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the optimizer, by default by the number of tokens.")
+    ] = None
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Tune no longer than this: the schedule is fitted to the time.")
+    ] = None
+    tune_seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same file.")] = 0
+    tune_device: Annotated[str, typer.Option(help="torch's name of the device to tune on.")] = "cpu"
+    tune_state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where an interrupted tuning is kept for --resume; by default beside the output.",
+        ),
+    ] = None
+
+    def plan(self, output: Path, *, resume: bool, overwrite: bool) -> Tuning | None:
+        """What is asked for of ``output``, with its texts read; None without --tune, where the rest means nothing."""
+        if not self.tune:
+            usual = TuneAsked()
+            for name, value in vars(self).items():
+                if name != "tune" and value != getattr(usual, name):
+                    raise typer.BadParameter(
+                        "means nothing without --tune", param_hint="--" + name.replace("_", "-")
+                    )
+            return None
+        from bamba_quant.calibration.tune_options import TuneOptions
+
+        from bamba_quant.tuned import plan_tuning
+
+        options = TuneOptions(
+            tokens=self.tune_tokens,
+            steps=self.tune_steps,
+            max_minutes=self.max_minutes,
+            seed=self.tune_seed,
+            device=self.tune_device,
+            state=self.tune_state,
+        )
+        return plan_tuning(self.tune, options, output=output, resume=resume, overwrite=overwrite)
+
+
+def tunes(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with the options of ``TuneAsked`` in the place of its parameter ``asked``, which gets them."""
+    hints = get_type_hints(command, include_extras=True)
+    options = get_type_hints(TuneAsked, include_extras=True)
+    parameters: list[Parameter] = []
+    for name, parameter in signature(command).parameters.items():
+        if name == "asked":
+            parameters += [
+                Parameter(f.name, parameter.kind, default=f.default, annotation=options[f.name])
+                for f in fields(TuneAsked)
+            ]
+        else:
+            parameters.append(parameter.replace(annotation=hints[name]))
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        command(asked=TuneAsked(**{f.name: given.pop(f.name) for f in fields(TuneAsked)}), **given)
+
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
+def tuning_teller(before: Callable[[], None]) -> Callable[[TuneProgress], None]:
+    """Tells how tuning goes: on a terminal in one line that changes, else in a line now and then.
+
+    ``before`` is called first, to end what else is shown.
+    """
+    told = 0.0
+
+    def tell(at: TuneProgress) -> None:
+        nonlocal told
+        before()
+        last = at.step == at.steps
+        if last or sys.stderr.isatty() or time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            minutes, seconds = divmod(round(at.seconds_left), 60)
+            echo_progress(
+                f"tuning: step {at.step:,} of {at.steps:,}, loss {at.loss:.4g}, held-out KLD {at.held_out_kld:.4g} "
+                f"({at.before:.4g} without), {minutes}:{seconds:02} left",
+                last,
+            )
+
+    return tell
+
+
+def tuned_as_json(tuned: Tuned | None) -> dict[str, Any]:
+    """What came of tuning, for a command's JSON; nothing where none was asked for."""
+    if tuned is None:
+        return {}
+    return {"tuned": {"better": tuned.record.better, **asdict(tuned.record), "changed": dict(tuned.changed)}}
+
+
+def print_tuned(tuned: Tuned | None) -> None:
+    """What came of tuning, in a line."""
+    if tuned is not None and tuned.record.better:
+        echo(tuned.record.line(), err=True)
+    elif tuned is not None:
+        echo(
+            "note: tuning made nothing better on the text that was held out, so what is written is not tuned (mean "
+            f"KLD {tuned.record.held_out_kld_before:.4g})",
+            err=True,
+        )
