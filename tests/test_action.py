@@ -108,6 +108,7 @@ def test_every_command_and_option_exists() -> None:
 
 def test_every_type_in_the_workflows_exists() -> None:
     known = {recipe.name for recipe in recipes()} | {"fp8", "fp8-tensor", "fp8-block", "int4"}
+    known |= {f"{kind}-tuned" for kind in known}
     named = [ACTION["inputs"]["types"]["default"]]
     named += [
         step["with"]["types"]

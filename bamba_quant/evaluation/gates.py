@@ -98,7 +98,7 @@ def _shown(value: Any) -> str:
 def read_gates(file: Path) -> dict[str, tuple[Limit, ...]]:
     """A TOML file's limits by section: ``[default]`` for every candidate, others for a recipe or a label.
 
-    Files whose rounding is tuned may have a section of their own, such as ``["q4_k_m, tuned"]``. A limit that a
+    Files whose rounding is tuned may have a section of their own, such as ``["q4_k_m tuned"]``. A limit that a
     candidate's own section repeats takes the default's place. Raises ``GateError``.
     """
     parsed = read_toml(file, "gates", GateError)

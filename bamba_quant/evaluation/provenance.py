@@ -50,13 +50,13 @@ class ModelFile:
 
     @property
     def variant(self) -> str:
-        """The recipe and what was done besides, such as "q4_k_m, tuned"."""
+        """The recipe and what was done besides, such as "q4_k_m tuned"."""
         return tuned_name(self.recipe) if self.tuned else self.recipe
 
 
 def tuned_name(recipe: str) -> str:
     """What ``ModelFile.variant`` calls tuned files of a recipe."""
-    return f"{recipe}, tuned"
+    return f"{recipe} tuned"
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bamba_quant.candidates import make_candidate
+from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation.gates import read_gates
+from bamba_quant.writers import write_gguf
 from tests.accuracy.faults import (
     edited,
     edited_directory,
@@ -21,10 +24,12 @@ from tests.accuracy.faults import (
     neighbours_scales_swapped,
     zeroed,
 )
+from tests.support.tuning import RECORD
 from tests.test_repair import faulty
 
 GATES = Path(__file__).parent / "bamba-mini.toml"
 MODEL = embedded_model()
+TUNED = "q4_k_m tuned"
 KINDS = ("bf16", "q8_0", "q4_k_m", "fp8-dynamic", "w4a16-g128")
 # What a layer adds to the stream comes out of these two.
 LAYER = {"blk.1.ssm_out.weight": zeroed, "blk.1.ffn_down.weight": zeroed}
@@ -58,7 +63,8 @@ def test_what_the_writers_make_passes(honest: dict[str, Path], tmp_path: Path) -
     code, found = evaluated(list(honest.values()), tmp_path)
     assert code == 0
     sections = read_gates(GATES)
-    assert {candidate["model"]["recipe"] for candidate in found.values()} == sections.keys()
+    # What is tuned takes minutes, and make accuracy makes it.
+    assert {candidate["model"]["recipe"] for candidate in found.values()} == sections.keys() - {TUNED}
     for candidate in found.values():
         gates = candidate["gates"]
         assert len(gates) == len(sections[candidate["model"]["recipe"]])
@@ -89,3 +95,15 @@ def test_every_fault_turns_them_red(honest: dict[str, Path], tmp_path: Path) -> 
 def test_each_fault_alone_is_exit_code_one(honest: dict[str, Path], tmp_path: Path) -> None:
     wrong = edited(honest["q8_0"], tmp_path / "wrong.gguf", LAYER)
     assert evaluated([honest["bf16"], wrong], tmp_path)[0] == 1
+
+
+def test_a_tuning_without_gain_turns_them_red(tmp_path: Path) -> None:
+    """A file that says it is tuned and has the codes of one that is not."""
+    conversion = plan_conversion(MODEL, outtype="q4_k_m", outfile=tmp_path / "tuned.gguf")
+    metadata = {**conversion.plan.metadata, **RECORD.key_values()}
+    write_gguf(replace(conversion.plan, metadata=metadata), conversion.outfile)
+    code, found = evaluated([conversion.outfile], tmp_path)
+    assert code == 1
+    (candidate,) = found.values()
+    assert {gate["limit"] for gate in candidate["gates"]} == {each.limit for each in read_gates(GATES)[TUNED]}
+    assert not any(gate["passed"] for gate in candidate["gates"])

@@ -71,7 +71,7 @@ def test_limits_are_laid_over_each_other(tmp_path: Path) -> None:
     file = tmp_path / "gates.toml"
     file.write_text(
         "[default]\nmax-kld = 0.1\nmin-same-top = 0.8\n[q4_k_m]\nmax-kld = 0.05\n"
-        '["q4_k_m, tuned"]\nmax-kld = 0.045\n["my model"]\nmax-kld = 0.04\n'
+        '["q4_k_m tuned"]\nmax-kld = 0.045\n["my model"]\nmax-kld = 0.04\n'
     )
     sections = read_gates(file)
 
@@ -180,7 +180,7 @@ def test_every_candidate_has_a_section_and_every_section_a_recipe() -> None:
     check_sections({models[0].recipe: limits, models[1].recipe: limits}, [models[0], tuned[1]])
     check_sections({model.variant: limits for model in tuned}, tuned)
     check_sections(
-        {"default": limits, "q2_k, tuned": limits, "iq2_xs": limits, "int4": limits, "int8": limits}, models
+        {"default": limits, "q2_k tuned": limits, "iq2_xs": limits, "int4": limits, "int8": limits}, models
     )
     with pytest.raises(GateError, match=r"no recipe has its name\n.*\[q4_km\]\n"):
         check_sections({"default": limits, "q4_km": limits}, models)
