@@ -11,7 +11,7 @@ from typing import Any
 from bamba_quant.calibration.texts import Text, read_texts
 from bamba_quant.calibration.tune_options import Tell, TuneOptions
 from bamba_quant.calibration.tune_record import SELF, Tuned, read_record
-from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.checkpoint import ReadOptions, open_checkpoint
 from bamba_quant.convert import Conversion
 from bamba_quant.errors import CheckpointError, OutputError, PlanError
 from bamba_quant.quantize import Quantization
@@ -77,6 +77,7 @@ def convert_tuned(
     conversion: Conversion,
     tuning: Tuning,
     *,
+    reading: ReadOptions = ReadOptions(),
     threads: int | None = None,
     device: str = "cpu",
     overwrite: bool = False,
@@ -88,8 +89,9 @@ def convert_tuned(
     """Write the GGUF that ``conversion`` plans, tuned; the files, and what the tuning made.
 
     ``progress`` is told input bytes that are quantized, ``tell`` how the tuning goes, ``note`` what it chose on its
-    own; other arguments are ``write_gguf``'s. The file is never worse on the text that is held out: where tuning did
-    not help it is the one without. Raises as ``write_gguf`` and ``tune`` do; then no file has appeared.
+    own; ``reading`` is ``plan_conversion``'s, and other arguments are ``write_gguf``'s. The file is never worse on the
+    text that is held out: where tuning did not help it is the one without. Raises as ``write_gguf`` and ``tune`` do;
+    then no file has appeared.
     """
     if all(row.format.fields is None for row in conversion.plan.rows):
         raise PlanError(
@@ -100,7 +102,7 @@ def convert_tuned(
     written = write_tuned_gguf(
         conversion.plan,
         conversion.outfile,
-        _tune(conversion.source.checkpoint.path, tuning, tell, note),
+        _tune(conversion.source.checkpoint.path, tuning, reading, tell, note),
         threads=threads,
         device=device,
         overwrite=overwrite,
@@ -116,6 +118,7 @@ def quantize_tuned(
     directory: Path,
     tuning: Tuning,
     *,
+    reading: ReadOptions = ReadOptions(),
     threads: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -127,7 +130,7 @@ def quantize_tuned(
     written = write_tuned_quantized(
         plan,
         directory,
-        _tune(plan.source.checkpoint.path, tuning, tell, note),
+        _tune(plan.source.checkpoint.path, tuning, reading, tell, note),
         begun=tuning.fingerprint(),
         threads=threads,
         overwrite=overwrite,
@@ -138,10 +141,10 @@ def quantize_tuned(
     return written
 
 
-def _tune(original: Path, tuning: Tuning, tell: Tell, note: Note) -> Tune:
+def _tune(original: Path, tuning: Tuning, reading: ReadOptions, tell: Tell, note: Note) -> Tune:
     from bamba_quant.calibration.tune import tune  # which needs torch, and says so before anything is written
 
-    return lambda quantized: tune(original, quantized, tuning.texts, tuning.options, tell, note)
+    return lambda quantized: tune(original, quantized, tuning.texts, tuning.options, tell, note, reading)
 
 
 def _was_finished(output: Path, state: Path) -> bool:

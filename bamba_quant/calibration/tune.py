@@ -12,6 +12,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from bamba_quant.calibration.tune_data import TuneData, customary_steps, tune_da
 from bamba_quant.calibration.tune_options import Tell, TuneError, TuneOptions, TuneProgress
 from bamba_quant.calibration.tune_record import Tuned, TuneRecord
 from bamba_quant.calibration.tune_state import TuneState, read_state, write_state
+from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.base import read_raw
 from bamba_quant.checkpoint.repacking import repack
 from bamba_quant.running import torch_device
@@ -61,14 +63,16 @@ def tune(
     options: TuneOptions = TuneOptions(),
     progress: Tell = lambda progress: None,
     note: Callable[[str], None] = lambda note: None,
+    reading: ReadOptions = ReadOptions(),
 ) -> Tuned:
-    """Tune the file or directory ``quantized`` that was made from the checkpoint ``original``.
+    """Tune the file or directory ``quantized`` that was made from the checkpoint ``original``; ``reading`` is of both.
 
     Nothing is written but the state that ``options`` ask for; the result has the new bytes of every tensor that
     changed. Raises a ``BambaQuantError`` for models that do not belong together and texts that cannot be tuned on.
     """
     device = torch_device(options.device)
-    source, target = load_model(original), load_model(quantized)
+    source = load_model(original, reading=reading)
+    target = load_model(quantized, reading=replace(reading, strip_prefix=""))
     if tensor_shapes(source.config) != tensor_shapes(target.config):
         raise TuneError(
             "the quantized model is not made from the original",

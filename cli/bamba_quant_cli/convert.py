@@ -242,7 +242,9 @@ def convert(
             written = write_gguf(plan, conversion.outfile, **writing)
         else:
             tell = tuning_teller(shown.close)
-            written, tuned = convert_tuned(conversion, tuning, **writing, tell=tell, note=print_note)
+            written, tuned = convert_tuned(
+                conversion, tuning, **writing, reading=reading, tell=tell, note=print_note
+            )
     seconds = time.monotonic() - started
     n_bytes = sum(file.stat().st_size for file in written)
     notes = _notes(conversion)

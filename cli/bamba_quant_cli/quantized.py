@@ -84,7 +84,9 @@ def quantize(
             written = write_quantized(plan, directory, **writing)
         else:
             tell = tuning_teller(shown.close)
-            written, tuned = quantize_tuned(plan, directory, tuning, **writing, tell=tell, note=print_note)
+            written, tuned = quantize_tuned(
+                plan, directory, tuning, **writing, reading=reading, tell=tell, note=print_note
+            )
     seconds = time.monotonic() - started
     n_bytes = sum(path.stat().st_size for path in written)
     if as_json:

@@ -17,7 +17,6 @@ from bamba_quant_cli.console import echo, echo_progress
 
 if TYPE_CHECKING:
     from bamba_quant.calibration.tune_options import TuneProgress
-
     from bamba_quant.calibration.tune_record import Tuned
     from bamba_quant.tuned import Tuning
 
@@ -67,7 +66,6 @@ class TuneAsked:
                     )
             return None
         from bamba_quant.calibration.tune_options import TuneOptions
-
         from bamba_quant.tuned import plan_tuning
 
         options = TuneOptions(
