@@ -30,12 +30,11 @@ from bamba_quant_cli.options import (
     print_note,
     read_options,
 )
-from bamba_quant_cli.plans import files_of, print_rows, rows_as_json
+from bamba_quant_cli.plans import files_of, notes_of, print_conversion, summary
 from bamba_quant_cli.tuning import TuneAsked, print_tuned, tuned_as_json, tunes, tuning_teller
 
 if TYPE_CHECKING:
     from bamba_quant.calibration.tune_record import Tuned
-    from bamba_quant.convert import Conversion
 
 EXAMPLES = """
 Examples:
@@ -216,7 +215,7 @@ def convert(
     plan = conversion.plan
     if dry_run:
         files = [(shard.file, shard.n_bytes) for shard in layout(plan, conversion.outfile)]
-        _print_plan(conversion, files, as_json)
+        print_conversion(conversion, files, as_json)
         return
     tuning = asked.plan(conversion.outfile, resume=resume, overwrite=overwrite)
     writes(*files_of(plan, conversion.outfile), unfinished=tuning.options.state if tuning else None)
@@ -247,12 +246,12 @@ def convert(
             )
     seconds = time.monotonic() - started
     n_bytes = sum(file.stat().st_size for file in written)
-    notes = _notes(conversion)
+    notes = notes_of(conversion)
     if stale := other_splits(written):
         notes.append(f"shards of another split of this name are still there: {listed(stale)}")
     if as_json:
         sizes = [{"file": file, "bytes": file.stat().st_size} for file in written]
-        about = {**_summary(conversion), "notes": notes}
+        about = {**summary(conversion), "notes": notes}
         about |= tuned_as_json(tuned)
         print_json({"files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3), **about})
         return
@@ -275,50 +274,3 @@ def _tensor_type(text: str) -> tuple[str, str]:
             f"{text!r} is no PATTERN=TYPE, such as ssm_out=q6_k", param_hint="--tensor-type"
         )
     return pattern, name
-
-
-def _notes(conversion: Conversion) -> list[str]:
-    plan = conversion.plan
-    return [
-        *plan.notes,
-        *(f"{row.name} is stored as {row.format.name}: {row.note}" for row in plan.rows if row.note),
-    ]
-
-
-def _summary(conversion: Conversion) -> dict[str, Any]:
-    plan = conversion.plan
-    return {
-        "model": conversion.source.checkpoint.path,
-        "architecture": plan.architecture,
-        "type": plan.recipe,
-        "tensors": len(plan.rows),
-        "weights": plan.elements,
-        "bits_per_weight": round(plan.bits_per_weight, 4),
-        "left_out": {left_out.source.name: left_out.reason for left_out in plan.left_out},
-        "notes": _notes(conversion),
-    }
-
-
-def _print_plan(conversion: Conversion, files: list[tuple[Path, int]], as_json: bool) -> None:
-    plan = conversion.plan
-    if as_json:
-        print_json(
-            {
-                "files": [{"file": file, "bytes": n_bytes} for file, n_bytes in files],
-                **_summary(conversion),
-                "plan": rows_as_json(plan.rows),
-            }
-        )
-        return
-    print_rows(plan.rows)
-    for left_out in plan.left_out:
-        echo(f"left out: {left_out.source.name} ({left_out.reason})")
-    for note in _notes(conversion):
-        echo(f"note: {note}")
-    echo()
-    echo(
-        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
-        f"weight, {len(plan.metadata)} key-values"
-    )
-    for file, n_bytes in files:
-        echo(f"{file}  {n_bytes:,} bytes ({size(n_bytes)})")

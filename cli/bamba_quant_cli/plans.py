@@ -1,4 +1,4 @@
-"""A plan's rows as people and programs read them."""
+"""A plan as people and programs read it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bamba_quant_cli.console import print_table
+from bamba_quant_cli.console import count, echo, print_json, print_table, size
 
 if TYPE_CHECKING:
+    from bamba_quant.convert import Conversion
     from bamba_quant.plan import Plan, PlanRow
 
 
@@ -58,3 +59,53 @@ def print_rows(rows: Sequence[PlanRow]) -> None:
         ],
         right=(5, 6),
     )
+
+
+def notes_of(conversion: Conversion) -> list[str]:
+    """What was decided without being asked, of the whole and of single tensors."""
+    plan = conversion.plan
+    return [
+        *plan.notes,
+        *(f"{row.name} is stored as {row.format.name}: {row.note}" for row in plan.rows if row.note),
+    ]
+
+
+def summary(conversion: Conversion) -> dict[str, Any]:
+    """What a conversion is, for a command's JSON."""
+    plan = conversion.plan
+    return {
+        "model": conversion.source.checkpoint.path,
+        "architecture": plan.architecture,
+        "type": plan.recipe,
+        "tensors": len(plan.rows),
+        "weights": plan.elements,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+        "left_out": {left_out.source.name: left_out.reason for left_out in plan.left_out},
+        "notes": notes_of(conversion),
+    }
+
+
+def print_conversion(conversion: Conversion, files: list[tuple[Path, int]], as_json: bool) -> None:
+    """The plan in full, and its ``files`` with their bytes."""
+    plan = conversion.plan
+    if as_json:
+        print_json(
+            {
+                "files": [{"file": file, "bytes": n_bytes} for file, n_bytes in files],
+                **summary(conversion),
+                "plan": rows_as_json(plan.rows),
+            }
+        )
+        return
+    print_rows(plan.rows)
+    for left_out in plan.left_out:
+        echo(f"left out: {left_out.source.name} ({left_out.reason})")
+    for note in notes_of(conversion):
+        echo(f"note: {note}")
+    echo()
+    echo(
+        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
+        f"weight, {len(plan.metadata)} key-values"
+    )
+    for file, n_bytes in files:
+        echo(f"{file}  {n_bytes:,} bytes ({size(n_bytes)})")

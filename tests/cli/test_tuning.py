@@ -44,6 +44,7 @@ class Asked:
         options: TuneOptions,
         tell: Any,
         note: Any,
+        reading: Any,
     ) -> Tuned:
         assert original == embedded_model()
         self.texts = [text.path.name for text in texts]

@@ -61,7 +61,7 @@ def _stored(kind: str, tensor: Any) -> tuple[str, NDArray[np.uint8]]:
 
 
 def tune_quickly(
-    original: Path, quantized: Path, texts: Any, options: TuneOptions, tell: Any, note: Any, *reading: Any
+    original: Path, quantized: Path, texts: Any, options: TuneOptions, tell: Any, note: Any, reading: Any
 ) -> Tuned:
     """In the place of ``tune``: a state is kept for a moment, and the stand-in's result returned."""
     assert options.state is not None
