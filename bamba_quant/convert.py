@@ -9,14 +9,15 @@ from pathlib import Path
 from gguf import GGML_QUANT_VERSION, Keys, fill_templated_filename
 
 from bamba_quant.calibration import Imatrix, read_imatrix
+from bamba_quant.calibration.tune_record import KEYS_PREFIX
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.checkpoint.gguf_values import Value, string, uint32
 from bamba_quant.errors import OutputError, PlanError
-from bamba_quant.general_metadata import read_general, tool_version_key
+from bamba_quant.general_metadata import RECIPE, read_general, tool_version_key
 from bamba_quant.inspection import unread
 from bamba_quant.plan import Plan, plan_gguf, resolve_recipe
-from bamba_quant.recipes import Recipe, Wishes, recipes
+from bamba_quant.recipes import Recipe, Wishes, plain_recipe, recipes
 from bamba_quant.repair import suspect
 from bamba_quant.source import Source, directory_of, has_weights, imagined_source, open_source
 from bamba_quant.tokenizers import has_tokenizer, read_vocabulary
@@ -147,7 +148,7 @@ def _of_gguf(source: Source, recipe: Recipe) -> Described:
             where=checkpoint.path,
             fix="put them right first: bamba-quant repair FILE",
         )
-    dropped = (Keys.General.ALIGNMENT, "split.", "quantize.imatrix.")
+    dropped = (Keys.General.ALIGNMENT, "split.", "quantize.imatrix.", RECIPE, KEYS_PREFIX)
     values = {key: value for key, value in checkpoint.metadata.items() if not key.startswith(dropped)}
     stem = split_stem(checkpoint.path).name
     types = "|".join(re.escape(known.name) for known in recipes())
@@ -156,10 +157,11 @@ def _of_gguf(source: Source, recipe: Recipe) -> Described:
 
 
 def _file_type(recipe: Recipe) -> dict[str, Value]:
-    return {
+    values: dict[str, Value] = {
         Keys.General.FILE_TYPE: uint32(recipe.file_type),
         Keys.General.QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION),
     }
+    return values if plain_recipe(recipe.file_type) == recipe else values | {RECIPE: string(recipe.name)}
 
 
 def _outfile(given: str | Path | None, model: Path, stem: str, file_type: str) -> Path:

@@ -102,7 +102,8 @@ def allocate(
     if like is None:
         base = recipe_named(min(sizes, key=lambda known: abs(sizes[known] - goal)))
         conversion = plain[base.name]
-    recipe, point = _chosen(conversion, costs, goal, replace(base, name=name or f"{base.name}_a"))
+    named = replace(base, name=name or f"{base.name}_a")
+    recipe, point = _chosen(planned(named), costs, goal, named)
     made = planned(recipe)
     if (found := _file_bytes(made)) != point.n_bytes or found > goal:
         raise AssertionError(

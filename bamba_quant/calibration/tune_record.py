@@ -23,7 +23,7 @@ from bamba_reference.shown import shown
 
 CONFIG_KEY = "bamba_quant"
 SELF = "self"  # instead of a text's name: what the model itself wrote
-_PREFIX = f"{CONFIG_KEY}.tune."
+KEYS_PREFIX = f"{CONFIG_KEY}.tune."
 _MOST_TEXTS, _MOST_CHARACTERS = 1000, 4096
 
 
@@ -61,7 +61,7 @@ class TuneRecord:
                 typed = float32(value)
             else:
                 typed = Value(GGUFValueType.UINT64, value)
-            found[_PREFIX + name] = typed
+            found[KEYS_PREFIX + name] = typed
         return found
 
     def plain(self) -> dict[str, Any]:
@@ -109,9 +109,9 @@ def read_record(checkpoint: Checkpoint) -> TuneRecord | None:
     """
     if checkpoint.kind == "gguf":
         values: Any = {
-            key.removeprefix(_PREFIX): value.value
+            key.removeprefix(KEYS_PREFIX): value.value
             for key, value in checkpoint.metadata.items()
-            if key.startswith(_PREFIX)
+            if key.startswith(KEYS_PREFIX)
         }
     else:
         ours = checkpoint.metadata.get(CONFIG_KEY)

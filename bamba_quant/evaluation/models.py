@@ -22,7 +22,7 @@ from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.provenance import ModelFile, TypeTotal, tuned_name
 from bamba_quant.general_metadata import RECIPE
 from bamba_quant.model_name import name_of
-from bamba_quant.recipes import recipes
+from bamba_quant.recipes import plain_recipe, recipes
 from bamba_quant.schemes import Ignored, schemes
 from bamba_quant.weights import LoadedModel, load_model
 from bamba_reference.tensors import tensor_shapes
@@ -215,9 +215,8 @@ def _recipe(checkpoint: Checkpoint, types: Sequence[TypeTotal]) -> str:
         if named:
             return named[:_LONGEST_RECIPE]
         stored = checkpoint.key_values.integer(Keys.General.FILE_TYPE)
-        for recipe in recipes():
-            if recipe.file_type == stored:
-                return recipe.name
+        if plain := plain_recipe(stored):
+            return plain.name
         if stored in LlamaFileType._value2member_map_:
             return _type_name(LlamaFileType(stored))
     elif "quantization_config" in checkpoint.metadata:

@@ -1,7 +1,7 @@
 """Which role of tensor is stored in which number format, under the names users know."""
 
 from bamba_quant.recipes import hybrid, llama_quantize  # register the recipes
-from bamba_quant.recipes.base import Assignment, Choice, Place, Recipe, recipe_named, recipes
+from bamba_quant.recipes.base import Assignment, Choice, Place, Recipe, plain_recipe, recipe_named, recipes
 from bamba_quant.recipes.recipe_file import read_recipe, recipe_text
 from bamba_quant.recipes.selection import Selected, Wishes, select_formats
 
@@ -14,6 +14,7 @@ __all__ = [
     "Wishes",
     "hybrid",
     "llama_quantize",
+    "plain_recipe",
     "read_recipe",
     "recipe_named",
     "recipe_text",

@@ -119,6 +119,11 @@ def register(recipe: Recipe, *aliases: str) -> Recipe:
     return recipe
 
 
+def plain_recipe(file_type: int | None) -> Recipe | None:
+    """The recipe that ``general.file_type`` stands for, which others may be like; None for other numbers."""
+    return next((known for known in recipes() if known.file_type == file_type), None)
+
+
 def recipes() -> tuple[Recipe, ...]:
     return tuple(_registry.values())
 

@@ -56,6 +56,9 @@ _EMBEDDING_LAYERS = 10
 # Of the mixers' matrices, the first layer's cost beside a middle one's, and those of the layers after it and the last.
 _FIRST, _EARLY, _LATE = 4.0, 1.4, 0.6
 
+# By which a header may be longer that names the recipe.
+_NAME_BYTES = 64
+
 _K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
 _BASES = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 
@@ -102,7 +105,7 @@ def move_bits(
             costs = estimated_costs(rule, layers, {*candidates, name}, tied)
         known = {each: Option(_tensor_bytes(rule, each), cost) for each, cost in costs.items()}
         options.append(known or {name: Option(_tensor_bytes(rule, name), 0.0)})
-    budget = sum(known[name].n_bytes for known, name in zip(options, formats, strict=True))
+    budget = sum(known[name].n_bytes for known, name in zip(options, formats, strict=True)) - _NAME_BYTES
     chosen = least_cost([list(known.values()) for known in options], budget)
     return [list(known)[number] for known, number in zip(options, chosen, strict=True)]
 

@@ -40,7 +40,8 @@ def test_the_bytes_of_a_type(tmp_path: Path) -> None:
     assert 0.99 * plain < found.allocated.n_bytes <= plain - HEADER_ROOM
     assert written(found, tmp_path / "x.gguf") == found.allocated.n_bytes
     assert found.allocated.predicted < 0.8 * found.plain.predicted
-    assert sum(move.more_bytes for move in found.moves) == found.allocated.n_bytes - plain
+    named = found.allocated.n_bytes - plain - sum(move.more_bytes for move in found.moves)
+    assert named in (32, 64), "the key that names the recipe"
     gain = sum(move.cost_before - move.cost_after for move in found.moves)
     assert gain == pytest.approx(found.plain.predicted - found.allocated.predicted)
     sizes = [point.n_bytes for point in found.frontier]

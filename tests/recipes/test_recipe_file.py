@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from bamba_quant.checkpoint.gguf_values import string
 from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import PlanError
@@ -57,7 +58,7 @@ def test_a_file_s_formats_are_the_plan_s(tmp_path: Path) -> None:
     conversion = plan_conversion(embedded_model(), outtype=recipe)
     assert conversion.outfile.name.endswith("-MIX.gguf")
     like = plan_conversion(embedded_model(), outtype="q4_k_m")
-    assert conversion.plan.metadata == like.plan.metadata
+    assert conversion.plan.metadata == {**like.plan.metadata, "bamba_quant.recipe": string("mix")}
     assert set(planned(recipe, wishes=Wishes(pure=True)).values()) == {"f32", "q4_k"}
 
 

@@ -14,6 +14,7 @@ from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, OutputError
+from bamba_quant.evaluation.models import describe, open_models
 from bamba_quant.inspection import inspect_path
 from bamba_quant.quantize import plan_quantization
 from bamba_quant.writers import write_gguf
@@ -64,6 +65,18 @@ def test_a_tuned_gguf_holds_the_tuned_tensors_and_its_record(tmp_path: Path) -> 
     fields = gguf.GGUFReader(str(file)).fields
     assert fields["bamba_quant.tune.sha256"].contents() == list(RECORD.sha256)
     assert fields["bamba_quant.tune.held_out_kld_after"].contents() == 0.25
+
+
+def test_files_say_what_they_are(tmp_path: Path) -> None:
+    named = {}
+    for outtype in ("q4_k_m", "q4_k_m_h"):
+        planned = plan_conversion(embedded_model(), outtype=outtype, outfile=tmp_path / f"{outtype}.gguf")
+        write_tuned_gguf(planned.plan, planned.outfile, StandIn(WORSE if outtype == "q4_k_m" else RECORD))
+        (opened,) = open_models(None, [planned.outfile])
+        named[outtype] = describe(opened).variant
+    assert named == {"q4_k_m": "q4_k_m", "q4_k_m_h": "q4_k_m_h tuned"}
+    again = plan_conversion(planned.outfile, outtype="q3_k_m", allow_requantize=True)
+    assert {key for key in again.plan.metadata if key.startswith("bamba_quant")} == {"bamba_quant.version"}
 
 
 def test_shards_are_those_of_the_single_file(tmp_path: Path) -> None:
