@@ -228,7 +228,7 @@ def convert(
     if calibrate:
         for file in files_of(plan, conversion.outfile):
             check_target(file, overwrite, others)
-        measured = calibrated(model, calibrate, calibrate_chunks, device, reading)
+        measured = calibrated(path, calibrate, calibrate_chunks, device, reading)
         conversion = plan_with(imatrix=measured)
         plan = conversion.plan
     writing: dict[str, Any] = {"threads": threads, "device": device, "overwrite": overwrite, "inputs": others}

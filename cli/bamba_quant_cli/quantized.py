@@ -75,7 +75,9 @@ def quantize(
     check_output(directory, inputs=plan.inputs, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     started = time.monotonic()
     if calibrate:
-        plan = plan_with(imatrix=calibrated(model, calibrate, calibrate_chunks, device, reading))
+        plan = plan_with(
+            imatrix=calibrated(plan.source.checkpoint.path, calibrate, calibrate_chunks, device, reading)
+        )
     writing: dict[str, Any] = {"threads": threads, "overwrite": overwrite, "resume": resume}
     tuned: Tuned | None = None
     with ExitStack() as shown:
