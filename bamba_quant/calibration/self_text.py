@@ -1,4 +1,4 @@
-"""Text that a model writes itself: whole sequences, or what it would have written in the places of a text."""
+"""Text that a model writes itself."""
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bamba_quant.calibration.student import blocks_of, hidden, sequences_of
 from bamba_reference.packing import InputError
-from bamba_reference.torch_forward import Model, forward, head, new_state
+from bamba_reference.torch_forward import Model, forward, new_state
 
 _ROWS = {"cpu": 64, "cuda": 1024}  # sequences that are written together
 
@@ -35,28 +34,3 @@ def write_text(model: Model, chunks: int, ctx: int, bos: int | None, seed: int) 
             columns.append(tokens)
         written.append(torch.cat(columns, dim=1).cpu().numpy())
     return np.concatenate(written)
-
-
-@torch.no_grad()
-def drawn_instead(model: Model, stream: NDArray[np.int64], ctx: int, seed: int) -> NDArray[np.int64]:
-    """For every token of a stream (T,) one that the model draws there, given up to ``ctx`` tokens before it.
-
-    The first of every ``ctx`` stays, as nothing is before it.
-    """
-    generator = torch.Generator(model.device).manual_seed(seed)
-    sequences = sequences_of(model.config, ctx, model.device)
-    count = -(-len(stream) // ctx)
-    chunks = np.zeros(count * ctx, np.int64)
-    chunks[: len(stream)] = stream
-    drawn = chunks.reshape(count, ctx).copy()
-    rows = max(1, _ROWS.get(model.device.type, _ROWS["cpu"]) // 16)
-    for start in range(0, count, rows):
-        ids = torch.from_numpy(drawn[start : start + rows].copy()).to(model.device)
-        states = hidden(model, ids, sequences)[:, :-1].flatten(0, 1)
-        step = blocks_of(len(states), model.config.vocab_size, model.device)
-        found = [
-            torch.multinomial(head(model, some).softmax(-1), 1, generator=generator)
-            for some in states.split(step)
-        ]
-        drawn[start : start + rows, 1:] = torch.cat(found).view(len(ids), -1).cpu().numpy()
-    return drawn.ravel()[: len(stream)]

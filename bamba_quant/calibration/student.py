@@ -96,18 +96,24 @@ def gradients(
     sequences: Sequences,
     micro_batch: int,
     recompute: bool = False,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Mean KL(original ‖ student) over all positions of ids (B, L), nats a token; adds its gradients to the latents'.
 
-    ``constants`` are the student's weights that are not learned.
+    ``constants`` are the student's weights that are not learned; ``known`` (B, L, d) is what the original's head is
+    given, where that is known already.
     """
     made = {latent.name: latent.weight() for latent in latents}
     leaves = {name: w.detach().requires_grad_() for name, w in made.items()}
     student = model_of(config, {**constants, **leaves}, ids.device)
     total = torch.zeros((), device=ids.device)
-    for some in ids.split(micro_batch):
+    for first in range(0, len(ids), micro_batch):
+        some = ids[first : first + micro_batch]
         with torch.no_grad():
-            wanted = hidden(original, some, sequences).flatten(0, 1)  # (T, d)
+            states = (
+                hidden(original, some, sequences) if known is None else known[first : first + micro_batch]
+            )
+            wanted = states.flatten(0, 1)  # (T, d)
         found = hidden(student, some, sequences, recompute).flatten(0, 1)
         ends = found.detach().requires_grad_()
         step = blocks_of(len(ends), config.vocab_size, ids.device)
@@ -122,6 +128,16 @@ def gradients(
     learned = [(made[name], leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None]
     torch.autograd.backward([w for w, _ in learned], [gradient for _, gradient in learned])
     return total
+
+
+@torch.no_grad()
+def states_of(original: Model, chunks: Tensor, sequences: Sequences, micro_batch: int) -> Tensor:
+    """What the original's head is given, (n, L, d), of chunks (n, L)."""
+    states = torch.empty(*chunks.shape, original.config.hidden_size, device=chunks.device)
+    for first in range(0, len(chunks), micro_batch):
+        now = slice(first, first + micro_batch)
+        states[now] = hidden(original, chunks[now], sequences)
+    return states
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from bamba_quant.calibration.student import (
     model_of,
     products,
     sequences_of,
+    states_of,
     weights_now,
 )
 from bamba_quant.calibration.texts import Text
@@ -49,6 +50,8 @@ _BATCH, _BATCH_ON_CPU = 24, 8
 _MICRO_BATCH_ON_CPU = 4
 _SAVE_SECONDS = 120.0
 _TOGETHER = 10  # steps that a GPU is given before it is waited for
+# Of what the original's head is given, kept from epoch to epoch.
+_KNOWN_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}
 _WARM_STEPS = 3  # on a GPU, before a step is recorded as a graph
 
 _NUMBERS = ("factor", "before", "best_kld", "last_kld", "step", "remaining")  # of a state
@@ -90,12 +93,24 @@ def tune(
         sequences = sequences_of(source.config, options.ctx, device)
         held_out = HeldOut(teacher, torch.from_numpy(data.held_out).to(device), sequences, micro)
 
-        def add_gradients(ids: Tensor) -> Tensor:
-            return gradients(
-                target.config, teacher, student, latents, ids, sequences, micro, options.recompute
-            )
+        chunks = torch.from_numpy(data.batches.chunks).to(device)
+        steps = options.steps or customary_steps(data.batches.tokens)
+        known = None
+        if (
+            steps * batch > chunks.shape[0]
+            and 4 * chunks.numel() * source.config.hidden_size <= _KNOWN_BYTES[device.type]
+        ):
+            known = states_of(teacher, chunks, sequences, micro)
 
-        run = Run(latents, student, data, held_out, options, digest, add_gradients, device, batch, note)
+        def add_gradients(which: Tensor) -> Tensor:
+            return gradients(
+                target.config, teacher, student, latents, chunks[which], sequences, micro, options.recompute,
+                None if known is None else known[which],
+            )  # fmt: skip
+
+        run = Run(
+            latents, student, data, held_out, options, digest, add_gradients, device, batch, steps, note
+        )
         return run.finish(progress)
 
 
@@ -162,16 +177,14 @@ class Run:
 
     def __init__(self, latents: list[LatentTensor], constants: dict[str, Tensor], data: TuneData, held_out: HeldOut,
                  options: TuneOptions, digest: str, add_gradients: Callable[[Tensor], Tensor], device: torch.device,
-                 batch: int, note: Callable[[str], None]) -> None:  # fmt: skip
+                 batch: int, steps: int, note: Callable[[str], None]) -> None:  # fmt: skip
         self._latents, self._constants, self._data, self._held_out = latents, constants, data, held_out
         self._options, self._add_gradients, self._device, self._note = options, add_gradients, device, note
         self._adam = Adam(groups_of(latents, options), options.eps)
-        self._starts = [p.detach().clone() for p in self._adam.parameters] if options.pull else []
         self._means = [p.detach().clone() for p in self._adam.parameters] if options.ema else []
-        self._pulled = torch.zeros((), device=device)
-        self.steps = options.steps or customary_steps(data.batches.tokens)
+        self.steps = steps
         self._every = max(1, self.steps // options.evaluations)
-        self._ids = torch.zeros(batch, options.ctx, dtype=torch.int64, device=device)
+        self._chunks = torch.zeros(batch, dtype=torch.int64, device=device)
         self._graph: Any = None
         self._graphs = options.graph and device.type == "cuda"
         self._loss = torch.zeros((), device=device)
@@ -231,9 +244,8 @@ class Run:
 
     def _advance(self) -> None:
         """One step of the optimizer."""
-        self._ids.copy_(torch.from_numpy(self._data.batches.step(self.step)))
+        self._chunks.copy_(torch.from_numpy(self._data.batches.step(self.step)))
         self._adam.prepare(self.step + 1, self._factor)
-        self._pulled.fill_(self._options.pull * self._factor)
         if not self._graphs:
             self._loss = self._work()
         elif self._graph is not None:
@@ -269,11 +281,9 @@ class Run:
         graph.replay()
 
     def _work(self) -> Tensor:
-        loss = self._add_gradients(self._ids)
+        loss = self._add_gradients(self._chunks)
         self._adam.step()
         with torch.no_grad():
-            if self._starts:
-                torch._foreach_lerp_(self._adam.parameters, self._starts, self._pulled)
             for latent in self._latents:
                 latent.clamp()
             if self._means:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.calibration.self_text import drawn_instead, write_text
+from bamba_quant.calibration.self_text import write_text
 from bamba_quant.calibration.texts import Text, split_held_out, token_chunks
 from bamba_quant.calibration.tune_options import TuneError, TuneOptions
 from bamba_quant.calibration.tune_record import SELF
@@ -26,40 +26,29 @@ _CUSTOMARY_TOKENS, _CUSTOMARY_STEPS = 3_700_000, 1200
 class Batches:
     """What each step learns from, a function of seed and step alone.
 
-    ``stream`` (T,) is text, which every epoch cuts into chunks at other places; ``whole`` (n, ctx) are chunks that stay
-    as they are. ``instead`` has a token of the model's own for each of the stream's, which stands there in ``resample``
-    of the places, others in every epoch.
+    ``chunks`` (n, ctx) come in another order each epoch.
     """
 
-    def __init__(self, stream: Ints, whole: Ints, instead: Ints, resample: float, bos: int | None, batch: int,
-                 seed: int) -> None:  # fmt: skip
-        self._stream, self._whole, self._instead, self._resample = stream, whole, instead, resample
-        self._bos, self._batch, self._seed, self._ctx = bos, batch, seed, whole.shape[1]
-        self._cut = max(0, (len(stream) - self._ctx + 1) // self._ctx)
-        self.tokens = len(stream) + whole.size
-        self.chunks = self._cut + len(whole)
+    def __init__(self, chunks: Ints, batch: int, seed: int) -> None:
+        self.chunks, self._batch, self._seed = chunks, batch, seed
         self._held: tuple[int, Ints] | None = None
 
-    def step(self, number: int) -> Ints:
-        """The tokens (batch, ctx) of a step, counted from 0; an epoch's last step goes on with the next epoch."""
-        wanted = np.arange(number * self._batch, (number + 1) * self._batch)
-        epochs = wanted // self.chunks
-        return np.concatenate([self._epoch(e)[wanted[epochs == e] % self.chunks] for e in np.unique(epochs)])
+    @property
+    def tokens(self) -> int:
+        return self.chunks.size
 
-    def _epoch(self, epoch: int) -> Ints:
-        """All chunks (n, ctx) of an epoch in its order."""
+    def step(self, number: int) -> Ints:
+        """The chunks (batch,) of a step, counted from 0; an epoch's last step goes on with the next epoch."""
+        wanted = np.arange(number * self._batch, (number + 1) * self._batch)
+        epochs = wanted // len(self.chunks)
+        return np.concatenate(
+            [self._order(e)[wanted[epochs == e] % len(self.chunks)] for e in np.unique(epochs)]
+        )
+
+    def _order(self, epoch: int) -> Ints:
         if self._held is None or self._held[0] != epoch:
             rng = np.random.default_rng([self._seed, epoch])
-            offset = int(rng.integers(self._ctx))
-            cut = slice(offset, offset + self._cut * self._ctx)
-            tokens = self._stream[cut].copy()
-            if self._resample:
-                there = rng.random(len(tokens)) < self._resample
-                tokens[there] = self._instead[cut][there]
-            chunks = np.concatenate([tokens.reshape(self._cut, self._ctx), self._whole])
-            if self._bos is not None:
-                chunks[:, 0] = self._bos
-            self._held = epoch, chunks[rng.permutation(len(chunks))]
+            self._held = epoch, rng.permutation(len(self.chunks))
         return self._held[1]
 
 
@@ -78,7 +67,7 @@ def tune_data(
 ) -> TuneData:
     """The texts, and text of the model's own, as tokens. Raises a ``BambaQuantError`` for texts that are too short."""
     ctx, bos = options.ctx, encoder.bos
-    stream, whole = np.empty(0, np.int64), np.empty((0, ctx), np.int64)
+    chunks: list[Ints] = []
     held: list[Ints] = []
     names, hashes = [text.path.name for text in texts], [text.sha256 for text in texts]
     if not texts and not options.self_tokens:
@@ -88,18 +77,18 @@ def tune_data(
         wanted = max(_LEAST_HELD_OUT, options.held_out * ctx * _CHARACTERS_A_TOKEN)
         learned, kept = split_held_out(texts, min(_MOST_HELD_OUT, wanted / characters))
         parts = [np.asarray(encoder.plain(text.content), np.int64) for text in learned]
-        stream = np.concatenate(_limited(parts, options.tokens))
+        chunks.append(_cut(np.concatenate(_limited(parts, options.tokens)), ctx, bos))
         held.append(token_chunks(encoder, kept, ctx, options.held_out))
     if options.self_tokens:
         spared = 0 if texts else options.held_out
         written = write_text(model, -(-options.self_tokens // ctx) + spared, ctx, bos, options.seed)
         names.append(SELF)
         hashes.append(hashlib.sha256(written.astype("<i8").tobytes()).hexdigest())
-        whole, rest = np.split(written, [len(written) - spared])
+        learned_from, rest = np.split(written, [len(written) - spared])
+        chunks.append(learned_from)
         held.append(rest)
-    instead = drawn_instead(model, stream, ctx, options.seed) if options.resample and texts else stream
-    batches = Batches(stream, whole, instead, options.resample, bos, batch, options.seed)
-    if not batches.chunks:
+    batches = Batches(np.concatenate(chunks), batch, options.seed)
+    if not len(batches.chunks):
         raise TuneError(
             "the text is too short to tune on",
             found=f"{batches.tokens} tokens",
@@ -112,6 +101,15 @@ def customary_steps(tokens: int) -> int:
     """How many steps so many tokens are worth: 1,200 for 3.7 million, 400 for 0.23 million, as measured."""
     share: float = min(1.0, (tokens / _CUSTOMARY_TOKENS) ** 0.4)
     return max(50, round(_CUSTOMARY_STEPS * share))
+
+
+def _cut(stream: Ints, ctx: int, bos: int | None) -> Ints:
+    """Tokens (T,) as chunks (n, ctx), BOS in the first place of each where there is one."""
+    count = len(stream) // ctx
+    chunks = stream[: count * ctx].reshape(count, ctx).copy()
+    if bos is not None:
+        chunks[:, 0] = bos
+    return chunks
 
 
 def _limited(parts: list[Ints], tokens: int | None) -> list[Ints]:

@@ -28,10 +28,8 @@ class TuneOptions:
     code, by default 5e-3 for 4 bits and more, 1e-2 for 3, 2e-2 for 2; ``lr_scales`` in steps of a scale's code,
     ``lr_blocks`` relative to a float, ``lr_floats`` in a tensor's mean magnitude. All fall linearly to 0.
 
-    ``reach`` is how many steps a code may move from the file's. ``pull`` draws latent codes back to the original's
-    weights, a share of it each step as large as the learning rate's. ``ema`` evaluates a running mean of the latent
-    codes with this decay (0: the codes themselves). ``resample`` is the share of tokens that are replaced, in training,
-    by tokens that the original itself draws at their places. ``recompute`` saves memory: activations of a layer are
+    ``reach`` is how many steps a code may move from the file's. ``ema`` evaluates a running mean of the latent codes
+    with this decay (0: the codes themselves). ``recompute`` saves memory: activations of a layer are
     computed again in its backward pass.
 
     ``held_out`` chunks of text that is learned from nowhere choose the best of the file as it is and ``evaluations``
@@ -52,9 +50,7 @@ class TuneOptions:
     lr_floats: float = 1e-4
     reach: float = 1.5
     eps: float = 1e-8
-    pull: float = 0.0
     ema: float = 0.0
-    resample: float = 0.0
     recompute: bool = False
     held_out: int = 64
     evaluations: int = 10
