@@ -164,12 +164,13 @@ def _scan_chunks(
     xs = (x * keep.transpose(2, 3)[..., None]).view(b, c, q, G, H // G * P)  # (b, c, q, G, HP/G)
     decay = reach[..., -1]  # (b, c, H)
     out = []
-    for i in range(c):
-        from_h = C[:, i].transpose(1, 2) @ h.view(b, G, -1, N).transpose(2, 3)  # (b, G, q, HP/G)
+    # unbind: each slice's gradient alone would be as large as the whole.
+    for yi, Bi, Ci, xi, reached, kept in zip(*(t.unbind(1) for t in (y, B, C, xs, reach, decay)), strict=True):
+        from_h = Ci.transpose(1, 2) @ h.view(b, G, -1, N).transpose(2, 3)  # (b, G, q, HP/G)
         from_h = from_h.transpose(1, 2).reshape(b, q, H, P)
-        out.append(torch.addcmul(y[:, i], from_h, reach[:, i].transpose(1, 2)[..., None]))  # (b, q, H, P)
-        added = xs[:, i].permute(0, 2, 3, 1) @ B[:, i].transpose(1, 2)  # (b, G, HP/G, N)
-        h = torch.addcmul(added.view(b, H, P, N), h, decay[:, i, :, None, None])  # (b, H, P, N)
+        out.append(torch.addcmul(yi, from_h, reached.transpose(1, 2)[..., None]))  # (b, q, H, P)
+        added = xi.permute(0, 2, 3, 1) @ Bi.transpose(1, 2)  # (b, G, HP/G, N)
+        h = torch.addcmul(added.view(b, H, P, N), h, kept[..., None, None])  # (b, H, P, N)
     return out[0] if c == 1 else torch.cat(out, dim=1), h
 
 
