@@ -2,14 +2,15 @@
 
     python -m benchmarks.fidelity --model DIR --text calib.txt [--text calib-large.txt.xz] --eval eval.txt
         [--types q4_k_m q2_k int4 fp8] [--only plain,allocated,tuned,both] [--calibrate TEXT]
-        [--recipes DIR] [--set lr=5e-3 --set train=codes,scales]… [--sweep "eps=1e-8" --sweep "eps=1e-12"]…
+        [--recipes DIR] [--set "lr=5e-3 train=codes,scales"]… [--sweep "q2_k:eps=1e-8"] [--sweep "eps=1e-12"]…
         [--device cuda] [--jobs N] [--out DIR]
 
 Mean KL divergence from MODEL in nats a token, weights alone, on the second halves of the first --chunks chunks of 512
 of each --eval text: what ``bamba-quant evaluate --activations exact`` gives. A file is made by ``bamba-quant convert``
 with an importance matrix of --calibrate (``int4`` and ``fp8`` for directories), an allocated one by its recipe
 TYPE.toml in --recipes. --set holds for all tuning, every --sweep is tuned by itself; ``TuneOptions`` has the names.
-Files and figures go to --out; a quantized file that is there is not made again.
+What begins with a type's first letters and a colon is for those types alone. --jobs run on each GPU that is visible.
+Files go to --out, and all figures so far to fidelity.json in it; a quantized file that is there is not made again.
 """
 
 from __future__ import annotations
@@ -18,16 +19,21 @@ import argparse
 import ast
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 CTX = 512
-ONLY = ("plain", "allocated", "tuned", "both")
+SCHEMES = ("int4", "fp8")
+TUNED = {"plain": "tuned", "allocated": "both"}  # what a tuned file of each kind is called
+Job = dict[str, Any]
 
 
 def main() -> None:
@@ -36,65 +42,103 @@ def main() -> None:
     if options.job:
         print(json.dumps(run(options, json.loads(options.job))))
         return
-    only = options.only.split(",")
-    sweeps = options.sweep or [""]
     if options.calibrate and not (options.out / "imatrix.gguf").exists():
         given = ["--text", options.calibrate, "--outfile", options.out / "imatrix.gguf", "--output-tensor"]
         _command("imatrix", options.model, *given, "--device", options.device)
-    made: dict[tuple[str, str], Path] = {}
-    for name in options.types:
-        made[name, "plain"] = make(options, name, None)
-        if options.recipes and {"allocated", "both"} & set(only):
-            made[name, "allocated"] = make(options, name, options.recipes / f"{name}.toml")
-    jobs: list[dict[str, Any]] = []
-    for (name, variant), path in made.items():
-        if "plain" in only or variant == "allocated":
-            jobs.append({"type": name, "variant": variant, "path": str(path)})
-        if {"plain": "tuned", "allocated": "both"}[variant] in only:
-            jobs += [
-                {"type": name, "variant": variant, "path": str(path), "sweep": sweep, "tune": True}
-                for sweep in sweeps
-            ]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        rows = list(pool.map(lambda job: _in_process(options, job), jobs))
-    (options.out / "fidelity.json").write_text(json.dumps(rows, indent=1))
+    places: SimpleQueue[str | None] = SimpleQueue()
+    for gpu in _gpus(options.device) * options.jobs:
+        places.put(gpu)
+    rows: list[Job] = []
+    with ThreadPoolExecutor(places.qsize()) as pool:
+        made = {pool.submit(_made, options, job): job for job in files(options)}
+        jobs: dict[Future[Job], Job] = {}
+        for file in as_completed(made):
+            if (error := file.exception()) is not None:
+                rows.append(made[file] | {"failed": str(error)})
+                continue
+            jobs |= {pool.submit(_measured, options, job, places): job for job in file.result()}
+        for done in as_completed(jobs):
+            error = done.exception()
+            rows.append(done.result() if error is None else jobs[done] | {"failed": str(error)})
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            (options.out / "fidelity.json").write_text(json.dumps(rows, indent=1))
+    kinds = list(TUNED)
+    rows.sort(key=lambda row: (options.types.index(row["type"]), kinds.index(row["variant"]), "tune" in row))
     show(rows)
 
 
-def make(options: argparse.Namespace, name: str, recipe: Path | None) -> Path:
-    """The quantized file or directory, made unless it is there."""
-    scheme = name if name in ("int4", "fp8") else None
-    path: Path = options.out / f"{name}{'-allocated' if recipe else ''}{'' if scheme else '.gguf'}"
-    if path.exists():
-        return path
-    imatrix = (
-        [] if options.calibrate is None or scheme == "fp8" else ["--imatrix", options.out / "imatrix.gguf"]
+def files(options: argparse.Namespace) -> list[Job]:
+    """The quantized files that are needed."""
+    only = set(options.only.split(","))
+    return [
+        {"type": name, "variant": variant}
+        for name in options.types
+        for variant, tuned in TUNED.items()
+        if variant == "plain" or (options.recipes and name not in SCHEMES and {variant, tuned} & only)
+    ]
+
+
+def _made(options: argparse.Namespace, job: Job) -> list[Job]:
+    """What is to be measured of a file, which is made unless it is there."""
+    only, name, variant = options.only.split(","), job["type"], job["variant"]
+    path: Path = (
+        options.out
+        / f"{name}{'' if variant == 'plain' else '-allocated'}{'' if name in SCHEMES else '.gguf'}"
     )
-    if scheme:
-        given = [scheme, options.model, path]
-    else:
-        given = [
-            "convert",
-            options.model,
-            "--outfile",
-            path,
-            *(["--recipe", recipe] if recipe else ["--outtype", name]),
-        ]
-    _command(*given, *imatrix)
-    return path
+    if not path.exists():
+        given = (
+            [name, options.model, path] if name in SCHEMES else ["convert", options.model, "--outfile", path]
+        )
+        if variant == "allocated":
+            given += ["--recipe", options.recipes / f"{name}.toml"]
+        elif name not in SCHEMES:
+            given += ["--outtype", name]
+        if options.calibrate and name != "fp8":
+            given += ["--imatrix", options.out / "imatrix.gguf"]
+        _command(*given)
+    job = job | {"path": str(path)}
+    tuned = [] if TUNED[variant] not in only else options.sweep or [""]
+    sweeps = [words for words in tuned if all(map(_for(name), words.split()))]
+    return [job] * (variant == "allocated" or "plain" in only) + [
+        job | {"sweep": words, "tune": True} for words in sweeps
+    ]
+
+
+def _for(name: str) -> Callable[[str], bool]:
+    """Whether a word of --set or --sweep, or its part before "=", is for this type."""
+    return lambda word: name.startswith(word.split("=")[0].rpartition(":")[0])
 
 
 def _command(*words: object) -> None:
-    subprocess.run([sys.executable, "-m", "bamba_quant_cli", *map(str, words)], check=True)
-
-
-def _in_process(options: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.fidelity", *sys.argv[1:], "--job", json.dumps(job)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bamba_quant_cli", *map(str, words)], stderr=subprocess.PIPE, text=True
+    )
     if done.returncode:
-        return {**job, "failed": done.returncode}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(found), file=sys.stderr, flush=True)
+        raise RuntimeError(f"{words[0]}: {done.stderr.strip()[-500:]}")
+
+
+def _gpus(device: str) -> list[str | None]:
+    """What CUDA_VISIBLE_DEVICES is to be for each GPU that may be used."""
+    if device != "cuda":
+        return [None]
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return list(given.split(",")) if given else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _measured(options: argparse.Namespace, job: Job, places: SimpleQueue[str | None]) -> Job:
+    """The figures of a job, computed by a process of its own on a GPU that is free."""
+    gpu = places.get()
+    try:
+        command = [sys.executable, "-m", "benchmarks.fidelity", *sys.argv[1:], "--job", json.dumps(job)]
+        environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    finally:
+        places.put(gpu)
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}")
+    found: Job = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -111,7 +155,8 @@ def run(options: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
         from bamba_quant.calibration.tune import tune
         from bamba_quant.calibration.tune_options import TuneOptions, TuneProgress
 
-        settings = dict(each.split("=", 1) for each in [*options.set, *job["sweep"].split()])
+        words = [word.split("=", 1) for given in [*options.set, job["sweep"]] for word in given.split()]
+        settings = {name.rpartition(":")[2]: value for name, value in words if _for(job["type"])(name)}
         chosen = TuneOptions(device=options.device, **{name: _value(text) for name, text in settings.items()})
 
         def tell(progress: TuneProgress) -> None:
@@ -121,7 +166,7 @@ def run(options: argparse.Namespace, job: dict[str, Any]) -> dict[str, Any]:
         texts = read_texts(options.text) if options.text else ()
         tuned = tune(options.model, path, texts, chosen, tell, lambda note: print(note, file=sys.stderr))
         found |= {"seconds": time.perf_counter() - started, **dataclasses.asdict(tuned.record)}
-        label = "-".join(("tuned", *job["sweep"].split())).replace("/", "_")
+        label = "-".join(("tuned", *job["sweep"].split())).replace("/", "_").replace(":", "_")
         path = patched(path, path.with_name(f"{path.stem}-{label}{path.suffix}"), tuned.tensors)
     found["bytes"] = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
     found["kld"] = {text.name: divergence(options, path, text) for text in options.eval}
@@ -186,23 +231,21 @@ def divergence(options: argparse.Namespace, path: Path, text: Path) -> float:
     return held_out.divergence(weights[1])
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """A table: each figure and its ratio to the plain file of the type."""
+def show(rows: list[Job]) -> None:
+    """A table: bytes and figures, each with its ratio to the plain file of the type."""
     plain = {
-        row["type"]: row["kld"]
-        for row in rows
-        if row["variant"] == "plain" and not row.get("tune") and "kld" in row
+        row["type"]: row for row in rows if row["variant"] == "plain" and not row.get("tune") and "kld" in row
     }
     for row in rows:
-        name = {"plain": "tuned", "allocated": "both"}[row["variant"]] if row.get("tune") else row["variant"]
+        name = TUNED[row["variant"]] if row.get("tune") else row["variant"]
         line = f"{row['type']:14} {name:10} {row.get('sweep', ''):40} "
         if "failed" in row:
-            print(line + f"failed ({row['failed']})")
+            print(line + f"failed: {row['failed']}")
             continue
-        line += f"{row['bytes']:>12,} "
+        beside = plain.get(row["type"])
+        line += f"{row['bytes']:>12,}" + (f" {row['bytes'] / beside['bytes']:.4f}" if beside else "")
         for text, kld in row["kld"].items():
-            ratio = kld / plain[row["type"]][text] if row["type"] in plain else float("nan")
-            line += f" {text} {kld:.5f} {ratio:.3f}"
+            line += f"  {text} {kld:.5f}" + (f" {kld / beside['kld'][text]:.3f}" if beside else "")
         if row.get("tune"):
             line += (
                 f"  held out {row['held_out_kld_after'] / row['held_out_kld_before']:.3f}, {row['steps']} steps, "
@@ -226,7 +269,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--sweep", action="append", default=[])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="on a GPU together")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("fidelity"))
     parser.add_argument("--job", help=argparse.SUPPRESS)

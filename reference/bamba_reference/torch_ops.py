@@ -165,7 +165,9 @@ def _scan_chunks(
     decay = reach[..., -1]  # (b, c, H)
     out = []
     # unbind: each slice's gradient alone would be as large as the whole.
-    for yi, Bi, Ci, xi, reached, kept in zip(*(t.unbind(1) for t in (y, B, C, xs, reach, decay)), strict=True):
+    for yi, Bi, Ci, xi, reached, kept in zip(
+        *(t.unbind(1) for t in (y, B, C, xs, reach, decay)), strict=True
+    ):
         from_h = Ci.transpose(1, 2) @ h.view(b, G, -1, N).transpose(2, 3)  # (b, G, q, HP/G)
         from_h = from_h.transpose(1, 2).reshape(b, q, H, P)
         out.append(torch.addcmul(yi, from_h, reached.transpose(1, 2)[..., None]))  # (b, q, H, P)
