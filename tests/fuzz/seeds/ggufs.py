@@ -16,6 +16,7 @@ from bamba_quant.writers import write_gguf
 from tests.fuzz.mutations.gguf_file import ARRAY, STRING, Gguf, Info, Items, packed, parsed
 from tests.fuzz.seeds import models, tokenizers
 from tests.fuzz.tree import Tree, write_tree
+from tests.support.tuning import RECORD
 
 
 @cache
@@ -47,7 +48,10 @@ def _written(tree: Tree, outtype: str, split: int | None) -> Tree:
             split_max_bytes=split,
             model_name="Mill",
         )
-        written = write_gguf(conversion.plan, conversion.outfile, threads=1, device="numpy")
+        plan = conversion.plan
+        if outtype == "q4_k_m":
+            plan = replace(plan, metadata={**plan.metadata, **RECORD.key_values()})
+        written = write_gguf(plan, conversion.outfile, threads=1, device="numpy")
         return {file.name: file.read_bytes() for file in written}
 
 

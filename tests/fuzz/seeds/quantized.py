@@ -16,6 +16,7 @@ from tests.fuzz.mutations.values import Pairs
 from tests.fuzz.seeds import models
 from tests.fuzz.tree import Tree, write_tree
 from tests.support.quantized import save_quantized
+from tests.support.tuning import RECORD
 
 
 @cache
@@ -43,7 +44,7 @@ def quantized(scheme: str) -> Tree:
         place = Path(made)
         (place / "in").mkdir()
         write_tree(wide(), place / "in")
-        save_quantized(place / "in", place / "out", scheme_named(scheme))
+        save_quantized(place / "in", place / "out", scheme_named(scheme), bamba_quant=RECORD.plain())
         tree = dict(read_tree(place / "out"))
     tree["model.safetensors"] = _ordered(tree["model.safetensors"])  # type: ignore[arg-type]
     return {**models.directory("bamba"), **tree}
