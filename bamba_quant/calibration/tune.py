@@ -48,7 +48,7 @@ from bamba_reference.torch_forward import to_tensor
 
 _BATCH, _BATCH_ON_CPU = 24, 8
 _MICRO_BATCH_ON_CPU = 4
-_SAVE_SECONDS = 120.0
+_SAVE_SECONDS, _SAVE_SHARE = 120.0, 20  # between states kept, and times what keeping one takes
 _TOGETHER = 10  # steps that a GPU is given before it is waited for
 # Of what the original's head is given, kept from epoch to epoch.
 _KNOWN_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}
@@ -212,7 +212,7 @@ class Run:
         deadline = None if options.max_minutes is None else started + 60 * options.max_minutes
         on_gpu = self._device.type == "cuda"
         warm = self.step + (2 * _WARM_STEPS if on_gpu else 0)
-        stepping = evaluating = each = 0.0
+        stepping = evaluating = each = saving = 0.0
         while self._remaining > 0:
             clock = time.monotonic()
             self._advance()
@@ -228,9 +228,16 @@ class Run:
                 clock = time.monotonic()
                 self._evaluate()
                 evaluating = time.monotonic() - clock
-                if options.state is not None and self._remaining and time.monotonic() - saved > _SAVE_SECONDS:
-                    self.save(options.state)
-                    saved = time.monotonic()
+            since = time.monotonic() - saved
+            if (
+                options.state is not None
+                and self._remaining
+                and since > max(_SAVE_SECONDS, _SAVE_SHARE * saving)
+            ):
+                clock = time.monotonic()
+                self.save(options.state)
+                saved = time.monotonic()
+                saving = saved - clock
             if waited or self._remaining == 0:
                 left = self._remaining * each + evaluating * (self._remaining / self._every)
                 progress(TuneProgress(self.step, self.step + self._remaining, float(self._loss), self.last_kld,

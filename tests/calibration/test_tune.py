@@ -142,7 +142,8 @@ def test_a_worse_state_is_not_taken(model: Path, quantized: Path) -> None:
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
     model: Path, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bamba_quant.calibration.tune._SAVE_SECONDS", 0.0)
+    for limit in ("_SAVE_SECONDS", "_SAVE_SHARE"):
+        monkeypatch.setattr(f"bamba_quant.calibration.tune.{limit}", 0.0)
     options = dataclasses.replace(
         FEW, steps=4, evaluations=2, train=("codes", "scales", "floats"), ema=0.5, state=tmp_path / "state"
     )
@@ -152,7 +153,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
         pass
 
     def interrupt(progress: TuneProgress) -> None:
-        if progress.step == 3:
+        if progress.step == 2:
             raise Stopped
 
     with pytest.raises(Stopped):
