@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,6 @@ Note = Callable[[str], None]
 
 SELF_TOKENS = 500_000  # that a model writes unless it is told how many
 
-# What decides the result; the other options say where and how fast.
-_DECIDING = frozenset(TuneOptions.__dataclass_fields__) - {
-    *("device", "graph", "micro_batch", "recompute", "max_minutes", "state", "resume")
-}
-
 
 @dataclass(frozen=True)
 class Tuning:
@@ -38,8 +33,7 @@ class Tuning:
 
     def fingerprint(self) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that goes on."""
-        options = {name: value for name, value in asdict(self.options).items() if name in _DECIDING}
-        return options | {"texts": [text.sha256 for text in self.texts]}
+        return self.options.deciding() | {"texts": [text.sha256 for text in self.texts]}
 
 
 def plan_tuning(

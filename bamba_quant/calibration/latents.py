@@ -5,7 +5,7 @@ is even (K-quants, integers) or not (IQ4, MXFP4, e4m3). A latent code is an offs
 the fraction that rounding took from the original's weight, within half a step, so that rounding gives the file back.
 Rounding passes gradients straight through.
 """
-# mypy: disable-error-code="misc, untyped-decorator"
+# mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bamba_quant.architectures import TensorRule
+from bamba_quant.calibration.straight_through import looked_up, narrowed, rounded
 from bamba_quant.checkpoint import PackedTensor, StoredTensor
 from bamba_quant.formats.base import F32, U8
 from bamba_quant.formats.fields import FieldLayout
@@ -25,44 +26,6 @@ from bamba_quant.formats.fields import FieldLayout
 Reference = NDArray[Any]  # a tensor as the reference shapes it
 
 _MOST_SCALE_STEPS = 31.0
-
-
-class _Round(torch.autograd.Function):
-    """Round half to even; the gradient passes as it is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
-
-
-class _Narrow(torch.autograd.Function):
-    """Round to a narrower float and back; the gradient passes as it is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x.to(dtype).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
-
-
-class _LookUp(torch.autograd.Function):
-    """The table's value at place start + round(offset); the gradient is that of the line between neighbours."""
-
-    @staticmethod
-    def forward(ctx: Any, offset: Tensor, start: Tensor, table: Tensor) -> Tensor:
-        low = (start + offset).floor().clamp_(0, len(table) - 2).long()
-        ctx.save_for_backward(table[low + 1] - table[low])
-        return table[(start + offset.round()).clamp_(0, len(table) - 1).long()]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0] * ctx.saved_tensors[0], None, None
 
 
 class LatentTensor:
@@ -141,14 +104,13 @@ class LatentMatrix(LatentTensor):
 
     def _integers(self, name: str, start: Tensor | None) -> Tensor | None:
         offset = self.parameters.get(name)
-        return start if start is None or offset is None else start + _Round.apply(offset)
+        return start if start is None or offset is None else start + rounded(offset)
 
     def _floats(self, name: str, start: Tensor | None) -> Tensor | None:
         relative = self.parameters.get(name)
         if start is None or relative is None:
             return start
-        moved: Tensor = _Narrow.apply(start + start * relative, self.float_type)
-        return moved
+        return narrowed(start + start * relative, self.float_type)
 
     def _scaling(self) -> tuple[Tensor, Tensor | None]:
         """Step and low, (rows, groups, 1)."""
@@ -169,13 +131,13 @@ class LatentMatrix(LatentTensor):
             start = self.start.to(torch.float32)
             values = start if self.table is None else self.table[self.start.long()]
         elif self.table is None:
-            values = self.start + _Round.apply(offset)
+            values = self.start + rounded(offset)
         else:
-            values = _LookUp.apply(offset, self.start, self.table)
+            values = looked_up(offset, self.start, self.table)
         step, low = self._fixed or self._scaling()
         w = _by_group(values, step, low, self.layout.group, self.columns)
         if self.rounded is not None:
-            w = _Narrow.apply(w, self.rounded)
+            w = narrowed(w, self.rounded)
         if self._order is not None:
             w = w.index_select(0, self._order)
         if self._scale != 1:

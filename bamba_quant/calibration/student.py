@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from bamba_quant.calibration import narrow_gradients
 from bamba_quant.calibration.latents import LatentTensor
 from bamba_reference.backend import TORCH
 from bamba_reference.config import Config
@@ -46,7 +47,10 @@ def products(precision: str) -> Iterator[None]:
 
 def model_of(config: Config, weights: Mapping[str, Tensor], device: torch.device) -> Model:
     """A float32 model of these weights, differentiable."""
-    return Model(config, weights, torch.float32, device, TORCH, default_chunk(device))
+    backend = TORCH
+    if narrow_gradients.supported(device):
+        backend = TORCH.with_linear(narrow_gradients.linear, head=narrow_gradients.head)
+    return Model(config, weights, torch.float32, device, backend, default_chunk(device))
 
 
 def sequences_of(config: Config, ctx: int, device: torch.device) -> Sequences:

@@ -4,24 +4,19 @@ The file's layout, types and size stay. Every stored integer becomes a latent nu
 gradients of the mean KL(original ‖ quantized) move the latents; what they round to in the end is stored. Text that
 nothing is learned from decides whether that is nearer to the original than the file was.
 """
-# mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bamba_quant.calibration.latents import LatentMatrix, LatentTensor, LatentVector
-from bamba_quant.calibration.optimizer import Adam, Group
 from bamba_quant.calibration.student import (
     HeldOut,
     gradients,
@@ -29,40 +24,30 @@ from bamba_quant.calibration.student import (
     products,
     sequences_of,
     states_of,
-    weights_now,
 )
-from bamba_quant.calibration.texts import Text
-from bamba_quant.calibration.tune_data import TuneData, customary_steps, tune_data
-from bamba_quant.calibration.tune_options import Tell, TuneError, TuneOptions, TuneProgress
-from bamba_quant.calibration.tune_record import Tuned, TuneRecord
-from bamba_quant.calibration.tune_state import TuneState, read_state, write_state
+from bamba_quant.calibration.texts import Text, read_texts
+from bamba_quant.calibration.tune_data import customary_steps, tune_data
+from bamba_quant.calibration.tune_options import Tell, TuneError, TuneOptions
+from bamba_quant.calibration.tune_record import Tuned
+from bamba_quant.calibration.tune_run import Run
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.base import read_raw
-from bamba_quant.checkpoint.repacking import repack
 from bamba_quant.running import torch_device
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.weights import LoadedModel, load_model
-from bamba_reference.shown import shown
 from bamba_reference.tensors import WIDE, tensor_shapes
 from bamba_reference.torch_forward import to_tensor
 
 _BATCH, _BATCH_ON_CPU = 24, 8
 _MICRO_BATCH_ON_CPU = 4
-_SAVE_SECONDS, _SAVE_SHARE = 120.0, 20  # between states kept, and times what keeping one takes
-_TOGETHER = 10  # steps that a GPU is given before it is waited for
 # Of what the original's head is given, kept from epoch to epoch.
 _KNOWN_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}
-_WARM_STEPS = 3  # on a GPU, before a step is recorded as a graph
-
-_NUMBERS = ("factor", "before", "best_kld", "last_kld", "step", "remaining")  # of a state
-
-Snapshot = dict[str, dict[str, Tensor]]
 
 
 def tune(
-    original: Path,
-    quantized: Path,
-    texts: Sequence[Text],
+    original: str | Path,
+    quantized: str | Path,
+    texts: Sequence[Text | str | Path],
     options: TuneOptions = TuneOptions(),
     progress: Tell = lambda progress: None,
     note: Callable[[str], None] = lambda note: None,
@@ -70,12 +55,15 @@ def tune(
 ) -> Tuned:
     """Tune the file or directory ``quantized`` that was made from the checkpoint ``original``; ``reading`` is of both.
 
-    Nothing is written but the state that ``options`` ask for; the result has the new bytes of every tensor that
-    changed. Raises a ``BambaQuantError`` for models that do not belong together and texts that cannot be tuned on.
+    ``texts`` are read already, or files. Nothing is written but the state that ``options`` ask for; the result has the
+    new bytes of every tensor that changed. Raises a ``BambaQuantError`` for models that do not belong together and
+    texts that cannot be tuned on.
     """
+    started = time.monotonic()
     device = torch_device(options.device)
-    source = load_model(original, reading=reading)
-    target = load_model(quantized, reading=replace(reading, strip_prefix=""))
+    given = [text if isinstance(text, Text) else read_texts([Path(text)])[0] for text in texts]
+    source = load_model(Path(original), reading=reading)
+    target = load_model(Path(quantized), reading=replace(reading, strip_prefix=""))
     if tensor_shapes(source.config) != tensor_shapes(target.config):
         raise TuneError(
             "the quantized model is not made from the original",
@@ -86,7 +74,7 @@ def tune(
     teacher = model_of(source.config, weights, device)
     batch = options.batch or (_BATCH_ON_CPU if device.type == "cpu" else _BATCH)
     with products("high"):
-        data = tune_data(read_encoder(source.checkpoint), texts, teacher, options, batch)
+        data = tune_data(read_encoder(source.checkpoint), given, teacher, options, batch)
         latents, constants, digest = latents_of(source, target, options, device)
         micro = options.micro_batch or (min(batch, _MICRO_BATCH_ON_CPU) if device.type == "cpu" else batch)
         student = {name: constants[name] for name in constants}
@@ -96,10 +84,9 @@ def tune(
         chunks = torch.from_numpy(data.batches.chunks).to(device)
         steps = options.steps or customary_steps(data.batches.tokens)
         known = None
-        if (
-            steps * batch > chunks.shape[0]
-            and 4 * chunks.numel() * source.config.hidden_size <= _KNOWN_BYTES[device.type]
-        ):
+        if steps * batch > chunks.shape[
+            0
+        ] and 4 * chunks.numel() * source.config.hidden_size <= _KNOWN_BYTES.get(device.type, 0):
             known = states_of(teacher, chunks, sequences, micro)
 
         def add_gradients(which: Tensor) -> Tensor:
@@ -111,7 +98,7 @@ def tune(
         run = Run(
             latents, student, data, held_out, options, digest, add_gradients, device, batch, steps, note
         )
-        return run.finish(progress)
+        return run.finish(progress, started)
 
 
 def latents_of(
@@ -145,231 +132,3 @@ def latents_of(
             expected="types from Q2_K to Q8_0, IQ4_NL, IQ4_XS, MXFP4, int4 or int8 groups, or FP8",
         )
     return latents, constants, digest.hexdigest()
-
-
-def rate_of(matrix: LatentMatrix, options: TuneOptions) -> float:
-    """The learning rate of codes, in steps."""
-    if options.lr is not None:
-        return options.lr
-    return 5e-3 if matrix.bits > 3.5 else 1e-2 if matrix.bits > 2.5 else 2e-2
-
-
-def groups_of(latents: Sequence[LatentTensor], options: TuneOptions) -> list[Group]:
-    """The parameters by their learning rates; a name is the tensor's and the part's."""
-    rates = {
-        "scales": options.lr_scales, "minima": options.lr_scales, "d": options.lr_blocks,
-        "dmin": options.lr_blocks, "floats": options.lr_floats,
-    }  # fmt: skip
-    by_rate: dict[float, dict[str, Tensor]] = {}
-    for latent in latents:
-        for part, parameter in latent.parameters.items():
-            rate = (
-                rate_of(latent, options)
-                if part == "codes" and isinstance(latent, LatentMatrix)
-                else rates[part]
-            )
-            by_rate.setdefault(rate, {})[f"{latent.name}:{part}"] = parameter
-    return [Group(parameters, rate) for rate, parameters in by_rate.items()]
-
-
-class Run:
-    """The schedule: steps at a falling rate, evaluations on the way, the best state, and a file to go on from."""
-
-    def __init__(self, latents: list[LatentTensor], constants: dict[str, Tensor], data: TuneData, held_out: HeldOut,
-                 options: TuneOptions, digest: str, add_gradients: Callable[[Tensor], Tensor], device: torch.device,
-                 batch: int, steps: int, note: Callable[[str], None]) -> None:  # fmt: skip
-        self._latents, self._constants, self._data, self._held_out = latents, constants, data, held_out
-        self._options, self._add_gradients, self._device, self._note = options, add_gradients, device, note
-        self._adam = Adam(groups_of(latents, options), options.eps)
-        self._means = [p.detach().clone() for p in self._adam.parameters] if options.ema else []
-        self.steps = steps
-        self._every = max(1, self.steps // options.evaluations)
-        self._chunks = torch.zeros(batch, dtype=torch.int64, device=device)
-        self._graph: Any = None
-        self._graphs = options.graph and device.type == "cuda"
-        self._loss = torch.zeros((), device=device)
-        self.step, self._remaining, self._factor = 0, self.steps, 1.0
-        self._best: Snapshot = {latent.name: latent.snapshot() for latent in latents}
-        self._belongs = {
-            "sha256": list(data.sha256), "quantized": digest, "steps": options.steps, "tokens": data.batches.tokens,
-            "batch": batch, "ctx": options.ctx, "seed": options.seed, "train": list(options.train),
-            "ema": options.ema,
-        }  # fmt: skip
-        self.before = self.best_kld = self.last_kld = math.inf
-
-    def finish(self, progress: Tell) -> Tuned:
-        """Run what is left of the schedule; the result."""
-        options = self._options
-        started = saved = time.monotonic()
-        if options.resume:
-            self._restore()
-        else:
-            self.before = self.best_kld = self.last_kld = self._held_out.divergence(self._now())
-        if not math.isfinite(self.before):
-            raise TuneError(
-                "the divergence of the quantized file from the original is not a number", found=self.before
-            )
-        deadline = None if options.max_minutes is None else started + 60 * options.max_minutes
-        on_gpu = self._device.type == "cuda"
-        warm = self.step + (2 * _WARM_STEPS if on_gpu else 0)
-        stepping = evaluating = each = saving = 0.0
-        while self._remaining > 0:
-            clock = time.monotonic()
-            self._advance()
-            waited = not on_gpu or self.step % _TOGETHER == 0
-            if on_gpu and waited:
-                torch.cuda.synchronize()
-            if self.step > warm:
-                stepping += time.monotonic() - clock
-                each = stepping / (self.step - warm)
-                if deadline is not None and waited:
-                    self._fit(deadline - time.monotonic(), each, evaluating)
-            if self.step % self._every == 0 or self._remaining == 0:
-                clock = time.monotonic()
-                self._evaluate()
-                evaluating = time.monotonic() - clock
-            since = time.monotonic() - saved
-            if (
-                options.state is not None
-                and self._remaining
-                and since > max(_SAVE_SECONDS, _SAVE_SHARE * saving)
-            ):
-                clock = time.monotonic()
-                self.save(options.state)
-                saved = time.monotonic()
-                saving = saved - clock
-            if waited or self._remaining == 0:
-                left = self._remaining * each + evaluating * (self._remaining / self._every)
-                progress(TuneProgress(self.step, self.step + self._remaining, float(self._loss), self.last_kld,
-                                      self.before, left))  # fmt: skip
-        return self._tuned()
-
-    def _fit(self, seconds: float, each: float, evaluating: float) -> None:
-        """Shorten the schedule so that it ends in time."""
-        possible = int(max(0.0, seconds - evaluating) / (each + evaluating / self._every))
-        self._remaining = min(self._remaining, max(1, possible) if seconds > 0 else 0)
-
-    def _advance(self) -> None:
-        """One step of the optimizer."""
-        self._chunks.copy_(torch.from_numpy(self._data.batches.step(self.step)))
-        self._adam.prepare(self.step + 1, self._factor)
-        if not self._graphs:
-            self._loss = self._work()
-        elif self._graph is not None:
-            self._graph.replay()
-        elif self.step < _WARM_STEPS:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self._loss = self._work()
-            torch.cuda.current_stream().wait_stream(stream)
-        else:
-            self._record()
-        self.step += 1
-        self._factor *= (self._remaining - 1) / self._remaining
-        self._remaining -= 1
-
-    def _record(self) -> None:
-        """Record a step as a CUDA graph and run it."""
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                self._loss = self._work()
-        except RuntimeError as error:
-            self._graphs = False
-            self._note(
-                f"a step cannot be recorded as a CUDA graph and runs as it is: {str(error).splitlines()[0]}"
-            )
-            for parameter in self._adam.parameters:
-                parameter.grad = None
-            self._loss = self._work()
-            return
-        self._graph = graph
-        graph.replay()
-
-    def _work(self) -> Tensor:
-        loss = self._add_gradients(self._chunks)
-        self._adam.step()
-        with torch.no_grad():
-            for latent in self._latents:
-                latent.clamp()
-            if self._means:
-                torch._foreach_lerp_(self._means, self._adam.parameters, 1 - self._options.ema)
-        return loss
-
-    @torch.no_grad()
-    def _evaluate(self) -> None:
-        """Measure the state on held-out text, and keep it if it is the best."""
-        kept = [p.detach().clone() for p in self._adam.parameters] if self._means else []
-        if self._means:
-            self._put(self._means)
-        self.last_kld = self._held_out.divergence(self._now())
-        if self.last_kld < self.best_kld:
-            self.best_kld = self.last_kld
-            self._best = {latent.name: latent.snapshot() for latent in self._latents}
-        if kept:
-            self._put(kept)
-
-    def _now(self) -> dict[str, Tensor]:
-        now: dict[str, Tensor] = weights_now(self._constants, self._latents)
-        return now
-
-    @torch.no_grad()
-    def _put(self, values: Sequence[Tensor]) -> None:
-        for parameter, value in zip(self._adam.parameters, values, strict=True):
-            parameter.copy_(value)
-
-    def _arrays(self) -> dict[str, Tensor]:
-        """Everything that a later run needs, by name."""
-        found: dict[str, Tensor] = {}
-        for kind, tensors in (("latent", self._adam.parameters), ("first", self._adam.first),
-                              ("second", self._adam.second), ("mean", self._means)):  # fmt: skip
-            found |= {
-                f"{kind}:{name}": tensor.detach()
-                for name, tensor in zip(self._adam.names, tensors, strict=False)
-            }
-        found |= {f"best:{name}:{part}": t for name, parts in self._best.items() for part, t in parts.items()}
-        return found
-
-    def save(self, file: Path) -> None:
-        """Write the state, from which a run with the same options goes on."""
-        numbers = (self._factor, self.before, self.best_kld, self.last_kld, self.step, self._remaining)
-        about = dict(zip(_NUMBERS, numbers, strict=True))
-        arrays = {name: tensor.cpu().numpy() for name, tensor in self._arrays().items()}
-        write_state(file, TuneState(arrays, self._belongs, about))
-
-    def _restore(self) -> None:
-        file = self._options.state
-        assert file is not None
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._arrays().items()}
-        state = read_state(file, self._belongs, shapes)
-        numbers = [_number(state.about.get(key), file) for key in _NUMBERS]
-        self._factor, self.before, self.best_kld, self.last_kld = numbers[:4]
-        self.step, self._remaining = map(int, numbers[4:])
-        with torch.no_grad():
-            for name, tensor in self._arrays().items():
-                tensor.copy_(torch.from_numpy(state.arrays[name]))
-
-    def _tuned(self) -> Tuned:
-        options, data = self._options, self._data
-        changed: dict[str, int] = {}
-        tensors: dict[str, NDArray[Any]] = {}
-        codes = 0
-        for latent in self._latents:
-            if isinstance(latent, LatentMatrix) and "codes" in latent.parameters:
-                codes += latent.start.numel()
-            if self.best_kld < self.before:
-                repack(latent.tensor, latent.raw(self._best[latent.name]), tensors)
-                if isinstance(latent, LatentMatrix):
-                    changed[latent.tensor.name] = latent.changed(self._best[latent.name])
-        record = TuneRecord(
-            data.names, data.sha256, data.batches.tokens, self.step, options.seed, self.before, self.best_kld,
-            codes, sum(changed.values()),
-        )  # fmt: skip
-        return Tuned(tensors, record, changed)
-
-
-def _number(value: Any, file: Path) -> float:
-    if type(value) not in (int, float) or not 0 <= value < 1e9:
-        raise TuneError("the state's numbers are not those of a run", where=file, found=shown(value))
-    return float(value)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bamba_quant.errors import BambaQuantError
 
+_RUNNING = ("device", "graph", "micro_batch", "recompute", "max_minutes", "state", "resume")
 PARTS = ("codes", "scales", "blocks", "floats")
 
 
@@ -33,8 +35,8 @@ class TuneOptions:
     computed again in its backward pass.
 
     ``held_out`` chunks of text that is learned from nowhere choose the best of the file as it is and ``evaluations``
-    states on the way. With ``max_minutes`` the schedule is fitted to the time, and still finished. ``state`` is a file
-    that keeps what a later run with ``resume`` goes on from.
+    states on the way, by default 10 or as many as take a tenth of the time. With ``max_minutes`` the schedule is fitted
+    to the time, and still finished. ``state`` is a file that keeps what a later run with ``resume`` goes on from.
     """
 
     steps: int | None = None
@@ -53,7 +55,7 @@ class TuneOptions:
     ema: float = 0.0
     recompute: bool = False
     held_out: int = 64
-    evaluations: int = 10
+    evaluations: int | None = None
     seed: int = 0
     device: str = "cpu"
     graph: bool = True
@@ -77,6 +79,10 @@ class TuneOptions:
             )
         if self.resume and self.state is None:
             raise TuneError("there is no state to go on from", fix="name the file of the interrupted run")
+
+    def deciding(self) -> dict[str, Any]:
+        """The options that decide the result; the others say where, how fast and until when."""
+        return {name: value for name, value in asdict(self).items() if name not in _RUNNING}
 
 
 @dataclass(frozen=True)

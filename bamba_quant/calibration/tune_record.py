@@ -101,6 +101,9 @@ class Tuned:
     record: TuneRecord
     changed: Mapping[str, int]
 
+    def __repr__(self) -> str:
+        return f"Tuned({len(self.tensors)} tensors, {self.record.line()})"
+
 
 def read_record(checkpoint: Checkpoint) -> TuneRecord | None:
     """What ``checkpoint`` says of its tuning; None where it says nothing.

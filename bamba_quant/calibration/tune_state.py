@@ -70,11 +70,12 @@ def read_state(file: Path, belongs: Mapping[str, Any], shapes: Mapping[str, tupl
         )
     tensors = read_safetensors(file, quantized=True)
     for name, shape in shapes.items():
-        if name not in tensors or tensors[name].shape != shape:
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != shape or tensor.format.name.upper() not in _DTYPES.values():
             raise TuneError(
-                "the state lacks a tensor of the run, or has it in another shape",
+                "the state lacks a tensor of the run, or has it in another shape or dtype",
                 where=f"{file}, {name}",
-                found=tensors[name].shape if name in tensors else "nothing",
+                found="nothing" if tensor is None else f"{tensor.format.name} {tensor.shape}",
                 expected=shape,
                 fix="tune without --resume",
             )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from bamba_quant.calibration import narrow_gradients
 from bamba_quant.calibration.latents import LatentMatrix, LatentVector
 from bamba_quant.calibration.self_text import write_text
 from bamba_quant.calibration.student import HeldOut, gradients, model_of, sequences_of, weights_now
@@ -20,14 +24,18 @@ from bamba_quant.calibration.tune import latents_of, tune
 from bamba_quant.calibration.tune_data import Batches, customary_steps, tune_data
 from bamba_quant.calibration.tune_options import TuneError, TuneOptions, TuneProgress
 from bamba_quant.calibration.tune_record import TuneRecord
+from bamba_quant.calibration.tune_run import evaluations_of
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
+from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation.scores import base_block, score
+from bamba_quant.formats import formats
+from bamba_quant.recipes.selection import Wishes
 from bamba_quant.schemes import scheme_named
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.weights import load_model
-from bamba_reference import torch_forward
+from bamba_reference import torch_forward, torch_ops
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import DIVIDES, read_all, save_quantized
@@ -143,7 +151,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     model: Path, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit in ("_SAVE_SECONDS", "_SAVE_SHARE"):
-        monkeypatch.setattr(f"bamba_quant.calibration.tune.{limit}", 0.0)
+        monkeypatch.setattr(f"bamba_quant.calibration.tune_run.{limit}", 0.0)
     options = dataclasses.replace(
         FEW, steps=4, evaluations=2, train=("codes", "scales", "floats"), ema=0.5, state=tmp_path / "state"
     )
@@ -169,12 +177,39 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
         tune(model, quantized, help_texts(), dataclasses.replace(going_on, seed=9))
 
 
-def test_a_schedule_is_fitted_to_the_time(model: Path, quantized: Path) -> None:
+def test_a_schedule_is_fitted_to_the_time(
+    model: Path, quantized: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count(0, 0.25)
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))  # a quarter of a second whenever it is looked at
+    for module in ("tune", "tune_run"):
+        monkeypatch.setattr(f"bamba_quant.calibration.{module}.time", clock)
     seen: list[TuneProgress] = []
-    options = dataclasses.replace(FEW, steps=10_000, batch=1, evaluations=1, held_out=1, max_minutes=0.05)
+    options = dataclasses.replace(
+        FEW, steps=10_000, tokens=640, batch=1, evaluations=1, held_out=1, max_minutes=0.5
+    )
     tune(model, quantized, help_texts(), options, seen.append)
-    assert 6 < seen[-1].step < 1000
-    assert seen[-1].step == seen[-1].steps
+    assert 20 < seen[-1].step == seen[-1].steps
+    assert 25 < next(seconds) < 35
+
+
+def test_every_type_is_tuned_in_one_file(model: Path, tmp_path: Path) -> None:
+    types = [each.name for each in formats() if each.fields is not None and each.ggml_type >= 0]
+    assert len(types) == 13
+    conversion = plan_conversion(model, outtype="q4_k_m")
+    matrices = [row.name for row in conversion.plan.rows if row.format.fields is not None]
+    mixed = dict(zip(matrices, itertools.cycle(types), strict=False))
+    wishes = Wishes(tensor_types=tuple((f"^{name}$", mixed[name]) for name in matrices))
+    file = to_gguf(model, tmp_path / "mixed.gguf", wishes=wishes, outtype="q4_k_m")
+    tuned = tune(str(model), str(file), help_texts(), dataclasses.replace(FEW, steps=2, evaluations=1))
+    assert tuned.record.better and len(repr(tuned)) < 200
+    changed: dict[str, int] = defaultdict(int)
+    for name, count in tuned.changed.items():
+        assert read_gguf(file).tensors[name].format.name == mixed[name]
+        changed[mixed[name]] += count
+    assert changed.keys() == set(types) and min(changed.values()) > 0
+    after = patched(file, tmp_path / "tuned.gguf", dict(tuned.tensors))
+    assert_measured_right(tuned.record, model, file, after, FEW)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +266,21 @@ def test_gradients_are_differences_of_the_divergence(model: Path, quantized: Pat
         )
 
 
+def test_narrow_gradients_are_those_of_the_same_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 50, 64, generator=generator)
+    weight, bias = (torch.randn(*shape, generator=generator) for shape in ((32, 64), (32,)))
+    direction = torch.randn(3, 50, 32, generator=generator)
+    found = []
+    for linear in (narrow_gradients.linear, torch_ops.linear):
+        inputs = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        y = linear(*inputs, "name")
+        (y * direction).sum().backward()
+        found.append([y.detach(), *(t.grad for t in inputs)])
+    for ours, theirs, tolerance in zip(*found, (0, 1e-2, 1e-2, 0), strict=True):
+        assert float((ours - theirs).norm()) <= tolerance * float(theirs.norm())
+
+
 def test_batches_go_through_all_chunks_each_epoch() -> None:
     batches = Batches(np.arange(65 * 16).reshape(65, 16), 5, 7)
     assert batches.tokens == 1040
@@ -249,6 +299,12 @@ def test_states_of_the_original_that_are_kept_change_nothing(
     computed = tune(model, quantized, help_texts(), options)
     assert kept.record.steps == 4 and kept.changed == computed.changed
     assert kept.record.held_out_kld_after == pytest.approx(computed.record.held_out_kld_after, rel=1e-6)
+
+
+def test_measuring_takes_a_small_share_of_the_time() -> None:
+    assert evaluations_of(FEW, 16, 12) == 2
+    usual = TuneOptions()
+    assert [evaluations_of(usual, chunks, 64) for chunks in (8, 800, 28_800)] == [1, 5, 10]
 
 
 def test_customary_steps_are_the_measured_ones() -> None:
