@@ -74,6 +74,8 @@ def tune(
     teacher = model_of(source.config, weights, device)
     batch = options.batch or (_BATCH_ON_CPU if device.type == "cpu" else _BATCH)
     with products("high"):
+        if options.self_tokens:
+            note(f"the original writes {options.self_tokens:,} tokens to tune on")
         data = tune_data(read_encoder(source.checkpoint), given, teacher, options, batch)
         latents, constants, digest = latents_of(source, target, options, device)
         micro = options.micro_batch or (min(batch, _MICRO_BATCH_ON_CPU) if device.type == "cpu" else batch)
