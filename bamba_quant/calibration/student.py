@@ -31,7 +31,7 @@ from bamba_reference.torch_forward import (
     prepare,
 )
 
-_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 28}  # logits of a model that exist together
+_LOGITS = {"cpu": 1 << 19, "cuda": 1 << 28}  # logits of a model that exist together
 
 
 @contextmanager
