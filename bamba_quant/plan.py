@@ -68,7 +68,8 @@ class PlanRow:
 class Plan:
     """An output: its rows in file order, its key-values, its shards and what was decided without being asked.
 
-    One of an ``imagined`` source can be shown, not written.
+    One of an ``imagined`` source can be shown, not written. With ``refine`` the scales of what is quantized are
+    searched further than ggml does.
     """
 
     architecture: str
@@ -79,6 +80,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     shard_count: int = 1
     imagined: bool = False
+    refine: bool = False
 
     @property
     def n_bytes(self) -> int:
@@ -189,6 +191,7 @@ def plan_gguf(
         notes,
         shard_count,
         source.imagined,
+        recipe.refine,
     )
 
 

@@ -15,15 +15,13 @@ from bamba_quant.formats import format_named
 from bamba_quant.plan import PlanRow
 from bamba_quant.recipes import Recipe, recipe_named, recipes
 from bamba_quant.recipes.assignments import with_formats
-from bamba_quant.recipes.hybrid import estimated_costs
+from bamba_quant.recipes.hybrid import HEADER_ROOM, estimated_costs
 from bamba_quant.recipes.least_cost import Option, least_cost
 from bamba_quant.recipes.selection import ALWAYS_F32
 from bamba_quant.writers import layout
 
 Costs = Mapping[str, Mapping[str, float]]  # tensor by its GGUF name -> format -> nats a token
 
-# Key-values that a tuned file's header may have more than the plain file it is compared with.
-HEADER_ROOM = 4096
 _FRONTIER = 33  # sizes
 
 
@@ -72,14 +70,15 @@ def allocate(
     target_bpw: float | None = None,
     name: str | None = None,
     imatrix: Path | None = None,
+    refine: bool = False,
     imagine: bool = False,
     reading: ReadOptions = ReadOptions(),
 ) -> Allocation:
     """Choose a format for every tensor that ``costs`` knows so that the file takes at most the bytes asked for.
 
     These are ``target_bytes``, or ``target_bpw`` bits a weight, or those of the plain recipe ``like`` less room for
-    the header of a tuned file. Without ``like`` the file is called like the type that is nearest in size. Raises
-    ``PlanError`` when the smallest formats take more bytes.
+    the header of a tuned file. The recipe has ``refine`` as given. Without ``like`` the file is called like the type
+    that is nearest in size. Raises ``PlanError`` when the smallest formats take more bytes.
     """
 
     def planned(recipe: Recipe) -> Conversion:
@@ -102,7 +101,7 @@ def allocate(
     if like is None:
         base = recipe_named(min(sizes, key=lambda known: abs(sizes[known] - goal)))
         conversion = plain[base.name]
-    named = replace(base, name=name or f"{base.name}_a")
+    named = replace(base, name=name or f"{base.name}_a", refine=refine)
     recipe, point = _chosen(planned(named), costs, goal, named)
     made = planned(recipe)
     if (found := _file_bytes(made)) != point.n_bytes or found > goal:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gguf import LlamaFileType
 
+from bamba_quant.calibration.imatrix import Imatrix
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.convert import Conversion, plan_conversion
 from bamba_quant.recipes import Recipe, Wishes
@@ -32,12 +33,17 @@ class Candidates:
 
 
 def plan_candidate(
-    model: Path, asked: str, outfile: Path, imatrix: Path | None = None, reading: ReadOptions = ReadOptions()
+    model: Path,
+    asked: str,
+    outfile: Path,
+    imatrix: Path | Imatrix | None = None,
+    reading: ReadOptions = ReadOptions(),
+    refine: bool = False,
 ) -> Conversion:
     """The conversion of ``model`` to the format ``asked`` alone, as far as rows can take it."""
     return plan_conversion(
         model,
-        outtype=Recipe(asked, LlamaFileType.GUESSED, asked, ""),
+        outtype=Recipe(asked, LlamaFileType.GUESSED, asked, "", refine=refine),
         outfile=outfile,
         wishes=Wishes(pure=True),
         imatrix=imatrix,
@@ -51,8 +57,9 @@ def quantize_candidates(
     asked: Sequence[str],
     directory: Path,
     *,
-    imatrix: Path | None = None,
+    imatrix: Path | Imatrix | None = None,
     reading: ReadOptions = ReadOptions(),
+    refine: bool = False,
     threads: int | None = None,
     device: str = "cpu",
     progress: Callable[[str], None] = lambda name: None,
@@ -65,7 +72,7 @@ def quantize_candidates(
     files: dict[str, LazyWeights] = {}
     for name in asked:
         progress(name)
-        conversion = plan_candidate(model, name, directory / f"{name}.gguf", imatrix, reading)
+        conversion = plan_candidate(model, name, directory / f"{name}.gguf", imatrix, reading, refine)
         write_gguf(conversion.plan, conversion.outfile, threads=threads, device=device)
         files[name] = load_model(conversion.outfile).weights
         for row in conversion.plan.rows:

@@ -24,7 +24,8 @@ _FAST_ON_GPU = 1_000_000_000  # weights from which quantizing on a GPU is worth 
 class Measuring:
     """How costs are measured: ``method`` "gradient" (an estimate, all tensors at once) or "direct" (one by one), over
     ``chunks`` chunks of ``ctx`` tokens spread over the texts, ``batch`` at once. ``memory`` bounds what the gradient
-    method holds of the tensors' differences, in bytes.
+    method holds of the tensors' differences, in bytes. ``refine``: the candidates' scales are searched as a recipe
+    with ``refine`` has them.
     """
 
     method: str = "gradient"
@@ -35,6 +36,7 @@ class Measuring:
     device: str = "cpu"
     dtype: str = "float32"
     memory: int = 2 << 30
+    refine: bool = True
 
 
 def text_costs(
@@ -68,6 +70,7 @@ def text_costs(
             Path(scratch),
             imatrix=imatrix,
             reading=reading,
+            refine=options.refine,
             threads=threads,
             device="cuda" if on_gpu else "cpu",
             progress=lambda name: progress(f"quantizing to {name}", formats.index(name), len(formats)),

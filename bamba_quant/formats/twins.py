@@ -45,6 +45,19 @@ def quantizer(number_format: Format, device: str = "cpu") -> Quantize:
     return checked
 
 
+def refining(number_format: Format, quantize: Quantize) -> Quantize:
+    """``quantize``, and then a longer search for the scales, on the CPU; as it is where a format has none to move."""
+    from bamba_quant.formats.cpu.refinement import refinable, refine
+
+    if not refinable(number_format):
+        return quantize
+
+    def refined(x: F32, importance: F32 | None = None) -> U8:
+        return refine(number_format, quantize(x, importance), x, importance)
+
+    return refined
+
+
 def _cuda_is_there() -> bool:
     import torch
 

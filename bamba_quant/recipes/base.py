@@ -87,6 +87,7 @@ class Recipe:
     ``file_type`` is what ``general.file_type`` says; ``needs_importance`` names formats that this recipe does not
     use without an importance matrix; ``about`` is its documentation. With ``candidates`` bits are then moved between
     tensors: each takes one of these formats, so that the estimated loss is least at no more bytes (``hybrid``).
+    With ``refine`` scales are searched further than ggml does (``formats.cpu.refinement``).
     """
 
     name: str
@@ -97,6 +98,7 @@ class Recipe:
     needs_importance: frozenset[str] = frozenset()
     tensors: tuple[Assignment, ...] = ()
     candidates: tuple[str, ...] = ()
+    refine: bool = False
 
     def assigned(self, name: str) -> str | None:
         """The format that ``tensors`` give the tensor called ``name``, or None."""

@@ -56,8 +56,8 @@ _EMBEDDING_LAYERS = 10
 # Of the mixers' matrices, the first layer's cost beside a middle one's, and those of the layers after it and the last.
 _FIRST, _EARLY, _LATE = 4.0, 1.4, 0.6
 
-# By which a header may be longer that names the recipe.
-_NAME_BYTES = 64
+# Left for key-values that the plain file does not have: the recipe's name, and a record of tuning.
+HEADER_ROOM = 4096
 
 _K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
 _BASES = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
@@ -96,7 +96,8 @@ def move_bits(
 ) -> list[str]:
     """Formats for the tensors of ``rules`` at the estimated least cost, in no more bytes than they take in ``formats``.
 
-    Each is one of ``candidates``, of what its rows take instead of one, or stays as it is.
+    Each is one of ``candidates``, of what its rows take instead of one, or stays as it is. ``HEADER_ROOM`` is left
+    free, or what of it the smallest formats leave.
     """
     options: list[dict[str, Option]] = []
     for rule, name in zip(rules, formats, strict=True):
@@ -105,8 +106,9 @@ def move_bits(
             costs = estimated_costs(rule, layers, {*candidates, name}, tied)
         known = {each: Option(_tensor_bytes(rule, each), cost) for each, cost in costs.items()}
         options.append(known or {name: Option(_tensor_bytes(rule, name), 0.0)})
-    budget = sum(known[name].n_bytes for known, name in zip(options, formats, strict=True)) - _NAME_BYTES
-    chosen = least_cost([list(known.values()) for known in options], budget)
+    budget = sum(known[name].n_bytes for known, name in zip(options, formats, strict=True)) - HEADER_ROOM
+    least = sum(min(option.n_bytes for option in known.values()) for known in options)
+    chosen = least_cost([list(known.values()) for known in options], max(budget, least))
     return [list(known)[number] for known, number in zip(options, chosen, strict=True)]
 
 

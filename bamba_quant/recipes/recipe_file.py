@@ -17,7 +17,7 @@ from bamba_quant.recipes.llama_quantize import CONDITIONS
 from bamba_quant.recipes.selection import ALWAYS_F32
 from bamba_quant.toml_file import read_toml
 
-_KEYS = frozenset({"name", "like", "about", "default", "roles", "tensors", "candidates"})
+_KEYS = frozenset({"name", "like", "about", "default", "roles", "tensors", "candidates", "refine"})
 _MOST_TENSORS = 1 << 16
 _MOST_CANDIDATES = 64
 _MOST_LAYERS = 1024  # of a configuration
@@ -27,7 +27,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 def read_recipe(file: Path) -> Recipe:
     """The recipe in a TOML file: ``name``, ``about``, ``default``, ``[roles]``, ``[[tensors]]``; ``like``, a built-in
     recipe whose type ``general.file_type`` states and whose formats hold for whatever the file does not mention; and
-    ``candidates``, formats between which bits are moved as ``hybrid`` does.
+    ``candidates``, formats between which bits are moved as ``hybrid`` does; ``refine``, true for the longer search.
 
     Raises ``PlanError`` for unknown keys, roles and formats, and for values of another type.
     """
@@ -63,12 +63,16 @@ def read_recipe(file: Path) -> Recipe:
     candidates = table.get("candidates", list(like.candidates))
     if not isinstance(candidates, list) or len(candidates) > _MOST_CANDIDATES:
         raise PlanError("candidates is not a list of formats", where=file)
+    refine = table.get("refine", like.refine)
+    if not isinstance(refine, bool):
+        raise PlanError("refine is neither true nor false", where=file)
     tensors = table.get("tensors", [])
     if not isinstance(tensors, list) or len(tensors) > _MOST_TENSORS:
         raise PlanError(f"tensors is not a list of at most {_MOST_TENSORS} tables", where=file)
     return replace(
         like,
         name=name,
+        refine=refine,
         about=_text(table, "about", file, ""),
         default=_format(table["default"], f"{file}, default") if "default" in table else like.default,
         roles=roles,
@@ -84,6 +88,8 @@ def recipe_text(recipe: Recipe, like: str, comment: str = "") -> str:
     if recipe.about:
         lines.append(f"about = {_quoted(recipe.about)}")
     lines.append(f"default = {_quoted(recipe.default)}")
+    if recipe.refine:
+        lines.append("refine = true")
     if recipe.candidates:
         lines.append(f"candidates = [{', '.join(map(_quoted, recipe.candidates))}]")
     if recipe.roles:

@@ -96,7 +96,7 @@ def fill(
     progress: Progress,
 ) -> None:
     """Write ``shards``, the layout of ``plan``, to the descriptors ``outputs``; arguments and errors as above."""
-    by_format = quantizers(plan.rows, device)
+    by_format = quantizers(plan.rows, device, plan.refine)
     with RawReader() as reader:
         for left_out in plan.left_out:
             check_equal(left_out, reader)

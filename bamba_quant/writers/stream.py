@@ -21,7 +21,7 @@ from bamba_quant.checkpoint import PackedTensor, RawReader, Section, StoredTenso
 from bamba_quant.errors import CheckpointError, FormatError
 from bamba_quant.formats.base import F32, U8, Quantize
 from bamba_quant.formats.floats import to_float32
-from bamba_quant.formats.twins import quantizer
+from bamba_quant.formats.twins import quantizer, refining
 from bamba_quant.plan import PlanRow
 from bamba_quant.source import LeftOut
 from bamba_quant.writers.checksum import Checksum
@@ -46,15 +46,19 @@ class Chunk:
     checksum: Checksum | None = None
 
 
-def quantizers(rows: Iterable[PlanRow], device: str) -> dict[str, Quantize]:
-    """By format name: plain numbers by numpy, quantized formats by their twin on ``device``, compiled at once."""
+def quantizers(rows: Iterable[PlanRow], device: str, refine: bool = False) -> dict[str, Quantize]:
+    """By format name: plain numbers by numpy, quantized formats by their twin on ``device``, compiled at once.
+
+    With ``refine`` the scales of the latter are searched further, on the CPU.
+    """
     chosen: dict[str, Quantize] = {}
     for row in rows:
         number_format = row.format
         if number_format.dtype is not None or copies(row):
             chosen.setdefault(number_format.name, number_format.quantize)
         elif chosen.get(number_format.name, number_format.quantize) is number_format.quantize:
-            chosen[number_format.name] = quantizer(number_format, device)
+            quantize = quantizer(number_format, device)
+            chosen[number_format.name] = refining(number_format, quantize) if refine else quantize
     return chosen
 
 

@@ -79,6 +79,12 @@ def allocate(
             help="gradient: an estimate of all tensors at once by gradients; direct: one tensor at a time."
         ),
     ] = "gradient",
+    refine: Annotated[
+        bool,
+        typer.Option(
+            help="Search scales further than llama-quantize does, here and in what convert makes of the recipe."
+        ),
+    ] = True,
     ctx: Annotated[int, typer.Option(help="Tokens of a chunk.")] = 512,
     chunks: Annotated[int, typer.Option(help="Chunks at most, spread over the text.")] = 32,
     batch: Annotated[int, typer.Option(help="Chunks that are run together.")] = 1,
@@ -124,7 +130,7 @@ def allocate(
         from bamba_quant.calibration.candidates import FORMATS
         from bamba_quant.calibration.measuring import Measuring, text_costs
 
-        options = Measuring(method, ctx, chunks, batch, seed, device, dtype)
+        options = Measuring(method, ctx, chunks, batch, seed, device, dtype, refine=refine)
         costs = text_costs(
             model,
             text,
@@ -150,6 +156,7 @@ def allocate(
         target_bpw=target_bpw,
         name=name,
         imatrix=imatrix,
+        refine=refine,
         imagine=not text,
         reading=reading,
     )

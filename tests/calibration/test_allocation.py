@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bamba_quant.calibration.allocation import HEADER_ROOM, Allocation, allocate, known_costs
+from bamba_quant.calibration.allocation import Allocation, allocate, known_costs
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, PlanError
 from bamba_quant.recipes import read_recipe
+from bamba_quant.recipes.hybrid import HEADER_ROOM
 from bamba_quant.writers import layout, write_gguf
 from bamba_quant_cli.app import app
 from tests.support.families import FAMILIES, save

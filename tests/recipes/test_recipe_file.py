@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,6 +15,8 @@ from bamba_quant.errors import PlanError
 from bamba_quant.recipes import Recipe, Wishes, read_recipe, recipe_text, recipes
 from bamba_quant.recipes.hybrid import ROLE_COSTS
 from bamba_quant.recipes.recipe_file import quantized_roles
+from bamba_quant.weights import load_model
+from bamba_quant.writers import write_gguf
 from bamba_quant_cli.app import app
 
 MIX = """
@@ -62,6 +65,24 @@ def test_a_file_s_formats_are_the_plan_s(tmp_path: Path) -> None:
     assert set(planned(recipe, wishes=Wishes(pure=True)).values()) == {"f32", "q4_k"}
 
 
+def test_a_refined_file_has_the_same_layout_and_less_error(tmp_path: Path) -> None:
+    file = tmp_path / "mix.toml"
+    file.write_text('like = "q5_k_m"\n')
+    plain = plan_conversion(embedded_model(), outtype=read_recipe(file), outfile=tmp_path / "plain.gguf")
+    file.write_text('like = "q5_k_m"\nrefine = true\n')
+    recipe = read_recipe(file)
+    assert "refine = true" in recipe_text(recipe, "q5_k_m")
+    refined = plan_conversion(embedded_model(), outtype=recipe, outfile=tmp_path / "refined.gguf")
+    assert (refined.plan.n_bytes, refined.plan.metadata) == (plain.plan.n_bytes, plain.plan.metadata)
+    original = load_model(embedded_model()).weights
+    lost = []
+    for conversion in (plain, refined):
+        write_gguf(conversion.plan, conversion.outfile)
+        weights = load_model(conversion.outfile).weights
+        lost.append(sum(float(np.square(weights[name] - original[name]).sum()) for name in weights))
+    assert 0.5 < lost[1] / lost[0] < 0.93
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -71,6 +92,7 @@ def test_a_file_s_formats_are_the_plan_s(tmp_path: Path) -> None:
         ('like = "q4_k_m"\nname = "../x"', "file name"),
         ('like = "q4_k_m"\ndefault = "iq2_s"', "read and not written"),
         ('like = "q4_k_m"\ncandidates = "q4_k"', "not a list"),
+        ('like = "q4_k_m"\nrefine = 1', "neither true nor false"),
         ('like = "q4_k_m"\n[roles]\nnorm = "q4_k"', "no tensor that can be quantized"),
         ('like = "q4_k_m"\n[roles]\nssm_in = 4', "not a name"),
         ('like = "q4_k_m"\n[roles]\nssm_in = { format = "q4_k" }', "one place"),
