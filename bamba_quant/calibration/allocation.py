@@ -102,7 +102,7 @@ def allocate(
         base = recipe_named(min(sizes, key=lambda known: abs(sizes[known] - goal)))
         conversion = plain[base.name]
     named = replace(base, name=name or f"{base.name}_a", refine=refine)
-    recipe, point = _chosen(planned(named), costs, goal, named)
+    recipe, point = _chosen(planned(named), costs, goal, named, thorough=True)
     made = planned(recipe)
     if (found := _file_bytes(made)) != point.n_bytes or found > goal:
         raise AssertionError(
@@ -172,14 +172,16 @@ def _options(row: PlanRow, costs: Costs) -> dict[str, Option]:
     return {name: Option(row_bytes(row, name), cost) for name, cost in costs[row.name].items()}
 
 
-def _chosen(conversion: Conversion, costs: Costs, goal: int, recipe: Recipe) -> tuple[Recipe, Point]:
+def _chosen(
+    conversion: Conversion, costs: Costs, goal: int, recipe: Recipe, thorough: bool = False
+) -> tuple[Recipe, Point]:
     plan = conversion.plan
     movable = [row for row in plan.rows if costs.get(row.name)]
     if not movable:
         raise PlanError("no tensor of this model has a known cost", where=conversion.source.checkpoint.path)
     fixed = _file_bytes(conversion) - sum(padded(row.n_bytes) for row in movable)
     options = [_options(row, costs) for row in movable]
-    numbers = least_cost([list(each.values()) for each in options], goal - fixed)
+    numbers = least_cost([list(each.values()) for each in options], goal - fixed, thorough=thorough)
     names = [list(each)[number] for each, number in zip(options, numbers, strict=True)]
     picked = [each[name] for each, name in zip(options, names, strict=True)]
     point = Point(fixed + sum(each.n_bytes for each in picked), sum(each.cost for each in picked))

@@ -1,11 +1,12 @@
 """Chooses one option for each tensor so that the costs are small and the bytes stay within a budget.
 
 The multiple-choice knapsack problem: Lagrangian steps along each tensor's lower convex hull (Sinha and Zoltners 1979),
-then single changes and exchanges of pairs until none helps.
+then single changes and exchanges of pairs until none helps; or, where asked for, dynamic programming over the bytes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from bamba_quant.errors import PlanError
 
 _MOST_EXCHANGES = 2000
+_MOST_SIZES = 1 << 18  # between the smallest choice and the budget, that dynamic programming tells apart
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,11 @@ class Option:
     cost: float
 
 
-def least_cost(tensors: Sequence[Sequence[Option]], budget: int) -> list[int]:
+def least_cost(tensors: Sequence[Sequence[Option]], budget: int, *, thorough: bool = False) -> list[int]:
     """The number of the chosen option of each tensor; their bytes together are at most ``budget``.
 
-    Raises ``PlanError`` when even the smallest options take more.
+    With ``thorough`` it is the best choice there is, where bytes come in few enough sizes, in seconds. Raises
+    ``PlanError`` when even the smallest options take more.
     """
     chosen = [
         min(range(len(options)), key=lambda i: (options[i].n_bytes, options[i].cost)) for options in tensors
@@ -52,7 +55,47 @@ def least_cost(tensors: Sequence[Sequence[Option]], budget: int) -> list[int]:
         more = tensors[number][after].n_bytes - tensors[number][before].n_bytes
         if chosen[number] == before and more <= room:
             chosen[number], room = after, room - more
-    return _exchanged(tensors, chosen, room)
+    chosen = _exchanged(tensors, chosen, room)
+    if not thorough:
+        return chosen
+    best = _programmed(tensors, budget)
+    room = budget - sum(options[i].n_bytes for options, i in zip(tensors, best, strict=True))
+    return min(chosen, _exchanged(tensors, best, room), key=lambda each: _cost(tensors, each))
+
+
+def _cost(tensors: Sequence[Sequence[Option]], chosen: Sequence[int]) -> float:
+    return math.fsum(options[i].cost for options, i in zip(tensors, chosen, strict=True))
+
+
+def _programmed(tensors: Sequence[Sequence[Option]], budget: int) -> list[int]:
+    """The choice of least cost by dynamic programming over the bytes beyond each tensor's smallest option.
+
+    These are counted in their greatest common divisor, and in more, rounded up, where that makes too many sizes.
+    """
+    least = [min(option.n_bytes for option in options) for options in tensors]
+    beyond = [
+        [option.n_bytes - low for option in options] for options, low in zip(tensors, least, strict=True)
+    ]
+    room = budget - sum(least)
+    unit = max(math.gcd(*(more for each in beyond for more in each)), -(-room // _MOST_SIZES), 1)
+    sizes = room // unit + 1
+    costs = np.zeros(sizes)
+    picks = np.zeros((len(tensors), sizes), np.uint8)
+    for pick, options, each in zip(picks, tensors, beyond, strict=True):
+        lowest = np.full(sizes, np.inf)
+        for number, (option, more) in enumerate(zip(options, each, strict=True)):
+            units = -(-more // unit)
+            if units < sizes:
+                tried = costs[: sizes - units] + option.cost
+                better = tried < lowest[units:]
+                lowest[units:][better] = tried[better]
+                pick[units:][better] = number
+        costs = lowest
+    chosen, left = [], sizes - 1
+    for pick, each in zip(picks[::-1], beyond[::-1], strict=True):
+        chosen.append(int(pick[left]))
+        left -= -(-each[chosen[-1]] // unit)
+    return chosen[::-1]
 
 
 def _hull(options: Sequence[Option]) -> list[int]:

@@ -23,8 +23,12 @@ LEFT = {
 def errors(number_format: Format, packed: U8, x: F32, importance: F32) -> F32:
     """Of each block, by gguf-py's own dequantization."""
     kind = gguf.GGMLQuantizationType(number_format.ggml_type)
-    rest = gguf.dequantize(packed, kind).astype(np.float64) - x
-    found: F32 = (rest**2 * importance).reshape(-1, number_format.block_size).sum(1)
+    blocks = x.astype(np.float64).reshape(-1, number_format.block_size)
+    rest = gguf.dequantize(packed, kind).reshape(blocks.shape) - blocks
+    weights = np.broadcast_to(importance, x.shape).reshape(blocks.shape)
+    if number_format.name in ("q2_k", "q3_k"):
+        weights = weights * np.sqrt(2 * np.square(blocks).mean(1, keepdims=True) + blocks**2)
+    found: F32 = (rest**2 * weights).sum(1)
     return found
 
 

@@ -35,6 +35,22 @@ def test_the_budget_is_kept_and_no_change_of_two_helps(tensors: list[list[Option
                 assert sum(each.cost for each in changed) >= cost - 1e-9 * max(1, cost)
 
 
+def test_more_sizes_than_are_told_apart() -> None:
+    """Rounded up to what there is room for, the budget is kept still and the cost no greater than the quick one."""
+    generator = np.random.default_rng(1)
+    for budget in (2 * 10**9, 3 * 10**9 + 1, 7 * 10**9):
+        tensors = [
+            [Option(int(n), float(c)) for n, c in zip(sizes, np.sort(generator.random(6))[::-1], strict=True)]
+            for sizes in np.sort(generator.integers(1, 10**8, (100, 6)), axis=1)
+        ]
+        quick, best = (
+            [options[i] for options, i in zip(tensors, numbers, strict=True)]
+            for numbers in (least_cost(tensors, budget), least_cost(tensors, budget, thorough=True))
+        )
+        assert sum(each.n_bytes for each in best) <= budget
+        assert sum(each.cost for each in best) <= sum(each.cost for each in quick)
+
+
 def test_near_the_best_of_all() -> None:
     generator = np.random.default_rng(0)
     shares = []
@@ -56,5 +72,7 @@ def test_near_the_best_of_all() -> None:
         ]
         found = sum(tensors[t][i].cost for t, i in enumerate(least_cost(tensors, budget)))
         shares.append(found / min(every))
+        best = sum(tensors[t][i].cost for t, i in enumerate(least_cost(tensors, budget, thorough=True)))
+        assert best == pytest.approx(min(every), rel=1e-12)
     assert np.mean(shares) < 1.02
     assert max(shares) < 1.2

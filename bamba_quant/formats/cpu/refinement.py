@@ -22,6 +22,7 @@ from bamba_quant.formats.fields import FieldLayout
 
 SWEEPS = 3
 STARTS = (1.0, 0.97, 1.03)  # of the block's float, in parts of what it is
+_FEW = 8  # codes, which shrink what they stand for: then great weights count more, by ggml's own weighing
 _NEAR = LANES // 2  # a lane is a scale so many below its number
 _MINIMA = 3  # minima tried on each side
 _LEAST_STEPS = 1 / 64  # of a scale that is a float, in parts of it; finer where codes reach far
@@ -40,6 +41,7 @@ def refine(number_format: Format, packed: U8, x: F32, importance: F32 | None) ->
     """``packed`` (rows, row_bytes), which holds ``x`` (rows, columns), with scales and codes of no greater error.
 
     The error is Σ importance·(x - what is stored)², of each block; without ``importance`` (columns,) all count alike.
+    Of formats of at most 8 codes each square also counts by √(2·mean x² + x²), as in ggml's searches.
     Rows are independent, and any number of threads may refine at once.
     """
     layout = number_format.fields
@@ -101,103 +103,45 @@ def _compiled(table: bool, coded: bool, offset: bool) -> Any:
 
 @inlined
 def _refine(
-    x: Any, w: Any, values: Any, codes: Any, d: Any, scales: Any, dmin: Any, minima: Any, geometry: Any, table: bool,
-    coded: bool, offset: bool,
+    x: Any, importance: Any, values: Any, codes: Any, d: Any, scales: Any, dmin: Any, minima: Any, geometry: Any,
+    table: bool, coded: bool, offset: bool,
 ) -> None:  # fmt: skip
-    block, group, scale_low, scale_high, minimum_low, minimum_high = geometry
-    each = block // group
+    block, group, scale_low, scale_high = geometry[0], geometry[1], geometry[2], geometry[3]
+    each, w = block // group, importance.copy()
     steps, errors = np.empty((1, LANES), np.float32), np.empty((1, LANES), np.float32)
     scale, minimum = np.empty(each, np.int32), np.empty(each, np.int32)
     kept_scale, kept_minimum = np.empty(each, np.int32), np.empty(each, np.int32)
-    spacing = min(_LEAST_STEPS, 0.5 / max(abs(values[0]), 1.0))
     for row in range(x.shape[0]):
         for number in range(x.shape[1] // block):
             at, g0 = number * block, number * each
-            step, low = d[row, number], dmin[row, number]
+            if len(values) <= _FEW:
+                _weigh(x, importance, row, at, block, w)
+            kept_step, kept_low, first = d[row, number], dmin[row, number], np.float32(0)
             for g in range(each):
-                scale[g], minimum[g] = scales[row, g0 + g], minima[row, g0 + g]
-                kept_scale[g], kept_minimum[g] = scale[g], minimum[g]
-            kept_step, kept_low = step, low
-            least = np.float32(0)
-            for g in range(each):
-                steps[0, :] = step * np.float32(scale[g])
-                _errors(
-                    x,
-                    w,
-                    values,
-                    row,
-                    at + g * group,
-                    group,
-                    steps,
-                    low * np.float32(minimum[g]),
-                    table,
-                    errors,
-                )
-                least += errors[0, 0]
-            first = least
+                kept_scale[g], kept_minimum[g] = scales[row, g0 + g], minima[row, g0 + g]
+                steps[0, :] = kept_step * np.float32(kept_scale[g])
+                lower = kept_low * np.float32(kept_minimum[g])
+                _errors(x, w, values, row, at + g * group, group, steps, lower, table, errors)
+                first += errors[0, 0]
+            least = first
             for start in STARTS:
-                step, low = d[row, number] * np.float32(start), dmin[row, number]
-                steps[0, :] = step
-                store(steps, 0, from_half(to_half(load(steps, 0))))
-                step = steps[0, 0]
+                step, low = _stored(d[row, number] * np.float32(start), dmin[row, number], steps)
                 for g in range(each):
                     near = int(np.rint(scales[row, g0 + g] / start)) if coded else 1
                     scale[g], minimum[g] = min(max(near, scale_low), scale_high), minima[row, g0 + g]
                 for _ in range(SWEEPS):
                     total = np.float32(0)
                     for g in range(each):
-                        best, best_scale, best_minimum, best_step = (
-                            np.float32(np.inf),
-                            scale[g],
-                            minimum[g],
-                            step,
-                        )
-                        reach = _MINIMA if offset and minimum_high > minimum_low else 0
-                        for lower in range(minimum[g] - reach, minimum[g] + reach + 1):
-                            if lower < minimum_low or lower > minimum_high:
-                                continue
-                            if coded:
-                                for lane in range(LANES):
-                                    steps[0, lane] = step * np.float32(scale[g] + lane - _NEAR)
-                            else:
-                                for lane in range(LANES):
-                                    steps[0, lane] = step * np.float32(1 + (lane - _NEAR) * spacing)
-                                store(steps, 0, from_half(to_half(load(steps, 0))))
-                            _errors(
-                                x,
-                                w,
-                                values,
-                                row,
-                                at + g * group,
-                                group,
-                                steps,
-                                low * np.float32(lower),
-                                table,
-                                errors,
-                            )
-                            for lane in range(LANES):
-                                tried = scale[g] + lane - _NEAR
-                                if coded and (tried < scale_low or tried > scale_high):
-                                    continue
-                                if errors[0, lane] < best:
-                                    best, best_minimum = errors[0, lane], lower
-                                    if coded:
-                                        best_scale = tried
-                                    else:
-                                        best_step = steps[0, lane]
-                        scale[g], minimum[g], step = best_scale, best_minimum, best_step
-                        total += best
+                        error, scale[g], minimum[g], step = _nearby(
+                            x, w, values, row, at + g * group, group, scale[g], minimum[g], step, low, geometry,
+                            steps, errors, table, coded, offset,
+                        )  # fmt: skip
+                        total += error
                     if total < least:
                         least, kept_step, kept_low = total, step, low
-                        for g in range(each):
-                            kept_scale[g], kept_minimum[g] = scale[g], minimum[g]
-                    step, low = _fitted(
-                        x, w, values, row, at, group, scale, minimum, step, low, table, offset
-                    )
-                    steps[0, :] = step
-                    steps[0, 1] = low
-                    store(steps, 0, from_half(to_half(load(steps, 0))))
-                    step, low = steps[0, 0], steps[0, 1]
+                        kept_scale[:], kept_minimum[:] = scale, minimum
+                    fitted = _fitted(x, w, values, row, at, group, scale, minimum, step, low, table, offset)
+                    step, low = _stored(fitted[0], fitted[1], steps)
             if least < first:
                 d[row, number], dmin[row, number] = kept_step, kept_low
                 for g in range(each):
@@ -207,6 +151,55 @@ def _refine(
                     if one != 0:
                         for i in range(at + g * group, at + (g + 1) * group):
                             codes[row, i] = _code((x[row, i] + lower) / one, values, table)
+
+
+@inlined
+def _weigh(x: Any, importance: Any, row: int, at: int, block: int, w: Any) -> None:
+    """Importance by √(2·mean x² + x²) of a block, into ``w``."""
+    square = np.float32(0)
+    for i in range(at, at + block):
+        square += x[row, i] * x[row, i]
+    square *= np.float32(2) / np.float32(block)
+    for i in range(at, at + block):
+        w[i] = importance[i] * np.sqrt(square + x[row, i] * x[row, i])
+
+
+@inlined
+def _stored(step: Any, low: Any, scratch: Any) -> Any:
+    """Both as float16 has them."""
+    scratch[0, :] = step
+    scratch[0, 1] = low
+    store(scratch, 0, from_half(to_half(load(scratch, 0))))
+    return scratch[0, 0], scratch[0, 1]
+
+
+@inlined
+def _nearby(
+    x: Any, w: Any, values: Any, row: int, at: int, group: int, scale: Any, minimum: Any, step: Any, low: Any,
+    geometry: Any, steps: Any, errors: Any, table: bool, coded: bool, offset: bool,
+) -> Any:  # fmt: skip
+    """The least error of a group with scales and minima around these, and the scale, minimum and d that give it."""
+    spacing = min(_LEAST_STEPS, 0.5 / max(abs(values[0]), 1.0))
+    least, best_scale, best_minimum, best_step = np.float32(np.inf), scale, minimum, step
+    reach = _MINIMA if offset and geometry[5] > geometry[4] else 0
+    for lower in range(max(minimum - reach, geometry[4]), min(minimum + reach, geometry[5]) + 1):
+        for lane in range(LANES):
+            if coded:
+                steps[0, lane] = step * np.float32(scale + lane - _NEAR)
+            else:
+                steps[0, lane] = step * np.float32(1 + (lane - _NEAR) * spacing)
+        if not coded:
+            store(steps, 0, from_half(to_half(load(steps, 0))))
+        _errors(x, w, values, row, at, group, steps, low * np.float32(lower), table, errors)
+        for lane in range(LANES):
+            tried = scale + lane - _NEAR
+            if errors[0, lane] < least and (not coded or geometry[2] <= tried <= geometry[3]):
+                least, best_minimum = errors[0, lane], lower
+                if coded:
+                    best_scale = tried
+                else:
+                    best_step = steps[0, lane]
+    return least, best_scale, best_minimum, best_step
 
 
 @inlined
