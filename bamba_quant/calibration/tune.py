@@ -41,7 +41,7 @@ from bamba_reference.torch_forward import to_tensor
 _BATCH, _BATCH_ON_CPU = 24, 8
 _MICRO_BATCH_ON_CPU = 4
 # Of what the original's head is given, kept from epoch to epoch.
-_KNOWN_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}
+_KNOWN_BYTES = 1 << 30
 
 
 def tune(
@@ -76,25 +76,25 @@ def tune(
     with products("high"):
         if options.self_tokens:
             note(f"the original writes {options.self_tokens:,} tokens to tune on")
-        data = tune_data(read_encoder(source.checkpoint), given, teacher, options, batch)
+        # On a CPU the original's forward pass costs too much to cut the text anew in every epoch.
+        fixed = device.type == "cpu"
+        data = tune_data(read_encoder(source.checkpoint), given, teacher, options, batch, fixed)
         latents, constants, digest = latents_of(source, target, options, device)
         micro = options.micro_batch or (min(batch, _MICRO_BATCH_ON_CPU) if device.type == "cpu" else batch)
         student = {name: constants[name] for name in constants}
         sequences = sequences_of(source.config, options.ctx, device)
         held_out = HeldOut(teacher, torch.from_numpy(data.held_out).to(device), sequences, micro)
 
-        chunks = torch.from_numpy(data.batches.chunks).to(device)
         steps = options.steps or customary_steps(data.batches.tokens)
         known = None
-        if steps * batch > chunks.shape[
-            0
-        ] and 4 * chunks.numel() * source.config.hidden_size <= _KNOWN_BYTES.get(device.type, 0):
-            known = states_of(teacher, chunks, sequences, micro)
+        n_bytes = 4 * data.batches.count * options.ctx * source.config.hidden_size
+        if fixed and steps * batch > data.batches.count and n_bytes <= _KNOWN_BYTES:
+            known = states_of(teacher, torch.from_numpy(data.batches.chunks()), sequences, micro)
 
-        def add_gradients(which: Tensor) -> Tensor:
+        def add_gradients(ids: Tensor, numbers: Tensor) -> Tensor:
             return gradients(
-                target.config, teacher, student, latents, chunks[which], sequences, micro, options.recompute,
-                None if known is None else known[which],
+                target.config, teacher, student, latents, ids, sequences, micro, options.recompute,
+                None if known is None else known[numbers],
             )  # fmt: skip
 
         run = Run(

@@ -26,30 +26,47 @@ _CUSTOMARY_TOKENS, _CUSTOMARY_STEPS = 3_700_000, 1200
 class Batches:
     """What each step learns from, a function of seed and step alone.
 
-    ``chunks`` (n, ctx) come in another order each epoch.
+    ``stream`` (T,) is text, cut into chunks of ``ctx`` tokens: at other places in every epoch, unless ``fixed``.
+    ``whole`` (n, ctx) are chunks that stay as they are. All come in another order each epoch.
     """
 
-    def __init__(self, chunks: Ints, batch: int, seed: int) -> None:
-        self.chunks, self._batch, self._seed = chunks, batch, seed
-        self._held: tuple[int, Ints] | None = None
+    def __init__(
+        self, stream: Ints, whole: Ints, bos: int | None, batch: int, seed: int, fixed: bool
+    ) -> None:
+        self._stream, self._whole, self._bos, self._batch, self._seed = stream, whole, bos, batch, seed
+        self._ctx = whole.shape[1]
+        self._fixed = fixed
+        self._cut = len(stream) // self._ctx if fixed else max(0, (len(stream) - self._ctx + 1) // self._ctx)
+        self.count = self._cut + len(whole)
+        self.tokens = len(stream) + whole.size
+        self._held: tuple[int, Ints, Ints] | None = None
 
-    @property
-    def tokens(self) -> int:
-        return self.chunks.size
+    def step(self, number: int) -> tuple[Ints, Ints]:
+        """The tokens (batch, ctx) of a step, counted from 0, and the numbers (batch,) of their chunks.
 
-    def step(self, number: int) -> Ints:
-        """The chunks (batch,) of a step, counted from 0; an epoch's last step goes on with the next epoch."""
+        An epoch's last step goes on with the next epoch.
+        """
         wanted = np.arange(number * self._batch, (number + 1) * self._batch)
-        epochs = wanted // len(self.chunks)
-        return np.concatenate(
-            [self._order(e)[wanted[epochs == e] % len(self.chunks)] for e in np.unique(epochs)]
-        )
+        epochs = wanted // self.count
+        parts = [self._epoch(e, wanted[epochs == e] % self.count) for e in np.unique(epochs)]
+        tokens, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return tokens, numbers
 
-    def _order(self, epoch: int) -> Ints:
+    def chunks(self, epoch: int = 0) -> Ints:
+        """All chunks (n, ctx) of an epoch by their numbers."""
+        offset = 0 if self._fixed else int(np.random.default_rng([self._seed, epoch]).integers(self._ctx))
+        cut = self._stream[offset : offset + self._cut * self._ctx].reshape(self._cut, self._ctx)
+        chunks: Ints = np.concatenate([cut, self._whole])
+        if self._bos is not None:
+            chunks[:, 0] = self._bos
+        return chunks
+
+    def _epoch(self, epoch: int, places: Ints) -> tuple[Ints, Ints]:
         if self._held is None or self._held[0] != epoch:
-            rng = np.random.default_rng([self._seed, epoch])
-            self._held = epoch, rng.permutation(len(self.chunks))
-        return self._held[1]
+            order = np.random.default_rng([self._seed, epoch, 1]).permutation(self.count)
+            self._held = epoch, self.chunks(epoch), order
+        numbers = self._held[2][places]
+        return self._held[1][numbers], numbers
 
 
 @dataclass(frozen=True)
@@ -63,11 +80,19 @@ class TuneData:
 
 
 def tune_data(
-    encoder: Encoder, texts: Sequence[Text], model: Model, options: TuneOptions, batch: int
+    encoder: Encoder,
+    texts: Sequence[Text],
+    model: Model,
+    options: TuneOptions,
+    batch: int,
+    fixed: bool = False,
 ) -> TuneData:
-    """The texts, and text of the model's own, as tokens. Raises a ``BambaQuantError`` for texts that are too short."""
+    """The texts, and text of the model's own, as tokens; ``fixed`` is the field of ``Batches``.
+
+    Raises a ``BambaQuantError`` for texts that are too short.
+    """
     ctx, bos = options.ctx, encoder.bos
-    chunks: list[Ints] = []
+    stream, whole = np.empty(0, np.int64), np.empty((0, ctx), np.int64)
     held: list[Ints] = []
     names, hashes = [text.path.name for text in texts], [text.sha256 for text in texts]
     if not texts and not options.self_tokens:
@@ -77,18 +102,17 @@ def tune_data(
         wanted = max(_LEAST_HELD_OUT, options.held_out * ctx * _CHARACTERS_A_TOKEN)
         learned, kept = split_held_out(texts, min(_MOST_HELD_OUT, wanted / characters))
         parts = [np.asarray(encoder.plain(text.content), np.int64) for text in learned]
-        chunks.append(_cut(np.concatenate(_limited(parts, options.tokens)), ctx, bos))
+        stream = np.concatenate(_limited(parts, options.tokens))
         held.append(token_chunks(encoder, kept, ctx, options.held_out))
     if options.self_tokens:
         spared = 0 if texts else options.held_out
         written = write_text(model, -(-options.self_tokens // ctx) + spared, ctx, bos, options.seed)
         names.append(SELF)
         hashes.append(hashlib.sha256(written.astype("<i8").tobytes()).hexdigest())
-        learned_from, rest = np.split(written, [len(written) - spared])
-        chunks.append(learned_from)
+        whole, rest = np.split(written, [len(written) - spared])
         held.append(rest)
-    batches = Batches(np.concatenate(chunks), batch, options.seed)
-    if not len(batches.chunks):
+    batches = Batches(stream, whole, bos, batch, options.seed, fixed)
+    if not batches.count:
         raise TuneError(
             "the text is too short to tune on",
             found=f"{batches.tokens} tokens",
@@ -101,15 +125,6 @@ def customary_steps(tokens: int) -> int:
     """How many steps so many tokens are worth: 1,200 for 3.7 million, 400 for 0.23 million, as measured."""
     share: float = min(1.0, (tokens / _CUSTOMARY_TOKENS) ** 0.4)
     return max(50, round(_CUSTOMARY_STEPS * share))
-
-
-def _cut(stream: Ints, ctx: int, bos: int | None) -> Ints:
-    """Tokens (T,) as chunks (n, ctx), BOS in the first place of each where there is one."""
-    count = len(stream) // ctx
-    chunks = stream[: count * ctx].reshape(count, ctx).copy()
-    if bos is not None:
-        chunks[:, 0] = bos
-    return chunks
 
 
 def _limited(parts: list[Ints], tokens: int | None) -> list[Ints]:

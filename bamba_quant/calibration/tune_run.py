@@ -69,15 +69,16 @@ class Run:
     """The schedule: steps at a falling rate, evaluations on the way, the best state, and a file to go on from."""
 
     def __init__(self, latents: list[LatentTensor], constants: dict[str, Tensor], data: TuneData, held_out: HeldOut,
-                 options: TuneOptions, digest: str, add_gradients: Callable[[Tensor], Tensor], device: torch.device,
-                 batch: int, steps: int, note: Callable[[str], None]) -> None:  # fmt: skip
+                 options: TuneOptions, digest: str, add_gradients: Callable[[Tensor, Tensor], Tensor],
+                 device: torch.device, batch: int, steps: int, note: Callable[[str], None]) -> None:  # fmt: skip
         self._latents, self._constants, self._data, self._held_out = latents, constants, data, held_out
         self._options, self._add_gradients, self._device, self._note = options, add_gradients, device, note
         self._adam = Adam(groups_of(latents, options), options.eps)
         self._means = [p.detach().clone() for p in self._adam.parameters] if options.ema else []
         self.steps = steps
         self._every = -(-steps // evaluations_of(options, steps * batch, len(data.held_out)))
-        self._chunks = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._ids = torch.zeros(batch, options.ctx, dtype=torch.int64, device=device)
+        self._numbers = torch.zeros(batch, dtype=torch.int64, device=device)
         self._graph: Any = None
         self._graphs = options.graph and device.type == "cuda"
         self._loss = torch.zeros((), device=device)
@@ -142,7 +143,8 @@ class Run:
 
     def _advance(self) -> None:
         """One step of the optimizer."""
-        self._chunks.copy_(torch.from_numpy(self._data.batches.step(self.step)))
+        for held, values in zip((self._ids, self._numbers), self._data.batches.step(self.step), strict=True):
+            held.copy_(torch.from_numpy(values))
         self._adam.prepare(self.step + 1, self._factor)
         if not self._graphs:
             self._loss = self._work()
@@ -179,7 +181,7 @@ class Run:
         graph.replay()
 
     def _work(self) -> Tensor:
-        loss = self._add_gradients(self._chunks)
+        loss = self._add_gradients(self._ids, self._numbers)
         self._adam.step()
         with torch.no_grad():
             for latent in self._latents:

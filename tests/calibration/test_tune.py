@@ -281,13 +281,19 @@ def test_narrow_gradients_are_those_of_the_same_product() -> None:
         assert float((ours - theirs).norm()) <= tolerance * float(theirs.norm())
 
 
-def test_batches_go_through_all_chunks_each_epoch() -> None:
-    batches = Batches(np.arange(65 * 16).reshape(65, 16), 5, 7)
-    assert batches.tokens == 1040
-    first, second = (np.concatenate([batches.step(i) for i in range(k, k + 13)]) for k in (0, 13))
-    assert sorted(first) == sorted(second) == list(range(65))
-    assert not np.array_equal(first, second)
-    assert np.array_equal(batches.step(3), batches.step(3))
+@pytest.mark.parametrize("fixed", [True, False])
+def test_batches_go_through_all_chunks_each_epoch(fixed: bool) -> None:
+    stream, whole = np.arange(1000, 2000), np.arange(64).reshape(4, 16)
+    batches = Batches(stream, whole, 9, 5, 7, fixed)
+    assert batches.tokens == 1064
+    steps = -(-batches.count // 5)
+    first, numbers = (np.concatenate(part) for part in zip(*map(batches.step, range(steps)), strict=True))
+    first, numbers = first[: batches.count], numbers[: batches.count]
+    assert sorted(numbers) == list(range(batches.count))
+    assert (first[:, 0] == 9).all() and {17, 33, 49} <= set(first[:, 1])
+    assert np.array_equal(first, batches.chunks()[numbers])
+    assert np.array_equal(batches.step(3)[0], batches.step(3)[0])
+    assert np.array_equal(batches.chunks(0), batches.chunks(1)) == fixed
 
 
 def test_states_of_the_original_that_are_kept_change_nothing(
@@ -295,7 +301,7 @@ def test_states_of_the_original_that_are_kept_change_nothing(
 ) -> None:
     options = dataclasses.replace(FEW, tokens=256)  # four chunks, so that every step sees all of them again
     kept = tune(model, quantized, help_texts(), options)
-    monkeypatch.setattr("bamba_quant.calibration.tune._KNOWN_BYTES", {"cpu": 0})
+    monkeypatch.setattr("bamba_quant.calibration.tune._KNOWN_BYTES", 0)
     computed = tune(model, quantized, help_texts(), options)
     assert kept.record.steps == 4 and kept.changed == computed.changed
     assert kept.record.held_out_kld_after == pytest.approx(computed.record.held_out_kld_after, rel=1e-6)
