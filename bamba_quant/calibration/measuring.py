@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.calibration.candidates import FORMATS, quantize_candidates
+from bamba_quant.calibration.memory import check_memory
 from bamba_quant.calibration.texts import read_texts, token_chunks
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.errors import PlanError
@@ -53,12 +54,21 @@ def text_costs(
     """What every tensor costs in each of ``formats``, nats a token: by GGUF name, by format.
 
     The candidates are written to the system's temporary directory, some 5 bytes a weight, and removed. Raises a
-    ``BambaQuantError`` for models that cannot be run and texts that are too short.
+    ``BambaQuantError`` for models that cannot be run or held in memory, and texts that are too short.
     """
     if options.method not in METHODS:
         raise PlanError("no such way to measure", found=options.method, expected=", ".join(METHODS))
     device, dtype = torch_device(options.device), torch_dtype(options.dtype)
     loaded, encoder = open_model(model, reading=reading)
+    held = loaded.checkpoint.elements * dtype.itemsize
+    if options.method == "gradient":
+        held += min(options.memory, 2 * len(formats) * loaded.checkpoint.elements)
+    check_memory(
+        "measuring this model",
+        held,
+        device,
+        "give --dtype bfloat16 or another --device, or leave out --text: then other models' costs decide",
+    )
     chunks = spread(token_chunks(encoder, read_texts(texts), options.ctx), options.chunks)
     from bamba_quant.calibration.sensitivity import gradient_costs, measured_costs
 

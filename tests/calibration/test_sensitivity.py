@@ -12,7 +12,7 @@ from bamba_quant.calibration.candidates import quantize_candidates
 from bamba_quant.calibration.measuring import Measuring, spread, text_costs
 from bamba_quant.calibration.sensitivity import gradient_costs, measured_costs
 from bamba_quant.embedded import embedded_model
-from bamba_quant.errors import PlanError
+from bamba_quant.errors import BambaQuantError, PlanError
 from bamba_quant.recipes.hybrid import ERRORS
 from bamba_quant.weights import load_model
 from tests.support.conversion import english_chunks
@@ -52,9 +52,13 @@ def test_one_number_a_tensor_says_what_it_costs_in_every_format(tmp_path: Path) 
     np.testing.assert_allclose(flat(costs, formats), flat(in_groups, formats), rtol=1e-4)
 
 
-def test_what_cannot_be_measured(tmp_path: Path) -> None:
+def test_what_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text").write_text("some words\n" * 2000)
     for options, complaint in ((Measuring(method="guess"), "guess"), (Measuring(chunks=0), "no chunks")):
         with pytest.raises(PlanError, match=complaint):
             text_costs(embedded_model(), [tmp_path / "text"], options)
+    with monkeypatch.context() as patched:
+        patched.setattr("bamba_quant.calibration.memory.free_memory", lambda device: 10_000_000)
+        with pytest.raises(BambaQuantError, match="does not fit in the memory of cpu"):
+            text_costs(embedded_model(), [tmp_path / "text"])
     assert spread(np.arange(100)[:, None], 4).ravel().tolist() == [0, 33, 66, 99]
