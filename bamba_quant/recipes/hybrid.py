@@ -103,7 +103,7 @@ def move_bits(
     for rule, name in zip(rules, formats, strict=True):
         costs = {}
         if name in ERRORS:
-            costs = estimated_costs(rule, layers, {*candidates, name}, tied)
+            costs = estimated_costs(rule, layers, (*candidates, name), tied)
         known = {each: Option(_tensor_bytes(rule, each), cost) for each, cost in costs.items()}
         options.append(known or {name: Option(_tensor_bytes(rule, name), 0.0)})
     budget = sum(known[name].n_bytes for known, name in zip(options, formats, strict=True)) - HEADER_ROOM

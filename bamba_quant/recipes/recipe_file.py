@@ -12,6 +12,7 @@ from typing import Any
 from bamba_quant.architectures import architectures
 from bamba_quant.errors import BambaQuantError, PlanError, listed
 from bamba_quant.formats import format_named
+from bamba_quant.printable import visible
 from bamba_quant.recipes.base import Assignment, Choice, Condition, InLayers, Recipe, anywhere, recipe_named
 from bamba_quant.recipes.llama_quantize import CONDITIONS
 from bamba_quant.recipes.selection import ALWAYS_F32
@@ -83,14 +84,16 @@ def read_recipe(file: Path) -> Recipe:
 
 def recipe_text(recipe: Recipe, like: str, comment: str = "") -> str:
     """``recipe`` as ``read_recipe`` reads it, like the built-in recipe ``like``; ``comment`` stands first."""
-    lines = [f"# {line}".rstrip() for line in comment.splitlines()]
+    base = recipe_named(like)
+    lines = [f"# {visible(line)}".rstrip() for line in comment.splitlines()]
     lines += [f"name = {_quoted(recipe.name)}", f"like = {_quoted(like)}"]
     if recipe.about:
-        lines.append(f"about = {_quoted(recipe.about)}")
+        lines.append(f"about = {_quoted(visible(recipe.about))}")
     lines.append(f"default = {_quoted(recipe.default)}")
-    if recipe.refine:
-        lines.append("refine = true")
-    if recipe.candidates:
+    # What the file does not mention is the base's, so that an empty list is stated where the base has another.
+    if recipe.refine or base.refine:
+        lines.append(f"refine = {str(recipe.refine).lower()}")
+    if recipe.candidates or base.candidates:
         lines.append(f"candidates = [{', '.join(map(_quoted, recipe.candidates))}]")
     if recipe.roles:
         lines += ["", "[roles]"]
@@ -120,7 +123,8 @@ def _written(choice: Choice) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text)  # of which a TOML basic string is a superset
+    # TOML has JSON's escapes but for halves of surrogate pairs, and no DEL as it is.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _choice(given: Any, where: str) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from bamba_quant.checkpoint.gguf_values import string
 from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import PlanError
-from bamba_quant.recipes import Recipe, Wishes, read_recipe, recipe_text, recipes
+from bamba_quant.printable import visible
+from bamba_quant.recipes import Recipe, Wishes, read_recipe, recipe_named, recipe_text, recipes
 from bamba_quant.recipes.hybrid import ROLE_COSTS
 from bamba_quant.recipes.recipe_file import quantized_roles
 from bamba_quant.weights import load_model
@@ -63,6 +65,21 @@ def test_a_file_s_formats_are_the_plan_s(tmp_path: Path) -> None:
     like = plan_conversion(embedded_model(), outtype="q4_k_m")
     assert conversion.plan.metadata == {**like.plan.metadata, "bamba_quant.recipe": string("mix")}
     assert set(planned(recipe, wishes=Wishes(pure=True)).values()) == {"f32", "q4_k"}
+
+
+def test_what_a_recipe_lacks_of_the_one_it_is_like(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    plain = replace(recipe_named("q4_k_m_h"), name="x", candidates=(), refine=False)
+    file.write_text(recipe_text(plain, "q4_k_m_h"))
+    assert read_recipe(file) == plain
+
+
+def test_any_text_about_a_recipe_is_read_back(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    about = "of 'm\N{GRINNING FACE}\x7f\"\\' and caf\udce9"
+    recipe = replace(recipe_named("q4_k_m"), about=about)
+    file.write_text(recipe_text(recipe, "q4_k_m", f"from {about}\n\x1b"), encoding="utf-8")
+    assert read_recipe(file).about == visible(about)
 
 
 def test_a_refined_file_has_the_same_layout_and_less_error(tmp_path: Path) -> None:
