@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,10 @@ _FRONTIER = 33  # sizes
 
 @dataclass(frozen=True)
 class Move:
-    """A tensor whose format the allocation changed, with what either costs in nats a token."""
+    """A tensor whose format the allocation changed, with what either costs in nats a token.
+
+    ``cost_before`` is None where the format before is none of those that were measured.
+    """
 
     tensor: str
     role: str
@@ -35,7 +39,7 @@ class Move:
     before: str
     after: str
     more_bytes: int
-    cost_before: float
+    cost_before: float | None
     cost_after: float
 
 
@@ -94,6 +98,8 @@ def allocate(
         conversion = plain.get(base.name) or planned(base)
         goal = _file_bytes(conversion) - HEADER_ROOM
     if target_bpw is not None:
+        if not (math.isfinite(target_bpw) and target_bpw > 0):
+            raise PlanError("the bits per weight are not a positive number", found=target_bpw)
         some = next(iter(plain.values()))
         goal = _file_bytes(some) - some.plan.n_bytes + int(target_bpw * some.plan.elements / 8)
     if target_bytes is not None:
@@ -217,7 +223,7 @@ def _moves(before: Conversion, after: Conversion, costs: Costs) -> tuple[Move, .
                     old.format.name,
                     new.format.name,
                     padded(new.n_bytes) - padded(old.n_bytes),
-                    known.get(old.format.name, 0.0 if old.format.dtype is not None else float("nan")),
+                    known.get(old.format.name, 0.0 if old.format.dtype is not None else None),
                     known[new.format.name],
                 )
             )

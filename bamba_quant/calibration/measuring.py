@@ -16,6 +16,7 @@ from bamba_quant.calibration.texts import read_texts, token_chunks
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.errors import PlanError
 from bamba_quant.running import open_model, torch_device, torch_dtype
+from bamba_reference.packing import check_tokens
 
 METHODS = ("gradient", "direct")
 _FAST_ON_GPU = 1_000_000_000  # weights from which quantizing on a GPU is worth compiling its kernels
@@ -58,6 +59,8 @@ def text_costs(
     """
     if options.method not in METHODS:
         raise PlanError("no such way to measure", found=options.method, expected=", ".join(METHODS))
+    if options.batch < 1:
+        raise PlanError("there are no chunks to run together", found=options.batch, expected="at least 1")
     device, dtype = torch_device(options.device), torch_dtype(options.dtype)
     loaded, encoder = open_model(model, reading=reading)
     held = loaded.checkpoint.elements * dtype.itemsize
@@ -70,6 +73,7 @@ def text_costs(
         "give --dtype bfloat16 or another --device, or leave out --text: then other models' costs decide",
     )
     chunks = spread(token_chunks(encoder, read_texts(texts), options.ctx), options.chunks)
+    check_tokens(chunks, loaded.config.vocab_size)
     from bamba_quant.calibration.sensitivity import gradient_costs, measured_costs
 
     on_gpu = device.type == "cuda" and loaded.checkpoint.elements >= _FAST_ON_GPU

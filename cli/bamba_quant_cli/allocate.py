@@ -87,7 +87,7 @@ def allocate(
     ] = True,
     ctx: Annotated[int, typer.Option(help="Tokens of a chunk.")] = 512,
     chunks: Annotated[int, typer.Option(help="Chunks at most, spread over the text.")] = 32,
-    batch: Annotated[int, typer.Option(help="Chunks that are run together.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Chunks that are run together.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the labels that the gradient method draws.")] = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -211,13 +211,14 @@ def _print(allocation: Allocation) -> None:
         rows[move.role, move.before, move.after].append(move)
     table = []
     for (role, before, after), moves in sorted(rows.items(), key=lambda item: item[0]):
+        costs = [move.cost_before for move in moves if move.cost_before is not None]
         table.append(
             (
                 role,
                 _layers([move.layer for move in moves]),
                 f"{before} → {after}",
                 f"{sum(move.more_bytes for move in moves):+,}",
-                f"{sum(move.cost_before for move in moves):.3g}",
+                f"{sum(costs):.3g}" if len(costs) == len(moves) else "-",
                 f"{sum(move.cost_after for move in moves):.3g}",
             )
         )

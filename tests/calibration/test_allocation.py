@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_the_bytes_of_a_type(tmp_path: Path) -> None:
     assert found.allocated.predicted < 0.8 * found.plain.predicted
     named = found.allocated.n_bytes - plain - sum(move.more_bytes for move in found.moves)
     assert named in (32, 64), "the key that names the recipe"
-    gain = sum(move.cost_before - move.cost_after for move in found.moves)
+    gain = sum((move.cost_before or 0) - move.cost_after for move in found.moves)
     assert gain == pytest.approx(found.plain.predicted - found.allocated.predicted)
     sizes = [point.n_bytes for point in found.frontier]
     assert sizes == sorted(sizes)
@@ -62,6 +63,9 @@ def test_a_size_and_a_number_of_bits() -> None:
     assert plan.recipe == "six"
     with pytest.raises(PlanError, match="smallest types"):
         allocate(embedded_model(), costs, target_bytes=1_000_000)
+    for wrong in (math.nan, math.inf, -1.0):
+        with pytest.raises(PlanError, match="not a positive number"):
+            allocate(embedded_model(), costs, target_bpw=wrong)
 
 
 @pytest.mark.parametrize("family", ["granitemoehybrid", "mamba", "mamba2", "falcon_mamba"])
@@ -72,6 +76,21 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     goal = file_bytes(tmp_path, "q5_k_m", imagine=True)
     found = allocate(tmp_path, known_costs(tmp_path), target_bytes=goal, imagine=True)
     assert 0.95 * goal < found.allocated.n_bytes <= goal
+
+
+def test_a_hybrid_recipe_is_allocated_from_as_well(tmp_path: Path) -> None:
+    file = tmp_path / "mix.toml"
+    command = ["allocate", str(embedded_model()), "--like", "q4_k_m_h", "--no-refine", "-o", str(file)]
+    command += ["--types", "q4_k,iq4_xs,q5_k"]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    costs = {move["before"]: move["cost_before"] for move in json.loads(done.stdout)["moves"]}
+    assert costs["q6_k"] is None
+    assert "nan" not in CliRunner().invoke(app, [*command, "--overwrite"]).output
+    conversion = plan_conversion(embedded_model(), outtype=read_recipe(file))
+    assert {row.format.name for row in conversion.plan.rows} <= {"f32", "q4_k", "iq4_xs", "q5_k"}
+    size = sum(shard.n_bytes for shard in layout(conversion.plan, conversion.outfile))
+    assert size == json.loads(done.stdout)["bytes"]
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -54,7 +54,11 @@ def test_one_number_a_tensor_says_what_it_costs_in_every_format(tmp_path: Path) 
 
 def test_what_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text").write_text("some words\n" * 2000)
-    for options, complaint in ((Measuring(method="guess"), "guess"), (Measuring(chunks=0), "no chunks")):
+    for options, complaint in (
+        (Measuring(method="guess"), "guess"),
+        (Measuring(chunks=0), "no chunks"),
+        (Measuring(batch=0), "no chunks to run together"),
+    ):
         with pytest.raises(PlanError, match=complaint):
             text_costs(embedded_model(), [tmp_path / "text"], options)
     with monkeypatch.context() as patched:
