@@ -11,6 +11,7 @@ from typing import Any
 from bamba_quant.calibration.texts import Text, read_texts
 from bamba_quant.calibration.tune_options import Tell, TuneOptions
 from bamba_quant.calibration.tune_record import SELF, Tuned, read_record
+from bamba_quant.calibration.tune_state import is_state
 from bamba_quant.checkpoint import ReadOptions, open_checkpoint
 from bamba_quant.convert import Conversion
 from bamba_quant.errors import CheckpointError, OutputError, PlanError
@@ -48,10 +49,12 @@ def plan_tuning(
 
     The state of an interrupted tuning is kept in ``options.state``, by default beside ``output``; with ``resume`` it is
     gone on from if there is one. Raises ``CheckpointError`` for a text that cannot be read, and ``OutputError`` for a
-    state that was left, unless ``resume`` or ``overwrite``.
+    state that was left, unless ``resume`` or ``overwrite``, and for a file there that is not a state.
     """
     files = [Path(text) for text in texts if str(text) != SELF]
     state = options.state or output.with_name(f"{output.name}.tuning")
+    if options.state is not None:
+        _check_state(state)
     if resume and not overwrite and _was_finished(output, state):
         _remove(state)
     left = state.exists()
@@ -148,6 +151,21 @@ def _was_finished(output: Path, state: Path) -> bool:
         newer = file.stat().st_mtime_ns >= state.stat().st_mtime_ns
         return newer and read_record(open_checkpoint(output)) is not None
     return False
+
+
+def _check_state(state: Path) -> None:
+    """Raise ``OutputError`` where the state cannot be written, or would replace a file that is something else."""
+    if not state.parent.is_dir():
+        raise OutputError(
+            "the directory of the tuning's state does not exist", where=state.parent, fix="create it first"
+        )
+    if (state.exists() or state.is_symlink()) and not is_state(state):
+        raise OutputError(
+            "the file for the tuning's state is there already and holds something else",
+            where=state,
+            expected="the state of an interrupted tuning, or no file",
+            fix="choose another name (--tune-state)",
+        )
 
 
 def _remove(state: Path | None) -> None:

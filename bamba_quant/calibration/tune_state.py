@@ -15,6 +15,7 @@ from bamba_quant.calibration.tune_options import TuneError
 from bamba_quant.checkpoint.base import read_tensor
 from bamba_quant.checkpoint.json_file import parse_json
 from bamba_quant.checkpoint.safetensors_file import read_metadata, read_safetensors
+from bamba_quant.errors import CheckpointError
 from bamba_quant.writers.atomic import atomic_files
 from bamba_quant.writers.shards import Entry, place, shards_of
 from bamba_quant.writers.stream import write_at
@@ -45,6 +46,14 @@ def write_state(file: Path, state: TuneState) -> None:
         for entry in shard.entries:
             array = np.ascontiguousarray(state.arrays[entry.name])
             write_at(descriptor, len(shard.header) + entry.offset, array.reshape(-1).view(np.uint8))
+
+
+def is_state(file: Path) -> bool:
+    """Whether ``file`` is the state of a tuning, of this run or another."""
+    try:
+        return _KEY in read_metadata(file)
+    except CheckpointError:
+        return False
 
 
 def read_state(file: Path, belongs: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> TuneState:

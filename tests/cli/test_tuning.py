@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 
 from bamba_quant.calibration import tune as tuning
 from bamba_quant.calibration.tune_options import TuneOptions, TuneProgress
 from bamba_quant.calibration.tune_record import Tuned, read_record
+from bamba_quant.calibration.tune_state import TuneState, write_state
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, OutputError, PlanError
@@ -52,7 +54,7 @@ class Asked:
         tell(TuneProgress(1, 2, 0.5, 0.25, 0.75, 61.0))
         if self.interrupted:
             assert options.state is not None
-            options.state.write_bytes(b"state")
+            write_state(options.state, TuneState({"x": np.zeros(1, np.float32)}, {}, {}))
             raise interrupts.Interrupted(signal.SIGINT)
         return self.stand_in(quantized)
 
@@ -102,7 +104,7 @@ def test_options_reach_the_tuning(asked: Asked, tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize("tokens", [None, 4096])
 def test_self_is_text_that_the_model_writes(tokens: int | None, asked: Asked, tmp_path: Path) -> None:
     convert(tmp_path, "--tune", "self", *(() if tokens is None else ("--tune-tokens", tokens)))
-    assert asked.options[0].self_tokens == tokens or SELF_TOKENS
+    assert asked.options[0].self_tokens == (tokens or SELF_TOKENS)
     assert asked.texts == []
     convert(tmp_path, "--tune", "self", "--tune", tmp_path / "text.txt", "--overwrite")
     assert asked.options[1].self_tokens == SELF_TOKENS
@@ -190,6 +192,16 @@ def test_what_cannot_be_tuned_is_an_error_before_anything_is_done(asked: Asked, 
         (tmp_path / "x.gguf").touch()
         convert(tmp_path, "--tune", text)
     assert not asked.options
+
+
+@pytest.mark.parametrize("words", [(), ("--overwrite",), ("--resume",)])
+def test_a_file_that_is_not_a_state_is_kept(words: tuple[str, ...], asked: Asked, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    for wrong, complaint in ((text, "holds something else"), (tmp_path / "no" / "x", "does not exist")):
+        with pytest.raises(OutputError, match=complaint):
+            convert(tmp_path, "--tune", text, "--tune-state", wrong, *words)
+    assert not asked.options
+    assert names_left(tmp_path) == ["text.txt"]
 
 
 def test_a_dry_run_tunes_nothing(asked: Asked, tmp_path: Path) -> None:
