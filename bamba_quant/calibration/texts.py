@@ -73,7 +73,7 @@ def token_chunks(
             "the calibration text is too short",
             found=f"{len(ids)} tokens",
             expected=f"at least {ctx}, one chunk",
-            fix="use a longer text or a shorter context (--ctx)",
+            fix="use a longer text, or a shorter context where the command has --ctx",
         )
     chunks: NDArray[np.int64] = ids[: count * ctx].reshape(count, ctx)
     if limit is not None and limit < count:

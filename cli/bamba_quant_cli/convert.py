@@ -213,6 +213,12 @@ def convert(
     )
     conversion = plan_with(imatrix=Unmeasured() if calibrate else imatrix)
     plan = conversion.plan
+    if calibrate and all(row.format.dtype is not None for row in plan.rows):
+        raise PlanError(
+            "there is nothing to calibrate: no tensor is quantized",
+            found=plan.recipe,
+            fix="choose a type such as q4_k_m, or leave out --calibrate",
+        )
     if dry_run:
         files = [(shard.file, shard.n_bytes) for shard in layout(plan, conversion.outfile)]
         print_conversion(conversion, files, as_json)
@@ -228,7 +234,7 @@ def convert(
     if calibrate:
         for file in files_of(plan, conversion.outfile):
             check_target(file, overwrite, others)
-        measured = calibrated(path, calibrate, calibrate_chunks, device, reading)
+        measured = calibrated(path, calibrate, calibrate_chunks, device, reading, strict=imatrix_strict)
         conversion = plan_with(imatrix=measured)
         plan = conversion.plan
     writing: dict[str, Any] = {"threads": threads, "device": device, "overwrite": overwrite, "inputs": others}

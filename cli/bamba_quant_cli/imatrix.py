@@ -137,7 +137,13 @@ def imatrix(
 
 
 def calibrated(
-    model: Path, texts: list[Path], chunks: int | None, device: str, reading: ReadOptions
+    model: Path,
+    texts: list[Path],
+    chunks: int | None,
+    device: str,
+    reading: ReadOptions,
+    *,
+    strict: bool = False,
 ) -> Imatrix:
     """What --calibrate stands for: the importance matrix of ``model`` over ``texts``, its notes printed.
 
@@ -151,7 +157,13 @@ def calibrated(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = "cpu" if device == "numpy" else device
     imatrix, notes = measure(
-        model, texts, chunks=chunks, device=device, reading=reading, progress=layer_teller("calibrating")
+        model,
+        texts,
+        chunks=chunks,
+        device=device,
+        strict=strict,
+        reading=reading,
+        progress=layer_teller("calibrating"),
     )
     for note in notes:
         print_note(note)

@@ -76,7 +76,14 @@ def quantize(
     started = time.monotonic()
     if calibrate:
         plan = plan_with(
-            imatrix=calibrated(plan.source.checkpoint.path, calibrate, calibrate_chunks, device, reading)
+            imatrix=calibrated(
+                plan.source.checkpoint.path,
+                calibrate,
+                calibrate_chunks,
+                device,
+                reading,
+                strict=imatrix_strict,
+            )
         )
     writing: dict[str, Any] = {"threads": threads, "overwrite": overwrite, "resume": resume}
     tuned: Tuned | None = None
