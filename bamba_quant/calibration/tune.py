@@ -8,6 +8,7 @@ nothing is learned from decides whether that is nearer to the original than the 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bamba_quant.calibration.latents import LatentMatrix, LatentTensor, LatentVector
+from bamba_quant.calibration.memory import check_memory
 from bamba_quant.calibration.student import (
     HeldOut,
     gradients,
@@ -70,6 +72,12 @@ def tune(
             where=quantized,
             expected=f"the tensors of {original}",
         )
+    check_memory(
+        "tuning this model",
+        _least_bytes(source, target),
+        device,
+        "tune on a device with more memory (--tune-device), or without --tune",
+    )
     weights = {name: to_tensor(source.weights[name], torch.float32, device) for name in source.weights}
     teacher = model_of(source.config, weights, device)
     batch = options.batch or (_BATCH_ON_CPU if device.type == "cpu" else _BATCH)
@@ -101,6 +109,14 @@ def tune(
             latents, student, data, held_out, options, digest, add_gradients, device, batch, steps, note
         )
         return run.finish(progress, started)
+
+
+def _least_bytes(source: LoadedModel, target: LoadedModel) -> int:
+    """Original and student in float32; of what is learned also latents, both moments and gradients."""
+    tensors = (target.weights.stored(name)[0] for name in target.weights)
+    learned = sum(tensor.rows * tensor.columns for tensor in tensors if tensor.format.fields is not None)
+    shapes = tensor_shapes(source.config).values()
+    return 8 * sum(map(math.prod, shapes)) + 16 * learned
 
 
 def latents_of(

@@ -14,6 +14,7 @@ from bamba_quant.calibration.texts import Text, split_held_out, token_chunks
 from bamba_quant.calibration.tune_options import TuneError, TuneOptions
 from bamba_quant.calibration.tune_record import SELF
 from bamba_quant.tokenizers.encoder import Encoder
+from bamba_reference.packing import check_tokens
 from bamba_reference.torch_forward import Model
 
 Ints = NDArray[np.int64]
@@ -89,7 +90,7 @@ def tune_data(
 ) -> TuneData:
     """The texts, and text of the model's own, as tokens; ``fixed`` is the field of ``Batches``.
 
-    Raises a ``BambaQuantError`` for texts that are too short.
+    Raises a ``BambaQuantError`` for texts that are too short or have tokens that ``model`` lacks.
     """
     ctx, bos = options.ctx, encoder.bos
     stream, whole = np.empty(0, np.int64), np.empty((0, ctx), np.int64)
@@ -100,7 +101,7 @@ def tune_data(
     if texts:
         characters = sum(len(text.content) for text in texts)
         wanted = max(_LEAST_HELD_OUT, options.held_out * ctx * _CHARACTERS_A_TOKEN)
-        learned, kept = split_held_out(texts, min(_MOST_HELD_OUT, wanted / characters))
+        learned, kept = split_held_out(texts, min(_MOST_HELD_OUT, wanted / max(1, characters)))
         parts = [np.asarray(encoder.plain(text.content), np.int64) for text in learned]
         stream = np.concatenate(_limited(parts, options.tokens))
         held.append(token_chunks(encoder, kept, ctx, options.held_out))
@@ -111,6 +112,9 @@ def tune_data(
         hashes.append(hashlib.sha256(written.astype("<i8").tobytes()).hexdigest())
         whole, rest = np.split(written, [len(written) - spared])
         held.append(rest)
+    for tokens in (stream, *held):
+        if tokens.size:
+            check_tokens(tokens, model.config.vocab_size)
     batches = Batches(stream, whole, bos, batch, options.seed, fixed)
     if not batches.count:
         raise TuneError(

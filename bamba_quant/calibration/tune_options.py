@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,14 +69,16 @@ class TuneOptions:
         if wrong or not self.train:
             raise TuneError("nothing of this name can be learned", found=", ".join(wrong) or "nothing",
                             expected=", ".join(PARTS))  # fmt: skip
-        for name, least in (("steps", 1), ("tokens", self.ctx), ("batch", 1), ("micro_batch", 1), ("ctx", 2),
+        for name, least in (("steps", 1), ("tokens", self.ctx), ("batch", 1), ("micro_batch", 1), ("ctx", 3),
                             ("held_out", 1), ("evaluations", 1), ("seed", 0), ("self_tokens", 0)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise TuneError(f"{name} is too small", found=value, expected=f"at least {least}")
-        if self.max_minutes is not None and not self.max_minutes > 0:
+        if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
             raise TuneError(
-                "there is no time to tune in", found=self.max_minutes, expected="more than 0 minutes"
+                "max_minutes is not a time to tune in",
+                found=self.max_minutes,
+                expected="a number of minutes, more than 0",
             )
         if self.resume and self.state is None:
             raise TuneError("there is no state to go on from", fix="name the file of the interrupted run")

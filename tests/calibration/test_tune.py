@@ -29,6 +29,7 @@ from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
+from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.scores import base_block, score
 from bamba_quant.formats import formats
 from bamba_quant.recipes.selection import Wishes
@@ -36,6 +37,7 @@ from bamba_quant.schemes import scheme_named
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.weights import load_model
 from bamba_reference import torch_forward, torch_ops
+from bamba_reference.packing import InputError
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import DIVIDES, read_all, save_quantized
@@ -90,7 +92,8 @@ def assert_measured_right(
 ) -> None:
     """The record's figures are those of the files on the text that was held out."""
     loaded = load_model(original)
-    data = tune_data(read_encoder(loaded.checkpoint), help_texts(), None, options, 1)  # type: ignore[arg-type]
+    of = SimpleNamespace(config=loaded.config)
+    data = tune_data(read_encoder(loaded.checkpoint), help_texts(), of, options, 1)  # type: ignore[arg-type]
     assert record.held_out_kld_before == pytest.approx(divergence(original, before, data.held_out), rel=1e-4)
     assert record.held_out_kld_after == pytest.approx(divergence(original, after, data.held_out), rel=1e-4)
 
@@ -138,6 +141,33 @@ def test_a_tuned_file_is_nearer_to_the_original(model: Path, quantized: Path, tm
     assert again.record == record
     for name, values in tuned.tensors.items():
         assert np.array_equal(again.tensors[name], values), name
+
+
+@pytest.mark.parametrize("content", ["", "a few words"])
+def test_texts_that_are_too_short(content: str, model: Path, quantized: Path) -> None:
+    with pytest.raises(InputError, match="too short"):
+        tune(model, quantized, [Text(Path("x"), "0" * 64, content)], FEW)
+
+
+def test_tokens_that_the_model_lacks(model: Path) -> None:
+    loaded = load_model(model)
+    small = SimpleNamespace(config=dataclasses.replace(loaded.config, vocab_size=1000))
+    with pytest.raises(InputError, match="out of the vocabulary's range"):
+        tune_data(read_encoder(loaded.checkpoint), help_texts(), small, FEW, 1)  # type: ignore[arg-type]
+
+
+def test_a_model_that_memory_cannot_hold(
+    model: Path, quantized: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bamba_quant.calibration.memory.free_memory", lambda device: 50_000_000)
+    with pytest.raises(BambaQuantError, match="does not fit in the memory of cpu"):
+        tune(model, quantized, help_texts(), FEW)
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf")])
+def test_minutes_that_are_no_time_to_tune_in(minutes: float) -> None:
+    with pytest.raises(TuneError, match="max_minutes"):
+        TuneOptions(max_minutes=minutes)
 
 
 def test_a_worse_state_is_not_taken(model: Path, quantized: Path) -> None:
