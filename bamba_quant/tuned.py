@@ -54,7 +54,7 @@ def plan_tuning(
     files = [Path(text) for text in texts if str(text) != SELF]
     state = options.state or output.with_name(f"{output.name}.tuning")
     if options.state is not None:
-        _check_state(state)
+        _check_state(state, output)
     if resume and not overwrite and _was_finished(output, state):
         _remove(state)
     left = state.exists()
@@ -153,8 +153,14 @@ def _was_finished(output: Path, state: Path) -> bool:
     return False
 
 
-def _check_state(state: Path) -> None:
+def _check_state(state: Path, output: Path) -> None:
     """Raise ``OutputError`` where the state cannot be written, or would replace a file that is something else."""
+    if state.resolve() == output.resolve():
+        raise OutputError(
+            "the tuning's state and the output have the same name",
+            where=state,
+            fix="choose another name (--tune-state)",
+        )
     if not state.parent.is_dir():
         raise OutputError(
             "the directory of the tuning's state does not exist", where=state.parent, fix="create it first"

@@ -197,7 +197,11 @@ def test_what_cannot_be_tuned_is_an_error_before_anything_is_done(asked: Asked, 
 @pytest.mark.parametrize("words", [(), ("--overwrite",), ("--resume",)])
 def test_a_file_that_is_not_a_state_is_kept(words: tuple[str, ...], asked: Asked, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    for wrong, complaint in ((text, "holds something else"), (tmp_path / "no" / "x", "does not exist")):
+    for wrong, complaint in (
+        (text, "holds something else"),
+        (tmp_path / "no" / "x", "does not exist"),
+        (tmp_path / "x.gguf", "the same name"),
+    ):
         with pytest.raises(OutputError, match=complaint):
             convert(tmp_path, "--tune", text, "--tune-state", wrong, *words)
     assert not asked.options
