@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,24 @@ def without_model(raw: bytes, file: Path) -> dict[str, Any] | None:
     A model of 500,000 tokens takes as long to parse as the tokenizers library takes to load it. The library accepts
     no text that is not JSON; of ``raw`` that it has loaded this is everything but the model.
     """
-    start = raw.find(b'"model"')
-    if start < 0 or any(raw.find(b'"%s"' % key.encode(), start + 1) >= 0 for key in _PARTS):
+    places = sorted(place for key in _PARTS for place in _values(raw, key))
+    start = next(_values(raw, "model"), -1)
+    if start < 0 or places[-1] > start:
         return None
     try:
         return parse_json(raw[:start].rstrip().removesuffix(b",") + b"}", file)
     except CheckpointError:  # this "model" is not a key of the whole
         return None
+
+
+def _values(raw: bytes, key: str) -> Iterator[int]:
+    """Where ``key`` stands before a value that is not a number, as it is in a vocabulary that has such a token."""
+    name, value = b'"%s"' % key.encode(), re.compile(rb'"[a-z_]+"\s*:\s*[^\s0-9]')
+    place = raw.find(name)
+    while place >= 0:
+        if value.match(raw, place):
+            yield place
+        place = raw.find(name, place + 1)
 
 
 def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> Vocabulary:

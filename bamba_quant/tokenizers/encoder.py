@@ -141,6 +141,11 @@ def _loaded(file: Path) -> Read | None:
         return None
     settings = tokenizer_config(file.parent)
     added = read_added_tokens(file.parent, settings, loaded_base(tokenizer), file, tokenizer=parsed).tokens
+    if {one.content for one in tokenizer.get_added_tokens_decoder().values()} - {one.text for one in added}:
+        return None  # a key that only the library recognised, by escapes
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        step = getattr(tokenizer, part)
+        parsed[part] = None if step is None else json.loads(step.__getstate__())
     return (tokenizer, parsed) if _adds(tokenizer, added) else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,53 @@ def test_what_cannot_be_run(tmp_path: Path) -> None:
     file = to_gguf(embedded_model(), tmp_path / "viking.gguf", pre="viking")
     with pytest.raises(TokenizerError, match="viking"):
         read_encoder(open_checkpoint(file))
+
+
+def _with_model_last(tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    parsed = change(json.loads((embedded_model() / "tokenizer.json").read_text()))
+    (tmp_path / "config.json").write_text('{"model_type": "bamba"}')
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
+    return tmp_path
+
+
+def test_a_vocabulary_with_the_names_of_keys_is_not_parsed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(parsed: dict[str, Any]) -> dict[str, Any]:
+        vocab = parsed["model"]["vocab"]
+        vocab |= {
+            name: len(vocab) + i for i, name in enumerate(("model", "added_tokens", "padding", "decoder"))
+        }
+        return {key: value for key, value in parsed.items() if key != "model"} | {"model": parsed["model"]}
+
+    directory = _with_model_last(tmp_path, change)
+    monkeypatch.setattr("bamba_quant.tokenizers.encoder._parsed", None)
+    encoder = read_encoder(open_checkpoint(directory, weights=False))
+    assert encoder.encode("some text") == read_encoder(open_checkpoint(embedded_model())).encode("some text")
+
+
+@pytest.mark.parametrize("key", ["added_tokens", "added_toke\\u006es"])
+def test_tokens_that_follow_the_model_are_not_missed(key: str, tmp_path: Path) -> None:
+    def change(parsed: dict[str, Any]) -> dict[str, Any]:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        mark = {"id": 2048, "content": "<mark>", "special": True, **flags}
+        added = [*parsed.pop("added_tokens"), mark]
+        return parsed | {"model": parsed.pop("model"), "HERE": added}
+
+    directory = _with_model_last(tmp_path, change)
+    file = directory / "tokenizer.json"
+    file.write_text(file.read_text().replace("HERE", key))
+    assert read_encoder(open_checkpoint(directory, weights=False)).plain("<mark>") == [2048]
+
+
+def test_steps_that_follow_the_model_under_an_escaped_name_are_bounded(tmp_path: Path) -> None:
+    grow = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 200}
+
+    def change(parsed: dict[str, Any]) -> dict[str, Any]:
+        return {**parsed, "normalizer": None, "model": parsed.pop("model"), "HERE": grow}
+
+    directory = _with_model_last(tmp_path, change)
+    file = directory / "tokenizer.json"
+    file.write_text(file.read_text().replace("HERE", "normalize\\u0072"))
+    with pytest.raises(TokenizerError, match="unbounded"):
+        read_encoder(open_checkpoint(directory, weights=False))
