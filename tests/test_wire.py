@@ -21,6 +21,7 @@ from bamba_quant.evaluation.result import RECORDS
 from bamba_quant.evaluation.scoring import Measured
 from bamba_quant.wire import WireError, decode, encode
 from tests.support.evaluations import make_evaluation
+from tests.support.tuning import RECORD
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.binary()
 _DTYPES = st.sampled_from("|b1 |i1 |u1 <i2 >i4 <i8 <u8 <f2 <f4 >f8 <f8 <c16".split()).map(np.dtype)
@@ -63,6 +64,7 @@ def test_numbers_that_json_lacks() -> None:
 
 def test_an_evaluation_arrives_as_it_was() -> None:
     found = make_evaluation()
+    found = dataclasses.replace(found, base=dataclasses.replace(found.base, tuned=RECORD))
     arrived = decode(encode(found, RECORDS), RECORDS)
     assert arrived == found and repr(arrived) == repr(found)
     reached = set[type]()
