@@ -98,7 +98,8 @@ def _shape(random: Random, shape: list[Any]) -> list[Any]:
 
 
 def _offsets(random: Random, offsets: list[Any]) -> list[Any]:
-    begin, end = [*offsets, 0, 0][:2]
+    # An earlier change may have put something else in their place.
+    begin, end = [*(each for each in offsets if type(each) is int), 0, 0][:2]
     return random.choice(
         (
             [begin + 4, end + 4],
