@@ -144,7 +144,8 @@ class _Pool:
                 os.close(jobs_in)
                 os.close(results_out)
                 for other in self._workers:
-                    os.close(other.jobs)
+                    if other.jobs >= 0:
+                        os.close(other.jobs)
                 _work(jobs_out, results_in, slot, place, self._readers, self._seed, self._limits)
             except BaseException:  # noqa: BLE001 - of the fuzzer itself, which the parent then shows
                 (place / "broken").write_text(traceback.format_exc())
