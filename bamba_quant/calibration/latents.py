@@ -9,6 +9,7 @@ Rounding passes gradients straight through.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
 
@@ -28,27 +29,28 @@ Reference = NDArray[Any]  # a tensor as the reference shapes it
 _MOST_SCALE_STEPS = 31.0
 
 
-class LatentTensor:
+class LatentTensor(ABC):
     """A tensor of the model that is learned: ``parameters`` by what they are, ``weight`` as the reference has it."""
 
     name: str
     tensor: StoredTensor
     parameters: dict[str, Tensor]
 
+    @abstractmethod
     def weight(self) -> Tensor:
         """The tensor of this state, differentiable, in the reference's shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def clamp(self) -> None:
         """Bring the parameters back to where they may be, after a step."""
 
+    @abstractmethod
     def snapshot(self) -> dict[str, Tensor]:
         """What ``raw`` needs of this state, as it would be stored, copied."""
-        raise NotImplementedError
 
+    @abstractmethod
     def raw(self, found: dict[str, Tensor]) -> U8:
         """The rows of a snapshot as the format takes them, uint8 (rows, ``row_bytes``)."""
-        raise NotImplementedError
 
 
 class LatentMatrix(LatentTensor):
@@ -212,6 +214,9 @@ class LatentVector(LatentTensor):
 
     def weight(self) -> Tensor:
         return self.start + self.parameters["floats"] * self.size
+
+    def clamp(self) -> None:
+        """A float may be anywhere."""
 
     @torch.no_grad()
     def snapshot(self) -> dict[str, Tensor]:

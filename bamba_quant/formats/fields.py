@@ -71,14 +71,8 @@ class FieldLayout:
 
 
 @dataclass(frozen=True)
-class BlockFields:
+class BlockFields(Fields):
     """``Fields`` of n blocks side by side: ``codes`` (block, n), ``scales`` and ``minima`` (groups, n), d (n,)."""
-
-    codes: Integers
-    d: Floats
-    scales: Integers | None = None
-    dmin: Floats | None = None
-    minima: Integers | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +139,7 @@ def given(part: NDArray[Any] | None) -> NDArray[Any]:
     return part
 
 
-def _there(fields: Fields | BlockFields) -> list[tuple[str, NDArray[Any]]]:
+def _there(fields: Fields) -> list[tuple[str, NDArray[Any]]]:
     return [(name, part) for name, part in vars(fields).items() if part is not None]
 
 

@@ -27,7 +27,7 @@ FALLBACKS = {
 class Place:
     """Where a tensor stands: number ``index`` of ``count`` among those of its role, in layer order.
 
-    ``grouped_query`` is query heads per key-value head in the first layer, 0 where that is no attention layer;
+    ``grouped_query`` is query heads per key-value head in the first layer, 0 where that is not an attention layer;
     ``experts`` is how many a mixture has, else 0; ``imatrix`` says whether importance was measured. ``layer`` is
     the number of its layer, None outside the layers.
     """

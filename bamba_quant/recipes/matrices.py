@@ -75,7 +75,7 @@ Preset = Callable[[Candidate, Config], bool]
 
 
 def _hybrid(candidate: Candidate, config: Config) -> bool:
-    """Attention, and the recurrent mixer in the layer before each; the feed-forward matrices are no part of either."""
+    """Attention, and the recurrent mixer in the layer before each; without the feed-forward matrices."""
     layer = candidate.layer
     if layer is None:
         return False
@@ -156,7 +156,7 @@ def ignored_modules(candidates: Sequence[Candidate], rules: Sequence[TensorRule]
                     chosen: Collection[str], loaders: Loaders) -> Ignored:  # fmt: skip
     """The linear layers that are not ``chosen``, among them the output where it is tied and stored nowhere.
 
-    Experts stacked in one tensor are no linear layer, and are listed for the loaders that make several of them.
+    Experts stacked in one tensor are not a linear layer, and are listed for the loaders that make several of them.
     """
     linear = {candidate.module: candidate for candidate in candidates if candidate.is_linear}
     kept = [module for module, candidate in linear.items() if candidate.name not in chosen]

@@ -59,7 +59,7 @@ def select_formats(
     """The format of each tensor of ``rules``, in the order of llama-quantize's decisions.
 
     ``stored`` are the input's formats, for a tensor the user leaves as it is. Raises ``PlanError`` for a wish that
-    is no regular expression, names a format that is not writable, or matches no tensor, and for a recipe's that
+    is not a regular expression, names a format that is not writable, or matches no tensor, and for a recipe's that
     matches none.
     """
     patterns = [(_compiled(pattern), _writable(name)) for pattern, name in wishes.tensor_types]
@@ -148,7 +148,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise PlanError(
-            "a tensor type's pattern is no regular expression", found=f"{pattern}: {error}"
+            "a tensor type's pattern is not a regular expression", found=f"{pattern}: {error}"
         ) from error
 
 

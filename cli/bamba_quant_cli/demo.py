@@ -47,7 +47,7 @@ def demo(
     from bamba_quant.report import write_reports
 
     if out.exists() and not out.is_dir():
-        raise OutputError("--out is there already and is no directory", where=out)
+        raise OutputError("--out exists already and is not a directory", where=out)
     leaves(lambda: f"the files made so far are in {out}" if out.is_dir() else "nothing written")
     out.mkdir(parents=True, exist_ok=True)
     source = embedded_model()
