@@ -59,7 +59,7 @@ def _ranks(options: argparse.Namespace) -> list[Point]:
         targets_of,
     )
     from bamba_quant.calibration.texts import read_texts, token_chunks
-    from bamba_quant.running import open_model
+    from bamba_quant.inference.open_model import open_model
 
     device = torch.device(options.device)
     original, encoder = open_model(options.model)
@@ -109,7 +109,7 @@ def _search() -> Point:
             for tensor, each in known_costs(Path(scratch)).items()
         }
         started = time.perf_counter()
-        found = allocate(Path(scratch), costs, like="q4_k_m", imagine=True)
+        found = allocate(Path(scratch), costs, like="q4_k_m", allow_config_only=True)
         seconds = time.perf_counter() - started
     what = f"search for Bamba-9B's {len(costs)} tensors, {found.allocated.n_bytes:,} bytes, frontier included"
     return Point(what, "< 600 s", f"{seconds:.1f} s", seconds < 600)

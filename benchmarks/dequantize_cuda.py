@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from bamba_quant.formats import formats
-from bamba_quant.formats.cuda import encode
-from bamba_quant.formats.cuda.decoding import decode
+from bamba_quant.codecs import formats
+from bamba_quant.codecs.cuda import encode
+from bamba_quant.codecs.cuda.decoding import decode
 
 SHAPE = (4096, 14336)
 RUNS = 5
@@ -54,9 +54,9 @@ def of_formats() -> None:
 def of_schemes() -> None:
     """Each of a file in the system's cache: as ``DeviceWeights`` reads it, and decoded by the CPU and sent."""
     from bamba_quant.checkpoint import PackedTensor, open_checkpoint, read_raw
-    from bamba_quant.device_weights import read_packed
-    from bamba_quant.formats.decoding import decode as decode_on_cpu
-    from bamba_quant.weights import Meter
+    from bamba_quant.codecs.decoding import decode as decode_on_cpu
+    from bamba_quant.inference.device_weights import read_packed
+    from bamba_quant.inference.weights import Timings
 
     device, dtype = torch.device("cuda"), torch.bfloat16
     print(f"{'scheme':30}{'GPU ms':>8}{'reading':>9}{'decoding':>9}{'CPU ms':>9}")
@@ -64,19 +64,19 @@ def of_schemes() -> None:
         with tempfile.TemporaryDirectory() as place:
             (tensor,) = open_checkpoint(random_matrix(Path(place), name)).tensors.values()
             assert isinstance(tensor, PackedTensor)
-            best: list[tuple[float, Meter]] = []
+            best: list[tuple[float, Timings]] = []
             for _ in range(RUNS):
-                meter, started = Meter(), time.perf_counter()
-                found = read_packed(tensor, 0, tensor.rows, device, dtype, meter)
+                timings, started = Timings(), time.perf_counter()
+                found = read_packed(tensor, 0, tensor.rows, device, dtype, timings)
                 torch.cuda.synchronize()
-                best.append((time.perf_counter() - started, meter))
-            seconds, meter = min(best, key=lambda each: each[0])
+                best.append((time.perf_counter() - started, timings))
+            seconds, timings = min(best, key=lambda each: each[0])
             started = time.perf_counter()
             truth = torch.from_numpy(decode_on_cpu(tensor.format, read_raw(tensor))).to(device).to(dtype)
             torch.cuda.synchronize()
             on_cpu = time.perf_counter() - started
             same = torch.equal(found.nan_to_num(), truth.nan_to_num())
-            times = "".join(f"{1e3 * each:9.1f}" for each in (meter.reading, meter.decoding, on_cpu))
+            times = "".join(f"{1e3 * each:9.1f}" for each in (timings.reading, timings.decoding, on_cpu))
             print(f"{name:30}{1e3 * seconds:8.1f}{times}{'' if same else '  NOT THE SAME'}", flush=True)
 
 
@@ -84,7 +84,7 @@ def random_matrix(directory: Path, name: str) -> Path:
     """A directory that holds one matrix of a scheme: any codes, scales near 0.01."""
     from safetensors.torch import save_file
 
-    from bamba_quant.schemes import Ignored, scheme_named
+    from bamba_quant.codecs.schemes import Ignored, scheme_named
 
     scheme, module = scheme_named(name), "model.layers.0.feed_forward.down_proj"
     dtypes = {"BF16": torch.bfloat16, "F32": torch.float32, "F8_E4M3": torch.float8_e4m3fn, "I32": torch.int32,

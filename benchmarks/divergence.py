@@ -31,13 +31,13 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
+    from bamba_quant.codecs.schemes import schemes
     from bamba_quant.errors import FormatError
-    from bamba_quant.quantize import plan_quantization
-    from bamba_quant.schemes import schemes
+    from bamba_quant.inference.weights import load_model
+    from bamba_quant.planning.quantize import plan_quantization
     from bamba_quant.tokenizers.encoder import read_encoder
-    from bamba_quant.weights import load_model
     from bamba_quant.writers.quantized import write_quantized
-    from bamba_reference import torch_forward
+    from bamba_reference.torch import forward as torch_forward
 
     torch.set_num_threads(options.threads)
     original = load_model(options.model)

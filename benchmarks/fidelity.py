@@ -206,10 +206,10 @@ def divergence(options: argparse.Namespace, path: Path, text: Path) -> float:
 
     from bamba_quant.calibration.student import HeldOut, model_of, sequences_of
     from bamba_quant.evaluation.tokens import cut_chunks
-    from bamba_quant.running import read_text
+    from bamba_quant.inference.open_model import read_text
+    from bamba_quant.inference.weights import load_model
     from bamba_quant.tokenizers.encoder import read_encoder
-    from bamba_quant.weights import load_model
-    from bamba_reference.torch_forward import to_tensor
+    from bamba_reference.torch.forward import to_tensor
 
     device = torch.device(options.device)
     original, quantized = load_model(options.model), load_model(path)

@@ -119,11 +119,12 @@ def one_layer(repeats: int) -> None:
     from transformers import BambaConfig
     from transformers.models.bamba.modeling_bamba import BambaMixer, mamba2_chunk_scan
 
-    from bamba_reference import Config, torch_forward
-    from bamba_reference.backend import Backend
+    from bamba_reference import Config
     from bamba_reference.packing import layout
     from bamba_reference.tensors import layer_prefix
-    from bamba_reference.torch_mixers import TORCH_MIXERS, LayerWeights
+    from bamba_reference.torch import forward as torch_forward
+    from bamba_reference.torch.backend import Backend
+    from bamba_reference.torch.mixers import TORCH_MIXERS, LayerWeights
 
     torch.manual_seed(0)
     oracle = BambaMixer(BambaConfig(**BAMBA_9B), layer_idx=0).eval()
@@ -186,7 +187,8 @@ def end_to_end(directory: Path, repeats: int) -> None:
     import torch
     from transformers import BambaForCausalLM
 
-    from bamba_reference import Config, torch_forward
+    from bamba_reference import Config
+    from bamba_reference.torch import forward as torch_forward
 
     oracle = BambaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     config = Config.from_hf(json.loads((directory / "config.json").read_text()))
@@ -231,7 +233,7 @@ class RandomWeights(Mapping[str, np.ndarray]):
 def streamed_memory() -> None:
     """In a process of its own, because a peak is a process's."""
     from bamba_reference import Config
-    from bamba_reference.perplexity import perplexity, stream_scorer
+    from bamba_reference.runtime.perplexity import perplexity, stream_scorer
     from bamba_reference.tensors import tensor_shapes
 
     config = Config.from_hf(BAMBA_2B)

@@ -89,7 +89,7 @@ def limits(model: Any) -> tuple[float, float]:
 def prefill(
     theirs: Any, models: dict[str, Any], ids: np.ndarray, repeats: int, products: float
 ) -> list[Point]:
-    from bamba_reference.torch_forward import forward
+    from bamba_reference.torch.forward import forward
 
     on_gpu = torch.from_numpy(ids).cuda()
 
@@ -132,7 +132,7 @@ def prefill(
 
 
 def decode(theirs: Any, models: dict[str, Any], prompt: list[int], new: int, copy: float) -> list[Point]:
-    from bamba_reference.generate import generate
+    from bamba_reference.runtime.generate import generate
 
     ids = torch.tensor([prompt], device="cuda")
 
@@ -172,8 +172,8 @@ def errors(theirs: Any, models: dict[str, Any], ids: np.ndarray) -> list[Point]:
     """Against the same weights in float32 throughout; D the mean divergence of the next token, in nats."""
     from dataclasses import replace
 
-    from bamba_reference.backend import TORCH
-    from bamba_reference.torch_forward import forward
+    from bamba_reference.torch.backend import TORCH
+    from bamba_reference.torch.forward import forward
 
     first = next(iter(models.values()))
     wide = {name: tensor.float() for name, tensor in first.weights.items()}
@@ -230,10 +230,10 @@ def main() -> None:
     import transformers
 
     from bamba_reference import Config
-    from bamba_reference.backend import TORCH, BackendError
-    from bamba_reference.generate import generate
     from bamba_reference.kernels import backend_named
-    from bamba_reference.torch_forward import forward, load
+    from bamba_reference.runtime.generate import generate
+    from bamba_reference.torch.backend import TORCH, BackendError
+    from bamba_reference.torch.forward import forward, load
 
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}"

@@ -56,8 +56,8 @@ def mixer(what: str, kind: Any, oracle: Any, hf: Any, repeats: int) -> None:
     import torch
 
     from bamba_reference.packing import layout
-    from bamba_reference.torch_forward import prepare
-    from bamba_reference.torch_mixers import TORCH_MIXERS
+    from bamba_reference.torch.forward import prepare
+    from bamba_reference.torch.mixers import TORCH_MIXERS
 
     weights = {f"mamba.{name}": value for name, value in oracle.eval().state_dict().items()}
     w, u = layer_of(hf, weights), torch.randn(1, TOKENS, hf.hidden_size)
@@ -74,7 +74,7 @@ def experts(oracle: Any, repeats: int) -> None:
     import torch
     from transformers import GraniteMoeHybridConfig
 
-    from bamba_reference.torch_feed_forward import experts as run
+    from bamba_reference.torch.feed_forward import experts as run
 
     for parameter in oracle.eval().parameters():
         parameter.normal_(std=0.02)
@@ -98,9 +98,9 @@ def layer_of(hf: Any, weights: dict[str, Any]) -> Any:
     import torch
 
     from bamba_reference import Config
-    from bamba_reference.backend import TORCH
-    from bamba_reference.torch_forward import default_chunk
-    from bamba_reference.torch_mixers import LayerWeights, Model
+    from bamba_reference.torch.backend import TORCH
+    from bamba_reference.torch.forward import default_chunk
+    from bamba_reference.torch.mixers import LayerWeights, Model
 
     config, cpu = Config.from_hf(json.loads(hf.to_json_string(use_diff=False))), torch.device("cpu")
     return LayerWeights(Model(config, weights, torch.float32, cpu, TORCH, default_chunk(cpu)), "")

@@ -20,6 +20,7 @@ TOKENS = (8192, 1)
 
 def main() -> None:
     from bamba_quant.checkpoint.activations import Activations
+    from bamba_quant.codecs.schemes.cuda.activations import by_token
     from bamba_quant.evaluation.fp8_activations import (
         has_scaled_products,
         quantized,
@@ -27,7 +28,6 @@ def main() -> None:
         scaled_product,
         weight_codes,
     )
-    from bamba_quant.schemes.cuda.activations import by_token
     from benchmarks.contests import milliseconds
 
     if not torch.cuda.is_available() or not has_scaled_products(torch.device("cuda"), torch.bfloat16):

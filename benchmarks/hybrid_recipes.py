@@ -34,9 +34,9 @@ def main() -> None:
 
 
 def _losses(options: argparse.Namespace) -> None:
-    from bamba_quant.convert import plan_conversion
     from bamba_quant.evaluation.evaluate import evaluate
     from bamba_quant.evaluation.options import Options
+    from bamba_quant.planning.convert import plan_conversion
     from bamba_quant.recipes import read_recipe, recipe_named, recipes
     from bamba_quant.writers import write_gguf
 
@@ -85,7 +85,7 @@ def _roles(options: argparse.Namespace) -> None:
     """A line a role: what its layers together cost in q4_k, and what other formats cost beside q4_k."""
     from bamba_quant.calibration.candidates import FORMATS
     from bamba_quant.calibration.measuring import Measuring, text_costs
-    from bamba_quant.source import open_source
+    from bamba_quant.planning.source import open_source
 
     costs = text_costs(options.model, [options.text], Measuring(chunks=options.chunks, device=options.device))
     source = open_source(options.model)

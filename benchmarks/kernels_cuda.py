@@ -88,8 +88,8 @@ class Mixer:
 
 
 def mixer_contests(theirs: Any, dtype: torch.dtype, shape: Shape, timed: bool) -> Iterator[Contest]:
-    from bamba_reference import torch_ops
     from bamba_reference.kernels import convolution, norms, scan
+    from bamba_reference.torch import ops as torch_ops
 
     m = Mixer.random(shape, dtype)
     B, L, G, packed, N, P = shape.batch, shape.length, shape.groups, shape.packed, shape.state, shape.head
@@ -187,8 +187,8 @@ def mixer_contests(theirs: Any, dtype: torch.dtype, shape: Shape, timed: bool) -
 
 
 def other_contests(theirs: Any, dtype: torch.dtype, L: int, timed: bool) -> Iterator[Contest]:
-    from bamba_reference import torch_ops
     from bamba_reference.kernels import elementwise, norms
+    from bamba_reference.torch import ops as torch_ops
 
     case = f"{str(dtype)[6:]:8} L{L}"
     x, delta = torch.randn(2, 1, L, WIDTH, device="cuda").to(dtype)

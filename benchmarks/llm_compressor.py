@@ -25,7 +25,7 @@ OURS = """
 import sys, time
 from pathlib import Path
 import numba
-from bamba_quant.quantize import plan_quantization
+from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers.quantized import write_quantized
 source, target, seconds, scheme, method = sys.argv[1:]
 started = time.monotonic()

@@ -22,8 +22,8 @@ HEADS, KEYS, HEAD, STATE = 32, 8, 128, 128
 
 
 def product_contests(dtype: torch.dtype, rows: int, timed: bool) -> Iterator[Contest]:
-    from bamba_reference import torch_ops
     from bamba_reference.kernels import norms, products
+    from bamba_reference.torch import ops as torch_ops
 
     case = f"{str(dtype)[6:]:9}{rows} rows"
     x = torch.randn(rows, 1, WIDTH, device="cuda").to(dtype)
@@ -66,8 +66,8 @@ def product_contests(dtype: torch.dtype, rows: int, timed: bool) -> Iterator[Con
 
 
 def convolution_contest(theirs: Any, dtype: torch.dtype, rows: int, timed: bool) -> Iterator[Contest]:
-    from bamba_reference import torch_ops
     from bamba_reference.kernels import convolution
+    from bamba_reference.torch import ops as torch_ops
 
     width = INNER + 2 * STATE
     xBC = torch.randn(rows, 1, INNER + width, device="cuda").to(dtype)[..., INNER:]
@@ -94,8 +94,8 @@ def convolution_contest(theirs: Any, dtype: torch.dtype, rows: int, timed: bool)
 
 
 def attention_contest(dtype: torch.dtype, places: int, timed: bool) -> Iterator[Contest]:
-    from bamba_reference import torch_ops
     from bamba_reference.kernels.attention import attend
+    from bamba_reference.torch import ops as torch_ops
 
     q = torch.randn(2, 1, HEADS, HEAD, device="cuda").to(dtype)
     k, v = torch.randn(2, 2, places + 9, KEYS, HEAD, device="cuda").to(dtype)  # with room for more

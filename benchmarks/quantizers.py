@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from bamba_quant.formats import Format, formats
-from bamba_quant.formats.base import F32, U8, Quantize
-from bamba_quant.formats.twins import quantizer
+from bamba_quant.codecs import Format, formats
+from bamba_quant.codecs.base import F32, U8, Quantize
+from bamba_quant.codecs.dispatch import quantizer
 from tests.support import ggml
 
 COLUMNS = 4096

@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from bamba_quant.formats import Format, formats
-from bamba_quant.formats.base import F32
-from bamba_quant.formats.cuda import encode
-from bamba_quant.formats.twins import quantizer
-from tests.formats.inputs import importances, weights
+from bamba_quant.codecs import Format, formats
+from bamba_quant.codecs.base import F32
+from bamba_quant.codecs.cuda import encode
+from bamba_quant.codecs.dispatch import quantizer
+from tests.codecs.inputs import importances, weights
 
 SHAPE = (4096, 14336)
 CPU_ROWS = 256  # enough to time the CPU by

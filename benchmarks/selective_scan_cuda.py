@@ -36,8 +36,8 @@ def contest(
     timed: bool,
 ) -> Contest:
     """Inputs as a mixer has them: strided parts of projections, steps and decays as trained."""
-    from bamba_reference import selective_scan as definition
     from bamba_reference.kernels.selective_scan import selective_scan
+    from bamba_reference.torch import selective_scan as definition
 
     steps = torch.exp(torch.empty(INNER, device="cuda").uniform_(-6.9, -2.3))  # 0.001 to 0.1
     fresh = None

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from bamba_quant.checkpoint import open_checkpoint
-from bamba_quant.convert import plan_conversion
 from bamba_quant.errors import ArchitectureError, CheckpointError, PlanError, TokenizerError
-from bamba_quant.export import plan_export, write_export
-from bamba_quant.inspection import inspect_path
-from bamba_quant.repair import plan_repair
-from bamba_quant.weights import load_model
+from bamba_quant.inference.weights import load_model
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.export import plan_export, write_export
+from bamba_quant.planning.inspection import inspect_path
+from bamba_quant.planning.repair import plan_repair
 from bamba_reference.tensors import tensor_shapes
 from tests.support import llama
 from tests.support.conversion import random_tokens, to_gguf, transformers_logits

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bamba_quant.architectures import architecture_of
-from bamba_quant.convert import plan_conversion
 from bamba_quant.errors import ArchitectureError, CheckpointError, PlanError, TokenizerError
-from bamba_quant.inspection import inspect_path
-from bamba_quant.quantize import plan_quantization
+from bamba_quant.families import architecture_of
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.inspection import inspect_path
+from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import write_gguf
 from bamba_reference import Config
 from bamba_reference.tensors import tensor_shapes
@@ -52,17 +52,17 @@ def test_a_configuration_alone_is_planned(model: Published, tmp_path: Path) -> N
     found = inspect_path(directory / "config.json")
     assert found.checkpoint.elements == count
     assert "no weights were read" in found.remarks[0]
-    gguf = plan_conversion(directory, outtype="q4_k_m", imagine=True).plan
+    gguf = plan_conversion(directory, outtype="q4_k_m", allow_config_only=True).plan
     assert gguf.elements == count and len(gguf.rows) == len(shapes)
     assert {"no vocabulary was planned", found.remarks[0]} <= set(gguf.notes)
-    quantized = plan_quantization(directory, "fp8-dynamic", imagine=True)
+    quantized = plan_quantization(directory, "fp8-dynamic", allow_config_only=True)
     assert quantized.elements == count
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_what_is_imagined_is_not_written(tmp_path: Path) -> None:
     directory = SMALL.save(tmp_path / "m")
-    planned = plan_conversion(directory, outfile=tmp_path / "m.gguf", imagine=True)
+    planned = plan_conversion(directory, outfile=tmp_path / "m.gguf", allow_config_only=True)
     with pytest.raises(PlanError, match="no weights to convert"):
         write_gguf(planned.plan, planned.outfile)
     with pytest.raises(CheckpointError, match="no weights"):
@@ -74,8 +74,8 @@ def test_a_broken_tokenizer_beside_a_configuration_is_an_error(tmp_path: Path) -
     directory = SMALL.save(tmp_path)
     (directory / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError):
-        plan_conversion(directory, imagine=True)
-    assert plan_conversion(directory, imagine=True, vocab=False).plan.rows
+        plan_conversion(directory, allow_config_only=True)
+    assert plan_conversion(directory, allow_config_only=True, vocab=False).plan.rows
 
 
 def test_only_a_whole_model_of_a_known_family_is_imagined(tmp_path: Path) -> None:
@@ -84,10 +84,10 @@ def test_only_a_whole_model_of_a_known_family_is_imagined(tmp_path: Path) -> Non
         return tmp_path
 
     quantized = configured({"quantization_config": {"quant_method": "fp8"}})
-    for refused in (inspect_path, lambda path: plan_conversion(path, imagine=True)):
+    for refused in (inspect_path, lambda path: plan_conversion(path, allow_config_only=True)):
         with pytest.raises(PlanError, match="quantization_config"):
             refused(quantized)
     other = configured({"architectures": ["LlamaForCausalLM"]})
-    for refused in (inspect_path, lambda path: plan_conversion(path, imagine=True)):
+    for refused in (inspect_path, lambda path: plan_conversion(path, allow_config_only=True)):
         with pytest.raises(ArchitectureError, match="BambaForCausalLM"):
             refused(other)

@@ -13,14 +13,14 @@ from gguf import Keys, TokenType
 from transformers import AutoTokenizer
 
 from bamba_quant.checkpoint import Checkpoint, ReadOptions, open_checkpoint
-from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.inspection import inspect_path
-from bamba_quant.quantize import plan_quantization
+from bamba_quant.inference.weights import load_model
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.inspection import inspect_path
+from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.tokenizers.end_of_text import stop_tokens
-from bamba_quant.weights import load_model
 from bamba_quant.writers.quantized import write_quantized
 from tests.support.conversion import to_gguf
 from tests.support.shared import shared

@@ -10,10 +10,10 @@ from pathlib import Path
 from bamba_quant.calibration.candidates import FORMATS
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.gguf_header import padded
-from bamba_quant.convert import Conversion, plan_conversion
+from bamba_quant.codecs import format_named
 from bamba_quant.errors import PlanError
-from bamba_quant.formats import format_named
-from bamba_quant.plan import PlanRow
+from bamba_quant.planning.convert import Conversion, plan_conversion
+from bamba_quant.planning.plan import PlanRow
 from bamba_quant.recipes import Recipe, recipe_named, recipes
 from bamba_quant.recipes.assignments import with_formats
 from bamba_quant.recipes.hybrid import HEADER_ROOM, estimated_costs
@@ -75,7 +75,7 @@ def allocate(
     name: str | None = None,
     imatrix: Path | None = None,
     refine: bool = False,
-    imagine: bool = False,
+    allow_config_only: bool = False,
     reading: ReadOptions = ReadOptions(),
 ) -> Allocation:
     """Choose a format for every tensor that ``costs`` knows so that the file takes at most the bytes asked for.
@@ -86,7 +86,9 @@ def allocate(
     """
 
     def planned(recipe: Recipe) -> Conversion:
-        return plan_conversion(model, outtype=recipe, imatrix=imatrix, imagine=imagine, reading=reading)
+        return plan_conversion(
+            model, outtype=recipe, imatrix=imatrix, allow_config_only=allow_config_only, reading=reading
+        )
 
     plain = {
         recipe.name: planned(recipe) for recipe in recipes() if _comparable(recipe) or recipe.name == like
@@ -135,7 +137,7 @@ def known_costs(
     A configuration without weights will do.
     """
     conversion = plan_conversion(
-        model, outtype="bf16", vocab=not model.is_dir(), imagine=True, reading=reading
+        model, outtype="bf16", vocab=not model.is_dir(), allow_config_only=True, reading=reading
     )
     config = conversion.source.config
     layers, tied = config.num_hidden_layers, config.tie_word_embeddings

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from gguf import LlamaFileType
 
-from bamba_quant.calibration.imatrix import Imatrix
 from bamba_quant.checkpoint import ReadOptions
-from bamba_quant.convert import Conversion, plan_conversion
-from bamba_quant.recipes import Recipe, Wishes
-from bamba_quant.weights import LazyWeights, load_model
+from bamba_quant.checkpoint.imatrix import Imatrix
+from bamba_quant.inference.weights import LazyWeights, load_model
+from bamba_quant.planning.convert import Conversion, plan_conversion
+from bamba_quant.recipes import Recipe, TypeOverrides
 from bamba_quant.writers import write_gguf
 
 # Rows that blocks of 256 do not fill take q4_0, q5_0, q5_1, q8_0 and iq4_nl in their place.
@@ -45,7 +45,7 @@ def plan_candidate(
         model,
         outtype=Recipe(asked, LlamaFileType.GUESSED, asked, "", refine=refine),
         outfile=outfile,
-        wishes=Wishes(pure=True),
+        overrides=TypeOverrides(pure=True),
         imatrix=imatrix,
         vocab=not model.is_dir(),  # which nothing here needs; a GGUF brings its own
         reading=reading,

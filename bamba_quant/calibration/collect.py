@@ -16,17 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bamba_quant.calibration.sums import Entry, Sums
+from bamba_quant.checkpoint.activation_sums import Entry, Sums
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.sources import Source, reading_order
-from bamba_quant.read_ahead import read_ahead_for
-from bamba_quant.running import torch_device, torch_dtype
-from bamba_quant.weights import LazyWeights, LoadedModel, Meter
-from bamba_reference.backend import Backend
+from bamba_quant.inference.open_model import torch_device, torch_dtype
+from bamba_quant.inference.prefetch import read_ahead_for
+from bamba_quant.inference.weights import LazyWeights, LoadedModel, Timings
 from bamba_reference.kernels import backend_named
-from bamba_reference.stream import final_hidden
+from bamba_reference.runtime.stream import final_hidden
 from bamba_reference.tensors import head_name, stack_of
-from bamba_reference.torch_ops import wide
+from bamba_reference.torch.backend import Backend
+from bamba_reference.torch.ops import wide
 
 # Of all chunks' hidden states: what does not fit goes through the layers, and reads them, in several rounds.
 _HIDDEN_BYTES = 1 << 28
@@ -123,7 +123,7 @@ def collect(
 
         ahead = read_ahead_for(where)
         with ahead or nullcontext():
-            source = Source(model.weights, config, number, where, Meter(), ahead)
+            source = Source(model.weights, config, number, where, Timings(), ahead)
             if ahead:
                 ahead.begin(reading_order([source], compared=False))
             (hidden,) = final_hidden(

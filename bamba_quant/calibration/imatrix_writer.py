@@ -13,10 +13,10 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, Keys
 from numpy.typing import NDArray
 
-from bamba_quant.calibration.imatrix import CHUNK_COUNT, CHUNK_SIZE, DATASETS, PARTS
-from bamba_quant.calibration.sums import MOST_CHUNKS, Entry, Sums
+from bamba_quant.checkpoint.activation_sums import MOST_CHUNKS, Entry, Sums
 from bamba_quant.checkpoint.gguf_header import MAGIC, padded
 from bamba_quant.checkpoint.gguf_values import Value, array, pack_string, pack_value, string, uint32
+from bamba_quant.checkpoint.imatrix import CHUNK_COUNT, CHUNK_SIZE, DATASETS, PARTS
 from bamba_quant.errors import FormatError, OutputError
 from bamba_quant.writers.atomic import atomic_files, check_target
 from bamba_quant.writers.stream import write_at

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bamba_quant.architectures import TensorRule
 from bamba_quant.calibration.straight_through import looked_up, narrowed, rounded
 from bamba_quant.checkpoint import PackedTensor, StoredTensor
-from bamba_quant.formats.base import F32, U8
-from bamba_quant.formats.fields import FieldLayout
+from bamba_quant.codecs.base import F32, U8
+from bamba_quant.codecs.fields import FieldLayout
+from bamba_quant.families import TensorRule
 
 Reference = NDArray[Any]  # a tensor as the reference shapes it
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bamba_quant.calibration.collect import Round, collect
-from bamba_quant.calibration.imatrix import Imatrix, imatrix_of, read_sums
-from bamba_quant.calibration.sums import Sums, fitted, merged
 from bamba_quant.calibration.texts import Text, read_texts, token_chunks
 from bamba_quant.checkpoint import ReadOptions
+from bamba_quant.checkpoint.activation_sums import Sums, fitted, merged
+from bamba_quant.checkpoint.imatrix import Imatrix, imatrix_of, read_sums
 from bamba_quant.errors import CheckpointError, listed
-from bamba_quant.running import open_model
+from bamba_quant.inference.open_model import open_model
 
 CTX = 512
 _SHOWN = 8  # experts of a tensor

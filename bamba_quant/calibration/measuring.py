@@ -15,7 +15,7 @@ from bamba_quant.calibration.memory import check_memory
 from bamba_quant.calibration.texts import read_texts, token_chunks
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.errors import PlanError
-from bamba_quant.running import open_model, torch_device, torch_dtype
+from bamba_quant.inference.open_model import open_model, torch_device, torch_dtype
 from bamba_reference.packing import check_tokens
 
 METHODS = ("gradient", "direct")

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from bamba_reference.packing import InputError
-from bamba_reference.torch_forward import Model, forward, new_state
+from bamba_reference.torch.forward import Model, forward, new_state
 
 _ROWS = {"cpu": 64, "cuda": 1024}  # sequences that are written together
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bamba_quant.calibration.candidates import Candidates
-from bamba_quant.device_weights import weights_on
-from bamba_quant.weights import LoadedModel
+from bamba_quant.inference.device_weights import weights_on
+from bamba_quant.inference.weights import LoadedModel
 from bamba_reference.packing import layout
 from bamba_reference.tensors import HEAD, tensor_shapes
-from bamba_reference.torch_forward import (
+from bamba_reference.torch.forward import (
     Model,
     Sequences,
     embed,

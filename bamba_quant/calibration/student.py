@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from bamba_quant.calibration import narrow_gradients
 from bamba_quant.calibration.latents import LatentTensor
-from bamba_reference.backend import TORCH
 from bamba_reference.config import Config
 from bamba_reference.packing import layout
-from bamba_reference.torch_forward import (
+from bamba_reference.torch.backend import TORCH
+from bamba_reference.torch.forward import (
     Model,
     Sequences,
     default_chunk,

@@ -34,11 +34,11 @@ from bamba_quant.calibration.tune_record import Tuned
 from bamba_quant.calibration.tune_run import Run
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.base import read_raw
-from bamba_quant.running import torch_device
+from bamba_quant.inference.open_model import torch_device
+from bamba_quant.inference.weights import LoadedModel, load_model
 from bamba_quant.tokenizers.encoder import read_encoder
-from bamba_quant.weights import LoadedModel, load_model
 from bamba_reference.tensors import WIDE, tensor_shapes
-from bamba_reference.torch_forward import to_tensor
+from bamba_reference.torch.forward import to_tensor
 
 _BATCH, _BATCH_ON_CPU = 24, 8
 _MICRO_BATCH_ON_CPU = 4

@@ -15,7 +15,7 @@ from bamba_quant.calibration.tune_options import TuneError, TuneOptions
 from bamba_quant.calibration.tune_record import SELF
 from bamba_quant.tokenizers.encoder import Encoder
 from bamba_reference.packing import check_tokens
-from bamba_reference.torch_forward import Model
+from bamba_reference.torch.forward import Model
 
 Ints = NDArray[np.int64]
 

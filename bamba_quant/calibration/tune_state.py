@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from bamba_quant.calibration.tune_options import TuneError
 from bamba_quant.checkpoint.base import read_tensor
-from bamba_quant.checkpoint.json_file import parse_json
 from bamba_quant.checkpoint.safetensors_file import read_metadata, read_safetensors
 from bamba_quant.errors import CheckpointError
+from bamba_quant.files.json_file import parse_json
 from bamba_quant.writers.atomic import atomic_files
 from bamba_quant.writers.shards import Entry, place, shards_of
 from bamba_quant.writers.stream import write_at

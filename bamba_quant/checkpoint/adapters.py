@@ -5,9 +5,9 @@ from __future__ import annotations
 import reprlib
 from pathlib import Path
 
-from bamba_quant.checkpoint.json_file import read_json
-from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.errors import CheckpointError
+from bamba_quant.files.json_file import read_json
+from bamba_quant.files.regular_file import is_there
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin")

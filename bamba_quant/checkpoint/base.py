@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.checkpoint.gguf_values import KeyValues
-from bamba_quant.checkpoint.regular_file import open_regular
+from bamba_quant.codecs import Format
+from bamba_quant.codecs.base import U8
 from bamba_quant.errors import CheckpointError
-from bamba_quant.formats import Format
-from bamba_quant.formats.base import U8
+from bamba_quant.files.regular_file import open_regular
 
 Shape = tuple[int, ...]
 

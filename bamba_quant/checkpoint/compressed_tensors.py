@@ -13,13 +13,13 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from bamba_quant.checkpoint.activations import of_compressed_tensors
+from bamba_quant.checkpoint.assemble import E4M3, Stored
 from bamba_quant.checkpoint.base import RawReader, StoredTensor
-from bamba_quant.checkpoint.joining import E4M3, Stored
-from bamba_quant.checkpoint.packed import Beside
+from bamba_quant.checkpoint.dequantize import Floats, Integers
+from bamba_quant.checkpoint.packed import ScaleTensor
 from bamba_quant.checkpoint.targets import Groups
-from bamba_quant.checkpoint.unpacking import Floats, Integers
-from bamba_quant.formats.integers import Grid
-from bamba_quant.schemes.pack_quantized import unpack_zeros
+from bamba_quant.codecs.integers import Grid
+from bamba_quant.codecs.schemes.pack_quantized import unpack_zeros
 from bamba_reference.shown import shown
 
 # Of activations and of the key-value cache: nothing that a weight's value depends on.
@@ -78,7 +78,7 @@ def _float(stored: Stored, module: str, codes: StoredTensor, group: Mapping[str,
         (rows, columns),
         Floats(columns, width, scale.format.name),
         codes,
-        Beside(scale, 0 if strategy == "tensor" else height),
+        ScaleTensor(scale, 0 if strategy == "tensor" else height),
         activations=of_compressed_tensors(group),
     )
 
@@ -142,7 +142,7 @@ def _packed(stored: Stored, module: str, described: Mapping[str, Any]) -> None:
         words = stored.take(
             f"{module}.weight_zero_point", ("i32",), ((-(-rows // per_word), columns // group),)
         )
-        zero = Beside(words, per_word, unpack=partial(_unpack_zeros, bits=bits))
+        zero = ScaleTensor(words, per_word, unpack=partial(_unpack_zeros, bits=bits))
     grid = Grid(bits, "none" if symmetric else "integer", group)
     stored.add(
         name,
@@ -150,7 +150,7 @@ def _packed(stored: Stored, module: str, described: Mapping[str, Any]) -> None:
         (rows, columns),
         Integers(grid, 1 << bits - 1, columns, scale.format.name),
         codes,
-        Beside(scale),
+        ScaleTensor(scale),
         zero,
         of_compressed_tensors(described),
     )

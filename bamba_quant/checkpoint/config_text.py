@@ -10,8 +10,8 @@ import json
 import re
 from typing import Any
 
-from bamba_quant.checkpoint.json_file import parse_json
 from bamba_quant.errors import CheckpointError
+from bamba_quant.files.json_file import parse_json
 
 _INDENTED_KEY = re.compile(r'\{\s*?\n([ \t]+)"')
 

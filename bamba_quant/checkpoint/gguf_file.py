@@ -13,11 +13,11 @@ from pathlib import Path
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_header import MAGIC, Cursor, Header, read_header
 from bamba_quant.checkpoint.gguf_values import KeyValues
-from bamba_quant.checkpoint.regular_file import open_regular
 from bamba_quant.checkpoint.split_set import SET, check_split, is_stale
+from bamba_quant.codecs import formats
+from bamba_quant.codecs.readable import listed_format
 from bamba_quant.errors import CheckpointError, FormatError, listed
-from bamba_quant.formats import formats
-from bamba_quant.formats.readable import listed_format
+from bamba_quant.files.regular_file import open_regular
 
 _MOST_NAMED = 5
 _SPLIT_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")

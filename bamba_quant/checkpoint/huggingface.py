@@ -10,13 +10,13 @@ from pathlib import Path
 
 from bamba_quant.checkpoint.adapters import adapter_notes
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
-from bamba_quant.checkpoint.json_file import read_json, required
 from bamba_quant.checkpoint.options import ReadOptions
 from bamba_quant.checkpoint.quantized import is_quantized, join
-from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
 from bamba_quant.errors import CheckpointError, listed
+from bamba_quant.files.json_file import read_json, required
+from bamba_quant.files.regular_file import is_there
 
 __all__ = ["read_huggingface", "read_json"]
 

@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 
 from bamba_quant.checkpoint.activations import Activations
 from bamba_quant.checkpoint.base import RawReader, StoredTensor, row_runs
-from bamba_quant.checkpoint.unpacking import Arrangement, Unpacking
+from bamba_quant.checkpoint.dequantize import Arrangement, Dequantizer
+from bamba_quant.codecs import Format
+from bamba_quant.codecs.base import F32, U8
 from bamba_quant.errors import FormatError
-from bamba_quant.formats import Format
-from bamba_quant.formats.base import F32, U8
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True)
-class Beside:
+class ScaleTensor:
     """Numbers beside the codes: one index along ``axis`` of ``tensor`` covers ``rows`` rows of the weight.
 
     ``rows`` 0 stands for all of them. With ``unpack`` an index holds the numbers of its rows one by one:
@@ -116,7 +116,7 @@ def plain_codes(tensor: StoredTensor) -> Codes:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class RowBlock:
     """``count`` neighbouring rows as they are stored: ``codes`` hold ``skipped`` rows before the first of them.
 
     ``scale`` and ``zero`` are float32 (count, numbers), ``zero`` without numbers where a weight has none.
@@ -136,15 +136,15 @@ class PackedTensor(StoredTensor):
     ``activations`` is how the checkpoint has what enters the matrix rounded, None where it is not.
     """
 
-    unpacking: Unpacking = field(kw_only=True)
+    unpacking: Dequantizer = field(kw_only=True)
 
     codes: Codes = field(kw_only=True)
-    scale: Beside = field(kw_only=True)
-    zero: Beside | None = field(default=None, kw_only=True)
+    scale: ScaleTensor = field(kw_only=True)
+    zero: ScaleTensor | None = field(default=None, kw_only=True)
     activations: Activations | None = field(default=None, kw_only=True)
 
     @property
-    def beside(self) -> tuple[Beside, ...]:
+    def beside(self) -> tuple[ScaleTensor, ...]:
         return (self.scale,) if self.zero is None else (self.scale, self.zero)
 
     @property
@@ -162,7 +162,7 @@ class PackedTensor(StoredTensor):
         tensors = (self.codes.tensor, *(part.tensor for part in self.beside))
         return tuple({tensor.name: tensor for tensor in tensors}.values())
 
-    def stretches(self, reader: RawReader, first: int, stop: int, most: int) -> Iterator[Stretch]:
+    def stretches(self, reader: RawReader, first: int, stop: int, most: int) -> Iterator[RowBlock]:
         """Rows ``first`` to ``stop`` in turn, ``most`` at a time; errors as ``RawReader.read_into``'s."""
         for _, place, count in row_runs(self.section, first, stop):
             for low in range(place, place + count, most):
@@ -170,7 +170,7 @@ class PackedTensor(StoredTensor):
                 codes, skipped = self.codes.stored(reader, low, high)
                 scale = self.scale.read(reader, low, high)
                 zero = scale[:, :0] if self.zero is None else self.zero.read(reader, low, high)
-                yield Stretch(high - low, codes, skipped, scale, zero)
+                yield RowBlock(high - low, codes, skipped, scale, zero)
 
     def scales(self) -> F32:
         """All scales, (rows, numbers of a row); errors as ``RawReader.read_into``'s."""
@@ -178,7 +178,7 @@ class PackedTensor(StoredTensor):
             runs = row_runs(self.section, 0, self.rows)
             return np.concatenate([self.scale.read(reader, place, place + count) for _, place, count in runs])
 
-    def decode_on(self, stretch: Stretch, device: torch.device) -> torch.Tensor:
+    def decode_on(self, stretch: RowBlock, device: torch.device) -> torch.Tensor:
         """The rows of a stretch, float32 (count, columns), computed on the device: ``format.dequantize``'s values."""
         import torch
 
@@ -213,11 +213,11 @@ def packed_tensor(
     name: str,
     described: str,
     shape: tuple[int, int],
-    unpacking: Unpacking,
+    unpacking: Dequantizer,
     *,
     codes: Codes,
-    scale: Beside,
-    zero: Beside | None = None,
+    scale: ScaleTensor,
+    zero: ScaleTensor | None = None,
     activations: Activations | None = None,
 ) -> PackedTensor:
     """The weight ``name`` of its parts; ``described`` is what users see as its type."""

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bamba_quant.checkpoint.assemble import Stored
 from bamba_quant.checkpoint.base import StoredTensor
 from bamba_quant.checkpoint.compressed_tensors import read_compressed_tensors
-from bamba_quant.checkpoint.joining import Stored
+from bamba_quant.checkpoint.hf_fp8 import read_scale_inverse
 from bamba_quant.checkpoint.safetensors_file import SIDE_DTYPES
-from bamba_quant.checkpoint.scale_inverse import read_scale_inverse
 from bamba_quant.checkpoint.torchao_tensors import read_torchao
 from bamba_quant.errors import CheckpointError
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.checkpoint.base import RawReader, Section, StoredTensor, row_runs
-from bamba_quant.checkpoint.packed import Beside, PackedTensor
-from bamba_quant.formats.base import U8
+from bamba_quant.checkpoint.packed import PackedTensor, ScaleTensor
+from bamba_quant.codecs.base import U8
 
 Stored = dict[str, NDArray[Any]]
 
@@ -46,7 +46,9 @@ def repack(tensor: StoredTensor, raw: U8, into: Stored) -> None:
         _put_numbers(tensor.section, tensor.scale, numbers, into)
 
 
-def _put_numbers(section: Section | None, part: Beside, numbers: NDArray[np.float32], into: Stored) -> None:
+def _put_numbers(
+    section: Section | None, part: ScaleTensor, numbers: NDArray[np.float32], into: Stored
+) -> None:
     dtype = part.tensor.format.dtype
     assert dtype is not None
     whole = _whole(part.tensor.name, part.tensor, dtype, part.tensor.shape, into)

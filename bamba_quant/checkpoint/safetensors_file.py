@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bamba_quant.checkpoint.base import StoredTensor, are_counts, is_shape
-from bamba_quant.checkpoint.json_file import JSON_BYTES, parse_json
-from bamba_quant.checkpoint.regular_file import file_changed, open_regular
+from bamba_quant.codecs import Format, format_named
+from bamba_quant.codecs.schemes.base import DTYPES as DTYPES_OF_PARTS
 from bamba_quant.errors import CheckpointError
-from bamba_quant.formats import Format, format_named
-from bamba_quant.schemes.base import DTYPES as DTYPES_OF_PARTS
+from bamba_quant.files.json_file import JSON_BYTES, parse_json
+from bamba_quant.files.regular_file import file_changed, open_regular
 from bamba_reference.shown import shown
 
 # Names of the safetensors specification, as formats of weights and of what stands beside quantized ones.

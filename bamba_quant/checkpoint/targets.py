@@ -10,7 +10,7 @@ from typing import Any
 
 import regex
 
-from bamba_quant.checkpoint.joining import Stored
+from bamba_quant.checkpoint.assemble import Stored
 from bamba_reference.shown import shown
 
 _MOST_PATTERNS, _MOST_LENGTH = 1000, 1000

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bamba_quant.checkpoint.base import StoredTensor
-from bamba_quant.checkpoint.regular_file import open_regular
 from bamba_quant.checkpoint.state_dict import STORAGES, PickleError, Tensor, read_state_dict
+from bamba_quant.codecs import format_named
 from bamba_quant.errors import CheckpointError
-from bamba_quant.formats import format_named
+from bamba_quant.files.regular_file import open_regular
 from bamba_reference.shown import shown
 
 _LOCAL_HEADER = 30  # bytes before name and extra field: APPNOTE.TXT, section 4.3.7

@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Any, TypeGuard
 
 from bamba_quant.checkpoint.activations import of_torchao
-from bamba_quant.checkpoint.joining import E4M3, Stored
-from bamba_quant.checkpoint.json_file import parse_json
-from bamba_quant.checkpoint.packed import Beside, Codes
+from bamba_quant.checkpoint.assemble import E4M3, Stored
+from bamba_quant.checkpoint.dequantize import Floats, Integers, Tiles
+from bamba_quant.checkpoint.packed import Codes, ScaleTensor
 from bamba_quant.checkpoint.safetensors_file import read_metadata
-from bamba_quant.checkpoint.unpacking import Floats, Integers, Tiles
-from bamba_quant.formats.integers import Grid
-from bamba_quant.schemes.torchao_tile_packed import TILE, padded
+from bamba_quant.codecs.integers import Grid
+from bamba_quant.codecs.schemes.torchao_tile_packed import TILE, padded
+from bamba_quant.files.json_file import parse_json
 from bamba_reference.shown import shown
 
 _PLAIN = "Tensor"
@@ -100,7 +100,9 @@ def _int4(stored: Stored, name: str, rows: int, columns: int, height: int, group
     zero = stored.take(_part(name, "zero_point"), shapes=(transposed,))
     values = Integers(Grid(4, "float", group), 0, columns, scale.format.name)
     described = f"torchao-int4-g{group}"
-    stored.add(name, described, (rows, columns), values, codes, Beside(scale, axis=1), Beside(zero, axis=1))
+    stored.add(
+        name, described, (rows, columns), values, codes, ScaleTensor(scale, axis=1), ScaleTensor(zero, axis=1)
+    )
 
 
 def _tiles(stored: Stored, name: str, rows: int, columns: int, height: int, group: int) -> None:
@@ -114,7 +116,7 @@ def _tiles(stored: Stored, name: str, rows: int, columns: int, height: int, grou
     codes = Codes(tiles, columns // 2, TILE, Tiles(columns))
     values = Integers(Grid(4, "float", group), 0, columns, both.format.name)
     described = f"torchao-int4-tile-packed-g{group}"
-    scale, zero = (Beside(both, axis=1, item=item) for item in (0, 1))
+    scale, zero = (ScaleTensor(both, axis=1, item=item) for item in (0, 1))
     stored.add(name, described, (rows, columns), values, codes, scale, zero)
 
 
@@ -135,7 +137,9 @@ def _float8(stored: Stored, name: str, rows: int, columns: int, height: int, wid
         )
     codes = stored.take(_part(name, "qdata"), (E4M3,), ((rows, columns),))
     scale = stored.take(_part(name, "scale"), shapes=((rows, 1),))
-    stored.add(name, "e4m3 by row", (rows, columns), Floats(columns, width, "bf16"), codes, Beside(scale))
+    stored.add(
+        name, "e4m3 by row", (rows, columns), Floats(columns, width, "bf16"), codes, ScaleTensor(scale)
+    )
 
 
 _JOIN = {"Int4Tensor": _int4, "Int4TilePackedTo4dTensor": _tiles, "Float8Tensor": _float8}

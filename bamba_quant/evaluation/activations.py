@@ -10,8 +10,8 @@ import torch
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.fp8_activations import has_scaled_products, with_fp8_activations
 from bamba_quant.evaluation.llama_activations import with_llama_activations
-from bamba_quant.weights import LoadedModel
-from bamba_reference.backend import Backend
+from bamba_quant.inference.weights import LoadedModel
+from bamba_reference.torch.backend import Backend
 
 CHOICES = ("auto", "exact", "file", "llama.cpp")
 

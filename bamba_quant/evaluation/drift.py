@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bamba_quant.device_weights import DeviceWeights
 from bamba_quant.evaluation.result import LayerDrift, RowClass, TensorLoss
 from bamba_quant.evaluation.tensor_loss import CPU, Difference, difference, row_classes, sqnr
-from bamba_quant.weights import LazyWeights, Meter
+from bamba_quant.inference.device_weights import DeviceWeights
+from bamba_quant.inference.weights import LazyWeights, Timings
 from bamba_reference.config import Config
-from bamba_reference.stream import Pass
+from bamba_reference.runtime.stream import Pass
 from bamba_reference.tensors import HEAD, layer_prefix, stack_of
-from bamba_reference.torch_forward import Model, layer
+from bamba_reference.torch.forward import Model, layer
 
 WORST = 5
 
@@ -42,7 +42,7 @@ class DriftWatch:
     config: Config
     weights: Sequence[LazyWeights | DeviceWeights]
     texts: int
-    meter: Meter
+    timings: Timings
     device: torch.device = CPU
     tensors: list[list[TensorLoss]] = field(default_factory=list)
     layers: list[list[LayerDrift]] = field(default_factory=list)
@@ -89,7 +89,7 @@ class DriftWatch:
         return found
 
     def _lose(self, source: int, name: str, noise: Noise | None) -> None:
-        apart = difference(self.weights[0], self.weights[source], name, self.meter, device=self.device)
+        apart = difference(self.weights[0], self.weights[source], name, self.timings, device=self.device)
         self.tensors[source].append(
             tensor_loss(self.weights[0], self.weights[source], name, apart, self.config, noise)
         )

@@ -50,12 +50,12 @@ from bamba_quant.evaluation.scores import Scores, check_finite, collect
 from bamba_quant.evaluation.scoring import Measured, Progress, Tell, chunks_together, score_part
 from bamba_quant.evaluation.sources import Source, reading_order
 from bamba_quant.evaluation.tokens import file_tokens, text_tokens
-from bamba_quant.ranks import ALONE, Ranks
-from bamba_quant.read_ahead import read_ahead_for
-from bamba_quant.running import first_product, torch_device, torch_dtype
-from bamba_quant.weights import Meter
+from bamba_quant.inference.distributed import ALONE, Ranks
+from bamba_quant.inference.open_model import first_product, torch_device, torch_dtype
+from bamba_quant.inference.prefetch import read_ahead_for
+from bamba_quant.inference.weights import Timings
 from bamba_reference.kernels import backend_named
-from bamba_reference.stream import Pass, final_hidden
+from bamba_reference.runtime.stream import Pass, final_hidden
 
 # To compare all weights and watch what drifts, tensor by tensor, takes a GPU about as long as so many tokens do
 # (Bamba-9B's shape on an H200: 2 s); a CPU less than a chunk does.
@@ -109,9 +109,11 @@ def evaluate(
     check_enough([each for some in chosen for each in some], tokens.text.chunks, tokens.text.scored)
 
     clock = time.perf_counter()
-    meter = Meter()
+    timings = Timings()
     ahead = read_ahead_for(device)
-    sources = [Source(each.model.weights, each.model.config, dtype, device, meter, ahead) for each in opened]
+    sources = [
+        Source(each.model.weights, each.model.config, dtype, device, timings, ahead) for each in opened
+    ]
     floor_chunks = 0 if given or options.noise_floor == "none" else min(options.floor_chunks, len(tokens.cut))
     drift_chunks = 0 if given else min(options.drift_chunks, len(tokens.cut))
     backends = [with_activations(backend, each.model, options.activations, device, dtype) for each in opened]
@@ -127,7 +129,7 @@ def evaluate(
         other = with_activations(OTHER, opened[0].model, options.activations, device, torch.float32)
         floor = FloorWatch(opened[0].model.config, options.noise_floor, floor_chunks, other)
     drift = (
-        DriftWatch(opened[0].model.config, [each.exact for each in sources], drift_chunks, meter, device)
+        DriftWatch(opened[0].model.config, [each.exact for each in sources], drift_chunks, timings, device)
         if drift_chunks and ranks.first
         else None
     )
@@ -151,7 +153,7 @@ def evaluate(
         tell(Progress("layers", done, total, {}))
 
     with ExitStack() as stack:
-        stack.enter_context(compiling(meter, device))
+        stack.enter_context(compiling(timings, device))
         drawn = write = None
         if ranks.first:
             beside = stack.enter_context(ThreadPoolExecutor(1))
@@ -227,7 +229,7 @@ def evaluate(
         if floor and measured_floors
         else None,
         drift_chunks=drift_chunks,
-        timing=timing(seconds, hashing_seconds, meter, tokens.cut.size, device),
+        timing=timing(seconds, hashing_seconds, timings, tokens.cut.size, device),
     )
     return ranks.share(evaluation, *RECORDS)
 

@@ -20,9 +20,9 @@ from bamba_quant.evaluation.intervals import (
     quantile_bounds,
     unchanged,
 )
+from bamba_quant.evaluation.proportions import gain_bounds, has_few_exceptions, share_bounds
 from bamba_quant.evaluation.result import FIGURES, ChunkMeans, Figure, Flips, Histogram
 from bamba_quant.evaluation.scores import TOP, Scores
-from bamba_quant.evaluation.shares import gain_bounds, has_few_exceptions, share_bounds
 
 QUANTILES = {
     "99_9": 0.999, "99": 0.99, "95": 0.95, "90": 0.9, "75": 0.75, "median": 0.5, "25": 0.25, "10": 0.1, "5": 0.05,

@@ -16,11 +16,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bamba_quant.checkpoint import PackedTensor
 from bamba_quant.checkpoint.activations import Activations
-from bamba_quant.checkpoint.unpacking import Floats
+from bamba_quant.checkpoint.dequantize import Floats
 from bamba_quant.errors import BambaQuantError, listed
-from bamba_quant.weights import LazyWeights
-from bamba_reference.backend import Backend
-from bamba_reference.torch_ops import wide
+from bamba_quant.inference.weights import LazyWeights
+from bamba_reference.torch.backend import Backend
+from bamba_reference.torch.ops import wide
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
@@ -67,7 +67,7 @@ def scaled_product(x: Tensor, codes: Tensor, scale: Tensor, activations: Activat
     """x (…, columns) rounded times codes (rows, columns) of ``scale`` (rows, 1) transposed: (…, rows) bfloat16."""
     flat = x.reshape(-1, x.shape[-1])
     if x.is_cuda and activations.strategy == "token":
-        from bamba_quant.schemes.cuda.activations import by_token
+        from bamba_quant.codecs.schemes.cuda.activations import by_token
 
         mine, tokens = by_token(flat)
     else:

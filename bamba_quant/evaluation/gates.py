@@ -20,7 +20,7 @@ from bamba_quant.evaluation.intervals import LEAST_CHUNKS
 from bamba_quant.evaluation.models import variant_names
 from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure, Gate
-from bamba_quant.toml_file import read_toml
+from bamba_quant.files.toml_file import read_toml
 
 FLOORS = 3
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.weights import LazyWeights
-from bamba_reference.backend import Backend
+from bamba_quant.inference.weights import LazyWeights
 from bamba_reference.tensors import stack_of
+from bamba_reference.torch.backend import Backend
 
 Rounding = Callable[[Tensor], Tensor]
 

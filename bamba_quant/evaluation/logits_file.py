@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 
 from bamba_quant.checkpoint.base import RawReader
-from bamba_quant.checkpoint.regular_file import open_regular
 from bamba_quant.errors import CheckpointError
 from bamba_quant.evaluation.scores import TOP, BaseBlock
-from bamba_quant.ranks import ALONE, Ranks
+from bamba_quant.files.regular_file import open_regular
+from bamba_quant.inference.distributed import ALONE, Ranks
 from bamba_quant.writers.atomic import atomic_files, output_error, partial_name
 
 MAGIC = b"_logits_"

@@ -15,16 +15,16 @@ from gguf import Keys, LlamaFileType
 
 from bamba_quant.calibration.tune_record import read_record
 from bamba_quant.checkpoint import Checkpoint, ReadOptions
-from bamba_quant.checkpoint.json_file import TOKENIZER_BYTES, read_bytes
+from bamba_quant.codecs.schemes import Ignored, schemes
 from bamba_quant.errors import BambaQuantError, listed
 from bamba_quant.evaluation.hashing import hashes
 from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.provenance import ModelFile, TypeTotal, tuned_name
-from bamba_quant.general_metadata import RECIPE
-from bamba_quant.model_name import name_of
+from bamba_quant.files.json_file import TOKENIZER_BYTES, read_bytes
+from bamba_quant.inference.weights import LoadedModel, load_model
+from bamba_quant.metadata.general import RECIPE
+from bamba_quant.metadata.model_name import name_of
 from bamba_quant.recipes import plain_recipe, recipes
-from bamba_quant.schemes import Ignored, schemes
-from bamba_quant.weights import LoadedModel, load_model
 from bamba_reference.tensors import tensor_shapes
 
 # Files of a directory that say what its weights mean.

@@ -13,11 +13,11 @@ from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.drift import drift
 from bamba_quant.evaluation.result import FIGURES, LayerDrift
 from bamba_quant.evaluation.scores import Scores
-from bamba_reference.backend import TORCH, Backend
 from bamba_reference.config import Config
-from bamba_reference.stream import Pass
-from bamba_reference.torch_forward import Model, layer, stored_dtype
-from bamba_reference.torch_ops import wide
+from bamba_reference.runtime.stream import Pass
+from bamba_reference.torch.backend import TORCH, Backend
+from bamba_reference.torch.forward import Model, layer, stored_dtype
+from bamba_reference.torch.ops import wide
 
 PATHS = {
     "order": "the same dtype, sums in another order",

@@ -19,8 +19,8 @@ import torch
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.provenance import Run, Timing
-from bamba_quant.ranks import ALONE, Ranks
-from bamba_quant.weights import Meter
+from bamba_quant.inference.distributed import ALONE, Ranks
+from bamba_quant.inference.weights import Timings
 
 
 def command_line(
@@ -69,8 +69,8 @@ def run_record(
 
 
 @contextmanager
-def compiling(meter: Meter, device: torch.device) -> Iterator[None]:
-    """Tells ``meter`` what Triton spends on making kernels for a GPU, or finding those it made, and loading them."""
+def compiling(timings: Timings, device: torch.device) -> Iterator[None]:
+    """Tells ``timings`` what Triton spends on making kernels for a GPU, or finding those it made, and loading them."""
     if device.type != "cuda":
         yield
         return
@@ -81,14 +81,14 @@ def compiling(meter: Meter, device: torch.device) -> Iterator[None]:
     def compiling(*, times: Any, **about: Any) -> None:
         nonlocal compiled
         compiled = time.perf_counter()
-        meter.compiling += times.total / 1e6
+        timings.compiling += times.total / 1e6
 
     def loaded(*about: Any) -> None:
         # A kernel is loaded at once when it is compiled, behind a module in C that will launch it; of one that was
         # compiled before, nothing tells when its loading began.
         nonlocal compiled
         if compiled is not None:
-            meter.compiling += time.perf_counter() - compiled
+            timings.compiling += time.perf_counter() - compiled
         compiled = None
 
     knobs.runtime.kernel_load_end_hook.add(loaded)
@@ -100,10 +100,10 @@ def compiling(meter: Meter, device: torch.device) -> Iterator[None]:
         knobs.runtime.kernel_load_end_hook.remove(loaded)
 
 
-def timing(seconds: float, hashing: float, meter: Meter, tokens: int, device: torch.device) -> Timing:
+def timing(seconds: float, hashing: float, timings: Timings, tokens: int, device: torch.device) -> Timing:
     """Where ``seconds`` for ``tokens`` tokens went."""
     reading, decoding, compiling = (
-        each / seconds for each in (meter.reading, meter.decoding, meter.compiling)
+        each / seconds for each in (timings.reading, timings.decoding, timings.compiling)
     )
     return Timing(
         seconds=seconds,

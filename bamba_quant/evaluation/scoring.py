@@ -17,9 +17,9 @@ from bamba_quant.evaluation.noise_floor import FloorWatch
 from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, collect, score
 from bamba_quant.evaluation.sources import Source
 from bamba_quant.evaluation.tokens import Tokens
-from bamba_reference.backend import Backend
-from bamba_reference.stream import head_blocks, logit_blocks, together
+from bamba_reference.runtime.stream import head_blocks, logit_blocks, together
 from bamba_reference.tensors import FINAL_NORM
+from bamba_reference.torch.backend import Backend
 
 # Logits that exist together, of the base and of one candidate each.
 _LOGITS = 1 << 26

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bamba_quant.device_weights import DeviceWeights
-from bamba_quant.read_ahead import ReadAhead, Wanted
-from bamba_quant.weights import LazyWeights, Meter
+from bamba_quant.inference.device_weights import DeviceWeights
+from bamba_quant.inference.prefetch import ReadAhead, Wanted
+from bamba_quant.inference.weights import LazyWeights, Timings
 from bamba_reference.config import Config
 from bamba_reference.tensors import EMBEDDING, FINAL_NORM, head_name, layer_prefix, layer_tensors
-from bamba_reference.torch_forward import stored_dtype, to_tensor
+from bamba_reference.torch.forward import stored_dtype, to_tensor
 
 # Rows of a table that are read together for the few of them that a text uses.
 _TABLE_ROWS = 8192
@@ -31,11 +31,11 @@ class Table:
         shape: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device,
-        meter: Meter,
+        timings: Timings,
     ):
         self.shape = shape
         self._weights, self._name, self._dtype, self._device = weights, name, dtype, device
-        self._meter = meter
+        self._meter = timings
 
     def __getitem__(self, wanted: slice | NDArray[np.intp]) -> Any:
         if isinstance(wanted, slice):
@@ -66,10 +66,10 @@ class Source(Mapping[str, Any]):
         config: Config,
         dtype: torch.dtype,
         device: torch.device,
-        meter: Meter,
+        timings: Timings,
         ahead: ReadAhead | None = None,
     ) -> None:
-        self._dtype, self._device, self._meter = dtype, device, meter
+        self._dtype, self._device, self._meter = dtype, device, timings
         self.config = config
         self._weights: LazyWeights | DeviceWeights = weights
         self.exact: LazyWeights | DeviceWeights = weights
@@ -82,7 +82,7 @@ class Source(Mapping[str, Any]):
         if name in self._tables:
             shape = self._tables[name]
             return Table(self._weights, name, shape, self._dtype, self._device, self._meter)
-        array = self._weights.rows(name, meter=self._meter)
+        array = self._weights.rows(name, timings=self._meter)
         with self._meter.spent("decoding"):
             return to_tensor(array, stored_dtype(name, self._dtype), self._device)
 

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bamba_quant.device_weights import DeviceWeights
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.weights import LazyWeights, Meter
+from bamba_quant.inference.device_weights import DeviceWeights
+from bamba_quant.inference.weights import LazyWeights, Timings
 from bamba_reference.config import Config
-from bamba_reference.torch_forward import to_tensor
+from bamba_reference.torch.forward import to_tensor
 
 F64 = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def difference(
     base: LazyWeights | DeviceWeights,
     other: LazyWeights | DeviceWeights,
     name: str,
-    meter: Meter | None = None,
+    timings: Timings | None = None,
     *,
     other_name: str | None = None,
     device: torch.device = CPU,
@@ -74,9 +74,9 @@ def difference(
     signal, noise, lengths, products, worst = [], [], 0.0, 0.0, 0.0
     for start in range(0, shape[0], step):
         w, v = (
-            to_tensor(weights.rows(of, start, min(shape[0], start + step), meter), torch.float32, device).flatten(1)
+            to_tensor(weights.rows(of, start, min(shape[0], start + step), timings), torch.float32, device).flatten(1)
             if len(shape) > 1
-            else to_tensor(weights.rows(of, 0, None, meter), torch.float32, device)[:, None]
+            else to_tensor(weights.rows(of, 0, None, timings), torch.float32, device)[:, None]
             for weights, of in ((base, name), (other, other_name or name))
         )  # fmt: skip
         d = v - w

@@ -17,10 +17,10 @@ from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.models import ComparisonError, Opened, tokenizer_hash
 from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.provenance import Text
-from bamba_quant.running import read_text
+from bamba_quant.inference.open_model import read_text
 from bamba_quant.tokenizers.encoder import Encoder, read_encoder
 from bamba_reference.packing import InputError
-from bamba_reference.perplexity import cut_chunks
+from bamba_reference.runtime.perplexity import cut_chunks
 
 
 @dataclass(frozen=True)

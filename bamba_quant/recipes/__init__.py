@@ -1,17 +1,25 @@
 """Which role of tensor is stored in which number format, under the names users know."""
 
 from bamba_quant.recipes import hybrid, llama_quantize  # register the recipes
-from bamba_quant.recipes.base import Assignment, Choice, Place, Recipe, plain_recipe, recipe_named, recipes
+from bamba_quant.recipes.base import (
+    Assignment,
+    Choice,
+    Recipe,
+    TensorPosition,
+    plain_recipe,
+    recipe_named,
+    recipes,
+)
 from bamba_quant.recipes.recipe_file import read_recipe, recipe_text
-from bamba_quant.recipes.selection import Selected, Wishes, select_formats
+from bamba_quant.recipes.selection import Selected, TypeOverrides, select_formats
 
 __all__ = [
     "Assignment",
     "Choice",
-    "Place",
     "Recipe",
     "Selected",
-    "Wishes",
+    "TensorPosition",
+    "TypeOverrides",
     "hybrid",
     "llama_quantize",
     "plain_recipe",

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bamba_quant.architectures import TensorRule
+from bamba_quant.families import TensorRule
 from bamba_quant.recipes.base import Assignment, Choice, InLayers, Recipe
 
 

@@ -24,7 +24,7 @@ FALLBACKS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPosition:
     """Where a tensor stands: number ``index`` of ``count`` among those of its role, in layer order.
 
     ``grouped_query`` is query heads per key-value head in the first layer, 0 where that is not an attention layer;
@@ -40,10 +40,10 @@ class Place:
     layer: int | None = None
 
 
-Condition = Callable[[Place], bool]
+Condition = Callable[[TensorPosition], bool]
 
 
-def anywhere(place: Place) -> bool:
+def anywhere(position: TensorPosition) -> bool:
     return True
 
 
@@ -53,8 +53,8 @@ class InLayers:
 
     layers: frozenset[int]
 
-    def __call__(self, place: Place) -> bool:
-        return place.layer in self.layers
+    def __call__(self, position: TensorPosition) -> bool:
+        return position.layer in self.layers
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Recipe:
     """A mixture of formats under the name users know.
 
     ``default`` is the format of every matrix; ``roles`` lists what some roles take instead, the first choice whose
-    place fits; ``tensors`` are formats of single tensors, which come before both, the first that covers one;
+    position fits; ``tensors`` are formats of single tensors, which come before both, the first that covers one;
     ``file_type`` is what ``general.file_type`` says; ``needs_importance`` names formats that this recipe does not
     use without an importance matrix; ``about`` is its documentation. With ``candidates`` bits are then moved between
     tensors: each takes one of these formats, so that the estimated loss is least at no more bytes (``hybrid``).
@@ -104,9 +104,9 @@ class Recipe:
         """The format that ``tensors`` give the tensor called ``name``, or None."""
         return next((each.format for each in self.tensors if each.covers(name)), None)
 
-    def format_for(self, role: str, place: Place) -> str:
-        """The format of a matrix of this role at this place."""
-        fitting = (choice.format for choice in self.roles.get(role, ()) if choice.when(place))
+    def format_for(self, role: str, position: TensorPosition) -> str:
+        """The format of a matrix of this role at this position."""
+        fitting = (choice.format for choice in self.roles.get(role, ()) if choice.when(position))
         return next(fitting, self.default)
 
 

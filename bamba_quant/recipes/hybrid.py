@@ -13,9 +13,9 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from bamba_quant.architectures import TensorRule
 from bamba_quant.checkpoint.gguf_header import padded
-from bamba_quant.formats import format_named
+from bamba_quant.codecs import format_named
+from bamba_quant.families import TensorRule
 from bamba_quant.recipes import llama_quantize  # noqa: F401 - registers what these are like
 from bamba_quant.recipes.base import FALLBACKS, recipe_named, register
 from bamba_quant.recipes.least_cost import Option, least_cost

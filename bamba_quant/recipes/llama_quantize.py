@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from gguf import LlamaFileType as FileType
 
-from bamba_quant.recipes.base import Choice, Condition, Place, Recipe, register
+from bamba_quant.recipes.base import Choice, Condition, Recipe, TensorPosition, register
 
 Q6 = Choice("q6_k")
 
@@ -22,46 +22,50 @@ Q6 = Choice("q6_k")
 _ATTENTION_OUTPUT_Q5_K = {"q2_k", "q3_k_s", "q3_k_m", "iq4_nl", "q4_k_s", "q4_k_m", "iq4_xs"}
 
 
-def more_bits(place: Place) -> bool:
+def more_bits(position: TensorPosition) -> bool:
     """The first and the last eighth, and every third between (``use_more_bits``)."""
-    eighth = place.count // 8
-    return place.index < eighth or place.index >= 7 * place.count // 8 or (place.index - eighth) % 3 == 2
+    eighth = position.count // 8
+    return (
+        position.index < eighth
+        or position.index >= 7 * position.count // 8
+        or (position.index - eighth) % 3 == 2
+    )
 
 
-def first_eighth(place: Place) -> bool:
-    return place.index < place.count // 8
+def first_eighth(position: TensorPosition) -> bool:
+    return position.index < position.count // 8
 
 
-def first_sixteenth(place: Place) -> bool:
-    return place.index < place.count // 16
+def first_sixteenth(position: TensorPosition) -> bool:
+    return position.index < position.count // 16
 
 
-def first_two(place: Place) -> bool:
-    return place.index < 2
+def first_two(position: TensorPosition) -> bool:
+    return position.index < 2
 
 
-def first_four(place: Place) -> bool:
-    return place.index < 4
+def first_four(position: TensorPosition) -> bool:
+    return position.index < 4
 
 
-def grouped_query(place: Place) -> bool:
-    return place.grouped_query >= 4
+def grouped_query(position: TensorPosition) -> bool:
+    return position.grouped_query >= 4
 
 
-def eight_experts(place: Place) -> bool:
-    return place.experts == 8
+def eight_experts(position: TensorPosition) -> bool:
+    return position.experts == 8
 
 
-def several_experts(place: Place) -> bool:
-    return place.experts > 1
+def several_experts(position: TensorPosition) -> bool:
+    return position.experts > 1
 
 
-def first_eighth_measured(place: Place) -> bool:
-    return place.imatrix and first_eighth(place)
+def first_eighth_measured(position: TensorPosition) -> bool:
+    return position.imatrix and first_eighth(position)
 
 
-def first_eighth_unmeasured(place: Place) -> bool:
-    return not place.imatrix and first_eighth(place)
+def first_eighth_unmeasured(position: TensorPosition) -> bool:
+    return not position.imatrix and first_eighth(position)
 
 
 CONDITIONS: Mapping[str, Condition] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bamba_quant.architectures import Architecture
-from bamba_quant.architectures.loaders import Loaders
-from bamba_quant.schemes import Scheme
+from bamba_quant.codecs.schemes import Scheme
+from bamba_quant.families import Architecture
+from bamba_quant.families.runtime_compat import Loaders
 from bamba_reference.config import Config
 
 _DEQUANTIZED = "from_pretrained(..., quantization_config=CompressedTensorsConfig(dequantize=True))"

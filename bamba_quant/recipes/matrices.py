@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from bamba_quant.architectures import TensorRule
-from bamba_quant.architectures.loaders import ATTENTION_INPUTS, Loaders
+from bamba_quant.codecs.schemes import Ignored
 from bamba_quant.errors import PlanError
-from bamba_quant.schemes import Ignored
+from bamba_quant.families import TensorRule
+from bamba_quant.families.runtime_compat import ATTENTION_INPUTS, Loaders
 from bamba_reference.config import Config
 
 # The linear layers that hold nearly all weights of every family. Embedding, output, convolutions, routers, experts

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.architectures import architectures
+from bamba_quant.codecs import format_named
 from bamba_quant.errors import BambaQuantError, PlanError, listed
-from bamba_quant.formats import format_named
+from bamba_quant.families import architectures
+from bamba_quant.files.toml_file import read_toml
 from bamba_quant.printable import visible
 from bamba_quant.recipes.base import Assignment, Choice, Condition, InLayers, Recipe, anywhere, recipe_named
 from bamba_quant.recipes.llama_quantize import CONDITIONS
 from bamba_quant.recipes.selection import ALWAYS_F32
-from bamba_quant.toml_file import read_toml
 
 _KEYS = frozenset({"name", "like", "about", "default", "roles", "tensors", "candidates", "refine"})
 _MOST_TENSORS = 1 << 16

@@ -1,4 +1,4 @@
-"""Lays a recipe and the user's own wishes over a model's tensors: which format each of them takes, and why."""
+"""Lays a recipe and the user's own overrides over a model's tensors: which format each of them takes, and why."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bamba_quant.architectures import TensorRule
+from bamba_quant.codecs import Format, format_named
 from bamba_quant.errors import PlanError
-from bamba_quant.formats import Format, format_named
-from bamba_quant.recipes.base import FALLBACKS, Place, Recipe
+from bamba_quant.families import TensorRule
+from bamba_quant.recipes.base import FALLBACKS, Recipe, TensorPosition
 from bamba_quant.recipes.hybrid import move_bits
 
 # llama.cpp keeps these in float32 in every file (convert_hf_to_gguf.py: 1-D tensors, norms, the convolution and
@@ -25,7 +25,7 @@ _SAME_RULES = {
 
 
 @dataclass(frozen=True)
-class Wishes:
+class TypeOverrides:
     """What the user asked for on top of a recipe, under llama-quantize's names.
 
     ``tensor_types`` pairs regular expressions, searched in tensor names, with formats; the first that matches wins.
@@ -49,7 +49,7 @@ class Selected:
 def select_formats(
     rules: Sequence[TensorRule],
     recipe: Recipe,
-    wishes: Wishes,
+    overrides: TypeOverrides,
     stored: Sequence[Format],
     *,
     grouped_query: int,
@@ -62,8 +62,8 @@ def select_formats(
     is not a regular expression, names a format that is not writable, or matches no tensor, and for a recipe's that
     matches none.
     """
-    patterns = [(_compiled(pattern), _writable(name)) for pattern, name in wishes.tensor_types]
-    _check_matches(rules, wishes.tensor_types)
+    patterns = [(_compiled(pattern), _writable(name)) for pattern, name in overrides.tensor_types]
+    _check_matches(rules, overrides.tensor_types)
     _check_assignments(rules, recipe)
     counts = Counter(rule.role for rule in rules)
     layers = len({rule.layer for rule in rules} - {None})
@@ -75,29 +75,29 @@ def select_formats(
         if rule.role in ALWAYS_F32:
             selected.append(Selected(format_named("f32")))
             continue
-        if rule.role == "output" and wishes.leave_output_tensor:
+        if rule.role == "output" and overrides.leave_output_tensor:
             selected.append(Selected(source))
             continue
-        wish = _wished(rule, wishes) or _by_pattern(rule, patterns)
+        wish = _wished(rule, overrides) or _by_pattern(rule, patterns)
         if wish is not None:
             selected.append(_filled(wish, rule))
             continue
         name = recipe.default
         role = "output" if tied and rule.role == "token_embd" else _SAME_RULES.get(rule.role, rule.role)
         asked = rule.role if rule.role in recipe.roles and role != "output" else role
-        if role == "output" and wishes.output_tensor_type is not None and not wishes.pure:
-            selected.append(_filled(_writable(wishes.output_tensor_type), rule))
+        if role == "output" and overrides.output_tensor_type is not None and not overrides.pure:
+            selected.append(_filled(_writable(overrides.output_tensor_type), rule))
             continue
-        if not wishes.pure:
+        if not overrides.pure:
             # llama-quantize counts the feed-forward matrices by layers, the others by themselves; where experts
             # stand beside each other in a layer, it takes the layer's own number.
             feed_forward = role.startswith("ffn_")
             index = rule.layer if feed_forward and experts > 1 and rule.layer is not None else seen[role]
             count = layers if feed_forward else counts[role]
-            place = Place(index, count, grouped_query, experts, imatrix, rule.layer)
+            position = TensorPosition(index, count, grouped_query, experts, imatrix, rule.layer)
             seen[role] += 1
             assigned = recipe.assigned(str(rule.gguf))
-            name = assigned or recipe.format_for(asked, place)
+            name = assigned or recipe.format_for(asked, position)
             if not assigned:
                 movable.append(len(selected))
             if role == "output" and not assigned and not _fits(recipe.default, rule):
@@ -111,8 +111,10 @@ def select_formats(
     return selected
 
 
-def _wished(rule: TensorRule, wishes: Wishes) -> Format | None:
-    named = {"token_embd": wishes.token_embedding_type, "output": wishes.output_tensor_type}.get(rule.role)
+def _wished(rule: TensorRule, overrides: TypeOverrides) -> Format | None:
+    named = {"token_embd": overrides.token_embedding_type, "output": overrides.output_tensor_type}.get(
+        rule.role
+    )
     return None if named is None else _writable(named)
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.checkpoint.json_file import TOKENIZER_BYTES, objects, optional, read_json, required
-from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.errors import TokenizerError
+from bamba_quant.files.json_file import TOKENIZER_BYTES, objects, optional, read_json, required
+from bamba_quant.files.regular_file import is_there
 from bamba_quant.tokenizers.named_tokens import named_tokens
 
 LARGEST_ID = 2**31 - 1  # ids are 32-bit integers in llama.cpp

@@ -11,8 +11,8 @@ from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.checkpoint.json_file import TOKENIZER_BYTES, optional, parse_json, read_bytes, required
 from bamba_quant.errors import CheckpointError, TokenizerError
+from bamba_quant.files.json_file import TOKENIZER_BYTES, optional, parse_json, read_bytes, required
 from bamba_quant.tokenizers.added_tokens import (
     LARGEST_ID,
     AddedTokens,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bamba_quant.checkpoint import Checkpoint
-from bamba_quant.checkpoint.json_file import read_json
-from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.errors import TokenizerError
+from bamba_quant.files.json_file import read_json
+from bamba_quant.files.regular_file import is_there
 from bamba_quant.tokenizers.added_tokens import LARGEST_ID
 from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
 from bamba_quant.tokenizers.llama_overrides import ending_tokens

@@ -6,9 +6,9 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.checkpoint.json_file import read_json
-from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.errors import TokenizerError
+from bamba_quant.files.json_file import read_json
+from bamba_quant.files.regular_file import is_there
 
 _NAMES = ("tokenizer.model", "tokenizer.model.v3", "tokenizer.json")
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.checkpoint.json_file import required
 from bamba_quant.errors import TokenizerError
+from bamba_quant.files.json_file import required
 
 SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _MOST = 10_000  # keys for single tokens; real settings have about ten

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bamba_quant.checkpoint.json_file import objects, optional, required
 from bamba_quant.errors import TokenizerError
+from bamba_quant.files.json_file import objects, optional, required
 from bamba_quant.tokenizers.library import shortened
 
 Step = tuple[Any, ...]

@@ -11,8 +11,8 @@ from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.checkpoint.json_file import optional, read_bytes
 from bamba_quant.errors import TokenizerError
+from bamba_quant.files.json_file import optional, read_bytes
 from bamba_quant.tokenizers.added_tokens import (
     Added,
     AddedTokens,

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.checkpoint.json_file import objects, read_json, read_text, required
-from bamba_quant.checkpoint.links import check_link
-from bamba_quant.checkpoint.regular_file import is_there
 from bamba_quant.errors import TokenizerError, listed
+from bamba_quant.files.json_file import objects, read_json, read_text, required
+from bamba_quant.files.links import check_link
+from bamba_quant.files.regular_file import is_there
 from bamba_quant.tokenizers.end_of_text import directory_stops, token_ids
 from bamba_quant.tokenizers.llama_overrides import ENDING_TEXTS
 from bamba_quant.tokenizers.named_tokens import named_token

@@ -21,7 +21,7 @@ from bamba_quant.checkpoint.gguf_header import MAGIC, padded
 from bamba_quant.checkpoint.gguf_values import Value, int32, pack_string, pack_value, string, uint16
 from bamba_quant.checkpoint.split_set import SET, UNKNOWN, with_mark
 from bamba_quant.errors import PlanError
-from bamba_quant.plan import Plan, PlanRow
+from bamba_quant.planning.plan import Plan, PlanRow
 from bamba_quant.writers.atomic import atomic_files
 from bamba_quant.writers.checksum import Checksum
 from bamba_quant.writers.stream import check_equal, chunks_of, quantizers, run_chunks, write_at
@@ -76,7 +76,7 @@ def write_gguf(
     files that must stay. ``progress`` is told input bytes as they are done with. Raises ``OutputError`` for the
     output's sake, ``CheckpointError`` and ``FormatError`` for a weight's; then no file has appeared.
     """
-    if plan.imagined:
+    if plan.config_only:
         raise PlanError("there are no weights to convert", where=plan.rows[0].source.file)
     shards = layout(plan, outfile)
     targets = [(shard.file, shard.n_bytes) for shard in shards]
@@ -98,8 +98,8 @@ def fill(
     """Write ``shards``, the layout of ``plan``, to the descriptors ``outputs``; arguments and errors as above."""
     by_format = quantizers(plan.rows, device, plan.refine)
     with RawReader() as reader:
-        for left_out in plan.left_out:
-            check_equal(left_out, reader)
+        for skipped in plan.skipped:
+            check_equal(skipped, reader)
         checksums = [Checksum(shard.n_bytes) if len(shards) > 1 else None for shard in shards]
         chunks = (
             replace(chunk, checksum=checksum)

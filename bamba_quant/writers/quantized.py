@@ -21,11 +21,11 @@ import numpy as np
 
 from bamba_quant import __version__
 from bamba_quant.checkpoint import RawReader
+from bamba_quant.codecs.base import F32, U8
+from bamba_quant.codecs.floats import to_float32
+from bamba_quant.codecs.schemes.base import DTYPES, Array, Encode, Measure, Method, Part, Shared
 from bamba_quant.errors import FormatError, OutputError, PlanError
-from bamba_quant.formats.base import F32, U8
-from bamba_quant.formats.floats import to_float32
-from bamba_quant.quantize import Matrix, Quantization
-from bamba_quant.schemes.base import DTYPES, Array, Encode, Measure, Method, Part, Shared
+from bamba_quant.planning.quantize import Matrix, Quantization
 from bamba_quant.writers.directory import reserve
 from bamba_quant.writers.gguf import default_threads
 from bamba_quant.writers.journal import Journal
@@ -61,7 +61,7 @@ def write_quantized(
     ``FormatError`` for a weight's; then nothing has appeared. An interrupt leaves what ``resume`` needs beside
     ``directory``.
     """
-    if plan.source.imagined:
+    if plan.source.config_only:
         raise PlanError("there are no weights to quantize", where=plan.source.checkpoint.path)
     n_bytes = sum(plan.sizes.values())
     begun = {**fingerprint(plan), **(finished_by or {})}
@@ -81,8 +81,8 @@ def write_quantized(
         RawReader() as reader,
         ExitStack() as opened,
     ):
-        for left_out in plan.left_out:
-            check_equal(left_out, reader)
+        for skipped in plan.skipped:
+            check_equal(skipped, reader)
         descriptors = _open_files(plan, place, bool(journal.done), opened)
         run = _Run(plan, descriptors, reader, journal, threads or default_threads(), progress)
         with journal.listing(partial(_flush, descriptors)):

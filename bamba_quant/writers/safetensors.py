@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from bamba_quant.checkpoint import RawReader
+from bamba_quant.codecs.base import F32, U8, Quantize
 from bamba_quant.errors import CheckpointError
-from bamba_quant.formats.base import F32, U8, Quantize
-from bamba_quant.plan import PlanRow
+from bamba_quant.planning.plan import PlanRow
 from bamba_quant.writers.directory import reserve
 from bamba_quant.writers.gguf import default_threads
 from bamba_quant.writers.resumable import resumable_directory

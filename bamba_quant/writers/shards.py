@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bamba_quant.codecs.schemes.base import DTYPES
 from bamba_quant.errors import PlanError
-from bamba_quant.schemes.base import DTYPES
 
 INDEX = "model.safetensors.index.json"
 _MOST_SHARDS = 99_999  # what five digits of a name can count

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.checkpoint import PackedTensor, RawReader, Section, StoredTensor, row_runs
+from bamba_quant.codecs.base import F32, U8, Quantize
+from bamba_quant.codecs.dispatch import quantizer, refining
+from bamba_quant.codecs.floats import to_float32
 from bamba_quant.errors import CheckpointError, FormatError
-from bamba_quant.formats.base import F32, U8, Quantize
-from bamba_quant.formats.floats import to_float32
-from bamba_quant.formats.twins import quantizer, refining
-from bamba_quant.plan import PlanRow
-from bamba_quant.source import LeftOut
+from bamba_quant.planning.plan import PlanRow
+from bamba_quant.planning.source import SkippedTensor
 from bamba_quant.writers.checksum import Checksum
 from bamba_quant.writers.tasks import Progress, Task, run_tasks
 
@@ -95,16 +95,16 @@ def run_chunks(chunks: Iterable[Chunk], reader: RawReader, threads: int, progres
     run_tasks(map(task, chunks), threads, progress)
 
 
-def check_equal(left_out: LeftOut, reader: RawReader) -> None:
+def check_equal(skipped: SkippedTensor, reader: RawReader) -> None:
     """Raise ``CheckpointError`` when a tensor that is left out as a copy of another holds other bytes."""
-    source, twin = left_out.source, left_out.equal_to
+    source, twin = skipped.source, skipped.equal_to
     if twin is None:
         return
     differs = CheckpointError(
         "a tensor that the configuration calls a copy is none",
         where=f"{source.file}, tensor {source.name}",
         found=f"other values than {twin.name}",
-        expected=left_out.reason,
+        expected=skipped.reason,
         fix="set tie_word_embeddings to false in config.json if the model was trained untied",
     )
     if twin.format != source.format or twin.shape != source.shape:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bamba_quant.architectures.transforms import IDENTITY
 from bamba_quant.calibration.tune_record import CONFIG_KEY, Tuned
 from bamba_quant.checkpoint.config_text import with_key
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.errors import PlanError
-from bamba_quant.plan import Plan
-from bamba_quant.quantize import Quantization
-from bamba_quant.quantized_files import CARD, CONFIG
+from bamba_quant.families.transforms import IDENTITY
+from bamba_quant.planning.plan import Plan
+from bamba_quant.planning.quantize import Quantization
+from bamba_quant.planning.small_files import CARD, CONFIG
 from bamba_quant.writers.atomic import check_space, check_target, temporary_file
 from bamba_quant.writers.gguf import fill, layout, write_gguf
 from bamba_quant.writers.journal import Fingerprint, Journal
@@ -45,7 +45,7 @@ def write_tuned_gguf(
     not better the files are those that ``write_gguf`` makes. Raises as ``write_gguf``, and what ``tune`` raises; then
     no file has appeared.
     """
-    if plan.imagined:
+    if plan.config_only:
         raise PlanError("there are no weights to convert", where=plan.rows[0].source.file)
     (single,) = layout(plan.in_one_file(), outfile)
     targets = [(shard.file, shard.n_bytes) for shard in layout(plan, outfile)]
@@ -64,7 +64,7 @@ def write_tuned_gguf(
             replace(row, source=stored[row.name], transform=IDENTITY, importance=None) for row in plan.rows
         )
         metadata = {**plan.metadata, **(tuned.record.key_values() if tuned.record.better else {})}
-        final = replace(plan, rows=rows, metadata=metadata, left_out=())
+        final = replace(plan, rows=rows, metadata=metadata, skipped=())
         return write_gguf(final, outfile, threads=threads, overwrite=overwrite, inputs=read), tuned
 
 

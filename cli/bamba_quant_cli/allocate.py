@@ -157,7 +157,7 @@ def allocate(
         name=name,
         imatrix=imatrix,
         refine=refine,
-        imagine=not text,
+        allow_config_only=not text,
         reading=reading,
     )
     searched = time.monotonic()

@@ -100,7 +100,7 @@ def run() -> None:
 
 
 def _run() -> None:
-    from bamba_quant.ranks import FailedElsewhereError
+    from bamba_quant.inference.distributed import FailedElsewhereError
     from bamba_reference.errors import BambaQuantError
 
     try:

@@ -169,11 +169,11 @@ def convert(
     Reads safetensors, pytorch_model.bin or GGUF, streams it in bounded memory, and writes the file whole or not at all.
     """
     from bamba_quant.calibration import Unmeasured
+    from bamba_quant.calibration.tuned_output import convert_tuned
     from bamba_quant.checkpoint.gguf_file import other_splits
-    from bamba_quant.convert import plan_conversion
     from bamba_quant.errors import PlanError, listed
-    from bamba_quant.recipes import Wishes, read_recipe
-    from bamba_quant.tuned import convert_tuned
+    from bamba_quant.planning.convert import plan_conversion
+    from bamba_quant.recipes import TypeOverrides, read_recipe
     from bamba_quant.writers import layout, write_gguf
     from bamba_quant.writers.atomic import check_target
 
@@ -184,7 +184,7 @@ def convert(
     recipe_file = Path(recipe) if recipe and recipe.lower().endswith(".toml") else None
     if recipe and outtype != "auto":
         raise PlanError("--recipe and --outtype both say how to store tensors", fix="give one of them")
-    wishes = Wishes(
+    overrides = TypeOverrides(
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
         tensor_types=tuple(map(_tensor_type, tensor_type or ())),
@@ -198,7 +198,7 @@ def convert(
         model,
         outtype=read_recipe(recipe_file) if recipe_file else recipe or outtype,
         outfile=outfile,
-        wishes=wishes,
+        overrides=overrides,
         imatrix_strict=imatrix_strict,
         allow_requantize=allow_requantize,
         keep_split=keep_split,
@@ -208,7 +208,7 @@ def convert(
         pre=pre,
         vocab=not no_vocab,
         vocab_only=vocab_only,
-        imagine=dry_run,
+        allow_config_only=dry_run,
         reading=reading,
     )
     conversion = plan_with(imatrix=Unmeasured() if calibrate else imatrix)

@@ -39,11 +39,11 @@ def demo(
     The text is Python's own help; figures are llama-perplexity's, by the reference forward pass. In the directory,
     files of an earlier demo are replaced, and no others.
     """
-    from bamba_quant.candidates import candidate_path, make_candidate
     from bamba_quant.embedded import embedded_model
     from bamba_quant.errors import OutputError
     from bamba_quant.evaluation.evaluate import evaluate
     from bamba_quant.evaluation.options import Options
+    from bamba_quant.planning.candidates import candidate_path, make_candidate
     from bamba_quant.report import write_reports
 
     if out.exists() and not out.is_dir():
@@ -101,7 +101,7 @@ class Made:
     """The files that demos made in a directory, by their SHA-256 in ``demo.sha256``, as sha256sum lists them."""
 
     def __init__(self, directory: Path) -> None:
-        from bamba_quant.checkpoint.json_file import read_text
+        from bamba_quant.files.json_file import read_text
 
         self._directory, self._list = directory, directory / "demo.sha256"
         self._known = self._list.is_file() and not self._list.is_symlink()

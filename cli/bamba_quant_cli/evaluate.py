@@ -155,7 +155,7 @@ def evaluate(
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
     from bamba_quant.evaluation.options import Options
-    from bamba_quant.ranks import joined
+    from bamba_quant.inference.distributed import joined
     from bamba_quant.report import check_output, prepared_directory, write_reports
 
     given = {

@@ -22,7 +22,7 @@ from bamba_quant_cli.options import (
 from bamba_quant_cli.plans import print_rows, rows_as_json
 
 if TYPE_CHECKING:
-    from bamba_quant.export import Export
+    from bamba_quant.planning.export import Export
 
 EXAMPLES = """
 Examples:
@@ -63,7 +63,7 @@ def export(
     quantization is restored whole. Quantized tensors are dequantized. Streams in bounded memory, and the directory
     appears whole or not at all.
     """
-    from bamba_quant.export import plan_export, write_export
+    from bamba_quant.planning.export import plan_export, write_export
     from bamba_quant.writers.directory import check_directory
     from bamba_quant.writers.resumable import settle
 

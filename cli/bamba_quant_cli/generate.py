@@ -59,15 +59,15 @@ def generate(
 ) -> None:
     """Continue a prompt with any model this tool reads; the text appears as it is made."""
     from bamba_quant.checkpoint import open_checkpoint
-    from bamba_quant.device_weights import weights_on
     from bamba_quant.errors import BambaQuantError
     from bamba_quant.evaluation.activations import resolve, with_activations
-    from bamba_quant.running import open_model, torch_device, torch_dtype
+    from bamba_quant.inference.device_weights import weights_on
+    from bamba_quant.inference.open_model import open_model, torch_device, torch_dtype
     from bamba_quant.tokenizers.end_of_text import stop_tokens
-    from bamba_reference.generate import Sampling
-    from bamba_reference.generate import generate as steps
     from bamba_reference.kernels import backend_named
-    from bamba_reference.torch_forward import load
+    from bamba_reference.runtime.generate import Sampling
+    from bamba_reference.runtime.generate import generate as steps
+    from bamba_reference.torch.forward import load
 
     sampling = Sampling(temperature, top_p, seed)
     if temperature == 0 and top_p != 1:

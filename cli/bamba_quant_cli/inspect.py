@@ -11,7 +11,7 @@ import typer
 from bamba_quant_cli.console import count, echo, echo_lines, print_json, print_table, size
 
 if TYPE_CHECKING:
-    from bamba_quant.inspection import Inspection
+    from bamba_quant.planning.inspection import Inspection
 
 EXAMPLES = """
 Examples:
@@ -35,7 +35,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, tensors included.")] = False,
 ) -> None:
     """Show architecture, layer map, number formats, sizes and metadata; reads headers only."""
-    from bamba_quant.inspection import inspect_path
+    from bamba_quant.planning.inspection import inspect_path
 
     found = inspect_path(path)
     if as_json:

@@ -131,7 +131,7 @@ def int4(
 
 def _scheme(layout: str, bits: int, group: int, symmetric: bool | None) -> str:
     """The scheme's name. Raises ``BadParameter`` for options that do not go together."""
-    from bamba_quant.schemes import pack_quantized, torchao_int4
+    from bamba_quant.codecs.schemes import pack_quantized, torchao_int4
 
     if layout not in FORMATS:
         raise typer.BadParameter(f"{layout!r} is none of {', '.join(FORMATS)}", param_hint="--format")

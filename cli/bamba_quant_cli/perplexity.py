@@ -29,9 +29,9 @@ from bamba_quant_cli.options import (
 from bamba_quant_cli.processes import share
 
 if TYPE_CHECKING:
-    from bamba_quant.ranks import Ranks
-    from bamba_quant.weights import LoadedModel
-    from bamba_reference.perplexity import Estimate, Scorer
+    from bamba_quant.inference.distributed import Ranks
+    from bamba_quant.inference.weights import LoadedModel
+    from bamba_reference.runtime.perplexity import Estimate, Scorer
 
 EXAMPLES = """
 Examples:
@@ -73,9 +73,9 @@ def perplexity(
     second half of each scored.
     """
     share(processes, text)
-    from bamba_quant.ranks import joined
-    from bamba_quant.running import open_model, read_text
-    from bamba_reference.perplexity import perplexity as measure
+    from bamba_quant.inference.distributed import joined
+    from bamba_quant.inference.open_model import open_model, read_text
+    from bamba_reference.runtime.perplexity import perplexity as measure
 
     with joined() as ranks:
         words, digest = read_text(text)
@@ -135,16 +135,16 @@ def _scorer(
     ranks: Ranks,
 ) -> tuple[Scorer, str]:
     """The scorer over all processes' parts, and the name of the backend it came to."""
-    from bamba_quant.device_weights import weights_on
     from bamba_quant.errors import BambaQuantError
     from bamba_quant.evaluation.activations import resolve, with_activations
     from bamba_quant.evaluation.sources import Source
-    from bamba_quant.ranks import spread
-    from bamba_quant.running import torch_device, torch_dtype
-    from bamba_quant.weights import Meter
+    from bamba_quant.inference.device_weights import weights_on
+    from bamba_quant.inference.distributed import spread
+    from bamba_quant.inference.open_model import torch_device, torch_dtype
+    from bamba_quant.inference.weights import Timings
     from bamba_reference.kernels import backend_named
-    from bamba_reference.perplexity import batched, numpy_scorer, stream_scorer, torch_scorer
-    from bamba_reference.stream import together
+    from bamba_reference.runtime.perplexity import batched, numpy_scorer, stream_scorer, torch_scorer
+    from bamba_reference.runtime.stream import together
 
     rounding = resolve(activations, [loaded.checkpoint.kind])
     if backend == "numpy":
@@ -161,14 +161,14 @@ def _scorer(
     if stream:
         scorer = stream_scorer(
             loaded.config,
-            Source(loaded.weights, loaded.config, number, where, Meter()),
+            Source(loaded.weights, loaded.config, number, where, Timings()),
             dtype=number,
             device=where,
             backend=kernels,
             on_layer=_layer_teller(ranks),
         )
         return spread(scorer, lambda ctx: together(ctx, where), ranks), kernels.name
-    from bamba_reference.torch_forward import load
+    from bamba_reference.torch.forward import load
 
     weights = weights_on(loaded.weights, where, number)
     ready = load(loaded.config, weights, dtype=number, device=where, backend=kernels)

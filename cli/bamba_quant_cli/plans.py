@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bamba_quant_cli.console import count, echo, print_json, print_table, size
 
 if TYPE_CHECKING:
-    from bamba_quant.convert import Conversion
-    from bamba_quant.plan import Plan, PlanRow
+    from bamba_quant.planning.convert import Conversion
+    from bamba_quant.planning.plan import Plan, PlanRow
 
 
 def files_of(plan: Plan, outfile: Path) -> list[Path]:
@@ -80,7 +80,7 @@ def summary(conversion: Conversion) -> dict[str, Any]:
         "tensors": len(plan.rows),
         "weights": plan.elements,
         "bits_per_weight": round(plan.bits_per_weight, 4),
-        "left_out": {left_out.source.name: left_out.reason for left_out in plan.left_out},
+        "skipped": {skipped.source.name: skipped.reason for skipped in plan.skipped},
         "notes": notes_of(conversion),
     }
 
@@ -98,8 +98,8 @@ def print_conversion(conversion: Conversion, files: list[tuple[Path, int]], as_j
         )
         return
     print_rows(plan.rows)
-    for left_out in plan.left_out:
-        echo(f"left out: {left_out.source.name} ({left_out.reason})")
+    for skipped in plan.skipped:
+        echo(f"left out: {skipped.source.name} ({skipped.reason})")
     for note in notes_of(conversion):
         echo(f"note: {note}")
     echo()

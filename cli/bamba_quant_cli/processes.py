@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.ranks import TOKEN
+from bamba_quant.inference.distributed import TOKEN
 from bamba_quant_cli.interrupts import STARTED, held
 
 # With which one of them ends when another has said why.

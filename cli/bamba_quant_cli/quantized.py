@@ -18,7 +18,7 @@ from bamba_quant_cli.tuning import TuneAsked, print_tuned, tuned_as_json, tuning
 if TYPE_CHECKING:
     from bamba_quant.calibration.tune_record import Tuned
     from bamba_quant.checkpoint import ReadOptions
-    from bamba_quant.quantize import Quantization
+    from bamba_quant.planning.quantize import Quantization
 
 
 def quantize(
@@ -45,8 +45,8 @@ def quantize(
 ) -> None:
     """Plan, then print the plan or execute it."""
     from bamba_quant.calibration import Unmeasured, read_imatrix
-    from bamba_quant.quantize import plan_quantization
-    from bamba_quant.tuned import quantize_tuned
+    from bamba_quant.calibration.tuned_output import quantize_tuned
+    from bamba_quant.planning.quantize import plan_quantization
     from bamba_quant.writers.quantized import write_quantized
     from bamba_quant.writers.resumable import check_output, partial_of
 
@@ -60,7 +60,7 @@ def quantize(
         keep=keep,
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
-        imagine=dry_run,
+        allow_config_only=dry_run,
         reading=reading,
     )
     if calibrate:
@@ -120,7 +120,7 @@ def quantize(
 def _notes(plan: Quantization) -> list[str]:
     return [
         *plan.notes,
-        *(f"left out: {left_out.source.name} ({left_out.reason})" for left_out in plan.left_out),
+        *(f"left out: {skipped.source.name} ({skipped.reason})" for skipped in plan.skipped),
     ]
 
 

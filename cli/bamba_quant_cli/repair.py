@@ -46,7 +46,7 @@ def repair(
     """
     from bamba_quant.checkpoint.gguf_file import split_stem
     from bamba_quant.errors import OutputError
-    from bamba_quant.repair import plan_repair
+    from bamba_quant.planning.repair import plan_repair
     from bamba_quant.writers import write_gguf
     from bamba_quant.writers.commit import restore
 

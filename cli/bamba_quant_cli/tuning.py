@@ -18,7 +18,7 @@ from bamba_quant_cli.console import echo, echo_progress
 if TYPE_CHECKING:
     from bamba_quant.calibration.tune_options import TuneProgress
     from bamba_quant.calibration.tune_record import Tuned
-    from bamba_quant.tuned import Tuning
+    from bamba_quant.calibration.tuned_output import Tuning
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -66,7 +66,7 @@ class TuneAsked:
                     )
             return None
         from bamba_quant.calibration.tune_options import TuneOptions
-        from bamba_quant.tuned import plan_tuning
+        from bamba_quant.calibration.tuned_output import plan_tuning
 
         options = TuneOptions(
             tokens=self.tune_tokens,

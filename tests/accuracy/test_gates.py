@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from bamba_quant.candidates import make_candidate
-from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation.gates import read_gates
+from bamba_quant.planning.candidates import make_candidate
+from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.writers import write_gguf
 from tests.accuracy.faults import (
     edited,
@@ -24,8 +24,8 @@ from tests.accuracy.faults import (
     neighbours_scales_swapped,
     zeroed,
 )
+from tests.planning.test_repair import faulty
 from tests.support.tuning import RECORD
-from tests.test_repair import faulty
 
 GATES = Path(__file__).parent / "bamba-mini.toml"
 MODEL = embedded_model()

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from bamba_quant.calibration.allocation import Allocation, allocate, known_costs
 from bamba_quant.checkpoint import open_checkpoint
-from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, PlanError
+from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.recipes import read_recipe
 from bamba_quant.recipes.hybrid import HEADER_ROOM
 from bamba_quant.writers import layout, write_gguf
@@ -22,8 +22,8 @@ from bamba_quant_cli.app import app
 from tests.support.families import FAMILIES, save
 
 
-def file_bytes(model: Path, outtype: str, imagine: bool = False) -> int:
-    conversion = plan_conversion(model, outtype=outtype, imagine=imagine)
+def file_bytes(model: Path, outtype: str, allow_config_only: bool = False) -> int:
+    conversion = plan_conversion(model, outtype=outtype, allow_config_only=allow_config_only)
     return sum(shard.n_bytes for shard in layout(conversion.plan, conversion.outfile))
 
 
@@ -73,8 +73,8 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     """Ties, experts, and rows of no whole blocks of 256."""
     save(FAMILIES[family].random(), tmp_path / "model", dtype="bfloat16")
     (tmp_path / "config.json").write_bytes((tmp_path / "model" / "config.json").read_bytes())
-    goal = file_bytes(tmp_path, "q5_k_m", imagine=True)
-    found = allocate(tmp_path, known_costs(tmp_path), target_bytes=goal, imagine=True)
+    goal = file_bytes(tmp_path, "q5_k_m", allow_config_only=True)
+    found = allocate(tmp_path, known_costs(tmp_path), target_bytes=goal, allow_config_only=True)
     assert 0.95 * goal < found.allocated.n_bytes <= goal
 
 

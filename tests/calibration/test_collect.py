@@ -11,10 +11,10 @@ import torch
 
 from bamba_quant.calibration import collect as module
 from bamba_quant.calibration.collect import Round, collect
-from bamba_quant.calibration.sums import Sums
+from bamba_quant.checkpoint.activation_sums import Sums
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.quantize import plan_quantization
-from bamba_quant.weights import LoadedModel, load_model
+from bamba_quant.inference.weights import LoadedModel, load_model
+from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers.quantized import write_quantized
 from tests.calibration.llama_imatrix import collect_imatrix
 from tests.calibration.oracle import hooked_sums

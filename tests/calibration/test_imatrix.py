@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from bamba_quant.calibration import read_imatrix
-from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, PlanError
-from bamba_quant.quantize import plan_quantization
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.quantize import plan_quantization
 from tests.recipes.test_llama_quantize import random_imatrix
 from tests.support.conversion import to_gguf
 

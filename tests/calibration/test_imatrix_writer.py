@@ -8,10 +8,10 @@ import gguf
 import numpy as np
 import pytest
 
-from bamba_quant.calibration.imatrix import imatrix_of, read_imatrix, read_sums
 from bamba_quant.calibration.imatrix_writer import check_imatrix_target, write_imatrix
 from bamba_quant.calibration.measure import calibrated, measure_imatrix
-from bamba_quant.calibration.sums import Entry, Sums, fitted, merged
+from bamba_quant.checkpoint.activation_sums import Entry, Sums, fitted, merged
+from bamba_quant.checkpoint.imatrix import imatrix_of, read_imatrix, read_sums
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, OutputError, PlanError
 from bamba_quant.recipes import recipe_named
@@ -75,7 +75,7 @@ def test_llama_cpp_quantizes_by_it_to_our_bytes(recipe: str, tmp_path: Path) -> 
 
 def collected(model: Path, chunks: np.ndarray) -> Sums:
     from bamba_quant.calibration.collect import collect
-    from bamba_quant.weights import load_model
+    from bamba_quant.inference.weights import load_model
 
     return collect(load_model(model), chunks, ("text",))
 

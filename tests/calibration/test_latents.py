@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamba_quant.architectures import TensorRule
-from bamba_quant.architectures.transforms import IDENTITY, Transform, interleave_rotary, power_of_two
 from bamba_quant.calibration.latents import LatentMatrix
 from bamba_quant.calibration.tune_options import PARTS
 from bamba_quant.checkpoint.base import StoredTensor
-from bamba_quant.formats import Format, formats
+from bamba_quant.codecs import Format, formats
+from bamba_quant.families import TensorRule
+from bamba_quant.families.transforms import IDENTITY, Transform, interleave_rotary, power_of_two
 
 ROWS, COLUMNS = 8, 512
 NAMES = [each.name for each in formats() if each.fields is not None]

@@ -13,8 +13,8 @@ needs_triton()
 
 from bamba_quant.calibration import collect as module
 from bamba_quant.calibration.collect import collect
-from bamba_quant.read_ahead import ReadAhead
-from bamba_quant.weights import load_model
+from bamba_quant.inference.prefetch import ReadAhead
+from bamba_quant.inference.weights import load_model
 from tests.calibration.test_collect import random_chunks
 from tests.support.conversion import to_gguf
 from tests.support.families import random_case, save

@@ -27,17 +27,18 @@ from bamba_quant.calibration.tune_record import TuneRecord
 from bamba_quant.calibration.tune_run import evaluations_of
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
-from bamba_quant.convert import plan_conversion
+from bamba_quant.codecs import formats
+from bamba_quant.codecs.schemes import scheme_named
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.scores import base_block, score
-from bamba_quant.formats import formats
-from bamba_quant.recipes.selection import Wishes
-from bamba_quant.schemes import scheme_named
+from bamba_quant.inference.weights import load_model
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.recipes.selection import TypeOverrides
 from bamba_quant.tokenizers.encoder import read_encoder
-from bamba_quant.weights import load_model
-from bamba_reference import torch_forward, torch_ops
 from bamba_reference.packing import InputError
+from bamba_reference.torch import forward as torch_forward
+from bamba_reference.torch import ops as torch_ops
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import DIVIDES, read_all, save_quantized
@@ -229,8 +230,8 @@ def test_every_type_is_tuned_in_one_file(model: Path, tmp_path: Path) -> None:
     conversion = plan_conversion(model, outtype="q4_k_m")
     matrices = [row.name for row in conversion.plan.rows if row.format.fields is not None]
     mixed = dict(zip(matrices, itertools.cycle(types), strict=False))
-    wishes = Wishes(tensor_types=tuple((f"^{name}$", mixed[name]) for name in matrices))
-    file = to_gguf(model, tmp_path / "mixed.gguf", wishes=wishes, outtype="q4_k_m")
+    overrides = TypeOverrides(tensor_types=tuple((f"^{name}$", mixed[name]) for name in matrices))
+    file = to_gguf(model, tmp_path / "mixed.gguf", overrides=overrides, outtype="q4_k_m")
     tuned = tune(str(model), str(file), help_texts(), dataclasses.replace(FEW, steps=2, evaluations=1))
     assert tuned.record.better and len(repr(tuned)) < 200
     changed: dict[str, int] = defaultdict(int)

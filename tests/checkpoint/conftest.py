@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bamba_quant.schemes import Scheme
+from bamba_quant.codecs.schemes import Scheme
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import DIVIDES, save_quantized
 

@@ -10,19 +10,19 @@ import pytest
 
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.adapters import ADAPTER_FILES
-from bamba_quant.convert import plan_conversion
 from bamba_quant.errors import CheckpointError
-from bamba_quant.inspection import inspect_path
-from bamba_quant.quantize import plan_quantization
-from bamba_quant.source import imagined_source, open_source
-from bamba_quant.weights import load_model
+from bamba_quant.inference.weights import load_model
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.inspection import inspect_path
+from bamba_quant.planning.quantize import plan_quantization
+from bamba_quant.planning.source import config_only_model, open_source
 from tests.support.models import random_bamba, save_checkpoint
 
 READERS = {
     "load_model": load_model,
     "convert": lambda path, **reading: plan_conversion(path, vocab=False, **reading),
     "quantize": lambda path, **reading: plan_quantization(path, "fp8-dynamic", **reading),
-    "imagined": imagined_source,
+    "config_only": config_only_model,
 }
 
 
@@ -53,7 +53,7 @@ def test_ignored_by_choice_with_a_note(reader: str, model: Path, tmp_path: Path)
     found = READERS[reader](directory, reading=ReadOptions(ignore_adapter=True))
     notes = (
         found.checkpoint.notes
-        if reader in ("load_model", "imagined")
+        if reader in ("load_model", "config_only")
         else getattr(found, "plan", found).notes
     )
     assert any("LORA" in note and "acme/Base" in note for note in notes)

@@ -14,16 +14,16 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf import GGUFValueType as Type
 
-from bamba_quant.architectures import architecture_of_gguf
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.checkpoint.gguf_header import MAX_ARRAY_ITEMS, MAX_KEYS, MAX_TENSORS
 from bamba_quant.checkpoint.gguf_values import KeyValues, Value, uint32
 from bamba_quant.errors import BambaQuantError, CheckpointError
-from bamba_quant.exported_card import model_card
-from bamba_quant.inspection import inspect_path
-from bamba_quant.repair import suspect
+from bamba_quant.families import architecture_of_gguf
+from bamba_quant.inference.weights import load_model
+from bamba_quant.metadata.exported_card import model_card
+from bamba_quant.planning.inspection import inspect_path
+from bamba_quant.planning.repair import needs_repair
 from bamba_quant.tokenizers.directory_files import generation_config, tokenizer_files
-from bamba_quant.weights import load_model
 from tests.support.conversion import to_gguf
 from tests.support.families import FAMILIES, random_case, save
 from tests.support.raw_gguf import RawGGUF, Tensor, ggml_reads
@@ -194,7 +194,7 @@ def test_wrong_values_in_every_key(family: str, tmp_path: Path) -> None:
         "configuration": lambda values: architecture_of_gguf(values).tensors(
             architecture_of_gguf(values).config_of_gguf(values, checkpoint.tensors)
         ),
-        "repair": suspect,
+        "repair": needs_repair,
         "card": lambda values: model_card(values, "title", "origin"),
         "tokenizer": lambda values: tokenizer_files(checkpoint.path, values, 1),
         "generation": lambda values: generation_config(checkpoint.path, values),

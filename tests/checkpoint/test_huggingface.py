@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.errors import CheckpointError
-from bamba_quant.source import open_source
+from bamba_quant.planning.source import open_source
 from tests.support.models import random_bamba, save_checkpoint
 
 TENSORS = {

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bamba_quant.checkpoint.json_file import objects, optional, parse_json, read_json, required
 from bamba_quant.errors import CheckpointError, TokenizerError
+from bamba_quant.files.json_file import objects, optional, parse_json, read_json, required
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bamba_quant.checkpoint import ReadOptions, open_checkpoint
-from bamba_quant.convert import plan_conversion
+from bamba_quant.codecs.schemes import Scheme, schemes
 from bamba_quant.errors import CheckpointError, PlanError
-from bamba_quant.schemes import Scheme, schemes
-from bamba_quant.source import open_source
-from bamba_quant.weights import load_model
+from bamba_quant.inference.weights import load_model
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.source import open_source
 from tests.checkpoint.conftest import Made
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import read_all

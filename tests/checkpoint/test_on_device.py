@@ -11,15 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamba_quant import device_weights
 from bamba_quant.checkpoint import PackedTensor, RawReader, Section, read_raw, read_tensor
-from bamba_quant.checkpoint.unpacking import Floats, Integers, Tiles, Unpacking
-from bamba_quant.device_weights import DeviceWeights
-from bamba_quant.formats.integers import Grid
-from bamba_quant.read_ahead import ReadAhead
-from bamba_quant.schemes import Scheme, schemes
-from bamba_quant.weights import LazyWeights, load_model
-from bamba_reference.torch_forward import to_tensor
+from bamba_quant.checkpoint.dequantize import Dequantizer, Floats, Integers, Tiles
+from bamba_quant.codecs.integers import Grid
+from bamba_quant.codecs.schemes import Scheme, schemes
+from bamba_quant.inference import device_weights
+from bamba_quant.inference.device_weights import DeviceWeights
+from bamba_quant.inference.prefetch import ReadAhead
+from bamba_quant.inference.weights import LazyWeights, load_model
+from bamba_reference.torch.forward import to_tensor
 from tests.checkpoint.conftest import Made
 from tests.support.kernels import DEVICE
 
@@ -88,7 +88,7 @@ GRIDS = [Grid(bits, zero, 32) for bits in (4, 8) for zero in ("none", "integer",
 ROUNDED = st.sampled_from(["f32", "bf16", "f16"])
 
 
-def same(unpacking: Unpacking, *parts: np.ndarray[Any, Any]) -> None:
+def same(unpacking: Dequantizer, *parts: np.ndarray[Any, Any]) -> None:
     with np.errstate(all="ignore"):
         truth = unpacking.values(*parts)
     found = unpacking.values_on(*(torch.from_numpy(part).to(DEVICE) for part in parts))

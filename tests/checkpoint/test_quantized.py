@@ -25,12 +25,12 @@ from torchao.quantization.quant_primitives import _dequantize_affine_tinygemm
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from bamba_quant.checkpoint import PackedTensor, RawReader, open_checkpoint, read_tensor
-from bamba_quant.convert import plan_conversion
+from bamba_quant.codecs.schemes import Scheme, schemes
 from bamba_quant.errors import PlanError
-from bamba_quant.inspection import inspect_path
-from bamba_quant.schemes import Scheme, schemes
-from bamba_quant.source import open_source
-from bamba_quant.weights import load_model
+from bamba_quant.inference.weights import load_model
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.inspection import inspect_path
+from bamba_quant.planning.source import open_source
 from tests.checkpoint.conftest import Made
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
@@ -142,7 +142,7 @@ def test_it_holds_what_the_scheme_decodes(scheme: Scheme, made: Made) -> None:
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    from bamba_quant.schemes.base import DTYPES
+    from bamba_quant.codecs.schemes.base import DTYPES
 
     return DTYPES[name]
 

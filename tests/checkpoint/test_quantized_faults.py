@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 
 from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.codecs.schemes import schemes
 from bamba_quant.errors import CheckpointError
-from bamba_quant.schemes import schemes
 from tests.checkpoint.conftest import Made
 from tests.support.conversion import to_gguf
 from tests.support.quantized import read_all, write_shards

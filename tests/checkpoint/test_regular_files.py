@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from bamba_quant.checkpoint import RawReader, open_checkpoint, read_tensor
-from bamba_quant.checkpoint.json_file import parse_json, read_bytes, read_json
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
 from bamba_quant.errors import BambaQuantError, CheckpointError
-from bamba_quant.general_metadata import read_general
-from bamba_quant.quantize import plan_quantization
+from bamba_quant.files.json_file import parse_json, read_bytes, read_json
+from bamba_quant.metadata.general import read_general
+from bamba_quant.planning.quantize import plan_quantization
 from tests.support.models import random_bamba, save_checkpoint
 
 

@@ -10,9 +10,9 @@ import pytest
 from bamba_quant.checkpoint import PackedTensor, open_checkpoint
 from bamba_quant.checkpoint.base import read_raw, read_tensor
 from bamba_quant.checkpoint.repacking import Stored, repack
-from bamba_quant.formats.floats import to_bfloat16, to_float32
-from bamba_quant.schemes import Scheme, scheme_named, schemes
-from tests.formats.test_fields import weights_of
+from bamba_quant.codecs.floats import to_bfloat16, to_float32
+from bamba_quant.codecs.schemes import Scheme, scheme_named, schemes
+from tests.codecs.test_fields import weights_of
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import DIVIDES, read_all, save_quantized, to_torch
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from bamba_quant.checkpoint import RawReader, Section, StoredTensor, read_tensor, row_runs
-from bamba_quant.convert import plan_conversion
-from bamba_quant.export import plan_export, write_export
-from bamba_quant.formats import format_named
+from bamba_quant.codecs import format_named
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.export import plan_export, write_export
 from bamba_quant.writers import gguf as writer
 from bamba_quant.writers import safetensors, stream
 from tests.recipes.test_llama_quantize import random_imatrix

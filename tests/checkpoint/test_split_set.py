@@ -16,10 +16,10 @@ from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.checkpoint.gguf_file import other_splits
 from bamba_quant.checkpoint.gguf_values import KeyValues, Value, int32, string, uint16, uint32
 from bamba_quant.checkpoint.split_set import SET, UNKNOWN, check_split
-from bamba_quant.convert import plan_conversion
 from bamba_quant.errors import CheckpointError
-from bamba_quant.export import plan_export
-from bamba_quant.inspection import inspect_path
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.export import plan_export
+from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.writers import gguf as writer
 from bamba_quant.writers import stream, write_gguf
 from tests.support import llama

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bamba_quant.checkpoint.joining import Stored
+from bamba_quant.checkpoint.assemble import Stored
 from bamba_quant.checkpoint.targets import Groups
 from bamba_quant.errors import CheckpointError
 

@@ -21,8 +21,8 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import OutputError
 from bamba_quant.report import read_report
 from bamba_quant_cli.app import app
+from tests.planning.test_repair import faulty
 from tests.support.models import random_bamba, save_checkpoint
-from tests.test_repair import faulty
 
 COMMANDS = (
     "convert",
@@ -66,7 +66,7 @@ def test_overview_names_every_command() -> None:
 
 
 def test_nothing_heavy_is_imported_for_help() -> None:
-    heavy = ("torch", "numpy", "transformers", "gguf", "bamba_quant.convert")
+    heavy = ("torch", "numpy", "transformers", "gguf", "bamba_quant.planning.convert")
     code = f"import sys, bamba_quant_cli.app; print([name for name in sys.modules if name in {heavy}])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 

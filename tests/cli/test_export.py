@@ -14,9 +14,9 @@ import pytest
 
 from bamba_quant.embedded import embedded_model
 from tests.cli.test_commands import run
+from tests.planning.test_repair import faulty
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
-from tests.test_repair import faulty
 
 
 def test_help_has_examples() -> None:

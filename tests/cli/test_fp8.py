@@ -17,8 +17,8 @@ from bamba_quant.writers import tasks
 from bamba_quant.writers.resumable import partial_of
 from bamba_quant_cli.app import app, run
 from tests.cli.test_interrupts import ran, tell
+from tests.planning.test_quantize import BAMBA_9B
 from tests.support import directories
-from tests.test_quantize import BAMBA_9B
 
 RUNNER = CliRunner()
 

@@ -25,7 +25,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 FAULTY = """
 import os, signal, sys
 from bamba_quant.errors import CheckpointError
-from bamba_quant.weights import LazyWeights
+from bamba_quant.inference.weights import LazyWeights
 from bamba_quant_cli.app import main
 fault, rows = sys.argv.pop(1), LazyWeights.rows
 def faulty(self, name, *arguments, **more):

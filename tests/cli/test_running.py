@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bamba_quant.embedded import embedded_model
-from bamba_quant.weights import LazyWeights, Meter, load_model
+from bamba_quant.inference.weights import LazyWeights, Timings, load_model
 from bamba_quant_cli.app import app
-from bamba_reference import stream
+from bamba_reference.runtime import stream
 from tests.cli.test_commands import run
 from tests.support.conversion import to_gguf
 
@@ -62,9 +62,9 @@ def test_streaming_decodes_no_more_of_a_table_than_is_used(
     file, decoded = to_gguf(embedded_model(), tmp_path / "q8_0.gguf", "q8_0"), dict[str, list[int]]()
     raw = LazyWeights.raw
 
-    def watched(self: LazyWeights, name: str, start: int, stop: int, meter: Meter) -> Any:
+    def watched(self: LazyWeights, name: str, start: int, stop: int, timings: Timings) -> Any:
         decoded.setdefault(name, []).append(stop - start)
-        return raw(self, name, start, stop, meter)
+        return raw(self, name, start, stop, timings)
 
     monkeypatch.setattr(LazyWeights, "raw", watched)
     monkeypatch.setattr(stream, "_HEAD_ROWS", 100)

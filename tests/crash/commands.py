@@ -19,10 +19,10 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import evaluate
 from bamba_quant.report import read_report, to_html, to_markdown
 from bamba_quant.writers import commit, directory, resumable
+from tests.planning.test_repair import faulty
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.tuning import tune_quickly
-from tests.test_repair import faulty
 
 Tree = Mapping[str, bytes | None]  # by path; None is a directory
 

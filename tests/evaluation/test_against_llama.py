@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from bamba_quant.codecs import format_named
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.evaluate import evaluate
@@ -16,9 +17,8 @@ from bamba_quant.evaluation.llama_activations import q8_0, q8_k
 from bamba_quant.evaluation.logits_file import writing
 from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.scores import base_block, collect, score
-from bamba_quant.formats import format_named
-from bamba_quant.running import open_model
-from bamba_reference.perplexity import cut_chunks
+from bamba_quant.inference.open_model import open_model
+from bamba_reference.runtime.perplexity import cut_chunks
 from tests.support import ggml, llama
 from tests.support.conversion import to_gguf
 

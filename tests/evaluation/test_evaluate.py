@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from bamba_quant.checkpoint import open_checkpoint
-from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import scoring
 from bamba_quant.evaluation.evaluate import evaluate
 from bamba_quant.evaluation.models import ComparisonError
 from bamba_quant.evaluation.result import FIGURES, Evaluation
 from bamba_quant.evaluation.scoring import Progress
-from bamba_quant.running import open_model
-from bamba_quant.weights import LazyWeights, load_model
+from bamba_quant.inference.open_model import open_model
+from bamba_quant.inference.weights import LazyWeights, load_model
+from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.writers import write_gguf
-from bamba_reference.perplexity import cut_chunks
-from bamba_reference.torch_forward import forward, load
+from bamba_reference.runtime.perplexity import cut_chunks
+from bamba_reference.torch.forward import forward, load
 from tests.evaluation.conftest import OPTIONS
 from tests.evaluation.oracle import table
 from tests.support.conversion import to_gguf
@@ -145,12 +145,12 @@ def test_the_base_is_read_once(files: dict[str, Path], text: Path, monkeypatch: 
     rows = LazyWeights.rows
 
     def counting(
-        self: LazyWeights, name: str, start: int = 0, stop: int | None = None, meter: Any = None
+        self: LazyWeights, name: str, start: int = 0, stop: int | None = None, timings: Any = None
     ) -> Any:
         kind = "base" if self.info("model.layers.0.mamba.in_proj.weight").format == "bf16" else "other"
         length = self.info(name).shape[0]
         read[kind, name] = read.get((kind, name), 0) + (length if stop is None else min(stop, length)) - start
-        return rows(self, name, start, stop, meter)
+        return rows(self, name, start, stop, timings)
 
     monkeypatch.setattr(LazyWeights, "rows", counting)
     options = dataclasses.replace(OPTIONS, drift_chunks=0, noise_floor="none")

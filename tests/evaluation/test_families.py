@@ -17,7 +17,7 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation.evaluate import evaluate
 from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.result import Candidate, Evaluation
-from bamba_quant.quantize import plan_quantization
+from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers.quantized import write_quantized
 from bamba_quant_cli.app import app
 from tests.support.conversion import to_gguf

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from bamba_quant.checkpoint import PackedTensor, open_checkpoint, read_tensor
 from bamba_quant.checkpoint.activations import Activations, of_compressed_tensors
-from bamba_quant.checkpoint.unpacking import Floats
+from bamba_quant.checkpoint.dequantize import Floats
+from bamba_quant.codecs.schemes import Ignored, Scheme, scheme_named, schemes
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.activations import resolve, with_activations
@@ -33,13 +34,12 @@ from bamba_quant.evaluation.fp8_activations import (
     weight_codes,
     with_fp8_activations,
 )
-from bamba_quant.quantize import plan_quantization
-from bamba_quant.schemes import Ignored, Scheme, scheme_named, schemes
-from bamba_quant.weights import LazyWeights, LoadedModel, load_model
+from bamba_quant.inference.weights import LazyWeights, LoadedModel, load_model
+from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers.quantized import write_quantized
-from bamba_reference import torch_forward
-from bamba_reference.backend import TORCH
-from bamba_reference.torch_forward import to_tensor
+from bamba_reference.torch import forward as torch_forward
+from bamba_reference.torch.backend import TORCH
+from bamba_reference.torch.forward import to_tensor
 from tests.evaluation.conftest import OPTIONS
 from tests.reference.cases import relative_error
 from tests.support.conversion import to_gguf, transformers_logits

@@ -20,8 +20,8 @@ from bamba_quant.evaluation.intervals import (
     quantile_bounds,
     student,
 )
+from bamba_quant.evaluation.proportions import beta_quantile, beta_share, has_few_exceptions, share_bounds
 from bamba_quant.evaluation.scores import Scores
-from bamba_quant.evaluation.shares import beta_quantile, beta_share, has_few_exceptions, share_bounds
 
 CHUNKS, TOKENS, TRIALS = 40, 64, 800
 

@@ -23,7 +23,7 @@ from bamba_quant.evaluation.logits_file import (
     writing,
 )
 from bamba_quant.evaluation.scores import score
-from bamba_quant.ranks import Ranks
+from bamba_quant.inference.distributed import Ranks
 
 CTX, CHUNKS = 9, 3
 SCORED = CTX - 1 - CTX // 2

@@ -13,14 +13,14 @@ from tests.support.kernels import DEVICE, needs_triton
 
 needs_triton()
 
-from bamba_quant.device_weights import DeviceWeights
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import evaluate as module
 from bamba_quant.evaluation.evaluate import evaluate
 from bamba_quant.evaluation.result import Evaluation
 from bamba_quant.evaluation.tensor_loss import difference
-from bamba_quant.read_ahead import ReadAhead
-from bamba_quant.weights import LazyWeights, load_model
+from bamba_quant.inference.device_weights import DeviceWeights
+from bamba_quant.inference.prefetch import ReadAhead
+from bamba_quant.inference.weights import LazyWeights, load_model
 from tests.evaluation.conftest import OPTIONS
 from tests.support.conversion import to_gguf
 

@@ -9,7 +9,7 @@ import torch
 
 from bamba_quant.evaluation import record
 from bamba_quant.evaluation.record import compiling
-from bamba_quant.weights import Meter
+from bamba_quant.inference.weights import Timings
 from tests.support.kernels import needs_triton
 
 needs_triton()
@@ -21,14 +21,14 @@ def test_kernels_that_were_compiled_before_count_for_nothing(monkeypatch: pytest
     """A kernel is compiled for two seconds, then loaded for half of one; another is only loaded."""
     clock = iter([100.0, 100.5])
     monkeypatch.setattr(record.time, "perf_counter", lambda: next(clock))
-    meter, before = Meter(), knobs.compilation.listener
-    with compiling(meter, torch.device("cuda")):
+    timings, before = Timings(), knobs.compilation.listener
+    with compiling(timings, torch.device("cuda")):
         loaded = knobs.runtime.kernel_load_end_hook
         loaded(None, None, None, None, None)
-        assert meter.compiling == 0
+        assert timings.compiling == 0
         knobs.compilation.listener(src=None, metadata={}, metadata_group={}, times=SimpleNamespace(total=2e6))
         loaded(None, None, None, None, None)
         loaded(None, None, None, None, None)
     loaded(None, None, None, None, None)
-    assert meter.compiling == 2.5
+    assert timings.compiling == 2.5
     assert knobs.compilation.listener is before

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_quant.candidates import make_candidate
 from bamba_quant.checkpoint import PackedTensor
+from bamba_quant.codecs import Format, formats
+from bamba_quant.codecs.decoding import decode
+from bamba_quant.codecs.dispatch import quantizer
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import tensor_loss, weights_compare
 from bamba_quant.evaluation.models import ComparisonError
 from bamba_quant.evaluation.tensor_loss import difference
 from bamba_quant.evaluation.weights_compare import compare_weights
-from bamba_quant.formats import Format, formats
-from bamba_quant.formats.decoding import decode
-from bamba_quant.formats.twins import quantizer
-from bamba_quant.weights import Meter, load_model
+from bamba_quant.inference.weights import Timings, load_model
+from bamba_quant.planning.candidates import make_candidate
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 
@@ -127,13 +127,13 @@ def test_decoding_in_pieces_is_decoding(number_format: Format) -> None:
 @pytest.mark.parametrize("outtype", ["", "f32", "bf16", "q8_0", "q4_k_m"])
 def test_rows_are_those_of_the_whole_tensor(outtype: str, tmp_path: Path) -> None:
     path = to_gguf(embedded_model(), tmp_path / "m.gguf", outtype) if outtype else embedded_model()
-    weights, meter = load_model(path).weights, Meter()
+    weights, timings = load_model(path).weights, Timings()
     for name in weights:
         whole = np.asarray(weights[name])
         length = len(whole)
         for start, stop in ((0, None), (0, 1), (3, 8), (length // 2, length), (length - 1, length)):
-            found = weights.rows(name, start, stop, meter)
+            found = weights.rows(name, start, stop, timings)
             np.testing.assert_array_equal(found, whole[start:stop], err_msg=name)
             assert found.dtype == whole.dtype
         assert weights.info(name).shape == whole.shape
-    assert meter.reading > 0 and torch.isfinite(torch.tensor(meter.decoding))
+    assert timings.reading > 0 and torch.isfinite(torch.tensor(timings.decoding))

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 
 from bamba_quant.calibration import read_imatrix
-from bamba_quant.calibration.imatrix import read_sums
 from bamba_quant.calibration.imatrix_writer import write_imatrix
-from bamba_quant.calibration.sums import fitted, merged
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
-from bamba_quant.convert import plan_conversion
+from bamba_quant.checkpoint.activation_sums import fitted, merged
+from bamba_quant.checkpoint.imatrix import read_sums
 from bamba_quant.evaluation.models import Opened, describe, files_of, tokenizer_hash
-from bamba_quant.export import plan_export
-from bamba_quant.inspection import inspect_path
-from bamba_quant.quantize import plan_quantization
-from bamba_quant.repair import plan_repair
+from bamba_quant.inference.weights import load_model
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.export import plan_export
+from bamba_quant.planning.inspection import inspect_path
+from bamba_quant.planning.quantize import plan_quantization
+from bamba_quant.planning.repair import plan_repair
 from bamba_quant.tokenizers.encoder import read_encoder
-from bamba_quant.weights import load_model
 from bamba_quant.writers import layout
 from bamba_quant_cli.app import main
 from bamba_reference.errors import BambaQuantError

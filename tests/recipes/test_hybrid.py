@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
-from bamba_quant.recipes import Wishes, recipes
-from bamba_quant.weights import load_model
+from bamba_quant.inference.weights import load_model
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.recipes import TypeOverrides, recipes
 from bamba_quant.writers import layout
-from bamba_reference import torch_forward
+from bamba_reference.torch import forward as torch_forward
 from tests.support import llama
 from tests.support.conversion import english_chunks, to_gguf
 
@@ -46,23 +46,23 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def size_of(model: Path, outtype: str, **options: Any) -> int:
-    conversion = plan_conversion(model, outtype=outtype, imagine=True, **options)
+    conversion = plan_conversion(model, outtype=outtype, allow_config_only=True, **options)
     return sum(shard.n_bytes for shard in layout(conversion.plan, conversion.outfile))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_never_a_byte_over(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(MODELS[name]))
-    some = Wishes(tensor_types=(("ssm_in", "q8_0"),), output_tensor_type="q4_k")
-    for recipe, wishes in (*((recipe, Wishes()) for recipe in HYBRID), ("q3_k_m_h", some)):
-        hybrid = size_of(tmp_path, recipe, wishes=wishes)
-        plain = size_of(tmp_path, recipe.removesuffix("_h"), wishes=wishes)
+    some = TypeOverrides(tensor_types=(("ssm_in", "q8_0"),), output_tensor_type="q4_k")
+    for recipe, overrides in (*((recipe, TypeOverrides()) for recipe in HYBRID), ("q3_k_m_h", some)):
+        hybrid = size_of(tmp_path, recipe, overrides=overrides)
+        plain = size_of(tmp_path, recipe.removesuffix("_h"), overrides=overrides)
         assert 0.98 * plain < hybrid <= plain, recipe
 
 
 def test_what_the_user_wishes_stays() -> None:
-    wishes = Wishes(tensor_types=(("ssm_out", "q2_k"),), token_embedding_type="q3_k")
-    plan = plan_conversion(embedded_model(), outtype="q4_k_m_h", wishes=wishes).plan
+    overrides = TypeOverrides(tensor_types=(("ssm_out", "q2_k"),), token_embedding_type="q3_k")
+    plan = plan_conversion(embedded_model(), outtype="q4_k_m_h", overrides=overrides).plan
     assert {row.format.name for row in plan.rows if row.role == "ssm_out"} == {"q2_k"}
     assert {row.format.name for row in plan.rows if row.role == "token_embd"} == {"q3_k"}
 

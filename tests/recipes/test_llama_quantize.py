@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from bamba_quant.calibration import MAY_BE_MISSING
-from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, PlanError
-from bamba_quant.recipes import Recipe, Wishes, recipe_named, recipes
-from bamba_quant.source import open_source
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.source import open_source
+from bamba_quant.recipes import Recipe, TypeOverrides, recipe_named, recipes
 from tests.support import llama
 from tests.support.conversion import assert_same_tensors, to_gguf
 from tests.support.families import FAMILIES, save
@@ -145,21 +145,22 @@ def test_bamba_43m(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "options"),
+    ("overrides", "options"),
     [
-        (Wishes(pure=True), {"pure": True}),
-        (Wishes(output_tensor_type="q8_0"), {"output_tensor_type": 8}),
-        (Wishes(token_embedding_type="q4_0"), {"token_embedding_type": 2}),
-        (Wishes(leave_output_tensor=True), {"quantize_output_tensor": False}),
-        (Wishes(tensor_types=(("ssm_out", "q6_k"), ("attn_.*weight", "q8_0"))),
+        (TypeOverrides(pure=True), {"pure": True}),
+        (TypeOverrides(output_tensor_type="q8_0"), {"output_tensor_type": 8}),
+        (TypeOverrides(token_embedding_type="q4_0"), {"token_embedding_type": 2}),
+        (TypeOverrides(leave_output_tensor=True), {"quantize_output_tensor": False}),
+        (TypeOverrides(tensor_types=(("ssm_out", "q6_k"), ("attn_.*weight", "q8_0"))),
          {"tensor_types": [("ssm_out", 14), ("attn_.*weight", 8)]}),
-        (Wishes(tensor_types=((r"blk\.[0-3]\.ffn_down", "q5_0"),)), {"tensor_types": [(r"blk\.[0-3]\.ffn_down", 6)]}),
+        (TypeOverrides(tensor_types=((r"blk\.[0-3]\.ffn_down", "q5_0"),)),
+         {"tensor_types": [(r"blk\.[0-3]\.ffn_down", 6)]}),
     ],
     ids=["pure", "output", "embedding", "leave output", "patterns", "patterns that shift counters"],
 )  # fmt: skip
 @pytest.mark.parametrize("model", ["deep", "tied"])
 def test_wishes(
-    wishes: Wishes,
+    overrides: TypeOverrides,
     options: dict[str, Any],
     model: str,
     checkpoints: dict[str, tuple[Path, Path]],
@@ -169,7 +170,7 @@ def test_wishes(
     for name in ("q4_k_m", "q3_k_m"):
         theirs, ours = tmp_path / f"theirs-{name}.gguf", tmp_path / f"ours-{name}.gguf"
         llama.quantize(bf16, theirs, recipe_named(name).file_type, **options)
-        assert_same_tensors(to_gguf(directory, ours, name, vocab=False, wishes=wishes), theirs)
+        assert_same_tensors(to_gguf(directory, ours, name, vocab=False, overrides=overrides), theirs)
 
 
 def test_numpy_and_compiled_write_the_same_file(
@@ -207,17 +208,17 @@ def test_embedded_model_keeps_its_vocabulary(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "complaint"),
+    ("overrides", "complaint"),
     [
-        (Wishes(tensor_types=(("nonsense", "q8_0"),)), "nonsense"),
-        (Wishes(tensor_types=(("(", "q8_0"),)), "regular expression"),
-        (Wishes(tensor_types=(("ffn", "q9"),)), "q9"),
-        (Wishes(output_tensor_type="iq2_s"), "iq2_s"),
+        (TypeOverrides(tensor_types=(("nonsense", "q8_0"),)), "nonsense"),
+        (TypeOverrides(tensor_types=(("(", "q8_0"),)), "regular expression"),
+        (TypeOverrides(tensor_types=(("ffn", "q9"),)), "q9"),
+        (TypeOverrides(output_tensor_type="iq2_s"), "iq2_s"),
     ],
 )
-def test_wishes_that_cannot_be(wishes: Wishes, complaint: str) -> None:
+def test_wishes_that_cannot_be(overrides: TypeOverrides, complaint: str) -> None:
     with pytest.raises(BambaQuantError, match=complaint):
-        plan_conversion(embedded_model(), outtype="q4_k_m", wishes=wishes)
+        plan_conversion(embedded_model(), outtype="q4_k_m", overrides=overrides)
 
 
 def test_every_recipe_is_documented_and_every_alias_known() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from bamba_quant.architectures import architecture_of
+from bamba_quant.codecs.schemes import Ignored
 from bamba_quant.errors import PlanError
+from bamba_quant.families import architecture_of
 from bamba_quant.recipes.matrices import (
     PRESETS,
     QUANTIZED,
@@ -16,7 +17,6 @@ from bamba_quant.recipes.matrices import (
     ignored_modules,
     select_matrices,
 )
-from bamba_quant.schemes import Ignored
 from bamba_reference.config import Config
 from tests.support.models import SMALL
 from tests.support.vllm import VIEWS, ignores, layers
@@ -33,7 +33,7 @@ def candidates(**overrides: Any) -> tuple[list[Candidate], Config, Any]:
     hf = HF | overrides
     config = Config.from_hf(hf)
     rules = architecture_of(hf).tensors(config)
-    found = [Candidate(rule.hf, rule.shape, (rule,)) for rule in rules if not rule.left_out]
+    found = [Candidate(rule.hf, rule.shape, (rule,)) for rule in rules if not rule.skipped]
     return found, config, rules
 
 

@@ -10,14 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from bamba_quant.checkpoint.gguf_values import string
-from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import PlanError
+from bamba_quant.inference.weights import load_model
+from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.printable import visible
-from bamba_quant.recipes import Recipe, Wishes, read_recipe, recipe_named, recipe_text, recipes
+from bamba_quant.recipes import Recipe, TypeOverrides, read_recipe, recipe_named, recipe_text, recipes
 from bamba_quant.recipes.hybrid import ROLE_COSTS
 from bamba_quant.recipes.recipe_file import quantized_roles
-from bamba_quant.weights import load_model
 from bamba_quant.writers import write_gguf
 from bamba_quant_cli.app import app
 
@@ -55,7 +55,7 @@ def test_a_file_s_formats_are_the_plan_s(tmp_path: Path) -> None:
     file = tmp_path / "mix.toml"
     file.write_text(MIX)
     recipe = read_recipe(file)
-    found = planned(recipe, wishes=Wishes(tensor_types=(("blk.0.ssm_out", "q3_k"),)))
+    found = planned(recipe, overrides=TypeOverrides(tensor_types=(("blk.0.ssm_out", "q3_k"),)))
     assert [found[f"blk.{i}.ssm_out.weight"] for i in (0, 1, 3)] == ["q3_k", "q5_k", "q6_k"]
     assert [found[f"blk.{i}.ffn_up.weight"] for i in range(4)] == ["q8_0", "q3_k", "q5_k", "q8_0"]
     assert (found["blk.2.attn_q.weight"], found["blk.2.attn_v.weight"]) == ("iq4_xs", "q6_k")
@@ -64,7 +64,7 @@ def test_a_file_s_formats_are_the_plan_s(tmp_path: Path) -> None:
     assert conversion.outfile.name.endswith("-MIX.gguf")
     like = plan_conversion(embedded_model(), outtype="q4_k_m")
     assert conversion.plan.metadata == {**like.plan.metadata, "bamba_quant.recipe": string("mix")}
-    assert set(planned(recipe, wishes=Wishes(pure=True)).values()) == {"f32", "q4_k"}
+    assert set(planned(recipe, overrides=TypeOverrides(pure=True)).values()) == {"f32", "q4_k"}
 
 
 def test_what_a_recipe_lacks_of_the_one_it_is_like(tmp_path: Path) -> None:

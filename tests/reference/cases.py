@@ -13,9 +13,9 @@ import torch
 from transformers import BambaForCausalLM, DynamicCache
 
 from bamba_reference import Config
-from bamba_reference.backend import TORCH
 from bamba_reference.hf_configs.reading import NO_POSITIONS
 from bamba_reference.kernels.cpu.backend import NUMBA
+from bamba_reference.torch.backend import TORCH
 from tests.reference.families import FAMILY_OF, own_names, random_model
 from tests.support.shared import shared
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_reference import numpy_forward, torch_feed_forward, torch_forward
-from bamba_reference.backend import TORCH, Backend
-from bamba_reference.torch_mixers import LayerWeights
+from bamba_reference import numpy_forward
+from bamba_reference.torch import feed_forward as torch_feed_forward
+from bamba_reference.torch import forward as torch_forward
+from bamba_reference.torch.backend import TORCH, Backend
+from bamba_reference.torch.mixers import LayerWeights
 from tests.reference.cases import (
     BACKENDS,
     RANDOM,

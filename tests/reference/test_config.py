@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bamba_quant.architectures import architecture_of
-from bamba_quant.architectures.bamba import BAMBA
 from bamba_quant.errors import ArchitectureError, BambaQuantError, ConfigError
+from bamba_quant.families import architecture_of
+from bamba_quant.families.bamba import BAMBA
 from bamba_reference import Config
 from bamba_reference.hf_configs.bamba import INERT, KEYS
 from bamba_reference.hf_configs.reading import COMMON

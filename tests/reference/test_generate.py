@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamba_reference import numpy_forward, torch_forward
-from bamba_reference.generate import Sampling, choose, generate, generate_batch
+from bamba_reference import numpy_forward
 from bamba_reference.packing import InputError
+from bamba_reference.runtime.generate import Sampling, choose, generate, generate_batch
+from bamba_reference.torch import forward as torch_forward
 from tests.reference.cases import RANDOM, eval_tokens, random_case, random_tokens, trained_case
 from tests.reference.families import FINITE_LIMIT, REPRESENTATIVE
 
@@ -86,7 +87,7 @@ def test_seeds_differ_and_repeat() -> None:
 
 def test_long_prompts_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = generate_batch(model(), PROMPTS, max_new_tokens=5, stop=[])
-    monkeypatch.setattr("bamba_reference.generate._PIECE", 2)
+    monkeypatch.setattr("bamba_reference.runtime.generate._PIECE", 2)
     assert generate_batch(model(), PROMPTS, max_new_tokens=5, stop=[]) == whole
 
 

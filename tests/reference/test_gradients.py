@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from bamba_reference import torch_forward
-from bamba_reference.backend import TORCH
+from bamba_reference.torch import forward as torch_forward
+from bamba_reference.torch.backend import TORCH
 from tests.reference.cases import RANDOM, oracle_streams, random_case, random_tokens, relative_error
 from tests.reference.families import own_names
 

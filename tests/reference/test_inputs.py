@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_reference import numpy_forward, torch_forward
+from bamba_reference import numpy_forward
 from bamba_reference.packing import InputError, layout
 from bamba_reference.tensors import TensorError, check_names, tensor_shapes
+from bamba_reference.torch import forward as torch_forward
 from tests.reference.cases import RANDOM, random_case
 
 
@@ -135,6 +136,6 @@ def test_arrays_of_any_float_dtype_become_tensors(dtype: Any) -> None:
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
-    code = "import sys, bamba_reference, bamba_reference.numpy_forward, bamba_reference.perplexity\n"
+    code = "import sys, bamba_reference, bamba_reference.numpy_forward, bamba_reference.runtime.perplexity\n"
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

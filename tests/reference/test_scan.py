@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamba_reference import numpy_forward, torch_forward
-from bamba_reference.backend import Backend
+from bamba_reference import numpy_forward
 from bamba_reference.mixers import mamba2
+from bamba_reference.torch import forward as torch_forward
+from bamba_reference.torch.backend import Backend
 from tests.reference.cases import RANDOM, every_backend, random_case, random_tokens, relative_error
 
 TOLERANCE = 2e-5

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamba_reference import selective_scan
 from bamba_reference.mixers import mamba1
 from bamba_reference.numpy_ops import silu
+from bamba_reference.torch import selective_scan
 from tests.reference.cases import relative_error
 
 TOLERANCE = 2e-5

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamba_reference import numpy_forward, torch_forward
-from bamba_reference.backend import TORCH, Backend
+from bamba_reference import numpy_forward
+from bamba_reference.torch import forward as torch_forward
+from bamba_reference.torch.backend import TORCH, Backend
 from tests.reference.cases import Case, every_backend, random_case, random_tokens, relative_error
 from tests.reference.families import CASES, REPRESENTATIVE
 

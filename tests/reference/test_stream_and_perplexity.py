@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_reference import stream, torch_forward
 from bamba_reference.packing import InputError
-from bamba_reference.perplexity import (
+from bamba_reference.runtime import stream
+from bamba_reference.runtime.perplexity import (
     Estimate,
     cut_chunks,
     numpy_scorer,
@@ -21,6 +21,7 @@ from bamba_reference.perplexity import (
     torch_scorer,
 )
 from bamba_reference.tensors import TensorError, head_name, tensor_shapes
+from bamba_reference.torch import forward as torch_forward
 from tests.reference.cases import (
     RANDOM,
     eval_tokens,

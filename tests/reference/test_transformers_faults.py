@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_reference import numpy_forward, torch_forward
+from bamba_reference import numpy_forward
+from bamba_reference.torch import forward as torch_forward
 from tests.reference.cases import (
     Case,
     oracle_padded,

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from bamba_quant.checkpoint import RawReader, open_checkpoint
-from bamba_quant.convert import plan_conversion
+from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.writers import write_gguf
 
 

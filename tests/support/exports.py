@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bamba_quant.export import plan_export, write_export
+from bamba_quant.planning.export import plan_export, write_export
 from tests.support.directories import tensors
 
 

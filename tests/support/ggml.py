@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bamba_quant.formats import Format
-from bamba_quant.formats.base import F32, U8
+from bamba_quant.codecs import Format
+from bamba_quant.codecs.base import F32, U8
 
 _FLOATS = ctypes.POINTER(ctypes.c_float)
 _DEQUANTIZED_BY_ROW = {"f16": "ggml_fp16_to_fp32_row", "bf16": "ggml_bf16_to_fp32_row"}

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from bamba_quant.schemes import Ignored, Method, Scheme
-from bamba_quant.schemes.base import Parts
+from bamba_quant.codecs.schemes import Ignored, Method, Scheme
+from bamba_quant.codecs.schemes.base import Parts
 
 # A model in which rows and columns of every matrix divide by 128.
 DIVIDES = {

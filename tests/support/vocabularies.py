@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bamba_quant.checkpoint.gguf_values import Value
-from bamba_quant.convert import plan_conversion
+from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.writers import write_gguf
 from tests.support.llama import llama_cpp
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from bamba_quant.checkpoint import open_checkpoint
-from bamba_quant.checkpoint.json_file import JSON_BYTES
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, TokenizerError
+from bamba_quant.files.json_file import JSON_BYTES
 from bamba_quant.tokenizers import read_vocabulary
 from bamba_quant.tokenizers.encoder import Encoder, read_encoder
 from bamba_quant.tokenizers.end_of_text import stop_tokens

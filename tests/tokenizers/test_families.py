@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.errors import TokenizerError
-from bamba_quant.export import plan_export, write_export
-from bamba_quant.inspection import inspect_path
+from bamba_quant.planning.export import plan_export, write_export
+from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.tokenizers import read_vocabulary
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.tokenizers.pretokenizers import LLAMA3, TABLE

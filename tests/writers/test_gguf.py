@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
-from bamba_quant.convert import Conversion, plan_conversion
+from bamba_quant.codecs.floats import to_float32
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, FormatError, OutputError
-from bamba_quant.formats.floats import to_float32
+from bamba_quant.planning.convert import Conversion, plan_conversion
 from bamba_quant.writers import commit, stream, write_gguf
 from bamba_quant.writers import gguf as writer
 from bamba_quant_cli.app import app

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bamba_quant.codecs.schemes import schemes
 from bamba_quant.errors import BambaQuantError, CheckpointError, OutputError
-from bamba_quant.quantize import plan_quantization
-from bamba_quant.schemes import schemes
+from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import journal, quantized
 from bamba_quant.writers.quantized import write_quantized
 from bamba_quant.writers.resumable import partial_of
+from tests.planning.test_quantize import WIDE
 from tests.support.models import random_bamba, save_checkpoint
-from tests.test_quantize import WIDE
 
 SCHEMES = ["fp8-dynamic", "fp8-tensor", "fp8-block", "fp8-block-inv", "w4a16-asym-g128", "torchao-int4-g128"]
 
@@ -99,7 +99,7 @@ def test_an_interrupted_run_goes_on(
 KILLED = """
 import os, sys, time
 from pathlib import Path
-from bamba_quant.quantize import plan_quantization
+from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import journal, quantized
 quantized.CHUNK_BYTES, journal.SECONDS = 1 << 14, 0.0
 told = 0

@@ -12,7 +12,7 @@ import pytest
 
 from bamba_quant.calibration import read_imatrix
 from bamba_quant.errors import OutputError
-from bamba_quant.quantize import plan_quantization
+from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import directory, journal, quantized, resumable
 from bamba_quant.writers.resumable import partial_of
 from tests.recipes.test_llama_quantize import random_imatrix

@@ -11,21 +11,21 @@ import pytest
 
 from bamba_quant.calibration.tune_record import Tuned, read_record
 from bamba_quant.checkpoint import open_checkpoint
-from bamba_quant.convert import plan_conversion
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, OutputError
 from bamba_quant.evaluation.models import describe, open_models
-from bamba_quant.inspection import inspect_path
-from bamba_quant.quantize import plan_quantization
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.inspection import inspect_path
+from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import write_gguf
 from bamba_quant.writers.quantized import write_quantized
 from bamba_quant.writers.resumable import partial_of
 from bamba_quant.writers.tuned import write_tuned_gguf, write_tuned_quantized
+from tests.planning.test_quantize import WIDE
 from tests.support import directories
 from tests.support.conversion import assert_same_tensors
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.tuning import RECORD, WORSE, StandIn, names_left
-from tests.test_quantize import WIDE
 
 SCHEMES = ("fp8-dynamic", "w4a16-g128", "torchao-int4-g128")
 

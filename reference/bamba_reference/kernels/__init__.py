@@ -1,4 +1,4 @@
-"""Kernels behind ``bamba_reference.backend.Backend``, Triton's and the CPU's, and the choice of a backend by name."""
+"""Kernels behind ``torch.backend.Backend``, Triton's and the CPU's, and the choice of a backend by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
-from bamba_reference.backend import TORCH, Backend, BackendError
+from bamba_reference.torch.backend import TORCH, Backend, BackendError
 
 if TYPE_CHECKING:
     import torch

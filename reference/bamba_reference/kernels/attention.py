@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bamba_reference import torch_ops
 from bamba_reference.kernels.launch import INTERPRETED, padded
+from bamba_reference.torch import ops as torch_ops
 
 # Programs among which a head's places are divided, and places each looks at together.
 _PARTS = 2 if INTERPRETED else 16

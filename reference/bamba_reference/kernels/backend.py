@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bamba_reference.backend import TORCH
 from bamba_reference.kernels import attention, convolution, elementwise, norms, products, scan
 from bamba_reference.kernels.decode import Decoder
 from bamba_reference.kernels.selective_scan import selective_scan
+from bamba_reference.torch.backend import TORCH
 
 TRITON = replace(
     TORCH,

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bamba_reference.backend import Backend
 from bamba_reference.kernels import products
 from bamba_reference.kernels.attention import attend
 from bamba_reference.kernels.convolution import conv_in_place
 from bamba_reference.kernels.step import step as scan_step
 from bamba_reference.mixers.attention import rotary_angles
-from bamba_reference.state import AttentionState, MambaState, State
-from bamba_reference.torch_forward import Model, Output, Sequences, embed, final_norm, head, layer
-from bamba_reference.torch_ops import wide
+from bamba_reference.torch.backend import Backend
+from bamba_reference.torch.forward import Model, Output, Sequences, embed, final_norm, head, layer
+from bamba_reference.torch.ops import wide
+from bamba_reference.torch.state import AttentionState, MambaState, State
 
 _PRODUCTS: dict[str, Any] = {
     "linear": products.linear,

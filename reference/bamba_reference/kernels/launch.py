@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bamba_reference.backend import BackendError
-from bamba_reference.triton_cache import name_errors
+from bamba_reference.runtime.triton_cache import name_errors
+from bamba_reference.torch.backend import BackendError
 
 # Read by Triton when a kernel is defined, so it does not change after this module's siblings are imported.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bamba_reference.backend import Backend, BackendError
+from bamba_reference.torch.backend import Backend, BackendError
 
 _CHUNK = 256  # mamba_ssm's own default, and the one its kernels are tuned for
 _CHANNELS = 8  # which causal_conv1d reads at once

@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from bamba_reference import torch_ops
 from bamba_reference.kernels.elementwise import swiglu
 from bamba_reference.kernels.launch import overlaps, padded
+from bamba_reference.torch import ops as torch_ops
 
 # Rows of activations up to which a matrix is read by the kernel below.
 FEW = 4

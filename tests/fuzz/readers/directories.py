@@ -120,8 +120,8 @@ def read_config_alone(case: Case) -> None:
             [
                 partial(calls.inspected, path),
                 partial(calls.inspected, path / "config.json"),
-                partial(calls.converted, path, imagine=True),
-                partial(calls.quantized, path, imagine=True),
+                partial(calls.converted, path, allow_config_only=True),
+                partial(calls.quantized, path, allow_config_only=True),
             ],
         )
     )

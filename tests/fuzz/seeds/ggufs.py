@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bamba_quant.convert import plan_conversion
+from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.writers import write_gguf
 from tests.fuzz.mutations.gguf_file import ARRAY, STRING, Gguf, Info, Items, packed, parsed
 from tests.fuzz.seeds import models, tokenizers

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from bamba_quant.quantize import Quantization, plan_quantization
-from bamba_quant.schemes import scheme_named
+from bamba_quant.codecs.schemes import scheme_named
+from bamba_quant.planning.quantize import Quantization, plan_quantization
 from bamba_quant.writers.quantized import write_quantized
 from tests.fuzz.mutations.json_text import changed, dumped, json_text
 from tests.fuzz.mutations.values import Pairs

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bamba_reference.backend import TORCH, BackendError
 from bamba_reference.kernels import backend_named
 from bamba_reference.kernels.cpu.backend import NUMBA
+from bamba_reference.torch.backend import TORCH, BackendError
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def test_choice_by_name() -> None:
 
 COMPARED = """
 import torch
-from bamba_reference import torch_ops
+from bamba_reference.torch import ops as torch_ops
 from bamba_reference.kernels.cpu import tiles
 from bamba_reference.kernels.cpu.backend import NUMBA
 assert (tiles.LANES, tiles.ROWS) == {tile}, tiles.LANES

@@ -19,8 +19,8 @@ import pytest
 from numba import types
 
 from bamba_quant.writers.atomic import atomic_files
-from bamba_reference import kernel_cache
-from bamba_reference.machine_code import machine_code
+from bamba_reference.runtime import kernel_cache
+from bamba_reference.runtime.jit import compile_kernel
 
 SIGNATURE = types.void(types.Array(types.float64, 1, "C"))
 
@@ -37,7 +37,7 @@ def adder(step: float) -> Callable[[Any], None]:
 
 def added(step: float) -> tuple[float, bool]:
     """What the compiled kernel makes of 1, and whether it was found in the cache."""
-    code: Any = machine_code(adder(step), SIGNATURE, ())
+    code: Any = compile_kernel(adder(step), SIGNATURE, ())
     x = np.ones(3)
     code(x)
     return float(x[2]), bool(code.stats.cache_hits)
@@ -179,7 +179,7 @@ def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "home", nowhere)
     with pytest.warns(UserWarning, match="set NUMBA_CACHE_DIR"):
-        assert machine_code(adder(1.0), SIGNATURE, (Path(__file__).parent / "none",))
+        assert compile_kernel(adder(1.0), SIGNATURE, (Path(__file__).parent / "none",))
 
 
 TOGETHER = """

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bamba_reference import torch_ops
-from bamba_reference.backend import TORCH
 from bamba_reference.kernels.cpu import elementwise, norms, products, threads
 from bamba_reference.kernels.cpu.backend import NUMBA
+from bamba_reference.torch import ops as torch_ops
+from bamba_reference.torch.backend import TORCH
 from tests.reference.cases import relative_error
 
 EXACT = 1e-6  # float32 against float64

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_reference import stream, torch_forward
-from bamba_reference.backend import TORCH, BackendError
-from bamba_reference.generate import generate_batch
 from bamba_reference.kernels import backend_named
 from bamba_reference.kernels.decode import Decoder
+from bamba_reference.runtime import stream
+from bamba_reference.runtime.generate import generate_batch
+from bamba_reference.torch import forward as torch_forward
+from bamba_reference.torch.backend import TORCH, BackendError
 from tests.reference.cases import random_case, random_tokens, relative_error
 from tests.reference.families import CASES, REPRESENTATIVE
 

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bamba_reference import selective_scan as mamba1
-from bamba_reference import torch_ops
-from bamba_reference.backend import Backend, BackendError
 from bamba_reference.kernels.mamba_ssm import backend
+from bamba_reference.torch import ops as torch_ops
+from bamba_reference.torch import selective_scan as mamba1
+from bamba_reference.torch.backend import Backend, BackendError
 from tests.reference.cases import relative_error
 
 EXACT = 1e-6

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bamba_reference import torch_ops
-from bamba_reference.backend import BackendError
 from bamba_reference.kernels import attention, convolution, elementwise, launch, norms, products, scan
+from bamba_reference.torch import ops as torch_ops
+from bamba_reference.torch.backend import BackendError
 from tests.reference.cases import relative_error
 
 EXACT = 1e-6  # float32 against float64

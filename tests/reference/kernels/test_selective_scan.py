@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bamba_reference import selective_scan as definition
-from bamba_reference.backend import BackendError
 from bamba_reference.kernels.backend import TRITON
 from bamba_reference.kernels.selective_scan import Tuning, selective_scan
+from bamba_reference.torch import selective_scan as definition
+from bamba_reference.torch.backend import BackendError
 from tests.reference.cases import relative_error
 from tests.reference.kernels.test_operations import (
     DEVICE,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bamba_reference.backend import BackendError
 from bamba_reference.kernels import launch  # noqa: F401 - has Triton use the manager
+from bamba_reference.torch.backend import BackendError
 from tests.support.kernels import needs_triton
 
 needs_triton()

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bamba_reference import torch_ops
 from bamba_reference.kernels.cpu.arithmetic import exp
 from bamba_reference.kernels.cpu.compilation import FLOAT, FLOATS, SIZE, SIZES, compiled, inlined
 from bamba_reference.kernels.cpu.products import TERMS
 from bamba_reference.kernels.cpu.threads import Integers, Memory, empty, memory, share, takes
 from bamba_reference.kernels.cpu.tiles import LANES, ROWS, WIDTH, multiply_1, multiply_2, multiply_3
+from bamba_reference.torch import ops as torch_ops
 
 # Fewer queries leave too much of a tile empty.
 LEAST_QUERIES = 16

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bamba_reference.backend import TORCH
 from bamba_reference.kernels.cpu import attention, convolution, elementwise, norms, products, scan
+from bamba_reference.torch.backend import TORCH
 
 NUMBA = replace(
     TORCH,

@@ -11,7 +11,7 @@ import numba
 from llvmlite import binding
 from numba import types
 
-from bamba_reference.machine_code import machine_code
+from bamba_reference.runtime.jit import compile_kernel
 
 __all__ = ["FLOAT", "FLOATS", "SIZE", "SIZES", "compiled", "has", "inlined"]
 
@@ -38,7 +38,7 @@ def compiled(*arguments: Any, sums: bool = False) -> Callable[[Function], Functi
     def decorate(function: Function) -> Function:
         @cache
         def code() -> Any:
-            return machine_code(function, types.void(*arguments), _PACKAGES, allowed)
+            return compile_kernel(function, types.void(*arguments), _PACKAGES, allowed)
 
         def call(*given: Any) -> Any:
             return code()(*given)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bamba_reference import torch_ops
 from bamba_reference.kernels.cpu.arithmetic import silu
 from bamba_reference.kernels.cpu.compilation import FLOATS, SIZE, SIZES, compiled, inlined
 from bamba_reference.kernels.cpu.threads import Integers, Memory, empty, memory, share, takes
+from bamba_reference.torch import ops as torch_ops
 
 
 def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: Tensor | None) -> Tensor:

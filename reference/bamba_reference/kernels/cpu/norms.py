@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from bamba_reference import torch_ops
 from bamba_reference.kernels.cpu.arithmetic import silu
 from bamba_reference.kernels.cpu.compilation import FLOAT, FLOATS, SIZE, compiled
 from bamba_reference.kernels.cpu.threads import LEAST_ROWS, Memory, empty, memory, rows_apart, share, takes
+from bamba_reference.torch import ops as torch_ops
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bamba_reference import torch_ops
 from bamba_reference.kernels.cpu.compilation import FLOATS, SIZE, compiled, has, inlined
 from bamba_reference.kernels.cpu.threads import Memory, empty, memory, rows_apart, share, takes
 from bamba_reference.kernels.cpu.tiles import (
@@ -27,6 +26,7 @@ from bamba_reference.kernels.cpu.tiles import (
     transpose_lanes,
     transpose_rows,
 )
+from bamba_reference.torch import ops as torch_ops
 
 # Terms that are summed in one go.
 TERMS = 128

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bamba_reference import torch_ops
 from bamba_reference.kernels.cpu.arithmetic import exp
 from bamba_reference.kernels.cpu.compilation import FLOATS, SIZE, SIZES, compiled, inlined
 from bamba_reference.kernels.cpu.threads import Integers, Memory, empty, memory, share, takes
 from bamba_reference.kernels.cpu.tiles import LANES, ROWS, multiply_1, multiply_2
+from bamba_reference.torch import ops as torch_ops
 
 _STEP = max(LANES, ROWS)
 

@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from bamba_reference.kernels.cpu.compilation import has
-from bamba_reference.machine_code import transposed
+from bamba_reference.runtime.jit import transposed
 
 # Numbers in a register, rows of a tile, and the most vectors across it.
 LANES, ROWS, VECTORS = (16, 8, 3) if has("avx512f") else (8, 4, 3) if has("avx2") else (4, 4, 3)

@@ -1,0 +1,83 @@
+"""What readers of quantized checkpoints share: taking the parts of a weight, each checked, and joining them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bamba_quant.checkpoint.activations import Activations
+from bamba_quant.checkpoint.base import Shape, StoredTensor
+from bamba_quant.checkpoint.dequantize import Dequantizer
+from bamba_quant.checkpoint.packed import Codes, PackedTensor, ScaleTensor, packed_tensor, plain_codes
+from bamba_quant.errors import CheckpointError
+
+E4M3 = "f8_e4m3"
+_FLOATS = ("f32", "bf16", "f16")
+
+
+class Stored:
+    """The tensors of a directory, as they become ``weights`` or turn out to be ``unused``.
+
+    Their names in the files have ``prefix`` before them.
+    """
+
+    def __init__(self, directory: Path, tensors: Mapping[str, StoredTensor], prefix: str = "") -> None:
+        self.directory = directory
+        self.prefix = prefix
+        self.weights: dict[str, PackedTensor] = {}
+        self.unused: set[str] = set()
+        self._tensors = tensors
+        self._taken: set[str] = set()
+
+    def left(self) -> dict[str, StoredTensor]:
+        """What nothing has taken so far."""
+        gone = self._taken | self.unused
+        return {name: tensor for name, tensor in self._tensors.items() if name not in gone}
+
+    def get(self, name: str) -> StoredTensor | None:
+        """A tensor that nothing has taken so far, if there is one of this name."""
+        return None if name in self._taken or name in self.unused else self._tensors.get(name)
+
+    def take(
+        self, name: str, dtypes: tuple[str, ...] = _FLOATS, shapes: tuple[Shape, ...] = ()
+    ) -> StoredTensor:
+        """A part of a weight. Raises ``CheckpointError`` when it is missing, or of another dtype or shape."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(
+                "a quantized weight lacks a part",
+                where=self.directory,
+                found=f"no tensor {name}",
+                fix="fetch all shards, or correct quantization_config",
+            )
+        if tensor.format.name not in dtypes or (shapes and tensor.shape not in shapes):
+            raise CheckpointError(
+                "a part of a quantized weight is not what quantization_config implies",
+                where=f"{tensor.file}, tensor {name}",
+                found=f"{tensor.format.name} of shape {tensor.shape}",
+                expected=f"{' or '.join(dtypes)}"
+                + (f" of shape {' or '.join(map(str, shapes))}" if shapes else ""),
+                fix="check that config.json and the weights belong together",
+            )
+        self._taken.add(name)
+        return tensor
+
+    def add(self, name: str, described: str, shape: tuple[int, int], unpacking: Dequantizer,
+            codes: Codes | StoredTensor, scale: ScaleTensor, zero: ScaleTensor | None = None,
+            activations: Activations | None = None) -> None:  # fmt: skip
+        """Make the parts the weight ``name``; codes that are a tensor stand row by row."""
+        if isinstance(codes, StoredTensor):
+            codes = plain_codes(codes)
+        self.weights[name] = packed_tensor(
+            name, described, shape, unpacking, codes=codes, scale=scale, zero=zero, activations=activations
+        )
+
+    def unsupported(self, what: str, name: str, found: object, expected: str) -> CheckpointError:
+        """The error for a weight that is stored in a way nobody has taught this reader."""
+        return CheckpointError(
+            f"{what} cannot be read",
+            where=f"{self.directory}, {name}",
+            found=str(found),
+            expected=expected,
+            fix="give the unquantized checkpoint",
+        )

@@ -1,0 +1,61 @@
+"""How a thread reads one weight's share of a block's bytes: ``formats.layout`` from the weight's side."""
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from bamba_quant.codecs.cuda.arithmetic import from_half
+
+
+@triton.jit
+def byte(at: tl.tensor) -> tl.tensor:
+    return tl.load(at).to(tl.int32)
+
+
+@triton.jit
+def short(at: tl.tensor) -> tl.tensor:
+    """Two bytes, the low one first, as an integer that is not negative."""
+    return byte(at) | (byte(at + 1) << 8)
+
+
+@triton.jit
+def word(at: tl.tensor) -> tl.tensor:
+    """Four bytes, the low one first; a shift to the right copies the topmost bit."""
+    return short(at) | (short(at + 2) << 16)
+
+
+@triton.jit
+def half(at: tl.tensor) -> tl.tensor:
+    return from_half(short(at))
+
+
+@triton.jit
+def nibble(at: tl.tensor, j: tl.tensor, GROUP: tl.constexpr) -> tl.tensor:
+    """``layout.unpack_nibbles``: of each group the first half lies in the low four bits, the second in the high."""
+    both = byte(at + j // GROUP * (GROUP // 2) + j % (GROUP // 2))
+    return (both >> (j % GROUP // (GROUP // 2) * 4)) & 15
+
+
+@triton.jit
+def crumb(at: tl.tensor, j: tl.tensor) -> tl.tensor:
+    """``layout.unpack_two_bit_codes``."""
+    return (byte(at + j // 128 * 32 + j % 32) >> (j % 128 // 32 * 2)) & 3
+
+
+@triton.jit
+def bit(at: tl.tensor, j: tl.tensor) -> tl.tensor:
+    """``layout.unpack_bits``."""
+    return (byte(at + j % 32) >> (j // 32)) & 1
+
+
+@triton.jit
+def field(at: tl.tensor, j: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
+    """Number j of those of 1, 2 or 4 bits that follow one another, the lowest bits of a byte first."""
+    return (byte(at + j // (8 // BITS)) >> (j % (8 // BITS) * BITS)) & ((1 << BITS) - 1)
+
+
+@triton.jit
+def signed(one: tl.tensor) -> tl.tensor:
+    return ((one ^ 128) - 128).to(tl.float32)

@@ -1,0 +1,31 @@
+"""Packed rows of any size to float32, on every core and with temporaries that do not grow with the rows."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from bamba_quant.codecs.base import F32, U8, Format
+
+# Weights of a piece: its temporaries stay in a core's cache.
+_PIECE = 1 << 18
+
+
+def decode(number_format: Format, raw: U8) -> F32:
+    """float32 (rows, n) of uint8 (rows, ``row_bytes(n)``), by ``Format.dequantize`` of some rows at a time."""
+    rows, row_bytes = raw.shape
+    columns = row_bytes // number_format.block_bytes * number_format.block_size
+    step = max(1, _PIECE // columns)
+    if rows <= step:
+        return number_format.dequantize(raw)
+    out = np.empty((rows, columns), np.float32)
+
+    def piece(start: int) -> None:
+        out[start : start + step] = number_format.dequantize(raw[start : start + step])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(piece, range(0, rows, step)):
+            pass
+    return out

@@ -1,0 +1,194 @@
+"""The configuration of a model from the key-values of its GGUF, as several families share them."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from typing import Any, TypeVar
+
+from gguf import Keys
+
+from bamba_quant.errors import ArchitectureError
+from bamba_quant.families.rules import Tensors, Values, architecture_named
+from bamba_reference.config import LayerType
+from bamba_reference.hf_configs.reading import MOST, MOST_HEAD_DIM, MOST_LAYERS
+
+T = TypeVar("T")
+
+
+class Reader:
+    """The key-values below a file's architecture.
+
+    Sizes are believed only as far as ``tensors``, those of the file, have a dimension of that length; a file without
+    tensors has a vocabulary alone, from which nothing is allocated by these sizes.
+    """
+
+    def __init__(self, values: Values, tensors: Tensors) -> None:
+        self._values = values
+        self._tensors = tensors
+        self.architecture = architecture_named(values)
+        # Sizes of parts that a model lacks may be somewhat larger: granite files without Mamba layers have ssm.* keys.
+        self._largest = 4 * max((max(each.shape, default=1) for each in tensors.values()), default=MOST)
+
+    def key(self, key: str) -> str:
+        """The full name of a key of this architecture."""
+        return f"{self.architecture}.{key}"
+
+    def count(self, key: str, default: int | None = None, *, most: int | None = None) -> int:
+        """The integer of at least 1 under ``key``, of at most the largest dimension in the file.
+
+        Raises ``ArchitectureError`` when it is missing and there is no default, ``CheckpointError`` when it is
+        anything else.
+        """
+        most = self._largest if most is None else most
+        return self._required(key, self._values.integer(self.key(key), least=1, most=most), default)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        """The number above zero under ``key``, as float32 holds it. Raises ``ArchitectureError`` otherwise."""
+        found = self._required(key, self._values.number(self.key(key)), default)
+        if not 2.0**-126 <= found < 2.0**128:
+            raise self._invalid(key, found, "a number above 0 that float32 holds")
+        return found
+
+    def scale(self, key: str) -> float | None:
+        """The multiplier under ``key``; None where it is missing or 0, which llama.cpp takes for no multiplier."""
+        return self._values.number(self.key(key)) or None
+
+    def flag(self, key: str, default: bool) -> bool:
+        """The boolean under ``key``."""
+        found = self._values.flag(self.key(key))
+        return default if found is None else found
+
+    def experts(self) -> int:
+        """The number of experts of a layer, 0 for a model without."""
+        return self._values.integer(self.key("expert_count"), most=self._largest) or 0
+
+    def blocks(self) -> int:
+        """The number of layers, each of which has a tensor."""
+        return self.count("block_count", most=min(MOST_LAYERS, len(self._tensors) or MOST_LAYERS))
+
+    def _required(self, key: str, found: T | None, default: T | None = None) -> T:
+        found = default if found is None else found
+        if found is None:
+            raise ArchitectureError(
+                "the file lacks a key-value its architecture needs",
+                where=self._values.file,
+                found=f"no {self.key(key)}",
+            )
+        return found
+
+    def _invalid(self, key: str, found: object, expected: str) -> ArchitectureError:
+        return ArchitectureError(
+            f"the GGUF key {self.key(key)} has an invalid value",
+            where=self._values.file,
+            found=reprlib.repr(found),
+            expected=expected,
+        )
+
+    def _quotient(self, key: str, whole: int, part: int, of: str) -> int:
+        """``whole``, the value of ``of``, divided by ``part``, that of ``key``, without a remainder."""
+        if whole % part:
+            raise self._invalid(key, part, f"a divisor of {self.key(of)}, {whole}")
+        return whole // part
+
+    def special_tokens(self) -> dict[str, Any]:
+        """The fields of ``Config`` that GGUF keeps with the vocabulary."""
+        bos, eos, padding = (
+            self._values[key].value if key in self._values else None
+            for key in (Keys.Tokenizer.BOS_ID, Keys.Tokenizer.EOS_ID, Keys.Tokenizer.PAD_ID)
+        )
+        return {
+            "bos_token_id": bos,
+            "eos_token_ids": (eos,) if eos is not None else (),
+            "pad_token_id": padding,
+        }
+
+    def vocab_size(self) -> int:
+        """Rows of the embedding: one for each token, where the file has a vocabulary (llama.cpp loads no other)."""
+        tokens = self._values.texts(Keys.Tokenizer.LIST)
+        found = self.count("vocab_size", None if tokens is None else len(tokens))
+        if tokens is not None and found != len(tokens):
+            raise self._invalid("vocab_size", found, f"{len(tokens)}, the length of {Keys.Tokenizer.LIST}")
+        return found
+
+    def shape(self) -> dict[str, Any]:
+        """The fields of ``Config`` that every family has; tying shows in the tensors' names."""
+        return {
+            "vocab_size": self.vocab_size(),
+            "hidden_size": self.count("embedding_length"),
+            "rms_norm_eps": self.positive("attention.layer_norm_rms_epsilon"),
+            "tie_word_embeddings": "output.weight" not in self._tensors,
+            "max_position_embeddings": self.count("context_length", most=MOST),
+            **self.special_tokens(),
+        }
+
+    def layers(self, kind: LayerType) -> dict[str, Any]:
+        """The field of ``Config`` of a model with one kind of layer."""
+        return {"layer_types": (kind,) * self.blocks()}
+
+    def expansion(self) -> int:
+        """The width inside a mixer over that of the model."""
+        width = self.count("ssm.inner_size")
+        return self._quotient("embedding_length", width, self.count("embedding_length"), "ssm.inner_size")
+
+    def mamba2(self) -> dict[str, Any]:
+        """The fields of ``Config`` that Mamba-2 layers have; biases show in the tensors' names."""
+        heads, d_inner = self.count("ssm.time_step_rank"), self.count("ssm.inner_size")
+        groups = self.count("ssm.group_count")
+        self._quotient("ssm.group_count", heads, groups, "ssm.time_step_rank")
+        return {
+            "mamba_expand": self.expansion(),
+            "mamba_n_heads": heads,
+            "mamba_d_head": self._quotient("ssm.time_step_rank", d_inner, heads, "ssm.inner_size"),
+            "mamba_n_groups": groups,
+            "mamba_d_state": self.count("ssm.state_size"),
+            "mamba_d_conv": self.count("ssm.conv_kernel"),
+            "mamba_conv_bias": self.has_convolution_bias(),
+            "mamba_proj_bias": False,
+            "time_step_limit": (0.0, math.inf),
+        }
+
+    def attention(self) -> dict[str, Any]:
+        """The fields of ``Config`` that attention layers have; a layer without key-value heads is not one."""
+        heads, blocks = self.count("attention.head_count"), self.blocks()
+        key = self.key("attention.head_count_kv")
+        if self._values.is_array(key):
+            kv_heads = self._values.integers(key, most=heads)
+        else:
+            one = self._values.integer(key, most=heads)
+            kv_heads = None if one is None else [one] * blocks
+        kv_heads = self._required("attention.head_count_kv", kv_heads)
+        if len(kv_heads) != blocks:
+            raise self._invalid(
+                "attention.head_count_kv", kv_heads, f"the key-value heads of each of {blocks} layers"
+            )
+        for count in set(kv_heads) - {0}:
+            self._quotient("attention.head_count_kv", heads, count, "attention.head_count")
+        return {
+            "layer_types": tuple("attention" if count else "mamba" for count in kv_heads),
+            "num_attention_heads": heads,
+            "num_key_value_heads": max(kv_heads),
+            "head_dim": self.count(
+                "attention.key_length", max(1, self.count("embedding_length") // heads), most=MOST_HEAD_DIM
+            ),
+            "rope_theta": self.positive("rope.freq_base", 10000.0),
+            "attention_bias": self.has_bias("attn_q"),
+        }
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """How many of the elements of each head are rotated, all where the file says nothing."""
+        found = self.count("rope.dimension_count", head_dim, most=head_dim)
+        if found % 2:
+            raise self._invalid(
+                "rope.dimension_count", found, f"an even number up to the head size, {head_dim}"
+            )
+        return found
+
+    def has_bias(self, kind: str) -> bool:
+        """Whether the file has biases of this kind."""
+        return any(name.endswith(f"{kind}.bias") for name in self._tensors)
+
+    def has_convolution_bias(self) -> bool:
+        """The same of the convolution; true where there is none, as llama.cpp runs no other."""
+        convolution = any(name.endswith("ssm_conv1d.weight") for name in self._tensors)
+        return self.has_bias("ssm_conv1d") or not convolution

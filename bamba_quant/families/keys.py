@@ -1,0 +1,140 @@
+"""Key-values and keys of config.json that several families share, as they are written."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from bamba_quant.checkpoint.gguf_values import float32, uint32
+from bamba_quant.families.rules import Metadata, Values, architecture_named
+from bamba_reference.config import Config
+
+# llama.cpp wants these two keys of every model.
+NO_ATTENTION: Metadata = {"feed_forward_length": uint32(0), "attention.head_count": uint32(0)}
+# The fields of ``Config`` of a model whose layers are mixers and nothing else.
+ONLY_MIXERS: dict[str, Any] = {
+    "intermediate_size": 0,
+    "num_attention_heads": 0,
+    "num_key_value_heads": 0,
+    "head_dim": 0,
+    "rotary_dim": 0,
+    "rope_theta": 10000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "residual_in_fp32": True,
+}
+
+
+def shape(config: Config) -> Metadata:
+    """What ``Reader.shape`` reads."""
+    return {
+        "block_count": uint32(config.num_hidden_layers),
+        "context_length": uint32(config.max_position_embeddings),
+        "embedding_length": uint32(config.hidden_size),
+        "vocab_size": uint32(config.vocab_size),
+        "attention.layer_norm_rms_epsilon": float32(config.rms_norm_eps),
+    }
+
+
+def attention(config: Config) -> Metadata:
+    """What ``Reader.attention`` reads, but for key-value heads, whose form differs between architectures."""
+    return {
+        "attention.head_count": uint32(config.num_attention_heads),
+        "attention.key_length": uint32(config.head_dim),
+        "attention.value_length": uint32(config.head_dim),
+        "rope.freq_base": float32(config.rope_theta),
+    }
+
+
+def mamba2(config: Config) -> Metadata:
+    """What ``Reader.mamba2`` reads."""
+    return {
+        "ssm.conv_kernel": uint32(config.mamba_d_conv),
+        "ssm.inner_size": uint32(config.mamba_d_inner),
+        "ssm.state_size": uint32(config.mamba_d_state),
+        # For Mamba-2 llama.cpp reads the number of heads under this name.
+        "ssm.time_step_rank": uint32(config.mamba_n_heads),
+        "ssm.group_count": uint32(config.mamba_n_groups),
+    }
+
+
+def hf_special_tokens(config: Config) -> dict[str, Any]:
+    """Written even where there is none: transformers' defaults are other ids."""
+    eos = config.eos_token_ids
+    return {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
+        "pad_token_id": config.pad_token_id,
+    }
+
+
+def hf_mamba2(config: Config) -> dict[str, Any]:
+    """Mamba-2 layers in the keys of Bamba and Granite."""
+    return {
+        "mamba_expand": config.mamba_expand,
+        "mamba_n_heads": config.mamba_n_heads,
+        "mamba_d_head": config.mamba_d_head,
+        "mamba_n_groups": config.mamba_n_groups,
+        "mamba_d_state": config.mamba_d_state,
+        "mamba_d_conv": config.mamba_d_conv,
+        "mamba_conv_bias": config.mamba_conv_bias,
+        "mamba_proj_bias": config.mamba_proj_bias,
+        **_hf_time_step_limit(config),
+    }
+
+
+def _hf_time_step_limit(config: Config) -> dict[str, Any]:
+    return (
+        {} if config.time_step_limit == (0.0, math.inf) else {"time_step_limit": list(config.time_step_limit)}
+    )
+
+
+def hf_mixers(config: Config) -> dict[str, Any]:
+    """A model of mixers alone in the keys that Mamba, FalconMamba and Mamba-2 share."""
+    written: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "state_size": config.mamba_d_state,
+        "conv_kernel": config.mamba_d_conv,
+        "expand": config.mamba_expand,
+        "use_bias": config.mamba_proj_bias,
+        "use_conv_bias": config.mamba_conv_bias,
+        "hidden_act": config.hidden_act,
+        "layer_norm_epsilon": shortest(config.rms_norm_eps),
+        "residual_in_fp32": config.residual_in_fp32,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        **hf_special_tokens(config),
+        "use_cache": True,
+    }
+    return written | _hf_time_step_limit(config)
+
+
+def hf_attention(config: Config) -> dict[str, Any]:
+    """Attention layers, but for their rotary embedding."""
+    written: dict[str, Any] = {
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "attention_bias": config.attention_bias,
+        "rope_theta": shortest(config.rope_theta),
+    }
+    if config.head_dim * config.num_attention_heads != config.hidden_size:
+        written["head_dim"] = config.head_dim
+    return written
+
+
+def shortest(number: float) -> float:
+    """The shortest decimal among those a file's float32 stands for: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(number)))
+
+
+def is_granite(values: Values) -> bool:
+    """Whether a file has multipliers or experts, which tell a Granite's ``granitehybrid`` from a Bamba's."""
+    name = architecture_named(values)
+    return any(
+        values.number(f"{name}.{key}")
+        for key in ("embedding_scale", "residual_scale", "attention.scale", "logit_scale", "expert_count")
+    )

@@ -1,0 +1,171 @@
+"""Rules that several families share, under the reference's names: embeddings, mixers, attention, feed-forward."""
+
+from __future__ import annotations
+
+from bamba_quant.families.rules import Rule
+from bamba_quant.families.transforms import IDENTITY, NEGATIVE_EXP, Transform, interleave_rotary
+from bamba_reference.config import Config
+
+LAYER = "model.layers.{i}."
+BLOCK = "blk.{i}."
+
+# Models of mixers alone, as transformers, state-spaces' own code and mistral's call their tensors.
+_MIXERS = {
+    "model.final_layernorm": "backbone.norm_f",
+    "model.layers": "backbone.layers",
+    "input_layernorm": "norm",
+    ".mamba.": ".mixer.",
+}
+MIXER_DIALECTS = (
+    {"model.embed_tokens": "backbone.embeddings", **_MIXERS},
+    {"model.embed_tokens": "backbone.embedding", **_MIXERS},
+    {
+        "model.embed_tokens": "backbone.embedding",
+        **_MIXERS,
+        "backbone": "model.backbone",
+        "lm_head": "model.lm_head",
+    },
+)
+
+
+def mamba2_layers(config: Config) -> tuple[int, ...]:
+    return config.mamba_layers
+
+
+def attention_layers(config: Config) -> tuple[int, ...]:
+    return config.attention_layers
+
+
+def has_attention_bias(config: Config) -> bool:
+    return config.attention_bias
+
+
+def has_mlp_bias(config: Config) -> bool:
+    return config.mlp_bias
+
+
+def has_projection_bias(config: Config) -> bool:
+    return config.mamba_proj_bias
+
+
+def has_convolution_bias(config: Config) -> bool:
+    return config.mamba_conv_bias
+
+
+def hidden(config: Config) -> tuple[int]:
+    return (config.hidden_size,)
+
+
+def embedding(config: Config) -> tuple[int, int]:
+    return (config.vocab_size, config.hidden_size)
+
+
+def up(config: Config) -> tuple[int, int]:
+    return (config.intermediate_size, config.hidden_size)
+
+
+def down(config: Config) -> tuple[int, int]:
+    return (config.hidden_size, config.intermediate_size)
+
+
+def inner(config: Config) -> tuple[int]:
+    return (config.mamba_d_inner,)
+
+
+def projected_in(config: Config) -> tuple[int, int]:
+    return (config.mamba_in_proj_dim, config.hidden_size)
+
+
+def projected_out(config: Config) -> tuple[int, int]:
+    return (config.hidden_size, config.mamba_d_inner)
+
+
+def convolution(config: Config) -> tuple[int, int, int]:
+    return (config.mamba_conv_dim, 1, config.mamba_d_conv)
+
+
+def convolution_in_gguf(config: Config) -> tuple[int, int]:
+    return (config.mamba_conv_dim, config.mamba_d_conv)
+
+
+def _heads(config: Config) -> tuple[int]:
+    return (config.mamba_n_heads,)
+
+
+def _heads_by_one(config: Config) -> tuple[int, int]:
+    return (config.mamba_n_heads, 1)
+
+
+def _query(config: Config) -> tuple[int, int]:
+    return (config.num_attention_heads * config.head_dim, config.hidden_size)
+
+
+def _key_value(config: Config) -> tuple[int, int]:
+    return (config.num_key_value_heads * config.head_dim, config.hidden_size)
+
+
+def _rotary(config: Config) -> Transform:
+    return interleave_rotary(config.head_dim, config.rotary_dim) if config.rotary_dim else IDENTITY
+
+
+# fmt: off
+EMBEDDINGS = (
+    Rule("model.embed_tokens.weight", "token_embd.weight", "token_embd", embedding),
+    Rule("lm_head.weight", "output.weight", "output", embedding, when=lambda c: not c.tie_word_embeddings),
+    Rule("lm_head.weight", None, "output", embedding, when=lambda c: c.tie_word_embeddings,
+         skipped="tied to the embedding", equal_to="model.embed_tokens.weight"),
+    Rule("model.final_layernorm.weight", "output_norm.weight", "norm", hidden),
+    Rule(LAYER + "input_layernorm.weight", BLOCK + "attn_norm.weight", "norm", hidden),
+)
+
+# The biases of the projections have no place in GGUF: ``refusals.mixer`` names a model that has them.
+MAMBA2 = (
+    # Rows of in_proj, in order: z, x, B, C, dt.
+    Rule(LAYER + "mamba.in_proj.weight", BLOCK + "ssm_in.weight", "ssm_in", projected_in, layers=mamba2_layers),
+    Rule(LAYER + "mamba.in_proj.bias", None, "bias", lambda c: projected_in(c)[:1], layers=mamba2_layers,
+         when=has_projection_bias),
+    Rule(LAYER + "mamba.conv1d.weight", BLOCK + "ssm_conv1d.weight", "ssm_conv1d", convolution,
+         gguf_shape=convolution_in_gguf, layers=mamba2_layers),
+    Rule(LAYER + "mamba.conv1d.bias", BLOCK + "ssm_conv1d.bias", "bias", lambda c: convolution(c)[:1],
+         layers=mamba2_layers, when=has_convolution_bias),
+    Rule(LAYER + "mamba.dt_bias", BLOCK + "ssm_dt.bias", "ssm_dt", _heads, layers=mamba2_layers),
+    Rule(LAYER + "mamba.A_log", BLOCK + "ssm_a", "ssm_a", _heads, gguf_shape=_heads_by_one,
+         transform=lambda c: NEGATIVE_EXP, layers=mamba2_layers),
+    Rule(LAYER + "mamba.D", BLOCK + "ssm_d", "ssm_d", _heads, gguf_shape=_heads_by_one, layers=mamba2_layers),
+    Rule(LAYER + "mamba.norm.weight", BLOCK + "ssm_norm.weight", "norm", inner,
+         gguf_shape=lambda c: (c.mamba_n_groups, c.mamba_d_inner // c.mamba_n_groups), layers=mamba2_layers),
+    Rule(LAYER + "mamba.out_proj.weight", BLOCK + "ssm_out.weight", "ssm_out", projected_out, layers=mamba2_layers),
+    Rule(LAYER + "mamba.out_proj.bias", None, "bias", hidden, layers=mamba2_layers, when=has_projection_bias),
+)
+
+ATTENTION = (
+    Rule(LAYER + "self_attn.q_proj.weight", BLOCK + "attn_q.weight", "attn_q", _query, transform=_rotary,
+         layers=attention_layers),
+    Rule(LAYER + "self_attn.k_proj.weight", BLOCK + "attn_k.weight", "attn_k", _key_value, transform=_rotary,
+         layers=attention_layers),
+    Rule(LAYER + "self_attn.v_proj.weight", BLOCK + "attn_v.weight", "attn_v", _key_value, layers=attention_layers),
+    Rule(LAYER + "self_attn.o_proj.weight", BLOCK + "attn_output.weight", "attn_output",
+         lambda c: (c.hidden_size, c.num_attention_heads * c.head_dim), layers=attention_layers),
+    Rule(LAYER + "self_attn.q_proj.bias", BLOCK + "attn_q.bias", "bias", lambda c: _query(c)[:1], transform=_rotary,
+         layers=attention_layers, when=has_attention_bias),
+    Rule(LAYER + "self_attn.k_proj.bias", BLOCK + "attn_k.bias", "bias", lambda c: _key_value(c)[:1],
+         transform=_rotary, layers=attention_layers, when=has_attention_bias),
+    Rule(LAYER + "self_attn.v_proj.bias", BLOCK + "attn_v.bias", "bias", lambda c: _key_value(c)[:1],
+         layers=attention_layers, when=has_attention_bias),
+    Rule(LAYER + "self_attn.o_proj.bias", BLOCK + "attn_output.bias", "bias", hidden, layers=attention_layers,
+         when=has_attention_bias),
+    Rule(LAYER + "self_attn.rotary_emb.inv_freq", None, "rotary", lambda c: (c.rotary_dim // 2,),
+         layers=attention_layers, skipped="recomputed from rope_theta"),
+)
+
+FEED_FORWARD = (
+    Rule(LAYER + "pre_ff_layernorm.weight", BLOCK + "ffn_norm.weight", "norm", hidden),
+    Rule(LAYER + "feed_forward.gate_proj.weight", BLOCK + "ffn_gate.weight", "ffn_gate", up),
+    Rule(LAYER + "feed_forward.up_proj.weight", BLOCK + "ffn_up.weight", "ffn_up", up),
+    Rule(LAYER + "feed_forward.down_proj.weight", BLOCK + "ffn_down.weight", "ffn_down", down),
+    Rule(LAYER + "feed_forward.gate_proj.bias", BLOCK + "ffn_gate.bias", "bias", lambda c: up(c)[:1],
+         when=has_mlp_bias),
+    Rule(LAYER + "feed_forward.up_proj.bias", BLOCK + "ffn_up.bias", "bias", lambda c: up(c)[:1], when=has_mlp_bias),
+    Rule(LAYER + "feed_forward.down_proj.bias", BLOCK + "ffn_down.bias", "bias", hidden, when=has_mlp_bias),
+)
+# fmt: on

@@ -1,0 +1,167 @@
+"""Weights read on a GPU, to which quantized weights go as they are stored: blocks, or codes with their scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from bamba_quant.checkpoint import PackedTensor, RawReader, StoredTensor
+from bamba_quant.inference.weights import LazyWeights, Timings, WeightInfo
+
+if TYPE_CHECKING:
+    import torch
+
+    from bamba_quant.inference.prefetch import ReadAhead, Wanted
+
+# Weights that are unpacked together: their float32 takes 64 MB.
+_PIECE = 1 << 24
+
+
+class DeviceWeights(Mapping[str, Any]):
+    """``LazyWeights`` read on a GPU: blocks and codes go there as they are stored, and weights of ``dtype`` come out;
+    tensors stored plainly keep their own.
+
+    What a GPU does not read (vectors, and changes of single values) is read on the CPU, to the same values: it is a
+    few vectors of a model. With ``ahead`` what it brings is taken from there, and the bytes of one layer, or of one
+    tensor outside the layers, stay on the device until another is asked for, so that all who read a layer cause one
+    reading.
+    """
+
+    def __init__(
+        self, weights: LazyWeights, device: torch.device, dtype: torch.dtype, ahead: ReadAhead | None = None
+    ) -> None:
+        self._weights, self._device, self._dtype = weights, device, dtype
+        self._ahead = ahead
+        self._held: dict[str, torch.Tensor] = {}
+
+    def to(self, dtype: torch.dtype) -> DeviceWeights:
+        """The same, giving weights of another dtype; what is held is held once."""
+        other = DeviceWeights(self._weights, self._device, dtype, self._ahead)
+        other._held = self._held
+        return other
+
+    def __getitem__(self, name: str) -> Any:
+        return self.rows(name) if self.on_device(name) else self._weights[name]
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None, timings: Timings | None = None) -> Any:
+        """``LazyWeights.rows``, as a tensor on the device where that reads it."""
+        from bamba_quant.codecs.cuda.decoding import decode
+
+        timings = timings or Timings()
+        tensor, rule, moved = self._weights.stored(name)
+        stop = rule.shape[0] if stop is None else stop
+        whole = self._whole(name, timings)
+        if not self.on_device(name):
+            return self._weights.rows(name, start, stop, timings)
+        if isinstance(tensor, PackedTensor):
+            if whole is None:
+                return read_packed(tensor, start, stop, self._device, self._dtype, timings)
+            with timings.spent("decoding"):
+                return decode_packed(tensor, whole[start:stop], self._dtype)
+        raw, first = self._raw(name, whole, start, stop, timings)
+        with timings.spent("decoding"):
+            if moved:
+                raw = rule.transform.invert(raw)
+            plain = tensor.format.dtype
+            values = decode(tensor.format, raw, self._dtype if plain is None else _torch_dtype(plain.name))
+            return values.view(-1, *rule.shape[1:])[start - first : stop - first]
+
+    def info(self, name: str) -> WeightInfo:
+        """``LazyWeights.info``."""
+        return self._weights.info(name)
+
+    def wanted(self, name: str) -> Wanted:
+        """The tensor as ``ReadAhead`` is told of it."""
+        from bamba_quant.inference.prefetch import Wanted
+
+        tensor, arranged = self._read_ahead(name)
+        return Wanted(tensor, self.on_device(name) and not arranged)
+
+    def on_device(self, name: str) -> bool:
+        """Whether the device decodes this tensor."""
+        _, rule, moved = self._weights.stored(name)
+        return len(rule.shape) > 1 and (not moved or rule.transform.moves)
+
+    def _read_ahead(self, name: str) -> tuple[StoredTensor, bool]:
+        """What is read ahead for a tensor, and whether it only comes into the system's cache: codes that stand in
+        another order than rows go to the device as they stand there, when they are asked for.
+        """
+        tensor = self._weights.stored(name)[0]
+        if isinstance(tensor, PackedTensor) and tensor.codes.arrange is not None:
+            return tensor.codes.tensor, True
+        return tensor, False
+
+    def _whole(self, name: str, timings: Timings) -> torch.Tensor | None:
+        """All bytes of the tensor on the device, where they were read ahead; lets go what is not of its layer."""
+        if self._ahead is None:
+            return None
+        layer = self.info(name).layer
+        for other in [other for other in self._held if other != name]:
+            if layer is None or self.info(other).layer != layer:
+                del self._held[other]
+        if name not in self._held:
+            with timings.spent("reading"):
+                found = self._ahead.take(self._read_ahead(name)[0])
+            if found is not None:
+                self._held[name] = found
+        return self._held.get(name)
+
+    def _raw(
+        self, name: str, whole: torch.Tensor | None, start: int, stop: int, timings: Timings
+    ) -> tuple[torch.Tensor, int]:
+        """``LazyWeights.raw`` on the device."""
+        import torch
+
+        if whole is None:
+            raw, first = self._weights.raw(name, start, stop, timings)
+            with timings.spent("reading"):
+                return torch.from_numpy(raw).to(self._device), first
+        first, last, each = self._weights.span(name, start, stop)
+        return whole[first * each : last * each], first
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def weights_on(weights: LazyWeights, device: torch.device, dtype: torch.dtype) -> LazyWeights | DeviceWeights:
+    """The weights for a device: on a GPU dequantized there, to ``dtype``, elsewhere as they are."""
+    return DeviceWeights(weights, device, dtype) if device.type == "cuda" else weights
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def read_packed(
+    tensor: PackedTensor, start: int, stop: int, device: torch.device, dtype: torch.dtype, timings: Timings
+) -> torch.Tensor:
+    """Rows ``start`` to ``stop`` on the device, unpacked there some at a time; errors as ``RawReader.read_into``'s."""
+    import torch
+
+    out = torch.empty(stop - start, tensor.columns, dtype=dtype, device=device)
+    done = 0
+    with RawReader() as reader:
+        stretches = tensor.stretches(reader, start, stop, max(1, _PIECE // tensor.columns))
+        while True:
+            with timings.spent("reading"):
+                stretch = next(stretches, None)
+            if stretch is None:
+                return out
+            with timings.spent("decoding"):
+                out[done : done + stretch.count] = tensor.decode_on(stretch, device)
+            done += stretch.count
+
+
+def decode_packed(tensor: PackedTensor, raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The weights of rows that lie on a device as ``format`` takes them, (r, ``row_bytes``): some at a time."""
+    out = raw.new_empty(len(raw), tensor.columns, dtype=dtype)
+    step = max(1, _PIECE // tensor.columns)
+    for start in range(0, len(raw), step):
+        out[start : start + step] = tensor.rows_on(raw[start : start + step])
+    return out

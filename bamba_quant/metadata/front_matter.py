@@ -1,0 +1,95 @@
+"""The YAML front matter of a model card: plain values only, in bounded time and memory."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bamba_quant.errors import CheckpointError, PlanError
+from bamba_quant.files.regular_file import open_regular
+from bamba_reference.shown import shown
+
+_MOST_CHARACTERS = 1 << 19
+_MOST_BYTES = 4 * _MOST_CHARACTERS + 16  # of UTF-8, with the lines "---"
+_MOST_NESTED = 30
+_MOST_ALIASES = 1000
+# Sexagesimal integers take quadratic time, and Python does not print those of more than 4,300 digits.
+_LONG_NUMBER = re.compile(r"[-+]?[0-9.][0-9a-fA-FoxX_:.]{1000,}")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML was built with it
+
+
+def read_front_matter(file: Path) -> dict[str, Any]:
+    """The object between ``---`` lines at the beginning of ``file``; empty where there is none.
+
+    Tabs and the language ``no`` in a list are read as gguf-py reads them. Raises ``PlanError`` for what is not plain
+    YAML, and ``CheckpointError`` for a file that is not UTF-8 text.
+    """
+    lines = _beginning(file).splitlines()
+    if not lines or lines[0] != "---":
+        return {}
+    end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
+    text = ("\n".join(lines[1:end]) + "\n").replace("- no\n", '- "no"\n').replace("\t", "  ")
+    if len(text) > _MOST_CHARACTERS:
+        raise _refused(file, f"{len(text):,} characters", f"at most {_MOST_CHARACTERS:,}")
+    try:
+        _check(file, text)
+        found = yaml.load(text, Loader=_LOADER)
+    # PyYAML does not wrap the errors of its constructors: a date of month 99, an empty number.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise _refused(file, str(error)) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _beginning(file: Path) -> str:
+    """As much of a card as can hold front matter; the rest may be of any length."""
+    try:
+        descriptor, size = open_regular(file)
+        with os.fdopen(descriptor, "rb") as stream:
+            raw = stream.read(_MOST_BYTES)
+        # A character that is cut in two at the end is left out.
+        return codecs.getincrementaldecoder("utf-8")().decode(raw, final=size <= len(raw))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{file.name} cannot be read as UTF-8 text", where=file, found=str(error), expected="UTF-8 text"
+        ) from error
+
+
+def _check(file: Path, text: str) -> None:
+    """Refuse what takes more than linear time to load: deep nesting, merged keys, long numbers; and tags."""
+    depth = aliases = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent):
+            aliases += 1
+        elif isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
+            if event.value == "<<":
+                raise _refused(file, "a merge key, <<", "keys written out")
+            if _LONG_NUMBER.fullmatch(event.value):
+                raise _refused(file, f"a number of {len(event.value)} characters", "text in quotes")
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!"):
+            raise _refused(file, f"a tag, {shown(tag)}", "plain values")
+        if depth > _MOST_NESTED or aliases > _MOST_ALIASES:
+            raise _refused(
+                file,
+                f"nesting of {depth} levels, {aliases} aliases",
+                f"at most {_MOST_NESTED} levels and {_MOST_ALIASES} aliases",
+            )
+
+
+def _refused(file: Path, found: str, expected: str | None = None) -> PlanError:
+    return PlanError(
+        "the model card's front matter cannot be read as plain YAML",
+        where=file,
+        found=found,
+        expected=expected,
+        fix="correct it, or move README.md away",
+    )

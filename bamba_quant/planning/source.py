@@ -1,0 +1,252 @@
+"""A model found: its checkpoint, its architecture and configuration, and every tensor paired with its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
+from bamba_quant.checkpoint.adapters import ADAPTER_FILES, adapter_notes
+from bamba_quant.checkpoint.quantized import is_quantized
+from bamba_quant.codecs import format_named
+from bamba_quant.errors import PlanError, listed
+from bamba_quant.families import Architecture, TensorRule, architecture_of, architecture_of_gguf
+from bamba_reference.config import Config
+
+Pairs = tuple[tuple[StoredTensor, TensorRule], ...]
+
+CONFIG = "config.json"
+_MOST_BYTES, _MOST_SIDE = 2**50, 2**31
+_DTYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class SkippedTensor:
+    """A tensor of the input that the output does not need; ``equal_to`` must then hold the same bytes, if given."""
+
+    source: StoredTensor
+    reason: str
+    equal_to: StoredTensor | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model of either kind; ``pairs`` are in the rules' order, tensors that are left out among them.
+
+    One that is ``config_only`` has the tensors that its configuration implies, and none of them can be read.
+    """
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    config: Config
+    pairs: Pairs
+    config_only: bool = False
+
+    @property
+    def note(self) -> str:
+        """What is said of a config-only source's weights."""
+        asked = asked_dtype(self.checkpoint)
+        says = {"dtype", "torch_dtype"} & self.checkpoint.metadata.keys()
+        return f"no weights were read: the input is taken to be {asked}, " + (
+            "as config.json says" if says else "since config.json says nothing"
+        )
+
+    def skipped(self) -> tuple[SkippedTensor, ...]:
+        """The tensors an output does not need."""
+        by_name = {rule.name: tensor for tensor, rule in self.pairs}
+        return tuple(
+            SkippedTensor(tensor, rule.skipped, by_name[rule.equal_to] if rule.equal_to else None)
+            for tensor, rule in self.pairs
+            if rule.skipped
+        )
+
+
+def open_source(path: str | Path, *, reading: ReadOptions = ReadOptions(), weights: bool = True) -> Source:
+    """The model at ``path``, a Hugging Face directory or a GGUF file; reads headers only.
+
+    Without ``weights`` a directory needs none: its source has a configuration and no tensor. Raises a
+    ``BambaQuantError`` for an architecture that is not supported and for tensors that do not fit their
+    configuration.
+    """
+    checkpoint = open_checkpoint(path, weights=weights, reading=reading)
+    if checkpoint.kind == "huggingface":
+        architecture = architecture_of(checkpoint.metadata)
+        config = Config.from_hf(checkpoint.metadata, ignore=reading.ignore_config_keys)
+        rules = architecture.tensors(config) if weights else ()
+        return Source(checkpoint, architecture, config, _match_huggingface(checkpoint, rules))
+    architecture = architecture_of_gguf(checkpoint.key_values)
+    config = architecture.config_of_gguf(checkpoint.key_values, checkpoint.tensors)
+    return Source(checkpoint, architecture, config, _match_gguf(checkpoint, architecture.tensors(config)))
+
+
+def config_only_model(path: str | Path, *, reading: ReadOptions = ReadOptions()) -> Source:
+    """The model that ``path``, a directory with a config.json, would hold in the type this asks for; for plans only.
+
+    Its tensors name ``path`` as their file. Raises a ``BambaQuantError`` for an architecture that is not supported,
+    and for a quantized model, whose tensors are not those of its architecture.
+    """
+    found = open_source(path, reading=reading, weights=False)
+    if is_quantized(found.checkpoint.metadata):
+        raise PlanError(
+            "what a quantized model holds does not follow from its configuration alone",
+            where=found.checkpoint.path / CONFIG,
+            found="quantization_config",
+            fix="fetch the weights",
+        )
+    rules = found.architecture.tensors(found.config)
+    directory, stored = found.checkpoint.path, format_named(asked_dtype(found.checkpoint))
+    tensors = {
+        rule.hf: StoredTensor(rule.hf, rule.hf_shape, stored, directory, 0)
+        for rule in rules
+        if not rule.skipped
+    }
+    _refuse_impossible(tensors.values(), directory / CONFIG)
+    notes = adapter_notes(directory, ignore=reading.ignore_adapter)
+    checkpoint = replace(found.checkpoint, tensors=tensors, notes=notes)
+    return replace(
+        found, checkpoint=checkpoint, pairs=_match_huggingface(checkpoint, rules), config_only=True
+    )
+
+
+def _refuse_impossible(tensors: Iterable[StoredTensor], config: Path) -> None:
+    """Raise ``PlanError`` for sizes that no file could hold, which only a configuration without weights can have."""
+    total = longest = 0
+    for tensor in tensors:
+        total += tensor.n_bytes
+        longest = max(longest, *tensor.shape)
+    if total >= _MOST_BYTES or longest >= _MOST_SIDE:
+        raise PlanError(
+            "the model that the configuration describes is larger than any file",
+            where=config,
+            found=f"{total:,} bytes of weights, sides of up to {longest:,}",
+            expected=f"less than {_MOST_BYTES:,} bytes, and sides below {_MOST_SIDE:,}",
+            fix="correct the sizes in config.json",
+        )
+
+
+def directory_of(path: str | Path) -> Path:
+    """``path``, or the directory whose config.json it is."""
+    path = Path(path)
+    return path.parent if path.name == CONFIG and path.is_file() else path
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds anything that looks like weights."""
+    return any(
+        file.name not in ADAPTER_FILES
+        for pattern in ("*.safetensors", "*.bin")
+        for file in directory.glob(pattern)
+    )
+
+
+def asked_dtype(checkpoint: Checkpoint) -> str:
+    """The type that config.json has a model loaded in, float32 where it says nothing, as transformers has it."""
+    said = checkpoint.metadata.get("dtype", checkpoint.metadata.get("torch_dtype"))
+    return _DTYPE_NAMES.get(str(said), "f32")
+
+
+def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) -> Pairs:
+    """Pair every tensor of a Hugging Face checkpoint with its rule, in the rules' order.
+
+    Raises ``PlanError`` naming tensors that no rule covers, that are missing, or whose shape is not the rule's.
+    """
+    spellings = {spelling for rule in rules for spelling in rule.spellings}
+    uncovered = [tensor for name, tensor in checkpoint.tensors.items() if name not in spellings]
+    if uncovered:
+        _refuse_prefix(uncovered, spellings)
+        raise PlanError(
+            "the checkpoint has tensors that the architecture does not know",
+            where=uncovered[0].file,
+            found=listed([tensor.name for tensor in uncovered]),
+            expected="the tensors that config.json implies",
+            fix="check config.json (biases, layer types); merge an adapter before conversion",
+        )
+    found = [[name for name in rule.spellings if name in checkpoint.tensors] for rule in rules]
+    missing = [
+        rule.hf for rule, names in zip(rules, found, strict=True) if not names and rule.gguf is not None
+    ]
+    if missing:
+        raise PlanError(
+            "the checkpoint lacks tensors that config.json implies",
+            where=checkpoint.path,
+            found=listed(missing) + " missing",
+            fix="fetch all shards, or correct config.json (tie_word_embeddings, biases, layer types)",
+        )
+    for names in found:
+        if len(names) > 1:
+            raise PlanError(
+                "the checkpoint holds one tensor under two names",
+                where=checkpoint.tensors[names[1]].file,
+                found=listed(names),
+                expected="one of them",
+            )
+    pairs: list[tuple[StoredTensor, TensorRule]] = []
+    for rule, names in zip(rules, found, strict=True):
+        for tensor in (checkpoint.tensors[name] for name in names):
+            if tensor.shape != rule.hf_shape:
+                raise PlanError(
+                    "a tensor has another shape than config.json implies",
+                    where=f"{tensor.file}, tensor {tensor.name}",
+                    found=tensor.shape,
+                    expected=rule.hf_shape,
+                    fix="check that config.json and the weights belong together",
+                )
+            if rule.section is not None:
+                tensor = replace(tensor, shape=rule.shape, section=rule.section)
+            pairs.append((tensor, rule))
+    return tuple(pairs)
+
+
+def _refuse_prefix(uncovered: list[StoredTensor], spellings: Collection[str]) -> None:
+    """Raise ``PlanError`` if all these names are known ones behind one prefix, as wrappers of modules leave it."""
+    name = uncovered[0].name
+    for end in (place + 1 for place, letter in enumerate(name) if letter == "."):
+        prefix = name[:end]
+        if all(tensor.name.startswith(prefix) and tensor.name[end:] in spellings for tensor in uncovered):
+            raise PlanError(
+                "a prefix stands before the names of tensors",
+                where=uncovered[0].file,
+                found=f"{prefix!r} before {len(uncovered)} names, such as {name}",
+                expected=name[end:],
+                fix=f"--strip-prefix {prefix} removes it",
+            )
+
+
+def _match_gguf(checkpoint: Checkpoint, listed_rules: tuple[TensorRule, ...]) -> Pairs:
+    """Pair every tensor of a GGUF with its rule. Raises ``PlanError`` naming tensors missing, unknown or misshapen."""
+    rules = {rule.gguf: rule for rule in listed_rules if rule.gguf is not None}
+    missing = sorted(rules.keys() - checkpoint.tensors.keys())
+    unknown = sorted(checkpoint.tensors.keys() - rules.keys())
+    if missing or unknown:
+        raise PlanError(
+            "the file's tensors are not those its key-values imply",
+            where=checkpoint.path,
+            found="; ".join(
+                f"{what} {listed(names)}"
+                for what, names in (("missing", missing), ("unknown", unknown))
+                if names
+            ),
+        )
+    for name, rule in rules.items():
+        if not checkpoint.tensors[name].format.readable:
+            raise PlanError(
+                "a tensor has a type that weights cannot be read from",
+                where=f"{checkpoint.path}, tensor {name}",
+                found=checkpoint.tensors[name].format.name,
+                expected="a type of llama-quantize's, or f32, f16, bf16",
+                fix="convert the original checkpoint again",
+            )
+        # Writers differ in whether they count leading axes of one row.
+        if _squeezed(checkpoint.tensors[name].shape) != _squeezed(rule.gguf_shape):
+            raise PlanError(
+                "a tensor has another shape than the file's key-values imply",
+                where=f"{checkpoint.path}, tensor {name}",
+                found=checkpoint.tensors[name].shape,
+                expected=rule.gguf_shape,
+            )
+    return tuple((checkpoint.tensors[name], rule) for name, rule in rules.items())
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(length for length in shape if length != 1)

@@ -1,0 +1,48 @@
+"""Triton's cache of compiled kernels, whose errors are reported as its own and not as those of a file in work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from triton import knobs
+from triton.runtime.cache import FileCacheManager
+
+from bamba_reference.torch.backend import BackendError
+
+
+class NamedCacheManager(FileCacheManager):  # type: ignore[misc]
+    """Triton's own manager; raises ``BackendError`` where that cannot read or write its directory."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with _named():
+            super().__init__(*args, **kwargs)
+
+    def put(self, *args: Any, **kwargs: Any) -> Any:
+        with _named():
+            return super().put(*args, **kwargs)
+
+    def get_group(self, *args: Any) -> Any:
+        with _named():
+            return super().get_group(*args)
+
+
+def name_errors() -> None:
+    """Have Triton use it, unless the user has chosen another manager."""
+    if knobs.cache.manager_class in (None, FileCacheManager):
+        # Not by assignment, which would put it into the environment of programs that may not have it.
+        vars(knobs.cache)["manager_class"] = NamedCacheManager
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # of an index that is not JSON
+        raise BackendError(
+            "Triton cannot use its cache of compiled kernels",
+            where=knobs.cache.dir,
+            found=getattr(error, "strerror", None) or str(error),
+            fix="free space there, remove the directory, or set TRITON_CACHE_DIR to another one",
+        ) from error

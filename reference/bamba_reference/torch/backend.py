@@ -1,0 +1,74 @@
+"""The operations of the torch forward pass that a set of kernels may replace, one field each.
+
+``TORCH`` computes them in plain torch on any device and is differentiable. A kernel backend is this record
+with some fields replaced (``dataclasses.replace(TORCH, scan=…)``); each of its functions takes and returns
+what the function of the same name in ``torch_ops`` or in ``selective_scan`` does, where the shapes, dtypes and
+formulas are written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bamba_reference.errors import BambaQuantError
+from bamba_reference.torch import ops as torch_ops
+from bamba_reference.torch import selective_scan
+
+
+class BackendError(BambaQuantError):
+    """A backend that does not exist, is not installed, or does not run on the device or the dtype asked for."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Which function computes each operation.
+
+    ``linear`` and ``head`` receive the name of the tensor they multiply by, so that calibration can watch
+    what enters each matrix and a quantized product can find its scales.
+
+    The last entries join operations in one pass where a backend can. Those that are None are put together from
+    the others by ``torch_forward``. ``add_norm(x, delta, weight, eps)`` gives x + delta and its rms_norm;
+    ``add_linear(x, y, weight, bias, name)`` gives x + linear(y, …) and may write it over x;
+    ``gate_up(x, gate, up)``, each of them (weight, bias, name), gives swiglu of the two products.
+    ``next_tail(tail, xBC)`` is what of a convolution's inputs the next call needs. ``decoder(model, state,
+    room)`` continues from a state as ``kernels.decode.Decoder`` does. ``arrange(weights)`` gives a model's
+    weights as the products want them in memory.
+    """
+
+    name: str
+    linear: Callable[..., Any]
+    rms_norm: Callable[..., Any]
+    conv: Callable[..., Any]
+    scan: Callable[..., Any]
+    gated_norm: Callable[..., Any]
+    rotary: Callable[..., Any]
+    attention: Callable[..., Any]
+    swiglu: Callable[..., Any]
+    head: Callable[..., Any]
+    add_norm: Callable[..., Any] | None = None
+    add_linear: Callable[..., Any] | None = None
+    gate_up: Callable[..., Any] | None = None
+    next_tail: Callable[..., Any] = torch_ops.next_tail
+    decoder: Callable[..., Any] | None = None
+    arrange: Callable[..., Any] = dict
+    selective_scan: Callable[..., Any] = selective_scan.selective_scan
+
+    def with_linear(self, linear: Callable[..., Any], **others: Any) -> Backend:
+        """The same with ``linear`` for every product in a layer, and ``others`` in place of the fields they name."""
+        return replace(self, linear=linear, add_linear=None, gate_up=None, **others)
+
+
+TORCH = Backend(
+    name="torch",
+    linear=torch_ops.linear,
+    rms_norm=torch_ops.rms_norm,
+    conv=torch_ops.conv,
+    scan=torch_ops.scan,
+    gated_norm=torch_ops.gated_norm,
+    rotary=torch_ops.rotary,
+    attention=torch_ops.attention,
+    swiglu=torch_ops.swiglu,
+    head=torch_ops.head,
+)

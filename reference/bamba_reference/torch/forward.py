@@ -1,0 +1,262 @@
+"""What a model of the family computes, in torch: the same definition as ``numpy_forward``, batched, on any device.
+
+The structure and the names are ``numpy_forward``'s, where the sources of the formulas are given. Activations
+and weights have the model's dtype; what ``torch_ops`` calls wide is float32 at least: logits, and the stream
+between layers where the model keeps it in float32.
+
+In 16-bit dtypes transformers 5.23 rounds at more places: each norm before its weight, the stream before a norm,
+sums and activations of convolutions, dt and its bias before softplus, the selective scan's state before every
+product with C, the router's logits, and all logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from bamba_reference.config import Config
+from bamba_reference.mixers.attention import rotary_angles
+from bamba_reference.packing import Bools, InputError, Layout, check_tokens, layout
+from bamba_reference.tensors import (
+    EMBEDDING,
+    FINAL_NORM,
+    WIDE,
+    check_names,
+    check_shape,
+    head_name,
+    layer_prefix,
+    tensor_shapes,
+)
+from bamba_reference.torch.backend import TORCH, Backend
+from bamba_reference.torch.feed_forward import feed_forward, gated
+from bamba_reference.torch.mixers import TORCH_MIXERS, LayerWeights, Model, Sequences
+from bamba_reference.torch.ops import wide
+from bamba_reference.torch.state import AttentionState, MambaState, State
+
+__all__ = [
+    "Model",
+    "Output",
+    "Sequences",
+    "default_chunk",
+    "embed",
+    "final_norm",
+    "forward",
+    "head",
+    "layer",
+    "load",
+    "logits_of",
+    "new_state",
+    "prepare",
+    "stored_dtype",
+    "stream_of",
+    "to_tensor",
+]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a pass gives: ``logits`` (B, kept, V), float32 at least.
+
+    ``hidden_states``, each (B, L, d), stand before every layer and after the last; ``last_hidden`` is the
+    last of them after the final norm, which the head multiplies.
+    """
+
+    logits: Tensor
+    last_hidden: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+
+
+def default_chunk(device: torch.device) -> int:
+    """32 on a CPU, where it was the fastest measured; 64 elsewhere, for fewer and larger operations."""
+    return 32 if device.type == "cpu" else 64
+
+
+def load(
+    config: Config,
+    weights: Mapping[str, Any],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    backend: Backend = TORCH,
+    chunk: int | None = None,
+) -> Model:
+    """Bring weights, by the names in ``tensors``, to their dtypes and one device.
+
+    They may be numpy arrays or tensors of any float dtype. Raises ``TensorError`` where they do not fit the
+    configuration. Tensors already right are shared, not copied, so that gradients reach them.
+    """
+    check_names(config, weights)
+    device = torch.device(device)
+    tensors = {}
+    for name, shape in tensor_shapes(config).items():
+        tensors[name] = to_tensor(weights[name], stored_dtype(name, dtype), device)
+        check_shape(name, tensors[name].shape, shape)
+    return Model(config, backend.arrange(tensors), dtype, device, backend, chunk or default_chunk(device))
+
+
+def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a model of ``dtype`` holds a tensor: wide for what only enters wide arithmetic.
+
+    These are the norms, the convolution, dt's bias, A_log and D, and the router.
+    """
+    return wide(dtype) if name.endswith(WIDE) else dtype
+
+
+def to_tensor(array: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor from a tensor or a numpy array, whose dtype may be one of ``ml_dtypes``' (bfloat16, …)."""
+    if isinstance(array, Tensor):
+        return array.to(device=device, dtype=dtype)
+    array = np.require(array, requirements=["C", "W"])
+    if array.dtype.kind == "V" or not hasattr(np, array.dtype.name):
+        raw = torch.from_numpy(array.view(np.dtype(f"u{array.dtype.itemsize}")))
+        return raw.view(getattr(torch, array.dtype.name)).to(device=device, dtype=dtype)
+    return torch.from_numpy(array).to(device=device, dtype=dtype)
+
+
+def forward(
+    model: Model,
+    tokens: Any,
+    *,
+    state: State | None = None,
+    attention_mask: Any = None,
+    position_ids: Any = None,
+    seq_idx: Any = None,
+    cu_seq_lens: Any = None,
+    logits_to_keep: int | Tensor = 0,
+    hidden_states: bool = False,
+) -> Output:
+    """Run tokens (B, L) of integers through the model.
+
+    ``state`` (``new_state``) is read and brought up to date, so that a prompt may come in pieces and
+    decoding go on from it. ``attention_mask`` (1 for tokens) allows padding on the left; ``position_ids``,
+    ``seq_idx`` and ``cu_seq_lens`` describe packed sequences: ``packing.layout`` has the shapes.
+    ``logits_to_keep`` is a number of last tokens, 0 for all, or a tensor of places. Raises ``InputError``
+    for what cannot be run.
+    """
+    ids = torch.as_tensor(tokens, dtype=torch.int64)
+    if ids.dim() != 2:
+        raise InputError("tokens are not a batch", found=f"shape {tuple(ids.shape)}", expected="shape (B, L)")
+    check_tokens(ids.cpu().numpy(), model.config.vocab_size)
+    B, L = ids.shape
+    if state is not None:
+        state.check(B)
+    where = layout(
+        (B, L),
+        past=state.length if state else 0,
+        starts=state.starts if state else None,
+        attention_mask=_host(attention_mask),
+        position_ids=_host(position_ids),
+        seq_idx=_host(seq_idx),
+        cu_seq_lens=_host(cu_seq_lens),
+    )
+    sequences = prepare(model.config, where, model.dtype, model.device)
+    x = embed(model, ids.to(model.device))  # (B, L, d)
+    trace = [x]
+    for i in range(model.config.num_hidden_layers):
+        x = layer(model, i, x, sequences, state.layers[i] if state else None)
+        if hidden_states:
+            trace.append(x)
+    if state is not None:
+        state.length, state.starts = state.length + L, where.starts
+    last = final_norm(model, x)
+    kept = last[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else last[:, logits_to_keep]
+    return Output(head(model, kept), last, tuple(trace) if hidden_states else None)
+
+
+def new_state(model: Model, batch: int) -> State:
+    """The state of ``batch`` rows before their first token."""
+    return State(model.config, batch, model.dtype, model.device)
+
+
+def prepare(config: Config, where: Layout, dtype: torch.dtype, device: torch.device) -> Sequences:
+    """Rotary factors and masks, once for all layers."""
+    # Rows that stand at the same places, as all do without packing and padding, share one row of angles.
+    same = (where.positions == where.positions[:1]).all()
+    positions = where.positions[:1] if same else where.positions  # (B or 1, L)
+    angles = torch.from_numpy(rotary_angles(config, positions))  # (B or 1, L, r/2)
+    packed = None
+    if where.fresh is not None:
+        packed = []
+        for row, marks in enumerate(where.fresh):
+            borders = [*marks.nonzero()[0].tolist(), len(marks)]
+            packed += [(row, start, stop) for start, stop in pairwise(borders)]
+    return Sequences(
+        cos=angles.cos().to(device, wide(dtype)),
+        sin=angles.sin().to(device, wide(dtype)),
+        fresh=None if where.fresh is None else _marks(where.fresh, device),
+        real=None if where.real is None else _marks(where.real, device),
+        starts=torch.from_numpy(where.starts).to(device) if where.starts.any() else None,
+        packed=packed,
+    )
+
+
+def layer(
+    model: Model,
+    index: int,
+    x: Tensor,
+    sequences: Sequences,
+    state: MambaState | AttentionState | None = None,
+) -> Tensor:
+    """One layer on the stream x (B, L, d): the mixer, then the feed-forward network, each added to it."""
+    config, ops, w = model.config, model.backend, LayerWeights(model, layer_prefix(index))
+    mix, added = TORCH_MIXERS[config.layer_types[index]].mix, config.residual_multiplier
+    # Joined operations add as they stand, in the model's dtype.
+    plain = added == 1 and not config.residual_in_fp32
+
+    def norm(name: str) -> Tensor:
+        return ops.rms_norm(x, w[name], config.rms_norm_eps).to(model.dtype)  # (B, L, d)
+
+    mixed = mix(model, w, norm("input_layernorm.weight"), sequences, state)
+    if config.intermediate_size == 0:
+        return torch.add(x, mixed, alpha=added)
+    if plain and ops.add_norm is not None:
+        x, u = ops.add_norm(x, mixed, w["pre_ff_layernorm.weight"], config.rms_norm_eps)
+    else:
+        x = torch.add(x, mixed, alpha=added)
+        u = norm("pre_ff_layernorm.weight")
+    if plain and ops.add_linear is not None and not config.num_local_experts:
+        return ops.add_linear(x, gated(model, w, u), *w.given("feed_forward.down_proj"))
+    return torch.add(x, feed_forward(model, w, u), alpha=added)
+
+
+def embed(model: Model, ids: Tensor) -> Tensor:
+    """The stream (B, L, d) before the first layer, of ids (B, L) on the model's device."""
+    return stream_of(model.config, F.embedding(ids, model.weights[EMBEDDING]))
+
+
+def stream_of(config: Config, embedded: Tensor) -> Tensor:
+    """What the first layer is given of rows of the embedding, in any shape."""
+    x = embedded if config.embedding_multiplier == 1 else embedded * config.embedding_multiplier
+    return x.to(wide(x.dtype)) if config.residual_in_fp32 else x
+
+
+def final_norm(model: Model, x: Tensor) -> Tensor:
+    """What the head is given, in the model's dtype, of the stream x (…, d) after the last layer."""
+    return model.backend.rms_norm(x, model.weights[FINAL_NORM], model.config.rms_norm_eps).to(model.dtype)
+
+
+def head(model: Model, x: Tensor) -> Tensor:
+    """Logits (…, V), wide, of final hidden states x (…, d)."""
+    name = head_name(model.config)
+    return logits_of(model.config, model.backend.head(x, model.weights[name], name))
+
+
+def logits_of(config: Config, products: Tensor) -> Tensor:
+    """Logits of the head's products, in any shape."""
+    return products if config.logits_scaling == 1 else products / config.logits_scaling
+
+
+def _marks(marks: Bools, device: torch.device) -> Tensor:
+    """(B, L), row after row in memory, as kernels read it: masks in numpy's other order keep that order till here."""
+    return torch.from_numpy(np.ascontiguousarray(marks)).to(device)
+
+
+def _host(values: Any) -> Any:
+    return values.cpu().numpy() if isinstance(values, Tensor) else values

@@ -1,0 +1,250 @@
+"""Each operation of the forward pass in plain torch: any device, any float dtype, differentiable.
+
+Sums that lose what they add are kept wide: dt, A, decays, states, norms, softmax and rotary angles are
+float32 whatever the model's dtype, and float64 where that is float64. Shapes are named as in
+``numpy_forward``, with a batch B in front.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from bamba_reference.torch import onednn_matmul as cpu_products
+from bamba_reference.torch.chunking import pieces
+
+# Elements of the (chunks, H, q, q) matrix of a scan that are worked on at once: 2 MB stay in a core's cache. A GPU
+# needs as many as it has memory for to be busy.
+_SCAN_ELEMENTS = 1 << 19
+_SCAN_ELEMENTS_ON_GPU = 1 << 27
+
+# Rows of the vocabulary that are widened at once for the logits.
+_HEAD_ROWS = 16384
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what must not be rounded to the model's: float32, or float64 for a float64 model."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+    """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out) in x's dtype."""
+    if cpu_products.worthwhile(x, weight):
+        return cpu_products.product(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension, rounded once at the end to x's dtype."""
+    v = x.to(wide(x.dtype))
+    scale = torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)  # (…, 1)
+    return (v * scale * weight.to(v.dtype)).to(x.dtype)
+
+
+def unit_norm(x: Tensor, eps: float) -> Tensor:
+    """x / rms(x) over the last dimension, wide: a norm without weights."""
+    v = x.to(wide(x.dtype))
+    return v * torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)
+
+
+def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: Tensor | None) -> Tensor:
+    """Causal depthwise convolution and SiLU: xBC (B, L, W) behind tail (B, K-1, W) -> (B, L, W), wide.
+
+    weight (W, K), its last column for the current token; bias (W,). ``fresh`` (B, L) marks tokens that begin
+    a packed sequence: nothing from before them is seen.
+    """
+    L, K, dtype = xBC.shape[1], weight.shape[1], wide(xBC.dtype)
+    xBC, tail = xBC.to(dtype), tail.to(dtype)
+    taps = weight.to(dtype).t().contiguous()  # (K, W)
+    out = xBC * taps[K - 1]  # (B, L, W)
+    if bias is not None:
+        out += bias.to(dtype)
+    age = None if fresh is None else ages(fresh)
+    for back in range(1, K):
+        tap, first = taps[K - 1 - back], min(back, L)  # (W,), tokens that look back into the tail
+        earlier = xBC[:, : L - first]  # (B, L - first, W)
+        if age is not None:
+            earlier = earlier * (age[:, first:] >= back)[..., None]
+        out[:, first:].addcmul_(earlier, tap)
+        before = tail[:, K - 1 - back : K - 1 - back + first]  # (B, first, W)
+        if fresh is not None:
+            before = before * (fresh[:, :first].cumsum(1) == 0)[..., None]
+        out[:, :first].addcmul_(before, tap)
+    return F.silu(out)
+
+
+def next_tail(tail: Tensor, xBC: Tensor) -> Tensor:
+    """The last K-1 of the convolution's inputs so far: tail (B, K-1, W) and then xBC (B, L, W)."""
+    before = tail.shape[1]
+    inputs = torch.cat([tail, xBC[:, max(0, xBC.shape[1] - before) :]], dim=1).detach()
+    return inputs[:, inputs.shape[1] - before :]
+
+
+def ages(fresh: Tensor) -> Tensor:
+    """How many tokens of its own packed sequence stand before each token: (B, L)."""
+    index = torch.arange(fresh.shape[1], device=fresh.device).expand_as(fresh)
+    return index - torch.where(fresh, index, 0).cummax(dim=1).values
+
+
+def scan(
+    x: Tensor,
+    dt: Tensor,
+    A_log: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_limit: tuple[float, float],
+    h: Tensor,
+    chunk: int,
+    fresh: Tensor | None,
+    real: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The state-space recurrence in chunks (Dao and Gu 2024, section 6): y (B, L, H, P) and h after the last
+    token.
+
+    x (B, L, H, P), raw dt (B, L, H), B and C (B, L, G, N), A_log, D and dt_bias (H,), h (B, H, P, N) wide.
+    dt = clamp(softplus(dt + dt_bias), dt_limit), A = -exp(A_log). ``fresh`` (B, L): tokens that begin a
+    packed sequence. ``real`` (B, L): false at padding, which leaves the state as it is. The result is wide.
+    """
+    dtype = h.dtype
+    x, B, C = x.to(dtype), B.to(dtype), C.to(dtype)
+    dt = F.softplus(dt.to(dtype) + dt_bias.to(dtype)).clamp(*dt_limit)  # (B, L, H)
+    if real is not None:
+        dt = dt * real[..., None]
+    dtA = dt * -torch.exp(A_log.to(dtype))  # (B, L, H)
+    outputs = []
+    elements = _SCAN_ELEMENTS if x.device.type == "cpu" else _SCAN_ELEMENTS_ON_GPU
+    for start, stop, q in pieces(x.shape[1], chunk, most=elements // (x.shape[0] * x.shape[2] * chunk**2)):
+        now = slice(start, stop)
+        starts = None if fresh is None else fresh[:, now]
+        y, h = _scan_chunks(
+            x[:, now], dt[:, now], dtA[:, now], B[:, now], C[:, now], D.to(dtype), h, q, starts
+        )
+        outputs.append(y)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), h
+
+
+def _scan_chunks(
+    x: Tensor,
+    dt: Tensor,
+    dtA: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    h: Tensor,
+    q: int,
+    fresh: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """``scan`` over c whole chunks of q tokens, for dt and dtA (b, c * q, H) already discretized."""
+    b, _, H, P = x.shape
+    G, N = B.shape[2:]
+    x, B, C = x.unflatten(1, (-1, q)), B.unflatten(1, (-1, q)), C.unflatten(1, (-1, q))  # (b, c, q, H, P), …
+    c = x.shape[1]
+    dt = dt.unflatten(1, (c, q)).transpose(2, 3)  # (b, c, H, q)
+    # The sum grows to hundreds while the differences that matter are small: float64 keeps their last digits.
+    a = dtA.unflatten(1, (c, q)).transpose(2, 3).double().cumsum(-1)  # (b, c, H, q)
+    # Above the diagonal minus infinity, so that exp gives zero; a falls, so below it exp cannot overflow.
+    mask = torch.full((q, q), -torch.inf, dtype=x.dtype, device=x.device).triu(1)  # (q, q)
+    # (b, c, H, q): of h into token i, of token j into h
+    reach, keep = a.to(x.dtype).exp(), (a[..., -1:] - a).to(x.dtype).exp() * dt
+    if fresh is not None:
+        segment = fresh.unflatten(1, (c, q)).cumsum(-1)[:, :, None]  # (b, c, 1, q)
+        apart = segment[..., :, None] != segment[..., None, :]  # (b, c, 1, q, q)
+        mask = mask.expand_as(apart).masked_fill(apart, -torch.inf)
+        reach = reach * (segment == 0)
+        keep = keep * (segment == segment[..., -1:])
+    CB = C.transpose(2, 3) @ B.permute(0, 1, 3, 4, 2)  # (b, c, G, q, q), once a group, not once a head
+    difference = (a[..., :, None] - a[..., None, :]).to(x.dtype)  # (b, c, H, q, q)
+    M = (difference + mask).exp() * dt[..., None, :]  # (b, c, H, q, q)
+    M = (M.unflatten(2, (G, -1)) * CB[:, :, :, None]).flatten(2, 3)  # (b, c, H, q, q)
+    M.diagonal(dim1=-2, dim2=-1).add_(D[:, None])  # y = … + D x
+    y = (M @ x.transpose(2, 3)).transpose(2, 3)  # (b, c, q, H, P)
+    xs = (x * keep.transpose(2, 3)[..., None]).view(b, c, q, G, H // G * P)  # (b, c, q, G, HP/G)
+    decay = reach[..., -1]  # (b, c, H)
+    out = []
+    # unbind: each slice's gradient alone would be as large as the whole.
+    for yi, Bi, Ci, xi, reached, kept in zip(
+        *(t.unbind(1) for t in (y, B, C, xs, reach, decay)), strict=True
+    ):
+        from_h = Ci.transpose(1, 2) @ h.view(b, G, -1, N).transpose(2, 3)  # (b, G, q, HP/G)
+        from_h = from_h.transpose(1, 2).reshape(b, q, H, P)
+        out.append(torch.addcmul(yi, from_h, reached.transpose(1, 2)[..., None]))  # (b, q, H, P)
+        added = xi.permute(0, 2, 3, 1) @ Bi.transpose(1, 2)  # (b, G, HP/G, N)
+        h = torch.addcmul(added.view(b, H, P, N), h, kept[..., None, None])  # (b, H, P, N)
+    return out[0] if c == 1 else torch.cat(out, dim=1), h
+
+
+def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
+    """rms_norm of y * silu(z) over each of ``groups`` parts of the last dimension: y (…, I), in z's dtype."""
+    v = (y * F.silu(z.to(y.dtype))).unflatten(-1, (groups, -1))  # (…, G, I/G)
+    scale = torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)  # (…, G, 1)
+    return ((v * scale).flatten(-2) * weight.to(v.dtype)).to(z.dtype)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (i, i + r/2) of each head's first r elements: x (B, L, n, E), cos and sin (B, L, r/2)."""
+    half = cos.shape[-1]
+    cos, sin = cos[:, :, None], sin[:, :, None]  # (B, L, 1, r/2)
+    first, second = x[..., :half].to(cos.dtype), x[..., half : 2 * half].to(cos.dtype)
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    return torch.cat([rotated, x[..., 2 * half :]], dim=-1)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    starts: Tensor | None,
+    sequences: list[tuple[int, int, int]] | None,
+) -> Tensor:
+    """Causal softmax attention of q (B, L, heads, E) over k and v (B, S, kv, E): (B, L, heads, E).
+
+    Query i of the L stands at place S - L + i. ``starts`` (B,): places before it are padding and not seen.
+    ``sequences``: rows' packed sequences as (row, start, stop), each of which sees itself alone. Both absent
+    means that all rows are whole.
+    """
+    if sequences is not None:
+        parts = [
+            attention(q[r : r + 1, i:j], k[r : r + 1, i:j], v[r : r + 1, i:j], scale, None, None)[0]
+            for r, i, j in sequences
+        ]
+        return torch.cat(parts).view_as(q)
+    L, S = q.shape[1], k.shape[1]
+    mask = None
+    if starts is not None or 1 < L < S:
+        place = torch.arange(S, device=q.device)
+        mask = (place <= place[S - L :, None])[None]  # (1, L, S)
+        if starts is not None:
+            # Padding sees itself, because a query that sees nothing has no softmax.
+            seen = (place >= starts[:, None])[:, None] | (place == place[S - L :, None])  # (B, L, S)
+            mask = mask & seen
+        mask = mask[:, None]  # (B or 1, 1, L, S)
+    # Repeated, because with enable_gqa a CPU computes all scores at once (measured: 4 times as long).
+    k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], dim=2) for t in (k, v))  # (B, S, heads, E)
+    y = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None and L > 1,
+        scale=scale,
+    )  # (B, heads, L, E)
+    return y.transpose(1, 2)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise in their dtype."""
+    return F.silu(gate) * up
+
+
+def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
+    """Logits (…, V), wide, of x (…, d) by weight (V, d): a block of the vocabulary at a time.
+
+    Rounding logits to bfloat16 alone would cost a divergence of 3e-4 to 5e-4.
+    """
+    x = x.to(wide(x.dtype))
+    blocks = [linear(x, rows.to(x.dtype), None, name) for rows in weight.split(_HEAD_ROWS)]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)

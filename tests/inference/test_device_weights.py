@@ -1,0 +1,47 @@
+"""Weights dequantized on a device are the weights: on a GPU, else with its kernels interpreted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.kernels import DEVICE, needs_triton
+
+needs_triton()
+
+from bamba_quant.embedded import embedded_model
+from bamba_quant.inference.device_weights import DeviceWeights, weights_on
+from bamba_quant.inference.weights import load_model
+from tests.support.conversion import to_gguf
+
+
+@pytest.mark.parametrize("recipe", ["f16", "q4_k_m"])
+def test_of_a_file(recipe: str, tmp_path: Path) -> None:
+    loaded = load_model(to_gguf(embedded_model(), tmp_path / "model.gguf", recipe))
+    found = DeviceWeights(loaded.weights, DEVICE, torch.float32)
+    assert list(found) == list(loaded.weights)
+    assert len(found) == len(loaded.weights)
+    on_device = 0
+    for name, expected in loaded.weights.items():
+        value = found[name]
+        if isinstance(value, torch.Tensor):
+            on_device += 1
+            assert value.device.type == DEVICE.type
+            value = value.cpu().numpy()
+        np.testing.assert_array_equal(value, expected)
+        assert value.dtype == expected.dtype
+        # Where a transform is undone, rows come from whole heads.
+        some = slice(len(expected) // 3, len(expected) // 2 + 1)
+        rows = found.rows(name, some.start, some.stop)
+        rows = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else rows
+        np.testing.assert_array_equal(rows, expected[some])
+    assert on_device > len(found) / 3
+
+
+def test_a_cpu_reads_them_itself() -> None:
+    weights = load_model(embedded_model()).weights
+    assert weights_on(weights, torch.device("cpu"), torch.float32) is weights
+    assert isinstance(weights_on(weights, torch.device("cuda"), torch.float32), DeviceWeights)

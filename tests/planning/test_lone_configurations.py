@@ -1,0 +1,65 @@
+"""A config.json without weights is planned in bounded memory, whatever its numbers, or refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bamba_quant.errors import BambaQuantError, PlanError
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.inspection import inspect_path
+from bamba_quant.planning.quantize import plan_quantization
+from bamba_quant.writers import layout
+from bamba_reference.hf_configs import families
+from tests.reference.test_config_values import base
+
+NUMBERS = (2**16, 2**31 - 1)
+
+
+def plan_all(directory: Path) -> list[str]:
+    """Plan every kind of output; the errors."""
+    errors = []
+    for plan in (
+        lambda: layout(plan_conversion(directory, allow_config_only=True).plan, directory / "x.gguf"),
+        lambda: plan_quantization(directory, "fp8-dynamic", allow_config_only=True).sizes,
+        lambda: plan_quantization(directory, "torchao-int4-g128", allow_config_only=True).sizes,
+        lambda: inspect_path(directory).formats,
+        lambda: plan_conversion(directory, vocab_only=True, vocab=False),
+    ):
+        try:
+            plan()
+        except BambaQuantError as error:
+            errors.append(str(error))
+    return errors
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_large_numbers(family: Any, tmp_path: Path) -> None:
+    good = base(family.name)
+    tracemalloc.start()
+    try:
+        for key in sorted(family.keys | {"vocab_size"}):
+            for number in NUMBERS:
+                (tmp_path / "config.json").write_text(json.dumps(good | {key: number}))
+                plan_all(tmp_path)
+        # Sizes that only agree when several are large.
+        for sizes in ({"hidden_size": 2**30}, {"hidden_size": 2**20, "expand": 2**11, "mamba_expand": 2**11}):
+            (tmp_path / "config.json").write_text(json.dumps(good | sizes))
+            with contextlib.suppress(BambaQuantError):
+                plan_all(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 200_000_000
+
+
+def test_a_model_larger_than_any_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(base("mamba") | {"hidden_size": 2**28}))
+    with pytest.raises(PlanError, match=r"larger than any file[\s\S]*config\.json"):
+        inspect_path(tmp_path)
+    assert len(plan_all(tmp_path)) == 4
