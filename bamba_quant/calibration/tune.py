@@ -30,12 +30,12 @@ from bamba_quant.calibration.student import (
 from bamba_quant.calibration.texts import Text, read_texts
 from bamba_quant.calibration.tune_data import customary_steps, tune_data
 from bamba_quant.calibration.tune_options import Tell, TuneError, TuneOptions
-from bamba_quant.calibration.tune_record import Tuned
 from bamba_quant.calibration.tune_run import Run
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.base import read_raw
 from bamba_quant.inference.open_model import torch_device
 from bamba_quant.inference.weights import LoadedModel, load_model
+from bamba_quant.metadata.tune_record import Tuned
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_reference.tensors import WIDE, tensor_shapes
 from bamba_reference.torch.forward import to_tensor

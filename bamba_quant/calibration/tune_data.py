@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bamba_quant.calibration.self_text import write_text
 from bamba_quant.calibration.texts import Text, split_held_out, token_chunks
 from bamba_quant.calibration.tune_options import TuneError, TuneOptions
-from bamba_quant.calibration.tune_record import SELF
+from bamba_quant.metadata.tune_record import SELF
 from bamba_quant.tokenizers.encoder import Encoder
 from bamba_reference.packing import check_tokens
 from bamba_reference.torch.forward import Model

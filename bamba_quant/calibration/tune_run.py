@@ -18,9 +18,9 @@ from bamba_quant.calibration.optimizer import Adam, Group
 from bamba_quant.calibration.student import HeldOut, weights_now
 from bamba_quant.calibration.tune_data import TuneData
 from bamba_quant.calibration.tune_options import Tell, TuneError, TuneOptions, TuneProgress
-from bamba_quant.calibration.tune_record import Tuned, TuneRecord
 from bamba_quant.calibration.tune_state import TuneState, read_state, write_state
 from bamba_quant.checkpoint.repacking import repack
+from bamba_quant.metadata.tune_record import Tuned, TuneRecord
 from bamba_reference.shown import shown
 
 _SAVE_SECONDS, _SAVE_SHARE = 120.0, 20  # between states kept, and times what keeping one takes

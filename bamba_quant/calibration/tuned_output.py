@@ -10,10 +10,10 @@ from typing import Any
 
 from bamba_quant.calibration.texts import Text, read_texts
 from bamba_quant.calibration.tune_options import Tell, TuneOptions
-from bamba_quant.calibration.tune_record import SELF, Tuned, read_record
 from bamba_quant.calibration.tune_state import is_state
 from bamba_quant.checkpoint import ReadOptions, open_checkpoint
 from bamba_quant.errors import CheckpointError, OutputError, PlanError
+from bamba_quant.metadata.tune_record import SELF, Tuned, read_record
 from bamba_quant.planning.convert import Conversion
 from bamba_quant.planning.quantize import Quantization
 from bamba_quant.planning.source import CONFIG

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from gguf import Keys, LlamaFileType
 
-from bamba_quant.calibration.tune_record import read_record
 from bamba_quant.checkpoint import Checkpoint, ReadOptions
 from bamba_quant.codecs.schemes import Ignored, schemes
 from bamba_quant.errors import BambaQuantError, listed
@@ -24,6 +23,7 @@ from bamba_quant.files.json_file import TOKENIZER_BYTES, read_bytes
 from bamba_quant.inference.weights import LoadedModel, load_model
 from bamba_quant.metadata.general import RECIPE
 from bamba_quant.metadata.model_name import name_of
+from bamba_quant.metadata.tune_record import read_record
 from bamba_quant.recipes import plain_recipe, recipes
 from bamba_reference.tensors import tensor_shapes
 

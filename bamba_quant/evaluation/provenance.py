@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from bamba_quant.calibration.tune_record import TuneRecord
+from bamba_quant.metadata.tune_record import TuneRecord
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from bamba_quant.calibration.tune_record import TuneRecord
 from bamba_quant.evaluation.provenance import FileHash, ModelFile, Run, Text, Timing, TypeTotal
+from bamba_quant.metadata.tune_record import TuneRecord
 
 SCHEMA = 3
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from gguf import GGML_QUANT_VERSION, Keys, fill_templated_filename
 
-from bamba_quant.calibration import Imatrix, read_imatrix
-from bamba_quant.calibration.tune_record import KEYS_PREFIX
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.checkpoint.gguf_values import Value, string, uint32
+from bamba_quant.checkpoint.imatrix import Imatrix, read_imatrix
 from bamba_quant.errors import OutputError, PlanError
 from bamba_quant.metadata.general import RECIPE, read_general, tool_version_key
+from bamba_quant.metadata.tune_record import KEYS_PREFIX
 from bamba_quant.planning.inspection import unread
 from bamba_quant.planning.plan import Plan, plan_gguf, resolve_recipe
 from bamba_quant.planning.repair import needs_repair

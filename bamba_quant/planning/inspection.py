@@ -9,12 +9,12 @@ from typing import Any
 
 from gguf import GGUFValueType, Keys, LlamaFileType
 
-from bamba_quant.calibration.tune_record import TuneRecord, read_record
 from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import KeyValues
 from bamba_quant.errors import ArchitectureError, BambaQuantError, CheckpointError, listed
 from bamba_quant.families import architecture_of, architecture_of_gguf
 from bamba_quant.families.rules import Tensors, architecture_named
+from bamba_quant.metadata.tune_record import TuneRecord, read_record
 from bamba_quant.planning.repair import needs_repair
 from bamba_quant.planning.source import CONFIG, config_only_model, directory_of, has_weights
 from bamba_reference.config import Config

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from bamba_quant.calibration import MAY_BE_MISSING, Imatrix
 from bamba_quant.checkpoint import Checkpoint, PackedTensor, Section, StoredTensor
 from bamba_quant.checkpoint.gguf_header import padded
 from bamba_quant.checkpoint.gguf_values import Value
+from bamba_quant.checkpoint.imatrix import MAY_BE_MISSING, Imatrix
 from bamba_quant.codecs import Format
 from bamba_quant.codecs.base import F32
 from bamba_quant.errors import PlanError

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bamba_quant import __version__
-from bamba_quant.calibration import Imatrix
 from bamba_quant.checkpoint import ReadOptions, StoredTensor
+from bamba_quant.checkpoint.imatrix import Imatrix
 from bamba_quant.codecs import format_named
 from bamba_quant.codecs.base import F32
 from bamba_quant.codecs.schemes import Method, Scheme, scheme_named

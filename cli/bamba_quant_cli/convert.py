@@ -34,7 +34,7 @@ from bamba_quant_cli.plans import files_of, notes_of, print_conversion, summary
 from bamba_quant_cli.tuning import TuneAsked, print_tuned, tuned_as_json, tunes, tuning_teller
 
 if TYPE_CHECKING:
-    from bamba_quant.calibration.tune_record import Tuned
+    from bamba_quant.metadata.tune_record import Tuned
 
 EXAMPLES = """
 Examples:

@@ -43,8 +43,8 @@ def demo(
     from bamba_quant.errors import OutputError
     from bamba_quant.evaluation.evaluate import evaluate
     from bamba_quant.evaluation.options import Options
-    from bamba_quant.planning.candidates import candidate_path, make_candidate
     from bamba_quant.report import write_reports
+    from bamba_quant.writers.candidates import candidate_path, make_candidate
 
     if out.exists() and not out.is_dir():
         raise OutputError("--out exists already and is not a directory", where=out)

@@ -16,8 +16,8 @@ from bamba_quant_cli.options import check_one_imatrix, print_note
 from bamba_quant_cli.tuning import TuneAsked, print_tuned, tuned_as_json, tuning_teller
 
 if TYPE_CHECKING:
-    from bamba_quant.calibration.tune_record import Tuned
     from bamba_quant.checkpoint import ReadOptions
+    from bamba_quant.metadata.tune_record import Tuned
     from bamba_quant.planning.quantize import Quantization
 
 

@@ -17,8 +17,8 @@ from bamba_quant_cli.console import echo, echo_progress
 
 if TYPE_CHECKING:
     from bamba_quant.calibration.tune_options import TuneProgress
-    from bamba_quant.calibration.tune_record import Tuned
     from bamba_quant.calibration.tuned_output import Tuning
+    from bamba_quant.metadata.tune_record import Tuned
 
 _SECONDS_BETWEEN_LINES = 5.0
 

@@ -14,9 +14,9 @@ import pytest
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation.gates import read_gates
-from bamba_quant.planning.candidates import make_candidate
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.writers import write_gguf
+from bamba_quant.writers.candidates import make_candidate
 from tests.accuracy.faults import (
     edited,
     edited_directory,

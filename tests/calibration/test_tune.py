@@ -23,7 +23,6 @@ from bamba_quant.calibration.texts import Text
 from bamba_quant.calibration.tune import latents_of, tune
 from bamba_quant.calibration.tune_data import Batches, customary_steps, tune_data
 from bamba_quant.calibration.tune_options import TuneError, TuneOptions, TuneProgress
-from bamba_quant.calibration.tune_record import TuneRecord
 from bamba_quant.calibration.tune_run import evaluations_of
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
@@ -33,6 +32,7 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.scores import base_block, score
 from bamba_quant.inference.weights import load_model
+from bamba_quant.metadata.tune_record import TuneRecord
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.recipes.selection import TypeOverrides
 from bamba_quant.tokenizers.encoder import read_encoder

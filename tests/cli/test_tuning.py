@@ -15,12 +15,12 @@ import typer
 
 from bamba_quant.calibration import tune as tuning
 from bamba_quant.calibration.tune_options import TuneOptions, TuneProgress
-from bamba_quant.calibration.tune_record import Tuned, read_record
 from bamba_quant.calibration.tune_state import TuneState, write_state
 from bamba_quant.calibration.tuned_output import SELF_TOKENS
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, OutputError, PlanError
+from bamba_quant.metadata.tune_record import Tuned, read_record
 from bamba_quant_cli import interrupts
 from bamba_quant_cli.app import app
 from bamba_quant_cli.tuning import tuning_teller

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bamba_quant.calibration.tune_record import TuneRecord
 from bamba_quant.evaluation.gates import (
     GateError,
     Limit,
@@ -20,6 +19,7 @@ from bamba_quant.evaluation.gates import (
     refuse_unmeasurable,
 )
 from bamba_quant.evaluation.result import FIGURES, Figure
+from bamba_quant.metadata.tune_record import TuneRecord
 from tests.support.evaluations import make_evaluation
 from tests.support.tuning import RECORD
 

@@ -21,7 +21,7 @@ from bamba_quant.evaluation.models import ComparisonError
 from bamba_quant.evaluation.tensor_loss import difference
 from bamba_quant.evaluation.weights_compare import compare_weights
 from bamba_quant.inference.weights import Timings, load_model
-from bamba_quant.planning.candidates import make_candidate
+from bamba_quant.writers.candidates import make_candidate
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.calibration.tune_options import TuneOptions
-from bamba_quant.calibration.tune_record import Tuned, TuneRecord
 from bamba_quant.checkpoint import RawReader, open_checkpoint
 from bamba_quant.checkpoint.base import StoredTensor
+from bamba_quant.metadata.tune_record import Tuned, TuneRecord
 from bamba_quant.writers.atomic import atomic_files
 from bamba_quant.writers.stream import write_at
 

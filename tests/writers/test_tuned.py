@@ -9,11 +9,11 @@ from typing import Any
 import gguf
 import pytest
 
-from bamba_quant.calibration.tune_record import Tuned, read_record
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, OutputError
 from bamba_quant.evaluation.models import describe, open_models
+from bamba_quant.metadata.tune_record import Tuned, read_record
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.quantize import plan_quantization
