@@ -15,8 +15,8 @@ from bamba_quant.checkpoint import ReadOptions, open_checkpoint
 from bamba_quant.errors import CheckpointError, OutputError, PlanError
 from bamba_quant.metadata.tune_record import SELF, Tuned, read_record
 from bamba_quant.planning.convert import Conversion
+from bamba_quant.planning.model import CONFIG
 from bamba_quant.planning.quantize import Quantization
-from bamba_quant.planning.source import CONFIG
 from bamba_quant.writers.tasks import Progress
 from bamba_quant.writers.tuned import Tune, write_tuned_gguf, write_tuned_quantized
 

@@ -34,16 +34,20 @@ __all__ = [
 
 
 def open_checkpoint(
-    path: str | Path, *, weights: bool = True, reading: ReadOptions = ReadOptions()
+    path: str | Path,
+    *,
+    weights: bool = True,
+    allow_quantized: bool = True,
+    reading: ReadOptions = ReadOptions(),
 ) -> Checkpoint:
     """The model at ``path``: a Hugging Face directory, or a GGUF file. Reads headers only.
 
     Without ``weights`` a directory may lack them, and none are looked for. Raises ``CheckpointError`` when there
-    is nothing, or nothing of these kinds.
+    is nothing, or nothing of these kinds, and, unless ``allow_quantized``, for a quantized directory.
     """
     path = Path(path)
     if path.is_dir():
-        return read_huggingface(path, weights=weights, reading=reading)
+        return read_huggingface(path, weights=weights, allow_quantized=allow_quantized, reading=reading)
     if path.is_file():
         return read_gguf(path)
     with suppress(OSError):

@@ -110,7 +110,7 @@ class Checkpoint:
     ``kind`` is "huggingface", where ``metadata`` is the parsed config.json, or "gguf", where it is ``KeyValues``.
     ``files`` are those that hold tensors. Weights that a quantized checkpoint stores as several tensors are one in
     ``tensors``; ``unused`` names those that only its activations need. ``notes`` tell the user what was tolerated in
-    reading it.
+    reading it. ``config_text`` is config.json as it was read.
     """
 
     path: Path
@@ -120,6 +120,7 @@ class Checkpoint:
     files: tuple[Path, ...] = field(default=())
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    config_text: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def key_values(self) -> KeyValues:

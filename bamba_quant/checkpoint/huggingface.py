@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bamba_quant.checkpoint.adapters import adapter_notes
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
@@ -14,9 +15,10 @@ from bamba_quant.checkpoint.options import ReadOptions
 from bamba_quant.checkpoint.quantized import is_quantized, join
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
-from bamba_quant.errors import CheckpointError, listed
-from bamba_quant.files.json_file import read_json, required
+from bamba_quant.errors import CheckpointError, PlanError, listed
+from bamba_quant.files.json_file import JSON_BYTES, parse_json, read_bytes, read_json, required
 from bamba_quant.files.regular_file import is_there
+from bamba_reference.shown import shown
 
 __all__ = ["read_huggingface", "read_json"]
 
@@ -39,20 +41,29 @@ _MOST_NAME = 255  # bytes of a file name, on every file system in use
 
 
 def read_huggingface(
-    directory: Path, *, weights: bool = True, reading: ReadOptions = ReadOptions()
+    directory: Path,
+    *,
+    weights: bool = True,
+    allow_quantized: bool = True,
+    reading: ReadOptions = ReadOptions(),
 ) -> Checkpoint:
     """The checkpoint in ``directory``, headers only; without ``weights`` its configuration alone.
 
     Raises ``CheckpointError`` for a missing configuration or weights, an index that names a missing shard or
-    tensor, a shard holding tensors the index does not know, two copies of the weights side by side, and an adapter
-    that is not to be ignored.
+    tensor, a shard holding tensors the index does not know, two copies of the weights side by side, an adapter
+    that is not to be ignored, and, unless ``allow_quantized``, a configuration that says quantized.
     """
     # Without weights an adapter changes nothing, but in a directory without config.json the error must name it.
     notes = adapter_notes(directory, ignore=reading.ignore_adapter or not weights)
-    config = read_json(directory / "config.json", "config.json is what says which model this is")
-    if not weights:
-        return Checkpoint(directory, "huggingface", config, {}, notes=notes)
+    file = directory / "config.json"
+    raw = read_bytes(file, "config.json is what says which model this is", JSON_BYTES)
+    config = parse_json(raw, file)
     quantized = is_quantized(config)
+    if quantized and not allow_quantized:
+        raise _quantized_already(config, file)
+    found = Checkpoint(directory, "huggingface", config, {}, notes=notes, config_text=raw)
+    if not weights:
+        return found
     for index_name, single_name, pattern, read in _LAYOUTS:
         if quantized and read is read_safetensors:
             read = partial(read_safetensors, quantized=True)
@@ -71,15 +82,27 @@ def read_huggingface(
             tensors, more = _stripped(tensors, reading.strip_prefix)
             notes += more
         if not quantized:
-            return Checkpoint(directory, "huggingface", config, tensors, used, notes=notes)
-        found = join(config, tensors, directory, reading.strip_prefix)
-        return Checkpoint(directory, "huggingface", config, found.weights, used, found.unused, notes)
+            return replace(found, tensors=tensors, files=used, notes=notes)
+        joined = join(config, tensors, directory, reading.strip_prefix)
+        return replace(found, tensors=joined.weights, files=used, unused=joined.unused, notes=notes)
     raise CheckpointError(
         "the directory holds no weights",
         where=directory,
         found=", ".join(sorted(entry.name for entry in directory.iterdir())[:12]) or "an empty directory",
         expected="model.safetensors, its shards with model.safetensors.index.json, pytorch_model.bin or "
         "consolidated.safetensors",
+    )
+
+
+def _quantized_already(config: Mapping[str, Any], file: Path) -> PlanError:
+    quantization = config["quantization_config"]
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    return PlanError(
+        "the input is quantized already, and quantizing it again loses more than quantizing the original",
+        where=file,
+        found=f"quantization_config, quant_method {shown(method)}",
+        expected="f32, f16 or bf16 weights",
+        fix="give the original",
     )
 
 

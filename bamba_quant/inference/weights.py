@@ -16,7 +16,7 @@ from bamba_quant.checkpoint import Checkpoint, RawReader, ReadOptions, StoredTen
 from bamba_quant.codecs.base import U8
 from bamba_quant.codecs.decoding import decode
 from bamba_quant.families import TensorRule
-from bamba_quant.planning.source import open_source
+from bamba_quant.planning.model import open_model
 from bamba_reference.config import Config
 
 
@@ -142,7 +142,7 @@ def load_model(path: str | Path, *, reading: ReadOptions = ReadOptions()) -> Loa
     Raises a ``BambaQuantError`` for an architecture that is not supported and for tensors that do not fit their
     configuration.
     """
-    source = open_source(path, reading=reading)
+    source = open_model(path, reading=reading)
     stored = {rule.name: (tensor, rule) for tensor, rule in source.pairs if not rule.skipped}
     weights = LazyWeights(stored, inverted=source.checkpoint.kind == "gguf")
     return LoadedModel(source.checkpoint, source.config, weights, source.architecture.name)

@@ -16,9 +16,9 @@ from bamba_quant.errors import OutputError, PlanError
 from bamba_quant.metadata.general import RECIPE, read_general, tool_version_key
 from bamba_quant.metadata.tune_record import KEYS_PREFIX
 from bamba_quant.planning.inspection import unread
+from bamba_quant.planning.model import Model, open_model
 from bamba_quant.planning.plan import Plan, plan_gguf, resolve_recipe
 from bamba_quant.planning.repair import needs_repair
-from bamba_quant.planning.source import Source, config_only_model, directory_of, has_weights, open_source
 from bamba_quant.recipes import Recipe, TypeOverrides, plain_recipe, recipes
 from bamba_quant.tokenizers import has_tokenizer, read_vocabulary
 
@@ -27,7 +27,7 @@ from bamba_quant.tokenizers import has_tokenizer, read_vocabulary
 class Conversion:
     """A plan, the model it reads and where it goes; ``writers.write_gguf(plan, outfile)`` executes it."""
 
-    source: Source
+    source: Model
     plan: Plan
     outfile: Path
 
@@ -59,7 +59,11 @@ def plan_conversion(
     an error. With ``allow_config_only`` a directory with only a config.json will do, or that file, and the plan can
     only be shown. Raises a ``BambaQuantError`` for whatever llama.cpp could not run.
     """
-    source = _open(Path(model), allow_config_only and not vocab_only, reading, weights=not vocab_only)
+    source = open_model(
+        model,
+        weights="none" if vocab_only else "optional" if allow_config_only else "required",
+        reading=reading,
+    )
     differences = source.architecture.check_gguf(source.config)
     recipe = outtype if isinstance(outtype, Recipe) else resolve_recipe(outtype, source.checkpoint)
     if source.checkpoint.kind == "gguf":
@@ -93,18 +97,11 @@ def plan_conversion(
     return Conversion(source, plan, _outfile(outfile, source.checkpoint.path, stem, recipe.name))
 
 
-def _open(model: Path, allow_config_only: bool, reading: ReadOptions, *, weights: bool) -> Source:
-    directory = directory_of(model)
-    if allow_config_only and directory.is_dir() and not has_weights(directory):
-        return config_only_model(directory, reading=reading)
-    return open_source(directory, reading=reading, weights=weights)
-
-
 Described = tuple[dict[str, Value], tuple[str, ...], str]  # key-values, notes, stem of the default file name
 
 
 def _of_directory(
-    source: Source,
+    source: Model,
     recipe: Recipe,
     model_name: str | None,
     metadata: Path | None,
@@ -139,7 +136,7 @@ def _of_directory(
     return values, notes, general.default_stem(recipe.name, vocab_only)
 
 
-def _of_gguf(source: Source, recipe: Recipe) -> Described:
+def _of_gguf(source: Model, recipe: Recipe) -> Described:
     """The input's own key-values but for what describes its types, shards and layout."""
     checkpoint = source.checkpoint
     if not isinstance(needs_repair(checkpoint.key_values), str):

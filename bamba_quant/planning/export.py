@@ -23,9 +23,9 @@ from bamba_quant.errors import PlanError
 from bamba_quant.families import TensorRule
 from bamba_quant.families.transforms import rounded
 from bamba_quant.metadata.exported_card import model_card
+from bamba_quant.planning.model import Model, open_model
 from bamba_quant.planning.plan import PlanRow
 from bamba_quant.planning.repair import needs_repair
-from bamba_quant.planning.source import Source, open_source
 from bamba_quant.recipes.selection import ALWAYS_F32
 from bamba_quant.tokenizers.directory_files import as_json, generation_config, tokenizer_files
 from bamba_quant.writers.safetensors import layout, place, write_directory
@@ -41,7 +41,7 @@ _TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 class Export:
     """A plan: the GGUF it reads, its tensors in place, the small files by name, and what was decided unasked."""
 
-    source: Source
+    source: Model
     dtype: str
     rows: tuple[PlanRow, ...]
     files: Mapping[str, bytes]
@@ -76,7 +76,7 @@ def plan_export(
     """
     if dtype not in DTYPES:
         raise PlanError("no such dtype to export to", found=dtype, expected=", ".join(DTYPES))
-    source = open_source(file)
+    source = open_model(file)
     checkpoint = source.checkpoint
     if checkpoint.kind != "gguf":
         raise PlanError(
@@ -118,7 +118,7 @@ def _row(tensor: StoredTensor, rule: TensorRule, number_format: Format) -> PlanR
     )
 
 
-def _types(source: Source, dtype: str) -> tuple[str, list[Format]]:
+def _types(source: Model, dtype: str) -> tuple[str, list[Format]]:
     """The directory's dtype, and that of each tensor."""
     if dtype != "auto":
         return dtype, [format_named(dtype)] * len(source.pairs)
@@ -136,7 +136,7 @@ def _types(source: Source, dtype: str) -> tuple[str, list[Format]]:
     return main, chosen
 
 
-def _one_type_a_tensor(source: Source, chosen: Sequence[Format]) -> list[Format]:
+def _one_type_a_tensor(source: Model, chosen: Sequence[Format]) -> list[Format]:
     """The chosen types, but f32, which holds all others, for a tensor whose sections' types differ."""
     by_tensor: dict[str, set[str]] = {}
     for (_, rule), number_format in zip(source.pairs, chosen, strict=True):
@@ -186,7 +186,7 @@ def _type_notes(rows: Sequence[PlanRow], main: str) -> list[str]:
     return notes
 
 
-def _small_files(source: Source, main: str, vocab: bool) -> tuple[dict[str, bytes], tuple[str, ...]]:
+def _small_files(source: Model, main: str, vocab: bool) -> tuple[dict[str, bytes], tuple[str, ...]]:
     path, values = source.checkpoint.path, source.checkpoint.key_values
     config = source.architecture.hf_config(source.config) | {"torch_dtype": _TORCH_NAMES[main]}
     files = {"config.json": as_json(path, config)}

@@ -15,8 +15,8 @@ from bamba_quant.errors import ArchitectureError, BambaQuantError, CheckpointErr
 from bamba_quant.families import architecture_of, architecture_of_gguf
 from bamba_quant.families.rules import Tensors, architecture_named
 from bamba_quant.metadata.tune_record import TuneRecord, read_record
+from bamba_quant.planning.model import CONFIG, directory_of, has_weights, open_model
 from bamba_quant.planning.repair import needs_repair
-from bamba_quant.planning.source import CONFIG, config_only_model, directory_of, has_weights
 from bamba_reference.config import Config
 from bamba_reference.hf_configs.reading import MOST_LAYERS
 
@@ -80,9 +80,9 @@ def inspect_path(path: str | Path) -> Inspection:
     """
     directory, reading = directory_of(path), ReadOptions(ignore_adapter=True)
     if (directory / CONFIG).is_file() and not has_weights(directory):
-        source = config_only_model(directory, reading=reading)
-        found = _inspect_huggingface(source.checkpoint)
-        return replace(found, remarks=(*found.remarks, source.note))
+        model = open_model(directory, weights="optional", reading=reading)
+        found = _inspect_huggingface(model.checkpoint)
+        return replace(found, remarks=(*found.remarks, model.note))
     checkpoint = open_checkpoint(directory, reading=reading)
     found = _inspect_gguf(checkpoint) if checkpoint.kind == "gguf" else _inspect_huggingface(checkpoint)
     try:

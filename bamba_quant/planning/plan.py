@@ -15,7 +15,7 @@ from bamba_quant.codecs import Format
 from bamba_quant.codecs.base import F32
 from bamba_quant.errors import PlanError
 from bamba_quant.families.transforms import IDENTITY, Transform
-from bamba_quant.planning.source import SkippedTensor, Source
+from bamba_quant.planning.model import Model, SkippedTensor
 from bamba_quant.recipes import Recipe, TypeOverrides, recipe_named, select_formats
 
 
@@ -116,7 +116,7 @@ def resolve_recipe(name: str, checkpoint: Checkpoint) -> Recipe:
 
 
 def plan_gguf(
-    source: Source,
+    source: Model,
     recipe: Recipe,
     overrides: TypeOverrides,
     metadata: Mapping[str, Value],

@@ -16,10 +16,9 @@ from bamba_quant.codecs.base import F32
 from bamba_quant.codecs.schemes import Method, Scheme, scheme_named
 from bamba_quant.errors import FormatError, PlanError, listed
 from bamba_quant.families.transforms import IDENTITY
+from bamba_quant.planning.model import Model, SkippedTensor, config_dtype, open_model
 from bamba_quant.planning.plan import PlanRow
 from bamba_quant.planning.small_files import small_files
-from bamba_quant.planning.source import SkippedTensor, Source, asked_dtype
-from bamba_quant.planning.unquantized import open_unquantized
 from bamba_quant.recipes.loading import loading_notes
 from bamba_quant.recipes.matrices import SHARED, Candidate, ignored_modules, select_matrices
 from bamba_quant.writers.safetensors import entry_of
@@ -60,7 +59,7 @@ class Quantization:
     A plan of a config-only model can be shown, not written.
     """
 
-    source: Source
+    source: Model
     scheme: Scheme
     method: Method
     matrices: tuple[Matrix, ...]
@@ -138,7 +137,19 @@ def plan_quantization(
         raise PlanError("no such dtype of the other tensors", found=dtype, expected=", ".join(DTYPES))
     chosen_scheme = scheme_named(scheme)
     chosen_method = chosen_scheme.method(method)
-    source = open_unquantized(Path(model), allow_config_only, reading)
+    source = open_model(
+        model,
+        weights="optional" if allow_config_only else "required",
+        allow_quantized=False,
+        reading=reading,
+    )
+    if source.checkpoint.kind != "huggingface":
+        raise PlanError(
+            "quantized safetensors are made from a Hugging Face directory",
+            where=source.checkpoint.path,
+            found="a GGUF file",
+            fix="make a directory of it first: bamba-quant export FILE.gguf DIRECTORY",
+        )
     candidates = _candidates(source)
     loaders = source.architecture.loaders
     chosen = select_matrices(candidates, source.config, keep, loaders.units)
@@ -194,7 +205,7 @@ def plan_quantization(
     return replace(plan, files={**index_file(shards), **files}, notes=tuple(notes))
 
 
-def _candidates(source: Source) -> list[Candidate]:
+def _candidates(source: Model) -> list[Candidate]:
     """The checkpoint's tensors that an output holds, each with its rules, in the order of these."""
     rules: dict[str, list[Any]] = {}
     for tensor, rule in source.pairs:
@@ -249,7 +260,7 @@ def _row(candidate: Candidate, tensor: StoredTensor, dtype: str) -> PlanRow:
 def _notes(plan: Quantization, configuration: dict[str, Any], dtype: str) -> list[str]:
     """What a user would want to know before relying on the output."""
     notes: list[str] = []
-    asked = asked_dtype(plan.source.checkpoint)
+    asked = config_dtype(plan.source.checkpoint)
     experts = sum(row.source.elements for row in plan.rows if _is_expert(row))
     if experts:
         notes.append(

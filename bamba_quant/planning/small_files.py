@@ -11,7 +11,7 @@ import yaml
 
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.config_text import with_key
-from bamba_quant.files.json_file import JSON_BYTES, SMALL_BYTES, TOKENIZER_BYTES, read_bytes
+from bamba_quant.files.json_file import SMALL_BYTES, TOKENIZER_BYTES, read_bytes
 from bamba_quant.files.links import check_link
 from bamba_quant.files.regular_file import is_there
 from bamba_quant.metadata.model_name import ModelName, name_of
@@ -33,8 +33,7 @@ def small_files(
     weights = {file.name for file in checkpoint.files}
     config, card = directory / CONFIG, directory / CARD
     # Wherever a link leads, this was read as the model's configuration: no other file comes into the output by it.
-    raw = read_bytes(config, "it says which model this is", JSON_BYTES)
-    files = {CONFIG: with_key(raw, "quantization_config", configuration, config)}
+    files = {CONFIG: with_key(checkpoint.config_text, "quantization_config", configuration, config)}
     others: list[str] = []
     for name in _listed(directory, weights):
         if any(fnmatch(name, pattern) for pattern in COPIED) and (directory / name).is_file():

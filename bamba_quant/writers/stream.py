@@ -22,8 +22,8 @@ from bamba_quant.codecs.base import F32, U8, Quantize
 from bamba_quant.codecs.dispatch import quantizer, refining
 from bamba_quant.codecs.floats import to_float32
 from bamba_quant.errors import CheckpointError, FormatError
+from bamba_quant.planning.model import SkippedTensor
 from bamba_quant.planning.plan import PlanRow
-from bamba_quant.planning.source import SkippedTensor
 from bamba_quant.writers.checksum import Checksum
 from bamba_quant.writers.tasks import Progress, Task, run_tasks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,15 +15,21 @@ from bamba_quant.errors import CheckpointError
 from bamba_quant.inference.weights import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.inspection import inspect_path
+from bamba_quant.planning.model import Model, open_model
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.planning.source import config_only_model, open_source
 from tests.support.models import random_bamba, save_checkpoint
+
+
+def open_config_only(path: Path, **reading: Any) -> Model:
+    (path / "model.safetensors").unlink(missing_ok=True)
+    return open_model(path, weights="optional", **reading)
+
 
 READERS = {
     "load_model": load_model,
     "convert": lambda path, **reading: plan_conversion(path, vocab=False, **reading),
     "quantize": lambda path, **reading: plan_quantization(path, "fp8-dynamic", **reading),
-    "config_only": config_only_model,
+    "config_only": open_config_only,
 }
 
 
@@ -70,7 +77,7 @@ def test_an_adapter_alone(model: Path, tmp_path: Path) -> None:
     (directory / "config.json").unlink()
     (directory / "model.safetensors").unlink()
     for reading in (ReadOptions(), ReadOptions(ignore_adapter=True)):
-        for read in (*READERS.values(), open_source):
+        for read in (*READERS.values(), open_model):
             with pytest.raises(CheckpointError, match=r"an adapter, not a model[\s\S]*acme/Base[\s\S]*merge"):
                 read(directory, reading=reading)
     with pytest.raises(CheckpointError, match="an adapter, not a model"):

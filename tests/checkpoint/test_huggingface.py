@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.errors import CheckpointError
-from bamba_quant.planning.source import open_source
+from bamba_quant.planning.model import open_model
 from tests.support.models import random_bamba, save_checkpoint
 
 TENSORS = {
@@ -299,11 +299,11 @@ def test_without_weights(tmp_path: Path) -> None:
 def test_a_source_without_weights(tmp_path: Path) -> None:
     save_checkpoint(random_bamba(), tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    source = open_source(tmp_path, weights=False)
+    source = open_model(tmp_path, weights="none")
     assert source.config.vocab_size == 160
     assert source.pairs == ()
     with pytest.raises(CheckpointError, match="no weights"):
-        open_source(tmp_path)
+        open_model(tmp_path)
 
 
 def index_of(path: Path) -> dict[str, Any]:

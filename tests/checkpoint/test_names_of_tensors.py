@@ -14,7 +14,7 @@ from bamba_quant.codecs.schemes import Scheme, schemes
 from bamba_quant.errors import CheckpointError, PlanError
 from bamba_quant.inference.weights import load_model
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.planning.source import open_source
+from bamba_quant.planning.model import open_model
 from tests.checkpoint.conftest import Made
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import read_all
@@ -34,7 +34,7 @@ def test_a_prefix_is_named_and_removed(prefix: str, tmp_path: Path) -> None:
     plain = save_checkpoint(random_bamba(), tmp_path / "plain")
     directory = prefixed(save_checkpoint(random_bamba(), tmp_path / "m"), prefix)
     with pytest.raises(PlanError, match=rf"prefix[\s\S]*'{prefix}'[\s\S]*--strip-prefix {prefix} "):
-        open_source(directory)
+        open_model(directory)
     reading = ReadOptions(strip_prefix=prefix)
     found, expected = load_model(directory, reading=reading), load_model(plain)
     assert list(found.weights) == list(expected.weights)
@@ -47,14 +47,14 @@ def test_a_prefix_is_named_and_removed(prefix: str, tmp_path: Path) -> None:
 def test_a_prefix_of_some_names(tmp_path: Path) -> None:
     directory = prefixed(save_checkpoint(random_bamba(), tmp_path / "m"), "module.", only="mamba")
     with pytest.raises(PlanError, match="--strip-prefix"):
-        open_source(directory)
+        open_model(directory)
     assert load_model(directory, reading=ReadOptions(strip_prefix="module.")).weights
 
 
 def test_other_names_are_no_prefix(tmp_path: Path) -> None:
     directory = prefixed(save_checkpoint(random_bamba(), tmp_path / "m"), "x", only="mamba")
     with pytest.raises(PlanError, match="does not know"):
-        open_source(directory)
+        open_model(directory)
 
 
 def test_a_name_with_and_without_the_prefix(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from bamba_quant.errors import PlanError
 from bamba_quant.inference.weights import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.inspection import inspect_path
-from bamba_quant.planning.source import open_source
+from bamba_quant.planning.model import open_model
 from tests.checkpoint.conftest import Made
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
@@ -244,7 +244,7 @@ def test_published_forms_of_scales(made: Made, tmp_path: Path) -> None:
         assert checkpoint.unused == tuple(sorted(name for name in tensors if name.endswith("input_scale")))
         for name, values in expected.items():
             np.testing.assert_array_equal(read_tensor(checkpoint.tensors[name]), values)
-        assert open_source(directory).pairs
+        assert open_model(directory).pairs
         unread = f"{len(checkpoint.unused)} tensors for quantized activations are not read"
         assert unread in inspect_path(directory).remarks[0]
         notes = plan_conversion(directory, vocab=False).plan.notes

@@ -162,6 +162,6 @@ def test_another_architecture_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     directory = save_checkpoint(random_bamba(), tmp_path / "m")
     bamba = architecture_of({"model_type": "bamba"})
     other: Architecture = replace(bamba, gguf_architectures=("llama",))
-    monkeypatch.setattr("bamba_quant.planning.source.architecture_of", lambda hf: other)
+    monkeypatch.setattr("bamba_quant.planning.model.architecture_of", lambda hf: other)
     with pytest.raises(CheckpointError, match="'llama', not 'granitehybrid'"):
         plan_repair(faulty(directory, tmp_path / "other.gguf"))

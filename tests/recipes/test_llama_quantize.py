@@ -13,7 +13,7 @@ from bamba_quant.calibration import MAY_BE_MISSING
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, PlanError
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.planning.source import open_source
+from bamba_quant.planning.model import open_model
 from bamba_quant.recipes import Recipe, TypeOverrides, recipe_named, recipes
 from tests.support import llama
 from tests.support.conversion import assert_same_tensors, to_gguf
@@ -89,7 +89,7 @@ def random_imatrix(model: Path, file: Path) -> dict[str, np.ndarray]:
     writer.add_uint32("imatrix.chunk_count", 7)
     writer.add_uint32("imatrix.chunk_size", 512)
     importance = {}
-    for _, rule in open_source(model).pairs:
+    for _, rule in open_model(model).pairs:
         if rule.gguf is None or rule.role == "token_embd" or len(rule.gguf_shape) < 2:
             continue
         # Of a stack of matrices each has its own, over as many tokens as were sent to that expert.

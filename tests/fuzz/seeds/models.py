@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bamba_quant.planning.source import config_only_model
+from bamba_quant.planning.model import open_model
 from tests.fuzz.seeds.tokenizers import VOCAB_SIZE, byte_level_bpe
 from tests.fuzz.tree import Tree
 
@@ -122,7 +122,7 @@ def drawn(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "config.json").write_bytes(as_json(config))
-        tensors = config_only_model(directory).checkpoint.tensors
+        tensors = open_model(directory, weights="optional").checkpoint.tensors
     return {name: generator.uniform(0.1, 0.9, t.shape).astype(np.float32) for name, t in tensors.items()}
 
 

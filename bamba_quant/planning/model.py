@@ -1,10 +1,11 @@
-"""A model found: its checkpoint, its architecture and configuration, and every tensor paired with its rule."""
+"""Opens a model: its checkpoint, its architecture and configuration, and each tensor paired with its rule."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.adapters import ADAPTER_FILES, adapter_notes
@@ -15,6 +16,7 @@ from bamba_quant.families import Architecture, TensorRule, architecture_of, arch
 from bamba_reference.config import Config
 
 Pairs = tuple[tuple[StoredTensor, TensorRule], ...]
+Weights = Literal["required", "optional", "none"]
 
 CONFIG = "config.json"
 _MOST_BYTES, _MOST_SIDE = 2**50, 2**31
@@ -31,10 +33,10 @@ class SkippedTensor:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model of either kind; ``pairs`` are in the rules' order, tensors that are left out among them.
+class Model:
+    """An opened model. ``pairs`` are in the rules' order and include the tensors that outputs skip.
 
-    One that is ``config_only`` has the tensors that its configuration implies, and none of them can be read.
+    A ``config_only`` model has the tensors that its configuration implies. They cannot be read.
     """
 
     checkpoint: Checkpoint
@@ -45,15 +47,15 @@ class Source:
 
     @property
     def note(self) -> str:
-        """What is said of a config-only source's weights."""
-        asked = asked_dtype(self.checkpoint)
-        says = {"dtype", "torch_dtype"} & self.checkpoint.metadata.keys()
-        return f"no weights were read: the input is taken to be {asked}, " + (
-            "as config.json says" if says else "since config.json says nothing"
+        """What to tell the user about the weights of a ``config_only`` model."""
+        dtype = config_dtype(self.checkpoint)
+        given = {"dtype", "torch_dtype"} & self.checkpoint.metadata.keys()
+        return f"no weights were read: the input is taken to be {dtype}, " + (
+            "as config.json says" if given else "since config.json gives no dtype"
         )
 
     def skipped(self) -> tuple[SkippedTensor, ...]:
-        """The tensors an output does not need."""
+        """The tensors that outputs do not need."""
         by_name = {rule.name: tensor for tensor, rule in self.pairs}
         return tuple(
             SkippedTensor(tensor, rule.skipped, by_name[rule.equal_to] if rule.equal_to else None)
@@ -62,57 +64,94 @@ class Source:
         )
 
 
-def open_source(path: str | Path, *, reading: ReadOptions = ReadOptions(), weights: bool = True) -> Source:
-    """The model at ``path``, a Hugging Face directory or a GGUF file; reads headers only.
+def open_model(
+    path: str | Path,
+    *,
+    weights: Weights = "required",
+    allow_quantized: bool = True,
+    reading: ReadOptions = ReadOptions(),
+) -> Model:
+    """The model at ``path``: a Hugging Face directory, the config.json in one, or a GGUF file. Reads headers only.
 
-    Without ``weights`` a directory needs none: its source has a configuration and no tensor. Raises a
-    ``BambaQuantError`` for an architecture that is not supported and for tensors that do not fit their
-    configuration.
+    ``weights`` says what happens to a directory without weights: "required" is an error, "optional" gives a
+    ``config_only`` model. "none" looks for no weights, and the model has no tensors. Raises a ``BambaQuantError``
+    for an architecture that is not supported, for tensors that do not fit their configuration, and, unless
+    ``allow_quantized``, for a directory that is quantized already.
     """
-    checkpoint = open_checkpoint(path, weights=weights, reading=reading)
-    if checkpoint.kind == "huggingface":
-        architecture = architecture_of(checkpoint.metadata)
-        config = Config.from_hf(checkpoint.metadata, ignore=reading.ignore_config_keys)
-        rules = architecture.tensors(config) if weights else ()
-        return Source(checkpoint, architecture, config, _match_huggingface(checkpoint, rules))
-    architecture = architecture_of_gguf(checkpoint.key_values)
-    config = architecture.config_of_gguf(checkpoint.key_values, checkpoint.tensors)
-    return Source(checkpoint, architecture, config, _match_gguf(checkpoint, architecture.tensors(config)))
+    path = directory_of(path)
+    config_only = weights == "optional" and path.is_dir() and not has_weights(path)
+    checkpoint = open_checkpoint(
+        path,
+        weights=weights != "none" and not config_only,
+        allow_quantized=allow_quantized,
+        reading=reading,
+    )
+    if checkpoint.kind == "gguf":
+        architecture = architecture_of_gguf(checkpoint.key_values)
+        config = architecture.config_of_gguf(checkpoint.key_values, checkpoint.tensors)
+        return Model(checkpoint, architecture, config, _match_gguf(checkpoint, architecture.tensors(config)))
+    architecture = architecture_of(checkpoint.metadata)
+    config = Config.from_hf(checkpoint.metadata, ignore=reading.ignore_config_keys)
+    rules = architecture.tensors(config) if weights != "none" else ()
+    if config_only:
+        checkpoint = _with_implied_tensors(checkpoint, rules, reading)
+    return Model(checkpoint, architecture, config, _match_huggingface(checkpoint, rules), config_only)
 
 
-def config_only_model(path: str | Path, *, reading: ReadOptions = ReadOptions()) -> Source:
-    """The model that ``path``, a directory with a config.json, would hold in the type this asks for; for plans only.
-
-    Its tensors name ``path`` as their file. Raises a ``BambaQuantError`` for an architecture that is not supported,
-    and for a quantized model, whose tensors are not those of its architecture.
-    """
-    found = open_source(path, reading=reading, weights=False)
-    if is_quantized(found.checkpoint.metadata):
+def directory_of(path: str | Path) -> Path:
+    """``path``, or its directory where ``path`` is a config.json. Raises ``PlanError`` for another JSON file."""
+    path = Path(path)
+    if path.suffix != ".json" or not path.is_file():
+        return path
+    if path.name != CONFIG:
         raise PlanError(
-            "what a quantized model holds does not follow from its configuration alone",
-            where=found.checkpoint.path / CONFIG,
+            "a configuration without weights must be a file called config.json",
+            where=path,
+            expected="a directory with config.json, or that file",
+            fix="copy it under that name into a directory of its own",
+        )
+    return path.parent
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds files that look like weights."""
+    return any(
+        file.name not in ADAPTER_FILES
+        for pattern in ("*.safetensors", "*.bin")
+        for file in directory.glob(pattern)
+    )
+
+
+def config_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype in which config.json says to load the model; float32 by default, as in transformers."""
+    named = checkpoint.metadata.get("dtype", checkpoint.metadata.get("torch_dtype"))
+    return _DTYPE_NAMES.get(str(named), "f32")
+
+
+def _with_implied_tensors(
+    checkpoint: Checkpoint, rules: Iterable[TensorRule], reading: ReadOptions
+) -> Checkpoint:
+    """``checkpoint`` with the tensors that ``rules`` imply, whose file is the directory.
+
+    Raises ``PlanError`` for a quantized model, whose tensors do not follow from its architecture, and for sizes that
+    no file could hold.
+    """
+    directory, config = checkpoint.path, checkpoint.path / CONFIG
+    if is_quantized(checkpoint.metadata):
+        raise PlanError(
+            "the tensors of a quantized model do not follow from its configuration",
+            where=config,
             found="quantization_config",
             fix="fetch the weights",
         )
-    rules = found.architecture.tensors(found.config)
-    directory, stored = found.checkpoint.path, format_named(asked_dtype(found.checkpoint))
+    stored = format_named(config_dtype(checkpoint))
     tensors = {
         rule.hf: StoredTensor(rule.hf, rule.hf_shape, stored, directory, 0)
         for rule in rules
         if not rule.skipped
     }
-    _refuse_impossible(tensors.values(), directory / CONFIG)
-    notes = adapter_notes(directory, ignore=reading.ignore_adapter)
-    checkpoint = replace(found.checkpoint, tensors=tensors, notes=notes)
-    return replace(
-        found, checkpoint=checkpoint, pairs=_match_huggingface(checkpoint, rules), config_only=True
-    )
-
-
-def _refuse_impossible(tensors: Iterable[StoredTensor], config: Path) -> None:
-    """Raise ``PlanError`` for sizes that no file could hold, which only a configuration without weights can have."""
     total = longest = 0
-    for tensor in tensors:
+    for tensor in tensors.values():
         total += tensor.n_bytes
         longest = max(longest, *tensor.shape)
     if total >= _MOST_BYTES or longest >= _MOST_SIDE:
@@ -123,27 +162,8 @@ def _refuse_impossible(tensors: Iterable[StoredTensor], config: Path) -> None:
             expected=f"less than {_MOST_BYTES:,} bytes, and sides below {_MOST_SIDE:,}",
             fix="correct the sizes in config.json",
         )
-
-
-def directory_of(path: str | Path) -> Path:
-    """``path``, or the directory whose config.json it is."""
-    path = Path(path)
-    return path.parent if path.name == CONFIG and path.is_file() else path
-
-
-def has_weights(directory: Path) -> bool:
-    """Whether a directory holds anything that looks like weights."""
-    return any(
-        file.name not in ADAPTER_FILES
-        for pattern in ("*.safetensors", "*.bin")
-        for file in directory.glob(pattern)
-    )
-
-
-def asked_dtype(checkpoint: Checkpoint) -> str:
-    """The type that config.json has a model loaded in, float32 where it says nothing, as transformers has it."""
-    said = checkpoint.metadata.get("dtype", checkpoint.metadata.get("torch_dtype"))
-    return _DTYPE_NAMES.get(str(said), "f32")
+    notes = adapter_notes(directory, ignore=reading.ignore_adapter)
+    return replace(checkpoint, tensors=tensors, notes=notes)
 
 
 def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) -> Pairs:
@@ -199,13 +219,13 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
 
 
 def _refuse_prefix(uncovered: list[StoredTensor], spellings: Collection[str]) -> None:
-    """Raise ``PlanError`` if all these names are known ones behind one prefix, as wrappers of modules leave it."""
+    """Raise ``PlanError`` if all these names are known names after one prefix, as wrapper modules write them."""
     name = uncovered[0].name
-    for end in (place + 1 for place, letter in enumerate(name) if letter == "."):
+    for end in (position + 1 for position, letter in enumerate(name) if letter == "."):
         prefix = name[:end]
         if all(tensor.name.startswith(prefix) and tensor.name[end:] in spellings for tensor in uncovered):
             raise PlanError(
-                "a prefix stands before the names of tensors",
+                "the tensor names have a prefix",
                 where=uncovered[0].file,
                 found=f"{prefix!r} before {len(uncovered)} names, such as {name}",
                 expected=name[end:],
