@@ -21,7 +21,7 @@ LAYERS = BAMBA_9B["num_hidden_layers"]
 
 # What a process that evaluates on a GPU imports most of.
 _MODULES = ("torch", "torch.distributed.run", "triton", "bamba_quant_cli.app", "bamba_quant.evaluation.evaluate",
-            "bamba_reference.kernels.backend", "bamba_quant.codecs.cuda.decoding")  # fmt: skip
+            "bamba_reference.kernels.backend", "bamba_quant.codecs.gpu.decoding")  # fmt: skip
 
 
 @dataclass(frozen=True)

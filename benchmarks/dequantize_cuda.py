@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from bamba_quant.codecs import formats
-from bamba_quant.codecs.cuda import encode
-from bamba_quant.codecs.cuda.decoding import decode
+from bamba_quant.codecs.dispatch import quantizer
+from bamba_quant.codecs.gpu.decoding import decode
 
 SHAPE = (4096, 14336)
 RUNS = 5
@@ -36,12 +36,12 @@ def of_formats() -> None:
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / seconds(lambda: target.copy_(source))
     print(f"{torch.cuda.get_device_name()}; a copy moves {copy / 1e12:.2f} TB/s")
-    x = torch.randn(SHAPE, device="cuda") * 0.02
+    x = torch.randn(SHAPE) * 0.02
     for number_format in formats():
         if number_format.dtype is not None:
             continue
         if number_format.writable:
-            raw = encode(number_format, x)
+            raw = torch.from_numpy(quantizer(number_format)(x.numpy())).cuda()
         else:  # nothing here writes it: any bytes
             raw = torch.randint(256, (SHAPE[0], number_format.row_bytes(SHAPE[1])), device="cuda").byte()
         each = seconds(

@@ -53,7 +53,7 @@ def main() -> None:
 def _compare(number_format: Format, x: F32, importance: F32 | None, threads: int, rounds: int) -> str:
     contenders: dict[str, tuple[Quantize, F32]] = {
         "ggml": (lambda rows, weight: ggml.quantize(number_format, rows, weight), x),
-        "ours": (quantizer(number_format, "cpu"), x),
+        "ours": (quantizer(number_format), x),
         "numpy": (number_format.quantize, x[: len(x) // NUMPY_SHARE]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}

@@ -61,7 +61,6 @@ def quantize_candidates(
     reading: ReadOptions = ReadOptions(),
     refine: bool = False,
     threads: int | None = None,
-    device: str = "cpu",
     progress: Callable[[str], None] = lambda name: None,
 ) -> Candidates:
     """Quantize ``model`` to each of the formats ``asked``, as files in ``directory``, 1 to 9 bits a weight each.
@@ -73,7 +72,7 @@ def quantize_candidates(
     for name in asked:
         progress(name)
         conversion = plan_candidate(model, name, directory / f"{name}.gguf", imatrix, reading, refine)
-        write_gguf(conversion.plan, conversion.outfile, threads=threads, device=device)
+        write_gguf(conversion.plan, conversion.outfile, threads=threads)
         files[name] = load_model(conversion.outfile).weights
         for row in conversion.plan.rows:
             if row.format.dtype is None:

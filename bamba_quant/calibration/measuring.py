@@ -19,7 +19,6 @@ from bamba_quant.inference.open_model import open_model, torch_device, torch_dty
 from bamba_reference.packing import check_tokens
 
 METHODS = ("gradient", "direct")
-_FAST_ON_GPU = 1_000_000_000  # weights from which quantizing on a GPU is worth compiling its kernels
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,6 @@ def text_costs(
     check_tokens(chunks, loaded.config.vocab_size)
     from bamba_quant.calibration.sensitivity import gradient_costs, measured_costs
 
-    on_gpu = device.type == "cuda" and loaded.checkpoint.elements >= _FAST_ON_GPU
     with tempfile.TemporaryDirectory(prefix="bamba-quant-") as scratch:
         candidates = quantize_candidates(
             model,
@@ -86,7 +84,6 @@ def text_costs(
             reading=reading,
             refine=options.refine,
             threads=threads,
-            device="cuda" if on_gpu else "cpu",
             progress=lambda name: progress(f"quantizing to {name}", formats.index(name), len(formats)),
         )
 

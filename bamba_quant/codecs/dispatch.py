@@ -1,4 +1,4 @@
-"""Chooses who computes a format: numpy, which defines it, or a faster twin that writes the same bytes."""
+"""Chooses the version of a quantizer: numpy, which defines the bytes, or compiled, which writes the same ones."""
 
 from __future__ import annotations
 
@@ -7,36 +7,21 @@ import numpy as np
 from bamba_quant.codecs.base import F32, U8, Format, Quantize
 from bamba_quant.errors import FormatError
 
-DEVICES = ("auto", "cpu", "cuda", "numpy")
 
+def quantizer(number_format: Format, compiled: bool = True) -> Quantize:
+    """The quantizer of a format, with ``Format.quantize``'s contract and its bytes.
 
-def quantizer(number_format: Format, device: str = "cpu") -> Quantize:
-    """The quantizer of a format on a device, with ``Format.quantize``'s contract and its bytes.
-
-    ``device``: "numpy", the definition; "cpu", compiled, for one thread on a chunk of rows, other threads
-    free to run it on other rows at the same time; "cuda", one GPU, arrays carried there and back; "auto",
-    cuda where torch sees a GPU and cpu elsewhere. Raises ``FormatError`` for a format that is only read,
-    for an unknown device, for a device that is not there, and in the quantizer for arrays that do not fit
-    the format.
+    The compiled version runs without the interpreter lock, so that several threads can quantize different rows at
+    the same time; ``compiled=False`` gives the numpy version, which defines the bytes. Raises ``FormatError`` for a
+    format that is only read, and in the quantizer for arrays that do not fit the format.
     """
     if not number_format.writable:
         raise FormatError(f"{number_format.name} can be read and not written", fix="choose a writable format")
-    if device == "auto":
-        device = "cuda" if _cuda_is_there() else "cpu"
-    if device == "numpy":
-        quantize = number_format.quantize
-    elif device == "cpu":
+    quantize = number_format.quantize
+    if compiled:
         from bamba_quant.codecs import cpu
 
         quantize = cpu.quantizer(number_format)
-    elif device == "cuda":
-        from bamba_quant.codecs import cuda
-
-        quantize = cuda.quantizer(number_format)
-    else:
-        raise FormatError(
-            "no such device quantizes", found=repr(device), expected="one of " + ", ".join(DEVICES)
-        )
 
     def checked(x: F32, importance: F32 | None = None) -> U8:
         _check(number_format, x, importance)
@@ -56,12 +41,6 @@ def refining(number_format: Format, quantize: Quantize) -> Quantize:
         return refine(number_format, quantize(x, importance), x, importance)
 
     return refined
-
-
-def _cuda_is_there() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 def _check(number_format: Format, x: F32, importance: F32 | None) -> None:

@@ -45,7 +45,7 @@ class DeviceWeights(Mapping[str, Any]):
 
     def rows(self, name: str, start: int = 0, stop: int | None = None, timings: Timings | None = None) -> Any:
         """``LazyWeights.rows``, as a tensor on the device where that reads it."""
-        from bamba_quant.codecs.cuda.decoding import decode
+        from bamba_quant.codecs.gpu.decoding import decode
 
         timings = timings or Timings()
         tensor, rule, moved = self._weights.stored(name)

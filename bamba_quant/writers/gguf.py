@@ -63,7 +63,7 @@ def write_gguf(
     outfile: Path,
     *,
     threads: int | None = None,
-    device: str = "cpu",
+    compiled: bool = True,
     overwrite: bool = False,
     replace_input: bool = False,
     inputs: Collection[Path] = (),
@@ -71,10 +71,10 @@ def write_gguf(
 ) -> tuple[Path, ...]:
     """Write ``plan`` and return the files, in order.
 
-    ``device`` says where formats are quantized: "cpu", "cuda", "auto", or "numpy", the definition; the bytes are
-    the same. ``replace_input`` allows ``overwrite`` to replace a file that the plan reads; ``inputs`` are other
-    files that must stay. ``progress`` is told input bytes as they are done with. Raises ``OutputError`` for the
-    output's sake, ``CheckpointError`` and ``FormatError`` for a weight's; then no file has appeared.
+    With ``compiled=False`` numpy quantizes, which is slower and gives the same bytes. ``replace_input`` allows
+    ``overwrite`` to replace a file that the plan reads; ``inputs`` are other files that must stay. ``progress`` is
+    told input bytes as they are done with. Raises ``OutputError`` for the output's sake, ``CheckpointError`` and
+    ``FormatError`` for a weight's; then no file has appeared.
     """
     if plan.config_only:
         raise PlanError("there are no weights to convert", where=plan.rows[0].source.file)
@@ -82,7 +82,7 @@ def write_gguf(
     targets = [(shard.file, shard.n_bytes) for shard in shards]
     read = () if replace_input else {file for row in plan.rows for file in row.source.files}
     with atomic_files(targets, overwrite=overwrite, inputs={*read, *inputs}) as outputs:
-        fill(plan, shards, outputs, threads=threads, device=device, progress=progress)
+        fill(plan, shards, outputs, threads=threads, compiled=compiled, progress=progress)
     return tuple(shard.file for shard in shards)
 
 
@@ -92,11 +92,11 @@ def fill(
     outputs: Sequence[int],
     *,
     threads: int | None,
-    device: str,
+    compiled: bool,
     progress: Progress,
 ) -> None:
     """Write ``shards``, the layout of ``plan``, to the descriptors ``outputs``; arguments and errors as above."""
-    by_format = quantizers(plan.rows, device, plan.refine)
+    by_format = quantizers(plan.rows, plan.refine, compiled)
     with RawReader() as reader:
         for skipped in plan.skipped:
             check_equal(skipped, reader)

@@ -46,10 +46,10 @@ class Chunk:
     checksum: Checksum | None = None
 
 
-def quantizers(rows: Iterable[PlanRow], device: str, refine: bool = False) -> dict[str, Quantize]:
-    """By format name: plain numbers by numpy, quantized formats by their twin on ``device``, compiled at once.
+def quantizers(rows: Iterable[PlanRow], refine: bool = False, compiled: bool = True) -> dict[str, Quantize]:
+    """By format name: numpy for plain numbers, the ``compiled`` version or numpy for quantized formats.
 
-    With ``refine`` the scales of the latter are searched further, on the CPU.
+    With ``refine`` the scales of the latter are searched further.
     """
     chosen: dict[str, Quantize] = {}
     for row in rows:
@@ -57,7 +57,7 @@ def quantizers(rows: Iterable[PlanRow], device: str, refine: bool = False) -> di
         if number_format.dtype is not None or copies(row):
             chosen.setdefault(number_format.name, number_format.quantize)
         elif chosen.get(number_format.name, number_format.quantize) is number_format.quantize:
-            quantize = quantizer(number_format, device)
+            quantize = quantizer(number_format, compiled)
             chosen[number_format.name] = refining(number_format, quantize) if refine else quantize
     return chosen
 

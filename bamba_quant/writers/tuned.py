@@ -34,7 +34,7 @@ def write_tuned_gguf(
     tune: Tune,
     *,
     threads: int | None = None,
-    device: str = "cpu",
+    compiled: bool = True,
     overwrite: bool = False,
     inputs: Collection[Path] = (),
     progress: Progress = lambda n_bytes: None,
@@ -54,7 +54,9 @@ def write_tuned_gguf(
         check_target(file, overwrite, read)
     check_space([*targets, (single.file, single.n_bytes)])
     with temporary_file(targets[0][0], single.n_bytes) as (untuned, descriptor):
-        fill(plan.in_one_file(), [single], [descriptor], threads=threads, device=device, progress=progress)
+        fill(
+            plan.in_one_file(), [single], [descriptor], threads=threads, compiled=compiled, progress=progress
+        )
         tuned = tune(untuned)
         if tuned.record.better:
             header = len(single.header)

@@ -36,6 +36,8 @@ from bamba_quant_cli.tuning import TuneAsked, print_tuned, tuned_as_json, tunes,
 if TYPE_CHECKING:
     from bamba_quant.metadata.tune_record import Tuned
 
+_DEVICES = ("auto", "cpu", "cuda", "numpy")  # numpy quantizes without compiled kernels
+
 EXAMPLES = """
 Examples:
 
@@ -129,7 +131,7 @@ def convert(
         bool, typer.Option("--allow-requantize", help="Quantize a GGUF that is quantized already, at a loss.")
     ] = False,
     device: Annotated[
-        str, typer.Option(help="Where to quantize, and to run --calibrate: cpu, cuda or auto.")
+        str, typer.Option(help="Device that runs --calibrate: cpu, cuda or auto. Quantizing runs on the CPU.")
     ] = "cpu",
     vocab_only: Annotated[
         bool, typer.Option("--vocab-only", help="Write the vocabulary without weights.")
@@ -192,6 +194,10 @@ def convert(
         leave_output_tensor=leave_output_tensor,
     )
     check_one_imatrix(imatrix, calibrate, calibrate_chunks)
+    if device not in _DEVICES:
+        raise PlanError("unknown device", found=repr(device), expected="one of " + ", ".join(_DEVICES))
+    if device == "cuda" and not calibrate:
+        print_note("--device cuda has no effect without --calibrate: quantizing runs on the CPU")
     reading = read_options(ignore_config_key, ignore_adapter, strip_prefix)
     plan_with = partial(
         plan_conversion,
@@ -237,7 +243,12 @@ def convert(
         measured = calibrated(path, calibrate, calibrate_chunks, device, reading, strict=imatrix_strict)
         conversion = plan_with(imatrix=measured)
         plan = conversion.plan
-    writing: dict[str, Any] = {"threads": threads, "device": device, "overwrite": overwrite, "inputs": others}
+    writing: dict[str, Any] = {
+        "threads": threads,
+        "compiled": device != "numpy",
+        "overwrite": overwrite,
+        "inputs": others,
+    }
     tuned: Tuned | None = None
     with ExitStack() as shown:
         writing["progress"] = shown.enter_context(

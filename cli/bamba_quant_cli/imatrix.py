@@ -147,7 +147,7 @@ def calibrated(
 ) -> Imatrix:
     """What --calibrate stands for: the importance matrix of ``model`` over ``texts``, its notes printed.
 
-    ``device`` is where convert quantizes: "auto" is a GPU where there is one, and "numpy" is the CPU.
+    ``device`` "auto" is a GPU where there is one, "numpy" is the CPU.
     """
     from bamba_quant.calibration.measure import calibrated as measure
 

@@ -14,7 +14,7 @@ needs_triton()
 
 from bamba_quant.codecs import Format, format_named, formats
 from bamba_quant.codecs.base import U8
-from bamba_quant.codecs.cuda.decoding import decode
+from bamba_quant.codecs.gpu.decoding import decode
 from bamba_quant.errors import FormatError
 from tests.codecs.inputs import weights
 

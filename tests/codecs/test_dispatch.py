@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bamba_quant.codecs import Format, format_named, formats
-from bamba_quant.codecs.dispatch import DEVICES, quantizer
+from bamba_quant.codecs.dispatch import quantizer
 from bamba_quant.errors import FormatError
 from tests.codecs.inputs import COLUMNS, importances, weights
 
@@ -26,7 +26,7 @@ weighted = pytest.mark.parametrize("importance", ("no importance", "importance")
 def test_chunks_and_threads_change_nothing(number_format: Format, importance: str) -> None:
     x = np.concatenate([weights()[name] for name in ("normal", "mixed", "heavy-tailed", "sparse")])
     weight = importances()[importance]
-    quantize = quantizer(number_format, "cpu")
+    quantize = quantizer(number_format)
     whole = quantize(x, weight)
     with ThreadPoolExecutor(4) as pool:
         for size in (1, 3, 16):
@@ -38,12 +38,12 @@ def test_chunks_and_threads_change_nothing(number_format: Format, importance: st
 
 
 @every_writable
-@pytest.mark.parametrize("device", ("numpy", "cpu"))
-def test_any_memory_layout_is_read(number_format: Format, device: str) -> None:
+@pytest.mark.parametrize("compiled", (False, True))
+def test_any_memory_layout_is_read(number_format: Format, compiled: bool) -> None:
     x = weights()["normal"]
     importance = importances()["importance"]
     assert importance is not None
-    quantize = quantizer(number_format, device)
+    quantize = quantizer(number_format, compiled)
     expected = quantize(x, importance)
     fixed, shifted = x.copy(), np.empty(x.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(x.shape)
     fixed.flags.writeable = False
@@ -59,8 +59,8 @@ def test_inputs_are_left_alone(number_format: Format) -> None:
     x, importance = weights()["mixed"], importances()["importance with zeros"]
     assert importance is not None
     before = x.copy(), importance.copy()
-    for device in ("numpy", "cpu"):
-        quantizer(number_format, device)(x, importance)
+    for compiled in (False, True):
+        quantizer(number_format, compiled)(x, importance)
     np.testing.assert_array_equal(x, before[0])
     np.testing.assert_array_equal(importance, before[1])
 
@@ -74,8 +74,6 @@ def test_errors_name_what_was_found_and_expected() -> None:
         quantize(np.zeros((2, 256)))  # type: ignore[arg-type]
     with pytest.raises(FormatError, match=r"shape \(255,\)\n.*float32 of shape \(256,\)"):
         quantize(np.zeros((2, 256), np.float32), np.zeros(255, np.float32))
-    with pytest.raises(FormatError, match="'tpu'\n.*" + ", ".join(DEVICES)):
-        quantizer(q4_k, "tpu")
     with pytest.raises(FormatError, match="q4_k"):
         format_named("q4_q")
 

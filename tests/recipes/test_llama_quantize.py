@@ -182,7 +182,7 @@ def test_numpy_and_compiled_write_the_same_file(
         checkpoints["deep"][0], outtype="q4_k_m", vocab=False, outfile=tmp_path / "a.gguf"
     )
     write_gguf(planned.plan, planned.outfile, threads=3)
-    write_gguf(planned.plan, tmp_path / "b.gguf", device="numpy")
+    write_gguf(planned.plan, tmp_path / "b.gguf", compiled=False)
     assert planned.outfile.read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 

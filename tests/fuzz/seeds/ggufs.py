@@ -51,7 +51,7 @@ def _written(tree: Tree, outtype: str, split: int | None) -> Tree:
         plan = conversion.plan
         if outtype == "q4_k_m":
             plan = replace(plan, metadata={**plan.metadata, **RECORD.key_values()})
-        written = write_gguf(plan, conversion.outfile, threads=1, device="numpy")
+        written = write_gguf(plan, conversion.outfile, threads=1, compiled=False)
         return {file.name: file.read_bytes() for file in written}
 
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bamba_quant.codecs.cuda.arithmetic import from_half
-
 
 @triton.jit
 def byte(at: tl.tensor) -> tl.tensor:
@@ -28,7 +26,7 @@ def word(at: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def half(at: tl.tensor) -> tl.tensor:
-    return from_half(short(at))
+    return short(at).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 
 from bamba_quant.codecs.base import Format
-from bamba_quant.codecs.cuda import codebooks
-from bamba_quant.codecs.cuda.blocks import bit, byte, crumb, field, half, nibble, signed
+from bamba_quant.codecs.gpu import codebooks
+from bamba_quant.codecs.gpu.bits import bit, byte, crumb, field, half, nibble, signed
 from bamba_quant.codecs.iq4 import VALUES as IQ4
 from bamba_quant.codecs.mxfp4 import VALUES as MXFP4
 from bamba_quant.errors import FormatError

@@ -14,7 +14,7 @@ import triton.language as tl
 from gguf import quants
 
 from bamba_quant.codecs.base import F32
-from bamba_quant.codecs.cuda.blocks import byte, field, half, nibble, short, word
+from bamba_quant.codecs.gpu.bits import byte, field, half, nibble, short, word
 
 
 @triton.jit

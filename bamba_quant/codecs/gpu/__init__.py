@@ -1,0 +1,1 @@
+"""GGUF blocks dequantized on a GPU, in Triton, to numpy's values bit for bit."""
