@@ -11,8 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bamba_quant.families import architecture_of
-from bamba_reference import Config
+from bamba_quant.families import family_of, read_config
 
 BAMBA_9B: dict[str, Any] = {
     "architectures": ["BambaForCausalLM"], "model_type": "bamba", "vocab_size": 128256, "hidden_size": 4096,
@@ -51,7 +50,7 @@ def make_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     hf = BAMBA_9B | {"num_hidden_layers": layers, "attn_layer_indices": list(attention), "torch_dtype": dtype}
     hf |= {"vocab_size": vocab_size, "bos_token_id": vocab_size - 256, "eos_token_id": vocab_size - 255}
-    rules = [rule for rule in architecture_of(hf).tensors(Config.from_hf(hf)) if not rule.skipped]
+    rules = [rule for rule in family_of(hf).tensors(read_config(hf)) if not rule.skipped]
     draw = draw or _normal(np.random.default_rng(9), dtype)
     weight_map: dict[str, str] = {}
     shards = [

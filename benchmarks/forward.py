@@ -119,7 +119,7 @@ def one_layer(repeats: int) -> None:
     from transformers import BambaConfig
     from transformers.models.bamba.modeling_bamba import BambaMixer, mamba2_chunk_scan
 
-    from bamba_reference import Config
+    from bamba_quant.families import read_config
     from bamba_reference.packing import layout
     from bamba_reference.tensors import layer_prefix
     from bamba_reference.torch import forward as torch_forward
@@ -128,7 +128,7 @@ def one_layer(repeats: int) -> None:
 
     torch.manual_seed(0)
     oracle = BambaMixer(BambaConfig(**BAMBA_9B), layer_idx=0).eval()
-    config = Config.from_hf(BAMBA_9B)
+    config = read_config(BAMBA_9B)
     weights = {f"{layer_prefix(0)}mamba.{name}": value for name, value in oracle.state_dict().items()}
     cpu, chunk = torch.device("cpu"), torch_forward.default_chunk(torch.device("cpu"))
     sequences = torch_forward.prepare(config, layout((1, TOKENS)), torch.float32, cpu)
@@ -187,11 +187,11 @@ def end_to_end(directory: Path, repeats: int) -> None:
     import torch
     from transformers import BambaForCausalLM
 
-    from bamba_reference import Config
+    from bamba_quant.families import read_config
     from bamba_reference.torch import forward as torch_forward
 
     oracle = BambaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    config = Config.from_hf(json.loads((directory / "config.json").read_text()))
+    config = read_config(json.loads((directory / "config.json").read_text()))
     weights = oracle.state_dict()
     tokens = torch.randint(config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     runs: dict[str, Callable[[], object]] = {
@@ -232,11 +232,11 @@ class RandomWeights(Mapping[str, np.ndarray]):
 
 def streamed_memory() -> None:
     """In a process of its own, because a peak is a process's."""
-    from bamba_reference import Config
+    from bamba_quant.families import read_config
     from bamba_reference.runtime.perplexity import perplexity, stream_scorer
     from bamba_reference.tensors import tensor_shapes
 
-    config = Config.from_hf(BAMBA_2B)
+    config = read_config(BAMBA_2B)
     shapes = tensor_shapes(config)
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     tokens = np.random.default_rng(0).integers(config.vocab_size, size=4 * 512)

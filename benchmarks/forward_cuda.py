@@ -229,7 +229,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     import transformers
 
-    from bamba_reference import Config
+    from bamba_quant.families import read_config
     from bamba_reference.kernels import backend_named
     from bamba_reference.runtime.generate import generate
     from bamba_reference.torch.backend import TORCH, BackendError
@@ -239,7 +239,7 @@ def main() -> None:
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}"
     )
     theirs = oracle(options.layers)
-    config = Config.from_hf(shape(options.layers))
+    config = read_config(shape(options.layers))
     cuda = torch.device("cuda")
     backends = [backend_named("triton", cuda, torch.bfloat16), TORCH]
     try:

@@ -97,12 +97,12 @@ def layer_of(hf: Any, weights: dict[str, Any]) -> Any:
 
     import torch
 
-    from bamba_reference import Config
+    from bamba_quant.families import read_config
     from bamba_reference.torch.backend import TORCH
     from bamba_reference.torch.forward import default_chunk
     from bamba_reference.torch.mixers import LayerWeights, Model
 
-    config, cpu = Config.from_hf(json.loads(hf.to_json_string(use_diff=False))), torch.device("cpu")
+    config, cpu = read_config(json.loads(hf.to_json_string(use_diff=False))), torch.device("cpu")
     return LayerWeights(Model(config, weights, torch.float32, cpu, TORCH, default_chunk(cpu)), "")
 
 

@@ -12,12 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bamba_quant.errors import ArchitectureError, CheckpointError, PlanError, TokenizerError
-from bamba_quant.families import architecture_of
+from bamba_quant.families import family_of, read_config
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import write_gguf
-from bamba_reference import Config
 from bamba_reference.tensors import tensor_shapes
 from tests.support.published import PUBLISHED, Published
 
@@ -26,12 +25,12 @@ SMALL = PUBLISHED["state-spaces/mamba-130m-hf"]
 
 @pytest.mark.parametrize("model", PUBLISHED.values(), ids=PUBLISHED)
 def test_weights_are_as_many_as_published(model: Published) -> None:
-    config = Config.from_hf(model.config)
+    config = read_config(model.config)
     count = sum(prod(shape) for shape in tensor_shapes(config).values())
     published = Decimal(model.parameters)
     last_digit = Decimal(1).scaleb(int(published.as_tuple().exponent))
     assert abs(count - published) <= last_digit / 2
-    assert architecture_of(model.config).name == model.family
+    assert family_of(model.config).name == model.family
 
 
 @pytest.mark.parametrize(
@@ -40,14 +39,14 @@ def test_weights_are_as_many_as_published(model: Published) -> None:
 def test_weights_are_as_many_as_transformers_makes(model: Published) -> None:
     with torch.device("meta"):
         made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model.config))
-    count = sum(prod(shape) for shape in tensor_shapes(Config.from_hf(model.config)).values())
+    count = sum(prod(shape) for shape in tensor_shapes(read_config(model.config)).values())
     assert count == sum(parameter.numel() for parameter in made.parameters())
 
 
 @pytest.mark.parametrize("model", PUBLISHED.values(), ids=PUBLISHED)
 def test_a_configuration_alone_is_planned(model: Published, tmp_path: Path) -> None:
     directory = model.save(tmp_path)
-    shapes = tensor_shapes(Config.from_hf(model.config))
+    shapes = tensor_shapes(read_config(model.config))
     count = sum(map(prod, shapes.values()))
     found = inspect_path(directory / "config.json")
     assert found.checkpoint.elements == count

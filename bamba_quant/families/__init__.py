@@ -1,18 +1,12 @@
-"""Model families, one file each; a file that registers an architecture makes it known by standing here."""
+"""Model families, one package each, found by existing: every package beside this file registers its family."""
 
 import importlib
 import pkgutil
 
-from bamba_quant.families.rules import (
-    Architecture,
-    Rule,
-    TensorRule,
-    architecture_of,
-    architecture_of_gguf,
-    architectures,
-)
+from bamba_quant.families.registry import Family, families, family_of, family_of_gguf, read_config
+from bamba_quant.families.rules import Rule, TensorRule
 
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg):
     importlib.import_module(f"{__name__}.{_module}")
 
-__all__ = ["Architecture", "Rule", "TensorRule", "architecture_of", "architecture_of_gguf", "architectures"]
+__all__ = ["Family", "Rule", "TensorRule", "families", "family_of", "family_of_gguf", "read_config"]

@@ -118,7 +118,7 @@ EMBEDDINGS = (
     Rule(LAYER + "input_layernorm.weight", BLOCK + "attn_norm.weight", "norm", hidden),
 )
 
-# The biases of the projections have no place in GGUF: ``refusals.mixer`` names a model that has them.
+# The biases of the projections have no place in GGUF: ``limitations.mixer`` names a model that has them.
 MAMBA2 = (
     # Rows of in_proj, in order: z, x, B, C, dt.
     Rule(LAYER + "mamba.in_proj.weight", BLOCK + "ssm_in.weight", "ssm_in", projected_in, layers=mamba2_layers),

@@ -12,13 +12,13 @@ from gguf import GGUFValueType, Keys, LlamaFileType
 from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import KeyValues
 from bamba_quant.errors import ArchitectureError, BambaQuantError, CheckpointError, listed
-from bamba_quant.families import architecture_of, architecture_of_gguf
-from bamba_quant.families.rules import Tensors, architecture_named
+from bamba_quant.families import family_of, family_of_gguf, read_config
+from bamba_quant.families.gguf_keys import gguf_architecture_of
+from bamba_quant.families.hf_reading import MOST_LAYERS
+from bamba_quant.families.rules import Tensors
 from bamba_quant.metadata.tune_record import TuneRecord, read_record
 from bamba_quant.planning.model import CONFIG, directory_of, has_weights, open_model
 from bamba_quant.planning.repair import needs_repair
-from bamba_reference.config import Config
-from bamba_reference.hf_configs.reading import MOST_LAYERS
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ def _inspect_huggingface(checkpoint: Checkpoint) -> Inspection:
     remarks = (*checkpoint.notes, *((unread(checkpoint),) if checkpoint.unused else ()))
     try:
         # state-spaces' own configurations name neither.
-        family = architecture_of(hf).name
+        family = family_of(hf).name
         name = name if classes else family
-        layers = Config.from_hf(hf).layer_types
+        layers = read_config(hf).layer_types
     except BambaQuantError as error:
         return Inspection(checkpoint, name, (), hf, (*remarks, str(error)))
     return Inspection(checkpoint, name, layers, hf, remarks)
@@ -118,7 +118,7 @@ def _inspect_gguf(checkpoint: Checkpoint) -> Inspection:
     layers: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     try:
-        name = architecture_named(values) or name
+        name = gguf_architecture_of(values) or name
         if not isinstance(needs_repair(values), str):
             remarks = (
                 "written by another tool, with a partial rotary embedding: llama.cpp's converter puts q and k rows "
@@ -136,7 +136,7 @@ def _gguf_layers(name: str, values: KeyValues, tensors: Tensors) -> tuple[str, .
     A count instead of a list means attention everywhere.
     """
     try:
-        return architecture_of_gguf(values).config_of_gguf(values, tensors).layer_types
+        return family_of_gguf(values).config_of_gguf(values, tensors).layer_types
     except ArchitectureError:
         pass
     kv_heads, blocks = f"{name}.attention.head_count_kv", values.integer(f"{name}.block_count")

@@ -12,7 +12,7 @@ from bamba_quant.checkpoint.adapters import ADAPTER_FILES, adapter_notes
 from bamba_quant.checkpoint.quantized import is_quantized
 from bamba_quant.codecs import format_named
 from bamba_quant.errors import PlanError, listed
-from bamba_quant.families import Architecture, TensorRule, architecture_of, architecture_of_gguf
+from bamba_quant.families import Family, TensorRule, family_of, family_of_gguf, read_config
 from bamba_reference.config import Config
 
 Pairs = tuple[tuple[StoredTensor, TensorRule], ...]
@@ -40,7 +40,7 @@ class Model:
     """
 
     checkpoint: Checkpoint
-    architecture: Architecture
+    architecture: Family
     config: Config
     pairs: Pairs
     config_only: bool = False
@@ -87,11 +87,11 @@ def open_model(
         reading=reading,
     )
     if checkpoint.kind == "gguf":
-        architecture = architecture_of_gguf(checkpoint.key_values)
+        architecture = family_of_gguf(checkpoint.key_values)
         config = architecture.config_of_gguf(checkpoint.key_values, checkpoint.tensors)
         return Model(checkpoint, architecture, config, _match_gguf(checkpoint, architecture.tensors(config)))
-    architecture = architecture_of(checkpoint.metadata)
-    config = Config.from_hf(checkpoint.metadata, ignore=reading.ignore_config_keys)
+    architecture = family_of(checkpoint.metadata)
+    config = read_config(checkpoint.metadata, ignore=reading.ignore_config_keys)
     rules = architecture.tensors(config) if weights != "none" else ()
     if config_only:
         checkpoint = _with_implied_tensors(checkpoint, rules, reading)

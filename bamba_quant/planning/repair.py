@@ -18,10 +18,10 @@ from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.gguf_header import padded
 from bamba_quant.checkpoint.gguf_values import KeyValues, string
 from bamba_quant.errors import CheckpointError
+from bamba_quant.families.hf_reading import MOST_HEAD_DIM
 from bamba_quant.families.transforms import IDENTITY, Transform, interleave_rotary
 from bamba_quant.metadata.general import TOOL_VERSION, tool_version_key
 from bamba_quant.planning.plan import Plan, PlanRow
-from bamba_reference.hf_configs.reading import MOST_HEAD_DIM
 
 ARCHITECTURE = "granitehybrid"
 _QUERY_OR_KEY = re.compile(r"blk\.\d+\.attn_[qk]\.(weight|bias)$")

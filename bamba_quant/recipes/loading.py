@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bamba_quant.codecs.schemes import Scheme
-from bamba_quant.families import Architecture
+from bamba_quant.families import Family
 from bamba_quant.families.runtime_compat import Loaders
 from bamba_reference.config import Config
 
@@ -14,14 +14,14 @@ _DEQUANTIZED = "from_pretrained(..., quantization_config=CompressedTensorsConfig
 
 
 def loading_notes(
-    architecture: Architecture,
+    family: Family,
     config: Config,
     hf_config: Mapping[str, Any],
     scheme: Scheme,
     roles: Collection[str],
 ) -> list[str]:
     """Sentences on a directory under ``scheme`` whose quantized matrices have ``roles``."""
-    loaders = architecture.loaders
+    loaders = family.loaders
     notes: list[str] = []
     touched = sorted(loaders.initialized & set(roles))
     if scheme.zero_points:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bamba_quant.codecs import format_named
 from bamba_quant.errors import BambaQuantError, PlanError, listed
-from bamba_quant.families import architectures
+from bamba_quant.families import families
 from bamba_quant.files.toml_file import read_toml
 from bamba_quant.printable import visible
 from bamba_quant.recipes.base import Assignment, Choice, Condition, InLayers, Recipe, anywhere, recipe_named
@@ -107,8 +107,8 @@ def recipe_text(recipe: Recipe, like: str, comment: str = "") -> str:
 
 
 def quantized_roles() -> frozenset[str]:
-    """The roles of tensors that can be quantized, of every architecture."""
-    rules = (rule for architecture in architectures() for rule in architecture.rules)
+    """The roles of tensors that can be quantized, of every family."""
+    rules = (rule for family in families() for rule in family.rules)
     return frozenset(rule.role for rule in rules if rule.gguf is not None) - ALWAYS_F32
 
 

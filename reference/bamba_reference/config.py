@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 LayerType = Literal["mamba", "mamba1", "attention"]
 
@@ -103,14 +102,3 @@ class Config:
     def mamba_in_proj_dim(self) -> int:
         """Rows of the input projection, in order: z, x, B, C, dt; of Mamba's: x, z."""
         return self.mamba_d_inner + self.mamba_conv_dim + self.mamba_n_heads
-
-    @classmethod
-    def from_hf(cls, hf: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Config:
-        """Read a ``config.json`` already parsed, in the spelling of transformers 4 or 5 or of state-spaces.
-
-        The family follows from ``architectures``, ``model_type`` or state-spaces' own keys. ``ignore`` names keys
-        the caller vouches for. Raises ``ConfigError`` naming the key, the value found and what is supported.
-        """
-        from bamba_reference.hf_configs import read_hf_config
-
-        return read_hf_config(hf, ignore)

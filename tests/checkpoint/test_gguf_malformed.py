@@ -18,7 +18,7 @@ from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.checkpoint.gguf_header import MAX_ARRAY_ITEMS, MAX_KEYS, MAX_TENSORS
 from bamba_quant.checkpoint.gguf_values import KeyValues, Value, uint32
 from bamba_quant.errors import BambaQuantError, CheckpointError
-from bamba_quant.families import architecture_of_gguf
+from bamba_quant.families import family_of_gguf
 from bamba_quant.inference.weights import load_model
 from bamba_quant.metadata.exported_card import model_card
 from bamba_quant.planning.inspection import inspect_path
@@ -191,8 +191,8 @@ def to_gguf_of(family: str, directory: Path) -> Path:
 def test_wrong_values_in_every_key(family: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(to_gguf_of(family, tmp_path))
     readers: dict[str, Callable[[KeyValues], object]] = {
-        "configuration": lambda values: architecture_of_gguf(values).tensors(
-            architecture_of_gguf(values).config_of_gguf(values, checkpoint.tensors)
+        "configuration": lambda values: family_of_gguf(values).tensors(
+            family_of_gguf(values).config_of_gguf(values, checkpoint.tensors)
         ),
         "repair": needs_repair,
         "card": lambda values: model_card(values, "title", "origin"),

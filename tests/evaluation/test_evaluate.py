@@ -284,7 +284,7 @@ def test_a_saved_base_stands_for_the_model(
 def experts(directory: Path, vary: float = 0.0) -> Path:
     """A Granite of six experts with the embedded model's tokenizer; ``vary`` moves its routers."""
     family = FAMILIES["granitemoehybrid"]
-    model = family.random(**{**family.cases["six experts"], "vocab_size": 2048})
+    model = family.random(**{**family.small.cases["six experts"], "vocab_size": 2048})
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "router" in name:

@@ -52,7 +52,11 @@ class Made:
 def with_tokenizer(name: str, case: str, directory: Path) -> Path:
     """A checkpoint of a family's model, with the tokenizer of the embedded one."""
     family = FAMILIES[name]
-    overrides: dict[str, Any] = {**family.divides, **family.cases[case], "vocab_size": 2048}
+    overrides: dict[str, Any] = {
+        **family.small.multiples_of_128,
+        **family.small.cases[case],
+        "vocab_size": 2048,
+    }
     save(family.random(**overrides), directory)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(embedded_model() / file, directory)
@@ -112,9 +116,7 @@ def test_fewer_bits_lose_more(evaluation: Evaluation) -> None:
 
 def test_drift_and_rows_are_the_familys_own(evaluation: Evaluation, made: Made) -> None:
     _, eight, _ = evaluation.candidates
-    config = FAMILIES[made.name].config(
-        **{**FAMILIES[made.name].small, **FAMILIES[made.name].cases[made.case]}
-    )
+    config = FAMILIES[made.name].config(**FAMILIES[made.name].small.cases[made.case])
     assert len(eight.layers) == config.num_hidden_layers
     kinds = {layer.kind for layer in eight.layers}
     if made.case == "attention alone":
@@ -142,7 +144,7 @@ def test_rows_of_mambas_projections(name: str, text: Path, tmp_path: Path) -> No
     original, spoilt = with_tokenizer(name, "plain", tmp_path / "model"), tmp_path / "spoilt"
     shutil.copytree(original, spoilt)
     state = load_file(spoilt / "model.safetensors")
-    config = FAMILIES[name].config(**{**FAMILIES[name].small, **FAMILIES[name].divides})
+    config = FAMILIES[name].config(**FAMILIES[name].small.multiples_of_128)
     state["backbone.layers.1.mixer.x_proj.weight"][-config.state_size :] *= 1.1
     state["backbone.layers.1.mixer.in_proj.weight"][: config.intermediate_size] *= 1.1
     save_file(state, spoilt / "model.safetensors", metadata={"format": "pt"})

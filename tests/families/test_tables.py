@@ -11,30 +11,29 @@ import pytest
 from safetensors import safe_open
 
 from bamba_quant.errors import ArchitectureError
-from bamba_quant.families import Architecture, architecture_of, architectures
+from bamba_quant.families import Family, families, family_of, read_config
 from bamba_reference import Config
-from bamba_reference.hf_configs import families
 from bamba_reference.tensors import tensor_shapes
 from tests.support.families import CASES, FAMILIES, random_case, save
 from tests.support.models import hf_config, random_bamba
 
 
-def configured(name: str, case: str = "plain", **overrides: Any) -> tuple[Architecture, Config]:
+def configured(name: str, case: str = "plain", **overrides: Any) -> tuple[Family, Config]:
     hf = (
         random_case(name, case).config.to_dict()
         | {"architectures": [FAMILIES[name].model.__name__]}
         | overrides
     )
-    return architecture_of(hf), Config.from_hf(hf)
+    return family_of(hf), read_config(hf)
 
 
-def test_every_family_of_the_reference_has_a_table_and_tests() -> None:
-    names = {architecture.name for architecture in architectures()}
-    assert names == {family.name for family in families()} == FAMILIES.keys()
-    by_name = {family.name: family.classes for family in families()}
-    assert all(
-        by_name[architecture.name] == architecture.hf_architectures for architecture in architectures()
-    )
+def test_every_family_has_models_for_the_tests() -> None:
+    assert {"bamba", "granitemoehybrid", "mamba", "falcon_mamba", "mamba2"} <= FAMILIES.keys()
+    for family in families():
+        assert family.small_models.transformers_class in family.hf_architectures
+        assert family.small_models.cases.keys() >= {"plain"} and family.small_models.reference_cases
+    names = [case for family in families() for case in family.small_models.reference_cases]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
@@ -84,10 +83,10 @@ def test_table_covers_what_transformers_writes(name: str, case: str, tmp_path: P
 
 def test_unsupported_architecture_lists_the_supported() -> None:
     with pytest.raises(ArchitectureError, match=r"LlamaForCausalLM[\s\S]*BambaForCausalLM"):
-        architecture_of({"architectures": ["LlamaForCausalLM"]})
+        family_of({"architectures": ["LlamaForCausalLM"]})
     with pytest.raises(ArchitectureError, match="no architectures"):
-        architecture_of({})
-    assert architecture_of({"model_type": "bamba"}).name == "bamba"
+        family_of({})
+    assert family_of({"model_type": "bamba"}).name == "bamba"
 
 
 @pytest.mark.parametrize(
@@ -101,9 +100,9 @@ def test_what_llama_cpp_cannot_represent(key: str, value: Any) -> None:
     hf = hf_config(random_bamba()) | {key: value}
     if key == "mamba_expand":
         hf["mamba_n_heads"] *= 2
-    config = Config.from_hf(hf)
+    config = read_config(hf)
     with pytest.raises(ArchitectureError, match="cannot represent") as error:
-        architecture_of(hf).check_gguf(config)
+        family_of(hf).check_gguf(config)
     named = "layer_types" if value == [0, 1, 2, 3] else key
     assert f"this model's {named}" in str(error.value)
 
@@ -115,7 +114,7 @@ def test_every_key_value_follows_the_configuration() -> None:
         "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25},
     }  # fmt: skip
     hf = hf_config(random_bamba(**overrides))
-    found = {key: value.value for key, value in architecture_of(hf).gguf_metadata(Config.from_hf(hf)).items()}
+    found = {key: value.value for key, value in family_of(hf).gguf_metadata(read_config(hf)).items()}
     assert found == {
         "block_count": 3, "context_length": 777, "embedding_length": 64, "feed_forward_length": 88, "vocab_size": 160,
         "attention.head_count": 4, "attention.head_count_kv": [0, 0, 2], "attention.key_length": 16,
@@ -131,4 +130,4 @@ def test_attention_by_period() -> None:
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
     }
-    assert Config.from_hf(hf).attention_layers == (1, 3)
+    assert read_config(hf).attention_layers == (1, 3)

@@ -48,9 +48,7 @@ def strict_warnings() -> None:
         warnings.simplefilter("error", category)
     warnings.filterwarnings("ignore", module="torch")
     # What weights hold, infinity among it, is nothing that their readers judge.
-    warnings.filterwarnings(
-        "ignore", module=r"bamba_quant\.(formats|architectures|schemes|checkpoint\.unpacking)"
-    )
+    warnings.filterwarnings("ignore", module=r"bamba_quant\.(codecs|families|checkpoint\.unpacking)")
 
 
 def run_case(

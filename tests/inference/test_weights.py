@@ -13,9 +13,9 @@ from gguf import LlamaFileType
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import ArchitectureError, CheckpointError, PlanError
+from bamba_quant.families import read_config
 from bamba_quant.inference.open_model import read_text
 from bamba_quant.inference.weights import Timings, load_model
-from bamba_reference import Config
 from bamba_reference.runtime.perplexity import cut_chunks, perplexity, torch_scorer
 from bamba_reference.torch.forward import forward, load
 from tests.support import llama
@@ -48,7 +48,7 @@ def test_weights_come_back(case: str, kind: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(found, array, rtol=1e-6, atol=1e-6)
         else:
             np.testing.assert_array_equal(found, array)
-    config = Config.from_hf(hf_config(model))
+    config = read_config(hf_config(model))
     for field, value in vars(loaded.config).items():
         if field not in (
             "bos_token_id",

@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
+from bamba_quant.families import read_config
 from bamba_quant.families.transforms import NEGATIVE_EXP, log_of_negative
 from bamba_quant.inference.weights import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.export import plan_export, write_export
 from bamba_quant.writers import write_gguf
 from bamba_quant.writers.safetensors import layout
-from bamba_reference.config import Config
 from tests.support.conversion import assert_same_tensors, random_tokens, to_gguf, transformers_logits
 from tests.support.directories import tensors
 from tests.support.exports import assert_same_checkpoint, exported
@@ -50,7 +50,7 @@ def test_checkpoints_come_back(case: str, dtype: Any, tmp_path: Path) -> None:
     # float32 has finer steps than what is left of A_log in A = -exp(A_log).
     assert_same_checkpoint(back, original, but="A_log" if dtype == "float32" else "\0")
     assert json.loads((back / "config.json").read_text())["torch_dtype"] == dtype
-    read, written = (Config.from_hf(open_checkpoint(place).metadata) for place in (original, back))
+    read, written = (read_config(open_checkpoint(place).metadata) for place in (original, back))
     ids = {"bos_token_id": None, "eos_token_ids": (), "pad_token_id": None}
     assert written == replace(read, **ids)
     assert_same_tensors(to_gguf(back, tmp_path / "again.gguf", TYPES[dtype], vocab=False), file)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from bamba_quant.errors import BambaQuantError, PlanError
+from bamba_quant.families import families
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import layout
-from bamba_reference.hf_configs import families
-from tests.reference.test_config_values import base
+from tests.families.test_config_values import base
 
 NUMBERS = (2**16, 2**31 - 1)
 
@@ -43,7 +43,7 @@ def test_large_numbers(family: Any, tmp_path: Path) -> None:
     good = base(family.name)
     tracemalloc.start()
     try:
-        for key in sorted(family.keys | {"vocab_size"}):
+        for key in sorted(family.hf_keys | {"vocab_size"}):
             for number in NUMBERS:
                 (tmp_path / "config.json").write_text(json.dumps(good | {key: number}))
                 plan_all(tmp_path)

@@ -190,7 +190,7 @@ def test_torchao_tensors_load(name: str, case: str, tmp_path: Path) -> None:
 def test_transformers_rescales_what_it_has_loaded(name: str, rescale: bool, tmp_path: Path) -> None:
     """With rescale_prenorm_residual even an unquantized out_proj; where this fails, transformers has mended it."""
     family = FAMILIES[name]
-    network = family.random(**family.divides, rescale_prenorm_residual=rescale)
+    network = family.random(**family.small.multiples_of_128, rescale_prenorm_residual=rescale)
     source = save(network, tmp_path / "model")
     found = transformers_logits(loaded(source, torch.float32), TOKENS)
     original = transformers_logits(network, TOKENS)
@@ -214,7 +214,9 @@ def test_vllm_would_load(name: str, case: str, scheme: str, keep: list[str], tmp
     family = FAMILIES[name]
     if keep == ["ssm_out"] and case == "attention alone":
         keep = ["attn_output"]
-    network = family.random(**{**family.divides, **WHOLE_PARTS[name], **family.cases[case]})
+    network = family.random(
+        **{**family.small.multiples_of_128, **WHOLE_PARTS[name], **family.small.cases[case]}
+    )
     source = save(network, tmp_path / "model", dtype="bfloat16")
     plan = plan_quantization(source, scheme, keep=keep)
     shapes = {entry.name: entry.shape for shard in plan.shards for entry in shard.entries}
@@ -229,7 +231,7 @@ def test_vllm_would_load(name: str, case: str, scheme: str, keep: list[str], tmp
             vllm.check(config, shapes, scales)
 
 
-EXPERTS = FAMILIES["granitemoehybrid"].cases["six experts"]
+EXPERTS = FAMILIES["granitemoehybrid"].small.cases["six experts"]
 # Each breaks blocks of one product, by the role that says which, or none; bamba's gate and up have whole blocks
 # wherever down_proj's columns have.
 CUT: list[tuple[str, dict[str, Any], str]] = [
@@ -256,7 +258,7 @@ def test_a_plan_says_where_vllm_refuses_blocks(
 ) -> None:
     """It says so where vLLM's rules refuse, and nowhere else; what it says to keep makes vLLM take the rest."""
     family = FAMILIES[name]
-    family.config(**{**family.small, **family.divides, **sizes}).save_pretrained(tmp_path)
+    family.config(**{**family.small.multiples_of_128, **sizes}).save_pretrained(tmp_path)
     # 192 columns are no whole groups of activations.
     keep = [role.replace("gate", "down")] if "ffn" in role else []
 

@@ -13,8 +13,7 @@ from gguf import LlamaFileType
 from bamba_quant.checkpoint.gguf_values import Value, boolean, uint32
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError
-from bamba_quant.families import architecture_of
-from bamba_quant.families.rules import Architecture
+from bamba_quant.families import Family, family_of
 from bamba_quant.families.transforms import interleave_rotary
 from bamba_quant.metadata.general import TOOL_VERSION
 from bamba_quant.planning.convert import plan_conversion
@@ -160,8 +159,8 @@ def test_key_values_that_do_not_fit(change: dict[str, Value], complaint: str, tm
 
 def test_another_architecture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = save_checkpoint(random_bamba(), tmp_path / "m")
-    bamba = architecture_of({"model_type": "bamba"})
-    other: Architecture = replace(bamba, gguf_architectures=("llama",))
-    monkeypatch.setattr("bamba_quant.planning.model.architecture_of", lambda hf: other)
+    bamba = family_of({"model_type": "bamba"})
+    other: Family = replace(bamba, gguf_architectures=("llama",))
+    monkeypatch.setattr("bamba_quant.planning.model.family_of", lambda hf: other)
     with pytest.raises(CheckpointError, match="'llama', not 'granitehybrid'"):
         plan_repair(faulty(directory, tmp_path / "other.gguf"))

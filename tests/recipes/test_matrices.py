@@ -9,7 +9,7 @@ import pytest
 
 from bamba_quant.codecs.schemes import Ignored
 from bamba_quant.errors import PlanError
-from bamba_quant.families import architecture_of
+from bamba_quant.families import family_of, read_config
 from bamba_quant.recipes.matrices import (
     PRESETS,
     QUANTIZED,
@@ -31,15 +31,15 @@ HF: dict[str, Any] = SMALL | {
 
 def candidates(**overrides: Any) -> tuple[list[Candidate], Config, Any]:
     hf = HF | overrides
-    config = Config.from_hf(hf)
-    rules = architecture_of(hf).tensors(config)
+    config = read_config(hf)
+    rules = family_of(hf).tensors(config)
     found = [Candidate(rule.hf, rule.shape, (rule,)) for rule in rules if not rule.skipped]
     return found, config, rules
 
 
 def selected(*keep: str, **overrides: Any) -> tuple[set[str], Ignored]:
     found, config, rules = candidates(**overrides)
-    loaders = architecture_of(HF | overrides).loaders
+    loaders = family_of(HF | overrides).loaders
     chosen = select_matrices(found, config, keep, loaders.units)
     modules = {name.removesuffix(".weight") for name in chosen}
     return modules, ignored_modules(found, rules, chosen, loaders)
@@ -62,7 +62,7 @@ def test_a_tied_output_is_ignored_too() -> None:
 def test_roles_stand_in_the_tables() -> None:
     found, _, _ = candidates()
     roles = {role for candidate in found for role in candidate.roles}
-    assert {role for unit in architecture_of(HF).loaders.units for role in unit} <= roles
+    assert {role for unit in family_of(HF).loaders.units for role in unit} <= roles
     assert {"ssm_in", "ssm_out"} <= roles & QUANTIZED
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import BambaForCausalLM, DynamicCache
 
+from bamba_quant.families import read_config
+from bamba_quant.families.hf_reading import NO_POSITIONS
 from bamba_reference import Config
-from bamba_reference.hf_configs.reading import NO_POSITIONS
 from bamba_reference.kernels.cpu.backend import NUMBA
 from bamba_reference.torch.backend import TORCH
 from tests.reference.families import FAMILY_OF, own_names, random_model
@@ -40,24 +41,20 @@ class Case:
 def random_case(name: str, seed: int = 0) -> Case:
     model = random_model(name, seed)
     written = json.loads(model.config.to_json_string(use_diff=False))
-    return Case(
-        model, Config.from_hf(written | {"architectures": [type(model).__name__]}), own_weights(model)
-    )
+    return Case(model, read_config(written | {"architectures": [type(model).__name__]}), own_weights(model))
 
 
 def own_weights(model: Any) -> dict[str, np.ndarray]:
     """The float32 weights under the reference's names, without ``lm_head.weight`` where it is tied."""
-    own = {name: tensor.detach().float().numpy() for name, tensor in own_names(model.state_dict()).items()}
-    if model.config.tie_word_embeddings:
-        del own["lm_head.weight"]
-    return own
+    own = own_names(model, model.state_dict())
+    return {name: tensor.detach().float().numpy() for name, tensor in own.items()}
 
 
 @functools.cache
 def trained_case(name: str) -> Case:
     directory = shared(f"models/{name}")
     model = BambaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    config = Config.from_hf(json.loads((directory / "config.json").read_text()))
+    config = read_config(json.loads((directory / "config.json").read_text()))
     return Case(model, config, own_weights(model))
 
 

@@ -30,7 +30,7 @@ def test_gradients(name: str) -> None:
     gradients = torch.autograd.grad(
         (oracle.logits * direction).sum(), [*parameters.values(), *streams.values()]
     )
-    expected = own_names(dict(zip(parameters, gradients, strict=False)))
+    expected = own_names(case.oracle, dict(zip(parameters, gradients, strict=False)))
     assert expected.keys() == case.weights.keys()
 
     weights = {n: torch.from_numpy(array.copy()).requires_grad_() for n, array in case.weights.items()}

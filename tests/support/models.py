@@ -16,26 +16,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import BambaConfig, BambaForCausalLM
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 160,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "attn_layer_indices": [1],
-    "mamba_n_heads": 8,
-    "mamba_d_head": 16,
-    "mamba_n_groups": 1,
-    "mamba_d_state": 16,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-    "max_position_embeddings": 4096,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-}
+from bamba_quant.families.bamba.cases import SMALL_MODELS
 
+SMALL: dict[str, Any] = dict(SMALL_MODELS.keys)
 
 ALSO_WRITTEN = (
     "hidden_act",

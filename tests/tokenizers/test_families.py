@@ -112,7 +112,7 @@ def _layers(family: str) -> dict[str, Any]:
     return {"layer_types": ["mamba", "attention"]} if family == "granitemoehybrid" else {}
 
 
-@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.original])
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.small.state_spaces])
 def test_state_spaces_bring_no_tokenizer(name: str, tmp_path: Path) -> None:
     """llama.cpp's converter takes GPT-NeoX's from its own files then; here the user says which."""
     directory = save(FAMILIES[name].random(), tmp_path, spelling="state-spaces")

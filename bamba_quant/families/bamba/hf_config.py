@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from bamba_quant.families import hf_reading as reading
+from bamba_quant.families import hf_writing as writing
 from bamba_reference.config import Config, LayerType
 from bamba_reference.errors import ConfigError
-from bamba_reference.hf_configs import reading
-from bamba_reference.hf_configs.families import Family, register
 from bamba_reference.shown import shown
 
 KEYS = frozenset(
@@ -133,4 +134,35 @@ def _rotary_dim(hf: Mapping[str, Any], rope: list[tuple[str, Mapping[str, Any]]]
     return rotary_dim
 
 
-register(Family("bamba", ("BambaForCausalLM",), read, KEYS, INERT))
+def write(config: Config) -> dict[str, Any]:
+    """config.json in the keys of both transformers 4 (configuration_bamba.py: ``attn_rotary_emb``) and 5."""
+    written: dict[str, Any] = {
+        "architectures": ["BambaForCausalLM"],
+        "model_type": "bamba",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "attn_layer_indices": list(config.attention_layers),
+        "attn_rotary_emb": config.rotary_dim,
+        **writing.attention(config),
+        "mlp_bias": config.mlp_bias,
+        "hidden_act": config.hidden_act,
+        **writing.mamba2(config),
+        "rms_norm_eps": writing.shortest(config.rms_norm_eps),
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        **writing.special_tokens(config),
+        "use_cache": True,
+    }
+    if 2 * config.rotary_dim != config.head_dim:
+        # transformers rotates half of each head unless this says otherwise, and cuts the product down to an integer.
+        factor = config.rotary_dim / config.head_dim
+        if int(config.head_dim * factor) < config.rotary_dim:
+            factor = math.nextafter(factor, 1)
+        written["rope_parameters"] = {
+            "rope_type": "default",
+            "rope_theta": writing.shortest(config.rope_theta),
+            "partial_rotary_factor": factor,
+        }
+    return written

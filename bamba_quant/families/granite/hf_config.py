@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from bamba_quant.families import hf_reading as reading
+from bamba_quant.families import hf_writing as writing
 from bamba_reference.config import Config
-from bamba_reference.hf_configs import reading
-from bamba_reference.hf_configs.families import Family, register
 
 KEYS = frozenset(
     """
@@ -115,4 +115,30 @@ def _rotary(hf: Mapping[str, Any], head_dim: int) -> tuple[int, float]:
     return head_dim, theta
 
 
-register(Family("granitemoehybrid", ("GraniteMoeHybridForCausalLM",), read, KEYS, INERT))
+def write(config: Config) -> dict[str, Any]:
+    """config.json in the keys of transformers 4 (configuration_granitemoehybrid.py), which 5 reads too."""
+    return {
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        "model_type": "granitemoehybrid",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.expert_intermediate_size or config.intermediate_size,
+        "shared_intermediate_size": config.intermediate_size,
+        "num_local_experts": config.num_local_experts,
+        "num_experts_per_tok": config.num_experts_per_tok,
+        "num_hidden_layers": config.num_hidden_layers,
+        "layer_types": list(config.layer_types),
+        "position_embedding_type": "rope" if config.rotary_dim else "nope",
+        **writing.attention(config),
+        "embedding_multiplier": writing.shortest(config.embedding_multiplier),
+        "residual_multiplier": writing.shortest(config.residual_multiplier),
+        "attention_multiplier": writing.shortest(config.attention_scale),
+        "logits_scaling": writing.shortest(config.logits_scaling),
+        "hidden_act": config.hidden_act,
+        **writing.mamba2(config),
+        "rms_norm_eps": writing.shortest(config.rms_norm_eps),
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        **writing.special_tokens(config),
+        "use_cache": True,
+    }

@@ -10,12 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bamba_quant.errors import ArchitectureError, BambaQuantError, ConfigError
-from bamba_quant.families import architecture_of
+from bamba_quant.families import family_of, read_config
 from bamba_quant.families.bamba import BAMBA
-from bamba_reference import Config
-from bamba_reference.hf_configs.bamba import INERT, KEYS
-from bamba_reference.hf_configs.reading import COMMON
-from bamba_reference.hf_configs.reading import INERT as COMMON_INERT
+from bamba_quant.families.bamba.hf_config import INERT, KEYS
+from bamba_quant.families.hf_reading import COMMON
+from bamba_quant.families.hf_reading import INERT as COMMON_INERT
 
 GOOD: dict[str, Any] = {
     "architectures": ["BambaForCausalLM"],
@@ -61,8 +60,8 @@ JSON = st.recursive(
 def test_any_value_is_read_or_refused(values: dict[str, Any]) -> None:
     hf = GOOD | values
     try:
-        architecture_of(hf)
-        config = Config.from_hf(hf)
+        family_of(hf)
+        config = read_config(hf)
     except BambaQuantError as error:
         assert str(error)
         return
@@ -108,29 +107,29 @@ def test_any_value_is_read_or_refused(values: dict[str, Any]) -> None:
 def test_a_bad_value_is_named(key: str, values: list[Any]) -> None:
     for value in values:
         with pytest.raises(ConfigError) as error:
-            Config.from_hf(GOOD | {key: value})
+            read_config(GOOD | {key: value})
         assert key in str(error.value), value
 
 
 @pytest.mark.parametrize("value", [0, 0.0, False, "", [], {}, 1])
 def test_an_unknown_key_is_refused_whatever_it_says(value: Any) -> None:
     with pytest.raises(ConfigError, match="new_thing"):
-        Config.from_hf(GOOD | {"new_thing": value})
+        read_config(GOOD | {"new_thing": value})
 
 
 def test_what_switches_nothing_on_is_accepted() -> None:
-    config = Config.from_hf(GOOD)
+    config = read_config(GOOD)
     harmless = {
         "new_thing": None,
         "use_sliding_window": False,
         "z_loss_coefficient": 0.0,
         "attention_dropout": 0,
     }
-    assert Config.from_hf(GOOD | harmless) == config
+    assert read_config(GOOD | harmless) == config
     with pytest.raises(ConfigError, match="use_sliding_window"):
-        Config.from_hf(GOOD | {"use_sliding_window": True})
+        read_config(GOOD | {"use_sliding_window": True})
     with pytest.raises(ConfigError, match="use_sliding_window"):
-        Config.from_hf(GOOD | {"use_sliding_window": 0})
+        read_config(GOOD | {"use_sliding_window": 0})
 
 
 def test_every_key_that_transformers_writes_is_known() -> None:
@@ -146,24 +145,24 @@ def test_every_key_that_transformers_writes_is_known() -> None:
 
 def test_layers_said_by_period() -> None:
     spelled = {"attn_layer_indices": None, "attn_layer_period": 2, "attn_layer_offset": 1}
-    assert Config.from_hf(GOOD | spelled).attention_layers == (1, 3)
+    assert read_config(GOOD | spelled).attention_layers == (1, 3)
     with pytest.raises(ConfigError, match="disagree"):
-        Config.from_hf(GOOD | spelled | {"attn_layer_indices": [1]})
+        read_config(GOOD | spelled | {"attn_layer_indices": [1]})
 
 
 def test_half_a_period() -> None:
     with pytest.raises(ConfigError, match="lacks attn_layer_period"):
-        Config.from_hf(GOOD | {"attn_layer_offset": 1})
+        read_config(GOOD | {"attn_layer_offset": 1})
     with pytest.raises(ConfigError, match="attn_layer_offset"):
-        Config.from_hf(GOOD | {"attn_layer_period": 2, "attn_layer_offset": 2})
+        read_config(GOOD | {"attn_layer_period": 2, "attn_layer_offset": 2})
 
 
 def test_no_token_spelled_as_minus_one() -> None:
-    assert Config.from_hf(GOOD | {"pad_token_id": -1, "eos_token_id": [3, -1]}).pad_token_id is None
+    assert read_config(GOOD | {"pad_token_id": -1, "eos_token_id": [3, -1]}).pad_token_id is None
 
 
 def test_layers_beyond_llama_cpp() -> None:
-    config = Config.from_hf(GOOD | {"num_hidden_layers": 513})
+    config = read_config(GOOD | {"num_hidden_layers": 513})
     with pytest.raises(ArchitectureError, match="num_hidden_layers = 513"):
         BAMBA.check_gguf(config)
 
@@ -171,10 +170,10 @@ def test_layers_beyond_llama_cpp() -> None:
 @pytest.mark.parametrize("value", [5, [1], [["x"]], {}, "BambaForCausalLM", ["BambaModel"], True])
 def test_architectures_of_another_kind(value: Any) -> None:
     with pytest.raises(ArchitectureError, match="architecture"):
-        architecture_of({"architectures": value, "model_type": "bamba"})
+        family_of({"architectures": value, "model_type": "bamba"})
 
 
 @pytest.mark.parametrize("value", [5, ["bamba"], {}, None])
 def test_model_type_of_another_kind(value: Any) -> None:
     with pytest.raises(ArchitectureError, match="model_type"):
-        architecture_of({"model_type": value})
+        family_of({"model_type": value})

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from bamba_quant.families import hf_reading as reading
+from bamba_quant.families import hf_writing as writing
+from bamba_quant.families import state_spaces
 from bamba_reference.config import Config
 from bamba_reference.errors import ConfigError
-from bamba_reference.hf_configs import reading, state_spaces
-from bamba_reference.hf_configs.families import Family, register
 from bamba_reference.shown import shown
 
 KEYS = state_spaces.KEYS | frozenset(
@@ -106,5 +107,16 @@ def _expand(spelled: state_spaces.Spellings, hidden_size: int) -> int:
     return widths
 
 
-register(Family("mamba", ("MambaForCausalLM",), read, KEYS, INERT, layer="Mamba1"))
-register(Family("falcon_mamba", ("FalconMambaForCausalLM",), read_falcon, FALCON_KEYS, INERT))
+def write(config: Config) -> dict[str, Any]:
+    """config.json in the keys of transformers 4 and 5 (configuration_mamba.py, configuration_falcon_mamba.py)."""
+    falcon = config.mixer_rms_eps is not None
+    written = {
+        "architectures": ["FalconMambaForCausalLM" if falcon else "MambaForCausalLM"],
+        "model_type": "falcon_mamba" if falcon else "mamba",
+        **writing.mixers(config),
+        "intermediate_size": config.mamba_d_inner,
+        "time_step_rank": config.mamba_time_step_rank,
+    }
+    return written | (
+        {"mixer_rms_eps": writing.shortest(config.mixer_rms_eps)} if config.mixer_rms_eps else {}
+    )

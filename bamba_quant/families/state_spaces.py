@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bamba_quant.families import hf_reading as reading
 from bamba_reference.errors import ConfigError
-from bamba_reference.hf_configs import reading
 from bamba_reference.shown import shown
 
 KEYS = frozenset(

@@ -82,7 +82,7 @@ def refuse_unknown_keys(
             found=", ".join(f"{key} = {shown(hf[key])}" for key in unknown[:8])
             + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""),
             expected=f"the keys of {family}",
-            fix="if a key changes no logit, vouch for it with --ignore-config-key KEY (Config.from_hf(ignore=…))",
+            fix="if a key changes no logit, vouch for it with --ignore-config-key KEY (read_config(ignore=…))",
         )
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a model from the key-values of its GGUF, as several families share them."""
+"""The GGUF key-values that several families share: ``Reader`` reads them into a configuration, functions write them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,67 @@ from typing import Any, TypeVar
 
 from gguf import Keys
 
+from bamba_quant.checkpoint.gguf_values import KeyValues, float32, uint32
 from bamba_quant.errors import ArchitectureError
-from bamba_quant.families.rules import Tensors, Values, architecture_named
-from bamba_reference.config import LayerType
-from bamba_reference.hf_configs.reading import MOST, MOST_HEAD_DIM, MOST_LAYERS
+from bamba_quant.families.hf_reading import MOST, MOST_HEAD_DIM, MOST_LAYERS
+from bamba_quant.families.rules import Metadata, Tensors
+from bamba_reference.config import Config, LayerType
 
 T = TypeVar("T")
+
+# llama.cpp wants these two keys of every model.
+NO_ATTENTION: Metadata = {"feed_forward_length": uint32(0), "attention.head_count": uint32(0)}
+# The fields of ``Config`` of a model whose layers are mixers and nothing else.
+ONLY_MIXERS: dict[str, Any] = {
+    "intermediate_size": 0,
+    "num_attention_heads": 0,
+    "num_key_value_heads": 0,
+    "head_dim": 0,
+    "rotary_dim": 0,
+    "rope_theta": 10000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "residual_in_fp32": True,
+}
+
+
+def gguf_architecture_of(values: KeyValues) -> str:
+    """``general.architecture``, "" where it is missing. Raises ``CheckpointError`` for another type."""
+    return values.text("general.architecture") or ""
+
+
+def shape(config: Config) -> Metadata:
+    """What ``Reader.shape`` reads."""
+    return {
+        "block_count": uint32(config.num_hidden_layers),
+        "context_length": uint32(config.max_position_embeddings),
+        "embedding_length": uint32(config.hidden_size),
+        "vocab_size": uint32(config.vocab_size),
+        "attention.layer_norm_rms_epsilon": float32(config.rms_norm_eps),
+    }
+
+
+def attention(config: Config) -> Metadata:
+    """What ``Reader.attention`` reads, but for key-value heads, whose form differs between architectures."""
+    return {
+        "attention.head_count": uint32(config.num_attention_heads),
+        "attention.key_length": uint32(config.head_dim),
+        "attention.value_length": uint32(config.head_dim),
+        "rope.freq_base": float32(config.rope_theta),
+    }
+
+
+def mamba2(config: Config) -> Metadata:
+    """What ``Reader.mamba2`` reads."""
+    return {
+        "ssm.conv_kernel": uint32(config.mamba_d_conv),
+        "ssm.inner_size": uint32(config.mamba_d_inner),
+        "ssm.state_size": uint32(config.mamba_d_state),
+        # For Mamba-2 llama.cpp reads the number of heads under this name.
+        "ssm.time_step_rank": uint32(config.mamba_n_heads),
+        "ssm.group_count": uint32(config.mamba_n_groups),
+    }
 
 
 class Reader:
@@ -23,10 +78,10 @@ class Reader:
     tensors has a vocabulary alone, from which nothing is allocated by these sizes.
     """
 
-    def __init__(self, values: Values, tensors: Tensors) -> None:
+    def __init__(self, values: KeyValues, tensors: Tensors) -> None:
         self._values = values
         self._tensors = tensors
-        self.architecture = architecture_named(values)
+        self.architecture = gguf_architecture_of(values)
         # Sizes of parts that a model lacks may be somewhat larger: granite files without Mamba layers have ssm.* keys.
         self._largest = 4 * max((max(each.shape, default=1) for each in tensors.values()), default=MOST)
 
@@ -192,3 +247,12 @@ class Reader:
         """The same of the convolution; true where there is none, as llama.cpp runs no other."""
         convolution = any(name.endswith("ssm_conv1d.weight") for name in self._tensors)
         return self.has_bias("ssm_conv1d") or not convolution
+
+
+def is_granite(values: KeyValues) -> bool:
+    """Whether a file has multipliers or experts, which tell a Granite's ``granitehybrid`` from a Bamba's."""
+    name = gguf_architecture_of(values)
+    return any(
+        values.number(f"{name}.{key}")
+        for key in ("embedding_scale", "residual_scale", "attention.scale", "logit_scale", "expert_count")
+    )

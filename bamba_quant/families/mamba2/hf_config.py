@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from bamba_quant.families import hf_reading as reading
+from bamba_quant.families import hf_writing as writing
+from bamba_quant.families import state_spaces
 from bamba_reference.config import Config
 from bamba_reference.errors import ConfigError
-from bamba_reference.hf_configs import reading, state_spaces
-from bamba_reference.hf_configs.families import Family, register
 from bamba_reference.shown import shown
 
 KEYS = state_spaces.KEYS | frozenset(
@@ -89,13 +90,13 @@ def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
     )
 
 
-register(
-    Family(
-        name="mamba2",
-        classes=("Mamba2ForCausalLM",),
-        read=read,
-        keys=KEYS,
-        inert=INERT,
-        layer="Mamba2",
-    )
-)
+def write(config: Config) -> dict[str, Any]:
+    """config.json in the keys of transformers 4 and 5 (configuration_mamba2.py)."""
+    return {
+        "architectures": ["Mamba2ForCausalLM"],
+        "model_type": "mamba2",
+        **writing.mixers(config),
+        "num_heads": config.mamba_n_heads,
+        "head_dim": config.mamba_d_head,
+        "n_groups": config.mamba_n_groups,
+    }

@@ -1,0 +1,64 @@
+"""The tensors of Granite 4.0.
+
+Sources: transformers' modeling_granitemoehybrid.py and its conversion_mapping.py for the names in checkpoints;
+gguf-py's tensor_mapping.py for those in GGUF.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bamba_quant.families.rows import ATTENTION, BLOCK, EMBEDDINGS, FEED_FORWARD, LAYER, MAMBA2
+from bamba_quant.families.rules import Rule, spelled
+from bamba_reference.config import Config
+
+
+def has_experts(config: Config) -> bool:
+    return config.num_local_experts > 0
+
+
+def _expert_up(config: Config) -> tuple[int, int, int]:
+    return (config.num_local_experts, config.expert_intermediate_size, config.hidden_size)
+
+
+def _beside_experts(rule: Rule) -> tuple[Rule, Rule]:
+    """A matrix of the feed-forward network, which has another name in GGUF where experts stand beside it."""
+    shared = str(rule.gguf).replace(".weight", "_shexp.weight")
+    return (
+        replace(rule, when=lambda config: not has_experts(config)),
+        replace(rule, gguf=shared, role=f"{rule.role}_shexp", when=has_experts),
+    )
+
+
+# transformers 4 writes the first name to disk, and so does 5, which calls them by the second in memory.
+EXPERTS = LAYER + "block_sparse_moe."
+_UP = (EXPERTS + "input_linear.weight", EXPERTS + "experts.gate_up_proj")
+_DOWN = (EXPERTS + "output_linear.weight", EXPERTS + "experts.down_proj")
+_ROUTER = (EXPERTS + "router.layer.weight", EXPERTS + "router.weight")
+_STACKED = {
+    LAYER + "feed_forward.gate_proj.weight": ((LAYER + "shared_mlp.input_linear.weight",), (0, 2)),
+    LAYER + "feed_forward.up_proj.weight": ((LAYER + "shared_mlp.input_linear.weight",), (1, 2)),
+    LAYER + "feed_forward.down_proj.weight": ((LAYER + "shared_mlp.output_linear.weight",), (0, 1)),
+}
+_NAMES = {"model.final_layernorm": "model.norm", "pre_ff_layernorm": "post_attention_layernorm"}
+
+# fmt: off
+_MIXTURE = (
+    Rule(LAYER + "moe.router.weight", BLOCK + "ffn_gate_inp.weight", "ffn_gate_inp",
+         lambda c: (c.num_local_experts, c.hidden_size), when=has_experts, hf=_ROUTER),
+    Rule(LAYER + "moe.gate_proj.weight", BLOCK + "ffn_gate_exps.weight", "ffn_gate_exps", _expert_up,
+         when=has_experts, hf=_UP, section=(0, 2)),
+    Rule(LAYER + "moe.up_proj.weight", BLOCK + "ffn_up_exps.weight", "ffn_up_exps", _expert_up,
+         when=has_experts, hf=_UP, section=(1, 2)),
+    Rule(LAYER + "moe.down_proj.weight", BLOCK + "ffn_down_exps.weight", "ffn_down_exps",
+         lambda c: (c.num_local_experts, c.hidden_size, c.expert_intermediate_size), when=has_experts, hf=_DOWN),
+)
+# fmt: on
+_SHARED_MLP = tuple(
+    half
+    for rule in FEED_FORWARD
+    if rule.name in _STACKED
+    for half in _beside_experts(replace(rule, hf=_STACKED[rule.name][0], section=_STACKED[rule.name][1]))
+)
+_NORMS = tuple(rule for rule in FEED_FORWARD if rule.role == "norm")
+RULES = spelled(EMBEDDINGS + MAMBA2 + ATTENTION + _NORMS, _NAMES) + _MIXTURE + _SHARED_MLP
