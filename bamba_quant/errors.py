@@ -15,7 +15,7 @@ __all__ = [
     "OutputError",
     "PlanError",
     "TokenizerError",
-    "listed",
+    "join_names",
 ]
 
 
@@ -43,7 +43,7 @@ class OutputError(BambaQuantError):
     """An output that exists already, or that cannot be written."""
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def join_names(names: Sequence[str], most: int = 5) -> str:
     """The first ``most`` names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -14,15 +14,15 @@ _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 _NOT_PLAIN = re.compile(r"[^\n -~]")
 
 
-def visible(text: str, keep: str = "\n\t") -> str:
+def printable(text: str, keep: str = "\n\t") -> str:
     """``text`` with each character that cannot be seen or encoded, but for ``keep``, as its code: ``\\u202e``."""
     if text.isprintable():
         return text
     return "".join(_code(each) if _is_unsafe(each) and each not in keep else each for each in text)
 
 
-def visible_json(text: str) -> str:
-    """JSON text of which a parser reads the same, with all that ``visible`` replaces escaped."""
+def printable_json(text: str) -> str:
+    """JSON text of which a parser reads the same, with all that ``printable`` replaces escaped."""
     return _NOT_PLAIN.sub(_json_code, text)
 
 

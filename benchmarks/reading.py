@@ -28,7 +28,15 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from bamba_quant.checkpoint import open_checkpoint
-from bamba_quant.checkpoint.gguf_values import Value, array, boolean, pack_string, pack_value, string, uint32
+from bamba_quant.checkpoint.gguf_values import (
+    GgufValue,
+    array,
+    boolean,
+    pack_string,
+    pack_value,
+    string,
+    uint32,
+)
 from bamba_quant.embedded import embedded_model
 from bamba_quant.tokenizers import read_vocabulary
 from bamba_quant.tokenizers.encoder import read_encoder
@@ -181,7 +189,7 @@ def large_vocabulary(directory: Path, words: list[str], merges: list[tuple[str, 
     return model, file
 
 
-def write_gguf(file: Path, values: dict[str, Value], names: list[str]) -> None:
+def write_gguf(file: Path, values: dict[str, GgufValue], names: list[str]) -> None:
     """A GGUF with tensors of one float32 each."""
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(names), len(values))]
     for key, value in values.items():

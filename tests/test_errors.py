@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bamba_quant.errors import BambaQuantError, CheckpointError, listed
+from bamba_quant.errors import BambaQuantError, CheckpointError, join_names
 
 
 def test_its_parts_in_order() -> None:
@@ -43,5 +43,5 @@ def test_no_value_passes_for_another_part() -> None:
 
 
 def test_lists() -> None:
-    assert listed(["a"]) == "a"
-    assert listed([str(i) for i in range(100)]) == "0, 1, 2, 3, 4 and 95 more"
+    assert join_names(["a"]) == "a"
+    assert join_names([str(i) for i in range(100)]) == "0, 1, 2, 3, 4 and 95 more"

@@ -1,5 +1,5 @@
 """What was measured of a model's activations: importance matrices."""
 
-from bamba_quant.checkpoint.imatrix import MAY_BE_MISSING, Imatrix, Unmeasured, read_imatrix
+from bamba_quant.checkpoint.imatrix import MAY_BE_MISSING, Imatrix, PlaceholderImatrix, read_imatrix
 
-__all__ = ["MAY_BE_MISSING", "Imatrix", "Unmeasured", "read_imatrix"]
+__all__ = ["MAY_BE_MISSING", "Imatrix", "PlaceholderImatrix", "read_imatrix"]

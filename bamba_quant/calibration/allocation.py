@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bamba_quant.calibration.candidates import FORMATS
 from bamba_quant.checkpoint import ReadOptions
-from bamba_quant.checkpoint.gguf_header import padded
+from bamba_quant.checkpoint.gguf_header import padded_size
 from bamba_quant.codecs import format_named
 from bamba_quant.errors import PlanError
 from bamba_quant.planning.convert import Conversion, plan_conversion
@@ -162,7 +162,7 @@ def _file_bytes(conversion: Conversion) -> int:
 def row_bytes(row: PlanRow, name: str) -> int:
     """What a tensor takes in a file in the format ``name``, padding included."""
     rows, columns = row.matrix
-    return padded(rows * format_named(name).row_bytes(columns))
+    return padded_size(rows * format_named(name).row_bytes(columns))
 
 
 def _point(conversion: Conversion, costs: Costs) -> Point | None:
@@ -187,7 +187,7 @@ def _chosen(
     movable = [row for row in plan.rows if costs.get(row.name)]
     if not movable:
         raise PlanError("no tensor of this model has a known cost", where=conversion.source.checkpoint.path)
-    fixed = _file_bytes(conversion) - sum(padded(row.n_bytes) for row in movable)
+    fixed = _file_bytes(conversion) - sum(padded_size(row.n_bytes) for row in movable)
     options = [_options(row, costs) for row in movable]
     numbers = least_cost([list(each.values()) for each in options], goal - fixed, thorough=thorough)
     names = [list(each)[number] for each, number in zip(options, numbers, strict=True)]
@@ -224,7 +224,7 @@ def _moves(before: Conversion, after: Conversion, costs: Costs) -> tuple[Move, .
                     layers[old.name],
                     old.format.name,
                     new.format.name,
-                    padded(new.n_bytes) - padded(old.n_bytes),
+                    padded_size(new.n_bytes) - padded_size(old.n_bytes),
                     known.get(old.format.name, 0.0 if old.format.dtype is not None else None),
                     known[new.format.name],
                 )

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bamba_quant.checkpoint.activation_sums import Entry, Sums
+from bamba_quant.checkpoint.activation_sums import ActivationSums, TensorSums
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.sources import Source, reading_order
 from bamba_quant.inference.open_model import torch_device, torch_dtype
@@ -78,7 +78,7 @@ class Collector:
             self._last = x, torch.stack([values.square().sum(0).double(), values.sum(0).double()])
         return self._last[1]
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TensorSums]:
         """What was added up. Raises ``BambaQuantError`` for sums that are not finite."""
         found = {}
         for name, (totals, counts) in self._totals.items():
@@ -89,7 +89,7 @@ class Collector:
                     where=f"what enters {name}",
                     fix="calibrate in float32 (--dtype)",
                 )
-            found[name] = Entry(squares, counts, sums)
+            found[name] = TensorSums(squares, counts, sums)
         return found
 
 
@@ -103,7 +103,7 @@ def collect(
     dtype: str = "float32",
     backend: str = "auto",
     progress: Callable[[Round], None] = lambda now: None,
-) -> Sums:
+) -> ActivationSums:
     """The sums over ``chunks`` (n, ctx) of token ids; with ``output`` those of an output that is not tied as well.
 
     One layer's weights are in memory at a time. Raises a ``BambaQuantError`` for tokens beyond the vocabulary, a device
@@ -138,4 +138,4 @@ def collect(
         if output and not config.tie_word_embeddings:
             for some in hidden:
                 collector.add(some, head_name(config))
-    return Sums(collector.entries(), datasets, count, ctx)
+    return ActivationSums(collector.entries(), datasets, count, ctx)

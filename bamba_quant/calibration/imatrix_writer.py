@@ -13,9 +13,9 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, Keys
 from numpy.typing import NDArray
 
-from bamba_quant.checkpoint.activation_sums import MOST_CHUNKS, Entry, Sums
-from bamba_quant.checkpoint.gguf_header import MAGIC, padded
-from bamba_quant.checkpoint.gguf_values import Value, array, pack_string, pack_value, string, uint32
+from bamba_quant.checkpoint.activation_sums import MOST_CHUNKS, ActivationSums, TensorSums
+from bamba_quant.checkpoint.gguf_header import MAGIC, padded_size
+from bamba_quant.checkpoint.gguf_values import GgufValue, array, pack_string, pack_value, string, uint32
 from bamba_quant.checkpoint.imatrix import CHUNK_COUNT, CHUNK_SIZE, DATASETS, PARTS
 from bamba_quant.errors import FormatError, OutputError
 from bamba_quant.writers.atomic import atomic_files, check_target
@@ -25,7 +25,9 @@ _VERSION = 3
 Array = NDArray[np.float32]
 
 
-def write_imatrix(sums: Sums, file: Path, *, overwrite: bool = False, inputs: Collection[Path] = ()) -> None:
+def write_imatrix(
+    sums: ActivationSums, file: Path, *, overwrite: bool = False, inputs: Collection[Path] = ()
+) -> None:
     """Write ``sums`` to ``file``: the older form where its name ends in .dat, else GGUF.
 
     The older form has no place for counts by expert: each expert's mean is stored, ones for those that no token
@@ -46,8 +48,8 @@ def check_imatrix_target(file: Path, *, overwrite: bool, inputs: Collection[Path
         )
 
 
-def _gguf(sums: Sums) -> bytes:
-    metadata: dict[str, Value] = {
+def _gguf(sums: ActivationSums) -> bytes:
+    metadata: dict[str, GgufValue] = {
         Keys.General.TYPE: string("imatrix"),
         DATASETS: array(GGUFValueType.STRING, sums.datasets),
         CHUNK_COUNT: uint32(sums.chunks),
@@ -68,14 +70,14 @@ def _gguf(sums: Sums) -> bytes:
             pack_string(name),
             struct.pack("<IQQIQ", 2, columns, matrices, GGMLQuantizationType.F32, offset),
         )
-        offset += padded(values.nbytes)
+        offset += padded_size(values.nbytes)
     header = b"".join(parts)
-    return header.ljust(padded(len(header)), b"\0") + b"".join(
-        values.tobytes().ljust(padded(values.nbytes), b"\0") for values in tensors.values()
+    return header.ljust(padded_size(len(header)), b"\0") + b"".join(
+        values.tobytes().ljust(padded_size(values.nbytes), b"\0") for values in tensors.values()
     )
 
 
-def _arrays(name: str, entry: Entry) -> list[Array]:
+def _arrays(name: str, entry: TensorSums) -> list[Array]:
     """In the order of ``PARTS``, each (matrices, …), float32 little-endian."""
     found = [entry.squares, entry.counts[:, None]] + ([] if entry.sums is None else [entry.sums])
     with np.errstate(over="ignore"):
@@ -89,7 +91,7 @@ def _arrays(name: str, entry: Entry) -> list[Array]:
     return arrays
 
 
-def _dat(sums: Sums) -> bytes:
+def _dat(sums: ActivationSums) -> bytes:
     entries = {name: entry for name, entry in sorted(sums.entries.items()) if entry.counts.any()}
     parts = [struct.pack("<i", len(entries))]
     for name, entry in entries.items():

@@ -10,9 +10,9 @@ from pathlib import Path
 from bamba_quant.calibration.collect import Round, collect
 from bamba_quant.calibration.texts import Text, read_texts, token_chunks
 from bamba_quant.checkpoint import ReadOptions
-from bamba_quant.checkpoint.activation_sums import Sums, fitted, merged
-from bamba_quant.checkpoint.imatrix import Imatrix, imatrix_of, read_sums
-from bamba_quant.errors import CheckpointError, listed
+from bamba_quant.checkpoint.activation_sums import ActivationSums, merge_sums, sums_for_model
+from bamba_quant.checkpoint.imatrix import Imatrix, imatrix_from_sums, read_sums
+from bamba_quant.errors import CheckpointError, join_names
 from bamba_quant.inference.open_model import open_model
 
 CTX = 512
@@ -23,7 +23,7 @@ _SHOWN = 8  # experts of a tensor
 class Measured:
     """``sums`` over ``tokens`` tokens of ``texts``, and over those of earlier files; ``notes`` say what is missing."""
 
-    sums: Sums
+    sums: ActivationSums
     texts: tuple[Text, ...]
     tokens: int
     notes: tuple[str, ...]
@@ -58,7 +58,7 @@ def measure_imatrix(
         for rule in rules
         if rule.gguf and len(rule.shape) > 1
     }
-    earlier = [fitted(read_sums(file), shapes, ctx, file) for file in merge]
+    earlier = [sums_for_model(read_sums(file), shapes, ctx, file) for file in merge]
     notes, given, tokens = list(loaded.checkpoint.notes), read_texts(texts) if texts else (), 0
     if texts:
         cut = token_chunks(encoder, given, ctx, chunks)
@@ -67,7 +67,7 @@ def measure_imatrix(
             collect(loaded, cut, names, output=output, device=device, dtype=dtype, progress=progress)
         )
         tokens = cut.size
-    sums = merged(earlier, ctx)
+    sums = merge_sums(earlier, ctx)
     if output and loaded.config.tie_word_embeddings:
         notes.append(
             "the output is tied to the embedding, which has no entry (llama.cpp's quantizer has none for it)"
@@ -75,7 +75,7 @@ def measure_imatrix(
     notes += _without_data(sums)
     if without := [name for name, entry in sums.entries.items() if entry.sums is None]:
         notes.append(
-            f"{len(without)} entries have no means (in_sum), since a merged file has none: {listed(without, 3)}"
+            f"{len(without)} entries have no means (in_sum), since a merged file has none: {join_names(without, 3)}"
         )
     return Measured(sums, given, tokens, tuple(notes))
 
@@ -92,13 +92,13 @@ def calibrated(
 ) -> tuple[Imatrix, tuple[str, ...]]:
     """The importance matrix that ``measure_imatrix`` would write, for quantizing at once, and its notes."""
     measured = measure_imatrix(model, texts, chunks=chunks, device=device, reading=reading, progress=progress)
-    return imatrix_of(measured.sums, strict=strict), measured.notes
+    return imatrix_from_sums(measured.sums, strict=strict), measured.notes
 
 
-def _without_data(sums: Sums) -> list[str]:
+def _without_data(sums: ActivationSums) -> list[str]:
     notes = []
     for name, experts in sums.without_data.items():
-        shown = listed([str(expert) for expert in experts], _SHOWN)
+        shown = join_names([str(expert) for expert in experts], _SHOWN)
         notes.append(
             f"{name}: no token reached {len(experts)} of {len(sums.entries[name].counts)} experts ({shown}); "
             "quantizers will weigh their columns alike. More text reaches more experts"

@@ -17,7 +17,7 @@ MOST_CHUNKS = 2**31 - 1  # that the older form has room for
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorSums:
     """Over the tokens that reached each matrix of a tensor: Σ a² in ``squares`` and Σ a in ``sums``, for each column.
 
     Both are float64 of shape (matrices, columns); ``counts`` (matrices,) are those tokens, int64. A tensor that is no
@@ -38,9 +38,9 @@ class Entry:
             means = np.where(counts > 0, self.squares.astype(np.float32) / counts, np.float32(1))
         return means.astype(np.float32).reshape(-1)
 
-    def plus(self, other: Entry) -> Entry:
+    def plus(self, other: TensorSums) -> TensorSums:
         """The sums over both texts; Σ a only where both have it."""
-        return Entry(
+        return TensorSums(
             self.squares + other.squares,
             self.counts + other.counts,
             None if self.sums is None or other.sums is None else self.sums + other.sums,
@@ -48,14 +48,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Sums:
+class ActivationSums:
     """``entries`` by the tensor's name in a GGUF, measured over ``chunks`` chunks of ``chunk_size`` tokens.
 
     ``datasets`` are the texts' names. A file of the older form does not know its chunk size (0 here), and its counts
     are chunks instead of tokens.
     """
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorSums]
     datasets: tuple[str, ...]
     chunks: int
     chunk_size: int
@@ -67,7 +67,9 @@ class Sums:
         return {name: experts for name, experts in empty.items() if experts}
 
 
-def fitted(sums: Sums, shapes: Mapping[str, tuple[int, int]], chunk_size: int, file: Path) -> Sums:
+def sums_for_model(
+    sums: ActivationSums, shapes: Mapping[str, tuple[int, int]], chunk_size: int, file: Path
+) -> ActivationSums:
     """The sums in ``file``, of either form, as sums over tokens of a model whose entries have these ``shapes``.
 
     Shapes are (matrices, columns) by tensor name. In the older form a chunk counts as ``chunk_size`` tokens and a stack
@@ -91,20 +93,20 @@ def fitted(sums: Sums, shapes: Mapping[str, tuple[int, int]], chunk_size: int, f
                 else f"{expected[0] * expected[1]} for {expected[0]}",
                 fix="leave it out",
             )
-        entries[name] = Entry(
+        entries[name] = TensorSums(
             scale * entry.squares.reshape(expected),
             scale * np.broadcast_to(entry.counts, expected[:1]),
             None if entry.sums is None else scale * entry.sums.reshape(expected),
         )
-    return Sums(entries, sums.datasets, sums.chunks, chunk_size)
+    return ActivationSums(entries, sums.datasets, sums.chunks, chunk_size)
 
 
-def merged(parts: Sequence[Sums], chunk_size: int) -> Sums:
-    """The sums over all parts' tokens; the parts' entries of one tensor have one shape (``fitted``)."""
-    entries: dict[str, Entry] = {}
+def merge_sums(parts: Sequence[ActivationSums], chunk_size: int) -> ActivationSums:
+    """The sums over all parts' tokens; the parts' entries of one tensor have one shape (``sums_for_model``)."""
+    entries: dict[str, TensorSums] = {}
     for part in parts:
         for name, entry in part.entries.items():
             entries[name] = entries[name].plus(entry) if name in entries else entry
     most = max((int(entry.counts.max()) for entry in entries.values()), default=0)
     datasets = dict.fromkeys(name for part in parts for name in part.datasets)
-    return Sums(entries, tuple(datasets), min(most // chunk_size, MOST_CHUNKS), chunk_size)
+    return ActivationSums(entries, tuple(datasets), min(most // chunk_size, MOST_CHUNKS), chunk_size)

@@ -26,7 +26,7 @@ class Activations:
         return self.unknown or f"e4m3 by {self.group or self.strategy}"
 
 
-def of_compressed_tensors(group: Mapping[str, Any]) -> Activations | None:
+def activations_of_group(group: Mapping[str, Any]) -> Activations | None:
     """What a group of compressed-tensors' ``config_groups`` says, None where activations stay as they are."""
     inputs, outputs = group.get("input_activations"), group.get("output_activations")
     if not inputs and not outputs:
@@ -44,7 +44,7 @@ def of_compressed_tensors(group: Mapping[str, Any]) -> Activations | None:
     )
 
 
-def of_scale_inverse(quantization: Mapping[str, Any], width: int) -> Activations:
+def activations_of_hf_fp8(quantization: Mapping[str, Any], width: int) -> Activations:
     """What transformers' own FP8 form says: groups as wide as the weights' blocks (finegrained_fp8.py)."""
     scheme = quantization.get("activation_scheme", "dynamic")
     if scheme != "dynamic":
@@ -52,7 +52,7 @@ def of_scale_inverse(quantization: Mapping[str, Any], width: int) -> Activations
     return Activations("group", width)
 
 
-def of_torchao(described: Mapping[str, Any]) -> Activations | None:
+def activations_of_torchao(described: Mapping[str, Any]) -> Activations | None:
     """What the ``_data`` of torchao's ``Float8Tensor`` says, None where activations stay as they are."""
     given = described.get("act_quant_kwargs")
     return None if given is None else Activations(unknown=f"act_quant_kwargs {reprlib.repr(given)}")

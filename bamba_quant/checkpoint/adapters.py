@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.json_file import read_json
-from bamba_quant.files.regular_file import is_there
+from bamba_quant.files.regular_file import lexists
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
@@ -23,11 +23,11 @@ def adapter_notes(directory: Path, *, ignore: bool) -> tuple[str, ...]:
     transformers with peft installed applies an adapter that it finds beside a model. Raises ``CheckpointError``
     for an adapter that is not to be ignored, and for one without a base model.
     """
-    found = [name for name in ADAPTER_FILES if is_there(directory / name)]
+    found = [name for name in ADAPTER_FILES if lexists(directory / name)]
     if not found:
         return ()
     described = _described(directory)
-    if not is_there(directory / "config.json"):
+    if not lexists(directory / "config.json"):
         raise CheckpointError(
             "the directory holds an adapter, not a model",
             where=directory,

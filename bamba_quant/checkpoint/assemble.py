@@ -8,14 +8,14 @@ from pathlib import Path
 from bamba_quant.checkpoint.activations import Activations
 from bamba_quant.checkpoint.base import Shape, StoredTensor
 from bamba_quant.checkpoint.dequantize import Dequantizer
-from bamba_quant.checkpoint.packed import Codes, PackedTensor, ScaleTensor, packed_tensor, plain_codes
+from bamba_quant.checkpoint.packed import CodeTensor, PackedTensor, ScaleTensor, packed_tensor, plain_codes
 from bamba_quant.errors import CheckpointError
 
 E4M3 = "f8_e4m3"
 _FLOATS = ("f32", "bf16", "f16")
 
 
-class Stored:
+class WeightAssembler:
     """The tensors of a directory, as they become ``weights`` or turn out to be ``unused``.
 
     Their names in the files have ``prefix`` before them.
@@ -62,14 +62,14 @@ class Stored:
         self._taken.add(name)
         return tensor
 
-    def add(self, name: str, described: str, shape: tuple[int, int], unpacking: Dequantizer,
-            codes: Codes | StoredTensor, scale: ScaleTensor, zero: ScaleTensor | None = None,
+    def add(self, name: str, described: str, shape: tuple[int, int], dequantizer: Dequantizer,
+            codes: CodeTensor | StoredTensor, scale: ScaleTensor, zero: ScaleTensor | None = None,
             activations: Activations | None = None) -> None:  # fmt: skip
         """Make the parts the weight ``name``; codes that are a tensor stand row by row."""
         if isinstance(codes, StoredTensor):
             codes = plain_codes(codes)
         self.weights[name] = packed_tensor(
-            name, described, shape, unpacking, codes=codes, scale=scale, zero=zero, activations=activations
+            name, described, shape, dequantizer, codes=codes, scale=scale, zero=zero, activations=activations
         )
 
     def unsupported(self, what: str, name: str, found: object, expected: str) -> CheckpointError:

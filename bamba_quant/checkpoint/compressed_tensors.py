@@ -12,12 +12,12 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from bamba_quant.checkpoint.activations import of_compressed_tensors
-from bamba_quant.checkpoint.assemble import E4M3, Stored
+from bamba_quant.checkpoint.activations import activations_of_group
+from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler
 from bamba_quant.checkpoint.base import RawReader, StoredTensor
-from bamba_quant.checkpoint.dequantize import Floats, Integers
+from bamba_quant.checkpoint.dequantize import Float8Dequantizer, IntegerDequantizer
 from bamba_quant.checkpoint.packed import ScaleTensor
-from bamba_quant.checkpoint.targets import Groups
+from bamba_quant.checkpoint.targets import ConfigGroups
 from bamba_quant.codecs.integers import Grid
 from bamba_quant.codecs.schemes.pack_quantized import unpack_zeros
 from bamba_reference.shown import shown
@@ -30,14 +30,14 @@ _WEIGHT_PARTS = (".weight_scale", ".weight_zero_point", ".weight_shape", ".weigh
 _STRATEGIES = "tensor, channel, block or group"
 
 
-def read_compressed_tensors(quantization: Mapping[str, Any], stored: Stored) -> None:
+def read_compressed_tensors(quantization: Mapping[str, Any], stored: WeightAssembler) -> None:
     """Join what is packed, or e4m3, with its scales. Raises ``CheckpointError`` naming what cannot be read."""
     transforms = quantization.get("transform_config")
     if transforms:  # a rotated weight is right only behind the rotation that a runtime adds
         raise stored.unsupported(
             "the checkpoint", "quantization_config", f"transform_config {shown(transforms)}", "none"
         )
-    groups = Groups(quantization, stored)
+    groups = ConfigGroups(quantization, stored)
     for name, tensor in list(stored.left().items()):
         if name.endswith(".weight_packed"):
             module = name.removesuffix(".weight_packed")
@@ -57,7 +57,7 @@ def read_compressed_tensors(quantization: Mapping[str, Any], stored: Stored) -> 
             )
 
 
-def _float(stored: Stored, module: str, codes: StoredTensor, group: Mapping[str, Any]) -> None:
+def _float(stored: WeightAssembler, module: str, codes: StoredTensor, group: Mapping[str, Any]) -> None:
     weights = group["weights"]
     strategy, name = weights.get("strategy"), f"{module}.weight"
     bits = weights.get("num_bits")
@@ -76,10 +76,10 @@ def _float(stored: Stored, module: str, codes: StoredTensor, group: Mapping[str,
         name,
         f"e4m3 by {strategy}",
         (rows, columns),
-        Floats(columns, width, scale.format.name),
+        Float8Dequantizer(columns, width, scale.format.name),
         codes,
         ScaleTensor(scale, 0 if strategy == "tensor" else height),
-        activations=of_compressed_tensors(group),
+        activations=activations_of_group(group),
     )
 
 
@@ -93,7 +93,9 @@ def _symmetric(weights: Mapping[str, Any]) -> bool | None:
     return found if isinstance(found, bool) else None
 
 
-def _tile(stored: Stored, name: str, weights: Mapping[str, Any], rows: int, columns: int) -> tuple[int, int]:
+def _tile(
+    stored: WeightAssembler, name: str, weights: Mapping[str, Any], rows: int, columns: int
+) -> tuple[int, int]:
     """Rows and columns that share a scale."""
     strategy, size, structure = (weights.get(key) for key in ("strategy", "group_size", "block_structure"))
     if strategy == "tensor":
@@ -115,7 +117,7 @@ def _is_length(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 < value < 2**31
 
 
-def _packed(stored: Stored, module: str, described: Mapping[str, Any]) -> None:
+def _packed(stored: WeightAssembler, module: str, described: Mapping[str, Any]) -> None:
     weights = described["weights"]
     name, bits, symmetric = f"{module}.weight", weights.get("num_bits"), _symmetric(weights)
     if type(bits) is not int or bits not in (4, 8) or symmetric is None:
@@ -148,11 +150,11 @@ def _packed(stored: Stored, module: str, described: Mapping[str, Any]) -> None:
         name,
         f"w{bits}a16{'' if symmetric else '-asym'}-g{group}",
         (rows, columns),
-        Integers(grid, 1 << bits - 1, columns, scale.format.name),
+        IntegerDequantizer(grid, 1 << bits - 1, columns, scale.format.name),
         codes,
         ScaleTensor(scale),
         zero,
-        of_compressed_tensors(described),
+        activations_of_group(described),
     )
 
 
@@ -160,7 +162,7 @@ def _unpack_zeros(words: Any, count: int, bits: int) -> Any:
     return unpack_zeros(words, bits, count)
 
 
-def _shape(stored: Stored, name: str) -> tuple[int, int]:
+def _shape(stored: WeightAssembler, name: str) -> tuple[int, int]:
     """The two numbers that ``weight_shape`` holds."""
     tensor = stored.take(name, ("i64", "i32"), ((2,),))
     raw = np.empty(tensor.n_bytes, np.uint8)

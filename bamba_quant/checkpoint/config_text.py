@@ -16,7 +16,7 @@ from bamba_quant.files.json_file import parse_json
 _INDENTED_KEY = re.compile(r'\{\s*?\n([ \t]+)"')
 
 
-def with_key(raw: bytes, key: str, value: Any, where: object) -> bytes:
+def insert_key(raw: bytes, key: str, value: Any, where: object) -> bytes:
     """The text of the object in ``raw`` with ``key`` behind its last entry, indented as that is.
 
     Raises ``CheckpointError`` when the text is no JSON object or has the key already.

@@ -43,7 +43,7 @@ class Dequantizer(ABC):
         """Codes and scales of rows that hold ``code_bytes`` of codes, then so many float32 scales, then zeros."""
 
 
-class Arrangement(ABC):
+class CodeOrder(ABC):
     """Codes of several rows that are stored together, uint8 (n, bytes), in the order of rows, (n·rows, row_bytes)."""
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Arrangement(ABC):
 
 
 @dataclass(frozen=True)
-class Floats(Dequantizer):
+class Float8Dequantizer(Dequantizer):
     """e4m3 codes times scales, one for each ``width`` of ``columns`` columns, rounded to ``dtype``."""
 
     columns: int
@@ -97,7 +97,7 @@ class Floats(Dequantizer):
 
 
 @dataclass(frozen=True)
-class Integers(Dequantizer):
+class IntegerDequantizer(Dequantizer):
     """What a ``Grid`` says integers stored with ``offset`` stand for, rounded to ``dtype``.
 
     Scales and zeros of columns that only pad a row may follow those of the row.
@@ -150,7 +150,7 @@ class Integers(Dequantizer):
 
 
 @dataclass(frozen=True)
-class Tiles(Arrangement):
+class TorchaoTiles(CodeOrder):
     """torchao's tiles of eight rows, whose first ``columns`` columns become rows of nibbles in two's complement."""
 
     columns: int

@@ -13,10 +13,10 @@ from pathlib import Path
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_header import MAGIC, Cursor, Header, read_header
 from bamba_quant.checkpoint.gguf_values import KeyValues
-from bamba_quant.checkpoint.split_set import SET, check_split, is_stale
+from bamba_quant.checkpoint.split_set import FINGERPRINT_KEY, check_split, is_stale
 from bamba_quant.codecs import formats
 from bamba_quant.codecs.readable import listed_format
-from bamba_quant.errors import CheckpointError, FormatError, listed
+from bamba_quant.errors import CheckpointError, FormatError, join_names
 from bamba_quant.files.regular_file import open_regular
 
 _MOST_NAMED = 5
@@ -40,7 +40,7 @@ def read_gguf(file: Path) -> Checkpoint:
             raise CheckpointError(
                 "two shards of a split GGUF hold the same tensor",
                 where=shard,
-                found=f"{listed(twice)}, also in {tensors[twice[0]].file.name}",
+                found=f"{join_names(twice)}, also in {tensors[twice[0]].file.name}",
                 fix="fetch all shards of one version",
             )
         tensors |= found
@@ -74,7 +74,7 @@ def split_files(file: Path) -> tuple[Path, ...]:
         raise CheckpointError(
             "shards of a split GGUF are missing",
             where=file.parent,
-            found=listed(missing, _MOST_NAMED) + (", …" if len(shards) < count else ""),
+            found=join_names(missing, _MOST_NAMED) + (", …" if len(shards) < count else ""),
             fix="put all shards in one directory",
         )
     return tuple(shards)
@@ -105,8 +105,8 @@ def _read_shard(file: Path) -> tuple[KeyValues, dict[str, StoredTensor]]:
         with os.fdopen(descriptor, "rb", buffering=0) as stream:
             cursor = Cursor(stream, size)
             header = _header(file, cursor, size)
-            if SET in header.key_values and is_stale(cursor, header):
-                del header.key_values[SET]
+            if FINGERPRINT_KEY in header.key_values and is_stale(cursor, header):
+                del header.key_values[FINGERPRINT_KEY]
     except OSError as error:
         raise CheckpointError("a GGUF file cannot be read", where=file, found=error.strerror) from error
     return KeyValues(header.key_values, file), _tensors(file, header, size)

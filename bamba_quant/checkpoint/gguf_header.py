@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf import GGUFValueType, Keys
 
-from bamba_quant.checkpoint.gguf_values import SCALAR_DTYPES, Value
+from bamba_quant.checkpoint.gguf_values import SCALAR_DTYPES, GgufValue
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -29,7 +29,7 @@ MAX_NAME_BYTES = 63  # GGML_MAX_NAME without the zero at its end
 MAX_ALIGNMENT = 1 << 20
 
 
-def padded(n_bytes: int) -> int:
+def padded_size(n_bytes: int) -> int:
     """The bytes a tensor takes in a file of the default alignment."""
     return -(-n_bytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
 
@@ -56,7 +56,7 @@ class TensorEntry:
 class Header:
     """``data_start`` is the byte of the file at which the data section begins, a multiple of ``alignment``."""
 
-    key_values: dict[str, Value]
+    key_values: dict[str, GgufValue]
     tensors: tuple[TensorEntry, ...]
     alignment: int
     data_start: int
@@ -99,13 +99,13 @@ class Cursor:
     def text(self) -> str:
         return self.take(self.number(GGUFValueType.UINT64)).decode("utf-8", "surrogateescape")
 
-    def value(self) -> Value:
+    def value(self) -> GgufValue:
         """A type tag and its value."""
         kind = GGUFValueType(self.number(GGUFValueType.UINT32))
         if kind == GGUFValueType.STRING:
-            return Value(kind, self.text())
+            return GgufValue(kind, self.text())
         if kind != GGUFValueType.ARRAY:
-            return Value(kind, self.number(kind))
+            return GgufValue(kind, self.number(kind))
         item = GGUFValueType(self.number(GGUFValueType.UINT32))
         count = self.number(GGUFValueType.UINT64)
         if item == GGUFValueType.ARRAY:
@@ -114,9 +114,9 @@ class Cursor:
         if self._items > MAX_ARRAY_ITEMS:
             raise ValueError(f"arrays of {self._items} items, more than the {MAX_ARRAY_ITEMS} supported")
         if item == GGUFValueType.STRING:
-            return Value(kind, self._texts(count), item)
+            return GgufValue(kind, self._texts(count), item)
         dtype = SCALAR_DTYPES[item]
-        return Value(kind, np.frombuffer(self.take(count * dtype.itemsize), dtype=dtype).tolist(), item)
+        return GgufValue(kind, np.frombuffer(self.take(count * dtype.itemsize), dtype=dtype).tolist(), item)
 
     def _texts(self, count: int) -> list[str]:
         # A vocabulary is 10^5 strings: this loop calls nothing for one that is in the buffer.
@@ -160,7 +160,7 @@ def read_header(cursor: Cursor) -> Header:
         raise ValueError(
             f"{tensor_count} tensors and {value_count} key-values; at most {MAX_TENSORS} and {MAX_KEYS} are supported"
         )
-    key_values: dict[str, Value] = {}
+    key_values: dict[str, GgufValue] = {}
     for _ in range(value_count):
         key = cursor.text()
         if not key or key in key_values:
@@ -197,8 +197,8 @@ def _entry(cursor: Cursor) -> TensorEntry:
     return TensorEntry(name, shape, cursor.number(GGUFValueType.UINT32), cursor.number(GGUFValueType.UINT64))
 
 
-def _alignment(key_values: dict[str, Value]) -> int:
-    value = key_values.get(Keys.General.ALIGNMENT, Value(GGUFValueType.UINT32, DEFAULT_ALIGNMENT))
+def _alignment(key_values: dict[str, GgufValue]) -> int:
+    value = key_values.get(Keys.General.ALIGNMENT, GgufValue(GGUFValueType.UINT32, DEFAULT_ALIGNMENT))
     if (
         value.type != GGUFValueType.UINT32
         or not 0 < value.value <= MAX_ALIGNMENT

@@ -35,7 +35,7 @@ SCALAR_DTYPES: dict[GGUFValueType, np.dtype[Any]] = {
 
 
 @dataclass(frozen=True)
-class Value:
+class GgufValue:
     """A value with its GGUF type; for an array ``item`` is the type of its elements."""
 
     type: GGUFValueType
@@ -43,32 +43,32 @@ class Value:
     item: GGUFValueType | None = None
 
 
-def string(value: str) -> Value:
-    return Value(GGUFValueType.STRING, value)
+def string(value: str) -> GgufValue:
+    return GgufValue(GGUFValueType.STRING, value)
 
 
-def uint16(value: int) -> Value:
-    return Value(GGUFValueType.UINT16, value)
+def uint16(value: int) -> GgufValue:
+    return GgufValue(GGUFValueType.UINT16, value)
 
 
-def uint32(value: int) -> Value:
-    return Value(GGUFValueType.UINT32, value)
+def uint32(value: int) -> GgufValue:
+    return GgufValue(GGUFValueType.UINT32, value)
 
 
-def int32(value: int) -> Value:
-    return Value(GGUFValueType.INT32, value)
+def int32(value: int) -> GgufValue:
+    return GgufValue(GGUFValueType.INT32, value)
 
 
-def float32(value: float) -> Value:
-    return Value(GGUFValueType.FLOAT32, value)
+def float32(value: float) -> GgufValue:
+    return GgufValue(GGUFValueType.FLOAT32, value)
 
 
-def boolean(value: bool) -> Value:
-    return Value(GGUFValueType.BOOL, value)
+def boolean(value: bool) -> GgufValue:
+    return GgufValue(GGUFValueType.BOOL, value)
 
 
-def array(item: GGUFValueType, values: Sequence[Any]) -> Value:
-    return Value(GGUFValueType.ARRAY, list(values), item)
+def array(item: GGUFValueType, values: Sequence[Any]) -> GgufValue:
+    return GgufValue(GGUFValueType.ARRAY, list(values), item)
 
 
 def pack_string(text: str) -> bytes:
@@ -76,12 +76,12 @@ def pack_string(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def pack_value(value: Value) -> bytes:
+def pack_value(value: GgufValue) -> bytes:
     """The type tag and the value, as they follow a key."""
     return struct.pack("<I", value.type) + _pack_untagged(value)
 
 
-def _pack_untagged(value: Value) -> bytes:
+def _pack_untagged(value: GgufValue) -> bytes:
     if value.type == GGUFValueType.STRING:
         return pack_string(value.value)
     if value.type != GGUFValueType.ARRAY:
@@ -93,14 +93,14 @@ def _pack_untagged(value: Value) -> bytes:
     return head + b"".join(map(pack_string, value.value))
 
 
-class KeyValues(dict[str, Value]):
+class KeyValues(dict[str, GgufValue]):
     """A GGUF's key-values, with one checked getter for each type: those that llama.cpp asks for, and no others.
 
     A getter returns None where the key is missing, and raises ``CheckpointError`` naming ``file``, key and value
     where the value has another type or is out of range.
     """
 
-    def __init__(self, values: dict[str, Value] | None = None, file: Path | None = None) -> None:
+    def __init__(self, values: dict[str, GgufValue] | None = None, file: Path | None = None) -> None:
         super().__init__(values or {})
         self.file = file
 
@@ -175,6 +175,6 @@ def _from_to(least: int, most: int) -> _Fits:
     return f"from {least} to {most}", lambda number: least <= number <= most
 
 
-def _type_name(value: Value) -> str:
+def _type_name(value: GgufValue) -> str:
     item = "" if value.item is None else f" of {value.item.name.lower()}"
     return f"{value.type.name.lower()}{item}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bamba_quant.checkpoint.activations import of_scale_inverse
-from bamba_quant.checkpoint.assemble import E4M3, Stored
-from bamba_quant.checkpoint.dequantize import Floats
+from bamba_quant.checkpoint.activations import activations_of_hf_fp8
+from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler
+from bamba_quant.checkpoint.dequantize import Float8Dequantizer
 from bamba_quant.checkpoint.packed import ScaleTensor
 from bamba_reference.shown import shown
 
 
-def read_scale_inverse(quantization: Mapping[str, Any], stored: Stored) -> None:
+def read_hf_fp8(quantization: Mapping[str, Any], stored: WeightAssembler) -> None:
     """Join every e4m3 matrix with its scales. Raises ``CheckpointError`` naming what cannot be read."""
     block = quantization.get("weight_block_size")
     if not (
@@ -31,10 +31,10 @@ def read_scale_inverse(quantization: Mapping[str, Any], stored: Stored) -> None:
                 name,
                 "e4m3 by block",
                 (rows, columns),
-                Floats(columns, width, scale.format.name),
+                Float8Dequantizer(columns, width, scale.format.name),
                 codes,
                 ScaleTensor(scale, height),
-                activations=of_scale_inverse(quantization, width),
+                activations=activations_of_hf_fp8(quantization, width),
             )
     stored.unused |= {name for name in stored.left() if name.endswith((".activation_scale", ".input_scale"))}
     for name in stored.left():

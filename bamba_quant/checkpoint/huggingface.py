@@ -12,12 +12,12 @@ from typing import Any
 from bamba_quant.checkpoint.adapters import adapter_notes
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.options import ReadOptions
-from bamba_quant.checkpoint.quantized import is_quantized, join
+from bamba_quant.checkpoint.quantized import assemble_weights, is_quantized
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
-from bamba_quant.errors import CheckpointError, PlanError, listed
+from bamba_quant.errors import CheckpointError, PlanError, join_names
 from bamba_quant.files.json_file import JSON_BYTES, parse_json, read_bytes, read_json, required
-from bamba_quant.files.regular_file import is_there
+from bamba_quant.files.regular_file import lexists
 from bamba_reference.shown import shown
 
 __all__ = ["read_huggingface", "read_json"]
@@ -68,7 +68,7 @@ def read_huggingface(
         if quantized and read is read_safetensors:
             read = partial(read_safetensors, quantized=True)
         index = directory / index_name
-        if is_there(index):
+        if lexists(index):
             tensors, more = _indexed(index, single_name, read)
             notes += more
         elif files := sorted(directory.glob(pattern)):
@@ -83,7 +83,7 @@ def read_huggingface(
             notes += more
         if not quantized:
             return replace(found, tensors=tensors, files=used, notes=notes)
-        joined = join(config, tensors, directory, reading.strip_prefix)
+        joined = assemble_weights(config, tensors, directory, reading.strip_prefix)
         return replace(found, tensors=joined.weights, files=used, unused=joined.unused, notes=notes)
     raise CheckpointError(
         "the directory holds no weights",
@@ -154,7 +154,7 @@ def _indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensors, tu
         raise CheckpointError(
             "the index names shards that are not there",
             where=index,
-            found=listed(missing),
+            found=join_names(missing),
             fix="fetch the missing files",
         )
     tensors: Tensors = {}
@@ -175,7 +175,7 @@ def _indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensors, tu
                 raise CheckpointError(
                     complaint,
                     where=index.parent / file_name,
-                    found=listed(sorted(names)),
+                    found=join_names(sorted(names)),
                     fix="fetch index and shards of one version",
                 )
         tensors |= shard

@@ -17,12 +17,12 @@ from gguf import Keys
 from numpy.typing import NDArray
 
 from bamba_quant.checkpoint import StoredTensor, read_tensor
-from bamba_quant.checkpoint.activation_sums import F64, Entry, Sums
+from bamba_quant.checkpoint.activation_sums import F64, ActivationSums, TensorSums
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.gguf_header import MAGIC, MAX_TENSORS
-from bamba_quant.checkpoint.gguf_values import Value, string, uint32
+from bamba_quant.checkpoint.gguf_values import GgufValue, string, uint32
 from bamba_quant.codecs.base import F32
-from bamba_quant.errors import CheckpointError, PlanError, listed
+from bamba_quant.errors import CheckpointError, PlanError, join_names
 from bamba_quant.files.regular_file import open_regular
 
 # No activations multiply the embedding, and llama-imatrix leaves the output out unless told otherwise.
@@ -48,7 +48,7 @@ class Imatrix:
     chunks: int
     strict: bool = False
 
-    def metadata(self) -> dict[str, Value]:
+    def metadata(self) -> dict[str, GgufValue]:
         """The key-values llama-quantize writes; its strings are cut at 127 bytes."""
         values = {
             "quantize.imatrix.file": string(_cut(str(self.file))),
@@ -96,13 +96,13 @@ class Imatrix:
             raise PlanError(
                 "the importance matrix has no entry for any tensor of this model",
                 where=self.file or "calibration",
-                found=f"{len(self.entries)} entries: {listed(list(self.entries), 3)}",
+                found=f"{len(self.entries)} entries: {join_names(list(self.entries), 3)}",
                 expected="entries named as the tensors of the model's GGUF",
                 fix="measure it on this model",
             )
 
 
-class Unmeasured(Imatrix):
+class PlaceholderImatrix(Imatrix):
     """Stands for an importance matrix with an entry for every matrix, to plan by before it is measured."""
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class Unmeasured(Imatrix):
         """It is."""
 
 
-def imatrix_of(sums: Sums, file: Path | None = None, *, strict: bool = False) -> Imatrix:
+def imatrix_from_sums(sums: ActivationSums, file: Path | None = None, *, strict: bool = False) -> Imatrix:
     """The importance matrix that quantizers weigh errors by; ``file`` is where the sums come from, if from one."""
     entries = {name: entry.mean_squares() for name, entry in sums.entries.items()}
     return Imatrix(file, entries, "".join(sums.datasets[:1]), sums.chunks, strict)
@@ -129,10 +129,10 @@ def read_imatrix(file: Path, *, strict: bool = False) -> Imatrix:
 
     Raises ``CheckpointError`` for a file that is neither form, is damaged, or holds values that are not mean squares.
     """
-    return imatrix_of(read_sums(file), file, strict=strict)
+    return imatrix_from_sums(read_sums(file), file, strict=strict)
 
 
-def read_sums(file: Path) -> Sums:
+def read_sums(file: Path) -> ActivationSums:
     """The sums in an importance matrix of either form. Raises ``CheckpointError`` as ``read_imatrix`` does."""
     try:
         descriptor, size = open_regular(file)
@@ -156,7 +156,7 @@ def read_sums(file: Path) -> Sums:
     return sums
 
 
-def _read_gguf(file: Path) -> Sums:
+def _read_gguf(file: Path) -> ActivationSums:
     checkpoint = read_gguf(file)
     values, tensors = checkpoint.key_values, checkpoint.tensors
     if values.text(Keys.General.TYPE) != "imatrix" or CHUNK_COUNT not in values:
@@ -166,7 +166,7 @@ def _read_gguf(file: Path) -> Sums:
             found=f"general.type = {values.text(Keys.General.TYPE)!r}",
             expected="'imatrix', with imatrix.chunk_count",
         )
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorSums] = {}
     for name in tensors:
         tensor, _, kind = name.rpartition(".")
         if kind == "in_sum2":
@@ -175,7 +175,7 @@ def _read_gguf(file: Path) -> Sums:
             raise CheckpointError(
                 "an entry of the importance matrix lacks its sums", where=f"{file}, {tensor}"
             )
-    return Sums(
+    return ActivationSums(
         entries,
         tuple(values.texts(DATASETS) or ()),
         values.integer(CHUNK_COUNT) or 0,
@@ -189,7 +189,7 @@ def _entry(
     squares: StoredTensor | None,
     counts: StoredTensor | None,
     sums: StoredTensor | None,
-) -> Entry:
+) -> TensorSums:
     """Sums, with one count for each stacked matrix; a file of ours also has the sums that are not squared."""
     given = {"sums": squares, "counts": counts, "plain sums": sums}
     found = [each for each in (squares, counts, sums) if each is not None]
@@ -220,7 +220,7 @@ def _entry(
             fix="measure it again",
         )
     shape = (len(numbers), -1)
-    return Entry(
+    return TensorSums(
         _wide(read_tensor(squares)).reshape(shape),
         numbers.astype(np.int64),
         None if sums is None else _wide(read_tensor(sums)).reshape(shape),
@@ -232,14 +232,14 @@ def _wide(values: NDArray[Any]) -> F64:
         return values.astype(np.float64)
 
 
-def _read_dat(file: Path, stream: BinaryIO, size: int) -> Sums:
-    entries: dict[str, Entry] = {}
+def _read_dat(file: Path, stream: BinaryIO, size: int) -> ActivationSums:
+    entries: dict[str, TensorSums] = {}
     try:
         for name, calls, values in _dat_entries(stream, size):
             if name in entries:
                 raise ValueError(f"the entry {name!r} twice")
             # Sums of means, so many that they count as one where there were no calls.
-            entries[name] = Entry(_wide(values)[None], np.array([max(1, calls)], np.int64))
+            entries[name] = TensorSums(_wide(values)[None], np.array([max(1, calls)], np.int64))
         left = stream.tell() < size
         chunks = _integer(stream, size) if left else 0
         dataset = _take(stream, size, _integer(stream, size, least=0)) if left else b""
@@ -250,7 +250,7 @@ def _read_dat(file: Path, stream: BinaryIO, size: int) -> Sums:
             found=f"{error} ({size} bytes in all)",
             expected="a GGUF, or entries of name, calls and float32 values",
         ) from None
-    return Sums(entries, (dataset.decode("utf-8", "replace"),), chunks, 0)
+    return ActivationSums(entries, (dataset.decode("utf-8", "replace"),), chunks, 0)
 
 
 def _dat_entries(stream: BinaryIO, size: int) -> Iterator[tuple[str, int, F32]]:

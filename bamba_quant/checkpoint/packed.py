@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bamba_quant.checkpoint.activations import Activations
 from bamba_quant.checkpoint.base import RawReader, StoredTensor, row_runs
-from bamba_quant.checkpoint.dequantize import Arrangement, Dequantizer
+from bamba_quant.checkpoint.dequantize import CodeOrder, Dequantizer
 from bamba_quant.codecs import Format
 from bamba_quant.codecs.base import F32, U8
 from bamba_quant.errors import FormatError
@@ -85,21 +85,21 @@ class ScaleTensor:
 
 
 @dataclass(frozen=True)
-class Codes:
+class CodeTensor:
     """The codes of a weight: one index along the first axis of ``tensor`` covers ``rows`` rows.
 
-    ``arrange`` brings the bytes of some indices into the order of rows, (n·rows, ``row_bytes``).
+    ``order`` brings the bytes of some indices into the order of rows, (n·rows, ``row_bytes``).
     """
 
     tensor: StoredTensor
     row_bytes: int
     rows: int = 1
-    arrange: Arrangement | None = None
+    order: CodeOrder | None = None
 
     def read(self, reader: RawReader, first: int, stop: int) -> U8:
         """uint8 (stop - first, ``row_bytes``): the codes of those rows."""
         raw, skipped = self.stored(reader, first, stop)
-        return (raw if self.arrange is None else self.arrange.rows(raw))[skipped : skipped + stop - first]
+        return (raw if self.order is None else self.order.rows(raw))[skipped : skipped + stop - first]
 
     def stored(self, reader: RawReader, first: int, stop: int) -> tuple[U8, int]:
         """The indices that those rows lie in, uint8 (n, bytes), and how many rows before them these hold."""
@@ -110,9 +110,9 @@ class Codes:
         return raw, first - low * self.rows
 
 
-def plain_codes(tensor: StoredTensor) -> Codes:
+def plain_codes(tensor: StoredTensor) -> CodeTensor:
     """Codes of which each row stands by itself."""
-    return Codes(tensor, tensor.row_bytes)
+    return CodeTensor(tensor, tensor.row_bytes)
 
 
 @dataclass(frozen=True)
@@ -131,20 +131,20 @@ class RowBlock:
 
 @dataclass(frozen=True)
 class PackedTensor(StoredTensor):
-    """A weight of ``shape`` (rows, columns) made of ``codes``, a ``scale`` and perhaps a ``zero``, by ``unpacking``.
+    """A weight of ``shape`` (rows, columns) made of ``codes``, a ``scale`` and perhaps a ``zero``, by ``dequantizer``.
 
     ``activations`` is how the checkpoint has what enters the matrix rounded, None where it is not.
     """
 
-    unpacking: Dequantizer = field(kw_only=True)
+    dequantizer: Dequantizer = field(kw_only=True)
 
-    codes: Codes = field(kw_only=True)
+    codes: CodeTensor = field(kw_only=True)
     scale: ScaleTensor = field(kw_only=True)
     zero: ScaleTensor | None = field(default=None, kw_only=True)
     activations: Activations | None = field(default=None, kw_only=True)
 
     @property
-    def beside(self) -> tuple[ScaleTensor, ...]:
+    def scale_tensors(self) -> tuple[ScaleTensor, ...]:
         return (self.scale,) if self.zero is None else (self.scale, self.zero)
 
     @property
@@ -159,10 +159,10 @@ class PackedTensor(StoredTensor):
     @property
     def _tensors(self) -> tuple[StoredTensor, ...]:
         """Each stored tensor once: a scale and a zero may lie in one."""
-        tensors = (self.codes.tensor, *(part.tensor for part in self.beside))
+        tensors = (self.codes.tensor, *(part.tensor for part in self.scale_tensors))
         return tuple({tensor.name: tensor for tensor in tensors}.values())
 
-    def stretches(self, reader: RawReader, first: int, stop: int, most: int) -> Iterator[RowBlock]:
+    def row_blocks(self, reader: RawReader, first: int, stop: int, most: int) -> Iterator[RowBlock]:
         """Rows ``first`` to ``stop`` in turn, ``most`` at a time; errors as ``RawReader.read_into``'s."""
         for _, place, count in row_runs(self.section, first, stop):
             for low in range(place, place + count, most):
@@ -178,18 +178,18 @@ class PackedTensor(StoredTensor):
             runs = row_runs(self.section, 0, self.rows)
             return np.concatenate([self.scale.read(reader, place, place + count) for _, place, count in runs])
 
-    def decode_on(self, stretch: RowBlock, device: torch.device) -> torch.Tensor:
-        """The rows of a stretch, float32 (count, columns), computed on the device: ``format.dequantize``'s values."""
+    def decode_on(self, block: RowBlock, device: torch.device) -> torch.Tensor:
+        """The rows of a block, float32 (count, columns), computed on the device: ``format.dequantize``'s values."""
         import torch
 
         codes, scale, zero = (
             torch.from_numpy(np.require(part, requirements=["C", "W"])).to(device)
-            for part in (stretch.codes, stretch.scale, stretch.zero)
+            for part in (block.codes, block.scale, block.zero)
         )
-        if self.codes.arrange is not None:
-            codes = self.codes.arrange.rows_on(codes)
-        wanted = codes[stretch.skipped : stretch.skipped + stretch.count]
-        return self.unpacking.values_on(wanted, scale, zero)
+        if self.codes.order is not None:
+            codes = self.codes.order.rows_on(codes)
+        wanted = codes[block.skipped : block.skipped + block.count]
+        return self.dequantizer.values_on(wanted, scale, zero)
 
     def rows_on(self, raw: torch.Tensor) -> torch.Tensor:
         """``format.dequantize`` of rows uint8 (r, ``row_bytes``) where they lie, float32 (r, columns)."""
@@ -197,13 +197,15 @@ class PackedTensor(StoredTensor):
 
         codes, scales = self.codes.row_bytes, self.scale.width
         numbers = raw[:, codes:].contiguous().view(torch.float32)
-        return self.unpacking.values_on(raw[:, :codes].contiguous(), numbers[:, :scales], numbers[:, scales:])
+        return self.dequantizer.values_on(
+            raw[:, :codes].contiguous(), numbers[:, :scales], numbers[:, scales:]
+        )
 
     def fetch(self, reader: RawReader, row_bytes: int, first: int, buffer: U8) -> None:
         rows = buffer.reshape(-1, row_bytes)
         at = self.codes.row_bytes
         rows[:, :at] = self.codes.read(reader, first, first + len(rows))
-        for part in self.beside:
+        for part in self.scale_tensors:
             numbers = np.ascontiguousarray(part.read(reader, first, first + len(rows)))
             rows[:, at : at + 4 * part.width] = numbers.view(np.uint8)
             at += 4 * part.width
@@ -213,9 +215,9 @@ def packed_tensor(
     name: str,
     described: str,
     shape: tuple[int, int],
-    unpacking: Dequantizer,
+    dequantizer: Dequantizer,
     *,
-    codes: Codes,
+    codes: CodeTensor,
     scale: ScaleTensor,
     zero: ScaleTensor | None = None,
     activations: Activations | None = None,
@@ -226,19 +228,19 @@ def packed_tensor(
 
     def dequantize(raw: U8) -> F32:
         numbers = np.ascontiguousarray(raw[:, code_bytes:]).view(np.float32)
-        return unpacking.values(
+        return dequantizer.values(
             np.ascontiguousarray(raw[:, :code_bytes]), numbers[:, :scales], numbers[:, scales:]
         )
 
     def refuse(x: F32, importance: F32 | None = None) -> NoReturn:
         raise FormatError(f"{described} can be read here and not written", fix="choose a GGUF type")
 
-    fields = unpacking.fields(code_bytes, scales)
+    fields = dequantizer.fields(code_bytes, scales)
     number_format = Format(
         described, -1, shape[1], row_bytes, refuse, dequantize, writable=False, fields=fields
     )
     tensor = codes.tensor
     return PackedTensor(
         name, shape, number_format, tensor.file, tensor.offset,
-        unpacking=unpacking, codes=codes, scale=scale, zero=zero, activations=activations,
+        dequantizer=dequantizer, codes=codes, scale=scale, zero=zero, activations=activations,
     )  # fmt: skip

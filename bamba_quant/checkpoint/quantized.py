@@ -12,25 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.checkpoint.assemble import Stored
+from bamba_quant.checkpoint.assemble import WeightAssembler
 from bamba_quant.checkpoint.base import StoredTensor
 from bamba_quant.checkpoint.compressed_tensors import read_compressed_tensors
-from bamba_quant.checkpoint.hf_fp8 import read_scale_inverse
+from bamba_quant.checkpoint.hf_fp8 import read_hf_fp8
 from bamba_quant.checkpoint.safetensors_file import SIDE_DTYPES
 from bamba_quant.checkpoint.torchao_tensors import read_torchao
 from bamba_quant.errors import CheckpointError
 
 _KEY = "quantization_config"
-_METHODS: dict[str, Callable[[Mapping[str, Any], Stored], None]] = {
+_METHODS: dict[str, Callable[[Mapping[str, Any], WeightAssembler], None]] = {
     "compressed-tensors": read_compressed_tensors,
-    "fp8": read_scale_inverse,
+    "fp8": read_hf_fp8,
     "torchao": read_torchao,
 }
 _SIDE_FORMATS = frozenset(dtype.lower() for dtype in SIDE_DTYPES)
 
 
 @dataclass(frozen=True)
-class Joined:
+class AssembledWeights:
     """Weights by name, and the names of tensors that only quantized activations need."""
 
     weights: dict[str, StoredTensor]
@@ -41,9 +41,9 @@ def is_quantized(config: Mapping[str, Any]) -> bool:
     return config.get(_KEY) is not None
 
 
-def join(
+def assemble_weights(
     config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], directory: Path, prefix: str = ""
-) -> Joined:
+) -> AssembledWeights:
     """The weights that ``tensors``, all those of a directory, make up under the configuration's method.
 
     ``prefix`` was removed from their names, and still stands before those in the files' headers.
@@ -60,7 +60,7 @@ def join(
             expected="one of " + ", ".join(_METHODS),
             fix=f"give the unquantized checkpoint; if its weights are plain, remove {_KEY}",
         )
-    stored = Stored(directory, tensors, prefix)
+    stored = WeightAssembler(directory, tensors, prefix)
     _METHODS[method](quantization, stored)
     for name, tensor in stored.left().items():
         if tensor.format.name in _SIDE_FORMATS:
@@ -70,4 +70,4 @@ def join(
                 found=f"{tensor.format.name} of shape {tensor.shape}",
                 expected=f"a weight as {method} stores it",
             )
-    return Joined({**stored.left(), **stored.weights}, tuple(sorted(stored.unused)))
+    return AssembledWeights({**stored.left(), **stored.weights}, tuple(sorted(stored.unused)))

@@ -11,10 +11,10 @@ from bamba_quant.checkpoint.base import RawReader, Section, StoredTensor, row_ru
 from bamba_quant.checkpoint.packed import PackedTensor, ScaleTensor
 from bamba_quant.codecs.base import U8
 
-Stored = dict[str, NDArray[Any]]
+StoredArrays = dict[str, NDArray[Any]]
 
 
-def repack(tensor: StoredTensor, raw: U8, into: Stored) -> None:
+def repack(tensor: StoredTensor, raw: U8, into: StoredArrays) -> None:
     """Put all rows of ``tensor``, uint8 (rows, ``row_bytes``), into the tensors of the file by their names there.
 
     ``into`` gains or keeps uint8 (rows of the whole, bytes) of a plain tensor, and of a packed one its codes and the
@@ -36,10 +36,10 @@ def repack(tensor: StoredTensor, raw: U8, into: Stored) -> None:
     whole = _whole(codes.tensor.name, codes.tensor, dtype, codes.tensor.shape, into)
     indices = whole.view(np.uint8).reshape(len(whole), -1)
     packed = raw[:, : codes.row_bytes]
-    if codes.arrange is None:
+    if codes.order is None:
         _put(tensor.section, indices, packed)
     else:
-        indices[:] = codes.arrange.stored(packed, indices)
+        indices[:] = codes.order.stored(packed, indices)
     if tensor.scale.rows == 1:
         at = codes.row_bytes
         numbers = np.ascontiguousarray(raw[:, at : at + 4 * tensor.scale.width]).view(np.float32)
@@ -47,7 +47,7 @@ def repack(tensor: StoredTensor, raw: U8, into: Stored) -> None:
 
 
 def _put_numbers(
-    section: Section | None, part: ScaleTensor, numbers: NDArray[np.float32], into: Stored
+    section: Section | None, part: ScaleTensor, numbers: NDArray[np.float32], into: StoredArrays
 ) -> None:
     dtype = part.tensor.format.dtype
     assert dtype is not None
@@ -65,7 +65,7 @@ def _put(section: Section | None, whole: NDArray[Any], rows: NDArray[Any]) -> No
 
 
 def _whole(
-    name: str, tensor: StoredTensor, dtype: np.dtype[Any], shape: tuple[int, ...], into: Stored
+    name: str, tensor: StoredTensor, dtype: np.dtype[Any], shape: tuple[int, ...], into: StoredArrays
 ) -> NDArray[Any]:
     """What ``into`` holds of a stored tensor so far, at first what the file holds."""
     if name not in into:

@@ -16,28 +16,28 @@ from gguf import GGUFValueType, Keys
 
 from bamba_quant.checkpoint.gguf_header import Cursor, Header
 from bamba_quant.checkpoint.gguf_values import KeyValues, pack_string, pack_value, string
-from bamba_quant.errors import CheckpointError, listed
+from bamba_quant.errors import CheckpointError, join_names
 
-SET = "bamba_quant.split.set"
+FINGERPRINT_KEY = "bamba_quant.split.set"
 _OF_SET, _OF_SHARD = 32, 16  # hexadecimal digits
-UNKNOWN = "0" * (_OF_SET + _OF_SHARD)  # the mark of a shard until its set is known
+UNKNOWN_FINGERPRINT = "0" * (_OF_SET + _OF_SHARD)  # the mark of a shard until its set is known
 
 
-def with_mark(header: bytes, set_digest: str) -> bytes:
-    """A shard's header with its mark in place of ``UNKNOWN``; ``set_digest`` are hexadecimal digits."""
-    return header.replace(_packed(UNKNOWN), _packed(set_digest[:_OF_SET] + _own_digest(header)))
+def insert_fingerprint(header: bytes, set_digest: str) -> bytes:
+    """A shard's header with its mark in place of ``UNKNOWN_FINGERPRINT``; ``set_digest`` are hexadecimal digits."""
+    return header.replace(_packed(UNKNOWN_FINGERPRINT), _packed(set_digest[:_OF_SET] + _own_digest(header)))
 
 
 def is_stale(cursor: Cursor, header: Header) -> bool:
     """Whether the mark in ``header``, which ``cursor`` has read, is of another file than this one."""
-    mark = header.key_values[SET].value
-    if not isinstance(mark, str) or len(mark) != len(UNKNOWN):
+    mark = header.key_values[FINGERPRINT_KEY].value
+    if not isinstance(mark, str) or len(mark) != len(UNKNOWN_FINGERPRINT):
         return True
     try:
         raw = cursor.before(header.data_start)
     except EOFError:
         return True
-    return _own_digest(raw.replace(_packed(mark), _packed(UNKNOWN))) != mark[_OF_SET:]
+    return _own_digest(raw.replace(_packed(mark), _packed(UNKNOWN_FINGERPRINT))) != mark[_OF_SET:]
 
 
 def _own_digest(header: bytes) -> str:
@@ -45,7 +45,7 @@ def _own_digest(header: bytes) -> str:
 
 
 def _packed(mark: str) -> bytes:
-    return pack_string(SET) + pack_value(string(mark))
+    return pack_string(FINGERPRINT_KEY) + pack_value(string(mark))
 
 
 def check_split(files: Sequence[Path], key_values: Sequence[KeyValues], tensors: int) -> None:
@@ -64,14 +64,14 @@ def check_split(files: Sequence[Path], key_values: Sequence[KeyValues], tensors:
                 fix="give the shards the names they were written under",
             )
         return
-    marks = [(values.text(SET) or "")[:_OF_SET] for values in key_values]
+    marks = [(values.text(FINGERPRINT_KEY) or "")[:_OF_SET] for values in key_values]
     if len(set(marks)) > 1:
         common = Counter(marks).most_common(1)[0][0]
         others = [file.name for file, mark in zip(files, marks, strict=True) if mark != common]
         raise CheckpointError(
             "the shards are of different sets: files of two conversions stand side by side",
             where=files[0].parent,
-            found=f"another {SET} than in the other shards, or none: {listed(others)}",
+            found=f"another {FINGERPRINT_KEY} than in the other shards, or none: {join_names(others)}",
             expected="shards of one conversion",
             fix="if a run that replaced them was interrupted, run it again; else fetch or write the whole set again",
         )

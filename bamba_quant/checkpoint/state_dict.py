@@ -23,7 +23,7 @@ class PickleError(ValueError):
 
 
 @dataclass(frozen=True)
-class Storage:
+class PickledStorage:
     """A record of the archive, ``key``, with ``elements`` numbers; ``kind`` is torch's class."""
 
     kind: str
@@ -32,10 +32,10 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class PickledTensor:
     """A strided view of a storage, in elements. ``plain`` is false for values that are stored negated or conjugated."""
 
-    storage: Storage
+    storage: PickledStorage
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -63,11 +63,11 @@ class _Global:
 
 
 def read_state_dict(data: bytes) -> Any:
-    """What ``data`` holds: dictionaries with text as keys, lists, tuples, plain values and ``Tensor``.
+    """What ``data`` holds: dictionaries with text as keys, lists, tuples, plain values and ``PickledTensor``.
 
     Raises ``PickleError`` for anything that torch does not write for these.
     """
-    machine = _Machine()
+    machine = _PickleMachine()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if count > _MOST_OPCODES:
             raise PickleError(f"more than {_MOST_OPCODES:,} opcodes")
@@ -77,7 +77,7 @@ def read_state_dict(data: bytes) -> Any:
     raise PickleError("a pickle without an end")
 
 
-class _Machine:
+class _PickleMachine:
     """The stack machine of pickle, protocol 2, which torch.save uses."""
 
     def __init__(self) -> None:
@@ -166,13 +166,13 @@ def _called(function: Any, arguments: Any) -> Any:
     raise PickleError(f"a call of {_described(function)}")
 
 
-def _only_tensor(value: Any) -> Tensor:
-    return value if type(value) is Tensor else _refused(value)
+def _only_tensor(value: Any) -> PickledTensor:
+    return value if type(value) is PickledTensor else _refused(value)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, metadata: Any = None) -> Tensor:
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, metadata: Any = None) -> PickledTensor:
     if not (
-        type(storage) is Storage
+        type(storage) is PickledStorage
         and type(shape) is type(stride) is tuple
         and len(shape) == len(stride)
         and is_shape(shape)
@@ -181,16 +181,16 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, metadata: Any = 
         raise PickleError(
             f"a tensor of {_described(storage)}, offset {shown(offset)}, shape {shown(shape)}, stride {shown(stride)}"
         )
-    return Tensor(storage, offset, shape, stride, not metadata)
+    return PickledTensor(storage, offset, shape, stride, not metadata)
 
 
-def _storage(found: Any) -> Storage:
+def _storage(found: Any) -> PickledStorage:
     match found:
         case ("storage", _Global() as kind, str() as key, str(), elements) if kind.module in (
             "torch",
             "torch.storage",
         ) and are_counts((elements,)):
-            return Storage(kind.name, key, elements)
+            return PickledStorage(kind.name, key, elements)
     return _refused(found)
 
 

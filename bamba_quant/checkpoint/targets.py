@@ -10,17 +10,17 @@ from typing import Any
 
 import regex
 
-from bamba_quant.checkpoint.assemble import Stored
+from bamba_quant.checkpoint.assemble import WeightAssembler
 from bamba_reference.shown import shown
 
 _MOST_PATTERNS, _MOST_LENGTH = 1000, 1000
 _SECONDS = 2.0  # for all matches of a checkpoint: some expressions take exponential time
 
 
-class Groups:
+class ConfigGroups:
     """The groups of ``config_groups``, found by module. Regular expressions follow ``re:`` and match as re.match."""
 
-    def __init__(self, quantization: Mapping[str, Any], stored: Stored) -> None:
+    def __init__(self, quantization: Mapping[str, Any], stored: WeightAssembler) -> None:
         groups = quantization.get("config_groups")
         self._stored = stored
         self._groups = [

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bamba_quant.checkpoint.base import StoredTensor
-from bamba_quant.checkpoint.state_dict import STORAGES, PickleError, Tensor, read_state_dict
+from bamba_quant.checkpoint.state_dict import STORAGES, PickledTensor, PickleError, read_state_dict
 from bamba_quant.codecs import format_named
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.regular_file import open_regular
@@ -97,7 +97,7 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
 
 def _stored(file: Path, name: str, value: object, folder: str, records: dict[str, _Record]) -> StoredTensor:
     where = f"{file}, tensor {name}"
-    if type(value) is not Tensor:
+    if type(value) is not PickledTensor:
         raise CheckpointError(
             "a .bin file holds something that is not a tensor", where=where, found=type(value).__name__
         )

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeGuard
 
-from bamba_quant.checkpoint.activations import of_torchao
-from bamba_quant.checkpoint.assemble import E4M3, Stored
-from bamba_quant.checkpoint.dequantize import Floats, Integers, Tiles
-from bamba_quant.checkpoint.packed import Codes, ScaleTensor
+from bamba_quant.checkpoint.activations import activations_of_torchao
+from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler
+from bamba_quant.checkpoint.dequantize import Float8Dequantizer, IntegerDequantizer, TorchaoTiles
+from bamba_quant.checkpoint.packed import CodeTensor, ScaleTensor
 from bamba_quant.checkpoint.safetensors_file import read_metadata
 from bamba_quant.codecs.integers import Grid
 from bamba_quant.codecs.schemes.torchao_tile_packed import TILE, padded
@@ -22,7 +22,7 @@ from bamba_reference.shown import shown
 _PLAIN = "Tensor"
 
 
-def read_torchao(quantization: Mapping[str, Any], stored: Stored) -> None:
+def read_torchao(quantization: Mapping[str, Any], stored: WeightAssembler) -> None:
     """Join what the headers say belongs together. Raises ``CheckpointError`` naming what cannot be read."""
     for name, described in _descriptions(stored).items():
         kind = described.get("_type")
@@ -42,7 +42,7 @@ def read_torchao(quantization: Mapping[str, Any], stored: Stored) -> None:
                 "a weight", f"tensor {name}", shown(described), f"{kind} of {sorted(_KINDS[kind])}"
             )
         _JOIN[kind](stored, name, *shape, *block)
-        activations = of_torchao(data) if isinstance(data, dict) else None
+        activations = activations_of_torchao(data) if isinstance(data, dict) else None
         stored.weights[name] = replace(stored.weights[name], activations=activations)
 
 
@@ -53,7 +53,7 @@ _KINDS = {
 }
 
 
-def _descriptions(stored: Stored) -> dict[str, dict[str, Any]]:
+def _descriptions(stored: WeightAssembler) -> dict[str, dict[str, Any]]:
     """The JSON of every tensor, from the headers of all files."""
     found: dict[str, dict[str, Any]] = {}
     for file in sorted({tensor.file for tensor in stored.left().values()}):
@@ -86,7 +86,7 @@ def _part(name: str, part: str) -> str:
     return f"{module}._{leaf}_{part}"
 
 
-def _int4(stored: Stored, name: str, rows: int, columns: int, height: int, group: int) -> None:
+def _int4(stored: WeightAssembler, name: str, rows: int, columns: int, height: int, group: int) -> None:
     if height != 1 or group % 32 or columns % group:
         raise stored.unsupported(
             "a weight",
@@ -98,14 +98,14 @@ def _int4(stored: Stored, name: str, rows: int, columns: int, height: int, group
     transposed = (columns // group, rows)
     scale = stored.take(_part(name, "scale"), shapes=(transposed,))
     zero = stored.take(_part(name, "zero_point"), shapes=(transposed,))
-    values = Integers(Grid(4, "float", group), 0, columns, scale.format.name)
+    values = IntegerDequantizer(Grid(4, "float", group), 0, columns, scale.format.name)
     described = f"torchao-int4-g{group}"
     stored.add(
         name, described, (rows, columns), values, codes, ScaleTensor(scale, axis=1), ScaleTensor(zero, axis=1)
     )
 
 
-def _tiles(stored: Stored, name: str, rows: int, columns: int, height: int, group: int) -> None:
+def _tiles(stored: WeightAssembler, name: str, rows: int, columns: int, height: int, group: int) -> None:
     _check_groups(stored, name, columns, height, group)
     wide = padded(columns)
     tiles = stored.take(_part(name, "qdata"), ("i32",), ((-(-rows // TILE), wide // 128, 4 * TILE, 4),))
@@ -113,14 +113,14 @@ def _tiles(stored: Stored, name: str, rows: int, columns: int, height: int, grou
     both = stored.take(
         _part(name, "scale_and_zero"), shapes=((wide // group, tall, 2), (wide // group, rows, 2))
     )
-    codes = Codes(tiles, columns // 2, TILE, Tiles(columns))
-    values = Integers(Grid(4, "float", group), 0, columns, both.format.name)
+    codes = CodeTensor(tiles, columns // 2, TILE, TorchaoTiles(columns))
+    values = IntegerDequantizer(Grid(4, "float", group), 0, columns, both.format.name)
     described = f"torchao-int4-tile-packed-g{group}"
     scale, zero = (ScaleTensor(both, axis=1, item=item) for item in (0, 1))
     stored.add(name, described, (rows, columns), values, codes, scale, zero)
 
 
-def _check_groups(stored: Stored, name: str, columns: int, height: int, group: int) -> None:
+def _check_groups(stored: WeightAssembler, name: str, columns: int, height: int, group: int) -> None:
     if height != 1 or group % 32 or columns % group:
         raise stored.unsupported(
             "a weight",
@@ -130,7 +130,7 @@ def _check_groups(stored: Stored, name: str, columns: int, height: int, group: i
         )
 
 
-def _float8(stored: Stored, name: str, rows: int, columns: int, height: int, width: int) -> None:
+def _float8(stored: WeightAssembler, name: str, rows: int, columns: int, height: int, width: int) -> None:
     if (height, width) != (1, columns):
         raise stored.unsupported(
             "a weight", f"tensor {name}", f"blocks of {height} × {width}", "a scale a row"
@@ -138,7 +138,12 @@ def _float8(stored: Stored, name: str, rows: int, columns: int, height: int, wid
     codes = stored.take(_part(name, "qdata"), (E4M3,), ((rows, columns),))
     scale = stored.take(_part(name, "scale"), shapes=((rows, 1),))
     stored.add(
-        name, "e4m3 by row", (rows, columns), Floats(columns, width, "bf16"), codes, ScaleTensor(scale)
+        name,
+        "e4m3 by row",
+        (rows, columns),
+        Float8Dequantizer(columns, width, "bf16"),
+        codes,
+        ScaleTensor(scale),
     )
 
 

@@ -16,8 +16,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bamba_quant.checkpoint import PackedTensor
 from bamba_quant.checkpoint.activations import Activations
-from bamba_quant.checkpoint.dequantize import Floats
-from bamba_quant.errors import BambaQuantError, listed
+from bamba_quant.checkpoint.dequantize import Float8Dequantizer
+from bamba_quant.errors import BambaQuantError, join_names
 from bamba_quant.inference.weights import LazyWeights
 from bamba_reference.torch.backend import Backend
 from bamba_reference.torch.ops import wide
@@ -102,7 +102,7 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
     if unknown:
         raise BambaQuantError(
             "activations are rounded in a way that is not emulated",
-            found=listed(unknown, 1),
+            found=join_names(unknown, 1),
             expected="e4m3 under scales found as activations come",
             fix="evaluate with --activations exact",
         )
@@ -114,7 +114,7 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
     if cut:
         raise BambaQuantError(
             "groups of activations do not divide what enters a matrix",
-            found=listed(cut, 1),
+            found=join_names(cut, 1),
             expected="columns that are a multiple of the group",
             fix="evaluate with --activations exact",
         )
@@ -156,7 +156,7 @@ def _by_codes(
     def takes(tensor: PackedTensor, rule: Activations) -> bool:
         divides = tensor.rows % _MULTIPLE == 0 == tensor.columns % _MULTIPLE
         by_row = rule.strategy != "group" and tensor.scale.width == 1
-        float16 = isinstance(tensor.unpacking, Floats) and tensor.unpacking.dtype == "f16"
+        float16 = isinstance(tensor.dequantizer, Float8Dequantizer) and tensor.dequantizer.dtype == "f16"
         least = _LEAST_SCALE_OF_FLOAT16 if float16 else _LEAST_SCALE
         return by_row and divides and bool((abs(tensor.scales()) > least).all())
 

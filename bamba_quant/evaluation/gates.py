@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bamba_quant.errors import BambaQuantError, listed
+from bamba_quant.errors import BambaQuantError, join_names
 from bamba_quant.evaluation.figures import least_tokens_for
 from bamba_quant.evaluation.intervals import LEAST_CHUNKS
 from bamba_quant.evaluation.models import variant_names
@@ -107,7 +107,7 @@ def read_gates(file: Path) -> dict[str, tuple[Limit, ...]]:
         raise GateError(
             "limits stand outside every section",
             where=file,
-            found=listed(loose),
+            found=join_names(loose),
             expected=f"sections such as [{EVERY}] or [q4_k_m] with limits below them",
         )
     return {
@@ -136,14 +136,14 @@ def check_sections(sections: Mapping[str, Sequence[Limit]], models: Sequence[Mod
     if strange:
         raise GateError(
             "a section of the gates is for no candidate, and no recipe has its name",
-            found=listed([f"[{name}]" for name in strange]),
+            found=join_names([f"[{name}]" for name in strange]),
             expected=f"[{EVERY}], or of the candidates " + _sections_of(models),
         )
     left = [each for each in models if sections.keys().isdisjoint(_names(each))]
     if left:
         raise GateError(
             "no section of the gates is for a candidate, which so would pass unjudged",
-            found=listed([f"[{name}]" for name in sections]) or "no section",
+            found=join_names([f"[{name}]" for name in sections]) or "no section",
             expected=_sections_of(left),
             fix="add a section, an empty one to ask nothing of it",
         )

@@ -15,13 +15,13 @@ from gguf import Keys, LlamaFileType
 
 from bamba_quant.checkpoint import Checkpoint, ReadOptions
 from bamba_quant.codecs.schemes import Ignored, schemes
-from bamba_quant.errors import BambaQuantError, listed
+from bamba_quant.errors import BambaQuantError, join_names
 from bamba_quant.evaluation.hashing import hashes
 from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.provenance import ModelFile, TypeTotal, tuned_name
 from bamba_quant.files.json_file import TOKENIZER_BYTES, read_bytes
 from bamba_quant.inference.weights import LoadedModel, load_model
-from bamba_quant.metadata.general import RECIPE
+from bamba_quant.metadata.general import RECIPE_KEY
 from bamba_quant.metadata.model_name import name_of
 from bamba_quant.metadata.tune_record import read_record
 from bamba_quant.recipes import plain_recipe, recipes
@@ -183,7 +183,7 @@ def _check_comparable(base: Opened, other: Opened) -> None:
         raise ComparisonError(
             "a candidate has other layers than the base",
             where=other.path,
-            found=f"{other.model.config.num_hidden_layers} layers; tensors of only one of the two: {listed(apart)}",
+            found=f"{other.model.config.num_hidden_layers} layers; tensors of only one of the two: {join_names(apart)}",
             expected=f"the base's {base.model.config.num_hidden_layers} layers and their kinds",
         )
     for name, shape in expected.items():
@@ -211,7 +211,7 @@ def _type_name(file_type: LlamaFileType) -> str:
 def _recipe(checkpoint: Checkpoint, types: Sequence[TypeTotal]) -> str:
     """What a file calls its mixture of types; else the type of most of its bytes."""
     if checkpoint.kind == "gguf":
-        named = checkpoint.key_values.text(RECIPE)
+        named = checkpoint.key_values.text(RECIPE_KEY)
         if named:
             return named[:_LONGEST_RECIPE]
         stored = checkpoint.key_values.integer(Keys.General.FILE_TYPE)

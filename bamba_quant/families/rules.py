@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from bamba_quant.checkpoint import Section, StoredTensor
-from bamba_quant.checkpoint.gguf_values import Value
+from bamba_quant.checkpoint.gguf_values import GgufValue
 from bamba_quant.families.transforms import IDENTITY, Transform
 from bamba_reference.config import Config
 
 Shape = tuple[int, ...]
-Metadata = dict[str, Value]
+Metadata = dict[str, GgufValue]
 Tensors = Mapping[str, StoredTensor]
 
 

@@ -158,7 +158,7 @@ def required(
     return value
 
 
-def objects(
+def object_list(
     values: Mapping[str, Any], key: str, where: object, error: type[BambaQuantError] = CheckpointError
 ) -> list[dict[str, Any]]:
     """The list of objects under ``key``, empty where it is missing or null. Raises ``error`` for anything else."""

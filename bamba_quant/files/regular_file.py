@@ -33,7 +33,7 @@ def open_regular(file: Path) -> tuple[int, int]:
     return descriptor, found.st_size
 
 
-def is_there(file: Path) -> bool:
+def lexists(file: Path) -> bool:
     """Whether anything has this name; also a broken link or a pipe, so that reading it raises an error."""
     return os.path.lexists(file)
 

@@ -87,7 +87,7 @@ class DeviceWeights(Mapping[str, Any]):
         another order than rows go to the device as they stand there, when they are asked for.
         """
         tensor = self._weights.stored(name)[0]
-        if isinstance(tensor, PackedTensor) and tensor.codes.arrange is not None:
+        if isinstance(tensor, PackedTensor) and tensor.codes.order is not None:
             return tensor.codes.tensor, True
         return tensor, False
 
@@ -147,15 +147,15 @@ def read_packed(
     out = torch.empty(stop - start, tensor.columns, dtype=dtype, device=device)
     done = 0
     with RawReader() as reader:
-        stretches = tensor.stretches(reader, start, stop, max(1, _PIECE // tensor.columns))
+        blocks = tensor.row_blocks(reader, start, stop, max(1, _PIECE // tensor.columns))
         while True:
             with timings.spent("reading"):
-                stretch = next(stretches, None)
-            if stretch is None:
+                block = next(blocks, None)
+            if block is None:
                 return out
             with timings.spent("decoding"):
-                out[done : done + stretch.count] = tensor.decode_on(stretch, device)
-            done += stretch.count
+                out[done : done + block.count] = tensor.decode_on(block, device)
+            done += block.count
 
 
 def decode_packed(tensor: PackedTensor, raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

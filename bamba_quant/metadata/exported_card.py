@@ -33,7 +33,7 @@ _NAMES = {
 _ON_THE_HUB = re.compile(r"https?://huggingface\.co/(?:datasets/)?([^/]+/[^/]+)/?$")
 
 
-def model_card(values: KeyValues, title: str, origin: str) -> bytes:
+def render_model_card(values: KeyValues, title: str, origin: str) -> bytes:
     """README.md: front matter, the model's name (or ``title``), its description and ``origin``, a sentence.
 
     Raises ``CheckpointError`` for a ``general.*`` key of another type.

@@ -10,18 +10,18 @@ from typing import Any
 from gguf import GGUFValueType, GGUFWriter, Metadata, naming_convention
 from gguf.gguf_writer import GGUFValue
 
-from bamba_quant.checkpoint.gguf_values import Value, string
+from bamba_quant.checkpoint.gguf_values import GgufValue, string
 from bamba_quant.errors import PlanError
 from bamba_quant.files.json_file import read_json
-from bamba_quant.metadata.model_card import read_card, read_overrides, read_sampling, text
+from bamba_quant.metadata.model_card import checked_text, read_card, read_overrides, read_sampling
 from bamba_quant.metadata.model_name import ModelName, name_of
 
 
 @dataclass(frozen=True)
-class General:
+class GeneralMetadata:
     """``values`` by key, and the file name stem they make (without the type): see ``default_stem``."""
 
-    values: dict[str, Value]
+    values: dict[str, GgufValue]
     metadata: Metadata
 
     def default_stem(self, file_type: str, vocab_only: bool) -> str:
@@ -41,7 +41,7 @@ class General:
 
 def read_general(
     directory: Path, elements: int, *, architecture: str, model_name: str | None, overrides: Path | None
-) -> General:
+) -> GeneralMetadata:
     """Who made the model, under what licence, how large it is.
 
     gguf-py's own heuristics work on what the module ``model_card`` has checked; ``overrides`` is a JSON object of
@@ -64,7 +64,7 @@ def read_general(
     ).items():
         setattr(metadata, attribute, value)
     if model_name is not None:
-        metadata.name = text("--model-name", model_name, None)
+        metadata.name = checked_text("--model-name", model_name, None)
     if metadata.name is None:
         metadata.name = own.name
     if not metadata.name.strip():
@@ -72,7 +72,7 @@ def read_general(
     recorder = GGUFWriter(None, architecture)
     recorder.add_type("model")
     metadata.set_gguf_meta_model(recorder)
-    return General({key: _typed(value) for key, value in recorder.kv_data[0].items()}, metadata)
+    return GeneralMetadata({key: _typed(value) for key, value in recorder.kv_data[0].items()}, metadata)
 
 
 def _named(file: Path, own: ModelName) -> dict[str, Any]:
@@ -82,27 +82,27 @@ def _named(file: Path, own: ModelName) -> dict[str, Any]:
     """
     name = read_json(file, "config.json is what says which model this is").get("_name_or_path") or None
     if name is not None:
-        name = text("_name_or_path", name, file)
+        name = checked_text("_name_or_path", name, file)
         name = None if name.startswith((".", "/")) or name.endswith("/") else name
     if own.commit and (name is None or name.count("/") > 1):
         name = own.full_name
     return {} if name is None else {"_name_or_path": name}
 
 
-def _typed(recorded: GGUFValue) -> Value:
+def _typed(recorded: GGUFValue) -> GgufValue:
     item = recorded.sub_type
     if recorded.type == GGUFValueType.ARRAY and item is None:
         item = GGUFValueType.get_type(recorded.value[0])
-    return Value(recorded.type, recorded.value, item)
+    return GgufValue(recorded.type, recorded.value, item)
 
 
-def tool_version_key() -> dict[str, Value]:
+def tool_version_key() -> dict[str, GgufValue]:
     """The key that tells files of this tool: their q/k rows are in the right order, so ``repair`` leaves them alone."""
     from bamba_quant import __version__
 
-    return {TOOL_VERSION: string(__version__)}
+    return {TOOL_VERSION_KEY: string(__version__)}
 
 
-TOOL_VERSION = "bamba_quant.version"
+TOOL_VERSION_KEY = "bamba_quant.version"
 # What the file's mixture of types is called, where general.file_type knows no number for it.
-RECIPE = "bamba_quant.recipe"
+RECIPE_KEY = "bamba_quant.recipe"

@@ -10,10 +10,9 @@ from typing import Any
 
 from gguf import Keys
 
-from bamba_quant.errors import CheckpointError, PlanError
-from bamba_quant.errors import listed as first_of
+from bamba_quant.errors import CheckpointError, PlanError, join_names
 from bamba_quant.files.json_file import read_json
-from bamba_quant.files.regular_file import is_there
+from bamba_quant.files.regular_file import lexists
 from bamba_quant.metadata.front_matter import read_front_matter
 from bamba_reference.shown import shown
 
@@ -30,7 +29,7 @@ _MOST_CHARACTERS, _MOST_ENTRIES = 1 << 16, 10_000
 Check = Callable[[str, Any, Path | None], Any]
 
 
-def text(key: str, value: Any, where: Path | None) -> str:
+def checked_text(key: str, value: Any, where: Path | None) -> str:
     """``value`` as text; numbers and dates have one obvious form. Raises ``PlanError`` for anything else."""
     finite = not isinstance(value, float) or math.isfinite(value)
     if isinstance(value, int | float | datetime.date) and not isinstance(value, bool) and finite:
@@ -52,17 +51,17 @@ def _storable(value: str) -> bool:
 
 def _texts(key: str, value: Any, where: Path | None) -> list[str] | None:
     """A list of texts; one alone is a list of one. YAML reads the language ``no`` as false."""
-    listed = _entries(key, value, where)
+    join_names = _entries(key, value, where)
     if key.endswith(("language", "languages")):
-        listed = ["no" if entry is False else entry for entry in listed]
-    return [text(key, entry, where) for entry in listed] or None
+        join_names = ["no" if entry is False else entry for entry in join_names]
+    return [checked_text(key, entry, where) for entry in join_names] or None
 
 
 def _entries(key: str, value: Any, where: Path | None) -> list[Any]:
-    listed = value if isinstance(value, list) else [value]
-    if len(listed) > _MOST_ENTRIES:
+    join_names = value if isinstance(value, list) else [value]
+    if len(join_names) > _MOST_ENTRIES:
         raise _wrong(key, value, where, f"at most {_MOST_ENTRIES:,} entries")
-    return listed
+    return join_names
 
 
 def _licence(key: str, value: Any, where: Path | None) -> str | None:
@@ -71,14 +70,16 @@ def _licence(key: str, value: Any, where: Path | None) -> str | None:
 
 def _models(key: str, value: Any, where: Path | None) -> list[str | dict[str, str]] | None:
     """Models or data sets: names, or objects that say more."""
-    listed = _entries(key, value, where)
+    join_names = _entries(key, value, where)
     found: list[str | dict[str, str]] = []
-    for entry in listed:
+    for entry in join_names:
         if not isinstance(entry, dict):
-            found.append(text(key, entry, where))
+            found.append(checked_text(key, entry, where))
             continue
         parts = {
-            part: text(f"{key}.{part}", entry[part], where) for part in _ABOUT if entry.get(part) is not None
+            part: checked_text(f"{key}.{part}", entry[part], where)
+            for part in _ABOUT
+            if entry.get(part) is not None
         }
         if not parts:
             raise _wrong(key, entry, where, "an object with some of " + ", ".join(_ABOUT))
@@ -122,7 +123,7 @@ def _wrong(key: str, value: Any, where: Path | None, expected: str) -> PlanError
 
 # Attributes of gguf-py's Metadata by the end of their key, with the check of their values.
 _SAMPLING: dict[str, Check] = {
-    "sequence": text,
+    "sequence": checked_text,
     "top_k": _whole,
     "top_p": _number,
     "min_p": _number,
@@ -141,7 +142,7 @@ _OVERRIDES: dict[str, tuple[str, Check]] = {
         for name, check in _SAMPLING.items()
     },
     **{
-        getattr(Keys.General, name.upper()): (name, text)
+        getattr(Keys.General, name.upper()): (name, checked_text)
         for name in (
             "name author version organization finetune basename description quantized_by size_label license "
             "license_name license_link url doi uuid repo_url source_url source_doi source_uuid source_repo_url"
@@ -160,7 +161,7 @@ def read_card(file: Path) -> dict[str, Any]:
     Raises ``PlanError`` for a card that is not UTF-8, for front matter that is not plain YAML and for values of
     another kind.
     """
-    if not is_there(file):
+    if not lexists(file):
         return {}
     try:
         card = read_front_matter(file)
@@ -172,7 +173,7 @@ def read_card(file: Path) -> dict[str, Any]:
             fix="save it as UTF-8, or move it away",
         ) from error
     checks: dict[str, Check] = {
-        **dict.fromkeys(_CARD_TEXTS, text),
+        **dict.fromkeys(_CARD_TEXTS, checked_text),
         **dict.fromkeys(_CARD_LISTS, _texts),
         **dict.fromkeys(_CARD_MODELS, _models),
         **dict.fromkeys(_CARD_LICENCES, _licence),
@@ -183,7 +184,7 @@ def read_card(file: Path) -> dict[str, Any]:
 
 def read_sampling(file: Path) -> dict[str, Any]:
     """What generation_config.json recommends for sampling, by attribute of gguf-py's Metadata."""
-    if not is_there(file):
+    if not lexists(file):
         return {}
     values = read_json(file, "the model's settings for generation")
     return {
@@ -211,7 +212,7 @@ def read_overrides(file: Path | None) -> dict[str, Any]:
         raise PlanError(
             "the metadata file has keys that mean nothing",
             where=file,
-            found=first_of(unknown),
+            found=join_names(unknown),
             expected="keys among " + ", ".join(sorted(_OVERRIDES)),
         )
     return {

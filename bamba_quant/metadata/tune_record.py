@@ -16,9 +16,9 @@ from gguf import GGUFValueType
 from numpy.typing import NDArray
 
 from bamba_quant.checkpoint import Checkpoint
-from bamba_quant.checkpoint.gguf_values import Value, array, float32
+from bamba_quant.checkpoint.gguf_values import GgufValue, array, float32
 from bamba_quant.errors import CheckpointError
-from bamba_quant.printable import visible
+from bamba_quant.printable import printable
 from bamba_reference.shown import shown
 
 CONFIG_KEY = "bamba_quant"
@@ -51,16 +51,16 @@ class TuneRecord:
         """Whether the tuned file is nearer to the original than the one without tuning, on what was held out."""
         return self.held_out_kld_after < self.held_out_kld_before
 
-    def key_values(self) -> dict[str, Value]:
+    def key_values(self) -> dict[str, GgufValue]:
         """The record as key-values of a GGUF."""
-        found: dict[str, Value] = {}
+        found: dict[str, GgufValue] = {}
         for name, value in asdict(self).items():
             if isinstance(value, tuple):
                 typed = array(GGUFValueType.STRING, value)
             elif isinstance(value, float):
                 typed = float32(value)
             else:
-                typed = Value(GGUFValueType.UINT64, value)
+                typed = GgufValue(GGUFValueType.UINT64, value)
             found[KEYS_PREFIX + name] = typed
         return found
 
@@ -179,4 +179,4 @@ def _wrong(values: Any) -> str | None:
 
 
 def _described(name: str) -> str:
-    return "text the model wrote itself" if name == SELF else visible(name)
+    return "text the model wrote itself" if name == SELF else printable(name)

@@ -10,10 +10,10 @@ from gguf import GGML_QUANT_VERSION, Keys, fill_templated_filename
 
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.gguf_file import split_stem
-from bamba_quant.checkpoint.gguf_values import Value, string, uint32
+from bamba_quant.checkpoint.gguf_values import GgufValue, string, uint32
 from bamba_quant.checkpoint.imatrix import Imatrix, read_imatrix
 from bamba_quant.errors import OutputError, PlanError
-from bamba_quant.metadata.general import RECIPE, read_general, tool_version_key
+from bamba_quant.metadata.general import RECIPE_KEY, read_general, tool_version_key
 from bamba_quant.metadata.tune_record import KEYS_PREFIX
 from bamba_quant.planning.inspection import unread
 from bamba_quant.planning.model import Model, open_model
@@ -97,7 +97,9 @@ def plan_conversion(
     return Conversion(source, plan, _outfile(outfile, source.checkpoint.path, stem, recipe.name))
 
 
-Described = tuple[dict[str, Value], tuple[str, ...], str]  # key-values, notes, stem of the default file name
+Described = tuple[
+    dict[str, GgufValue], tuple[str, ...], str
+]  # key-values, notes, stem of the default file name
 
 
 def _of_directory(
@@ -145,7 +147,7 @@ def _of_gguf(source: Model, recipe: Recipe) -> Described:
             where=checkpoint.path,
             fix="put them right first: bamba-quant repair FILE",
         )
-    dropped = (Keys.General.ALIGNMENT, "split.", "quantize.imatrix.", RECIPE, KEYS_PREFIX)
+    dropped = (Keys.General.ALIGNMENT, "split.", "quantize.imatrix.", RECIPE_KEY, KEYS_PREFIX)
     values = {key: value for key, value in checkpoint.metadata.items() if not key.startswith(dropped)}
     stem = split_stem(checkpoint.path).name
     types = "|".join(re.escape(known.name) for known in recipes())
@@ -153,12 +155,12 @@ def _of_gguf(source: Model, recipe: Recipe) -> Described:
     return values | _file_type(recipe), (), f"{stem}-{recipe.name.upper()}"
 
 
-def _file_type(recipe: Recipe) -> dict[str, Value]:
-    values: dict[str, Value] = {
+def _file_type(recipe: Recipe) -> dict[str, GgufValue]:
+    values: dict[str, GgufValue] = {
         Keys.General.FILE_TYPE: uint32(recipe.file_type),
         Keys.General.QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION),
     }
-    return values if plain_recipe(recipe.file_type) == recipe else values | {RECIPE: string(recipe.name)}
+    return values if plain_recipe(recipe.file_type) == recipe else values | {RECIPE_KEY: string(recipe.name)}
 
 
 def _outfile(given: str | Path | None, model: Path, stem: str, file_type: str) -> Path:

@@ -22,7 +22,7 @@ from bamba_quant.codecs.base import F32
 from bamba_quant.errors import PlanError
 from bamba_quant.families import TensorRule
 from bamba_quant.families.transforms import rounded
-from bamba_quant.metadata.exported_card import model_card
+from bamba_quant.metadata.exported_card import render_model_card
 from bamba_quant.planning.model import Model, open_model
 from bamba_quant.planning.plan import PlanRow
 from bamba_quant.planning.repair import needs_repair
@@ -202,7 +202,7 @@ def _small_files(source: Model, main: str, vocab: bool) -> tuple[dict[str, bytes
         if packed
         else "."
     )
-    files["README.md"] = model_card(values, title=stem, origin=origin)
+    files["README.md"] = render_model_card(values, title=stem, origin=origin)
     if Keys.General.NAME not in values:
         notes = (*notes, f"the file does not name its model; the model card says {stem}")
     return files, notes

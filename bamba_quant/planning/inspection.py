@@ -11,7 +11,7 @@ from gguf import GGUFValueType, Keys, LlamaFileType
 
 from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import KeyValues
-from bamba_quant.errors import ArchitectureError, BambaQuantError, CheckpointError, listed
+from bamba_quant.errors import ArchitectureError, BambaQuantError, CheckpointError, join_names
 from bamba_quant.families import family_of, family_of_gguf, read_config
 from bamba_quant.families.gguf_keys import gguf_architecture_of
 from bamba_quant.families.hf_reading import MOST_LAYERS
@@ -109,7 +109,8 @@ def _inspect_huggingface(checkpoint: Checkpoint) -> Inspection:
 
 def unread(checkpoint: Checkpoint) -> str:
     """What is said of tensors that only quantized activations need."""
-    return f"{len(checkpoint.unused)} tensors for quantized activations are not read: {listed(checkpoint.unused, 2)}"
+    names = join_names(checkpoint.unused, 2)
+    return f"{len(checkpoint.unused)} tensors for quantized activations are not read: {names}"
 
 
 def _inspect_gguf(checkpoint: Checkpoint) -> Inspection:

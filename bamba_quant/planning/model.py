@@ -11,7 +11,7 @@ from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_c
 from bamba_quant.checkpoint.adapters import ADAPTER_FILES, adapter_notes
 from bamba_quant.checkpoint.quantized import is_quantized
 from bamba_quant.codecs import format_named
-from bamba_quant.errors import PlanError, listed
+from bamba_quant.errors import PlanError, join_names
 from bamba_quant.families import Family, TensorRule, family_of, family_of_gguf, read_config
 from bamba_reference.config import Config
 
@@ -178,7 +178,7 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
         raise PlanError(
             "the checkpoint has tensors that the architecture does not know",
             where=uncovered[0].file,
-            found=listed([tensor.name for tensor in uncovered]),
+            found=join_names([tensor.name for tensor in uncovered]),
             expected="the tensors that config.json implies",
             fix="check config.json (biases, layer types); merge an adapter before conversion",
         )
@@ -190,7 +190,7 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
         raise PlanError(
             "the checkpoint lacks tensors that config.json implies",
             where=checkpoint.path,
-            found=listed(missing) + " missing",
+            found=join_names(missing) + " missing",
             fix="fetch all shards, or correct config.json (tie_word_embeddings, biases, layer types)",
         )
     for names in found:
@@ -198,7 +198,7 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
             raise PlanError(
                 "the checkpoint holds one tensor under two names",
                 where=checkpoint.tensors[names[1]].file,
-                found=listed(names),
+                found=join_names(names),
                 expected="one of them",
             )
     pairs: list[tuple[StoredTensor, TensorRule]] = []
@@ -243,7 +243,7 @@ def _match_gguf(checkpoint: Checkpoint, listed_rules: tuple[TensorRule, ...]) ->
             "the file's tensors are not those its key-values imply",
             where=checkpoint.path,
             found="; ".join(
-                f"{what} {listed(names)}"
+                f"{what} {join_names(names)}"
                 for what, names in (("missing", missing), ("unknown", unknown))
                 if names
             ),

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from bamba_quant.checkpoint import Checkpoint, PackedTensor, Section, StoredTensor
-from bamba_quant.checkpoint.gguf_header import padded
-from bamba_quant.checkpoint.gguf_values import Value
+from bamba_quant.checkpoint.gguf_header import padded_size
+from bamba_quant.checkpoint.gguf_values import GgufValue
 from bamba_quant.checkpoint.imatrix import MAY_BE_MISSING, Imatrix
 from bamba_quant.codecs import Format
 from bamba_quant.codecs.base import F32
@@ -75,7 +75,7 @@ class Plan:
     architecture: str
     recipe: str
     rows: tuple[PlanRow, ...]
-    metadata: Mapping[str, Value]
+    metadata: Mapping[str, GgufValue]
     skipped: tuple[SkippedTensor, ...] = ()
     notes: tuple[str, ...] = ()
     shard_count: int = 1
@@ -89,7 +89,7 @@ class Plan:
 
     def shard_bytes(self, shard: int) -> int:
         """Length of the data section of a shard."""
-        return sum(padded(row.n_bytes) for row in self.rows if row.shard == shard)
+        return sum(padded_size(row.n_bytes) for row in self.rows if row.shard == shard)
 
     def in_one_file(self) -> Plan:
         """The same rows in a single file."""
@@ -119,7 +119,7 @@ def plan_gguf(
     source: Model,
     recipe: Recipe,
     overrides: TypeOverrides,
-    metadata: Mapping[str, Value],
+    metadata: Mapping[str, GgufValue],
     *,
     imatrix: Imatrix | None = None,
     allow_requantize: bool = False,
@@ -216,7 +216,7 @@ def _place(rows: list[PlanRow], split_max_bytes: int | None) -> tuple[tuple[Plan
         if split_max_bytes is not None and offset and offset + row.n_bytes > split_max_bytes:
             shard, offset = shard + 1, 0
         placed.append(replace(row, shard=shard, offset=offset))
-        offset += padded(row.n_bytes)
+        offset += padded_size(row.n_bytes)
     return tuple(placed), shard + 1
 
 
@@ -229,5 +229,5 @@ def _place_as_found(rows: list[PlanRow]) -> tuple[tuple[PlanRow, ...], int]:
         for row in rows:
             if row.source.file == file:
                 placed.append(replace(row, shard=shard, offset=offset))
-                offset += padded(row.n_bytes)
+                offset += padded_size(row.n_bytes)
     return tuple(placed), len(files)

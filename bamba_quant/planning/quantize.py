@@ -14,7 +14,7 @@ from bamba_quant.checkpoint.imatrix import Imatrix
 from bamba_quant.codecs import format_named
 from bamba_quant.codecs.base import F32
 from bamba_quant.codecs.schemes import Method, Scheme, scheme_named
-from bamba_quant.errors import FormatError, PlanError, listed
+from bamba_quant.errors import FormatError, PlanError, join_names
 from bamba_quant.families.transforms import IDENTITY
 from bamba_quant.planning.model import Model, SkippedTensor, config_dtype, open_model
 from bamba_quant.planning.plan import PlanRow
@@ -199,9 +199,11 @@ def plan_quantization(
     notes = [*source.checkpoint.notes, *_notes(plan, configuration, dtype), *loading]
     without = [matrix.source.name for matrix in plan.matrices if matrix.importance is None]
     if imatrix is not None and without:
-        notes.append(f"the importance matrix has no entry for {len(without)} matrices: {listed(without, 3)}")
+        notes.append(
+            f"the importance matrix has no entry for {len(without)} matrices: {join_names(without, 3)}"
+        )
     if not_copied:
-        notes.append(f"not copied: {listed(not_copied)}")
+        notes.append(f"not copied: {join_names(not_copied)}")
     return replace(plan, files={**index_file(shards), **files}, notes=tuple(notes))
 
 
@@ -303,6 +305,6 @@ def _account(plan: Quantization, weighted: bool) -> list[str]:
         f"{len(plan.matrices)} matrices ({plan.quantized_elements:,} of {plan.elements:,} weights) were quantized by "
         f"bamba-quant {__version__}: scheme `{plan.scheme.name}` ({plan.scheme.about}), method "
         f"`{plan.method.name}` ({plan.method.about}),{weights} each code rounded once from the original in float32.",
-        f"All other tensors are not quantized, these matrices among them: {listed([f'`{n}`' for n in kept], 8)}.",
+        f"All other tensors are not quantized, these matrices among them: {join_names([f'`{n}`' for n in kept], 8)}.",
         f"Weights take {sizes}; the input took {plan.input_bytes / 1e9:.3f} GB.",
     ]

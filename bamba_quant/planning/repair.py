@@ -15,12 +15,12 @@ from gguf import Keys
 
 from bamba_quant.checkpoint import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_file import read_gguf
-from bamba_quant.checkpoint.gguf_header import padded
+from bamba_quant.checkpoint.gguf_header import padded_size
 from bamba_quant.checkpoint.gguf_values import KeyValues, string
 from bamba_quant.errors import CheckpointError
 from bamba_quant.families.hf_reading import MOST_HEAD_DIM
 from bamba_quant.families.transforms import IDENTITY, Transform, interleave_rotary
-from bamba_quant.metadata.general import TOOL_VERSION, tool_version_key
+from bamba_quant.metadata.general import TOOL_VERSION_KEY, tool_version_key
 from bamba_quant.planning.plan import Plan, PlanRow
 
 ARCHITECTURE = "granitehybrid"
@@ -43,8 +43,8 @@ def needs_repair(metadata: KeyValues) -> Rotary | str:
     architecture = metadata.text(Keys.General.ARCHITECTURE)
     if architecture != ARCHITECTURE:
         return f"its architecture is {architecture!r}, not {ARCHITECTURE!r}"
-    if TOOL_VERSION in metadata:
-        return f"bamba-quant {metadata[TOOL_VERSION].value} wrote it, with its rows in the right order"
+    if TOOL_VERSION_KEY in metadata:
+        return f"bamba-quant {metadata[TOOL_VERSION_KEY].value} wrote it, with its rows in the right order"
     if metadata.flag(f"{ARCHITECTURE}.rope.scaling.finetuned") is False:
         return "its rotary embedding is switched off, so the order of q and k rows cancels out"
     heads = metadata.integer(f"{ARCHITECTURE}.attention.head_count")
@@ -93,7 +93,7 @@ def plan_repair(file: Path) -> tuple[Checkpoint, Plan]:
                     offset=offset,
                 )
             )
-            offset += padded(rows[-1].n_bytes)
+            offset += padded_size(rows[-1].n_bytes)
     dropped = (Keys.General.ALIGNMENT, "split.")
     metadata = {key: value for key, value in checkpoint.metadata.items() if not key.startswith(dropped)}
     metadata |= tool_version_key()

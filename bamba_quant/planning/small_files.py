@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from bamba_quant.checkpoint import Checkpoint
-from bamba_quant.checkpoint.config_text import with_key
+from bamba_quant.checkpoint.config_text import insert_key
 from bamba_quant.files.json_file import SMALL_BYTES, TOKENIZER_BYTES, read_bytes
 from bamba_quant.files.links import check_link
-from bamba_quant.files.regular_file import is_there
+from bamba_quant.files.regular_file import lexists
 from bamba_quant.metadata.model_name import ModelName, name_of
 from bamba_quant.writers.directory import CHAT_TEMPLATES, COPIED
 
@@ -33,7 +33,7 @@ def small_files(
     weights = {file.name for file in checkpoint.files}
     config, card = directory / CONFIG, directory / CARD
     # Wherever a link leads, this was read as the model's configuration: no other file comes into the output by it.
-    files = {CONFIG: with_key(checkpoint.config_text, "quantization_config", configuration, config)}
+    files = {CONFIG: insert_key(checkpoint.config_text, "quantization_config", configuration, config)}
     others: list[str] = []
     for name in _listed(directory, weights):
         if any(fnmatch(name, pattern) for pattern in COPIED) and (directory / name).is_file():
@@ -41,7 +41,7 @@ def small_files(
             files[name] = _read(directory / name, directory, "it is copied", limit)
         else:
             others.append(name)
-    original = _read(card, directory, "the model card", SMALL_BYTES) if is_there(card) else None
+    original = _read(card, directory, "the model card", SMALL_BYTES) if lexists(card) else None
     files[CARD] = _card(original, name_of(directory), account)
     return files, others
 

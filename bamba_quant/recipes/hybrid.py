@@ -13,7 +13,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from bamba_quant.checkpoint.gguf_header import padded
+from bamba_quant.checkpoint.gguf_header import padded_size
 from bamba_quant.codecs import format_named
 from bamba_quant.families import TensorRule
 from bamba_quant.recipes import llama_quantize  # noqa: F401 - registers what these are like
@@ -114,7 +114,7 @@ def move_bits(
 
 def _tensor_bytes(rule: TensorRule, name: str) -> int:
     *rows, columns = rule.gguf_shape
-    return padded(math.prod(rows) * format_named(name).row_bytes(columns))
+    return padded_size(math.prod(rows) * format_named(name).row_bytes(columns))
 
 
 for _name in _BASES:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bamba_quant.codecs import format_named
-from bamba_quant.errors import BambaQuantError, PlanError, listed
+from bamba_quant.errors import BambaQuantError, PlanError, join_names
 from bamba_quant.families import families
 from bamba_quant.files.toml_file import read_toml
-from bamba_quant.printable import visible
+from bamba_quant.printable import printable
 from bamba_quant.recipes.base import Assignment, Choice, Condition, InLayers, Recipe, anywhere, recipe_named
 from bamba_quant.recipes.llama_quantize import CONDITIONS
 from bamba_quant.recipes.selection import ALWAYS_F32
@@ -85,10 +85,10 @@ def read_recipe(file: Path) -> Recipe:
 def recipe_text(recipe: Recipe, like: str, comment: str = "") -> str:
     """``recipe`` as ``read_recipe`` reads it, like the built-in recipe ``like``; ``comment`` stands first."""
     base = recipe_named(like)
-    lines = [f"# {visible(line)}".rstrip() for line in comment.splitlines()]
+    lines = [f"# {printable(line)}".rstrip() for line in comment.splitlines()]
     lines += [f"name = {_quoted(recipe.name)}", f"like = {_quoted(like)}"]
     if recipe.about:
-        lines.append(f"about = {_quoted(visible(recipe.about))}")
+        lines.append(f"about = {_quoted(printable(recipe.about))}")
     lines.append(f"default = {_quoted(recipe.default)}")
     # What the file does not mention is the base's, so that an empty list is stated where the base has another.
     if recipe.refine or base.refine:
@@ -136,7 +136,7 @@ def _choice(given: Any, where: str) -> Choice:
         raise PlanError(
             "a choice is not a format and one place",
             where=where,
-            found=listed(list(given)),
+            found=join_names(list(given)),
             expected='a format, or { format = "q6_k", layers = [0, 1] }, or { format = "q6_k", when = "more_bits" }',
         )
     return Choice(_format(given["format"], where), _condition(given, where))
@@ -170,7 +170,7 @@ def _assignment(given: Any, where: str) -> Assignment:
         raise PlanError(
             "an entry of tensors is not a name or a pattern with a format",
             where=where,
-            found=listed(list(given)),
+            found=join_names(list(given)),
             expected="name and format, or pattern and format",
         )
     chosen = _format(given["format"], where)
@@ -220,6 +220,6 @@ def _known(table: Mapping[str, Any], keys: frozenset[str] | set[str], where: obj
         raise PlanError(
             "the recipe has keys of another meaning than any known",
             where=where,
-            found=listed(unknown),
+            found=join_names(unknown),
             expected=", ".join(sorted(keys)),
         )

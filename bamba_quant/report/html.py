@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.resources import files
 
 from bamba_quant.evaluation.result import Candidate, Evaluation
-from bamba_quant.printable import visible
+from bamba_quant.printable import printable
 from bamba_quant.report import numbers, tables
 from bamba_quant.report.charts.distributions import divergence_histograms, probability_strips
 from bamba_quant.report.charts.drift import drift_scale, layer_drift
@@ -295,7 +295,7 @@ def _patterns() -> Markup:
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    return visible(
+    return printable(
         names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "nothing"
     )
 

@@ -10,9 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.errors import listed
+from bamba_quant.errors import join_names
 from bamba_quant.evaluation.result import FIGURES, SCHEMA, Evaluation
-from bamba_quant.printable import visible_json
+from bamba_quant.printable import printable_json
 from bamba_quant.report.records import ReportError, from_plain, json_schema
 
 # Of a report read back: 100,000 tensors' worth.
@@ -22,7 +22,7 @@ _MOST_BYTES = 32 << 20
 def to_json(evaluation: Evaluation) -> str:
     """UTF-8 JSON text; what UTF-8 cannot encode (in a file name, for example) or a terminal would act on is escaped."""
     text = json.dumps(dataclasses.asdict(evaluation), indent=1, ensure_ascii=False, allow_nan=False)
-    return visible_json(text) + "\n"
+    return printable_json(text) + "\n"
 
 
 def read_report(path: str | Path) -> Evaluation:
@@ -83,7 +83,7 @@ def _check_figures(evaluation: Evaluation, path: Path) -> None:
             raise ReportError(
                 "a report lacks figures that this version shows, or has others",
                 where=f"{path}, {place}",
-                found=listed(sorted(strange)),
+                found=join_names(sorted(strange)),
             )
 
 

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bamba_quant.printable import visible
+from bamba_quant.printable import printable
 
 _STEP = 7.0  # pixels between places that are tried
 
@@ -45,7 +45,7 @@ def text_width(text: str, size: float) -> float:
 
 def shortened(text: str, most: int) -> str:
     """``text`` as it shows, in at most ``most`` characters; the end goes, since names begin with what differs."""
-    text = visible(text)
+    text = printable(text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure
-from bamba_quant.printable import visible
+from bamba_quant.printable import printable
 from bamba_quant.report import numbers
 from bamba_quant.report.view import (
     LEADING,
@@ -40,7 +40,7 @@ def to_markdown(evaluation: Evaluation) -> str:
 
 def literal(text: str) -> str:
     """``text`` so that it shows as it is, on one line."""
-    return _MARKS.sub(r"\\\1", " ".join(visible(text).split()))
+    return _MARKS.sub(r"\\\1", " ".join(printable(text).split()))
 
 
 def cell_code(text: str) -> str:
@@ -50,7 +50,7 @@ def cell_code(text: str) -> str:
 
 def code(text: str) -> str:
     """``text`` as code outside tables: fenced by more backticks than it holds in a row."""
-    line = " ".join(visible(text).split())
+    line = " ".join(printable(text).split())
     fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
     pad = " " if line.startswith("`") or line.endswith("`") or not line else ""
     return f"{fence}{pad}{line}{pad}{fence}"

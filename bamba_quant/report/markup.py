@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable
 
-from bamba_quant.printable import visible
+from bamba_quant.printable import printable
 
 _VOID = frozenset({"br", "hr", "input", "meta"})
 Attribute = str | float | bool | None
@@ -20,7 +20,7 @@ class Markup(str):
 
 def escaped(text: str) -> Markup:
     """``text`` as it may stand between tags and inside quoted attributes; ``Markup`` stays as it is."""
-    return text if isinstance(text, Markup) else Markup(html.escape(visible(text), quote=True))
+    return text if isinstance(text, Markup) else Markup(html.escape(printable(text), quote=True))
 
 
 def unbroken(text: str) -> str:

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from bamba_quant.errors import BambaQuantError, listed
+from bamba_quant.errors import BambaQuantError, join_names
 
 _SCALARS: dict[type, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
 
@@ -82,7 +82,7 @@ def _record(kind: type, value: Any, where: str) -> Any:
             "a report's record has other fields than this version writes",
             where=where,
             found="; ".join(
-                f"{what} {listed(names)}"
+                f"{what} {join_names(names)}"
                 for what, names in (("unknown", unknown), ("missing", missing))
                 if names
             ),

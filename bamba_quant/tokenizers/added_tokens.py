@@ -16,16 +16,16 @@ from typing import Any
 from gguf import TokenType
 
 from bamba_quant.errors import TokenizerError
-from bamba_quant.files.json_file import TOKENIZER_BYTES, objects, optional, read_json, required
-from bamba_quant.files.regular_file import is_there
-from bamba_quant.tokenizers.named_tokens import named_tokens
+from bamba_quant.files.json_file import TOKENIZER_BYTES, object_list, optional, read_json, required
+from bamba_quant.files.regular_file import lexists
+from bamba_quant.tokenizers.named_tokens import named_special_tokens
 
 LARGEST_ID = 2**31 - 1  # ids are 32-bit integers in llama.cpp
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 
 @dataclass(frozen=True)
-class Added:
+class AddedToken:
     """An added token: text that is matched before the base vocabulary sees it. Flags as in the tokenizers library."""
 
     token: int
@@ -41,7 +41,7 @@ class Added:
 class AddedTokens:
     """All added tokens in the order of their ids, and notes on what transformers or llama.cpp do differently."""
 
-    tokens: tuple[Added, ...]
+    tokens: tuple[AddedToken, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -58,13 +58,13 @@ class BaseVocabulary:
     largest_id: Callable[[], int]
 
 
-def parsed_base(vocab: Mapping[str, int]) -> BaseVocabulary:
+def base_from_vocab(vocab: Mapping[str, int]) -> BaseVocabulary:
     """The base vocabulary of a parsed file, text to id."""
     texts = {token: text for text, token in vocab.items()}
     return BaseVocabulary(vocab.get, texts.get, len(vocab), lambda: max(texts, default=-1))
 
 
-def loaded_base(tokenizer: Any) -> BaseVocabulary:
+def base_from_tokenizer(tokenizer: Any) -> BaseVocabulary:
     """The base vocabulary of a ``tokenizers.Tokenizer``, which is asked for single tokens only: fetching all takes
     half as long as loading it.
     """
@@ -91,25 +91,25 @@ def read_added_tokens(
     the id of a base token, as for placeholders of a SentencePiece model. Raises ``TokenizerError`` where two files
     contradict each other, and for a BOS or EOS without an id.
     """
-    found = _Found(base, file, renames)
+    found = _Collector(base, file, renames)
     json_file = directory / "tokenizer.json"
     if tokenizer is None:
-        tokenizer = read_json(json_file, "the tokenizer", TOKENIZER_BYTES) if is_there(json_file) else {}
-    for entry in objects(tokenizer, "added_tokens", json_file, TokenizerError):
+        tokenizer = read_json(json_file, "the tokenizer", TOKENIZER_BYTES) if lexists(json_file) else {}
+    for entry in object_list(tokenizer, "added_tokens", json_file, TokenizerError):
         found.add(_added(entry, json_file), json_file)
     config = directory / "tokenizer_config.json"
     decoder = optional(settings, "added_tokens_decoder", dict, config, TokenizerError)
     with_flags = set() if decoder is not None else set(found.tokens)
-    named = list(named_tokens(settings, config))
+    named = list(named_special_tokens(settings, config))
     listed = directory / "added_tokens.json"
-    if is_there(listed):
+    if lexists(listed):
         special = {text for _, text, _ in named}
         texts = read_json(listed, "tokens added to the model")
         for text in texts:
             token = _checked_id(required(texts, text, int, listed, TokenizerError), listed)
             found.check(token, text, listed)
             if text not in found.tokens:  # the flags of tokenizer.json are kept
-                found.add(Added(token, text, text in special, normalized=text not in special), listed)
+                found.add(AddedToken(token, text, text in special, normalized=text not in special), listed)
         with_flags |= set() if decoder is not None else set(texts)
     for key in decoder or {}:
         entry = required(decoder or {}, key, dict, config, TokenizerError)
@@ -128,7 +128,7 @@ def read_added_tokens(
     return found.sorted()
 
 
-def token_type(one: Added) -> TokenType:
+def token_type(one: AddedToken) -> TokenType:
     """GGUF's type of an added token."""
     return TokenType.CONTROL if one.special else TokenType.USER_DEFINED
 
@@ -138,7 +138,9 @@ def splits_special(settings: Mapping[str, Any], where: object) -> bool:
     return bool(optional(settings, "split_special_tokens", bool, where, TokenizerError))
 
 
-def llama_notes(tokens: tuple[Added, ...], settings: Mapping[str, Any], where: object) -> Iterator[str]:
+def llama_cpp_notes(
+    tokens: tuple[AddedToken, ...], settings: Mapping[str, Any], where: object
+) -> Iterator[str]:
     """Notes on flags and settings that GGUF has no place for."""
     if splits_special(settings, where):
         yield (
@@ -154,14 +156,14 @@ def llama_notes(tokens: tuple[Added, ...], settings: Mapping[str, Any], where: o
     )
 
 
-class _Found:
+class _Collector:
     """The tokens collected so far, checked against each other and against the base vocabulary."""
 
     def __init__(self, base: BaseVocabulary, file: Path, renames: bool) -> None:
         self.base, self.file, self.renames = base, file, renames
-        self.tokens: dict[str, Added] = {}
+        self.tokens: dict[str, AddedToken] = {}
         self.owners: dict[int, tuple[str, Path]] = {}
-        self.unstated: list[Added] = []
+        self.unstated: list[AddedToken] = []
 
     def check(self, token: int, text: str, file: Path) -> None:
         """Raise ``TokenizerError`` when ``token`` or ``text`` is taken."""
@@ -184,7 +186,7 @@ class _Found:
                 f"id {token} is {reprlib.repr(base_text)} and {reprlib.repr(text)}",
             )  # fmt: skip
 
-    def add(self, one: Added, file: Path) -> None:
+    def add(self, one: AddedToken, file: Path) -> None:
         """Add a token, or give one that is there already the flags of a later file, as AutoTokenizer does."""
         self.check(one.token, one.text, file)
         self._own(one, file)
@@ -202,11 +204,11 @@ class _Found:
                     fix=f"correct {kind}_token in {file.name}",
                 )
             token = max(self.base.largest_id(), *self.owners, -1) + 1
-            self.unstated.append(Added(token, text))
+            self.unstated.append(AddedToken(token, text))
         one = held if held is not None and flags is None else _with_flags(token, text, flags or {}, file)
         self._own(replace(one, special=True), file)
 
-    def _own(self, one: Added, file: Path) -> None:
+    def _own(self, one: AddedToken, file: Path) -> None:
         self.owners.setdefault(one.token, (one.text, file))
         self.tokens[one.text] = one
 
@@ -234,7 +236,7 @@ class _Found:
             )
         return AddedTokens(tokens, tuple(notes))
 
-    def _moved(self, tokens: tuple[Added, ...]) -> tuple[Added, int] | None:
+    def _moved(self, tokens: tuple[AddedToken, ...]) -> tuple[AddedToken, int] | None:
         """The first token to which the tokenizers library would give another id, and that id."""
         last = -1
         for one in tokens:
@@ -264,12 +266,12 @@ def _two_ids(text: str, one: int, other: int, file: Path, owner: Path) -> Tokeni
     )
 
 
-def _with_flags(token: int, text: str, flags: Mapping[str, Any], file: object) -> Added:
+def _with_flags(token: int, text: str, flags: Mapping[str, Any], file: object) -> AddedToken:
     read = {key: bool(optional(flags, key, bool, file, TokenizerError)) for key in _FLAGS}
-    return Added(token, text, **read)
+    return AddedToken(token, text, **read)
 
 
-def _added(entry: Mapping[str, Any], file: Path) -> Added:
+def _added(entry: Mapping[str, Any], file: Path) -> AddedToken:
     token = _checked_id(required(entry, "id", int, file, TokenizerError), file)
     text = required(entry, "content", str, file, TokenizerError)
     if not text:

@@ -16,16 +16,20 @@ from bamba_quant.files.json_file import TOKENIZER_BYTES, optional, parse_json, r
 from bamba_quant.tokenizers.added_tokens import (
     LARGEST_ID,
     AddedTokens,
-    llama_notes,
-    parsed_base,
+    base_from_vocab,
+    llama_cpp_notes,
     read_added_tokens,
     token_type,
 )
 from bamba_quant.tokenizers.files import tokenizer_config
-from bamba_quant.tokenizers.post_processor import added_around
-from bamba_quant.tokenizers.pretokenizers import check_name, normalizer_notes, recognise
+from bamba_quant.tokenizers.post_processor import tokens_around
+from bamba_quant.tokenizers.pretokenizers import (
+    check_pretokenizer_name,
+    normalizer_notes,
+    recognize_pretokenizer,
+)
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids
-from bamba_quant.tokenizers.vocabulary import Vocabulary, laid_out
+from bamba_quant.tokenizers.vocabulary import Vocabulary, fill_embedding_rows
 
 _SPACE = "\u0120"  # how the byte-level alphabet writes a space
 
@@ -69,7 +73,7 @@ def read_tokenizer_json(file: Path, *, for_llama: bool = False) -> TokenizerJson
         _check_model(file, model)
     base = _vocab(file, model["vocab"]) if isinstance(model.get("vocab"), dict) else {}
     settings = tokenizer_config(file.parent)
-    added = read_added_tokens(file.parent, settings, parsed_base(base), file, tokenizer=parsed)
+    added = read_added_tokens(file.parent, settings, base_from_vocab(base), file, tokenizer=parsed)
     return TokenizerJson(file, raw, parsed, settings, base, added)
 
 
@@ -78,7 +82,7 @@ def read_tokenizer_bytes(file: Path) -> bytes:
     return read_bytes(file, "the tokenizer", TOKENIZER_BYTES)
 
 
-def without_model(raw: bytes, file: Path) -> dict[str, Any] | None:
+def json_without_model(raw: bytes, file: Path) -> dict[str, Any] | None:
     """What a tokenizer.json holds before its model, or None where the model does not follow everything else.
 
     A model of 500,000 tokens takes as long to parse as the tokenizers library takes to load it. The library accepts
@@ -113,13 +117,13 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
     read = read_tokenizer_json(file, for_llama=True)
     tokenizer, settings, model = read.parsed, read.settings, read.parsed["model"]
     if pre is None:
-        name, notes = recognise(tokenizer, file)
+        name, notes = recognize_pretokenizer(tokenizer, file)
     else:
-        name, notes = check_name(pre), normalizer_notes(tokenizer, file)
+        name, notes = check_pretokenizer_name(pre), normalizer_notes(tokenizer, file)
     known = {token: (text, int(TokenType.NORMAL)) for text, token in read.base.items()}
     for added in read.added.tokens:
         known[added.token] = (added.text, int(token_type(added)))
-    tokens, types = laid_out(known, vocab_size, file)
+    tokens, types = fill_embedding_rows(known, vocab_size, file)
     ids = {text: token for token, (text, _) in known.items()}
     special, special_notes = special_ids(file.parent, settings, vocab_size, ids, {})
     add_bos, add_eos, more = _added_around(file, tokenizer, special, settings)
@@ -136,7 +140,7 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
         notes=(
             *notes,
             *read.added.notes,
-            *llama_notes(read.added.tokens, settings, file.parent / "tokenizer_config.json"),
+            *llama_cpp_notes(read.added.tokens, settings, file.parent / "tokenizer_config.json"),
             *more,
             *special_notes,
         ),
@@ -214,7 +218,7 @@ def _added_around(
     file: Path, tokenizer: dict[str, Any], special: dict[str, int], settings: dict[str, Any]
 ) -> tuple[bool, bool, tuple[str, ...]]:
     """Whether encoding puts BOS before and EOS after a text, and notes."""
-    before, after = added_around(tokenizer, file)
+    before, after = tokens_around(tokenizer, file)
     if before not in ([], [special.get("bos")]) or after not in ([], [special.get("eos")]):
         raise TokenizerError(
             "the tokenizer adds special tokens that llama.cpp cannot add",

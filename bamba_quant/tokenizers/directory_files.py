@@ -9,11 +9,11 @@ from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.checkpoint.gguf_values import Value
+from bamba_quant.checkpoint.gguf_values import GgufValue
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
+from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
 from bamba_quant.tokenizers.library import library_errors
-from bamba_quant.tokenizers.rebuilt import byte_level_bpe, model_proto
+from bamba_quant.tokenizers.rebuilt import build_bpe_tokenizer, build_sentencepiece_model
 from bamba_quant.tokenizers.vocabulary import Vocabulary
 
 _FIX = "leave the tokenizer out with --no-vocab, and copy the original's files into the directory"
@@ -23,13 +23,13 @@ _SENTENCEPIECE_CLASSES = {"llama": "LlamaTokenizer", "t5": "T5Tokenizer"}
 
 
 def tokenizer_files(
-    path: Path, values: Mapping[str, Value], max_length: int
+    path: Path, values: Mapping[str, GgufValue], max_length: int
 ) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """Contents by file name, and notes; no files where there is no vocabulary ("none" or no key at all).
 
     ``path`` is only for messages. Raises ``TokenizerError`` for a vocabulary that cannot be rebuilt.
     """
-    vocabulary = read_gguf(path, values, _FIX)
+    vocabulary = read_gguf_vocabulary(path, values, _FIX)
     if vocabulary is None:
         return {}, ("the file has no vocabulary, so no tokenizer is written",)
     kind = vocabulary.model
@@ -41,7 +41,7 @@ def tokenizer_files(
         settings = {"tokenizer_class": _SENTENCEPIECE_CLASSES[kind], **_settings(vocabulary, max_length)}
         settings |= _sentencepiece_settings(vocabulary)
         with library_errors(path, "the vocabulary cannot be written as a SentencePiece model"):
-            files = {"tokenizer.model": bytes(model_proto(vocabulary).SerializeToString())}
+            files = {"tokenizer.model": bytes(build_sentencepiece_model(vocabulary).SerializeToString())}
         if kind == "t5" and (settings["add_bos_token"] or not settings["add_eos_token"]):
             notes += (
                 "transformers' T5Tokenizer puts EOS behind every text and no BOS before it, whatever the file "
@@ -50,9 +50,9 @@ def tokenizer_files(
     return {**files, "tokenizer_config.json": as_json(path, settings)}, notes
 
 
-def generation_config(path: Path, values: Mapping[str, Value]) -> dict[str, bytes]:
+def generation_config(path: Path, values: Mapping[str, GgufValue]) -> dict[str, bytes]:
     """generation_config.json by its name: where to begin, all tokens to stop at, and padding; none without ids."""
-    vocabulary = read_gguf(path, values, _FIX)
+    vocabulary = read_gguf_vocabulary(path, values, _FIX)
     special = {} if vocabulary is None else vocabulary.special_ids
     stops = list(dict.fromkeys(special[kind] for kind in ("eos", "eot", "eom") if kind in special))
     ids = {
@@ -86,7 +86,7 @@ def _settings(vocabulary: Vocabulary, max_length: int) -> dict[str, Any]:
         if kind in _KINDS and vocabulary.types[token] != TokenType.NORMAL
     }
     for kind in ("bos", "eos"):
-        token = vocabulary.added_around(kind)
+        token = vocabulary.token_around(kind)
         settings[f"add_{kind}_token"] = token is not None
         if token is not None:
             settings[f"{kind}_token"] = tokens[token]
@@ -137,8 +137,8 @@ def _tokenizer_json(path: Path, vocabulary: Vocabulary) -> bytes:
     from tokenizers import processors
 
     with library_errors(path, "the vocabulary cannot be written as a tokenizer.json"):
-        tokenizer = byte_level_bpe(path, vocabulary, fix=_FIX)
-        added = [vocabulary.added_around(kind) for kind in ("bos", "eos")]
+        tokenizer = build_bpe_tokenizer(path, vocabulary, fix=_FIX)
+        added = [vocabulary.token_around(kind) for kind in ("bos", "eos")]
         before, after = ([] if token is None else [vocabulary.tokens[token]] for token in added)
         steps: list[Any] = [processors.ByteLevel(trim_offsets=False)]
         if before or after:

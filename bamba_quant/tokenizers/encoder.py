@@ -13,17 +13,26 @@ from typing import Any
 from gguf import TokenType
 
 from bamba_quant.checkpoint import Checkpoint
-from bamba_quant.checkpoint.gguf_values import Value
+from bamba_quant.checkpoint.gguf_values import GgufValue
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.added_tokens import Added, loaded_base, read_added_tokens, splits_special
-from bamba_quant.tokenizers.byte_level_bpe import read_tokenizer_bytes, read_tokenizer_json, without_model
+from bamba_quant.tokenizers.added_tokens import (
+    AddedToken,
+    base_from_tokenizer,
+    read_added_tokens,
+    splits_special,
+)
+from bamba_quant.tokenizers.byte_level_bpe import (
+    json_without_model,
+    read_tokenizer_bytes,
+    read_tokenizer_json,
+)
 from bamba_quant.tokenizers.files import tokenizer_config, tokenizer_file
-from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
-from bamba_quant.tokenizers.growth import check_growth
+from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
+from bamba_quant.tokenizers.growth import check_pipeline
 from bamba_quant.tokenizers.library import library_errors, quiet_stderr
-from bamba_quant.tokenizers.pieces import library_token, pieces
-from bamba_quant.tokenizers.post_processor import added_around
-from bamba_quant.tokenizers.rebuilt import byte_level_bpe, model_proto
+from bamba_quant.tokenizers.pieces import sentencepiece_codec, to_library_token
+from bamba_quant.tokenizers.post_processor import tokens_around
+from bamba_quant.tokenizers.rebuilt import build_bpe_tokenizer, build_sentencepiece_model
 from bamba_quant.tokenizers.sentencepiece_model import read_sentencepiece_files
 from bamba_quant.tokenizers.vocabulary import Vocabulary, is_filler
 
@@ -79,7 +88,7 @@ def _from_directory(directory: Path) -> Encoder:
         files = read_sentencepiece_files(file)
         texts = {token: text for token, (text, _) in files.known.items()}
         split = splits_special(files.settings, directory / "tokenizer_config.json")
-        plain, decode = pieces(
+        plain, decode = sentencepiece_codec(
             files.model, texts, files.added.tokens, space_once=files.space_once, split_special=split
         )
         return Encoder(plain, decode, files.bos)
@@ -110,8 +119,8 @@ def _tokenizer_json(file: Path) -> tuple[Any, list[int]]:
     saved.
     """
     tokenizer, parsed = _loaded(file) or _parsed(file)
-    check_growth(parsed, file)
-    before, _ = added_around(parsed, file)
+    check_pipeline(parsed, file)
+    before, _ = tokens_around(parsed, file)
     settings = tokenizer_config(file.parent)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -131,7 +140,7 @@ def _loaded(file: Path) -> Read | None:
     from tokenizers import Tokenizer
 
     raw = read_tokenizer_bytes(file)
-    parsed = without_model(raw, file)
+    parsed = json_without_model(raw, file)
     if parsed is None:
         return None
     try:
@@ -140,7 +149,9 @@ def _loaded(file: Path) -> Read | None:
     except TokenizerError:  # parsing says what is wrong with it
         return None
     settings = tokenizer_config(file.parent)
-    added = read_added_tokens(file.parent, settings, loaded_base(tokenizer), file, tokenizer=parsed).tokens
+    added = read_added_tokens(
+        file.parent, settings, base_from_tokenizer(tokenizer), file, tokenizer=parsed
+    ).tokens
     if {one.content for one in tokenizer.get_added_tokens_decoder().values()} - {one.text for one in added}:
         return None  # a key that only the library recognised, by escapes
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
@@ -162,13 +173,13 @@ def _parsed(file: Path) -> Read:
         tokenizer = Tokenizer.from_str(
             json.dumps(parsed | {"model": parsed["model"] | {"vocab": vocab}, "added_tokens": []})
         )
-        tokenizer.add_tokens([library_token(one) for one in added])
+        tokenizer.add_tokens([to_library_token(one) for one in added])
     return tokenizer, parsed
 
 
-def _adds(tokenizer: Any, added: Sequence[Added]) -> bool:
+def _adds(tokenizer: Any, added: Sequence[AddedToken]) -> bool:
     """Add tokens, and tell whether each of them then has its id."""
-    tokenizer.add_tokens([library_token(one) for one in added])
+    tokenizer.add_tokens([to_library_token(one) for one in added])
     return all(tokenizer.token_to_id(one.text) == one.token for one in added)
 
 
@@ -181,8 +192,8 @@ def _huggingface(tokenizer: Any, bos: int | None) -> Encoder:
     )
 
 
-def _from_gguf(path: Path, values: Mapping[str, Value]) -> Encoder:
-    vocabulary = read_gguf(path, values)
+def _from_gguf(path: Path, values: Mapping[str, GgufValue]) -> Encoder:
+    vocabulary = read_gguf_vocabulary(path, values)
     if vocabulary is None:
         raise TokenizerError(
             "the file has no vocabulary",
@@ -190,9 +201,9 @@ def _from_gguf(path: Path, values: Mapping[str, Value]) -> Encoder:
             found="tokenizer.ggml.model = none",
             fix="give the original's directory as --tokenizer",
         )
-    bos = vocabulary.added_around("bos")
+    bos = vocabulary.token_around("bos")
     if vocabulary.model == "gpt2":
-        return _huggingface(byte_level_bpe(path, vocabulary), bos)
+        return _huggingface(build_bpe_tokenizer(path, vocabulary), bos)
     return Encoder(*_gguf_pieces(vocabulary), bos)
 
 
@@ -205,11 +216,11 @@ def _gguf_pieces(
         for token, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
         if not is_filler(token, text, kind)
     ]
-    return pieces(
-        model_proto(vocabulary),
+    return sentencepiece_codec(
+        build_sentencepiece_model(vocabulary),
         {token: text for token, text, _ in typed},
         [
-            Added(token, text, special=kind != TokenType.USER_DEFINED)
+            AddedToken(token, text, special=kind != TokenType.USER_DEFINED)
             for token, text, kind in typed
             if kind in found
         ],

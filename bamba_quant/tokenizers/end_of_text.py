@@ -10,26 +10,26 @@ from typing import Any
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.errors import TokenizerError
 from bamba_quant.files.json_file import read_json
-from bamba_quant.files.regular_file import is_there
+from bamba_quant.files.regular_file import lexists
 from bamba_quant.tokenizers.added_tokens import LARGEST_ID
-from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
-from bamba_quant.tokenizers.llama_overrides import ending_tokens
+from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
+from bamba_quant.tokenizers.llama_overrides import end_of_generation_tokens
 from bamba_quant.tokenizers.vocabulary import Vocabulary
 
 
 def stop_tokens(checkpoint: Checkpoint) -> tuple[int, ...]:
     """The tokens that end a text; none where nothing says it."""
     if checkpoint.kind != "gguf":
-        return tuple(directory_stops(checkpoint.path)[1])
-    vocabulary = read_gguf(checkpoint.path, checkpoint.metadata)
+        return tuple(directory_stop_tokens(checkpoint.path)[1])
+    vocabulary = read_gguf_vocabulary(checkpoint.path, checkpoint.metadata)
     return () if vocabulary is None else llama_stop_tokens(vocabulary)
 
 
-def directory_stops(directory: Path) -> tuple[str, list[int]]:
+def directory_stop_tokens(directory: Path) -> tuple[str, list[int]]:
     """``eos_token_id`` and the file that has it: generation_config.json goes before config.json."""
     for name in ("generation_config.json", "config.json"):
         file = directory / name
-        values = read_json(file, "the model's settings") if is_there(file) else {}
+        values = read_json(file, "the model's settings") if lexists(file) else {}
         if values.get("eos_token_id") is not None:
             return name, token_ids(values, "eos_token_id", file)
     return "", []
@@ -52,4 +52,4 @@ def token_ids(values: Mapping[str, Any], key: str, file: Path) -> list[int]:
 def llama_stop_tokens(vocabulary: Vocabulary) -> tuple[int, ...]:
     """The tokens for which llama.cpp's ``llama_vocab_is_eog`` is true, smallest first."""
     ids = {text: token for token, text in enumerate(vocabulary.tokens)}
-    return tuple(sorted(ending_tokens(ids, vocabulary.all_special)))
+    return tuple(sorted(end_of_generation_tokens(ids, vocabulary.all_special)))

@@ -8,14 +8,14 @@ from typing import Any
 
 from bamba_quant.errors import TokenizerError
 from bamba_quant.files.json_file import read_json
-from bamba_quant.files.regular_file import is_there
+from bamba_quant.files.regular_file import lexists
 
 _NAMES = ("tokenizer.model", "tokenizer.model.v3", "tokenizer.json")
 
 
 def has_tokenizer(directory: Path) -> bool:
     """Whether ``tokenizer_file`` finds one."""
-    return any(is_there(directory / name) for name in _NAMES)
+    return any(lexists(directory / name) for name in _NAMES)
 
 
 def tokenizer_file(directory: Path) -> Path:
@@ -24,7 +24,7 @@ def tokenizer_file(directory: Path) -> Path:
     Mistral calls the one of Codestral-Mamba tokenizer.model.v3.
     """
     for name in _NAMES:
-        if is_there(directory / name):
+        if lexists(directory / name):
             return directory / name
     raise TokenizerError(
         "the directory has no tokenizer",
@@ -42,8 +42,8 @@ def tokenizer_config(directory: Path) -> dict[str, Any]:
     two name different special tokens.
     """
     file, older = directory / "tokenizer_config.json", directory / "special_tokens_map.json"
-    settings = read_json(file, "the tokenizer's settings") if is_there(file) else {}
-    if settings.get("added_tokens_decoder") is not None or not is_there(older):
+    settings = read_json(file, "the tokenizer's settings") if lexists(file) else {}
+    if settings.get("added_tokens_decoder") is not None or not lexists(older):
         return settings
     named = read_json(older, "the special tokens")
     for key, value in named.items():

@@ -12,11 +12,11 @@ from typing import Any
 
 from gguf import GGUFValueType, Keys, TokenType
 
-from bamba_quant.checkpoint.gguf_values import Value
-from bamba_quant.errors import TokenizerError, listed
+from bamba_quant.checkpoint.gguf_values import GgufValue
+from bamba_quant.errors import TokenizerError, join_names
 from bamba_quant.tokenizers.llama_defaults import llama_defaults
 from bamba_quant.tokenizers.llama_overrides import overridden_types
-from bamba_quant.tokenizers.vocabulary import ID_KEYS, SPACE_ONCE, Vocabulary
+from bamba_quant.tokenizers.vocabulary import ID_KEYS, SPACE_PREFIX_ONCE_KEY, Vocabulary
 
 # The types that llama.cpp takes (llama-vocab.cpp).
 _INT32 = frozenset({GGUFValueType.INT32})
@@ -30,8 +30,8 @@ _TYPES = frozenset(int(kind) for kind in TokenType)
 _LISTS = {"gpt2": (Keys.Tokenizer.MERGES,), "llama": (Keys.Tokenizer.SCORES,), "t5": (Keys.Tokenizer.SCORES,)}
 
 
-def read_gguf(
-    path: Path, values: Mapping[str, Value], fix: str = "give the original's directory as --tokenizer"
+def read_gguf_vocabulary(
+    path: Path, values: Mapping[str, GgufValue], fix: str = "give the original's directory as --tokenizer"
 ) -> Vocabulary | None:
     """The vocabulary in the key-values of a file, None where it has none.
 
@@ -65,7 +65,7 @@ def read_gguf(
         raise TokenizerError(
             "the file's vocabulary is not whole",
             where=path,
-            found=f"no {listed(missing)}" if missing else lengths,
+            found=f"no {join_names(missing)}" if missing else lengths,
             expected="one entry a token in each of its lists",
             fix=fix,
         )
@@ -104,7 +104,7 @@ def read_gguf(
         charsmap=bytes(byte & 0xFF for byte in charsmap),
         chat_templates=read.templates(),
         notes=notes,
-        space_prefix_once=bool(read.scalar(SPACE_ONCE, _BOOL)),
+        space_prefix_once=bool(read.scalar(SPACE_PREFIX_ONCE_KEY, _BOOL)),
         **flags,
     )
     ids = {text: token for token, text in enumerate(tokens)}
@@ -118,7 +118,7 @@ def _kinds(key: str) -> frozenset[GGUFValueType]:
 class _Reader:
     """Typed access to the key-values of a file."""
 
-    def __init__(self, path: Path, values: Mapping[str, Value], fix: str) -> None:
+    def __init__(self, path: Path, values: Mapping[str, GgufValue], fix: str) -> None:
         self.path, self.values, self.fix = path, values, fix
 
     def error(self, what: str, found: object, expected: str) -> TokenizerError:
@@ -175,7 +175,7 @@ class _Reader:
         found = {name: self.scalar(key, _STRING) for name, key in keys.items()}
         return {name: text for name, text in found.items() if text is not None}
 
-    def _type(self, key: str, value: Value, expected: str) -> TokenizerError:
+    def _type(self, key: str, value: GgufValue, expected: str) -> TokenizerError:
         item = "" if value.item is None else f" of {value.item.name}"
         return self.error(
             f"{key} has a value of the wrong type",

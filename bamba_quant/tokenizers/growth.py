@@ -16,7 +16,7 @@ _STEPS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decode
 _LONGEST = 18  # characters that NFKC makes of one, U+FDFA
 
 
-def check_growth(tokenizer: Mapping[str, Any], where: object) -> None:
+def check_pipeline(tokenizer: Mapping[str, Any], where: object) -> None:
     """Raise ``TokenizerError`` for steps that could multiply a text, or for a pattern that is too long.
 
     A few replacements in a row can make a gigabyte out of a word.

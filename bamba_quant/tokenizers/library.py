@@ -29,7 +29,7 @@ def library_errors(
         if "retry-limit" in str(error):
             fix = "correct the pattern in tokenizer.json that takes too many steps on a text, or use another tokenizer"
         raise TokenizerError(
-            what, where=where, found=shortened(str(error)) or type(error).__name__, fix=fix
+            what, where=where, found=first_line(str(error)) or type(error).__name__, fix=fix
         ) from error
 
 
@@ -71,7 +71,7 @@ def quiet_stderr() -> AbstractContextManager[None]:
     return _quiet
 
 
-def shortened(text: str, most: int = 200) -> str:
+def first_line(text: str, most: int = 200) -> str:
     """The first line of ``text``, cut at ``most`` characters."""
     line = text.strip().split("\n", 1)[0]
     return line if len(line) <= most else line[:most] + "…"

@@ -14,7 +14,7 @@ _NO_BOS_NAMES = frozenset("chatglm-bpe glm4 glm5".split())
 
 
 @dataclass(frozen=True)
-class Defaults:
+class LlamaDefaults:
     """Flags, and ids of special tokens by kind."""
 
     add_bos: bool
@@ -24,11 +24,11 @@ class Defaults:
     remove_extra_whitespaces: bool = False
 
 
-def llama_defaults(model: str, pre: str | None) -> Defaults:
+def llama_defaults(model: str, pre: str | None) -> LlamaDefaults:
     """Defaults for ``tokenizer.ggml.model`` and ``tokenizer.ggml.pre``."""
     if model == "llama":
-        return Defaults(True, False, add_space_prefix=True, ids={"bos": 1, "eos": 2, "unk": 0})
+        return LlamaDefaults(True, False, add_space_prefix=True, ids={"bos": 1, "eos": 2, "unk": 0})
     if model == "t5":
-        return Defaults(False, True, add_space_prefix=False, ids={"eos": 1, "unk": 2, "pad": 0})
+        return LlamaDefaults(False, True, add_space_prefix=False, ids={"eos": 1, "unk": 2, "pad": 0})
     ids = {"eos": 11} if pre in _NO_BOS_NAMES else {"bos": 11, "eos": 11}
-    return Defaults(pre in ADD_BOS_NAMES, False, add_space_prefix=False, ids=ids)
+    return LlamaDefaults(pre in ADD_BOS_NAMES, False, add_space_prefix=False, ids=ids)

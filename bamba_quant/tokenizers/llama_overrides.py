@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from gguf import TokenType
 
 # Tokens that end a text wherever they are in a vocabulary (special_eog_ids).
-ENDING_TEXTS = frozenset(
+END_OF_GENERATION_TEXTS = frozenset(
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> "
     "<|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
     "<｜end▁of▁sentence｜> [e~[".split()
 )
 # Tokens for filling in the middle; the first that is there counts, unless a key names one.
-FILL_IN_TEXTS = {
+FILL_IN_MIDDLE_TEXTS = {
     "fim_pre": (
         "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
         "<|code_prefix|>", "<|prefix|>",
@@ -34,7 +34,7 @@ FILL_IN_TEXTS = {
 _USER_DEFINED_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
-def ending_tokens(ids: Mapping[str, int], special: Mapping[str, int]) -> set[int]:
+def end_of_generation_tokens(ids: Mapping[str, int], special: Mapping[str, int]) -> set[int]:
     """The tokens for which llama.cpp's ``llama_vocab_is_eog`` is true.
 
     ``ids`` maps text to id, ``special`` are ids by kind with llama.cpp's defaults.
@@ -46,9 +46,9 @@ def ending_tokens(ids: Mapping[str, int], special: Mapping[str, int]) -> set[int
 def overridden_types(
     types: Sequence[int], ids: Mapping[str, int], special: Mapping[str, int]
 ) -> tuple[int, ...]:
-    """The types of tokens once llama.cpp has loaded a vocabulary; see ``ending_tokens``."""
+    """The types of tokens once llama.cpp has loaded a vocabulary; see ``end_of_generation_tokens``."""
     fill_in = _fill_in(ids, special)
-    changed = {ids[text]: TokenType.CONTROL for text in ENDING_TEXTS if text in ids}
+    changed = {ids[text]: TokenType.CONTROL for text in END_OF_GENERATION_TEXTS if text in ids}
     changed |= {token: TokenType.CONTROL for kind, token in fill_in.items() if kind not in special}
     changed |= {ids[text]: TokenType.USER_DEFINED for text in _USER_DEFINED_TEXTS if text in ids}
     changed |= _ending(ids, special)[1]
@@ -59,7 +59,7 @@ def _fill_in(ids: Mapping[str, int], special: Mapping[str, int]) -> dict[str, in
     """Tokens for filling in the middle by kind; of several texts llama.cpp takes any, here it is the first."""
     by_text = {
         kind: next((ids[text] for text in texts if text in ids), None)
-        for kind, texts in FILL_IN_TEXTS.items()
+        for kind, texts in FILL_IN_MIDDLE_TEXTS.items()
     }
     found = {kind: special.get(kind, token) for kind, token in by_text.items()}
     return {kind: token for kind, token in found.items() if token is not None}
@@ -67,7 +67,7 @@ def _fill_in(ids: Mapping[str, int], special: Mapping[str, int]) -> dict[str, in
 
 def _ending(ids: Mapping[str, int], special: Mapping[str, int]) -> tuple[set[int], dict[int, TokenType]]:
     """Tokens that look as if they ended a text, and those of them that do not, with the types they get instead."""
-    found = {ids[text] for text in ENDING_TEXTS if text in ids}
+    found = {ids[text] for text in END_OF_GENERATION_TEXTS if text in ids}
     found |= {special[kind] for kind in ("eos", "eot", "eom") if kind in special}
     found |= {
         token for kind, token in _fill_in(ids, special).items() if kind in ("fim_pad", "fim_rep", "fim_sep")

@@ -14,7 +14,7 @@ SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _MOST = 10_000  # keys for single tokens; real settings have about ten
 
 
-def named_token(settings: Mapping[str, Any], kind: str, where: object) -> str | None:
+def special_token_text(settings: Mapping[str, Any], kind: str, where: object) -> str | None:
     """The text of ``{kind}_token``. Raises ``TokenizerError`` for a value that is not a token."""
     text = settings.get(f"{kind}_token")
     if isinstance(text, Mapping):
@@ -29,10 +29,12 @@ def named_token(settings: Mapping[str, Any], kind: str, where: object) -> str | 
     return text
 
 
-def named_tokens(settings: Mapping[str, Any], where: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def named_special_tokens(
+    settings: Mapping[str, Any], where: Path
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Kind, text and flags of each special token that the settings name, in the order AutoTokenizer adds them."""
     for kind in SPECIAL_KINDS:
-        text = named_token(settings, kind, where)
+        text = special_token_text(settings, kind, where)
         if text is not None:
             value = settings[f"{kind}_token"]
             yield kind, text, value if isinstance(value, Mapping) else {}

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bamba_quant.tokenizers.added_tokens import Added
+from bamba_quant.tokenizers.added_tokens import AddedToken
 from bamba_quant.tokenizers.growth import check_charsmap
 
 _UNIGRAM = 1  # TrainerSpec.ModelType of sentencepiece_model.proto
 _SPACE = "▁"
 
 
-def pieces(
+def sentencepiece_codec(
     model: Any,
     tokens: Mapping[int, str],
-    added: Sequence[Added],
+    added: Sequence[AddedToken],
     *,
     space_once: bool,
     split_special: bool = False,
@@ -50,7 +50,7 @@ def pieces(
 Span = tuple[int | None, int, int]  # an added token or None, and where it stands in the text
 
 
-def _finder(model: Any, added: Sequence[Added], split_special: bool) -> Callable[[str], list[Span]]:
+def _finder(model: Any, added: Sequence[AddedToken], split_special: bool) -> Callable[[str], list[Span]]:
     """What cuts a text into spans: the tokens found and what is left between them."""
     if not added:
         return lambda text: [(None, 0, len(text))]
@@ -64,7 +64,7 @@ def _finder(model: Any, added: Sequence[Added], split_special: bool) -> Callable
     tokenizer.encode_special_tokens = split_special
     if model.normalizer_spec.precompiled_charsmap and any(one.normalized for one in added):
         tokenizer.normalizer = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
-    tokenizer.add_tokens([library_token(one) for one in added])
+    tokenizer.add_tokens([to_library_token(one) for one in added])
     ids = {tokenizer.token_to_id(one.text): one.token for one in added}
 
     def find(text: str) -> list[Span]:
@@ -77,7 +77,7 @@ def _finder(model: Any, added: Sequence[Added], split_special: bool) -> Callable
     return find
 
 
-def library_token(one: Added) -> Any:
+def to_library_token(one: AddedToken) -> Any:
     """The tokenizers library's form of an added token."""
     from tokenizers import AddedToken
 

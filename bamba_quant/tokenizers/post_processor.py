@@ -40,7 +40,7 @@ def check_post_processor(tokenizer: Mapping[str, Any], where: object) -> None:
                 )
 
 
-def added_around(tokenizer: Mapping[str, Any], where: object) -> tuple[list[int], list[int]]:
+def tokens_around(tokenizer: Mapping[str, Any], where: object) -> tuple[list[int], list[int]]:
     """The ids that the post-processor puts before and behind a text.
 
     It runs behind a vocabulary of one token, whose id no real token has, so that what it adds stands out. Raises

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bamba_quant.errors import TokenizerError
-from bamba_quant.files.json_file import objects, optional, required
-from bamba_quant.tokenizers.library import shortened
+from bamba_quant.files.json_file import object_list, optional, required
+from bamba_quant.tokenizers.library import first_line
 
 Step = tuple[Any, ...]
 
@@ -75,7 +75,7 @@ class PreTokenizer:
     differs: str = ""
 
 
-TABLE: tuple[PreTokenizer, ...] = (
+PRETOKENIZERS: tuple[PreTokenizer, ...] = (
     PreTokenizer("llama-bpe", _split(LLAMA3), ignore_merges=True),
     PreTokenizer("smaug-bpe", _split(LLAMA3), ignore_merges=False),
     PreTokenizer("llama-bpe", _split(CL100K), ignore_merges=True),
@@ -102,7 +102,9 @@ _ALIASES: dict[str, str] = {
     }.items()
     for alias in aliases.split()
 }
-READ_NAMES = tuple(sorted({row.name for row in TABLE}.union(_ALIASES)))  # those whose splitting is known here
+READ_NAMES = tuple(
+    sorted({row.name for row in PRETOKENIZERS}.union(_ALIASES))
+)  # those whose splitting is known here
 # Names of llama.cpp's byte-level pre-tokenizers that --pre takes on the user's word.
 _OTHER_NAMES = """
     afmoe bailingmoe bloom chameleon chatglm-bpe codeshell command-r dbrx deepseek-coder
@@ -112,15 +114,15 @@ _OTHER_NAMES = """
     poro-chat qwen35 refact seed-coder smollm solar-open stablelm2 superbpe tiny_aya trillion viking
     youtu
 """.split()
-KNOWN_NAMES = tuple(sorted({row.name for row in TABLE}.union(_OTHER_NAMES)))
+KNOWN_NAMES = tuple(sorted({row.name for row in PRETOKENIZERS}.union(_OTHER_NAMES)))
 
 
-def row_named(name: str) -> PreTokenizer | None:
+def find_pretokenizer(name: str) -> PreTokenizer | None:
     """The row whose splitting llama.cpp's ``name`` stands for, None where there is none."""
-    return next((row for row in TABLE if row.name == _ALIASES.get(name, name)), None)
+    return next((row for row in PRETOKENIZERS if row.name == _ALIASES.get(name, name)), None)
 
 
-def recognise(tokenizer: Mapping[str, Any], where: object) -> tuple[str, tuple[str, ...]]:
+def recognize_pretokenizer(tokenizer: Mapping[str, Any], where: object) -> tuple[str, tuple[str, ...]]:
     """llama.cpp's name for the splitting in a parsed tokenizer.json, and notes on what llama.cpp does not do.
 
     Raises ``TokenizerError`` that shows the structure when no row of the table has it.
@@ -128,7 +130,7 @@ def recognise(tokenizer: Mapping[str, Any], where: object) -> tuple[str, tuple[s
     notes = normalizer_notes(tokenizer, where)
     steps = tuple(_step(step) for step in _flattened(tokenizer, "pre_tokenizer", "pretokenizers", where))
     ignore_merges = bool(tokenizer["model"].get("ignore_merges"))
-    same_split = [row for row in TABLE if row.steps == steps]
+    same_split = [row for row in PRETOKENIZERS if row.steps == steps]
     for row in same_split:
         if row.ignore_merges == ignore_merges:
             return row.name, (*notes, row.differs) if row.differs else notes
@@ -146,13 +148,13 @@ def recognise(tokenizer: Mapping[str, Any], where: object) -> tuple[str, tuple[s
         found="\n    ".join(["", *map(_shown, steps[:6]), *(["…"] if steps[6:] else [])])
         if steps
         else "none",
-        expected="the structure of one of: " + ", ".join(sorted({row.name for row in TABLE})),
+        expected="the structure of one of: " + ", ".join(sorted({row.name for row in PRETOKENIZERS})),
         fix="if llama.cpp has it under another name, say which with --pre NAME, NAME one of: "
         + ", ".join(KNOWN_NAMES),
     )
 
 
-def check_name(name: str) -> str:
+def check_pretokenizer_name(name: str) -> str:
     """``name`` when llama.cpp knows it. Raises ``TokenizerError`` listing the names."""
     if name not in KNOWN_NAMES:
         raise TokenizerError(
@@ -176,7 +178,7 @@ def normalizer_notes(tokenizer: Mapping[str, Any], where: object) -> tuple[str, 
     raise TokenizerError(
         "the tokenizer's normalizer has no counterpart in llama.cpp",
         where=where,
-        found=shortened(", ".join(kinds)),
+        found=first_line(", ".join(kinds)),
         expected="none, or NFC",
     )
 
@@ -211,11 +213,11 @@ def _flattened(tokenizer: Mapping[str, Any], key: str, parts: str, where: object
         step = left.pop()
         if required(step, "type", str, where, TokenizerError) == "Sequence":
             required(step, parts, list, where, TokenizerError)
-            left += reversed(objects(step, parts, where, TokenizerError))
+            left += reversed(object_list(step, parts, where, TokenizerError))
         else:
             flat.append(step)
     return flat
 
 
 def _shown(step: Step) -> str:
-    return shortened(f"{step[0]}({', '.join(map(str, step[1:]))})", 600)
+    return first_line(f"{step[0]}({', '.join(map(str, step[1:]))})", 600)

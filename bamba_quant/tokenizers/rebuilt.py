@@ -9,27 +9,27 @@ from typing import Any
 from gguf import TokenType
 
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.pretokenizers import TABLE, PreTokenizer, row_named
+from bamba_quant.tokenizers.pretokenizers import PRETOKENIZERS, PreTokenizer, find_pretokenizer
 from bamba_quant.tokenizers.vocabulary import Vocabulary, is_filler
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
 
 
-def splitting(path: Path, vocabulary: Vocabulary, fix: str) -> PreTokenizer:
+def _pretokenizer_row(path: Path, vocabulary: Vocabulary, fix: str) -> PreTokenizer:
     """The table's row for a file's pre-tokenizer. Raises ``TokenizerError`` for one that only llama.cpp knows."""
-    row = row_named(vocabulary.pre)
+    row = find_pretokenizer(vocabulary.pre)
     if row is None:
         raise TokenizerError(
             "the file's pre-tokenizer is known to llama.cpp alone",
             where=path,
             found=repr(vocabulary.pre[:80]),
-            expected=", ".join(sorted({row.name for row in TABLE})),
+            expected=", ".join(sorted({row.name for row in PRETOKENIZERS})),
             fix=fix,
         )
     return row
 
 
-def byte_level_bpe(
+def build_bpe_tokenizer(
     path: Path, vocabulary: Vocabulary, fix: str = "give the original's directory as --tokenizer"
 ) -> Any:
     """A ``tokenizers.Tokenizer`` from tokens, types and merges; the splitting is the table's for the file's name.
@@ -38,7 +38,7 @@ def byte_level_bpe(
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    row = splitting(path, vocabulary, fix)
+    row = _pretokenizer_row(path, vocabulary, fix)
     build: dict[str, Callable[..., Any]] = {
         "Split": lambda pattern, behaviour: pre_tokenizers.Split(Regex(pattern), behaviour.lower()),
         "Punctuation": lambda behaviour: pre_tokenizers.Punctuation(behaviour.lower()),
@@ -60,7 +60,7 @@ def byte_level_bpe(
     return tokenizer
 
 
-def model_proto(vocabulary: Vocabulary) -> Any:
+def build_sentencepiece_model(vocabulary: Vocabulary) -> Any:
     """A SentencePiece ModelProto with the file's pieces, scores and types, which are SentencePiece's own numbers.
 
     It ends at the last piece that is a token; fillers between tokens stay, unused, since a piece's place is its id.

@@ -14,17 +14,17 @@ from gguf import TokenType
 from bamba_quant.errors import TokenizerError
 from bamba_quant.files.json_file import optional, read_bytes
 from bamba_quant.tokenizers.added_tokens import (
-    Added,
+    AddedToken,
     AddedTokens,
-    llama_notes,
-    parsed_base,
+    base_from_vocab,
+    llama_cpp_notes,
     read_added_tokens,
     token_type,
 )
 from bamba_quant.tokenizers.files import tokenizer_config
-from bamba_quant.tokenizers.library import shortened
+from bamba_quant.tokenizers.library import first_line
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_id, special_ids
-from bamba_quant.tokenizers.vocabulary import Vocabulary, laid_out
+from bamba_quant.tokenizers.vocabulary import Vocabulary, fill_embedding_rows
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
 _INSIDE = frozenset({int(TokenType.CONTROL), int(TokenType.USER_DEFINED)})  # what is cut out of a text
@@ -112,12 +112,12 @@ def read_sentencepiece_files(file: Path) -> SentencePieceFiles:
                 found=f"{reprlib.repr(piece.piece)} as {base[piece.piece]} and as {token}",
                 expected="each text once",
             )
-    added = read_added_tokens(file.parent, settings, parsed_base(base), file, renames=True)
+    added = read_added_tokens(file.parent, settings, base_from_vocab(base), file, renames=True)
     # transformers cuts the model's own control and user-defined pieces out of a text, too.
     listed = {one.text for one in added.tokens}
     renamed = {one.token for one in added.tokens}
     own = [
-        Added(token, piece.piece, special=piece.type != TokenType.USER_DEFINED)
+        AddedToken(token, piece.piece, special=piece.type != TokenType.USER_DEFINED)
         for token, piece in enumerate(model.pieces)
         if piece.type in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
         and piece.piece not in listed
@@ -152,7 +152,7 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
     model, settings, unigram = read.model, read.settings, read.unigram
     _check(file, model)
     known = read.known
-    tokens, types = laid_out(known, vocab_size, file)
+    tokens, types = fill_embedding_rows(known, vocab_size, file)
     scores = [piece.score for piece in model.pieces]
     scores += [_ADDED_SCORE] * (vocab_size - len(scores))
     ids = {text: token for token, (text, _) in known.items()}
@@ -175,7 +175,7 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
             *_notes(tokens, types, special.values(), read.space_once),
             *_bos_note(settings, read),
             *read.added.notes,
-            *llama_notes(read.added.tokens, settings, file.parent / "tokenizer_config.json"),
+            *llama_cpp_notes(read.added.tokens, settings, file.parent / "tokenizer_config.json"),
             *special_notes,
         ),
         space_prefix_once=read.space_once,
@@ -228,7 +228,7 @@ def _parsed(file: Path) -> Any:
         raise TokenizerError(
             "a tokenizer.model is damaged: the tokenizer cannot be run",
             where=file,
-            found=shortened(str(error)),
+            found=first_line(str(error)),
             expected="a SentencePiece model",
         ) from error
     # A piece that is not UTF-8 comes as bytes.

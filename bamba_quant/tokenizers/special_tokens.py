@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.errors import TokenizerError, listed
-from bamba_quant.files.json_file import objects, read_json, read_text, required
+from bamba_quant.errors import TokenizerError, join_names
+from bamba_quant.files.json_file import object_list, read_json, read_text, required
 from bamba_quant.files.links import check_link
-from bamba_quant.files.regular_file import is_there
-from bamba_quant.tokenizers.end_of_text import directory_stops, token_ids
-from bamba_quant.tokenizers.llama_overrides import ENDING_TEXTS
-from bamba_quant.tokenizers.named_tokens import named_token
+from bamba_quant.files.regular_file import lexists
+from bamba_quant.tokenizers.end_of_text import directory_stop_tokens, token_ids
+from bamba_quant.tokenizers.llama_overrides import END_OF_GENERATION_TEXTS
+from bamba_quant.tokenizers.named_tokens import special_token_text
 
 _STOPS = ("eos", "eot", "eom")  # where llama.cpp looks for tokens that end a text
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
@@ -37,7 +37,7 @@ def special_ids(
     notes: list[str] = []
     for name in ("config.json", "generation_config.json"):
         file = directory / name
-        if not is_there(file):
+        if not lexists(file):
             continue
         values = read_json(file, "the model's settings")
         for kind in _KINDS:
@@ -51,9 +51,9 @@ def special_ids(
                 )
             if kind != "eos" and tokens:
                 special.setdefault(kind, tokens[0])
-    source, stops = directory_stops(directory)
+    source, stops = directory_stop_tokens(directory)
     stops = [token for token in stops if token < vocab_size]
-    return special, (*notes, *_place_stops(special, stops, source, ids))
+    return special, (*notes, *_assign_stop_kinds(special, stops, source, ids))
 
 
 def special_id(
@@ -63,7 +63,7 @@ def special_id(
 
     Raises ``TokenizerError`` for one that is not in the vocabulary.
     """
-    text = named_token(settings, kind, directory / "tokenizer_config.json")
+    text = special_token_text(settings, kind, directory / "tokenizer_config.json")
     if text is None:
         return own.get(kind)
     if text not in ids:
@@ -76,13 +76,13 @@ def special_id(
     return ids[text]
 
 
-def _place_stops(
+def _assign_stop_kinds(
     ids: dict[str, int], stops: list[int], source: str, texts: Mapping[str, int]
 ) -> Iterator[str]:
     """Put ``stops`` under the kinds of ``ids`` that end a text in llama.cpp; notes on all that differs there."""
     if stops:
         ids.setdefault("eos", stops[0])
-    by_text = {texts[text] for text in ENDING_TEXTS if text in texts}
+    by_text = {texts[text] for text in END_OF_GENERATION_TEXTS if text in texts}
     wanted = [token for token in stops if token not in (ids.get(kind) for kind in _STOPS)]
     free = [kind for kind in _STOPS if kind not in ids]
     if len(wanted) > len(free):
@@ -107,23 +107,23 @@ def _place_stops(
 
 
 def _several(tokens: list[int]) -> str:
-    return listed([str(token) for token in tokens])
+    return join_names([str(token) for token in tokens])
 
 
 def chat_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Templates by name, the usual one under "default": from chat_template.jinja, .json or the tokenizer's settings."""
     found, where = settings.get("chat_template"), directory / "tokenizer_config.json"
-    if is_there(directory / "chat_template.jinja"):
+    if lexists(directory / "chat_template.jinja"):
         check_link(directory / "chat_template.jinja", directory)
         found = read_text(directory / "chat_template.jinja", "a chat template")
-    elif found is None and is_there(directory / "chat_template.json"):
+    elif found is None and lexists(directory / "chat_template.json"):
         where = directory / "chat_template.json"
         found = read_json(where, "a chat template").get("chat_template")
     templates: dict[str, str] = {}
     if isinstance(found, str):
         templates["default"] = found
     elif isinstance(found, list):
-        for entry in objects({"chat_template": found}, "chat_template", where, TokenizerError):
+        for entry in object_list({"chat_template": found}, "chat_template", where, TokenizerError):
             name = required(entry, "name", str, where, TokenizerError)
             _add_template(templates, name, required(entry, "template", str, where, TokenizerError), where)
     elif found is not None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from gguf import GGUFValueType, Keys, TokenType
 
-from bamba_quant.checkpoint.gguf_values import Value, array, boolean, string, uint32
+from bamba_quant.checkpoint.gguf_values import GgufValue, array, boolean, string, uint32
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.llama_defaults import Defaults, llama_defaults
+from bamba_quant.tokenizers.llama_defaults import LlamaDefaults, llama_defaults
 
 # GGUF's names of special tokens by the name transformers gives them ("seperator" is GGUF's spelling).
 ID_KEYS = {
@@ -31,7 +31,7 @@ ID_KEYS = {
 }
 # True where a SentencePiece vocabulary puts its leading space before a whole text alone, as transformers does. GGUF
 # has no key for it, and llama.cpp puts it behind every added token, too.
-SPACE_ONCE = "bamba_quant.tokenizer.space_prefix_once"
+SPACE_PREFIX_ONCE_KEY = "bamba_quant.tokenizer.space_prefix_once"
 _MOST_ROWS = 2**21  # no model has more tokens; a damaged number would make billions of names for unused rows
 
 
@@ -42,7 +42,7 @@ class Vocabulary:
     ``model`` is ggml's tokenizer: "gpt2" (byte-level BPE with ``merges`` and the pre-tokenizer ``pre``), "llama"
     (SentencePiece BPE with ``scores``) or "t5" (SentencePiece unigram with ``scores``). ``notes`` say what the
     tool decided on its own. ``add_bos`` and the other flags are None where a file does not say them.
-    ``space_prefix_once``: see ``SPACE_ONCE``.
+    ``space_prefix_once``: see ``SPACE_PREFIX_ONCE_KEY``.
     """
 
     model: str
@@ -62,7 +62,7 @@ class Vocabulary:
     space_prefix_once: bool = False
 
     @property
-    def defaults(self) -> Defaults:
+    def defaults(self) -> LlamaDefaults:
         """What llama.cpp takes where this vocabulary says nothing."""
         return llama_defaults(self.model, self.pre)
 
@@ -76,7 +76,7 @@ class Vocabulary:
         """The id of a special token; see ``all_special``."""
         return self.all_special.get(kind)
 
-    def added_around(self, kind: str) -> int | None:
+    def token_around(self, kind: str) -> int | None:
         """The token that is put around a text: ``kind`` "bos" before it, "eos" behind it.
 
         Raises ``TokenizerError`` where one is to be added and there is none; llama.cpp aborts then.
@@ -97,7 +97,7 @@ class Vocabulary:
         said = self.add_space_prefix
         return self.defaults.add_space_prefix if said is None else said
 
-    def metadata(self) -> dict[str, Value]:
+    def metadata(self) -> dict[str, GgufValue]:
         """Every ``tokenizer.*`` key, in the order llama.cpp's converter writes them."""
         values = {
             Keys.Tokenizer.MODEL: string(self.model),
@@ -121,11 +121,11 @@ class Vocabulary:
         if self.charsmap:
             values[Keys.Tokenizer.PRECOMPILED_CHARSMAP] = array(GGUFValueType.UINT8, self.charsmap)
         if self.space_prefix_once:
-            values[SPACE_ONCE] = boolean(True)
+            values[SPACE_PREFIX_ONCE_KEY] = boolean(True)
         return values | self._chat_metadata()
 
-    def _chat_metadata(self) -> dict[str, Value]:
-        values: dict[str, Value] = {}
+    def _chat_metadata(self) -> dict[str, GgufValue]:
+        values: dict[str, GgufValue] = {}
         named = {name: text for name, text in self.chat_templates.items() if name != "default"}
         if named:
             values[Keys.Tokenizer.CHAT_TEMPLATES] = array(GGUFValueType.STRING, sorted(named))
@@ -136,7 +136,7 @@ class Vocabulary:
         return values
 
 
-def laid_out(
+def fill_embedding_rows(
     known: Mapping[int, tuple[str, int]], vocab_size: int, where: object
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Tokens and types for ids 0 to ``vocab_size`` - 1: rows of the embedding without a token become unused ones.
@@ -185,5 +185,5 @@ def _unused(token: int, taken: Mapping[str, int]) -> str:
 
 
 def is_filler(token: int, text: str, kind: int) -> bool:
-    """Whether an entry stands for a row of the embedding that has no token (``laid_out``)."""
+    """Whether an entry stands for a row of the embedding that has no token (``fill_embedding_rows``)."""
     return kind == TokenType.UNUSED and text == f"[PAD{token}]"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bamba_quant.errors import OutputError, listed
+from bamba_quant.errors import OutputError, join_names
 from bamba_quant.writers.journal import NAME
 from bamba_quant.writers.names import allocate, exchange, flush_directory, output_error
 
@@ -96,7 +96,7 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
         raise OutputError(
             "the output directory holds files that are not part of a model, so it is not replaced",
             where=place,
-            found=listed(foreign),
+            found=join_names(foreign),
             fix="give another name, or move these files away",
         )
     if n_bytes > free:
@@ -212,7 +212,7 @@ def empty(directory: Path) -> None:
         raise OutputError(
             "a directory of an interrupted run holds files that are not part of a model, so it is not removed",
             where=directory,
-            found=listed(foreign),
+            found=join_names(foreign),
             fix="move these files away",
         )
     for entry in entries:
@@ -226,6 +226,6 @@ def _not_empty(place: Path, entries: list[str]) -> OutputError:
     return OutputError(
         "the output directory exists already and is not empty",
         where=place,
-        found=listed(entries),
+        found=join_names(entries),
         fix="give another name, or allow replacing it with --overwrite",
     )

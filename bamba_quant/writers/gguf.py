@@ -17,9 +17,9 @@ from gguf import Keys
 
 from bamba_quant.checkpoint import RawReader
 from bamba_quant.checkpoint.gguf_file import split_name, split_stem
-from bamba_quant.checkpoint.gguf_header import MAGIC, padded
-from bamba_quant.checkpoint.gguf_values import Value, int32, pack_string, pack_value, string, uint16
-from bamba_quant.checkpoint.split_set import SET, UNKNOWN, with_mark
+from bamba_quant.checkpoint.gguf_header import MAGIC, padded_size
+from bamba_quant.checkpoint.gguf_values import GgufValue, int32, pack_string, pack_value, string, uint16
+from bamba_quant.checkpoint.split_set import FINGERPRINT_KEY, UNKNOWN_FINGERPRINT, insert_fingerprint
 from bamba_quant.errors import PlanError
 from bamba_quant.planning.plan import Plan, PlanRow
 from bamba_quant.writers.atomic import atomic_files
@@ -124,24 +124,24 @@ def _marked(shards: Sequence[Shard], checksums: Sequence[Checksum | None]) -> li
     for shard, checksum in zip(shards, checksums, strict=True):
         digest.update(shard.header)
         digest.update(b"" if checksum is None else checksum.value.to_bytes(4, "little"))
-    return [with_mark(shard.header, digest.hexdigest()) for shard in shards]
+    return [insert_fingerprint(shard.header, digest.hexdigest()) for shard in shards]
 
 
-def _shard_metadata(plan: Plan, number: int) -> Mapping[str, Value]:
+def _shard_metadata(plan: Plan, number: int) -> Mapping[str, GgufValue]:
     """The first shard carries the model's key-values, every shard says which it is (llama.cpp's gguf-split)."""
-    metadata = {key: value for key, value in plan.metadata.items() if key != SET}  # an input's
+    metadata = {key: value for key, value in plan.metadata.items() if key != FINGERPRINT_KEY}  # an input's
     if plan.shard_count == 1:
         return metadata
     split = {
         Keys.Split.LLM_KV_SPLIT_NO: uint16(number),
         Keys.Split.LLM_KV_SPLIT_COUNT: uint16(plan.shard_count),
         Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: int32(len(plan.rows)),
-        SET: string(UNKNOWN),
+        FINGERPRINT_KEY: string(UNKNOWN_FINGERPRINT),
     }
     return {**metadata, **split} if number == 0 else split
 
 
-def _header(metadata: Mapping[str, Value], rows: Sequence[PlanRow]) -> bytes:
+def _header(metadata: Mapping[str, GgufValue], rows: Sequence[PlanRow]) -> bytes:
     parts = [MAGIC, struct.pack("<IQQ", _VERSION, len(rows), len(metadata))]
     for key, value in metadata.items():
         parts += (pack_string(key), pack_value(value))
@@ -155,4 +155,4 @@ def _header(metadata: Mapping[str, Value], rows: Sequence[PlanRow]) -> bytes:
             struct.pack("<IQ", row.format.ggml_type, row.offset),
         )
     header = b"".join(parts)
-    return header.ljust(padded(len(header)), b"\0")
+    return header.ljust(padded_size(len(header)), b"\0")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bamba_quant.checkpoint.config_text import with_key
+from bamba_quant.checkpoint.config_text import insert_key
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.errors import PlanError
 from bamba_quant.families.transforms import IDENTITY
@@ -102,7 +102,7 @@ def write_tuned_quantized(
             },
             tuned,
         )
-        config = with_key(plan.files[CONFIG], CONFIG_KEY, tuned.record.plain(), CONFIG)
+        config = insert_key(plan.files[CONFIG], CONFIG_KEY, tuned.record.plain(), CONFIG)
         card = plan.files[CARD] + f"\n{tuned.record.account()}\n".encode()
         for name, content in ((CONFIG, config), (CARD, card)):
             write_at(descriptors[name], 0, content)

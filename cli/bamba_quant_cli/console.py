@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.printable import visible, visible_json
+from bamba_quant.printable import printable, printable_json
 
 # Which typer has from click, or brings along, by its version.
 _UsageError: Any = typer.BadParameter.__base__
@@ -42,7 +42,7 @@ def prepare() -> None:
 
 def echo(line: object = "", *, err: bool = False) -> None:
     """One line; what would end it earlier is escaped too."""
-    _write(sys.stderr if err else sys.stdout, visible(str(line), keep="") + "\n")
+    _write(sys.stderr if err else sys.stdout, printable(str(line), keep="") + "\n")
 
 
 def echo_lines(text: object, *, err: bool = False) -> None:
@@ -53,13 +53,13 @@ def echo_lines(text: object, *, err: bool = False) -> None:
 
 def echo_text(text: str) -> None:
     """A piece of what a model generates: as it is, or on a terminal without what would act on it."""
-    _write(sys.stdout, visible(text, keep=_KEPT_IN_TEXT) if sys.stdout and sys.stdout.isatty() else text)
+    _write(sys.stdout, printable(text, keep=_KEPT_IN_TEXT) if sys.stdout and sys.stdout.isatty() else text)
 
 
 def echo_progress(line: str, last: bool) -> None:
     """To stderr: on a terminal over the progress line before, and kept if it is the ``last``; else as any line."""
     if sys.stderr and sys.stderr.isatty():
-        _write(sys.stderr, f"\r\x1b[K{visible(line, keep='')}" + "\n" * last)
+        _write(sys.stderr, f"\r\x1b[K{printable(line, keep='')}" + "\n" * last)
     else:
         echo(line, err=True)
 
@@ -88,7 +88,7 @@ def _visible_usage_errors() -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
-        error.message = visible(error.message)
+        error.message = printable(error.message)
         raise
 
 
@@ -119,7 +119,7 @@ def print_json(value: Any) -> None:
         raise BambaQuantError(
             "a value is nested too deeply to be printed as JSON", fix="leave out --json"
         ) from None
-    _write(sys.stdout, visible_json(text) + "\n")
+    _write(sys.stdout, printable_json(text) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -134,7 +134,7 @@ def print_table(
     header: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()
 ) -> None:
     """Columns as wide as their widest cell, those in ``right`` flush right; never cut, so it can be piped."""
-    cells = [[visible(str(cell), keep="") for cell in row] for row in (header, *rows)]
+    cells = [[printable(str(cell), keep="") for cell in row] for row in (header, *rows)]
     widths = [min(_WIDEST_COLUMN, max(len(row[column]) for row in cells)) for column in range(len(header))]
     for number, row in enumerate(cells):
         line = "  ".join(

@@ -170,10 +170,10 @@ def convert(
     quantizer makes of a 16-bit file, unless --tune finds a rounding of its own with logits nearer to the original's.
     Reads safetensors, pytorch_model.bin or GGUF, streams it in bounded memory, and writes the file whole or not at all.
     """
-    from bamba_quant.calibration import Unmeasured
+    from bamba_quant.calibration import PlaceholderImatrix
     from bamba_quant.calibration.tuned_output import convert_tuned
     from bamba_quant.checkpoint.gguf_file import other_splits
-    from bamba_quant.errors import PlanError, listed
+    from bamba_quant.errors import PlanError, join_names
     from bamba_quant.planning.convert import plan_conversion
     from bamba_quant.recipes import TypeOverrides, read_recipe
     from bamba_quant.writers import layout, write_gguf
@@ -217,7 +217,7 @@ def convert(
         allow_config_only=dry_run,
         reading=reading,
     )
-    conversion = plan_with(imatrix=Unmeasured() if calibrate else imatrix)
+    conversion = plan_with(imatrix=PlaceholderImatrix() if calibrate else imatrix)
     plan = conversion.plan
     if calibrate and all(row.format.dtype is not None for row in plan.rows):
         raise PlanError(
@@ -265,7 +265,7 @@ def convert(
     n_bytes = sum(file.stat().st_size for file in written)
     notes = notes_of(conversion)
     if stale := other_splits(written):
-        notes.append(f"shards of another split of this name are still there: {listed(stale)}")
+        notes.append(f"shards of another split of this name are still there: {join_names(stale)}")
     if as_json:
         sizes = [{"file": file, "bytes": file.stat().st_size} for file in written]
         about = {**summary(conversion), "notes": notes}

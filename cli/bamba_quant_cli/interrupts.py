@@ -197,9 +197,9 @@ def _word(number: int) -> str:
 
 
 def _print(line: str) -> None:
-    from bamba_quant.printable import visible
+    from bamba_quant.printable import printable
 
-    shown = visible(line, keep="")
+    shown = printable(line, keep="")
     stream = sys.stderr
     with suppress(AttributeError, OSError, ValueError):  # of a stderr that is closed or broken
         stream.write(f"{_CLEAR_LINE if stream.isatty() else ''}{shown}\n")

@@ -44,7 +44,7 @@ def quantize(
     as_json: bool,
 ) -> None:
     """Plan, then print the plan or execute it."""
-    from bamba_quant.calibration import Unmeasured, read_imatrix
+    from bamba_quant.calibration import PlaceholderImatrix, read_imatrix
     from bamba_quant.calibration.tuned_output import quantize_tuned
     from bamba_quant.planning.quantize import plan_quantization
     from bamba_quant.writers.quantized import write_quantized
@@ -64,7 +64,7 @@ def quantize(
         reading=reading,
     )
     if calibrate:
-        plan = plan_with(imatrix=Unmeasured())
+        plan = plan_with(imatrix=PlaceholderImatrix())
     else:
         plan = plan_with(imatrix=read_imatrix(imatrix, strict=imatrix_strict) if imatrix else None)
     if dry_run:

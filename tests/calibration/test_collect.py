@@ -11,7 +11,7 @@ import torch
 
 from bamba_quant.calibration import collect as module
 from bamba_quant.calibration.collect import Round, collect
-from bamba_quant.checkpoint.activation_sums import Sums
+from bamba_quant.checkpoint.activation_sums import ActivationSums
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.inference.weights import LoadedModel, load_model
 from bamba_quant.planning.quantize import plan_quantization
@@ -36,7 +36,7 @@ def random_chunks(vocab_size: int = 160, count: int = 3, ctx: int = 40) -> np.nd
     return np.random.default_rng(1).integers(3, vocab_size, (count, ctx))
 
 
-def assert_same(sums: Sums, oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> None:
+def assert_same(sums: ActivationSums, oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> None:
     expected = hooked_sums(oracle, loaded, chunks)
     assert sums.entries.keys() == expected.keys()
     for name, (squares, plain, counts) in expected.items():

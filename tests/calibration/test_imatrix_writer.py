@@ -10,8 +10,8 @@ import pytest
 
 from bamba_quant.calibration.imatrix_writer import check_imatrix_target, write_imatrix
 from bamba_quant.calibration.measure import calibrated, measure_imatrix
-from bamba_quant.checkpoint.activation_sums import Entry, Sums, fitted, merged
-from bamba_quant.checkpoint.imatrix import imatrix_of, read_imatrix, read_sums
+from bamba_quant.checkpoint.activation_sums import ActivationSums, TensorSums, merge_sums, sums_for_model
+from bamba_quant.checkpoint.imatrix import imatrix_from_sums, read_imatrix, read_sums
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, OutputError, PlanError
 from bamba_quant.recipes import recipe_named
@@ -31,11 +31,11 @@ def text_file(place: Path) -> Path:
     return file
 
 
-def sums_of(*counts: int, columns: int = 4, name: str = "blk.0.x.weight", seed: int = 0) -> Sums:
+def sums_of(*counts: int, columns: int = 4, name: str = "blk.0.x.weight", seed: int = 0) -> ActivationSums:
     rng = np.random.default_rng(seed)
     squares = rng.chisquare(1, (len(counts), columns)) * np.array(counts)[:, None]
-    entry = Entry(squares, np.array(counts, np.int64), rng.standard_normal((len(counts), columns)))
-    return Sums({name: entry}, ("a.txt",), -(-max(counts) // 32), 32)
+    entry = TensorSums(squares, np.array(counts, np.int64), rng.standard_normal((len(counts), columns)))
+    return ActivationSums({name: entry}, ("a.txt",), -(-max(counts) // 32), 32)
 
 
 def as_llama_quantize_reads_it(file: Path) -> dict[str, np.ndarray]:
@@ -68,12 +68,12 @@ def test_llama_cpp_quantizes_by_it_to_our_bytes(recipe: str, tmp_path: Path) -> 
     importance = as_llama_quantize_reads_it(tmp_path / "imatrix.gguf")
     bf16 = to_gguf(model, tmp_path / "bf16.gguf", "bf16", vocab=False)
     llama.quantize(bf16, tmp_path / "theirs.gguf", recipe_named(recipe).file_type, imatrix=importance)
-    for number, imatrix in enumerate((tmp_path / "imatrix.gguf", imatrix_of(sums))):
+    for number, imatrix in enumerate((tmp_path / "imatrix.gguf", imatrix_from_sums(sums))):
         ours = to_gguf(model, tmp_path / f"{number}.gguf", recipe, vocab=False, imatrix=imatrix)
         assert_same_tensors(ours, tmp_path / "theirs.gguf")
 
 
-def collected(model: Path, chunks: np.ndarray) -> Sums:
+def collected(model: Path, chunks: np.ndarray) -> ActivationSums:
     from bamba_quant.calibration.collect import collect
     from bamba_quant.inference.weights import load_model
 
@@ -98,9 +98,11 @@ def test_the_older_form_holds_the_same_means(tmp_path: Path) -> None:
     found = read_imatrix(tmp_path / "x.dat")
     assert (found.dataset, found.chunks) == ("a.txt", 2)
     np.testing.assert_allclose(
-        found.entries["blk.0.x.weight"], imatrix_of(sums).entries["blk.0.x.weight"], rtol=1e-6
+        found.entries["blk.0.x.weight"], imatrix_from_sums(sums).entries["blk.0.x.weight"], rtol=1e-6
     )
-    without = Sums({**sums.entries, "y": Entry(np.zeros((1, 4)), np.zeros(1, np.int64))}, (), 2, 32)
+    without = ActivationSums(
+        {**sums.entries, "y": TensorSums(np.zeros((1, 4)), np.zeros(1, np.int64))}, (), 2, 32
+    )
     write_imatrix(without, tmp_path / "y.dat")
     assert read_imatrix(tmp_path / "y.dat").entries.keys() == sums.entries.keys()
 
@@ -111,8 +113,8 @@ def test_an_earlier_file_adds_up(form: str, tmp_path: Path) -> None:
     earlier, later = sums_of(64, 64), sums_of(32, 96, seed=1)
     write_imatrix(earlier, tmp_path / f"x.{form}")
     shapes = {"blk.0.x.weight": (2, 4), "other": (1, 8)}
-    read = fitted(read_sums(tmp_path / f"x.{form}"), shapes, 32, tmp_path / f"x.{form}")
-    found = merged([read, later], 32)
+    read = sums_for_model(read_sums(tmp_path / f"x.{form}"), shapes, 32, tmp_path / f"x.{form}")
+    found = merge_sums([read, later], 32)
     entry = found.entries["blk.0.x.weight"]
     np.testing.assert_array_equal(entry.counts, [96, 160])
     both = earlier.entries["blk.0.x.weight"].squares + later.entries["blk.0.x.weight"].squares
@@ -123,7 +125,7 @@ def test_an_earlier_file_adds_up(form: str, tmp_path: Path) -> None:
         if form == "dat" and others == {"blk.0.x.weight": (8, 1)}:
             continue  # which does not tell how many matrices there are
         with pytest.raises(PlanError, match="another model"):
-            fitted(read_sums(tmp_path / f"x.{form}"), others, 32, tmp_path / "x")
+            sums_for_model(read_sums(tmp_path / f"x.{form}"), others, 32, tmp_path / "x")
 
 
 def test_texts_measured_one_after_the_other_are_both_texts(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bamba_quant.checkpoint.config_text import with_key
+from bamba_quant.checkpoint.config_text import insert_key
 from bamba_quant.errors import CheckpointError
 
 ADDED = {"quant_method": "x", "ignore": ["re:.*\\.a$"], "empty": {}}
@@ -28,7 +28,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_only_the_key_is_added(text: str) -> None:
-    found = with_key(text.encode(), "quantization_config", ADDED, "config.json").decode()
+    found = insert_key(text.encode(), "quantization_config", ADDED, "config.json").decode()
     parsed = json.loads(found)
     assert parsed.pop("quantization_config") == ADDED
     assert parsed == json.loads(text)
@@ -48,11 +48,11 @@ def test_any_object(value: dict[str, Any], indent: Any, ascii_only: bool) -> Non
         return
     raw = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "replace")
     value = json.loads(raw)
-    assert json.loads(with_key(raw, "k", ADDED, "x")) == value | {"k": ADDED}
+    assert json.loads(insert_key(raw, "k", ADDED, "x")) == value | {"k": ADDED}
 
 
 def test_a_key_that_is_there() -> None:
     with pytest.raises(CheckpointError, match="already"):
-        with_key(b'{"k": null}', "k", 1, "config.json")
+        insert_key(b'{"k": null}', "k", 1, "config.json")
     with pytest.raises(CheckpointError, match="not a JSON object"):
-        with_key(b"[]", "k", 1, "config.json")
+        insert_key(b"[]", "k", 1, "config.json")

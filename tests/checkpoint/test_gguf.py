@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.checkpoint.gguf_file import split_files, split_name, split_stem
 from bamba_quant.checkpoint.gguf_header import Cursor
-from bamba_quant.checkpoint.gguf_values import SCALAR_DTYPES, Value, pack_value
+from bamba_quant.checkpoint.gguf_values import SCALAR_DTYPES, GgufValue, pack_value
 from bamba_quant.errors import CheckpointError
 
 INTEGERS = {kind: dtype for kind, dtype in SCALAR_DTYPES.items() if dtype.kind in "iu"}
@@ -39,16 +39,16 @@ SCALAR_TYPES = [*SCALAR_DTYPES, Type.STRING]
 
 
 @st.composite
-def values(draw: st.DrawFn) -> Value:
+def values(draw: st.DrawFn) -> GgufValue:
     kind = draw(st.sampled_from(SCALAR_TYPES))
     if draw(st.booleans()):
-        return Value(Type.ARRAY, draw(st.lists(scalars(kind), min_size=1, max_size=8)), kind)
-    return Value(kind, draw(scalars(kind)))
+        return GgufValue(Type.ARRAY, draw(st.lists(scalars(kind), min_size=1, max_size=8)), kind)
+    return GgufValue(kind, draw(scalars(kind)))
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(values())
-def test_packed_as_gguf_py_packs_and_read_back(value: Value) -> None:
+def test_packed_as_gguf_py_packs_and_read_back(value: GgufValue) -> None:
     packed = pack_value(value)
     writer = gguf.GGUFWriter(None, "x")
     assert packed == writer._pack_val(value.value, value.type, add_vtype=True, sub_type=value.item)
@@ -58,7 +58,7 @@ def test_packed_as_gguf_py_packs_and_read_back(value: Value) -> None:
 
 
 def test_strings_that_are_not_utf8() -> None:
-    odd = Value(Type.STRING, b"\xff\xfe".decode("utf-8", "surrogateescape"))
+    odd = GgufValue(Type.STRING, b"\xff\xfe".decode("utf-8", "surrogateescape"))
     packed = pack_value(odd)
     assert Cursor(io.BytesIO(packed), len(packed)).value() == odd
 

@@ -16,11 +16,11 @@ from gguf import GGUFValueType as Type
 
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.checkpoint.gguf_header import MAX_ARRAY_ITEMS, MAX_KEYS, MAX_TENSORS
-from bamba_quant.checkpoint.gguf_values import KeyValues, Value, uint32
+from bamba_quant.checkpoint.gguf_values import GgufValue, KeyValues, uint32
 from bamba_quant.errors import BambaQuantError, CheckpointError
 from bamba_quant.families import family_of_gguf
 from bamba_quant.inference.weights import load_model
-from bamba_quant.metadata.exported_card import model_card
+from bamba_quant.metadata.exported_card import render_model_card
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.repair import needs_repair
 from bamba_quant.tokenizers.directory_files import generation_config, tokenizer_files
@@ -28,14 +28,14 @@ from tests.support.conversion import to_gguf
 from tests.support.families import FAMILIES, random_case, save
 from tests.support.raw_gguf import RawGGUF, Tensor, ggml_reads
 
-ARCHITECTURE = ("general.architecture", Value(Type.STRING, "x"))
+ARCHITECTURE = ("general.architecture", GgufValue(Type.STRING, "x"))
 
 
 def nested(levels: int) -> bytes:
     return struct.pack("<I", Type.ARRAY) + struct.pack("<IQ", Type.ARRAY, 1) * levels
 
 
-def with_value(key: str, value: Value | bytes) -> RawGGUF:
+def with_value(key: str, value: GgufValue | bytes) -> RawGGUF:
     return RawGGUF(values=(ARCHITECTURE, (key, value)))
 
 
@@ -60,8 +60,8 @@ REFUSED: dict[str, tuple[RawGGUF, str]] = {
     "arrays nested 3,000 deep": (with_value("x", nested(3000)), "array of arrays"),
     "alignment 0": (with_value("general.alignment", uint32(0)), "power of two"),
     "alignment 24": (with_value("general.alignment", uint32(24)), "power of two"),
-    "alignment of another type": (with_value("general.alignment", Value(Type.STRING, "32")), "string"),
-    "alignment as uint64": (with_value("general.alignment", Value(Type.UINT64, 32)), "uint64"),
+    "alignment of another type": (with_value("general.alignment", GgufValue(Type.STRING, "32")), "string"),
+    "alignment as uint64": (with_value("general.alignment", GgufValue(Type.UINT64, 32)), "uint64"),
     "a tensor twice": (with_tensors(Tensor("a"), Tensor("a", offset=32)), "tensor 'a' twice"),
     "overlapping tensors": (with_tensors(Tensor("a", (16,)), Tensor("b", offset=32)), r"tensor b[\s\S]*64"),
     "a gap": (with_tensors(Tensor("a"), Tensor("b", offset=64)), r"tensor b[\s\S]*32"),
@@ -148,7 +148,7 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
     for number in (0, 1):
         split = [("split.no", number), ("split.count", 2), ("split.tensors.count", 2)]
         values = [
-            (key, Value(Type.INT32 if "tensors" in key else Type.UINT16, value)) for key, value in split
+            (key, GgufValue(Type.INT32 if "tensors" in key else Type.UINT16, value)) for key, value in split
         ]
         RawGGUF(values=(ARCHITECTURE, *values), tensors=(Tensor("a"),)).write(
             tmp_path / f"m-0000{number + 1}-of-00002.gguf"
@@ -163,21 +163,21 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "x.gguf")
 
 
-WRONG: tuple[Value, ...] = (
-    *(Value(Type.UINT64, number) for number in (0, 1, 3, 2**17, 2**29, 2**31, 2**32, 2**63)),
-    Value(Type.INT64, -1),
-    *(Value(Type.FLOAT32, number) for number in (0.0, -1.0, 2.5, 1e-40, float("nan"), float("inf"))),
-    Value(Type.STRING, ""),
-    Value(Type.STRING, "8"),
-    Value(Type.STRING, b"\xff\0\x1b[2K".decode("utf-8", "surrogateescape")),
-    Value(Type.BOOL, True),
-    Value(Type.BOOL, False),
-    Value(Type.ARRAY, [], Type.UINT32),
-    Value(Type.ARRAY, [2**31] * 4, Type.UINT32),
-    Value(Type.ARRAY, [0, 1, 2, 3], Type.UINT8),
-    Value(Type.ARRAY, [float("nan")], Type.FLOAT32),
-    Value(Type.ARRAY, ["a", "a"], Type.STRING),
-    Value(Type.ARRAY, [True], Type.BOOL),
+WRONG: tuple[GgufValue, ...] = (
+    *(GgufValue(Type.UINT64, number) for number in (0, 1, 3, 2**17, 2**29, 2**31, 2**32, 2**63)),
+    GgufValue(Type.INT64, -1),
+    *(GgufValue(Type.FLOAT32, number) for number in (0.0, -1.0, 2.5, 1e-40, float("nan"), float("inf"))),
+    GgufValue(Type.STRING, ""),
+    GgufValue(Type.STRING, "8"),
+    GgufValue(Type.STRING, b"\xff\0\x1b[2K".decode("utf-8", "surrogateescape")),
+    GgufValue(Type.BOOL, True),
+    GgufValue(Type.BOOL, False),
+    GgufValue(Type.ARRAY, [], Type.UINT32),
+    GgufValue(Type.ARRAY, [2**31] * 4, Type.UINT32),
+    GgufValue(Type.ARRAY, [0, 1, 2, 3], Type.UINT8),
+    GgufValue(Type.ARRAY, [float("nan")], Type.FLOAT32),
+    GgufValue(Type.ARRAY, ["a", "a"], Type.STRING),
+    GgufValue(Type.ARRAY, [True], Type.BOOL),
 )
 _MORE_KEYS = ("general.base_model.count", "general.dataset.count", "general.tags", "general.file_type")
 
@@ -195,7 +195,7 @@ def test_wrong_values_in_every_key(family: str, tmp_path: Path) -> None:
             family_of_gguf(values).config_of_gguf(values, checkpoint.tensors)
         ),
         "repair": needs_repair,
-        "card": lambda values: model_card(values, "title", "origin"),
+        "card": lambda values: render_model_card(values, "title", "origin"),
         "tokenizer": lambda values: tokenizer_files(checkpoint.path, values, 1),
         "generation": lambda values: generation_config(checkpoint.path, values),
     }
@@ -216,7 +216,9 @@ def test_wrong_values_in_every_key(family: str, tmp_path: Path) -> None:
         values = KeyValues({**checkpoint.key_values, f"{architecture}.{key}": uint32(2**31)}, checkpoint.path)
         with pytest.raises(BambaQuantError, match=rf"{key}[\s\S]*{2**31}"):
             readers["configuration"](values)
-    tokens = Value(Type.ARRAY, ["a", "b"], Type.STRING)  # llama.cpp wants as many as the embedding has rows
+    tokens = GgufValue(
+        Type.ARRAY, ["a", "b"], Type.STRING
+    )  # llama.cpp wants as many as the embedding has rows
     values = KeyValues({**checkpoint.key_values, "tokenizer.ggml.tokens": tokens}, checkpoint.path)
     with pytest.raises(BambaQuantError, match=r"vocab_size[\s\S]*2, the length of"):
         readers["configuration"](values)
@@ -225,8 +227,8 @@ def test_wrong_values_in_every_key(family: str, tmp_path: Path) -> None:
 def test_inspect_lists_a_file_whose_key_values_are_wrong(tmp_path: Path) -> None:
     raw = RawGGUF(
         values=(
-            ("general.architecture", Value(Type.STRING, "granitehybrid")),
-            ("granitehybrid.block_count", Value(Type.STRING, "many")),
+            ("general.architecture", GgufValue(Type.STRING, "granitehybrid")),
+            ("granitehybrid.block_count", GgufValue(Type.STRING, "many")),
         )
     )
     found = inspect_path(raw.write(tmp_path / "y.gguf"))

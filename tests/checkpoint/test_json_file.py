@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bamba_quant.errors import CheckpointError, TokenizerError
-from bamba_quant.files.json_file import objects, optional, parse_json, read_json, required
+from bamba_quant.files.json_file import object_list, optional, parse_json, read_json, required
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_kinds() -> None:
     with pytest.raises(TokenizerError, match="null is missing"):
         required(values, "null", str, "here", TokenizerError)
     with pytest.raises(CheckpointError, match="entry of list"):
-        objects(values, "list", "here")
+        object_list(values, "list", "here")
 
 
 @given(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bamba_quant.checkpoint import PackedTensor, RawReader, Section, read_raw, read_tensor
-from bamba_quant.checkpoint.dequantize import Dequantizer, Floats, Integers, Tiles
+from bamba_quant.checkpoint.dequantize import Dequantizer, Float8Dequantizer, IntegerDequantizer, TorchaoTiles
 from bamba_quant.codecs.integers import Grid
 from bamba_quant.codecs.schemes import Scheme, schemes
 from bamba_quant.inference import device_weights
@@ -88,10 +88,10 @@ GRIDS = [Grid(bits, zero, 32) for bits in (4, 8) for zero in ("none", "integer",
 ROUNDED = st.sampled_from(["f32", "bf16", "f16"])
 
 
-def same(unpacking: Dequantizer, *parts: np.ndarray[Any, Any]) -> None:
+def same(dequantizer: Dequantizer, *parts: np.ndarray[Any, Any]) -> None:
     with np.errstate(all="ignore"):
-        truth = unpacking.values(*parts)
-    found = unpacking.values_on(*(torch.from_numpy(part).to(DEVICE) for part in parts))
+        truth = dequantizer.values(*parts)
+    found = dequantizer.values_on(*(torch.from_numpy(part).to(DEVICE) for part in parts))
     np.testing.assert_array_equal(found.cpu().numpy(), truth)
     assert np.isnan(truth).mean() < 0.5
 
@@ -110,7 +110,7 @@ def test_every_float_code(width: int, dtype: str, power: int, seed: int) -> None
     )
     scale = random.normal(size=(9, -(-192 // width))) * 2.0**power
     same(
-        Floats(192, width, dtype),
+        Float8Dequantizer(192, width, dtype),
         codes.astype(np.uint8),
         scale.astype(np.float32),
         np.empty((9, 0), np.float32),
@@ -128,18 +128,23 @@ def test_every_integer_code(grid: Grid, dtype: str, power: int, seed: int) -> No
     if grid.zero == "integer":
         zero = random.integers(grid.low, grid.high + 1, size=zero.shape)
     for offset in (0, 1 << grid.bits - 1):
-        same(Integers(grid, offset, 192, dtype), codes, scale.astype(np.float32), zero.astype(np.float32))
+        same(
+            IntegerDequantizer(grid, offset, 192, dtype),
+            codes,
+            scale.astype(np.float32),
+            zero.astype(np.float32),
+        )
 
 
 @pytest.mark.parametrize("columns", [1024, 96])
 def test_every_tile(columns: int) -> None:
     stored = np.random.default_rng(0).integers(256, size=(3, 8 * 1024 // 2), dtype=np.uint8)
-    found = Tiles(columns).rows_on(torch.from_numpy(stored).to(DEVICE))
-    np.testing.assert_array_equal(found.cpu().numpy(), Tiles(columns).rows(stored))
+    found = TorchaoTiles(columns).rows_on(torch.from_numpy(stored).to(DEVICE))
+    np.testing.assert_array_equal(found.cpu().numpy(), TorchaoTiles(columns).rows(stored))
 
 
 def test_a_section_of_a_stack(made: Made) -> None:
-    """Rows that lie in stretches of a larger matrix, as Granite's stacked halves do."""
+    """Rows that lie in blocks of a larger matrix, as Granite's stacked halves do."""
     for scheme in schemes():
         weights = load_model(made(scheme)).weights
         whole = weights.stored(packed(weights)[0])[0]
@@ -147,7 +152,7 @@ def test_a_section_of_a_stack(made: Made) -> None:
         half = whole.rows // 2
         section = replace(whole, shape=(half, whole.columns), section=Section(half, half, whole.rows))
         with RawReader() as reader:
-            rows = [section.decode_on(each, DEVICE) for each in section.stretches(reader, 3, half - 1, 5)]
+            rows = [section.decode_on(each, DEVICE) for each in section.row_blocks(reader, 3, half - 1, 5)]
         found = torch.cat(rows).cpu().numpy()
         np.testing.assert_array_equal(found, read_tensor(whole)[half + 3 : whole.rows - 1])
         np.testing.assert_array_equal(found, read_tensor(section)[3:-1])

@@ -9,7 +9,7 @@ import pytest
 
 from bamba_quant.checkpoint import PackedTensor, open_checkpoint
 from bamba_quant.checkpoint.base import read_raw, read_tensor
-from bamba_quant.checkpoint.repacking import Stored, repack
+from bamba_quant.checkpoint.repacking import StoredArrays, repack
 from bamba_quant.codecs.floats import to_bfloat16, to_float32
 from bamba_quant.codecs.schemes import Scheme, scheme_named, schemes
 from tests.codecs.test_fields import weights_of
@@ -30,8 +30,8 @@ def test_fields_are_the_weights_and_return_to_their_tensors(
     scheme: Scheme, model: Path, tmp_path: Path
 ) -> None:
     directory = save_quantized(model, tmp_path / "quantized", scheme)
-    stored: Stored = {}
-    changed: Stored = {}
+    stored: StoredArrays = {}
+    changed: StoredArrays = {}
     packed = [t for t in open_checkpoint(directory).tensors.values() if isinstance(t, PackedTensor)]
     assert packed
     for tensor in packed:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.checkpoint.gguf_file import other_splits
-from bamba_quant.checkpoint.gguf_values import KeyValues, Value, int32, string, uint16, uint32
-from bamba_quant.checkpoint.split_set import SET, UNKNOWN, check_split
+from bamba_quant.checkpoint.gguf_values import GgufValue, KeyValues, int32, string, uint16, uint32
+from bamba_quant.checkpoint.split_set import FINGERPRINT_KEY, UNKNOWN_FINGERPRINT, check_split
 from bamba_quant.errors import CheckpointError
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.export import plan_export
@@ -33,7 +33,7 @@ def split(model: Path, target: Path, **options: Any) -> list[Path]:
 
 
 def mark(file: Path) -> str:
-    return gguf.GGUFReader(str(file)).get_field(SET).contents()
+    return gguf.GGUFReader(str(file)).get_field(FINGERPRINT_KEY).contents()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,9 @@ def test_a_mixture_is_refused_by_every_reader(number: int, marked: bool, model: 
 
 def without_mark(file: Path) -> None:
     """Rename the mark, as a file of another tool has none."""
-    file.write_bytes(file.read_bytes().replace(SET.encode(), SET.replace("set", "xxx").encode()))
+    file.write_bytes(
+        file.read_bytes().replace(FINGERPRINT_KEY.encode(), FINGERPRINT_KEY.replace("set", "xxx").encode())
+    )
 
 
 def test_shards_of_other_tools_are_read(model: Path, tmp_path: Path) -> None:
@@ -106,14 +108,14 @@ def test_a_mark_is_not_handed_on(model: Path, tmp_path: Path) -> None:
     files = split(model, tmp_path / "x.gguf")
     planned = plan_conversion(files[0], outtype="q8_0", outfile=tmp_path / "y.gguf")
     (whole,) = write_gguf(planned.plan, planned.outfile)
-    assert SET not in open_checkpoint(whole).metadata
+    assert FINGERPRINT_KEY not in open_checkpoint(whole).metadata
     planned = plan_conversion(files[0], outtype="q8_0", outfile=tmp_path / "z.gguf", keep_split=True)
     again = write_gguf(planned.plan, planned.outfile)
-    assert mark(again[0]) not in (mark(files[0]), UNKNOWN)
+    assert mark(again[0]) not in (mark(files[0]), UNKNOWN_FINGERPRINT)
 
 
-SPLIT: dict[str, Value] = {
-    "split.no": uint16(0), "split.count": uint16(2), "split.tensors.count": int32(7), SET: string("a")
+SPLIT: dict[str, GgufValue] = {
+    "split.no": uint16(0), "split.count": uint16(2), "split.tensors.count": int32(7), FINGERPRINT_KEY: string("a")
 }  # fmt: skip
 FILES = (Path("x-00001-of-00002.gguf"), Path("x-00002-of-00002.gguf"))
 
@@ -121,9 +123,9 @@ FILES = (Path("x-00001-of-00002.gguf"), Path("x-00002-of-00002.gguf"))
 @pytest.mark.parametrize(
     ("first", "second", "said"),
     [
-        ({}, {SET: string("b")}, "different sets"),
-        ({}, {SET: int32(1)}, "invalid value"),
-        ({}, {SET: None}, "different sets"),
+        ({}, {FINGERPRINT_KEY: string("b")}, "different sets"),
+        ({}, {FINGERPRINT_KEY: int32(1)}, "invalid value"),
+        ({}, {FINGERPRINT_KEY: None}, "different sets"),
         ({"split.no": uint16(1)}, {}, "split.no = 1"),
         ({}, {"split.no": uint16(0)}, "split.no = 0"),
         ({}, {"split.no": None}, "no split.no"),
@@ -136,7 +138,7 @@ FILES = (Path("x-00001-of-00002.gguf"), Path("x-00002-of-00002.gguf"))
     ],
 )
 def test_what_llama_cpp_refuses_of_a_split(
-    first: Mapping[str, Value | None], second: Mapping[str, Value | None], said: str
+    first: Mapping[str, GgufValue | None], second: Mapping[str, GgufValue | None], said: str
 ) -> None:
     found = [{**SPLIT, **first}, {**SPLIT, "split.no": uint16(1), **second}]
     with pytest.raises(CheckpointError, match=said):
@@ -144,7 +146,7 @@ def test_what_llama_cpp_refuses_of_a_split(
 
 
 def test_what_llama_cpp_takes_of_a_split() -> None:
-    only = {"split.no": uint16(1), SET: string("a")}
+    only = {"split.no": uint16(1), FINGERPRINT_KEY: string("a")}
     check_split(FILES, [KeyValues(SPLIT), KeyValues(only)], 7)
     check_split(FILES[:1], [KeyValues({"split.count": uint16(0)})], 7)  # gguf-split --merge leaves it so
     with pytest.raises(CheckpointError, match="not named like one"):
@@ -183,5 +185,5 @@ def test_shards_of_another_split_are_found(tmp_path: Path) -> None:
 
 def test_plans_hold_no_mark(model: Path) -> None:
     planned = plan_conversion(model, vocab=False)
-    plan = replace(planned.plan, metadata={**planned.plan.metadata, SET: string("old")})
+    plan = replace(planned.plan, metadata={**planned.plan.metadata, FINGERPRINT_KEY: string("old")})
     assert b"old" not in writer.layout(plan, Path("x.gguf"))[0].header

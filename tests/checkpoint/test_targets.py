@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bamba_quant.checkpoint.assemble import Stored
-from bamba_quant.checkpoint.targets import Groups
+from bamba_quant.checkpoint.assemble import WeightAssembler
+from bamba_quant.checkpoint.targets import ConfigGroups
 from bamba_quant.errors import CheckpointError
 
 MODULES = [
@@ -23,16 +23,16 @@ PATTERNS = [
 ]  # fmt: skip
 
 
-def groups(*targets: Any) -> Groups:
+def groups(*targets: Any) -> ConfigGroups:
     """A group for each list of targets, its number as ``num_bits``."""
     listed = {
         f"group_{number}": {"targets": each, "weights": {"type": "int", "num_bits": number}}
         for number, each in enumerate(targets)
     }
-    return Groups({"config_groups": listed}, Stored(Path("here"), {}))
+    return ConfigGroups({"config_groups": listed}, WeightAssembler(Path("here"), {}))
 
 
-def number(found: Groups, module: str) -> int | None:
+def number(found: ConfigGroups, module: str) -> int | None:
     try:
         weights: dict[str, int] = found.find(module, "int")["weights"]
     except CheckpointError:

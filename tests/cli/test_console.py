@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 import bamba_quant_cli
 from bamba_quant.embedded import embedded_model
-from bamba_quant.printable import visible, visible_json
+from bamba_quant.printable import printable, printable_json
 from bamba_quant_cli import console
 from bamba_quant_cli.app import main
 from bamba_quant_cli.console import echo, echo_lines, echo_progress, echo_text, print_json, print_table
@@ -159,7 +159,7 @@ def test_directories(
     if "--json" in words:
         assert str(directory) in json.loads(out, parse_constant=pytest.fail).values()
     if "--dry-run" not in words and command != "inspect":
-        assert out.strip().endswith(visible(words[-1].removeprefix("OUT"), keep=""))
+        assert out.strip().endswith(printable(words[-1].removeprefix("OUT"), keep=""))
 
 
 @pytest.mark.parametrize(
@@ -293,10 +293,10 @@ def test_json_of_any_value(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_character() -> None:
     kept = {"\u200c", "\u200d", "\u00ad", "\n", "\t"}
     for number in range(sys.maxunicode + 1):
-        shown = visible(chr(number))
+        shown = printable(chr(number))
         assert shown == chr(number) if chr(number) in kept else not unsafe(shown), hex(number)
         assert shown.isascii() or shown == chr(number)
-    assert json.loads(visible_json(json.dumps("\U000e0001", ensure_ascii=False))) == "\U000e0001"
+    assert json.loads(printable_json(json.dumps("\U000e0001", ensure_ascii=False))) == "\U000e0001"
 
 
 SOURCES = sorted(Path(bamba_quant_cli.__file__).parent.glob("*.py"))

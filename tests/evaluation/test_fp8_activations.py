@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bamba_quant.checkpoint import PackedTensor, open_checkpoint, read_tensor
-from bamba_quant.checkpoint.activations import Activations, of_compressed_tensors
-from bamba_quant.checkpoint.dequantize import Floats
+from bamba_quant.checkpoint.activations import Activations, activations_of_group
+from bamba_quant.checkpoint.dequantize import Float8Dequantizer
 from bamba_quant.codecs.schemes import Ignored, Scheme, scheme_named, schemes
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
@@ -83,7 +83,7 @@ def test_rounding_is_compressed_tensors(name: str, tokens: int, power: int, seed
     x = torch.randn(1, tokens, 256, generator=torch.Generator().manual_seed(seed)) * 2.0**power
     x[0, 0, ::3] *= 1e-5
     x[0, -1, :128] = 0
-    rule, scheme = of_compressed_tensors(group_of(name)), QuantizationScheme.model_validate(group_of(name))
+    rule, scheme = activations_of_group(group_of(name)), QuantizationScheme.model_validate(group_of(name))
     assert rule is not None and not rule.unknown
     expected = forward_quantize(quantizing(torch.nn.Module()), x, "input", scheme.input_activations)
     assert torch.equal(rounded(x, rule), expected)
@@ -205,16 +205,16 @@ def test_which_scales_let_every_code_come_back(dtype: str, power: int, made: dic
     weights = load_model(made["fp8-dynamic"]).weights
     tensor, rule, _ = weights.stored("model.layers.0.mamba.in_proj.weight")
     assert isinstance(tensor, PackedTensor)
-    unpacking = Floats(tensor.columns, tensor.columns, dtype)
+    dequantizer = Float8Dequantizer(tensor.columns, tensor.columns, dtype)
     codes = torch.arange(256, dtype=torch.uint8)[torch.arange(256) & 127 != 127]
     for least, taken in ((2.0**power, True), (2.0 ** (power - 1), False)):
-        fake = dataclasses.replace(tensor, unpacking=unpacking)
+        fake = dataclasses.replace(tensor, dequantizer=dequantizer)
         scale = np.full((1, 1), least, np.float32)
         object.__setattr__(fake, "scales", lambda scale=scale: scale)
         found = with_fp8_activations(TORCH, LazyWeights({"x": (fake, rule)}, False), scaled=True)
         assert found.name.endswith("(scaled products)" if taken else "(emulated)")
         if taken:
-            weight = torch.from_numpy(unpacking.values(codes.numpy()[None], scale, scale[:, :0])).bfloat16()
+            weight = torch.from_numpy(dequantizer.values(codes.numpy()[None], scale, scale[:, :0])).bfloat16()
             expected = codes.view(torch.float8_e4m3fn).float()
             assert torch.equal(weight_codes(weight, torch.from_numpy(scale))[0].float(), expected)
 

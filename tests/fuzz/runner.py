@@ -48,7 +48,7 @@ def strict_warnings() -> None:
         warnings.simplefilter("error", category)
     warnings.filterwarnings("ignore", module="torch")
     # What weights hold, infinity among it, is nothing that their readers judge.
-    warnings.filterwarnings("ignore", module=r"bamba_quant\.(codecs|families|checkpoint\.unpacking)")
+    warnings.filterwarnings("ignore", module=r"bamba_quant\.(codecs|families|checkpoint\.dequantize)")
 
 
 def run_case(

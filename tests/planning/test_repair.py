@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from gguf import LlamaFileType
 
-from bamba_quant.checkpoint.gguf_values import Value, boolean, uint32
+from bamba_quant.checkpoint.gguf_values import GgufValue, boolean, uint32
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError
 from bamba_quant.families import Family, family_of
 from bamba_quant.families.transforms import interleave_rotary
-from bamba_quant.metadata.general import TOOL_VERSION
+from bamba_quant.metadata.general import TOOL_VERSION_KEY
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.plan import PlanRow
@@ -53,7 +53,7 @@ def faulty(model: Path, target: Path, outtype: str = "f32", **options: Any) -> P
             return row
         return replace(row, transform=interleave_rotary(row.transform.rows, row.transform.rows))
 
-    metadata = {key: value for key, value in planned.plan.metadata.items() if key != TOOL_VERSION}
+    metadata = {key: value for key, value in planned.plan.metadata.items() if key != TOOL_VERSION_KEY}
     plan = replace(planned.plan, rows=tuple(map(misplaced, planned.plan.rows)), metadata=metadata)
     return write_gguf(plan, planned.outfile)[0]
 
@@ -147,10 +147,10 @@ def test_files_with_other_names_are_left_alone(tmp_path: Path) -> None:
         ({"attention.key_length": uint32(24)}, "nothing was moved"),
     ],
 )
-def test_key_values_that_do_not_fit(change: dict[str, Value], complaint: str, tmp_path: Path) -> None:
+def test_key_values_that_do_not_fit(change: dict[str, GgufValue], complaint: str, tmp_path: Path) -> None:
     directory = save_checkpoint(random_bamba(), tmp_path / "m")
     planned = plan_conversion(directory, vocab=False, outfile=tmp_path / "x.gguf")
-    metadata = {key: value for key, value in planned.plan.metadata.items() if key != TOOL_VERSION}
+    metadata = {key: value for key, value in planned.plan.metadata.items() if key != TOOL_VERSION_KEY}
     metadata |= {f"granitehybrid.{key}": value for key, value in change.items()}
     write_gguf(replace(planned.plan, metadata=metadata), planned.outfile)
     with pytest.raises(CheckpointError, match=complaint):

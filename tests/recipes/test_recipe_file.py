@@ -14,7 +14,7 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import PlanError
 from bamba_quant.inference.weights import load_model
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.printable import visible
+from bamba_quant.printable import printable
 from bamba_quant.recipes import Recipe, TypeOverrides, read_recipe, recipe_named, recipe_text, recipes
 from bamba_quant.recipes.hybrid import ROLE_COSTS
 from bamba_quant.recipes.recipe_file import quantized_roles
@@ -79,7 +79,7 @@ def test_any_text_about_a_recipe_is_read_back(tmp_path: Path) -> None:
     about = "of 'm\N{GRINNING FACE}\x7f\"\\' and caf\udce9"
     recipe = replace(recipe_named("q4_k_m"), about=about)
     file.write_text(recipe_text(recipe, "q4_k_m", f"from {about}\n\x1b"), encoding="utf-8")
-    assert read_recipe(file).about == visible(about)
+    assert read_recipe(file).about == printable(about)
 
 
 def test_a_refined_file_has_the_same_layout_and_less_error(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bamba_quant.evaluation.result import FIGURES
-from bamba_quant.printable import visible
+from bamba_quant.printable import printable
 from bamba_quant.report import numbers, to_html
 from bamba_quant.report.markup import element
 from tests.report.variants import EDGES, HOSTILE, relabelled
@@ -128,15 +128,15 @@ def test_hostile_names_are_text(name: str) -> None:
     known = {key for _, attributes in plain.elements for key in attributes}
     assert {key for _, attributes in parsed.elements for key in attributes} <= known
     assert page.count("<script") == 1
-    assert visible(name) in parsed.text
+    assert printable(name) in parsed.text
 
 
 @given(st.text())
 def test_any_text_stays_text(text: str) -> None:
     parsed = Parsed(element("p", text, title=text))
     ((tag, attributes),) = parsed.elements
-    assert (tag, attributes) == ("p", {"title": visible(text)})
-    assert parsed.text == visible(text)
+    assert (tag, attributes) == ("p", {"title": printable(text)})
+    assert parsed.text == printable(text)
 
 
 def test_it_grows_with_what_it_shows_and_no_more() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from bamba_quant.printable import visible
+from bamba_quant.printable import printable
 from bamba_quant.report import to_markdown
 from bamba_quant.report.markdown import cell_code, code, literal
 from bamba_quant.report.view import short_names
@@ -78,14 +78,14 @@ def test_hostile_names_are_text(name: str) -> None:
     plain, hostile = Read(to_markdown(EDGES["tuned"])), Read(to_markdown(relabelled(EDGES["tuned"], name)))
     assert hostile.tags == plain.tags
     assert hostile.attributes == plain.attributes
-    shown = " ".join(visible(name).split())
+    shown = " ".join(printable(name).split())
     assert shown in " ".join(hostile.text.split())
 
 
 @given(st.text(max_size=60))
 @settings(deadline=None)
 def test_any_text_stays_text(name: str) -> None:
-    shown = " ".join(visible(name).split())
+    shown = " ".join(printable(name).split())
     for cell in (literal(name), cell_code(name)):
         row = f"| a | b |\n| -- | -- |\n| {cell} | end |\n"
         found = Read(row)

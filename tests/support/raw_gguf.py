@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gguf import GGUFValueType as Type
 
-from bamba_quant.checkpoint.gguf_values import Value, pack_string, pack_value
+from bamba_quant.checkpoint.gguf_values import GgufValue, pack_string, pack_value
 from tests.support.ggml import library
 
 
@@ -32,7 +32,7 @@ class Tensor:
 class RawGGUF:
     """A whole file; ``values`` are pairs of key and value, or bytes that follow the key as they are."""
 
-    values: Sequence[tuple[str, Value | bytes]] = (("general.architecture", Value(Type.STRING, "x")),)
+    values: Sequence[tuple[str, GgufValue | bytes]] = (("general.architecture", GgufValue(Type.STRING, "x")),)
     tensors: Sequence[Tensor] = field(default_factory=lambda: (Tensor("a"), Tensor("b", offset=32)))
     version: int = 3
     tensor_count: int | None = None

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bamba_quant.checkpoint.gguf_values import Value
+from bamba_quant.checkpoint.gguf_values import GgufValue
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.writers import write_gguf
 from tests.support.llama import llama_cpp
@@ -17,7 +17,7 @@ def write_vocabulary(
     target: Path,
     *,
     drop: Collection[str] = (),
-    change: Mapping[str, Value] | None = None,
+    change: Mapping[str, GgufValue] | None = None,
     pre: str | None = None,
 ) -> Path:
     """The vocabulary in ``directory`` as a GGUF, without the keys ``drop`` and with those of ``change``."""

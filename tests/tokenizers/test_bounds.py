@@ -20,7 +20,7 @@ from bamba_quant.files.json_file import JSON_BYTES
 from bamba_quant.tokenizers import read_vocabulary
 from bamba_quant.tokenizers.encoder import Encoder, read_encoder
 from bamba_quant.tokenizers.end_of_text import stop_tokens
-from bamba_quant.tokenizers.growth import check_charsmap, check_growth
+from bamba_quant.tokenizers.growth import check_charsmap, check_pipeline
 from tests.tokenizers import test_sentencepiece
 
 GOOD: dict[str, Any] = json.loads((embedded_model() / "tokenizer.json").read_text())
@@ -84,7 +84,7 @@ def test_steps_that_multiply_a_text(changes: dict[str, Any], directory: Path) ->
     ],
 )
 def test_steps_of_published_tokenizers(normalizer: dict[str, Any] | None, directory: Path) -> None:
-    check_growth(GOOD | {"normalizer": normalizer}, "here")
+    check_pipeline(GOOD | {"normalizer": normalizer}, "here")
     assert encoder(directory, normalizer=normalizer).encode("Old  mill")
 
 

@@ -19,16 +19,16 @@ from bamba_quant.errors import BambaQuantError
 from bamba_quant.tokenizers import read_vocabulary
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.tokenizers.end_of_text import stop_tokens
-from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
-from bamba_quant.tokenizers.llama_overrides import ENDING_TEXTS, FILL_IN_TEXTS
+from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
+from bamba_quant.tokenizers.llama_overrides import END_OF_GENERATION_TEXTS, FILL_IN_MIDDLE_TEXTS
 from bamba_quant_cli.app import app
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.vocabularies import llama_vocabulary, write_vocabulary
 from tests.tokenizers import test_sentencepiece
 
-FILL_IN = [text for texts in FILL_IN_TEXTS.values() for text in texts]
-NAMED = [*sorted(ENDING_TEXTS), *FILL_IN]
+FILL_IN = [text for texts in FILL_IN_MIDDLE_TEXTS.values() for text in texts]
+NAMED = [*sorted(END_OF_GENERATION_TEXTS), *FILL_IN]
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def check_types(file: Path, directory: Path, tmp_path: Path, *texts: str) -> Non
     text = "a " + " b".join(texts)
     llama = llama_vocabulary(file, [text])
     checkpoint = open_checkpoint(file)
-    ours = read_gguf(file, checkpoint.metadata)
+    ours = read_gguf_vocabulary(file, checkpoint.metadata)
     assert ours is not None
     control = [token for token, bits in enumerate(llama.attributes) if bits & 8]  # LLAMA_TOKEN_ATTR_CONTROL
     assert control == [token for token, kind in enumerate(ours.types) if kind == TokenType.CONTROL]
@@ -123,8 +123,8 @@ def test_every_text_that_llama_cpp_knows(text: str, directory: Path, tmp_path: P
         add_tokens(directory, text)
     file = write_vocabulary(directory, tmp_path / "m.gguf")
     ending = llama_vocabulary(file).ending
-    in_table = text in ENDING_TEXTS or any(
-        text in FILL_IN_TEXTS[f"fim_{kind}"] for kind in ("pad", "rep", "sep")
+    in_table = text in END_OF_GENERATION_TEXTS or any(
+        text in FILL_IN_MIDDLE_TEXTS[f"fim_{kind}"] for kind in ("pad", "rep", "sep")
     )
     stops = in_table and text != "<|end_of_text|>"
     check_types(file, directory, tmp_path, text)

@@ -19,7 +19,7 @@ from bamba_quant.planning.export import plan_export, write_export
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.tokenizers import read_vocabulary
 from bamba_quant.tokenizers.encoder import read_encoder
-from bamba_quant.tokenizers.pretokenizers import LLAMA3, TABLE
+from bamba_quant.tokenizers.pretokenizers import LLAMA3, PRETOKENIZERS
 from tests.support import llama
 from tests.support.conversion import to_gguf
 from tests.support.families import FAMILIES, save
@@ -36,7 +36,7 @@ TEXTS += [topics["assignment"], "def f():\n    return 1\n" + " " * 30 + "x"]
 
 
 def _row(name: str, pattern: str | None = None) -> Any:
-    return next(row for row in TABLE if row.name == name and pattern in (None, row.steps[0][1]))
+    return next(row for row in PRETOKENIZERS if row.name == name and pattern in (None, row.steps[0][1]))
 
 
 def gpt_neox(directory: Path) -> Encode:

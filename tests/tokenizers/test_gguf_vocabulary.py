@@ -9,13 +9,13 @@ import pytest
 from gguf import GGUFValueType, Keys
 
 from bamba_quant.checkpoint import Checkpoint, open_checkpoint
-from bamba_quant.checkpoint.gguf_values import Value, array, boolean, float32, int32, string, uint32
+from bamba_quant.checkpoint.gguf_values import GgufValue, array, boolean, float32, int32, string, uint32
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers.directory_files import generation_config, tokenizer_files
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.tokenizers.end_of_text import stop_tokens
-from bamba_quant.tokenizers.gguf_vocabulary import read_gguf
+from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
 from tests.support.conversion import to_gguf
 from tests.support.vocabularies import llama_vocabulary, write_vocabulary
 from tests.tokenizers import test_sentencepiece
@@ -25,7 +25,7 @@ FILE = Path("m.gguf")
 
 
 @pytest.fixture(scope="module")
-def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Value]]:
+def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, GgufValue]]:
     """The key-values of a vocabulary of each kind."""
     directory = tmp_path_factory.mktemp("vocabularies")
     found = {"gpt2": to_gguf(embedded_model(), directory / "gpt2.gguf", vocab_only=True)}
@@ -35,7 +35,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Value
     return {kind: dict(open_checkpoint(file).metadata) for kind, file in found.items()}
 
 
-def readers(values: dict[str, Value]) -> list[Any]:
+def readers(values: dict[str, GgufValue]) -> list[Any]:
     checkpoint = Checkpoint(FILE, "gguf", values, {})
     return [
         lambda: read_encoder(checkpoint),
@@ -45,12 +45,12 @@ def readers(values: dict[str, Value]) -> list[Any]:
     ]
 
 
-def strings(*texts: str) -> Value:
+def strings(*texts: str) -> GgufValue:
     return array(GGUFValueType.STRING, texts)
 
 
-NESTED = Value(GGUFValueType.ARRAY, [array(GGUFValueType.INT32, [1])], GGUFValueType.ARRAY)
-WRONG: list[tuple[str, str, Value]] = [
+NESTED = GgufValue(GGUFValueType.ARRAY, [array(GGUFValueType.INT32, [1])], GGUFValueType.ARRAY)
+WRONG: list[tuple[str, str, GgufValue]] = [
     *((kind, K.MODEL, value) for kind in ("gpt2",) for value in (uint32(1), string("bert"), strings("gpt2"))),
     ("gpt2", K.PRE, uint32(3)),
     *(
@@ -93,7 +93,7 @@ WRONG: list[tuple[str, str, Value]] = [
 
 
 @pytest.mark.parametrize(("kind", "key", "value"), WRONG)
-def test_wrong_values(kind: str, key: str, value: Value, valid: dict[str, dict[str, Value]]) -> None:
+def test_wrong_values(kind: str, key: str, value: GgufValue, valid: dict[str, dict[str, GgufValue]]) -> None:
     for read in readers(valid[kind] | {key: value}):
         with pytest.raises(TokenizerError) as error:
             read()
@@ -106,7 +106,7 @@ def test_wrong_values(kind: str, key: str, value: Value, valid: dict[str, dict[s
     + [(kind, K.TOKEN_TYPE) for kind in ("llama", "t5")]
     + [("gpt2", K.MERGES), ("llama", K.SCORES), ("t5", K.SCORES)],
 )
-def test_missing_lists(kind: str, key: str, valid: dict[str, dict[str, Value]]) -> None:
+def test_missing_lists(kind: str, key: str, valid: dict[str, dict[str, GgufValue]]) -> None:
     values = {name: value for name, value in valid[kind].items() if name != key}
     for read in readers(values):
         with pytest.raises(TokenizerError, match=key):
@@ -115,7 +115,7 @@ def test_missing_lists(kind: str, key: str, valid: dict[str, dict[str, Value]]) 
 
 @pytest.mark.parametrize("token", [uint32(2048), uint32(2**31), uint32(2**32 - 1)])
 @pytest.mark.parametrize("key", [K.BOS_ID, K.EOS_ID, K.EOT_ID, K.PAD_ID, K.MASK_ID, K.FIM_PRE_ID])
-def test_ids_beyond_the_vocabulary(key: str, token: Value, tmp_path: Path) -> None:
+def test_ids_beyond_the_vocabulary(key: str, token: GgufValue, tmp_path: Path) -> None:
     """llama.cpp takes its default for the kind."""
     file = write_vocabulary(
         embedded_model(), tmp_path / "m.gguf", change={key: token, K.ADD_BOS: boolean(False)}
@@ -124,7 +124,7 @@ def test_ids_beyond_the_vocabulary(key: str, token: Value, tmp_path: Path) -> No
     llama = llama_vocabulary(file, ["a text"])
     assert read_encoder(checkpoint).encode("a text") == llama.tokens[0]
     assert stop_tokens(checkpoint) == llama.ending
-    vocabulary = read_gguf(file, checkpoint.metadata)
+    vocabulary = read_gguf_vocabulary(file, checkpoint.metadata)
     assert vocabulary is not None
     assert (vocabulary.special("bos"), vocabulary.special("eos")) == (llama.bos, llama.eos)
     assert any(key in note for note in tokenizer_files(file, checkpoint.metadata, 64)[1])
@@ -138,7 +138,7 @@ def test_no_token_types(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["\udcff\udcfe", "x" * 100_000, "\x1b[2J"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
-def test_tokens_of_any_text(kind: str, text: str, valid: dict[str, dict[str, Value]]) -> None:
+def test_tokens_of_any_text(kind: str, text: str, valid: dict[str, dict[str, GgufValue]]) -> None:
     """A vocabulary may hold any bytes; a library that does not take them ends in a short error."""
     values = dict(valid[kind])
     texts = list(values[K.LIST].value)
@@ -151,7 +151,7 @@ def test_tokens_of_any_text(kind: str, text: str, valid: dict[str, dict[str, Val
             assert len(str(error)) < 1000
 
 
-def test_a_charsmap_that_is_cut_short(valid: dict[str, dict[str, Value]]) -> None:
+def test_a_charsmap_that_is_cut_short(valid: dict[str, dict[str, GgufValue]]) -> None:
     whole = valid["t5"][K.PRECOMPILED_CHARSMAP].value
     for size in (1, 3, 4, 5, 100, len(whole) // 2):
         values = valid["t5"] | {K.PRECOMPILED_CHARSMAP: array(GGUFValueType.UINT8, whole[:size])}

@@ -16,7 +16,7 @@ from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers.directory_files import tokenizer_files
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.tokenizers.llama_defaults import llama_defaults
-from bamba_quant.tokenizers.pretokenizers import KNOWN_NAMES, READ_NAMES, TABLE, row_named
+from bamba_quant.tokenizers.pretokenizers import KNOWN_NAMES, PRETOKENIZERS, READ_NAMES, find_pretokenizer
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.texts import BROAD, SPECIAL
 from tests.support.vocabularies import llama_vocabulary, write_vocabulary
@@ -36,7 +36,7 @@ def model_of(directory: Path, vocab_size: int) -> Path:
 def byte_level(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A directory for each row of the table by the row's name."""
     found = {}
-    for row in TABLE:
+    for row in PRETOKENIZERS:
         if row.name not in found:
             found[row.name] = tmp_path_factory.mktemp("bpe")
             test_pretokenizers.train(row, found[row.name])
@@ -47,7 +47,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", sorted({*KNOWN_NAMES, *READ_NAMES}))
 def test_byte_level_names(name: str, byte_level: dict[str, Path], tmp_path: Path) -> None:
     """The flags of every name, and the tokens of every name whose splitting is read."""
-    row = row_named(name)
+    row = find_pretokenizer(name)
     directory = byte_level[row.name if row else "gpt-2"]
     file = write_vocabulary(
         directory, tmp_path / "m.gguf", drop=FLAGS, change={Keys.Tokenizer.PRE: string(name)}

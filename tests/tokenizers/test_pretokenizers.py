@@ -20,8 +20,8 @@ from bamba_quant.tokenizers.pretokenizers import (
     GPT4O,
     KNOWN_NAMES,
     LLAMA3,
+    PRETOKENIZERS,
     QWEN2,
-    TABLE,
     TEKKEN,
     PreTokenizer,
 )
@@ -32,7 +32,7 @@ from tests.support.shared import shared
 from tests.support.texts import BROAD, SPECIAL
 
 CORPUS = [*BROAD * 9, *(topics[name] for name in sorted(topics)[:25])]
-ROWS = [pytest.param(row, id=f"{row.name}-{number}") for number, row in enumerate(TABLE)]
+ROWS = [pytest.param(row, id=f"{row.name}-{number}") for number, row in enumerate(PRETOKENIZERS)]
 
 
 def step(described: tuple[Any, ...]) -> Any:
@@ -112,7 +112,7 @@ def test_trained_vocabularies(name: str, tmp_path: Path) -> None:
 
 
 def test_special_user_and_unused_tokens(tmp_path: Path) -> None:
-    train(TABLE[1], tmp_path)
+    train(PRETOKENIZERS[1], tmp_path)
     vocabulary = read_vocabulary(tmp_path, 4010)
     assert len(vocabulary.tokens) == len(vocabulary.types) == 4010
     kinds = dict(zip(vocabulary.tokens, vocabulary.types, strict=True))
@@ -138,7 +138,7 @@ def test_unknown_pattern_is_shown_with_the_names(tmp_path: Path) -> None:
 
 
 def test_names_of_pre_load_in_llama_cpp(tmp_path: Path) -> None:
-    train(TABLE[1], tmp_path)
+    train(PRETOKENIZERS[1], tmp_path)
     model = random_bamba(vocab_size=4100, num_hidden_layers=2, attn_layer_indices=[1])
     save_checkpoint(model, tmp_path)
     for name in KNOWN_NAMES:
@@ -149,7 +149,7 @@ def test_names_of_pre_load_in_llama_cpp(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pattern", [LLAMA3, QWEN2, GPT4O, TEKKEN, CL100K])
 def test_removing_what_a_pattern_leaves_out(pattern: str, tmp_path: Path) -> None:
     """As conversions of tiktoken write it: kept are the matches alone, which these patterns leave nothing between."""
-    row = next(row for row in TABLE if row.steps[0][1] == pattern)
+    row = next(row for row in PRETOKENIZERS if row.steps[0][1] == pattern)
     isolated, removed, inverted = (
         pre_tokenizers.Split(Regex(pattern), behavior, invert=invert)
         for behavior, invert in (("isolated", False), ("removed", True), ("isolated", True))
@@ -173,7 +173,7 @@ def test_removing_what_a_pattern_leaves_out(pattern: str, tmp_path: Path) -> Non
 
 def test_removing_what_a_pattern_does_leave_out(tmp_path: Path) -> None:
     """Digits in threes are matches in Falcon's last step, and the text around them would be lost."""
-    train(next(row for row in TABLE if row.name == "falcon"), tmp_path)
+    train(next(row for row in PRETOKENIZERS if row.name == "falcon"), tmp_path)
     file = tmp_path / "tokenizer.json"
     written = json.loads(file.read_text())
     written["pre_tokenizer"]["pretokenizers"][-1] |= {"behavior": "Removed", "invert": True}
@@ -183,7 +183,7 @@ def test_removing_what_a_pattern_does_leave_out(tmp_path: Path) -> None:
 
 
 def test_ignore_merges_decides_between_names_of_one_pattern() -> None:
-    names = {row.ignore_merges: row.name for row in TABLE if row.steps[0][1] == LLAMA3}
+    names = {row.ignore_merges: row.name for row in PRETOKENIZERS if row.steps[0][1] == LLAMA3}
     assert names == {True: "llama-bpe", False: "smaug-bpe"}
 
 
@@ -197,18 +197,18 @@ def test_ignore_merges_decides_between_names_of_one_pattern() -> None:
     ],
 )
 def test_what_llama_cpp_lacks_is_refused(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
-    train(TABLE[1], tmp_path, **changes)
+    train(PRETOKENIZERS[1], tmp_path, **changes)
     with pytest.raises(TokenizerError, match=complaint):
         read_vocabulary(tmp_path, 4100)
 
 
 def test_nfc_is_noted(tmp_path: Path) -> None:
-    train(TABLE[1], tmp_path, normalizer={"type": "NFC"})
+    train(PRETOKENIZERS[1], tmp_path, normalizer={"type": "NFC"})
     assert any("NFC" in note for note in read_vocabulary(tmp_path, 4100).notes)
 
 
 def test_more_tokens_than_rows(tmp_path: Path) -> None:
-    train(TABLE[1], tmp_path)
+    train(PRETOKENIZERS[1], tmp_path)
     with pytest.raises(TokenizerError, match="no row"):
         read_vocabulary(tmp_path, 3900)
 
