@@ -59,10 +59,10 @@ def _ranks(options: argparse.Namespace) -> list[Point]:
         targets_of,
     )
     from bamba_quant.calibration.texts import read_texts, token_chunks
-    from bamba_quant.inference.open_model import open_model
+    from bamba_quant.inference.loading import load_model_and_tokenizer
 
     device = torch.device(options.device)
-    original, encoder = open_model(options.model)
+    original, encoder = load_model_and_tokenizer(options.model)
     chunks = spread(token_chunks(encoder, read_texts([options.text]), 512), options.chunks)
     held_out = token_chunks(encoder, read_texts([options.eval_text or options.text]), 512)
     held_out = spread(held_out, options.eval_chunks)

@@ -55,8 +55,7 @@ def of_schemes() -> None:
     """Each of a file in the system's cache: as ``DeviceWeights`` reads it, and decoded by the CPU and sent."""
     from bamba_quant.checkpoint import PackedTensor, open_checkpoint, read_raw
     from bamba_quant.codecs.decoding import decode as decode_on_cpu
-    from bamba_quant.inference.device_weights import read_packed
-    from bamba_quant.inference.weights import Timings
+    from bamba_quant.inference.weights import Timings, read_packed
 
     device, dtype = torch.device("cuda"), torch.bfloat16
     print(f"{'scheme':30}{'GPU ms':>8}{'reading':>9}{'decoding':>9}{'CPU ms':>9}")

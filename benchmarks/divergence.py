@@ -33,7 +33,7 @@ def main() -> None:
 
     from bamba_quant.codecs.schemes import schemes
     from bamba_quant.errors import FormatError
-    from bamba_quant.inference.weights import load_model
+    from bamba_quant.inference.loading import load_model
     from bamba_quant.planning.quantize import plan_quantization
     from bamba_quant.tokenizers.encoder import read_encoder
     from bamba_quant.writers.quantized import write_quantized

@@ -206,8 +206,7 @@ def divergence(options: argparse.Namespace, path: Path, text: Path) -> float:
 
     from bamba_quant.calibration.student import HeldOut, model_of, sequences_of
     from bamba_quant.evaluation.tokens import cut_chunks
-    from bamba_quant.inference.open_model import read_text
-    from bamba_quant.inference.weights import load_model
+    from bamba_quant.inference.loading import load_model, read_text
     from bamba_quant.tokenizers.encoder import read_encoder
     from bamba_reference.torch.forward import to_tensor
 

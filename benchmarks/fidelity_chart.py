@@ -14,10 +14,9 @@ from pathlib import Path
 from bamba_quant.report.charts import canvas
 from bamba_quant.report.charts.canvas import Frame
 from bamba_quant.report.charts.frontier import as_svg
-from bamba_quant.report.labels import place_labels, text_width
+from bamba_quant.report.charts.layout import linear, logarithmic, place_labels, text_width
 from bamba_quant.report.markup import Markup
-from bamba_quant.report.numbers import digits, plain, size
-from bamba_quant.report.scales import linear, logarithmic
+from bamba_quant.report.wording import digits, plain, size
 from benchmarks.fidelity import SCHEMES, TUNED
 
 Point = tuple[float, float]  # bytes and divergence

@@ -35,7 +35,7 @@ def main() -> None:
 
 def _losses(options: argparse.Namespace) -> None:
     from bamba_quant.evaluation.evaluate import evaluate
-    from bamba_quant.evaluation.options import Options
+    from bamba_quant.evaluation.run import EvaluationOptions
     from bamba_quant.planning.convert import plan_conversion
     from bamba_quant.recipes import read_recipe, recipe_named, recipes
     from bamba_quant.writers import write_gguf
@@ -63,7 +63,7 @@ def _losses(options: argparse.Namespace) -> None:
             options.model,
             list(files.values()),
             options.text,
-            Options(
+            EvaluationOptions(
                 chunks=options.chunks,
                 device=options.device,
                 activations="exact",

@@ -31,7 +31,7 @@ def speed(directory: Path, count: int, repeats: int) -> None:
     from transformers import AutoModelForCausalLM
 
     from bamba_quant.calibration.collect import collect
-    from bamba_quant.inference.weights import load_model
+    from bamba_quant.inference.loading import load_model
 
     torch.set_grad_enabled(False)
     oracle = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation.evaluate import evaluate
-from bamba_quant.evaluation.options import Options
+from bamba_quant.evaluation.run import EvaluationOptions
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.report import write_reports
+from bamba_quant.report.write import write_reports
 from bamba_quant.writers import write_gguf
 
 text = Path(sys.argv[1])
@@ -23,7 +23,7 @@ for outtype in ("q8_0", "q4_k_m"):
     conversion = plan_conversion(model, outtype=outtype, outfile=directory)
     files += write_gguf(conversion.plan, conversion.outfile, overwrite=True)
 
-evaluation = evaluate(model, files, text, Options(ctx=256, chunks=8))
+evaluation = evaluate(model, files, text, EvaluationOptions(ctx=256, chunks=8))
 reports = write_reports(evaluation, directory / "report", overwrite=True)
 
 # Any JSON reader will do: report.schema.json in the package describes the file.

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from bamba_quant.embedded import embedded_model
-from bamba_quant.inference.open_model import open_model
+from bamba_quant.inference.loading import load_model_and_tokenizer
 from bamba_reference.runtime.generate import Sampling, generate
 from bamba_reference.torch.forward import forward, load
 
@@ -15,7 +15,7 @@ model_path = Path(sys.argv[1]) if len(sys.argv) > 1 else embedded_model()
 prompt = sys.argv[2] if len(sys.argv) > 2 else "The function"
 
 # `loaded.weights` is a mapping that reads a tensor when it is looked up; `load` reads all of them into torch tensors.
-loaded, encoder = open_model(model_path)
+loaded, encoder = load_model_and_tokenizer(model_path)
 model = load(loaded.config, loaded.weights)
 tokens = encoder.encode(prompt)
 

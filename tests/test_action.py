@@ -16,7 +16,7 @@ import yaml
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.recipes import recipes
-from bamba_quant.report import read_report
+from bamba_quant.report.json_report import read_report
 from bamba_quant_cli.app import app
 from bamba_quant_cli.demo import help_text
 

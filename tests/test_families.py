@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.errors import ArchitectureError, CheckpointError, PlanError, TokenizerError
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.export import plan_export, write_export
 from bamba_quant.planning.inspection import inspect_path

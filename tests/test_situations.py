@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from bamba_quant.checkpoint import Checkpoint, ReadOptions, open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.quantize import plan_quantization

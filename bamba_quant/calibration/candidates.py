@@ -11,7 +11,8 @@ from gguf import LlamaFileType
 
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.imatrix import Imatrix
-from bamba_quant.inference.weights import LazyWeights, load_model
+from bamba_quant.inference.loading import load_model
+from bamba_quant.inference.weights import LazyWeights
 from bamba_quant.planning.convert import Conversion, plan_conversion
 from bamba_quant.recipes import Recipe, TypeOverrides
 from bamba_quant.writers import write_gguf

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from bamba_quant.checkpoint.activation_sums import ActivationSums, TensorSums
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.evaluation.sources import Source, reading_order
-from bamba_quant.inference.open_model import torch_device, torch_dtype
-from bamba_quant.inference.prefetch import read_ahead_for
-from bamba_quant.inference.weights import LazyWeights, LoadedModel, Timings
+from bamba_quant.inference.loading import LoadedModel, torch_device, torch_dtype
+from bamba_quant.inference.prefetch import prefetcher_for
+from bamba_quant.inference.stream_weights import StreamWeights, prefetch_order
+from bamba_quant.inference.weights import LazyWeights, Timings
 from bamba_reference.kernels import backend_named
 from bamba_reference.runtime.stream import final_hidden
 from bamba_reference.tensors import head_name, stack_of
@@ -121,11 +121,11 @@ def collect(
         def tell(layer: int, layers: int, i: int = i) -> None:
             progress(Round(layer, layers, i, rounds))
 
-        ahead = read_ahead_for(where)
+        ahead = prefetcher_for(where)
         with ahead or nullcontext():
-            source = Source(model.weights, config, number, where, Timings(), ahead)
+            source = StreamWeights(model.weights, config, number, where, Timings(), ahead)
             if ahead:
-                ahead.begin(reading_order([source], compared=False))
+                ahead.begin(prefetch_order([source], compared=False))
             (hidden,) = final_hidden(
                 config,
                 [source],

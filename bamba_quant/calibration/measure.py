@@ -13,7 +13,7 @@ from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.activation_sums import ActivationSums, merge_sums, sums_for_model
 from bamba_quant.checkpoint.imatrix import Imatrix, imatrix_from_sums, read_sums
 from bamba_quant.errors import CheckpointError, join_names
-from bamba_quant.inference.open_model import open_model
+from bamba_quant.inference.loading import load_model_and_tokenizer
 
 CTX = 512
 _SHOWN = 8  # experts of a tensor
@@ -51,7 +51,7 @@ def measure_imatrix(
     """
     if not texts and not merge:
         raise CheckpointError("there is nothing to measure", fix="give a text with --text")
-    loaded, encoder = open_model(Path(model), tokenizer, reading)
+    loaded, encoder = load_model_and_tokenizer(Path(model), tokenizer, reading)
     rules = [loaded.weights.stored(name)[1] for name in loaded.weights]
     shapes = {
         rule.gguf: (math.prod(rule.shape[:-2]), rule.shape[-1])

@@ -15,7 +15,7 @@ from bamba_quant.calibration.memory import check_memory
 from bamba_quant.calibration.texts import read_texts, token_chunks
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.errors import PlanError
-from bamba_quant.inference.open_model import open_model, torch_device, torch_dtype
+from bamba_quant.inference.loading import load_model_and_tokenizer, torch_device, torch_dtype
 from bamba_reference.packing import check_tokens
 
 METHODS = ("gradient", "direct")
@@ -61,7 +61,7 @@ def text_costs(
     if options.batch < 1:
         raise PlanError("there are no chunks to run together", found=options.batch, expected="at least 1")
     device, dtype = torch_device(options.device), torch_dtype(options.dtype)
-    loaded, encoder = open_model(model, reading=reading)
+    loaded, encoder = load_model_and_tokenizer(model, reading=reading)
     held = loaded.checkpoint.elements * dtype.itemsize
     if options.method == "gradient":
         held += min(options.memory, 2 * len(formats) * loaded.checkpoint.elements)

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bamba_quant.calibration.candidates import Candidates
-from bamba_quant.inference.device_weights import weights_on
-from bamba_quant.inference.weights import LoadedModel
+from bamba_quant.inference.loading import LoadedModel
+from bamba_quant.inference.weights import weights_on
 from bamba_reference.packing import layout
 from bamba_reference.tensors import HEAD, tensor_shapes
 from bamba_reference.torch.forward import (

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.errors import CheckpointError
-from bamba_quant.inference.open_model import read_text
+from bamba_quant.inference.loading import read_text
 from bamba_quant.tokenizers.encoder import Encoder
 from bamba_reference.packing import InputError
 

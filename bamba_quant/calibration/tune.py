@@ -19,22 +19,14 @@ from torch import Tensor
 
 from bamba_quant.calibration.latents import LatentMatrix, LatentTensor, LatentVector
 from bamba_quant.calibration.memory import check_memory
-from bamba_quant.calibration.student import (
-    HeldOut,
-    gradients,
-    model_of,
-    products,
-    sequences_of,
-    states_of,
-)
+from bamba_quant.calibration.student import HeldOut, gradients, model_of, products, sequences_of, states_of
 from bamba_quant.calibration.texts import Text, read_texts
 from bamba_quant.calibration.tune_data import customary_steps, tune_data
 from bamba_quant.calibration.tune_options import Tell, TuneError, TuneOptions
 from bamba_quant.calibration.tune_run import Run
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.base import read_raw
-from bamba_quant.inference.open_model import torch_device
-from bamba_quant.inference.weights import LoadedModel, load_model
+from bamba_quant.inference.loading import LoadedModel, load_model, torch_device
 from bamba_quant.metadata.tune_record import Tuned
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_reference.tensors import WIDE, tensor_shapes

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bamba_quant.evaluation.result import LayerDrift, RowClass, TensorLoss
-from bamba_quant.evaluation.tensor_loss import CPU, Difference, difference, row_classes, sqnr
-from bamba_quant.inference.device_weights import DeviceWeights
-from bamba_quant.inference.weights import LazyWeights, Timings
+from bamba_quant.evaluation.tensor_loss import CPU, TensorDifference, row_classes, sqnr, tensor_difference
+from bamba_quant.inference.weights import DeviceWeights, LazyWeights, Timings
 from bamba_reference.config import Config
 from bamba_reference.runtime.stream import Pass
 from bamba_reference.tensors import HEAD, layer_prefix, stack_of
@@ -89,7 +88,9 @@ class DriftWatch:
         return found
 
     def _lose(self, source: int, name: str, noise: Noise | None) -> None:
-        apart = difference(self.weights[0], self.weights[source], name, self.timings, device=self.device)
+        apart = tensor_difference(
+            self.weights[0], self.weights[source], name, self.timings, device=self.device
+        )
         self.tensors[source].append(
             tensor_loss(self.weights[0], self.weights[source], name, apart, self.config, noise)
         )
@@ -113,11 +114,11 @@ def tensor_loss(
     base: LazyWeights | DeviceWeights,
     other: LazyWeights | DeviceWeights,
     name: str,
-    apart: Difference,
+    apart: TensorDifference,
     config: Config,
     noise: Noise | None = None,
 ) -> TensorLoss:
-    """A tensor's ``Difference`` and its product's noise as the record that a report shows."""
+    """A tensor's ``TensorDifference`` and its product's noise as the record that a report shows."""
     info, original = other.info(name), base.info(name)
     classes = tuple(
         RowClass(

@@ -21,8 +21,7 @@ from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.activations import resolve, with_activations
 from bamba_quant.evaluation.drift import DriftWatch, worst
 from bamba_quant.evaluation.gates import Limit, check_enough, check_sections, judge, limits_for
-from bamba_quant.evaluation.hashing import Hashing
-from bamba_quant.evaluation.inputs import input_files
+from bamba_quant.evaluation.input_files import FileHasher, input_files
 from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.logits_file import is_logits_file, read_logits_file, writing
 from bamba_quant.evaluation.models import (
@@ -34,9 +33,7 @@ from bamba_quant.evaluation.models import (
     tell_notes,
 )
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
-from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.provenance import ModelFile
-from bamba_quant.evaluation.record import command_line, compiling, run_record, timing
 from bamba_quant.evaluation.result import (
     RECORDS,
     SCHEMA,
@@ -46,13 +43,20 @@ from bamba_quant.evaluation.result import (
     NoiseFloor,
     TensorLoss,
 )
+from bamba_quant.evaluation.run import EvaluationOptions, command_line, run_record, time_compilation, timing
 from bamba_quant.evaluation.scores import Scores, check_finite, collect
-from bamba_quant.evaluation.scoring import Measured, Progress, Tell, chunks_together, score_part
-from bamba_quant.evaluation.sources import Source, reading_order
+from bamba_quant.evaluation.scoring import (
+    EvaluationProgress,
+    ProgressCallback,
+    ScoreBlocks,
+    chunks_together,
+    score_part,
+)
 from bamba_quant.evaluation.tokens import file_tokens, text_tokens
-from bamba_quant.inference.distributed import ALONE, Ranks
-from bamba_quant.inference.open_model import first_product, torch_device, torch_dtype
-from bamba_quant.inference.prefetch import read_ahead_for
+from bamba_quant.inference.distributed import SINGLE_PROCESS, Ranks
+from bamba_quant.inference.loading import first_product, torch_device, torch_dtype
+from bamba_quant.inference.prefetch import prefetcher_for
+from bamba_quant.inference.stream_weights import StreamWeights, prefetch_order
 from bamba_quant.inference.weights import Timings
 from bamba_reference.kernels import backend_named
 from bamba_reference.runtime.stream import Pass, final_hidden
@@ -66,14 +70,14 @@ def evaluate(
     base: Path,
     candidates: Sequence[Path],
     text: Path | None,
-    options: Options = Options(),
+    options: EvaluationOptions = EvaluationOptions(),
     *,
     gates: Mapping[str, Sequence[Limit]] | None = None,
     limits: Sequence[Limit] = (),
     command: str | None = None,
-    progress: Tell = lambda progress: None,
+    progress: ProgressCallback = lambda progress: None,
     note: Callable[[str], None] = lambda note: None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Evaluation:
     """Evaluate ``candidates`` against ``base`` on a UTF-8 text.
 
@@ -110,9 +114,9 @@ def evaluate(
 
     clock = time.perf_counter()
     timings = Timings()
-    ahead = read_ahead_for(device)
+    ahead = prefetcher_for(device)
     sources = [
-        Source(each.model.weights, each.model.config, dtype, device, timings, ahead) for each in opened
+        StreamWeights(each.model.weights, each.model.config, dtype, device, timings, ahead) for each in opened
     ]
     floor_chunks = 0 if given or options.noise_floor == "none" else min(options.floor_chunks, len(tokens.cut))
     drift_chunks = 0 if given else min(options.drift_chunks, len(tokens.cut))
@@ -134,7 +138,7 @@ def evaluate(
         else None
     )
 
-    def tell(now: Progress) -> None:
+    def tell(now: EvaluationProgress) -> None:
         ranks.check()
         progress(now)
 
@@ -143,23 +147,23 @@ def evaluate(
             if each:
                 each(passed)
 
-    hashing: Hashing | None = None
+    hashing: FileHasher | None = None
 
     def layer_done(done: int, total: int) -> None:
         nonlocal hashing
         if ahead and ranks.first and not hashing:
             # A GPU leaves the cores to it once the kernels are made, and what one has read the other finds cached.
-            hashing = stack.enter_context(Hashing(map(files_of, opened)))
-        tell(Progress("layers", done, total, {}))
+            hashing = stack.enter_context(FileHasher(map(files_of, opened)))
+        tell(EvaluationProgress("layers", done, total, {}))
 
     with ExitStack() as stack:
-        stack.enter_context(compiling(timings, device))
+        stack.enter_context(time_compilation(timings, device))
         drawn = write = None
         if ranks.first:
             beside = stack.enter_context(ThreadPoolExecutor(1))
             drawn = beside.submit(Bootstrap, tokens.text.chunks, options.seed, options.resamples)
         if ahead:
-            stack.enter_context(ahead).begin(reading_order(sources, drift is not None))
+            stack.enter_context(ahead).begin(prefetch_order(sources, drift is not None))
         if options.save_base:
             inputs = input_files([base, *candidates, text, options.tokenizer])
             write = stack.enter_context(
@@ -186,13 +190,13 @@ def evaluate(
         )
         found = score_part(given, opened, sources, hidden, tokens, part, floor, write, backends, tell)
         losses = drift.finish() if drift else [()] * len(others)
-        measured = Measured.of_parts(ranks.gather(found, Measured))
+        measured = ScoreBlocks.of_parts(ranks.gather(found, ScoreBlocks))
         scored = measured.scores(tokens.text.chunks)
         for file, scores in zip(files, scored, strict=True):
             check_finite(scores, base.name, file.label)
         seconds = time.perf_counter() - clock
         if ranks.first:
-            hashing = hashing or stack.enter_context(Hashing(map(files_of, opened)))
+            hashing = hashing or stack.enter_context(FileHasher(map(files_of, opened)))
             hashed = hashing.finish()
         hashing_seconds = time.perf_counter() - clock - seconds
     if not drawn:

@@ -13,14 +13,16 @@ from bamba_quant.evaluation.intervals import (
     F64,
     Bootstrap,
     Bounds,
-    Shown,
-    Smooth,
+    Display,
+    SmoothStatistic,
+    gain_bounds,
+    has_few_exceptions,
+    identity,
     least_tokens,
     quantile,
     quantile_bounds,
-    unchanged,
+    share_bounds,
 )
-from bamba_quant.evaluation.proportions import gain_bounds, has_few_exceptions, share_bounds
 from bamba_quant.evaluation.result import FIGURES, ChunkMeans, Figure, Flips, Histogram
 from bamba_quant.evaluation.scores import TOP, Scores
 
@@ -38,15 +40,15 @@ class Mean:
     """A figure of means over tokens of what ``columns`` names, with its gradient for the intervals."""
 
     columns: tuple[str, ...]
-    smooth: Smooth
+    smooth: SmoothStatistic
 
 
 # Shares of tokens, of which no exception in a text is not yet none at all.
 SHARES = ("same_top", "top_5_overlap", "flips")
 
 
-def _one(column: str, shown: Shown = unchanged) -> Mean:
-    return Mean((column,), Smooth(lambda m: m[..., 0], np.ones_like, shown))
+def _one(column: str, shown: Display = identity) -> Mean:
+    return Mean((column,), SmoothStatistic(lambda m: m[..., 0], np.ones_like, shown))
 
 
 def _correlation(m: F64) -> F64:
@@ -72,13 +74,14 @@ MEANS: Mapping[str, Mean] = {
     "ppl": _one("nll", np.exp),
     "ppl_base": _one("nll_base", np.exp),
     "correlation": Mean(
-        ("nll", "nll_base", "nll²", "nll_base²", "nll·nll_base"), Smooth(_correlation, _correlation_gradient)
+        ("nll", "nll_base", "nll²", "nll_base²", "nll·nll_base"),
+        SmoothStatistic(_correlation, _correlation_gradient),
     ),
     "ln_ppl_ratio": _one("nll - nll_base"),
     "ppl_ratio": _one("nll - nll_base", np.exp),
     "ppl_difference": Mean(
         ("nll", "nll_base"),
-        Smooth(
+        SmoothStatistic(
             lambda m: np.exp(m[..., 0]) - np.exp(m[..., 1]),
             lambda m: np.stack([np.exp(m[..., 0]), -np.exp(m[..., 1])], axis=-1),
         ),

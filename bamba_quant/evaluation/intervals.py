@@ -4,6 +4,10 @@ Figures that are smooth functions of means get studentized bootstrap intervals (
 Hall 1992, section 3.5), whose error falls with 1/n for skewed data where percentiles' and Student's fall with
 1/√n. Quantiles get Woodruff's (1952): an interval for the share of tokens below the quantile, its error reckoned
 between chunks (Francisco and Fuller 1991), carried through the distribution.
+
+Proportions with few exceptions, of which most resamples would have none, get Korn and Graubard's interval (Survey
+Methodology 24, 1998): the exact binomial one (Clopper and Pearson 1934) of as many tokens as would, if they were
+independent, leave the proportion as uncertain as the chunks show it to be.
 """
 
 from __future__ import annotations
@@ -38,17 +42,17 @@ class Bounds:
     upper: float
 
 
-def unchanged(theta: Any) -> Any:
+def identity(theta: Any) -> Any:
     """A figure that is shown as it is."""
     return theta
 
 
 # A rising function of floats or of arrays of them.
-Shown = Callable[[Any], Any]
+Display = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
-class Smooth:
+class SmoothStatistic:
     """A figure ``shown(statistic(m))`` of k means m: both act on the last axis, ``shown`` rises.
 
     ``gradient`` is the statistic's, (…, k) to (…, k).
@@ -56,7 +60,7 @@ class Smooth:
 
     statistic: Callable[[F64], F64]
     gradient: Callable[[F64], F64]
-    shown: Shown = unchanged
+    shown: Display = identity
 
 
 class Bootstrap:
@@ -69,7 +73,7 @@ class Bootstrap:
             np.uint16
         )
 
-    def bounds(self, means: F64, figure: Smooth) -> Bounds | None:
+    def bounds(self, means: F64, figure: SmoothStatistic) -> Bounds | None:
         """Bounds of a figure of the means over chunks of ``means`` (n, k).
 
         None for too few chunks, and where so few of them differ that resamples do not tell how uncertain they are.
@@ -94,14 +98,14 @@ class Bootstrap:
             return None
         return Bounds(*(float(figure.shown(theta - cut * error)) for cut in cuts))
 
-    def _errors(self, means: F64, figure: Smooth) -> float:
+    def _errors(self, means: F64, figure: SmoothStatistic) -> float:
         """The standard error by linearization: that of the mean of gradient · (x - m)."""
         mean = means.mean(0)
         influence = (means - mean) @ figure.gradient(mean)
         return float(np.sqrt(np.square(influence).mean() / (len(means) - 1)))
 
     def _deviations(
-        self, means: F64, figure: Smooth, theta: float, whole: float, counts: NDArray[np.uint16]
+        self, means: F64, figure: SmoothStatistic, theta: float, whole: float, counts: NDArray[np.uint16]
     ) -> F64:
         n, k = means.shape
         share = counts / n  # (R, n)
@@ -162,3 +166,79 @@ def student(level: float, degrees: int) -> float:
     g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + g1 / degrees + g2 / degrees**2 + g3 / degrees**3
+
+
+# With an exception in fewer chunks than these, one resample of 2,981 or more has none.
+LEAST_EXCEPTIONAL = 8
+
+
+def has_few_exceptions(shares: F64) -> bool:
+    """Whether the share of too few of the chunks ``shares`` (n,) differs from all, or of too few from none."""
+    return min(int((shares > 0).sum()), int((shares < 1).sum())) < LEAST_EXCEPTIONAL
+
+
+def share_bounds(shares: F64, tokens: int) -> Bounds | None:
+    """Bounds of the mean of ``shares`` (n,), one a chunk, of ``tokens`` tokens in all; None for too few chunks."""
+    n, p = len(shares), float(shares.mean())
+    if n < LEAST_CHUNKS:
+        return None
+    variance = float(shares.var(ddof=1)) / n
+    plain = p * (1 - p) / tokens
+    effective = tokens * min(1.0, plain / variance) if variance else float(tokens)
+
+    def side(level: float) -> tuple[float, float]:
+        normal = student(level, 1_000_000)
+        size = effective * (normal / student(level, n - 1)) ** 2 if variance else effective
+        below = beta_quantile(1 - level, p * size, (1 - p) * size + 1) if p > 0 else 0.0
+        above = beta_quantile(level, p * size + 1, (1 - p) * size) if p < 1 else 1.0
+        return below, above
+
+    (low, high), (lower, upper) = side(0.975), side(0.95)
+    return Bounds(low, high, lower, upper)
+
+
+def gain_bounds(gained: Bounds, lost: Bounds) -> Bounds:
+    """Bounds of gained - lost, no tighter than they must be: all that can be lost against all that can be gained."""
+    return Bounds(-lost.high, gained.high, -lost.upper, gained.upper)
+
+
+def beta_quantile(level: float, a: float, b: float) -> float:
+    """x with I_x(a, b) = ``level``, by bisection."""
+    return _bisected(lambda x: beta_share(x, a, b) < level)
+
+
+def beta_share(x: float, a: float, b: float) -> float:
+    """The regularized incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22)."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - beta_share(1 - x, b, a)
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    # Lentz's recurrence (Thompson and Barnett 1986).
+    tiny = 1e-300
+    c, d = 1.0, 1 / _apart(1 - (a + b) * x / (a + 1), tiny)
+    fraction = d
+    for m in range(1, 10_000):
+        for step in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            c, d = _apart(1 + step / c, tiny), 1 / _apart(1 + step * d, tiny)
+            fraction *= c * d
+        if abs(c * d - 1) < 1e-14:
+            break
+    return math.exp(log_front) * fraction / a
+
+
+def _apart(value: float, tiny: float) -> float:
+    return value if abs(value) > tiny else tiny
+
+
+def _bisected(below: Callable[[float], bool]) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return (low + high) / 2

@@ -24,7 +24,7 @@ from bamba_quant.checkpoint.base import RawReader
 from bamba_quant.errors import CheckpointError
 from bamba_quant.evaluation.scores import TOP, BaseBlock
 from bamba_quant.files.regular_file import open_regular
-from bamba_quant.inference.distributed import ALONE, Ranks
+from bamba_quant.inference.distributed import SINGLE_PROCESS, Ranks
 from bamba_quant.writers.atomic import atomic_files, output_error, partial_name
 
 MAGIC = b"_logits_"
@@ -184,7 +184,7 @@ def writing(
     overwrite: bool = False,
     inputs: Collection[Path] = (),
     part: slice = slice(None),
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Iterator[Callable[[NDArray[np.float32]], None]]:
     """A function to be given the logits (t, V) of all scored tokens in order; the file appears when all are there.
 

@@ -16,11 +16,11 @@ from gguf import Keys, LlamaFileType
 from bamba_quant.checkpoint import Checkpoint, ReadOptions
 from bamba_quant.codecs.schemes import Ignored, schemes
 from bamba_quant.errors import BambaQuantError, join_names
-from bamba_quant.evaluation.hashing import hashes
+from bamba_quant.evaluation.input_files import hash_files
 from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.provenance import ModelFile, TypeTotal, tuned_name
 from bamba_quant.files.json_file import TOKENIZER_BYTES, read_bytes
-from bamba_quant.inference.weights import LoadedModel, load_model
+from bamba_quant.inference.loading import LoadedModel, load_model
 from bamba_quant.metadata.general import RECIPE_KEY
 from bamba_quant.metadata.model_name import name_of
 from bamba_quant.metadata.tune_record import read_record
@@ -37,7 +37,7 @@ class ComparisonError(BambaQuantError):
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedModel:
     """A model ready to be read, under a ``label`` that no other of the evaluation has."""
 
     label: str
@@ -47,7 +47,7 @@ class Opened:
 
 def open_models(
     base: Path | None, candidates: Sequence[Path], reading: ReadOptions = ReadOptions()
-) -> list[Opened]:
+) -> list[OpenedModel]:
     """The base, if it is a model, and the candidates, in this order.
 
     Raises ``ComparisonError`` for a path given twice and for models of another architecture, vocabulary or shape.
@@ -62,7 +62,7 @@ def open_models(
             "a model is given twice", found=", ".join(map(str, twice)), fix="name every model once"
         )
     opened = [
-        Opened(label, path, load_model(path, reading=reading))
+        OpenedModel(label, path, load_model(path, reading=reading))
         for label, path in zip(_labels(paths), paths, strict=True)
     ]
     for other in opened[1:]:
@@ -70,15 +70,15 @@ def open_models(
     return opened
 
 
-def tell_notes(opened: Iterable[Opened], note: Callable[[str], None]) -> None:
+def tell_notes(opened: Iterable[OpenedModel], note: Callable[[str], None]) -> None:
     """Call ``note`` with what was tolerated in reading each model."""
     for each in opened:
         for text in each.model.checkpoint.notes:
             note(f"{each.label}: {text}")
 
 
-def describe(opened: Opened) -> ModelFile:
-    """What a report says of a model; its files' hashes are left to ``hashing``."""
+def describe(opened: OpenedModel) -> ModelFile:
+    """What a report says of a model; the hashes of its files are added by ``FileHasher``."""
     checkpoint = opened.model.checkpoint
     weights = opened.model.weights
     totals: dict[str, list[int]] = {}
@@ -125,11 +125,11 @@ def describe_logits(given: LogitsFile) -> ModelFile:
         n_bytes=0,
         file_bytes=size,
         bits_per_weight=None,
-        files=hashes([given.path]),
+        files=hash_files([given.path]),
     )
 
 
-def files_of(opened: Opened) -> tuple[Path, ...]:
+def files_of(opened: OpenedModel) -> tuple[Path, ...]:
     """The files that make the model what it is: weights, and a directory's configuration and tokenizer."""
     small = [opened.path / name for name in _SMALL_FILES] if opened.path.is_dir() else []
     return (*opened.model.checkpoint.files, *(file for file in small if file.is_file()))
@@ -161,7 +161,7 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]  # a directory x beside a file x.gguf
 
 
-def _check_comparable(base: Opened, other: Opened) -> None:
+def _check_comparable(base: OpenedModel, other: OpenedModel) -> None:
     if base.model.architecture != other.model.architecture:
         raise ComparisonError(
             "a candidate is of another architecture than the base",

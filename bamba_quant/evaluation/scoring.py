@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from bamba_quant.evaluation.logits_file import LogitsFile, base_blocks
-from bamba_quant.evaluation.models import Opened
+from bamba_quant.evaluation.models import OpenedModel
 from bamba_quant.evaluation.noise_floor import FloorWatch
 from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, collect, score
-from bamba_quant.evaluation.sources import Source
 from bamba_quant.evaluation.tokens import Tokens
+from bamba_quant.inference.stream_weights import StreamWeights
 from bamba_reference.runtime.stream import head_blocks, logit_blocks, together
 from bamba_reference.tensors import FINAL_NORM
 from bamba_reference.torch.backend import Backend
@@ -31,7 +31,7 @@ Block = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Progress:
+class EvaluationProgress:
     """How far a ``stage`` is: ``done`` of ``total`` layers or scored tokens; ``estimates`` by label, once there are."""
 
     stage: str
@@ -40,18 +40,18 @@ class Progress:
     estimates: Mapping[str, Mapping[str, float]]
 
 
-Tell = Callable[[Progress], None]
+ProgressCallback = Callable[[EvaluationProgress], None]
 
 
 @dataclass(frozen=True)
-class Measured:
+class ScoreBlocks:
     """Blocks of ``scores.score`` in the text's order: one list a candidate, and the base's own by another path."""
 
     candidates: tuple[tuple[Block, ...], ...]
     floor: tuple[Block, ...]
 
     @classmethod
-    def of_parts(cls, parts: Sequence[Measured]) -> Self:
+    def of_parts(cls, parts: Sequence[ScoreBlocks]) -> Self:
         """What was measured on the parts of a text, as if it had been one."""
         candidates = zip(*(part.candidates for part in parts), strict=True)
         return cls(
@@ -76,16 +76,16 @@ def chunks_together(ctx: int, device: torch.device, vocab_size: int) -> int:
 
 def score_part(
     given: LogitsFile | None,
-    opened: Sequence[Opened],
-    sources: Sequence[Source],
+    opened: Sequence[OpenedModel],
+    sources: Sequence[StreamWeights],
     hidden: list[torch.Tensor],
     tokens: Tokens,
     part: slice,
     floor: FloorWatch | None,
     write: Callable[[NDArray[np.float32]], None] | None,
     backends: Sequence[Backend],
-    progress: Tell,
-) -> Measured:
+    progress: ProgressCallback,
+) -> ScoreBlocks:
     """The base's logits of the chunks ``part`` once, then each candidate's against them.
 
     ``hidden`` are these chunks' final states (n, ctx, d) under each model; the list is emptied on the way.
@@ -130,8 +130,8 @@ def score_part(
         if by_another_path is not None:
             floor_blocks.append(score(block.first(len(by_another_path)), by_another_path))
         done += len(block.targets)
-        progress(Progress("tokens", done, targets.size, _estimates(labels, sums / done)))
-    return Measured(tuple(map(tuple, found)), tuple(floor_blocks))
+        progress(EvaluationProgress("tokens", done, targets.size, _estimates(labels, sums / done)))
+    return ScoreBlocks(tuple(map(tuple, found)), tuple(floor_blocks))
 
 
 def _begin(blocks: Sequence[int], tokens: int) -> list[int]:

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.inference.device_weights import DeviceWeights
-from bamba_quant.inference.weights import LazyWeights, Timings
+from bamba_quant.inference.weights import DeviceWeights, LazyWeights, Timings
 from bamba_reference.config import Config
 from bamba_reference.torch.forward import to_tensor
 
@@ -29,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Difference:
+class TensorDifference:
     """Sums over each row of a tensor w and of ŵ: ``signal`` Σw², ``noise`` Σ(ŵ - w)², float64 of shape (rows,)."""
 
     signal: F64
@@ -54,7 +53,7 @@ def sqnr(signal: float, noise: float) -> float | None:
     return 10 * math.log10(max(float(signal), 1e-300) / min(float(noise), 1e300)) if noise else None
 
 
-def difference(
+def tensor_difference(
     base: LazyWeights | DeviceWeights,
     other: LazyWeights | DeviceWeights,
     name: str,
@@ -62,7 +61,7 @@ def difference(
     *,
     other_name: str | None = None,
     device: torch.device = CPU,
-) -> Difference:
+) -> TensorDifference:
     """Tensor ``name`` of ``other`` against that of ``base``, in float32 with sums in float64, on ``device``.
 
     ``DeviceWeights`` are of float32, so that blocks become what they are on a CPU. Raises ``BambaQuantError`` for
@@ -92,7 +91,7 @@ def difference(
             where=f"{other.info(other_name or name).name}, stored as {other.info(other_name or name).format}",
             fix="make the file again, from a checkpoint whose weights are finite",
         )
-    return Difference(np.concatenate(signal), np.concatenate(noise), lengths, products, worst)
+    return TensorDifference(np.concatenate(signal), np.concatenate(noise), lengths, products, worst)
 
 
 def row_classes(role: str, rows: int, config: Config) -> dict[str, slice]:

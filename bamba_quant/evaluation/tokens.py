@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from bamba_quant.checkpoint import Checkpoint, open_checkpoint
 from bamba_quant.errors import CheckpointError
 from bamba_quant.evaluation.logits_file import LogitsFile
-from bamba_quant.evaluation.models import ComparisonError, Opened, tokenizer_hash
-from bamba_quant.evaluation.options import Options
+from bamba_quant.evaluation.models import ComparisonError, OpenedModel, tokenizer_hash
 from bamba_quant.evaluation.provenance import Text
-from bamba_quant.inference.open_model import read_text
+from bamba_quant.evaluation.run import EvaluationOptions
+from bamba_quant.inference.loading import read_text
 from bamba_quant.tokenizers.encoder import Encoder, read_encoder
 from bamba_reference.packing import InputError
 from bamba_reference.runtime.perplexity import cut_chunks
@@ -42,7 +42,7 @@ class Tokens:
         return self.cut[:, self.first + 1 :]
 
 
-def text_tokens(opened: Sequence[Opened], text: Path | None, options: Options) -> Tokens:
+def text_tokens(opened: Sequence[OpenedModel], text: Path | None, options: EvaluationOptions) -> Tokens:
     """The text by the base's tokenizer, once every candidate's is found to read it alike."""
     if text is None:
         raise CheckpointError("there is no text to evaluate on", fix="give one with --text")
@@ -82,7 +82,9 @@ def _check_same_tokens(
     )
 
 
-def file_tokens(given: LogitsFile, opened: Sequence[Opened], text: Path | None, options: Options) -> Tokens:
+def file_tokens(
+    given: LogitsFile, opened: Sequence[OpenedModel], text: Path | None, options: EvaluationOptions
+) -> Tokens:
     """The tokens of a file of logits, which must be the text's where one is given too."""
     for each in opened:
         if each.model.config.vocab_size != given.vocab_size:
@@ -94,7 +96,7 @@ def file_tokens(given: LogitsFile, opened: Sequence[Opened], text: Path | None, 
             )
     if options.chunks is not None and options.chunks < 1:
         raise InputError("there are no chunks to score", found=options.chunks, expected="at least 1")
-    if options.ctx not in (given.ctx, Options.ctx):
+    if options.ctx not in (given.ctx, EvaluationOptions.ctx):
         raise ComparisonError(
             "the file of logits has chunks of another length",
             where=given.path,
@@ -125,7 +127,7 @@ def file_tokens(given: LogitsFile, opened: Sequence[Opened], text: Path | None, 
 
 
 def _cut(
-    ids: list[int], bos: int | None, opened: Sequence[Opened], options: Options
+    ids: list[int], bos: int | None, opened: Sequence[OpenedModel], options: EvaluationOptions
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     vocab_size = opened[0].model.config.vocab_size
     cut = cut_chunks(ids, vocab_size=vocab_size, ctx=options.ctx, bos=bos, chunks=options.chunks)

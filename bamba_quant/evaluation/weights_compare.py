@@ -14,7 +14,7 @@ from bamba_quant.evaluation.drift import tensor_loss
 from bamba_quant.evaluation.models import describe, open_models, tell_notes
 from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import TensorLoss
-from bamba_quant.evaluation.tensor_loss import difference, sqnr
+from bamba_quant.evaluation.tensor_loss import sqnr, tensor_difference
 
 _BYTES = 4 << 20  # of a tensor, that are compared at once
 
@@ -69,7 +69,7 @@ def compare_weights(
     tell_notes((first, second), note)
     losses, codes, signal, noise = [], [], 0.0, 0.0
     for name in first.model.weights:
-        apart = difference(first.model.weights, second.model.weights, name)
+        apart = tensor_difference(first.model.weights, second.model.weights, name)
         losses.append(tensor_loss(first.model.weights, second.model.weights, name, apart, first.model.config))
         signal, noise = signal + math.fsum(apart.signal), noise + math.fsum(apart.noise)
         stored = [each.model.weights.stored(name)[0] for each in (first, second)]

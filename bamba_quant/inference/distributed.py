@@ -83,7 +83,7 @@ class Ranks:
     def gather(self, value: T, *records: type) -> list[T]:
         """Every process's ``value`` in the order of the ranks, in every process, once all have called this.
 
-        A value consists of what ``wire`` encodes: plain values, arrays and the dataclasses ``records``. Raises
+        A value consists of what ``serialization`` encodes: plain values, arrays and the dataclasses ``records``. Raises
         ``RankError`` when another process is gone, or when a value that arrives is not what its process sent.
         """
         return self._exchange.gather(value, *records) if self._exchange else [value]
@@ -108,19 +108,19 @@ class Ranks:
         return [*started, "-m", "bamba_quant_cli", *words]
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """The processes that were started with this one, as torchrun does it; ``ALONE`` where none was.
+def join_ranks() -> Iterator[Ranks]:
+    """The processes that were started with this one, as torchrun does it; ``SINGLE_PROCESS`` where none was.
 
     When several of them fail, the first error is raised as it is and the others become ``FailedElsewhereError``, so
     that one error is reported. Raises ``RankError`` when the processes cannot connect to one another.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     exchange = _meet()
     try:
@@ -140,7 +140,7 @@ def joined() -> Iterator[Ranks]:
         exchange.leave()
 
 
-def spread(score: Scorer, together: Callable[[int], int], ranks: Ranks) -> Scorer:
+def spread_over_ranks(score: Scorer, together: Callable[[int], int], ranks: Ranks) -> Scorer:
     """``score`` over the parts of all processes: every one yields all chunks, in the text's order.
 
     ``together`` says by their length how many chunks ``score`` works on at once. The first process yields its own

@@ -1,10 +1,10 @@
 """What the processes of a run exchange through torch's key-value store, and which of them are still running.
 
-The store may be reached by any process of the machine. Therefore values are bytes of ``wire``, which run no code when
-they are read, and each is authenticated: HMAC-SHA256 over its key and its bytes, with the run's token as the key. A
-value that another process put, moved or changed is an error before it is decoded, and one that it deleted is an error
-once its author reports that it had set it. Without a token, as under torchrun alone, the same checks detect accidents,
-but not a process that computes the HMAC too: it can then change figures, but still not run code.
+The store may be reached by any process of the machine. Therefore values are bytes of ``serialization``, which
+run no code when they are read, and each is authenticated: HMAC-SHA256 over its key and its bytes, with the run's token
+as the key. A value that another process put, moved or changed is an error before it is decoded, and one that it deleted
+is an error once its author reports that it had set it. Without a token, as under torchrun alone, the same checks detect
+accidents, but not a process that computes the HMAC too: it can then change figures, but still not run code.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Exchange:
 
     def gather(self, value: Any, *records: type) -> list[Any]:
         """Every process's ``value`` in the order of the ranks; ``records`` are the dataclasses in them."""
-        from bamba_quant.inference.wire import encode
+        from bamba_quant.inference.serialization import encode
 
         self._rounds += 1
         with _reaching():
@@ -104,7 +104,7 @@ class Exchange:
         return keys
 
     def _take(self, rank: int, records: Collection[type]) -> Any:
-        from bamba_quant.inference.wire import WireError, decode
+        from bamba_quant.inference.serialization import SerializationError, decode
 
         head = self._wait_for(rank, "length", step=2 * self._rounds - 1)
         length = int.from_bytes(head, "little")
@@ -117,7 +117,7 @@ class Exchange:
             raw += piece
         try:
             return decode(bytes(raw), records)
-        except WireError as error:
+        except SerializationError as error:
             raise self._changed(self._key(rank, "length"), rank, str(error)) from error
 
     def _wait_for(self, rank: int, what: str, step: int) -> bytes:

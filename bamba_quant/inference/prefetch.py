@@ -25,7 +25,7 @@ _SHARE = 16  # of a device's memory, one part
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
+class PrefetchRequest:
     """A tensor that will be asked for; one that is not ``on_device`` is only brought into the system's cache."""
 
     tensor: StoredTensor
@@ -33,13 +33,13 @@ class Wanted:
 
 
 @dataclass(frozen=True, eq=False)
-class _Begun:
+class _PendingRead:
     tensor: StoredTensor
     target: torch.Tensor | None
     pieces: tuple[Future[None], ...]
 
 
-class ReadAhead:
+class Prefetcher:
     """Threads that read pieces of tensors into page-locked buffers and copy them to ``device``.
 
     What lies there untaken is at most ``budget`` bytes, or one tensor; on a GPU 8 GiB by default, or the sixteenth
@@ -62,8 +62,8 @@ class ReadAhead:
         self._pool = ThreadPoolExecutor(self._threads)
         self._reader = RawReader()
         self._buffers: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
-        self._order: deque[Wanted] = deque()
-        self._begun: list[_Begun] = []
+        self._order: deque[PrefetchRequest] = deque()
+        self._begun: list[_PendingRead] = []
         self._bytes = 0  # of those begun
 
     def __enter__(self) -> Self:
@@ -77,7 +77,7 @@ class ReadAhead:
         self._begun.clear()
         self._reader.__exit__(kind, error, trace)
 
-    def begin(self, order: Iterable[Wanted]) -> None:
+    def begin(self, order: Iterable[PrefetchRequest]) -> None:
         """Start reading what will be asked for, in this order. Raises ``CheckpointError`` for a missing file."""
         import torch
 
@@ -124,7 +124,7 @@ class ReadAhead:
             self._begun.append(self._start(self._order.popleft()))
             self._bytes += size
 
-    def _start(self, wanted: Wanted) -> _Begun:
+    def _start(self, wanted: PrefetchRequest) -> _PendingRead:
         import torch
 
         tensor, target = wanted.tensor, None
@@ -136,7 +136,7 @@ class ReadAhead:
             self._pool.submit(self._read, tensor, start, min(start + step, tensor.rows), target)
             for start in range(0, tensor.rows, step)
         ]
-        return _Begun(tensor, target, tuple(pieces))
+        return _PendingRead(tensor, target, tuple(pieces))
 
     def _read(self, tensor: StoredTensor, first: int, stop: int, target: torch.Tensor | None) -> None:
         import torch
@@ -167,6 +167,6 @@ def _size(tensor: StoredTensor) -> int:
     return tensor.rows * tensor.row_bytes
 
 
-def read_ahead_for(device: torch.device) -> ReadAhead | None:
+def prefetcher_for(device: torch.device) -> Prefetcher | None:
     """One for a GPU, which decodes what it is brought; a CPU decodes what it reads."""
-    return ReadAhead(device) if device.type == "cuda" else None
+    return Prefetcher(device) if device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""Weights as the reference names and shapes them, from any checkpoint, one tensor at a time and only when asked for."""
+"""Weights under the names and shapes of the reference, from any checkpoint; one tensor is read at a time."""
 
 from __future__ import annotations
 
@@ -6,28 +6,20 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.checkpoint import Checkpoint, RawReader, ReadOptions, StoredTensor, read_tensor
+from bamba_quant.checkpoint import PackedTensor, RawReader, StoredTensor, read_tensor
 from bamba_quant.codecs.base import U8
 from bamba_quant.codecs.decoding import decode
 from bamba_quant.families import TensorRule
-from bamba_quant.planning.model import open_model
-from bamba_reference.config import Config
 
+if TYPE_CHECKING:
+    import torch
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to be run: its configuration, its weights and the checkpoint they come from."""
-
-    checkpoint: Checkpoint
-    config: Config
-    weights: LazyWeights
-    architecture: str
+    from bamba_quant.inference.prefetch import Prefetcher, PrefetchRequest
 
 
 @dataclass(frozen=True)
@@ -136,13 +128,155 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         return len(self._stored)
 
 
-def load_model(path: str | Path, *, reading: ReadOptions = ReadOptions()) -> LoadedModel:
-    """The model at ``path``, a Hugging Face directory or a GGUF file: headers now, weights when they are read.
+# Weights that are unpacked together: their float32 takes 64 MB.
+_PIECE = 1 << 24
 
-    Raises a ``BambaQuantError`` for an architecture that is not supported and for tensors that do not fit their
-    configuration.
+
+class DeviceWeights(Mapping[str, Any]):
+    """``LazyWeights`` read on a GPU: blocks and codes go there as they are stored, and weights of ``dtype`` come out;
+    tensors stored plainly keep their own.
+
+    What a GPU does not read (vectors, and changes of single values) is read on the CPU, to the same values: it is a
+    few vectors of a model. With ``ahead`` what it brings is taken from there, and the bytes of one layer, or of one
+    tensor outside the layers, stay on the device until another is asked for, so that all who read a layer cause one
+    reading.
     """
-    source = open_model(path, reading=reading)
-    stored = {rule.name: (tensor, rule) for tensor, rule in source.pairs if not rule.skipped}
-    weights = LazyWeights(stored, inverted=source.checkpoint.kind == "gguf")
-    return LoadedModel(source.checkpoint, source.config, weights, source.architecture.name)
+
+    def __init__(
+        self, weights: LazyWeights, device: torch.device, dtype: torch.dtype, ahead: Prefetcher | None = None
+    ) -> None:
+        self._weights, self._device, self._dtype = weights, device, dtype
+        self._ahead = ahead
+        self._held: dict[str, torch.Tensor] = {}
+
+    def to(self, dtype: torch.dtype) -> DeviceWeights:
+        """The same, giving weights of another dtype; what is held is held once."""
+        other = DeviceWeights(self._weights, self._device, dtype, self._ahead)
+        other._held = self._held
+        return other
+
+    def __getitem__(self, name: str) -> Any:
+        return self.rows(name) if self.on_device(name) else self._weights[name]
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None, timings: Timings | None = None) -> Any:
+        """``LazyWeights.rows``, as a tensor on the device where that reads it."""
+        from bamba_quant.codecs.gpu.decoding import decode
+
+        timings = timings or Timings()
+        tensor, rule, moved = self._weights.stored(name)
+        stop = rule.shape[0] if stop is None else stop
+        whole = self._whole(name, timings)
+        if not self.on_device(name):
+            return self._weights.rows(name, start, stop, timings)
+        if isinstance(tensor, PackedTensor):
+            if whole is None:
+                return read_packed(tensor, start, stop, self._device, self._dtype, timings)
+            with timings.spent("decoding"):
+                return decode_packed(tensor, whole[start:stop], self._dtype)
+        raw, first = self._raw(name, whole, start, stop, timings)
+        with timings.spent("decoding"):
+            if moved:
+                raw = rule.transform.invert(raw)
+            plain = tensor.format.dtype
+            values = decode(tensor.format, raw, self._dtype if plain is None else _torch_dtype(plain.name))
+            return values.view(-1, *rule.shape[1:])[start - first : stop - first]
+
+    def info(self, name: str) -> WeightInfo:
+        """``LazyWeights.info``."""
+        return self._weights.info(name)
+
+    def prefetch_request(self, name: str) -> PrefetchRequest:
+        """The request by which a ``Prefetcher`` reads this tensor."""
+        from bamba_quant.inference.prefetch import PrefetchRequest
+
+        tensor, arranged = self._prefetched_tensor(name)
+        return PrefetchRequest(tensor, self.on_device(name) and not arranged)
+
+    def on_device(self, name: str) -> bool:
+        """Whether the device decodes this tensor."""
+        _, rule, moved = self._weights.stored(name)
+        return len(rule.shape) > 1 and (not moved or rule.transform.moves)
+
+    def _prefetched_tensor(self, name: str) -> tuple[StoredTensor, bool]:
+        """What is read ahead for a tensor, and whether it only comes into the system's cache: codes that stand in
+        another order than rows go to the device as they stand there, when they are asked for.
+        """
+        tensor = self._weights.stored(name)[0]
+        if isinstance(tensor, PackedTensor) and tensor.codes.order is not None:
+            return tensor.codes.tensor, True
+        return tensor, False
+
+    def _whole(self, name: str, timings: Timings) -> torch.Tensor | None:
+        """All bytes of the tensor on the device, where they were read ahead; lets go what is not of its layer."""
+        if self._ahead is None:
+            return None
+        layer = self.info(name).layer
+        for other in [other for other in self._held if other != name]:
+            if layer is None or self.info(other).layer != layer:
+                del self._held[other]
+        if name not in self._held:
+            with timings.spent("reading"):
+                found = self._ahead.take(self._prefetched_tensor(name)[0])
+            if found is not None:
+                self._held[name] = found
+        return self._held.get(name)
+
+    def _raw(
+        self, name: str, whole: torch.Tensor | None, start: int, stop: int, timings: Timings
+    ) -> tuple[torch.Tensor, int]:
+        """``LazyWeights.raw`` on the device."""
+        import torch
+
+        if whole is None:
+            raw, first = self._weights.raw(name, start, stop, timings)
+            with timings.spent("reading"):
+                return torch.from_numpy(raw).to(self._device), first
+        first, last, each = self._weights.span(name, start, stop)
+        return whole[first * each : last * each], first
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def weights_on(weights: LazyWeights, device: torch.device, dtype: torch.dtype) -> LazyWeights | DeviceWeights:
+    """The weights for a device: on a GPU dequantized there, to ``dtype``, elsewhere as they are."""
+    return DeviceWeights(weights, device, dtype) if device.type == "cuda" else weights
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def read_packed(
+    tensor: PackedTensor, start: int, stop: int, device: torch.device, dtype: torch.dtype, timings: Timings
+) -> torch.Tensor:
+    """Rows ``start`` to ``stop`` on the device, unpacked there some at a time; errors as ``RawReader.read_into``'s."""
+    import torch
+
+    out = torch.empty(stop - start, tensor.columns, dtype=dtype, device=device)
+    done = 0
+    with RawReader() as reader:
+        blocks = tensor.row_blocks(reader, start, stop, max(1, _PIECE // tensor.columns))
+        while True:
+            with timings.spent("reading"):
+                block = next(blocks, None)
+            if block is None:
+                return out
+            with timings.spent("decoding"):
+                out[done : done + block.count] = tensor.decode_on(block, device)
+            done += block.count
+
+
+def decode_packed(tensor: PackedTensor, raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The weights of rows that lie on a device as ``format`` takes them, (r, ``row_bytes``): some at a time."""
+    out = raw.new_empty(len(raw), tensor.columns, dtype=dtype)
+    step = max(1, _PIECE // tensor.columns)
+    for start in range(0, len(raw), step):
+        out[start : start + step] = tensor.rows_on(raw[start : start + step])
+    return out

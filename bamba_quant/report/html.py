@@ -7,14 +7,14 @@ from importlib.resources import files
 
 from bamba_quant.evaluation.result import Candidate, Evaluation
 from bamba_quant.printable import printable
-from bamba_quant.report import numbers, tables
+from bamba_quant.report import tables, wording
 from bamba_quant.report.charts.distributions import divergence_histograms, probability_strips
 from bamba_quant.report.charts.drift import drift_scale, layer_drift
 from bamba_quant.report.charts.size_divergence import size_divergence
 from bamba_quant.report.charts.tensors import tensor_cells, tensor_map
 from bamba_quant.report.markup import Markup, element, joined, unbroken
-from bamba_quant.report.repetition import definitions, facts, hashes
-from bamba_quant.report.view import short_names, verdict
+from bamba_quant.report.tables import definitions, facts, hashes
+from bamba_quant.report.wording import short_names, verdict
 
 _WIDTHS = {"desk": 1032.0, "tablet": 600.0, "phone": 328.0}  # page.css shows the one that fits
 _FEW_GATES = 6
@@ -131,7 +131,7 @@ def _size(evaluation: Evaluation) -> Markup:
     return _figure(
         _every_width(lambda width: size_divergence(evaluation, width)),
         "Each mark is a candidate, its upright line the 95 % interval (often shorter than the mark). Down and to the "
-        f"left is better. The base takes {numbers.size(evaluation.base.file_bytes)}. "
+        f"left is better. The base takes {wording.size(evaluation.base.file_bytes)}. "
         + (
             "Below the dashed line the base cannot be told from itself."
             if evaluation.noise_floor
@@ -205,7 +205,7 @@ def _layers(evaluation: Evaluation) -> Markup:
         "after each layer, with everything lost before it (accumulated). Dashed line: what the layer itself loses "
         "when it is given the base's own input (local). Grey columns are attention layers. "
         f"Watched on the first {evaluation.drift_chunks} chunks."
-        + (f" The noise floor lies at {numbers.decibels(quietest)} dB or higher." if quietest else ""),
+        + (f" The noise floor lies at {wording.decibels(quietest)} dB or higher." if quietest else ""),
     )
 
 
@@ -266,15 +266,15 @@ def _repeat(evaluation: Evaluation) -> Markup:
 def _time(evaluation: Evaluation) -> str:
     timing = evaluation.timing
     device = (
-        f", {numbers.size(timing.device_memory)} on the device" if timing.device_memory is not None else ""
+        f", {wording.size(timing.device_memory)} on the device" if timing.device_memory is not None else ""
     )
-    compiling = f"{numbers.share(timing.compiling)} compiling, " if timing.compiling else ""
+    compiling = f"{wording.share(timing.compiling)} compiling, " if timing.compiling else ""
     return (
-        f"It took {numbers.seconds(timing.seconds)}, {numbers.seconds(timing.seconds_per_token)} a token: "
-        f"{numbers.share(timing.reading)} reading, {numbers.share(timing.dequantizing)} dequantizing, "
-        f"{compiling}{numbers.share(timing.computing)} computing; "
-        f"hashing {numbers.seconds(timing.hashing_seconds)} more. Peak memory "
-        f"{numbers.size(timing.peak_memory)}{device}."
+        f"It took {wording.seconds(timing.seconds)}, {wording.seconds(timing.seconds_per_token)} a token: "
+        f"{wording.share(timing.reading)} reading, {wording.share(timing.dequantizing)} dequantizing, "
+        f"{compiling}{wording.share(timing.computing)} computing; "
+        f"hashing {wording.seconds(timing.hashing_seconds)} more. Peak memory "
+        f"{wording.size(timing.peak_memory)}{device}."
     )
 
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure
 from bamba_quant.printable import printable
-from bamba_quant.report import numbers
-from bamba_quant.report.view import (
+from bamba_quant.report import wording
+from bamba_quant.report.wording import (
     LEADING,
-    cell,
     gate_condition,
     gate_finding,
     gate_word,
     short_names,
+    value_and_interval,
     verdict,
 )
 
@@ -102,7 +102,7 @@ def _figures(evaluation: Evaluation) -> str:
     rows = [
         (
             f"**{literal(name)}**",
-            numbers.size(candidate.model.file_bytes),
+            wording.size(candidate.model.file_bytes),
             "–" if candidate.model.bits_per_weight is None else f"{candidate.model.bits_per_weight:.2f}",
             *(_with_interval(key, candidate.figures[key]) for key in LEADING),
         )
@@ -110,14 +110,14 @@ def _figures(evaluation: Evaluation) -> str:
     ]
     floor = evaluation.noise_floor
     if floor is not None:
-        found = (numbers.floor(FIGURES[key], floor.figures.get(key)) or "–" for key in LEADING)
+        found = (wording.floor(FIGURES[key], floor.figures.get(key)) or "–" for key in LEADING)
         rows.append(("noise floor", "", "", *found))
     note = f"Noise floor: {literal(floor.path)}." if floor else "No noise floor was measured."
     return f"### Figures\n\n{table(header, rows)}\n\n{note}"
 
 
 def _with_interval(key: str, figure: Figure) -> str:
-    value, interval = cell(key, figure)
+    value, interval = value_and_interval(key, figure)
     return f"{value}<br><sub>{interval}</sub>" if interval else value
 
 
@@ -131,8 +131,8 @@ def _worst(evaluation: Evaluation) -> str:
                     literal(name),
                     cell_code(tensor.name),
                     literal(tensor.format),
-                    numbers.decibels(tensor.output_sqnr),
-                    numbers.decibels(tensor.weight_sqnr),
+                    wording.decibels(tensor.output_sqnr),
+                    wording.decibels(tensor.weight_sqnr),
                 )
             )
     if not rows:
@@ -153,8 +153,8 @@ def _drift(evaluation: Evaluation) -> str:
                 (
                     literal(name),
                     f"{least.layer} ({literal(least.kind)})",
-                    numbers.decibels(least.local),
-                    numbers.decibels(last),
+                    wording.decibels(least.local),
+                    wording.decibels(last),
                 )
             )
     if not rows:

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import FIGURES, Candidate, Evaluation, Figure, Gate
-from bamba_quant.report import numbers
-from bamba_quant.report.markup import Markup, breakable, element, joined, unbroken
-from bamba_quant.report.view import (
+from bamba_quant.report import wording
+from bamba_quant.report.markup import Markup, breakable, element, escaped, joined, unbroken
+from bamba_quant.report.wording import (
     LEADING,
-    cell,
     figure_label,
     gate_condition,
     gate_finding,
     gate_word,
     short_names,
+    value_and_interval,
 )
 
 _SHORT = 16  # characters of a name that is not worth breaking into lines
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """What a cell says, what stands small below it, and the number it sorts by."""
 
     text: str
@@ -34,9 +35,9 @@ class Cell:
 def table(
     caption: str,
     header: Sequence[str],
-    rows: Sequence[Sequence[Cell]],
+    rows: Sequence[Sequence[TableCell]],
     *,
-    foot: Sequence[Cell] = (),
+    foot: Sequence[TableCell] = (),
     sortable: bool = True,
 ) -> Markup:
     """A table that scrolls sideways in a box of its own; a row's first cell is its heading.
@@ -72,8 +73,8 @@ def summary(evaluation: Evaluation) -> Markup:
     """A row a candidate with the figures that lead, each over its interval."""
     rows = [
         [
-            Cell(name, words=True),
-            Cell(numbers.size(candidate.model.file_bytes), value=candidate.model.file_bytes),
+            TableCell(name, words=True),
+            TableCell(wording.size(candidate.model.file_bytes), value=candidate.model.file_bytes),
             _bits(candidate),
             *(_figure(key, candidate.figures[key]) for key in LEADING),
         ]
@@ -81,10 +82,10 @@ def summary(evaluation: Evaluation) -> Markup:
     ]
     foot = (
         [
-            Cell("noise floor", words=True),
-            Cell(""),
-            Cell(""),
-            *(Cell(_floor(evaluation, key)) for key in LEADING),
+            TableCell("noise floor", words=True),
+            TableCell(""),
+            TableCell(""),
+            *(TableCell(_floor(evaluation, key)) for key in LEADING),
         ]
         if evaluation.noise_floor
         else []
@@ -97,12 +98,14 @@ def gates(caption: str, found: Sequence[tuple[str, Candidate, Gate]]) -> Markup:
     """A row a gate, those that failed first."""
     rows = [
         [
-            Cell(name, words=True),
-            Cell(f"{'✓' if gate.passed else '✗'} {gate_word(gate)}", value=float(gate.passed), words=True),
-            Cell(gate_condition(gate), words=True),
-            Cell(gate_finding(gate, candidate), words=True),
+            TableCell(name, words=True),
+            TableCell(
+                f"{'✓' if gate.passed else '✗'} {gate_word(gate)}", value=float(gate.passed), words=True
+            ),
+            TableCell(gate_condition(gate), words=True),
+            TableCell(gate_finding(gate, candidate), words=True),
             _figure(gate.figure, candidate.figures[gate.figure]),
-            Cell(numbers.floor(FIGURES[gate.figure], gate.floor) or "–", value=gate.floor),
+            TableCell(wording.floor(FIGURES[gate.figure], gate.floor) or "–", value=gate.floor),
         ]
         for name, candidate, gate in sorted(found, key=lambda entry: entry[2].passed)
     ]
@@ -114,9 +117,9 @@ def all_figures(evaluation: Evaluation) -> Markup:
     """Every figure under llama-perplexity's name, a column a candidate."""
     rows = [
         [
-            Cell(figure_label(key), words=True),
+            TableCell(figure_label(key), words=True),
             *(_figure(key, candidate.figures[key], sorted_by=False) for candidate in evaluation.candidates),
-            Cell(_floor(evaluation, key)),
+            TableCell(_floor(evaluation, key)),
         ]
         for key in FIGURES
         if all(key in candidate.figures for candidate in evaluation.candidates)
@@ -135,7 +138,7 @@ def worst(candidate: Candidate) -> Markup:
                 "li",
                 element("code", tensor.name),
                 element(
-                    "span", f" {tensor.format}, {numbers.decibels(tensor.output_sqnr)} dB", class_="stored"
+                    "span", f" {tensor.format}, {wording.decibels(tensor.output_sqnr)} dB", class_="stored"
                 ),
             )
             for tensor in (known[name] for name in candidate.worst if name in known)
@@ -150,15 +153,15 @@ def tensors(name: str, candidate: Candidate) -> Markup:
     for tensor in candidate.tensors:
         rows.append(
             [
-                Cell(tensor.name, words=True),
-                Cell("" if tensor.layer is None else str(tensor.layer), value=tensor.layer),
-                Cell(tensor.role, words=True),
-                Cell(tensor.format, words=True),
-                Cell("×".join(map(str, tensor.shape)), value=_product(tensor.shape)),
-                Cell(numbers.size(tensor.n_bytes), value=tensor.n_bytes),
+                TableCell(tensor.name, words=True),
+                TableCell("" if tensor.layer is None else str(tensor.layer), value=tensor.layer),
+                TableCell(tensor.role, words=True),
+                TableCell(tensor.format, words=True),
+                TableCell("×".join(map(str, tensor.shape)), value=_product(tensor.shape)),
+                TableCell(wording.size(tensor.n_bytes), value=tensor.n_bytes),
                 _decibels(tensor.weight_sqnr),
                 _decibels(tensor.output_sqnr, none="–"),
-                Cell(numbers.digits(tensor.max_error, 3), value=tensor.max_error),
+                TableCell(wording.digits(tensor.max_error, 3), value=tensor.max_error),
             ]
         )
     header = (
@@ -168,24 +171,26 @@ def tensors(name: str, candidate: Candidate) -> Markup:
     return table(f"All tensors of {name}", header, rows)
 
 
-def _figure(key: str, figure: Figure, *, sorted_by: bool = True) -> Cell:
-    text, below = cell(key, figure)
-    return Cell(text, below, figure.value if sorted_by else None)
+def _figure(key: str, figure: Figure, *, sorted_by: bool = True) -> TableCell:
+    text, below = value_and_interval(key, figure)
+    return TableCell(text, below, figure.value if sorted_by else None)
 
 
 def _floor(evaluation: Evaluation, key: str) -> str:
     floor = evaluation.noise_floor
-    return (numbers.floor(FIGURES[key], floor.figures.get(key)) if floor else None) or "–"
+    return (wording.floor(FIGURES[key], floor.figures.get(key)) if floor else None) or "–"
 
 
-def _bits(candidate: Candidate) -> Cell:
+def _bits(candidate: Candidate) -> TableCell:
     bits = candidate.model.bits_per_weight
-    return Cell("–") if bits is None else Cell(f"{bits:.2f}", value=bits)
+    return TableCell("–") if bits is None else TableCell(f"{bits:.2f}", value=bits)
 
 
-def _decibels(value: float | None, none: str = "exact") -> Cell:
+def _decibels(value: float | None, none: str = "exact") -> TableCell:
     # What is exact sorts above every number.
-    return Cell(none if value is None else numbers.decibels(value), value=1e9 if value is None else value)
+    return TableCell(
+        none if value is None else wording.decibels(value), value=1e9 if value is None else value
+    )
 
 
 def _product(shape: Sequence[int]) -> int:
@@ -195,11 +200,11 @@ def _product(shape: Sequence[int]) -> int:
     return elements
 
 
-def _row(cells: Sequence[Cell]) -> Markup:
+def _row(cells: Sequence[TableCell]) -> Markup:
     return element("tr", *(_cell(cell, column == 0) for column, cell in enumerate(cells)))
 
 
-def _cell(entry: Cell, heading: bool) -> Markup:
+def _cell(entry: TableCell, heading: bool) -> Markup:
     below = element("span", entry.below, class_="range") if entry.below else Markup()
     value = None if entry.value is None else repr(float(entry.value))
     verdict = {"✓": "pass", "✗": "fail"}.get(entry.text[:1]) if entry.words else None
@@ -214,4 +219,78 @@ def _cell(entry: Cell, heading: bool) -> Markup:
         class_=classes,
         scope="row" if heading else None,
         data_value=value,
+    )
+
+
+DEFINITIONS = (
+    ("KLD", "Kullback-Leibler divergence of the candidate's next-token distribution from the base's, in nats."),
+    ("PPL", "Perplexity: exp of the mean negative log-likelihood. The ratio to the base's is what was lost."),
+    ("Same top p", "Share of tokens whose most probable continuation is the same."),
+    ("Top-5 overlap", "Share of the base's five most probable continuations among the candidate's five."),
+    ("Δp", "Change of the probability given to the token that really follows, candidate minus base."),
+    ("Flips", "Share of tokens whose top guess turned from right to wrong or from wrong to right."),
+    ("SQNR", "Signal to quantization noise: 10 log10(Σw² / Σ(ŵ−w)²), in decibels; 6 dB are about one bit."),
+    (
+        "Interval",
+        "Tokens of one chunk depend on one another, so whole chunks are drawn, for base and candidate alike. Shares "
+        "with exceptions in fewer than eight chunks, which most draws would miss, have exact binomial intervals.",
+    ),
+    ("Noise floor", "The base against itself by another path of computation; nothing smaller can be measured."),
+    ("Gate", "A limit on the worse end of the one-sided 95 % interval: chance alone passes it in one of twenty runs."),
+)  # fmt: skip
+
+
+def definitions() -> Markup:
+    return _terms([(term, escaped(meaning)) for term, meaning in DEFINITIONS])
+
+
+def facts(evaluation: Evaluation) -> Markup:
+    """Text, tokenizer, seed, device, versions and options."""
+    text, run = evaluation.text, evaluation.run
+    models = (evaluation.base, *(candidate.model for candidate in evaluation.candidates))
+    listed = [
+        ("base", f"{evaluation.base.path} ({evaluation.base.kind}, {evaluation.base.variant})"),
+        *(
+            ("candidate", f"{c.model.path} ({c.model.kind}, {c.model.variant}, {_types(c.model)})")
+            for c in evaluation.candidates
+        ),
+        *((f"how {model.label} came about", model.tuned.line()) for model in models if model.tuned),
+        ("text", f"{text.file}, {text.tokens:,} tokens"),
+        ("text SHA-256", text.sha256),
+        ("tokenizer SHA-256", text.tokenizer_sha256),
+        ("seed", f"{run.seed}, {run.resamples:,} resamples"),
+        ("computed on", f"{run.processor}, {run.device}, {run.threads} threads, {run.backend}, {run.dtype}"),
+        ("started", run.started),
+        ("versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
+        (
+            "options",
+            ", ".join(f"{name}={value}" for name, value in run.options.items() if value is not None),
+        ),
+    ]
+    return _terms([(term, escaped(value)) for term, value in listed])
+
+
+def hashes(evaluation: Evaluation) -> Markup:
+    """Every file of base and candidates."""
+    rows = [
+        [
+            TableCell(file.name, words=True),
+            TableCell(model.label, words=True),
+            TableCell(f"{file.n_bytes:,}", value=file.n_bytes),
+            TableCell(file.sha256, words=True),
+        ]
+        for model in (evaluation.base, *(candidate.model for candidate in evaluation.candidates))
+        for file in model.files
+    ]
+    return table("Files", ("file", "model", "bytes", "SHA-256"), rows) if rows else Markup()
+
+
+def _types(model: ModelFile) -> str:
+    return ", ".join(f"{total.name} {wording.size(total.n_bytes)}" for total in model.types)
+
+
+def _terms(entries: list[tuple[str, Markup]]) -> Markup:
+    return element(
+        "dl",
+        *(piece for term, value in entries for piece in (element("dt", term), element("dd", value))),
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bamba_quant_cli.console import echo, echo_progress, print_json, print_table, size
-from bamba_quant_cli.interrupts import writes
+from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import (
     AsJson,
     Device,
@@ -178,7 +178,7 @@ def allocate(
 
         picture = frontier(allocation)
         files[chart] = as_svg(picture) if chart.suffix == ".svg" else as_html(picture, f"{model.name}, {how}")
-    writes(*files)
+    announce_outputs(*files)
     for file, content in files.items():
         write_text(file, content, overwrite=overwrite, inputs=inputs)
     seconds = {"measuring": round(measured - started, 2), "search": round(searched - measured, 2)}

@@ -104,7 +104,7 @@ def _run() -> None:
     from bamba_reference.errors import BambaQuantError
 
     try:
-        with interrupts.kept():
+        with interrupts.preserve_interrupt():
             app()
     except BrokenPipeError:
         raise

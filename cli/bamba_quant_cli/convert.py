@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
-from bamba_quant_cli.imatrix import calibrated
-from bamba_quant_cli.interrupts import writes
+from bamba_quant_cli.imatrix import calibrate_imatrix
+from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import (
     AsJson,
     Calibrate,
@@ -31,7 +31,7 @@ from bamba_quant_cli.options import (
     read_options,
 )
 from bamba_quant_cli.plans import files_of, notes_of, print_conversion, summary
-from bamba_quant_cli.tuning import TuneAsked, print_tuned, tuned_as_json, tunes, tuning_teller
+from bamba_quant_cli.tuning import TuneArguments, print_tuned, tuned_as_json, tuning_teller, with_tune_options
 
 if TYPE_CHECKING:
     from bamba_quant.metadata.tune_record import Tuned
@@ -74,7 +74,7 @@ def _list_types(wanted: bool) -> None:
     raise typer.Exit
 
 
-@tunes
+@with_tune_options
 def convert(
     model: Annotated[
         Path,
@@ -139,7 +139,7 @@ def convert(
     no_vocab: Annotated[
         bool, typer.Option("--no-vocab", help="Write no vocabulary: the file takes token ids.")
     ] = False,
-    asked: TuneAsked = TuneAsked(),
+    asked: TuneArguments = TuneArguments(),
     resume: Resume = False,
     dry_run: DryRun = False,
     split_max_size: Annotated[
@@ -230,7 +230,7 @@ def convert(
         print_conversion(conversion, files, as_json)
         return
     tuning = asked.plan(conversion.outfile, resume=resume, overwrite=overwrite)
-    writes(*files_of(plan, conversion.outfile), unfinished=tuning.options.state if tuning else None)
+    announce_outputs(*files_of(plan, conversion.outfile), unfinished=tuning.options.state if tuning else None)
     path = conversion.source.checkpoint.path
     read = [path, *conversion.source.checkpoint.files]
     if path.is_dir():
@@ -240,7 +240,9 @@ def convert(
     if calibrate:
         for file in files_of(plan, conversion.outfile):
             check_target(file, overwrite, others)
-        measured = calibrated(path, calibrate, calibrate_chunks, device, reading, strict=imatrix_strict)
+        measured = calibrate_imatrix(
+            path, calibrate, calibrate_chunks, device, reading, strict=imatrix_strict
+        )
         conversion = plan_with(imatrix=measured)
         plan = conversion.plan
     writing: dict[str, Any] = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bamba_quant_cli.console import echo, print_table, size
-from bamba_quant_cli.interrupts import leaves
+from bamba_quant_cli.interrupts import set_interrupt_message
 
 if TYPE_CHECKING:
     from bamba_quant.evaluation.result import Candidate
@@ -42,25 +42,27 @@ def demo(
     from bamba_quant.embedded import embedded_model
     from bamba_quant.errors import OutputError
     from bamba_quant.evaluation.evaluate import evaluate
-    from bamba_quant.evaluation.options import Options
-    from bamba_quant.report import write_reports
+    from bamba_quant.evaluation.run import EvaluationOptions
+    from bamba_quant.report.write import write_reports
     from bamba_quant.writers.candidates import candidate_path, make_candidate
 
     if out.exists() and not out.is_dir():
         raise OutputError("--out exists already and is not a directory", where=out)
-    leaves(lambda: f"the files made so far are in {out}" if out.is_dir() else "nothing written")
+    set_interrupt_message(
+        lambda: f"the files made so far are in {out}" if out.is_dir() else "nothing written"
+    )
     out.mkdir(parents=True, exist_ok=True)
     source = embedded_model()
     text, report = out / "python-help.txt", out / "report"
-    made = Made(out)
-    made.check([text, report, *(candidate_path(source, kind, out) for kind in KINDS)])
+    demo_files = DemoFiles(out)
+    demo_files.check([text, report, *(candidate_path(source, kind, out) for kind in KINDS)])
     files = []
     for kind in KINDS:
         files.append(make_candidate(source, kind, out))
-        made.add(files[-1])
+        demo_files.add(files[-1])
         echo(f"made {files[-1]}", err=True)
     write_text(text, help_text())
-    made.add(text)
+    demo_files.add(text)
     echo(f"evaluating on {_CHUNKS} chunks of {_CONTEXT} tokens of {text}", err=True)
     # As it was called: make demo runs it from an environment that is not activated.
     command = "bamba-quant" if shutil.which("bamba-quant") else sys.argv[0]
@@ -69,11 +71,11 @@ def demo(
         source,
         files,
         text,
-        Options(ctx=_CONTEXT, chunks=_CHUNKS),
+        EvaluationOptions(ctx=_CONTEXT, chunks=_CHUNKS),
         command=shlex.join(map(str, again)),
     )
     reports = write_reports(evaluation, report, overwrite=True, inputs=[source, *files, text])
-    made.add(report)
+    demo_files.add(report)
     base = evaluation.base
     echo(f"{base.label}: {base.weights:,} weights, trained for this project, {size(base.file_bytes)}")
     echo()
@@ -97,7 +99,7 @@ def demo(
     echo(f'  {shlex.quote(command)} generate {smallest} --prompt "The function"')
 
 
-class Made:
+class DemoFiles:
     """The files that demos made in a directory, by their SHA-256 in ``demo.sha256``, as sha256sum lists them."""
 
     def __init__(self, directory: Path) -> None:
@@ -160,7 +162,7 @@ def help_text() -> str:
 
 def _row(candidate: Candidate) -> tuple[str, ...]:
     from bamba_quant.evaluation.result import FIGURES
-    from bamba_quant.report.numbers import shown
+    from bamba_quant.report.wording import shown
 
     bits = candidate.model.bits_per_weight
     return (

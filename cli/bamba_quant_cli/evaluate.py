@@ -15,7 +15,7 @@ import typer
 
 from bamba_quant_cli.console import echo, echo_progress, print_json
 from bamba_quant_cli.evaluation_tables import gate_lines, print_evaluation
-from bamba_quant_cli.interrupts import writes
+from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import (
     Activations,
     AsJson,
@@ -31,11 +31,11 @@ from bamba_quant_cli.options import (
     print_note,
     read_options,
 )
-from bamba_quant_cli.processes import share
+from bamba_quant_cli.processes import run_in_processes
 
 if TYPE_CHECKING:
     from bamba_quant.evaluation.gates import Limit
-    from bamba_quant.evaluation.scoring import Progress
+    from bamba_quant.evaluation.scoring import EvaluationProgress
 
 EXAMPLES = """
 Examples:
@@ -58,7 +58,7 @@ Examples:
 """
 
 _SECONDS_BETWEEN_LINES = 5.0
-# Options of this command that are gates, in the order of its help.
+# EvaluationOptions of this command that are gates, in the order of its help.
 _GATES = {
     "max-kld": "Greatest mean KLD.",
     "max-kld-99": "Greatest 99 % KLD.",
@@ -150,13 +150,13 @@ def evaluate(
     Figures are llama-perplexity's, under its names; intervals take whole chunks to be independent, not tokens. A gate
     is tested on its figure's one-sided 95 % bound: exit code 1 when one fails.
     """
-    writes(save_base, report_dir / "report.json" if report_dir else None)
-    share(processes, text, gates)
+    announce_outputs(save_base, report_dir / "report.json" if report_dir else None)
+    run_in_processes(processes, text, gates)
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
-    from bamba_quant.evaluation.options import Options
-    from bamba_quant.inference.distributed import joined
-    from bamba_quant.report import check_output, prepared_directory, write_reports
+    from bamba_quant.evaluation.run import EvaluationOptions
+    from bamba_quant.inference.distributed import join_ranks
+    from bamba_quant.report.write import check_output, prepared_directory, write_reports
 
     given = {
         "max-kld": max_kld,
@@ -169,7 +169,7 @@ def evaluate(
     }
     read = [path for path in (base, *candidates, text, gates, tokenizer) if path]
     kept = [*read, *([save_base] if save_base else [])]
-    with joined() as ranks, ExitStack() as stack:
+    with join_ranks() as ranks, ExitStack() as stack:
         if ranks.first and save_base:
             check_output(save_base, overwrite=overwrite, inputs=read)
         if ranks.first and report_dir:
@@ -178,7 +178,7 @@ def evaluate(
             base,
             candidates,
             text,
-            Options(
+            EvaluationOptions(
                 ctx=ctx,
                 chunks=chunks,
                 dtype=dtype,
@@ -240,11 +240,11 @@ def _limits(given: dict[str, float | None], more: list[str]) -> list[Limit]:
     return limits
 
 
-def _teller() -> Callable[[Progress], None]:
+def _teller() -> Callable[[EvaluationProgress], None]:
     """Tells how far it is, how long it will take and, once tokens are scored, the figures so far."""
     stage, began, told = "", 0.0, 0.0
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: EvaluationProgress) -> None:
         nonlocal stage, began, told
         now = time.monotonic()
         if progress.stage != stage:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bamba_quant_cli.console import count, echo, print_json, progress, size
-from bamba_quant_cli.interrupts import writes
+from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import (
     AsJson,
     Directory,
@@ -76,7 +76,7 @@ def export(
     if dry_run:
         _print_plan(plan, directory, as_json)
         return
-    writes(directory)
+    announce_outputs(directory)
     started = time.monotonic()
     with progress(sum(row.source.n_bytes for row in plan.rows), "exporting") as tell:
         written = write_export(plan, directory, threads=threads, overwrite=overwrite, progress=tell)

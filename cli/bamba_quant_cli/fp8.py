@@ -25,7 +25,7 @@ from bamba_quant_cli.options import (
     parse_size,
     read_options,
 )
-from bamba_quant_cli.tuning import TuneAsked, tunes
+from bamba_quant_cli.tuning import TuneArguments, with_tune_options
 
 EXAMPLES = """
 Examples:
@@ -51,7 +51,7 @@ _SCHEMES = {
 }
 
 
-@tunes
+@with_tune_options
 def fp8(
     model: HuggingFaceModel,
     directory: Directory,
@@ -81,7 +81,7 @@ def fp8(
     dtype: OtherDtype = "bf16",
     imatrix: Imatrix = None,
     imatrix_strict: ImatrixStrict = False,
-    asked: TuneAsked = TuneAsked(),
+    asked: TuneArguments = TuneArguments(),
     max_shard_size: MaxShardSize = "5G",
     dry_run: DryRun = False,
     resume: Resume = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bamba_quant_cli.console import echo, echo_text, print_json
-from bamba_quant_cli.interrupts import leaves
+from bamba_quant_cli.interrupts import set_interrupt_message
 from bamba_quant_cli.options import (
     Activations,
     AsJson,
@@ -61,8 +61,8 @@ def generate(
     from bamba_quant.checkpoint import open_checkpoint
     from bamba_quant.errors import BambaQuantError
     from bamba_quant.evaluation.activations import resolve, with_activations
-    from bamba_quant.inference.device_weights import weights_on
-    from bamba_quant.inference.open_model import open_model, torch_device, torch_dtype
+    from bamba_quant.inference.loading import load_model_and_tokenizer, torch_device, torch_dtype
+    from bamba_quant.inference.weights import weights_on
     from bamba_quant.tokenizers.end_of_text import stop_tokens
     from bamba_reference.kernels import backend_named
     from bamba_reference.runtime.generate import Sampling
@@ -72,7 +72,7 @@ def generate(
     sampling = Sampling(temperature, top_p, seed)
     if temperature == 0 and top_p != 1:
         raise BambaQuantError("--top-p draws nothing at temperature 0", fix="give a --temperature above 0")
-    loaded, encoder = open_model(
+    loaded, encoder = load_model_and_tokenizer(
         model, tokenizer, read_options(ignore_config_key, ignore_adapter, strip_prefix)
     )
     for note in loaded.checkpoint.notes:
@@ -94,7 +94,7 @@ def generate(
     new: list[int] = []
     shown = ""
     if not as_json:
-        leaves(_end_text)
+        set_interrupt_message(_end_text)
         echo_text(prompt)
     ends = stop or stop_tokens(loaded.checkpoint)
     if not ends and tokenizer:  # a GGUF without a vocabulary

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bamba_quant_cli.console import count, echo, echo_progress, print_json, size
-from bamba_quant_cli.interrupts import writes
+from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import (
     AsJson,
     Device,
@@ -88,7 +88,7 @@ def imatrix(
     texts, earlier = text or [], merge or []
     inputs = [each for each in (*texts, *earlier, model) if each.is_file()]
     check_imatrix_target(outfile, overwrite=overwrite, inputs=inputs)
-    writes(outfile)
+    announce_outputs(outfile)
     started = time.monotonic()
     measured = measure_imatrix(
         model,
@@ -136,7 +136,7 @@ def imatrix(
     )
 
 
-def calibrated(
+def calibrate_imatrix(
     model: Path,
     texts: list[Path],
     chunks: int | None,

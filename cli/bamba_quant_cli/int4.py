@@ -28,7 +28,7 @@ from bamba_quant_cli.options import (
     parse_size,
     read_options,
 )
-from bamba_quant_cli.tuning import TuneAsked, tunes
+from bamba_quant_cli.tuning import TuneArguments, with_tune_options
 
 EXAMPLES = """
 Examples:
@@ -51,7 +51,7 @@ Examples:
 FORMATS = ("compressed-tensors", "torchao", "torchao-tile-packed")
 
 
-@tunes
+@with_tune_options
 def int4(
     model: HuggingFaceModel,
     directory: Directory,
@@ -87,7 +87,7 @@ def int4(
     calibrate: Calibrate = None,
     calibrate_chunks: CalibrateChunks = None,
     device: Device = "cpu",
-    asked: TuneAsked = TuneAsked(),
+    asked: TuneArguments = TuneArguments(),
     max_shard_size: MaxShardSize = "5G",
     dry_run: DryRun = False,
     resume: Resume = False,

@@ -29,12 +29,12 @@ _SECONDS_TO_RAISE = 1.0
 _CLEAR_LINE = "\r\x1b[K"
 
 _NOTHING = "nothing written"
-_left: Callable[[], str] = lambda: _NOTHING  # noqa: E731
+_message: Callable[[], str] = lambda: _NOTHING  # noqa: E731
 _first = 0  # the signal that arrived first
 _raised = False
 _repeated = 0  # SIGINT during the clean-up
 _held = 0
-_waiting = 0  # a signal that arrived while signals were held
+_waiting = 0  # a signal that arrived while signals were blocked
 
 
 class Interrupted(SystemExit):
@@ -50,7 +50,7 @@ def run(command: Callable[[], None]) -> None:
     try:
         try:
             _install()
-            with kept():
+            with preserve_interrupt():
                 command()
         finally:
             _ignore()
@@ -60,13 +60,13 @@ def run(command: Callable[[], None]) -> None:
         raise
 
 
-def leaves(what: Callable[[], str]) -> None:
+def set_interrupt_message(what: Callable[[], str]) -> None:
     """Have the line that an interrupt prints end in ``what`` says is left then."""
-    global _left
-    _left = what
+    global _message
+    _message = what
 
 
-def writes(*outputs: Path | None, unfinished: Path | None = None) -> None:
+def announce_outputs(*outputs: Path | None, unfinished: Path | None = None) -> None:
     """Have an interrupt say which of ``outputs``, files or directories that appear whole, were written from now on.
 
     In ``unfinished``, a directory or a file, an interrupt leaves what --resume needs to go on with the first of them.
@@ -81,11 +81,11 @@ def writes(*outputs: Path | None, unfinished: Path | None = None) -> None:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         return f"written and complete: {changed[0]}{more}" if changed else _NOTHING
 
-    leaves(left)
+    set_interrupt_message(left)
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Signals wait until the block ends; processes that are started in it have them blocked until ``run``."""
     global _held, _waiting
     _held += 1
@@ -101,7 +101,7 @@ def held() -> Iterator[None]:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def preserve_interrupt() -> Iterator[None]:
     """What an interrupt's clean-up raises, or a library that swallowed the interrupt, stays an interrupt."""
     try:
         yield
@@ -112,7 +112,7 @@ def kept() -> Iterator[None]:
 
         if _behind(error) and isinstance(error, BambaQuantError | OSError):
             what = str(error).splitlines()[0]
-            leaves(lambda: f"the clean-up failed: {what}")
+            set_interrupt_message(lambda: f"the clean-up failed: {what}")
         raise Interrupted(_first) from error
 
 
@@ -186,7 +186,7 @@ def _say(error: Interrupted) -> None:
     if STARTED in os.environ or os.environ.get("RANK", "0") != "0":
         return
     try:
-        left = _left()
+        left = _message()
     except OSError:  # of a stream that is broken
         left = _NOTHING
     _print(f"{_word(error.number)}; {left}")

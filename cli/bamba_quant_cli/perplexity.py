@@ -26,11 +26,11 @@ from bamba_quant_cli.options import (
     print_note,
     read_options,
 )
-from bamba_quant_cli.processes import share
+from bamba_quant_cli.processes import run_in_processes
 
 if TYPE_CHECKING:
     from bamba_quant.inference.distributed import Ranks
-    from bamba_quant.inference.weights import LoadedModel
+    from bamba_quant.inference.loading import LoadedModel
     from bamba_reference.runtime.perplexity import Estimate, Scorer
 
 EXAMPLES = """
@@ -72,14 +72,14 @@ def perplexity(
     Disjoint chunks of --ctx tokens, the first token of each replaced by BOS where the tokenizer adds one, the
     second half of each scored.
     """
-    share(processes, text)
-    from bamba_quant.inference.distributed import joined
-    from bamba_quant.inference.open_model import open_model, read_text
+    run_in_processes(processes, text)
+    from bamba_quant.inference.distributed import join_ranks
+    from bamba_quant.inference.loading import load_model_and_tokenizer, read_text
     from bamba_reference.runtime.perplexity import perplexity as measure
 
-    with joined() as ranks:
+    with join_ranks() as ranks:
         words, digest = read_text(text)
-        loaded, encoder = open_model(
+        loaded, encoder = load_model_and_tokenizer(
             model, tokenizer, read_options(ignore_config_key, ignore_adapter, strip_prefix)
         )
         for note in loaded.checkpoint.notes if ranks.first else ():
@@ -137,11 +137,10 @@ def _scorer(
     """The scorer over all processes' parts, and the name of the backend it came to."""
     from bamba_quant.errors import BambaQuantError
     from bamba_quant.evaluation.activations import resolve, with_activations
-    from bamba_quant.evaluation.sources import Source
-    from bamba_quant.inference.device_weights import weights_on
-    from bamba_quant.inference.distributed import spread
-    from bamba_quant.inference.open_model import torch_device, torch_dtype
-    from bamba_quant.inference.weights import Timings
+    from bamba_quant.inference.distributed import spread_over_ranks
+    from bamba_quant.inference.loading import torch_device, torch_dtype
+    from bamba_quant.inference.stream_weights import StreamWeights
+    from bamba_quant.inference.weights import Timings, weights_on
     from bamba_reference.kernels import backend_named
     from bamba_reference.runtime.perplexity import batched, numpy_scorer, stream_scorer, torch_scorer
     from bamba_reference.runtime.stream import together
@@ -155,24 +154,26 @@ def _scorer(
                 found=f"--stream {stream}, --device {device}, --dtype {dtype}, --activations {rounding}",
                 fix="take --backend torch for these",
             )
-        return spread(numpy_scorer(loaded.config, loaded.weights, dtype), lambda ctx: 1, ranks), backend
+        return spread_over_ranks(
+            numpy_scorer(loaded.config, loaded.weights, dtype), lambda ctx: 1, ranks
+        ), backend
     where, number = torch_device(ranks.device(device), device), torch_dtype(dtype)
     kernels = with_activations(backend_named(backend, where, number), loaded, rounding, where, number)
     if stream:
         scorer = stream_scorer(
             loaded.config,
-            Source(loaded.weights, loaded.config, number, where, Timings()),
+            StreamWeights(loaded.weights, loaded.config, number, where, Timings()),
             dtype=number,
             device=where,
             backend=kernels,
             on_layer=_layer_teller(ranks),
         )
-        return spread(scorer, lambda ctx: together(ctx, where), ranks), kernels.name
+        return spread_over_ranks(scorer, lambda ctx: together(ctx, where), ranks), kernels.name
     from bamba_reference.torch.forward import load
 
     weights = weights_on(loaded.weights, where, number)
     ready = load(loaded.config, weights, dtype=number, device=where, backend=kernels)
-    return spread(torch_scorer(ready), batched, ranks), kernels.name
+    return spread_over_ranks(torch_scorer(ready), batched, ranks), kernels.name
 
 
 _SECONDS_BETWEEN_LINES = 5.0

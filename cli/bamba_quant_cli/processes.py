@@ -1,4 +1,4 @@
-"""A command in several processes of a machine that share its text: torchrun's work, with the command's exit code."""
+"""Run a command in several processes of one machine that share its text, as torchrun does, with its exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.inference.distributed import TOKEN
-from bamba_quant_cli.interrupts import STARTED, held
+from bamba_quant_cli.interrupts import STARTED, block_signals
 
 # With which one of them ends when another has said why.
 _FAILED_ELSEWHERE = 75
@@ -33,7 +33,7 @@ _SECONDS_TO_END = 10.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def share(count: int, *files: Path | None) -> None:
+def run_in_processes(count: int, *files: Path | None) -> None:
     """Return in each of ``count`` processes that run this command line, which reads ``files``; of one at once.
 
     The process that starts them ends here, with the exit code of the one that said why it failed, or with 0. Raises
@@ -98,7 +98,7 @@ def _run(count: int, processors: int) -> int:
     store = None
     try:
         with (
-            held()
+            block_signals()
         ):  # else one could start without being known here, or be interrupted before it can clean up
             for rank in range(count):
                 children.append(
@@ -125,7 +125,7 @@ def _run(count: int, processors: int) -> int:
             )
         return _own_code(children)
     finally:
-        with held():
+        with block_signals():
             _end(children)
         del store
 

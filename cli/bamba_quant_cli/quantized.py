@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
-from bamba_quant_cli.imatrix import calibrated
-from bamba_quant_cli.interrupts import writes
+from bamba_quant_cli.imatrix import calibrate_imatrix
+from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import check_one_imatrix, print_note
-from bamba_quant_cli.tuning import TuneAsked, print_tuned, tuned_as_json, tuning_teller
+from bamba_quant_cli.tuning import TuneArguments, print_tuned, tuned_as_json, tuning_teller
 
 if TYPE_CHECKING:
     from bamba_quant.checkpoint import ReadOptions
@@ -34,7 +34,7 @@ def quantize(
     calibrate: list[Path] | None = None,
     calibrate_chunks: int | None = None,
     device: str = "cpu",
-    asked: TuneAsked,
+    asked: TuneArguments,
     max_shard_bytes: int,
     dry_run: bool,
     resume: bool,
@@ -50,7 +50,7 @@ def quantize(
     from bamba_quant.writers.quantized import write_quantized
     from bamba_quant.writers.resumable import check_output, partial_of
 
-    writes(directory, unfinished=partial_of(directory))
+    announce_outputs(directory, unfinished=partial_of(directory))
     check_one_imatrix(imatrix, calibrate, calibrate_chunks)
     plan_with = partial(
         plan_quantization,
@@ -76,7 +76,7 @@ def quantize(
     started = time.monotonic()
     if calibrate:
         plan = plan_with(
-            imatrix=calibrated(
+            imatrix=calibrate_imatrix(
                 plan.source.checkpoint.path,
                 calibrate,
                 calibrate_chunks,

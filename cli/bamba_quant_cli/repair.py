@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bamba_quant_cli.console import echo, print_json, progress, size
-from bamba_quant_cli.interrupts import writes
+from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import AsJson, Overwrite, Threads
 from bamba_quant_cli.plans import files_of
 
@@ -57,7 +57,7 @@ def repair(
     checkpoint, plan = plan_repair(file)
     stem = split_stem(file)
     target = outfile or stem.with_name(f"{stem.name}{'' if in_place else '-repaired'}.gguf")
-    writes(*files_of(plan, target))
+    announce_outputs(*files_of(plan, target))
     with progress(checkpoint.n_bytes, "repairing") as tell:
         written = write_gguf(
             plan,

@@ -24,8 +24,8 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
-class TuneAsked:
-    """What the options of ``tunes`` say, as typed."""
+class TuneArguments:
+    """What the options of ``with_tune_options`` say, as typed."""
 
     tune: Annotated[
         list[str] | None,
@@ -58,7 +58,7 @@ class TuneAsked:
     def plan(self, output: Path, *, resume: bool, overwrite: bool) -> Tuning | None:
         """What is asked for of ``output``, with its texts read; None without --tune, where the rest means nothing."""
         if not self.tune:
-            usual = TuneAsked()
+            usual = TuneArguments()
             for name, value in vars(self).items():
                 if name != "tune" and value != getattr(usual, name):
                     raise typer.BadParameter(
@@ -79,23 +79,23 @@ class TuneAsked:
         return plan_tuning(self.tune, options, output=output, resume=resume, overwrite=overwrite)
 
 
-def tunes(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with the options of ``TuneAsked`` in the place of its parameter ``asked``, which gets them."""
+def with_tune_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with the options of ``TuneArguments`` in the place of its parameter ``asked``, which gets them."""
     hints = get_type_hints(command, include_extras=True)
-    options = get_type_hints(TuneAsked, include_extras=True)
+    options = get_type_hints(TuneArguments, include_extras=True)
     parameters: list[Parameter] = []
     for name, parameter in signature(command).parameters.items():
         if name == "asked":
             parameters += [
                 Parameter(f.name, parameter.kind, default=f.default, annotation=options[f.name])
-                for f in fields(TuneAsked)
+                for f in fields(TuneArguments)
             ]
         else:
             parameters.append(parameter.replace(annotation=hints[name]))
 
     @wraps(command)
     def run(**given: Any) -> None:
-        command(asked=TuneAsked(**{f.name: given.pop(f.name) for f in fields(TuneAsked)}), **given)
+        command(asked=TuneArguments(**{f.name: given.pop(f.name) for f in fields(TuneArguments)}), **given)
 
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bamba_quant.inference.weights import LoadedModel
+from bamba_quant.inference.loading import LoadedModel
 
 # Σ a² (matrices, columns), Σ a alike, and tokens (matrices,)
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -13,7 +13,7 @@ from bamba_quant.calibration import collect as module
 from bamba_quant.calibration.collect import Round, collect
 from bamba_quant.checkpoint.activation_sums import ActivationSums
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.inference.weights import LoadedModel, load_model
+from bamba_quant.inference.loading import LoadedModel, load_model
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers.quantized import write_quantized
 from tests.calibration.llama_imatrix import collect_imatrix

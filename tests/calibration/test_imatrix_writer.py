@@ -75,7 +75,7 @@ def test_llama_cpp_quantizes_by_it_to_our_bytes(recipe: str, tmp_path: Path) -> 
 
 def collected(model: Path, chunks: np.ndarray) -> ActivationSums:
     from bamba_quant.calibration.collect import collect
-    from bamba_quant.inference.weights import load_model
+    from bamba_quant.inference.loading import load_model
 
     return collect(load_model(model), chunks, ("text",))
 

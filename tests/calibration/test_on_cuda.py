@@ -13,19 +13,19 @@ needs_triton()
 
 from bamba_quant.calibration import collect as module
 from bamba_quant.calibration.collect import collect
-from bamba_quant.inference.prefetch import ReadAhead
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
+from bamba_quant.inference.prefetch import Prefetcher
 from tests.calibration.test_collect import random_chunks
 from tests.support.conversion import to_gguf
 from tests.support.families import random_case, save
 
 
 @pytest.mark.parametrize(("name", "case"), [("granitemoehybrid", "six experts"), ("falcon_mamba", "untied")])
-def test_read_ahead(name: str, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefetching(name: str, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = save(random_case(name, case), tmp_path / "m")
     loaded = load_model(to_gguf(directory, tmp_path / "m.gguf", "q8_0", vocab=False))
     expected = collect(loaded, random_chunks(), (), output=True)
-    monkeypatch.setattr(module, "read_ahead_for", lambda device: ReadAhead(device, 1 << 20))
+    monkeypatch.setattr(module, "prefetcher_for", lambda device: Prefetcher(device, 1 << 20))
     monkeypatch.setattr(module, "_HIDDEN_BYTES", 2 * 4 * 40 * 64)
     monkeypatch.setattr(module, "_HIDDEN_BYTES_ON_GPU", 2 * 4 * 40 * 64)
     found = collect(loaded, random_chunks(), (), output=True, device=DEVICE.type)

@@ -13,7 +13,7 @@ from bamba_quant.calibration.measuring import Measuring, spread, text_costs
 from bamba_quant.calibration.sensitivity import gradient_costs, measured_costs
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, PlanError
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.recipes.hybrid import ERRORS
 from tests.support.conversion import english_chunks
 

@@ -42,7 +42,7 @@ def test_what_is_not_such_a_text_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     file.write_bytes(lzma.compress(b"a" * 5000)[:-20])
     with pytest.raises(CheckpointError, match="compressed text is damaged"):
         read_texts([file])
-    monkeypatch.setattr("bamba_quant.inference.open_model.MOST_TEXT_BYTES", 4000)
+    monkeypatch.setattr("bamba_quant.inference.loading.MOST_TEXT_BYTES", 4000)
     file.write_bytes(lzma.compress(b"a" * 5000))
     with pytest.raises(CheckpointError, match="too large"):
         read_texts([file])

@@ -31,7 +31,7 @@ from bamba_quant.codecs.schemes import scheme_named
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.scores import base_block, score
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.metadata.tune_record import TuneRecord
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.recipes.selection import TypeOverrides

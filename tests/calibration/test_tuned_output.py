@@ -13,7 +13,7 @@ from bamba_quant.calibration.tune_options import TuneOptions
 from bamba_quant.calibration.tuned_output import convert_tuned, plan_tuning, quantize_tuned
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation.weights_compare import compare_weights
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers.tuned import write_tuned_gguf

@@ -12,7 +12,7 @@ import pytest
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.adapters import ADAPTER_FILES
 from bamba_quant.errors import CheckpointError
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.model import Model, open_model

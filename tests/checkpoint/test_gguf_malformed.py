@@ -19,7 +19,7 @@ from bamba_quant.checkpoint.gguf_header import MAX_ARRAY_ITEMS, MAX_KEYS, MAX_TE
 from bamba_quant.checkpoint.gguf_values import GgufValue, KeyValues, uint32
 from bamba_quant.errors import BambaQuantError, CheckpointError
 from bamba_quant.families import family_of_gguf
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.metadata.exported_card import render_model_card
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.repair import needs_repair

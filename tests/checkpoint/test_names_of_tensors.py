@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from bamba_quant.checkpoint import ReadOptions, open_checkpoint
 from bamba_quant.codecs.schemes import Scheme, schemes
 from bamba_quant.errors import CheckpointError, PlanError
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.model import open_model
 from tests.checkpoint.conftest import Made

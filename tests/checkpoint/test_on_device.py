@@ -15,10 +15,10 @@ from bamba_quant.checkpoint import PackedTensor, RawReader, Section, read_raw, r
 from bamba_quant.checkpoint.dequantize import Dequantizer, Float8Dequantizer, IntegerDequantizer, TorchaoTiles
 from bamba_quant.codecs.integers import Grid
 from bamba_quant.codecs.schemes import Scheme, schemes
-from bamba_quant.inference import device_weights
-from bamba_quant.inference.device_weights import DeviceWeights
-from bamba_quant.inference.prefetch import ReadAhead
-from bamba_quant.inference.weights import LazyWeights, load_model
+from bamba_quant.inference import weights as weights_module
+from bamba_quant.inference.loading import load_model
+from bamba_quant.inference.prefetch import Prefetcher
+from bamba_quant.inference.weights import DeviceWeights, LazyWeights
 from bamba_reference.torch.forward import to_tensor
 from tests.checkpoint.conftest import Made
 from tests.support.kernels import DEVICE
@@ -52,31 +52,31 @@ def test_any_rows_in_any_pieces(made: Made, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(truth) - 1))
     stop = data.draw(st.integers(start + 1, len(truth)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device_weights, "_PIECE", data.draw(st.sampled_from([1, 700, 5000, 1 << 24])))
+        patch.setattr(weights_module, "_PIECE", data.draw(st.sampled_from([1, 700, 5000, 1 << 24])))
         found = DeviceWeights(weights, DEVICE, torch.float32).rows(name, start, stop)
     np.testing.assert_array_equal(found.cpu().numpy(), truth[start:stop])
 
 
 @pytest.mark.parametrize("scheme", schemes(), ids=lambda scheme: scheme.name)
 def test_rows_that_are_there_already(scheme: Scheme, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_weights, "_PIECE", 5000)
+    monkeypatch.setattr(weights_module, "_PIECE", 5000)
     weights = load_model(made(scheme)).weights
     for name in packed(weights)[:3]:
         tensor = weights.stored(name)[0]
         assert isinstance(tensor, PackedTensor)
         raw = torch.from_numpy(read_raw(tensor)).to(DEVICE)
-        found = device_weights.decode_packed(tensor, raw, torch.float32)
+        found = weights_module.decode_packed(tensor, raw, torch.float32)
         np.testing.assert_array_equal(found.cpu().numpy(), weights[name])
 
 
 @pytest.mark.parametrize("scheme", schemes(), ids=lambda scheme: scheme.name)
-def test_read_ahead(scheme: Scheme, made: Made) -> None:
+def test_prefetched_rows(scheme: Scheme, made: Made) -> None:
     """All in one order, most of it brought there before it is asked for, and nothing left waiting."""
     weights = load_model(made(scheme)).weights
     names = packed(weights)
-    with ReadAhead(DEVICE, threads=2, piece=5000) as ahead:
+    with Prefetcher(DEVICE, threads=2, piece=5000) as ahead:
         found = DeviceWeights(weights, DEVICE, torch.float32, ahead)
-        ahead.begin([found.wanted(name) for name in names])
+        ahead.begin([found.prefetch_request(name) for name in names])
         for name in names:
             truth = weights[name]
             np.testing.assert_array_equal(found.rows(name, 5, 30).cpu().numpy(), truth[5:30])

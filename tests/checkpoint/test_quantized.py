@@ -27,7 +27,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from bamba_quant.checkpoint import PackedTensor, RawReader, open_checkpoint, read_tensor
 from bamba_quant.codecs.schemes import Scheme, schemes
 from bamba_quant.errors import PlanError
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.model import open_model

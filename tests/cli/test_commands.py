@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import OutputError
-from bamba_quant.report import read_report
+from bamba_quant.report.json_report import read_report
 from bamba_quant_cli.app import app
 from tests.planning.test_repair import faulty
 from tests.support.models import random_bamba, save_checkpoint

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import OutputError
-from bamba_quant.evaluation.inputs import REPORTS
-from bamba_quant.report import read_report
+from bamba_quant.evaluation.input_files import REPORTS
+from bamba_quant.report.json_report import read_report
 from bamba_quant_cli.app import app
 from tests.cli.test_commands import run
 from tests.support.conversion import to_gguf

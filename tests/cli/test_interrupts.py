@@ -17,7 +17,13 @@ import pytest
 
 from bamba_quant.errors import OutputError
 from bamba_quant_cli import interrupts
-from bamba_quant_cli.interrupts import SIGNALS, STARTED, held, leaves, writes
+from bamba_quant_cli.interrupts import (
+    SIGNALS,
+    STARTED,
+    announce_outputs,
+    block_signals,
+    set_interrupt_message,
+)
 
 INTERRUPTED = "interrupted; nothing written\n"
 
@@ -131,7 +137,7 @@ def test_an_interrupt_does_not_disturb_the_clean_up_after_an_error(tmp_path: Pat
 
 def test_what_a_library_makes_of_an_interrupt_is_one() -> None:
     def command() -> None:
-        with interrupts.kept():
+        with interrupts.preserve_interrupt():
             try:
                 tell()
             except BaseException as error:
@@ -149,7 +155,7 @@ def test_what_a_library_makes_of_an_interrupt_is_one() -> None:
 
 def test_a_clean_up_that_fails_is_told() -> None:
     def command() -> None:
-        with interrupts.kept():
+        with interrupts.preserve_interrupt():
             try:
                 tell()
             finally:
@@ -171,7 +177,7 @@ def test_threads_at_work_do_not_change_the_end() -> None:
 
 def test_signals_wait_while_they_are_held() -> None:
     def command() -> None:
-        with held():
+        with block_signals():
             tell(signal.SIGTERM)
             print("held", file=sys.stderr)
         print("not reached", file=sys.stderr)
@@ -201,7 +207,7 @@ def test_what_was_written_is_told(tmp_path: Path) -> None:
     old.write_text("as it was")
 
     def command(*done: Path) -> None:
-        writes(new, None, old, made)
+        announce_outputs(new, None, old, made)
         for path in done:
             path.write_text("now")
         if not done:
@@ -217,7 +223,7 @@ def test_what_is_left_to_go_on_with_is_told(tmp_path: Path) -> None:
     target, partial = tmp_path / "out", tmp_path / "out.partial"
 
     def command() -> None:
-        writes(target, unfinished=partial)
+        announce_outputs(target, unfinished=partial)
         tell()
 
     assert ran(command) == (130, INTERRUPTED)
@@ -230,7 +236,7 @@ def test_what_is_left_to_go_on_with_is_told(tmp_path: Path) -> None:
 
 def test_names_do_not_act_on_a_terminal() -> None:
     def command() -> None:
-        leaves(lambda: "a\x1b]0;title\x07\nb\udcff")
+        set_interrupt_message(lambda: "a\x1b]0;title\x07\nb\udcff")
         tell()
 
     assert ran(command) == (130, "interrupted; a\\u001b]0;title\\u0007\\nb\\udcff\n")

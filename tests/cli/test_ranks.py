@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bamba_quant.embedded import embedded_model
-from bamba_quant.report import read_report
+from bamba_quant.report.json_report import read_report
 from tests.support.conversion import to_gguf
 
 # Of the 64 that are worked on at once: four groups, the last of them not whole.

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bamba_quant.embedded import embedded_model
-from bamba_quant.inference.weights import LazyWeights, Timings, load_model
+from bamba_quant.inference.loading import load_model
+from bamba_quant.inference.weights import LazyWeights, Timings
 from bamba_quant_cli.app import app
 from bamba_reference.runtime import stream
 from tests.cli.test_commands import run

@@ -148,7 +148,7 @@ def test_an_interrupt_says_how_to_go_on(
     asked.interrupted = True
     with pytest.raises(interrupts.Interrupted):
         start()
-    assert "continue with --resume" in interrupts._left()
+    assert "continue with --resume" in interrupts._message()
     left = names_left(tmp_path)
     assert "x.gguf" not in left
     assert "x.gguf.tuning" in left
@@ -158,7 +158,7 @@ def test_an_interrupt_says_how_to_go_on(
     start("--resume")
     assert [options.resume for options in asked.options] == [False, True]
     assert names_left(tmp_path) == ["text.txt", "x.gguf"]
-    assert "written and complete" in interrupts._left()
+    assert "written and complete" in interrupts._message()
 
 
 def test_what_was_left_may_be_begun_anew(asked: Asked, tmp_path: Path) -> None:

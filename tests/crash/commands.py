@@ -17,7 +17,9 @@ from bamba_quant.calibration import read_imatrix, tune
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import evaluate
-from bamba_quant.report import read_report, to_html, to_markdown
+from bamba_quant.report.html import to_html
+from bamba_quant.report.json_report import read_report
+from bamba_quant.report.markdown import to_markdown
 from bamba_quant.writers import commit, directory, resumable
 from tests.planning.test_repair import faulty
 from tests.support.conversion import to_gguf

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bamba_quant.planning.inspection import inspect_path
-from bamba_quant.report import read_report
+from bamba_quant.report.json_report import read_report
 from bamba_quant_cli.demo import help_text
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

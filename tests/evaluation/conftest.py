@@ -8,11 +8,11 @@ import pytest
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation.evaluate import evaluate
-from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.result import Evaluation
+from bamba_quant.evaluation.run import EvaluationOptions
 from tests.support.conversion import to_gguf
 
-OPTIONS = Options(ctx=64, chunks=10, resamples=1000, floor_chunks=4, drift_chunks=2)
+OPTIONS = EvaluationOptions(ctx=64, chunks=10, resamples=1000, floor_chunks=4, drift_chunks=2)
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,12 @@ import torch
 from bamba_quant.codecs import format_named
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import figures
+from bamba_quant.evaluation.activations import q8_0, q8_k
 from bamba_quant.evaluation.evaluate import evaluate
-from bamba_quant.evaluation.llama_activations import q8_0, q8_k
 from bamba_quant.evaluation.logits_file import writing
-from bamba_quant.evaluation.options import Options
+from bamba_quant.evaluation.run import EvaluationOptions
 from bamba_quant.evaluation.scores import base_block, collect, score
-from bamba_quant.inference.open_model import open_model
+from bamba_quant.inference.loading import load_model_and_tokenizer
 from bamba_reference.runtime.perplexity import cut_chunks
 from tests.support import ggml, llama
 from tests.support.conversion import to_gguf
@@ -25,7 +25,7 @@ from tests.support.conversion import to_gguf
 # Fewer chunks do not do: where activations are rounded to 8 bits, a last digit decides which way, and perplexities of
 # kernels that differ by 1e-7 scatter by 0.1 % over 24 chunks.
 CTX, CHUNKS = 512, 120
-OPTIONS = Options(ctx=CTX, chunks=CHUNKS, noise_floor="none", drift_chunks=0, resamples=1000)
+OPTIONS = EvaluationOptions(ctx=CTX, chunks=CHUNKS, noise_floor="none", drift_chunks=0, resamples=1000)
 CANDIDATES = ("q8_0", "q4_0", "q4_k_m")
 
 
@@ -48,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def tokens(text: Path) -> tuple[np.ndarray, np.ndarray]:
     """The text's own chunks, and the same with BOS in front."""
-    loaded, encoder = open_model(embedded_model())
+    loaded, encoder = load_model_and_tokenizer(embedded_model())
     ids = encoder.encode(text.read_text())
     cut = cut_chunks(ids, vocab_size=loaded.config.vocab_size, ctx=CTX, bos=encoder.bos, chunks=CHUNKS)
     return np.array(ids[: cut.size]).reshape(cut.shape), cut

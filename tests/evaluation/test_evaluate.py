@@ -18,9 +18,9 @@ from bamba_quant.evaluation import scoring
 from bamba_quant.evaluation.evaluate import evaluate
 from bamba_quant.evaluation.models import ComparisonError
 from bamba_quant.evaluation.result import FIGURES, Evaluation
-from bamba_quant.evaluation.scoring import Progress
-from bamba_quant.inference.open_model import open_model
-from bamba_quant.inference.weights import LazyWeights, load_model
+from bamba_quant.evaluation.scoring import EvaluationProgress
+from bamba_quant.inference.loading import load_model, load_model_and_tokenizer
+from bamba_quant.inference.weights import LazyWeights
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.writers import write_gguf
 from bamba_reference.runtime.perplexity import cut_chunks
@@ -44,7 +44,7 @@ def plain_logits(path: Path, cut: np.ndarray) -> np.ndarray:
 def test_the_figures_are_those_of_the_whole_models(
     evaluation: Evaluation, files: dict[str, Path], text: Path
 ) -> None:
-    loaded, encoder = open_model(embedded_model())
+    loaded, encoder = load_model_and_tokenizer(embedded_model())
     ids = encoder.encode(text.read_text())
     cut = cut_chunks(ids, vocab_size=loaded.config.vocab_size, ctx=64, bos=encoder.bos, chunks=10)
     base = plain_logits(embedded_model(), cut)
@@ -195,7 +195,7 @@ def test_drift_finds_the_tensor_that_was_spoilt(text: Path, tmp_path: Path, file
 
 
 def test_local_and_accumulated_by_hand(evaluation: Evaluation, files: dict[str, Path], text: Path) -> None:
-    loaded, encoder = open_model(embedded_model())
+    loaded, encoder = load_model_and_tokenizer(embedded_model())
     other = load_model(files["q4_k_m"])
     cut = cut_chunks(
         encoder.encode(text.read_text()),
@@ -228,7 +228,7 @@ def test_local_and_accumulated_by_hand(evaluation: Evaluation, files: dict[str, 
 
 
 def test_progress_reaches_the_end(files: dict[str, Path], text: Path) -> None:
-    told: list[Progress] = []
+    told: list[EvaluationProgress] = []
     evaluate(embedded_model(), [files["q8_0"]], text, OPTIONS, progress=told.append)
     assert [(each.done, each.total) for each in told if each.stage == "layers"] == [
         (i, 4) for i in range(1, 5)

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation.evaluate import evaluate
-from bamba_quant.evaluation.options import Options
 from bamba_quant.evaluation.result import Candidate, Evaluation
+from bamba_quant.evaluation.run import EvaluationOptions
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers.quantized import write_quantized
 from bamba_quant_cli.app import app
@@ -31,7 +31,7 @@ MODELS = [
     ("mamba", "plain"),
     ("falcon_mamba", "plain"),
 ]
-OPTIONS = Options(ctx=64, chunks=6, resamples=200, floor_chunks=1, drift_chunks=1)
+OPTIONS = EvaluationOptions(ctx=64, chunks=6, resamples=200, floor_chunks=1, drift_chunks=1)
 TEXT = "The function returns a list of the names that are bound in the module, in the order of their definition.\n"
 CLASSES: dict[str, dict[str, list[str]]] = {
     "granitemoehybrid": {"ssm_in": ["z", "x", "B", "C", "dt"]},

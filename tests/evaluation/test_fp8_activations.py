@@ -34,7 +34,8 @@ from bamba_quant.evaluation.fp8_activations import (
     weight_codes,
     with_fp8_activations,
 )
-from bamba_quant.inference.weights import LazyWeights, LoadedModel, load_model
+from bamba_quant.inference.loading import LoadedModel, load_model
+from bamba_quant.inference.weights import LazyWeights
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers.quantized import write_quantized
 from bamba_reference.torch import forward as torch_forward

@@ -15,12 +15,15 @@ from bamba_quant.evaluation.figures import MEANS, _columns, _stack
 from bamba_quant.evaluation.intervals import (
     LEAST_CHUNKS,
     Bootstrap,
+    beta_quantile,
+    beta_share,
+    has_few_exceptions,
     least_tokens,
     quantile,
     quantile_bounds,
+    share_bounds,
     student,
 )
-from bamba_quant.evaluation.proportions import beta_quantile, beta_share, has_few_exceptions, share_bounds
 from bamba_quant.evaluation.scores import Scores
 
 CHUNKS, TOKENS, TRIALS = 40, 64, 800

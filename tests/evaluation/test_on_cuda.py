@@ -17,10 +17,10 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import evaluate as module
 from bamba_quant.evaluation.evaluate import evaluate
 from bamba_quant.evaluation.result import Evaluation
-from bamba_quant.evaluation.tensor_loss import difference
-from bamba_quant.inference.device_weights import DeviceWeights
-from bamba_quant.inference.prefetch import ReadAhead
-from bamba_quant.inference.weights import LazyWeights, load_model
+from bamba_quant.evaluation.tensor_loss import tensor_difference
+from bamba_quant.inference.loading import load_model
+from bamba_quant.inference.prefetch import Prefetcher
+from bamba_quant.inference.weights import DeviceWeights, LazyWeights
 from tests.evaluation.conftest import OPTIONS
 from tests.support.conversion import to_gguf
 
@@ -41,7 +41,9 @@ def test_an_evaluation(
         return rows(self, name, *given)
 
     for budget in (1, 1 << 30):
-        monkeypatch.setattr(module, "read_ahead_for", lambda device, budget=budget: ReadAhead(device, budget))
+        monkeypatch.setattr(
+            module, "prefetcher_for", lambda device, budget=budget: Prefetcher(device, budget)
+        )
         monkeypatch.setattr(LazyWeights, "rows", watched)
         found = evaluate(embedded_model(), [files["q8_0"], files["q4_k_m"]], text, options)
         for ours, plain in zip(found.candidates, evaluation.candidates, strict=True):
@@ -60,12 +62,12 @@ def test_an_evaluation(
 def test_weights_compared_where_they_are_decoded(recipe: str, tmp_path: Path) -> None:
     base = load_model(embedded_model()).weights
     other = load_model(to_gguf(embedded_model(), tmp_path / "model.gguf", recipe)).weights
-    with ReadAhead(DEVICE) as ahead:
+    with Prefetcher(DEVICE) as ahead:
         ours = [DeviceWeights(each, DEVICE, torch.float32, ahead) for each in (base, other)]
-        ahead.begin(each.wanted(name) for name in base for each in ours)
+        ahead.begin(each.prefetch_request(name) for name in base for each in ours)
         for name in base:
-            found = difference(ours[0], ours[1], name, device=DEVICE)
-            expected = difference(base, other, name, device=CPU)
+            found = tensor_difference(ours[0], ours[1], name, device=DEVICE)
+            expected = tensor_difference(base, other, name, device=CPU)
             for field, value in vars(expected).items():
                 np.testing.assert_allclose(
                     getattr(found, field), value, rtol=1e-12, err_msg=f"{name} {field}"
@@ -75,11 +77,11 @@ def test_weights_compared_where_they_are_decoded(recipe: str, tmp_path: Path) ->
 def test_one_layer_is_held_and_read_once(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     weights = load_model(files["q4_k_m"]).weights
     expected = dict(weights)
-    with ReadAhead(DEVICE) as ahead:
+    with Prefetcher(DEVICE) as ahead:
         narrow = DeviceWeights(weights, DEVICE, torch.bfloat16, ahead)
         wide = narrow.to(torch.float32)
         names = [name for name in weights if narrow.on_device(name)]
-        ahead.begin(narrow.wanted(name) for name in names)
+        ahead.begin(narrow.prefetch_request(name) for name in names)
         monkeypatch.setattr(LazyWeights, "raw", lambda *given: pytest.fail("read again"))
         for name in names:
             narrow.rows(name)

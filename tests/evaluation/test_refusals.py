@@ -16,7 +16,7 @@ from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation import evaluate as module
 from bamba_quant.evaluation.evaluate import evaluate
 from bamba_quant.evaluation.models import ComparisonError
-from bamba_quant.evaluation.options import Options
+from bamba_quant.evaluation.run import EvaluationOptions
 from bamba_reference.packing import InputError
 from tests.evaluation.conftest import OPTIONS
 from tests.support.models import random_bamba, save_checkpoint
@@ -143,11 +143,11 @@ def test_a_file_of_logits_has_its_own_chunks(files: dict[str, Path], text: Path,
     saved = tmp_path / "base.kld"
     plain = dataclasses.replace(OPTIONS, drift_chunks=0, noise_floor="none")
     evaluate(embedded_model(), [files["q8_0"]], text, dataclasses.replace(plain, save_base=saved, ctx=33))
-    found = evaluate(saved, [files["q8_0"]], None, Options(resamples=1000, chunks=3))
+    found = evaluate(saved, [files["q8_0"]], None, EvaluationOptions(resamples=1000, chunks=3))
     assert (found.text.ctx, found.text.chunks, found.text.scored) == (33, 3, 48)
     assert found.run.options["ctx"] == 33
     for chunks in (0, -1):
         with pytest.raises(InputError, match="no chunks"):
-            evaluate(saved, [files["q8_0"]], None, Options(chunks=chunks))
+            evaluate(saved, [files["q8_0"]], None, EvaluationOptions(chunks=chunks))
     with pytest.raises(ComparisonError, match="another length"):
-        evaluate(saved, [files["q8_0"]], None, Options(ctx=64))
+        evaluate(saved, [files["q8_0"]], None, EvaluationOptions(ctx=64))

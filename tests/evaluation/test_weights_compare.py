@@ -18,9 +18,10 @@ from bamba_quant.codecs.dispatch import quantizer
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import tensor_loss, weights_compare
 from bamba_quant.evaluation.models import ComparisonError
-from bamba_quant.evaluation.tensor_loss import difference
+from bamba_quant.evaluation.tensor_loss import tensor_difference
 from bamba_quant.evaluation.weights_compare import compare_weights
-from bamba_quant.inference.weights import Timings, load_model
+from bamba_quant.inference.loading import load_model
+from bamba_quant.inference.weights import Timings
 from bamba_quant.writers.candidates import make_candidate
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
@@ -103,10 +104,10 @@ def test_blocks_of_rows_change_nothing(
         "model.layers.0.mamba.conv1d.weight",
         "model.layers.0.mamba.A_log",
     )
-    whole = [difference(base, other, name) for name in names]
+    whole = [tensor_difference(base, other, name) for name in names]
     monkeypatch.setattr(tensor_loss, "_ELEMENTS", elements)
     for name, expected in zip(names, whole, strict=True):
-        found = difference(base, other, name)
+        found = tensor_difference(base, other, name)
         np.testing.assert_allclose(found.noise, expected.noise, rtol=1e-12)
         assert found.max_error == expected.max_error
 

@@ -19,8 +19,8 @@ from bamba_quant.calibration.imatrix_writer import write_imatrix
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.checkpoint.activation_sums import merge_sums, sums_for_model
 from bamba_quant.checkpoint.imatrix import read_sums
-from bamba_quant.evaluation.models import Opened, describe, files_of, tokenizer_hash
-from bamba_quant.inference.weights import load_model
+from bamba_quant.evaluation.models import OpenedModel, describe, files_of, tokenizer_hash
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.export import plan_export
 from bamba_quant.planning.inspection import inspect_path
@@ -99,7 +99,7 @@ def encoded(path: Path) -> None:
 
 def described(path: Path) -> None:
     """What ``evaluate`` says of a model and of its tokenizer."""
-    opened = Opened("model", path, load_model(path))
+    opened = OpenedModel("model", path, load_model(path))
     describe(opened)
     files_of(opened)
     tokenizer_hash(opened.model.checkpoint)

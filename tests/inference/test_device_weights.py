@@ -13,8 +13,8 @@ from tests.support.kernels import DEVICE, needs_triton
 needs_triton()
 
 from bamba_quant.embedded import embedded_model
-from bamba_quant.inference.device_weights import DeviceWeights, weights_on
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
+from bamba_quant.inference.weights import DeviceWeights, weights_on
 from tests.support.conversion import to_gguf
 
 

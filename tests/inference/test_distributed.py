@@ -22,9 +22,16 @@ from torch.distributed import HashStore
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.inference import distributed as ranks_module
 from bamba_quant.inference import exchange as module
-from bamba_quant.inference.distributed import ALONE, FailedElsewhereError, RankError, Ranks, joined, spread
+from bamba_quant.inference.distributed import (
+    SINGLE_PROCESS,
+    FailedElsewhereError,
+    RankError,
+    Ranks,
+    join_ranks,
+    spread_over_ranks,
+)
 from bamba_quant.inference.exchange import Exchange
-from bamba_quant.inference.open_model import torch_device
+from bamba_quant.inference.loading import torch_device
 from bamba_reference.runtime.stream import head_blocks, together
 
 
@@ -74,7 +81,11 @@ def test_a_part_goes_through_the_head_in_the_blocks_of_the_whole(
 
 
 def test_what_a_rank_is() -> None:
-    assert ALONE.first and ALONE.device("cuda") == "cuda" and ALONE.command(["x"]) == ["bamba-quant", "x"]
+    assert (
+        SINGLE_PROCESS.first
+        and SINGLE_PROCESS.device("cuda") == "cuda"
+        and SINGLE_PROCESS.command(["x"]) == ["bamba-quant", "x"]
+    )
     rank = Ranks(5, 8, 1, 4)
     assert not rank.first and rank.device("cuda") == "cuda:1" and rank.device("cpu") == "cpu"
     expected = ["torchrun", "--nnodes", "2", "--nproc-per-node", "4", "-m", "bamba_quant_cli", "x"]
@@ -84,18 +95,18 @@ def test_what_a_rank_is() -> None:
 
 def test_variables_that_torchrun_did_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined() as alone:
-        assert alone is ALONE
+    with join_ranks() as alone:
+        assert alone is SINGLE_PROCESS
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(RankError, match="did not connect") as error, joined():
+    with pytest.raises(RankError, match="did not connect") as error, join_ranks():
         pass
     assert "RANK" in str(error.value.found) and "torchrun" in str(error.value.fix)
     for rank, port in (("0", None), ("x", "1"), ("0", "x"), ("0", "99999")):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", port) if port else monkeypatch.delenv("MASTER_PORT", raising=False)
-        with pytest.raises(RankError, match="did not connect"), joined():
+        with pytest.raises(RankError, match="did not connect"), join_ranks():
             pass
 
 
@@ -144,7 +155,7 @@ def test_scores_come_in_the_texts_order(in_threads: Together) -> None:
     def score(part: np.ndarray) -> Iterator[np.ndarray]:
         yield from (row / 3 for row in part)
 
-    for scores in in_threads(lambda ranks: list(spread(score, lambda ctx: 2, ranks)(cut))):
+    for scores in in_threads(lambda ranks: list(spread_over_ranks(score, lambda ctx: 2, ranks)(cut))):
         np.testing.assert_array_equal(scores, cut / 3)
 
 
@@ -193,8 +204,8 @@ def test_the_first_leaves_last(in_threads: Together) -> None:
 def test_processes_without_torchrun() -> None:
     """The first holds the store itself."""
     program = (
-        "from bamba_quant.inference.distributed import joined\n"
-        "with joined() as ranks: print(ranks.gather(ranks.rank))"
+        "from bamba_quant.inference.distributed import join_ranks\n"
+        "with join_ranks() as ranks: print(ranks.gather(ranks.rank))"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -239,7 +250,7 @@ def test_one_of_several_errors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     exchanges = iter([Exchange(store, rank, 2) for rank in range(2)])
     monkeypatch.setattr(ranks_module, "_meet", lambda: next(exchanges))
-    with pytest.raises(ZeroDivisionError), joined():
+    with pytest.raises(ZeroDivisionError), join_ranks():
         raise ZeroDivisionError
-    with pytest.raises(FailedElsewhereError), joined():
+    with pytest.raises(FailedElsewhereError), join_ranks():
         raise ZeroDivisionError

@@ -11,8 +11,8 @@ import torch
 from bamba_quant.checkpoint import StoredTensor, read_raw
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError
-from bamba_quant.inference.prefetch import ReadAhead, Wanted
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
+from bamba_quant.inference.prefetch import Prefetcher, PrefetchRequest
 from tests.support.conversion import to_gguf
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,8 +34,8 @@ def check(tensor: StoredTensor, found: torch.Tensor | None) -> None:
     ("budget", "threads", "piece"), [(1, 1, 1), (100_000, 3, 4096), (1 << 30, 8, 1 << 24)]
 )
 def test_in_order(tensors: list[StoredTensor], budget: int, threads: int, piece: int) -> None:
-    with ReadAhead(DEVICE, budget, threads, piece) as ahead:
-        ahead.begin([Wanted(tensor, True) for tensor in tensors])
+    with Prefetcher(DEVICE, budget, threads, piece) as ahead:
+        ahead.begin([PrefetchRequest(tensor, True) for tensor in tensors])
         for tensor in tensors:
             check(tensor, ahead.take(tensor))
         assert ahead.take(tensors[0]) is None
@@ -45,17 +45,17 @@ def test_no_more_is_held_than_the_budget(
     tensors: list[StoredTensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget, held, most = 50_000, {}, 0
-    read = ReadAhead._start
+    read = Prefetcher._start
 
-    def start(self: ReadAhead, wanted: Wanted) -> object:
+    def start(self: Prefetcher, wanted: PrefetchRequest) -> object:
         nonlocal most
         held[wanted.tensor.name] = wanted.tensor.n_bytes
         most = max(most, sum(held.values()) if len(held) > 1 else 0)
         return read(self, wanted)
 
-    monkeypatch.setattr(ReadAhead, "_start", start)
-    with ReadAhead(DEVICE, budget) as ahead:
-        ahead.begin([Wanted(tensor, True) for tensor in tensors])
+    monkeypatch.setattr(Prefetcher, "_start", start)
+    with Prefetcher(DEVICE, budget) as ahead:
+        ahead.begin([PrefetchRequest(tensor, True) for tensor in tensors])
         for tensor in tensors:
             assert len(held) >= 1
             del held[tensor.name]
@@ -66,8 +66,8 @@ def test_no_more_is_held_than_the_budget(
 def test_out_of_order(tensors: list[StoredTensor]) -> None:
     """The last is not on its way yet; the first two are, and one of them is wanted twice."""
     order = [*tensors[:2], tensors[0], *tensors[2:]]
-    with ReadAhead(DEVICE, sum(tensor.n_bytes for tensor in order[:3])) as ahead:
-        ahead.begin([Wanted(tensor, True) for tensor in order])
+    with Prefetcher(DEVICE, sum(tensor.n_bytes for tensor in order[:3])) as ahead:
+        ahead.begin([PrefetchRequest(tensor, True) for tensor in order])
         assert ahead.take(tensors[-1]) is None
         check(tensors[1], ahead.take(tensors[1]))
         check(tensors[0], ahead.take(tensors[0]))
@@ -78,8 +78,8 @@ def test_out_of_order(tensors: list[StoredTensor]) -> None:
 
 
 def test_what_the_cpu_decodes_is_not_brought(tensors: list[StoredTensor]) -> None:
-    with ReadAhead(DEVICE) as ahead:
-        ahead.begin([Wanted(tensor, number % 2 == 0) for number, tensor in enumerate(tensors)])
+    with Prefetcher(DEVICE) as ahead:
+        ahead.begin([PrefetchRequest(tensor, number % 2 == 0) for number, tensor in enumerate(tensors)])
         for number, tensor in enumerate(tensors):
             found = ahead.take(tensor)
             assert (found is None) == (number % 2 == 1)
@@ -90,14 +90,14 @@ def test_a_file_that_ends_too_early(tmp_path: Path) -> None:
     weights = load_model(file).weights
     tensors = [weights.stored(name)[0] for name in weights]
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with ReadAhead(DEVICE) as ahead:
-        ahead.begin([Wanted(tensor, True) for tensor in tensors])
+    with Prefetcher(DEVICE) as ahead:
+        ahead.begin([PrefetchRequest(tensor, True) for tensor in tensors])
         with pytest.raises(CheckpointError, match="changed while it was read"):
             for tensor in tensors:
                 ahead.take(tensor)
 
 
 def test_what_is_never_taken_is_given_up(tensors: list[StoredTensor]) -> None:
-    with ReadAhead(DEVICE, 1 << 30, 1) as ahead:
-        ahead.begin([Wanted(tensor, True) for tensor in tensors])
+    with Prefetcher(DEVICE, 1 << 30, 1) as ahead:
+        ahead.begin([PrefetchRequest(tensor, True) for tensor in tensors])
     assert ahead.take(tensors[0]) is None

@@ -14,8 +14,8 @@ from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import ArchitectureError, CheckpointError, PlanError
 from bamba_quant.families import read_config
-from bamba_quant.inference.open_model import read_text
-from bamba_quant.inference.weights import Timings, load_model
+from bamba_quant.inference.loading import load_model, read_text
+from bamba_quant.inference.weights import Timings
 from bamba_reference.runtime.perplexity import cut_chunks, perplexity, torch_scorer
 from bamba_reference.torch.forward import forward, load
 from tests.support import llama

@@ -19,7 +19,7 @@ from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.families import read_config
 from bamba_quant.families.transforms import NEGATIVE_EXP, log_of_negative
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.export import plan_export, write_export
 from bamba_quant.writers import write_gguf

@@ -12,7 +12,7 @@ from torchao.quantization import Int4Tensor
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from bamba_quant.embedded import embedded_model
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers.quantized import write_quantized
 from bamba_reference.torch.forward import forward, load

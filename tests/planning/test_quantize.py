@@ -155,7 +155,7 @@ def test_small_files(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_read_back_as_it_decodes(tmp_path: Path) -> None:
-    from bamba_quant.inference.weights import load_model
+    from bamba_quant.inference.loading import load_model
 
     model = save_checkpoint(random_bamba(**WIDE), tmp_path / "m")
     for scheme in ("fp8-dynamic", "fp8-tensor", "fp8-block", "fp8-block-inv"):

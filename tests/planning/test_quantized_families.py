@@ -17,7 +17,7 @@ from torchao.quantization import Int4Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig, FineGrainedFP8Config
 from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
 
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.quantize import Quantization, plan_quantization
 from bamba_quant.writers.quantized import write_quantized
 from bamba_reference.torch import forward as torch_forward

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.quantize import Quantization, plan_quantization
 from bamba_quant.writers.quantized import write_quantized
 from bamba_reference.torch import forward as torch_forward

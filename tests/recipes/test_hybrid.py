@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bamba_quant.embedded import embedded_model
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.recipes import TypeOverrides, recipes
 from bamba_quant.writers import layout

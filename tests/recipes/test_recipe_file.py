@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from bamba_quant.checkpoint.gguf_values import string
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import PlanError
-from bamba_quant.inference.weights import load_model
+from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.printable import printable
 from bamba_quant.recipes import Recipe, TypeOverrides, read_recipe, recipe_named, recipe_text, recipes

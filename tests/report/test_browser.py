@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bamba_quant.report import write_reports
+from bamba_quant.report.write import write_reports
 from tests.report.variants import EDGES, HOSTILE, relabelled
 from tests.support.browser import Page, chromium, open_browser
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bamba_quant.evaluation.result import FIGURES
 from bamba_quant.printable import printable
-from bamba_quant.report import numbers, to_html
+from bamba_quant.report import wording
+from bamba_quant.report.html import to_html
 from bamba_quant.report.markup import element
 from tests.report.variants import EDGES, HOSTILE, relabelled
 
@@ -102,9 +103,9 @@ def test_every_picture_says_what_it_shows(name: str, pages: dict[str, tuple[str,
 def test_the_tables_hold_every_figure(name: str, pages: dict[str, tuple[str, Parsed]]) -> None:
     rows = pages[name][1].rows
     for key, kind in FIGURES.items():
-        (row,) = [row for row in rows if row and row[0] == numbers.label(kind)]
+        (row,) = [row for row in rows if row and row[0] == wording.label(kind)]
         for cell, candidate in zip(row[1:], EDGES[name].candidates, strict=False):
-            assert cell.startswith(numbers.shown(kind, candidate.figures[key]))
+            assert cell.startswith(wording.shown(kind, candidate.figures[key]))
     for tensor in EDGES[name].candidates[0].tensors:
         assert any(row[0] == tensor.name for row in rows)
 

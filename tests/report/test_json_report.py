@@ -12,16 +12,9 @@ import jsonschema
 import pytest
 
 from bamba_quant.errors import OutputError
-from bamba_quant.evaluation.inputs import REPORTS
-from bamba_quant.report import (
-    ReportError,
-    prepared_directory,
-    read_report,
-    schema_text,
-    to_json,
-    write_reports,
-)
-from bamba_quant.report.json_report import schema
+from bamba_quant.evaluation.input_files import REPORTS
+from bamba_quant.report.json_report import ReportError, read_report, schema, schema_text, to_json
+from bamba_quant.report.write import prepared_directory, write_reports
 from tests.report.variants import EDGES, HOSTILE, relabelled
 
 REST = ("low", "high", "lower", "upper", "naive_error", "floor")

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from bamba_quant.printable import printable
-from bamba_quant.report import to_markdown
-from bamba_quant.report.markdown import cell_code, code, literal
-from bamba_quant.report.view import short_names
+from bamba_quant.report.markdown import cell_code, code, literal, to_markdown
+from bamba_quant.report.wording import short_names
 from tests.report.variants import EDGES, HOSTILE, relabelled
 from tests.support.evaluations import make_evaluation
 

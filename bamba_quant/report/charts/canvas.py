@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bamba_quant.report.labels import Box, text_width
+from bamba_quant.report.charts.layout import Box, Scale, text_width
 from bamba_quant.report.markup import Markup, compact, element
-from bamba_quant.report.scales import Scale
 
 FONT = 12.0  # pixels, as page.css sets it inside charts
 SERIES = 8  # colours that page.css knows

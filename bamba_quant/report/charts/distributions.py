@@ -5,11 +5,9 @@ from __future__ import annotations
 from bamba_quant.evaluation.result import Candidate, Evaluation, Histogram
 from bamba_quant.report.charts import canvas
 from bamba_quant.report.charts.canvas import Frame
-from bamba_quant.report.labels import Box, shortened, text_width
+from bamba_quant.report.charts.layout import Box, Scale, linear, shortened, text_width
 from bamba_quant.report.markup import Markup, compact, element
-from bamba_quant.report.numbers import digits, plain
-from bamba_quant.report.scales import Scale, linear
-from bamba_quant.report.view import short_names
+from bamba_quant.report.wording import digits, plain, short_names
 
 _ROW = 58.0
 _LONGEST_NAME = 26

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from bamba_quant.evaluation.result import Candidate, Evaluation, LayerDrift
 from bamba_quant.report.charts import canvas
 from bamba_quant.report.charts.canvas import Frame
-from bamba_quant.report.labels import Box
+from bamba_quant.report.charts.layout import Box, Scale, linear
 from bamba_quant.report.markup import Markup
-from bamba_quant.report.numbers import decibels, plain
-from bamba_quant.report.scales import Scale, linear
+from bamba_quant.report.wording import decibels, plain
 
 _WIDTH, _HEIGHT = 330.0, 220.0
 _MOST_MARKED = 24  # layers; beyond these the marks would touch, and only answer the pointer

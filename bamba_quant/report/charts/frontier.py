@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from bamba_quant.report.charts import canvas
 from bamba_quant.report.charts.canvas import Frame
-from bamba_quant.report.labels import place_labels, text_width
+from bamba_quant.report.charts.layout import linear, logarithmic, place_labels, text_width
 from bamba_quant.report.markup import Markup, element, joined
-from bamba_quant.report.numbers import digits, plain, size
-from bamba_quant.report.scales import linear, logarithmic
+from bamba_quant.report.wording import digits, plain, size
 
 if TYPE_CHECKING:
     from bamba_quant.calibration.allocation import Allocation, Point

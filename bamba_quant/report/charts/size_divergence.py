@@ -7,11 +7,17 @@ import math
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure
 from bamba_quant.report.charts import canvas
 from bamba_quant.report.charts.canvas import Frame
-from bamba_quant.report.labels import Box, place_labels, shortened, text_width
+from bamba_quant.report.charts.layout import (
+    Box,
+    Scale,
+    linear,
+    logarithmic,
+    place_labels,
+    shortened,
+    text_width,
+)
 from bamba_quant.report.markup import Markup
-from bamba_quant.report.numbers import below_floor, digits, plain, size
-from bamba_quant.report.scales import Scale, linear, logarithmic
-from bamba_quant.report.view import short_names
+from bamba_quant.report.wording import below_floor, digits, plain, short_names, size
 
 _LABEL_HEIGHT = 16.0
 _LONGEST_LABEL = 24

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from bamba_quant.evaluation.result import Candidate, TensorLoss
 from bamba_quant.report.charts import canvas
-from bamba_quant.report.labels import Box, shortened, text_width
+from bamba_quant.report.charts.layout import Box, shortened, text_width
 from bamba_quant.report.markup import Markup
-from bamba_quant.report.numbers import decibels
+from bamba_quant.report.wording import decibels
 
 _WIDTH, _ROW, _NAMES, _TOP = 330.0, 19.0, 84.0, 4.0
 _LONGEST_ROLE = 13
@@ -27,7 +27,7 @@ _CIVIDIS = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class TensorCell:
     """One square: a tensor, or a class of its rows; ``sqnr`` in dB, None where nothing differs."""
 
     row: str
@@ -36,7 +36,7 @@ class Cell:
     words: str
 
 
-def tensor_cells(candidate: Candidate) -> tuple[Cell, ...]:
+def tensor_cells(candidate: Candidate) -> tuple[TensorCell, ...]:
     """The tensors that lost anything in some layer, with ssm_in's classes of rows in its place."""
     cells = [cell for tensor in candidate.tensors for cell in _cells(tensor)]
     lossy = {cell.row for cell in cells if cell.sqnr is not None}
@@ -119,10 +119,10 @@ def _linear(part: float) -> float:
     return part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
 
 
-def _cells(tensor: TensorLoss) -> list[Cell]:
+def _cells(tensor: TensorLoss) -> list[TensorCell]:
     parts = [(rows.name, rows.weight_sqnr, rows.output_sqnr) for rows in tensor.row_classes]
     return [
-        Cell(
+        TensorCell(
             f"{tensor.role}.{part}" if part else tensor.role,
             tensor.layer,
             weight if output is None else output,
@@ -133,7 +133,7 @@ def _cells(tensor: TensorLoss) -> list[Cell]:
     ]
 
 
-def _square(cell: Cell, row: int, layers: Sequence[int], step: float, colour: _Colours) -> Markup:
+def _square(cell: TensorCell, row: int, layers: Sequence[int], step: float, colour: _Colours) -> Markup:
     left, width = _NAMES, step * len(layers)
     if cell.layer is not None:
         left, width = _NAMES + step * layers.index(cell.layer), step

@@ -11,7 +11,7 @@ import torch
 from bamba_quant.evaluation.gates import limits_for, read_gates
 from bamba_quant.evaluation.logits_file import base_blocks, encode_rows, is_logits_file, read_logits_file
 from bamba_quant.evaluation.models import describe_logits
-from bamba_quant.inference.open_model import read_text
+from bamba_quant.inference.loading import read_text
 from bamba_quant.report.json_report import read_report, to_json
 from tests.fuzz.mutations.blind import files
 from tests.fuzz.mutations.json_text import json_text

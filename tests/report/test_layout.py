@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bamba_quant.report.charts.layout import Box, linear, logarithmic, place_labels, text_width
 from bamba_quant.report.charts.size_divergence import size_divergence
-from bamba_quant.report.labels import Box, place_labels, text_width
-from bamba_quant.report.scales import linear, logarithmic
 from tests.report.variants import EDGES
 
 VALUES = st.lists(st.floats(-1e6, 1e6).filter(lambda v: v == 0 or abs(v) > 1e-6), min_size=1, max_size=20)

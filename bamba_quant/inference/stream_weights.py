@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bamba_quant.inference.device_weights import DeviceWeights
-from bamba_quant.inference.prefetch import ReadAhead, Wanted
-from bamba_quant.inference.weights import LazyWeights, Timings
+from bamba_quant.inference.prefetch import Prefetcher, PrefetchRequest
+from bamba_quant.inference.weights import DeviceWeights, LazyWeights, Timings
 from bamba_reference.config import Config
 from bamba_reference.tensors import EMBEDDING, FINAL_NORM, head_name, layer_prefix, layer_tensors
 from bamba_reference.torch.forward import stored_dtype, to_tensor
@@ -21,7 +20,7 @@ from bamba_reference.torch.forward import stored_dtype, to_tensor
 _TABLE_ROWS = 8192
 
 
-class Table:
+class LazyTable:
     """The embedding or the head: rows are read when they are asked for, by a slice or by their numbers."""
 
     def __init__(
@@ -53,7 +52,7 @@ class Table:
         return torch.cat(found)
 
 
-class Source(Mapping[str, Any]):
+class StreamWeights(Mapping[str, Any]):
     """What ``stream.final_hidden`` and ``stream.logit_blocks`` read; nothing is kept but what ``DeviceWeights`` hold.
 
     A GPU decodes, and with ``ahead`` any device. ``exact`` are the same weights as the files hold them: blocks become
@@ -67,7 +66,7 @@ class Source(Mapping[str, Any]):
         dtype: torch.dtype,
         device: torch.device,
         timings: Timings,
-        ahead: ReadAhead | None = None,
+        ahead: Prefetcher | None = None,
     ) -> None:
         self._dtype, self._device, self._meter = dtype, device, timings
         self.config = config
@@ -78,18 +77,18 @@ class Source(Mapping[str, Any]):
             self.exact = on_device.to(torch.float32)
         self._tables = {name: weights.info(name).shape for name in (EMBEDDING, head_name(config))}
 
-    def __getitem__(self, name: str) -> Tensor | Table:
+    def __getitem__(self, name: str) -> Tensor | LazyTable:
         if name in self._tables:
             shape = self._tables[name]
-            return Table(self._weights, name, shape, self._dtype, self._device, self._meter)
+            return LazyTable(self._weights, name, shape, self._dtype, self._device, self._meter)
         array = self._weights.rows(name, timings=self._meter)
         with self._meter.spent("decoding"):
             return to_tensor(array, stored_dtype(name, self._dtype), self._device)
 
-    def wanted(self, name: str) -> Wanted:
-        """The tensor as ``ReadAhead`` is told of it; for weights on a GPU."""
+    def prefetch_request(self, name: str) -> PrefetchRequest:
+        """The request by which a ``Prefetcher`` reads this tensor; for weights on a GPU."""
         assert isinstance(self._weights, DeviceWeights)
-        return self._weights.wanted(name)
+        return self._weights.prefetch_request(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
@@ -98,18 +97,18 @@ class Source(Mapping[str, Any]):
         return len(self._weights)
 
 
-def reading_order(sources: Sequence[Source], compared: bool) -> Iterator[Wanted]:
+def prefetch_order(sources: Sequence[StreamWeights], compared: bool) -> Iterator[PrefetchRequest]:
     """What an evaluation reads, in its order; ``compared`` where weights are compared with each other as well."""
     for source in sources:
-        yield source.wanted(EMBEDDING)
+        yield source.prefetch_request(EMBEDDING)
     for layer in range(sources[0].config.num_hidden_layers):
         for source in sources:
             for name in layer_tensors(source.config, layer):
-                yield source.wanted(layer_prefix(layer) + name)
+                yield source.prefetch_request(layer_prefix(layer) + name)
     for source in sources:
-        yield source.wanted(FINAL_NORM)
+        yield source.prefetch_request(FINAL_NORM)
     for source in sources:
-        yield source.wanted(head_name(source.config))
+        yield source.prefetch_request(head_name(source.config))
     if compared and head_name(sources[0].config) != EMBEDDING:
         for source in sources:
-            yield source.wanted(EMBEDDING)
+            yield source.prefetch_request(EMBEDDING)

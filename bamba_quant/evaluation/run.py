@@ -1,4 +1,4 @@
-"""What a run was: the command and versions that would do it again, its time and its memory."""
+"""A run: its options, the command and versions that repeat it, its time and its memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,23 @@ from typing import Any
 import torch
 
 from bamba_quant.checkpoint import ReadOptions
-from bamba_quant.evaluation.options import Options
+from bamba_quant.evaluation.intervals import RESAMPLES
 from bamba_quant.evaluation.provenance import Run, Timing
-from bamba_quant.inference.distributed import ALONE, Ranks
+from bamba_quant.inference.distributed import SINGLE_PROCESS, Ranks
 from bamba_quant.inference.weights import Timings
 
 
 def command_line(
-    base: Path, candidates: Sequence[Path], text: Path | None, options: Options, ranks: Ranks = ALONE
+    base: Path,
+    candidates: Sequence[Path],
+    text: Path | None,
+    options: EvaluationOptions,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> str:
     """The command that would run this evaluation again, where a library call began it."""
     parts = ["evaluate", str(base), *map(str, candidates)]
     parts += ["--text", str(text)] if text else []
-    usual = Options()
+    usual = EvaluationOptions()
     for name, value in vars(options).items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, ReadOptions):
@@ -44,7 +49,11 @@ def command_line(
 
 
 def run_record(
-    command: str, options: Options, backend: str, started: datetime.datetime, ranks: Ranks = ALONE
+    command: str,
+    options: EvaluationOptions,
+    backend: str,
+    started: datetime.datetime,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Run:
     """What a report says of how the figures came about."""
     plain = {
@@ -69,7 +78,7 @@ def run_record(
 
 
 @contextmanager
-def compiling(timings: Timings, device: torch.device) -> Iterator[None]:
+def time_compilation(timings: Timings, device: torch.device) -> Iterator[None]:
     """Tells ``timings`` what Triton spends on making kernels for a GPU, or finding those it made, and loading them."""
     if device.type != "cuda":
         yield
@@ -78,7 +87,7 @@ def compiling(timings: Timings, device: torch.device) -> Iterator[None]:
 
     compiled: float | None = None
 
-    def compiling(*, times: Any, **about: Any) -> None:
+    def compilation_done(*, times: Any, **about: Any) -> None:
         nonlocal compiled
         compiled = time.perf_counter()
         timings.compiling += times.total / 1e6
@@ -94,7 +103,7 @@ def compiling(timings: Timings, device: torch.device) -> Iterator[None]:
     knobs.runtime.kernel_load_end_hook.add(loaded)
     try:
         with knobs.compilation.scope():
-            knobs.compilation.listener = compiling
+            knobs.compilation.listener = compilation_done
             yield
     finally:
         knobs.runtime.kernel_load_end_hook.remove(loaded)
@@ -127,3 +136,24 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How to evaluate; ``chunks`` None is the whole text. ``floor_chunks`` and ``drift_chunks`` are watched."""
+
+    ctx: int = 512
+    chunks: int | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    backend: str = "auto"
+    seed: int = 0
+    resamples: int = RESAMPLES
+    noise_floor: str = "order"
+    floor_chunks: int = 8
+    drift_chunks: int = 2
+    activations: str = "auto"
+    tokenizer: Path | None = None
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    save_base: Path | None = None
+    overwrite: bool = False

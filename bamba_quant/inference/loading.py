@@ -1,16 +1,19 @@
-"""A model and its tokenizer brought together, ready for the reference forward pass."""
+"""Open a model: its checkpoint, configuration, weights and tokenizer; and the torch device and dtype to run it on."""
 
 from __future__ import annotations
 
 import hashlib
 import lzma
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bamba_quant.checkpoint import ReadOptions, open_checkpoint
+from bamba_quant.checkpoint import Checkpoint, ReadOptions, open_checkpoint
 from bamba_quant.errors import BambaQuantError, CheckpointError
-from bamba_quant.inference.weights import LoadedModel, load_model
+from bamba_quant.inference.weights import LazyWeights
+from bamba_quant.planning.model import open_model
 from bamba_quant.tokenizers.encoder import Encoder, read_encoder
+from bamba_reference.config import Config
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +24,29 @@ _XZ_MEMORY = 1 << 28  # of a decompressor; xz -9 needs a quarter of it
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def open_model(
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be run: its configuration, its weights and the checkpoint they come from."""
+
+    checkpoint: Checkpoint
+    config: Config
+    weights: LazyWeights
+    architecture: str
+
+
+def load_model(path: str | Path, *, reading: ReadOptions = ReadOptions()) -> LoadedModel:
+    """The model at ``path``, a Hugging Face directory or a GGUF file: headers now, weights when they are read.
+
+    Raises a ``BambaQuantError`` for an architecture that is not supported and for tensors that do not fit their
+    configuration.
+    """
+    source = open_model(path, reading=reading)
+    stored = {rule.name: (tensor, rule) for tensor, rule in source.pairs if not rule.skipped}
+    weights = LazyWeights(stored, inverted=source.checkpoint.kind == "gguf")
+    return LoadedModel(source.checkpoint, source.config, weights, source.architecture.name)
+
+
+def load_model_and_tokenizer(
     path: Path, tokenizer: Path | None = None, reading: ReadOptions = ReadOptions()
 ) -> tuple[LoadedModel, Encoder]:
     """The model at ``path`` with its own tokenizer, or with that of the checkpoint at ``tokenizer``."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bamba_quant.evaluation.result import Figure, FigureKind
-from bamba_quant.report import numbers
+from bamba_quant.report import wording
 
 PLAIN = FigureKind("x", "x", "divergence")
 PERCENT = FigureKind("x", "x", "agreement", percent=True)
@@ -34,20 +34,20 @@ def around(value: float, half: float) -> Figure:
     ],
 )
 def test_examples(value: float, half: float, shown: str, interval: str) -> None:
-    assert numbers.shown(PLAIN, around(value, half)) == shown
-    assert numbers.interval(PLAIN, around(value, half)) == interval
+    assert wording.shown(PLAIN, around(value, half)) == shown
+    assert wording.interval(PLAIN, around(value, half)) == interval
 
 
 def test_percent_figures_are_shown_times_a_hundred() -> None:
     figure = around(0.8931, 0.0021)
-    assert numbers.shown(PERCENT, figure) == "89.31 %"
-    assert numbers.interval(PERCENT, figure) == "89.10 … 89.52"
-    assert numbers.limit(PERCENT, 0.895) == "89.5 %"
+    assert wording.shown(PERCENT, figure) == "89.31 %"
+    assert wording.interval(PERCENT, figure) == "89.10 … 89.52"
+    assert wording.limit(PERCENT, 0.895) == "89.5 %"
 
 
 @given(REAL, st.floats(1e-9, 1e6))
 def test_what_is_dropped_is_less_than_the_uncertainty(value: float, half: float) -> None:
-    words = numbers.shown(PLAIN, around(value, half))
+    words = wording.shown(PLAIN, around(value, half))
     assert abs(float(words) - value) <= 0.06 * half + 1e-9 * abs(value)
     decimals = re.search(r"\.(\d+)", words)
     if decimals and "e" not in words:
@@ -57,12 +57,12 @@ def test_what_is_dropped_is_less_than_the_uncertainty(value: float, half: float)
 @given(REAL, st.floats(1e-9, 1e3))
 def test_a_bound_that_fails_does_not_read_as_its_limit(limit: float, half: float) -> None:
     bound = limit + half / 20
-    assert float(numbers.bound(PLAIN, bound, around(limit, half))) > limit - 1e-9 * max(1, abs(limit))
+    assert float(wording.bound(PLAIN, bound, around(limit, half))) > limit - 1e-9 * max(1, abs(limit))
 
 
 @given(st.floats(1e-300, 1e300), st.integers(1, 6))
 def test_significant_digits(value: float, count: int) -> None:
-    assert math.isclose(float(numbers.digits(value, count)), value, rel_tol=0.51 * 10.0 ** (1 - count))
+    assert math.isclose(float(wording.digits(value, count)), value, rel_tol=0.51 * 10.0 ** (1 - count))
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_significant_digits(value: float, count: int) -> None:
     [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (26_722_304, "26.7 MB"), (999_600, "1.00 MB"), (9e15, "9000 TB")],
 )  # fmt: skip
 def test_sizes(n_bytes: float, text: str) -> None:
-    assert numbers.size(n_bytes) == text
+    assert wording.size(n_bytes) == text
 
 
 @given(st.floats(1e-12, 1e12))
 def test_plain_numbers_read_back(value: float) -> None:
-    assert math.isclose(float(numbers.plain(value)), value, rel_tol=1e-5)
+    assert math.isclose(float(wording.plain(value)), value, rel_tol=1e-5)

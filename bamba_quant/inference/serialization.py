@@ -24,7 +24,7 @@ _DTYPE = re.compile(r"[<|][biufc](1|2|4|8|16)")
 _MOST_AXES = 32
 
 
-class WireError(ValueError):
+class SerializationError(ValueError):
     """Bytes that are not an encoded value."""
 
 
@@ -38,22 +38,22 @@ def encode(value: Any, records: Collection[type] = ()) -> bytes:
 
 
 def decode(raw: bytes, records: Collection[type] = ()) -> Any:
-    """The value of ``raw``, equal to what was encoded to the last bit. Raises ``WireError`` for other bytes."""
+    """The value of ``raw``, bit for bit what was encoded. Raises ``SerializationError`` for other bytes."""
     try:
         (length,) = _LENGTH.unpack_from(raw)
         start = _LENGTH.size + length
         if start > len(raw):
-            raise WireError("the value is truncated")
+            raise SerializationError("the value is truncated")
         tree = json.loads(raw[_LENGTH.size : start].decode("utf-8", "surrogatepass"), parse_constant=_refuse)
         reader = _Reader(memoryview(raw)[start:], {kind.__name__: kind for kind in records})
         value = reader.value(tree)
         if len(reader.blobs):
-            raise WireError(f"{len(reader.blobs)} bytes follow the value")
+            raise SerializationError(f"{len(reader.blobs)} bytes follow the value")
         return value
-    except WireError:
+    except SerializationError:
         raise
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError, struct.error) as error:
-        raise WireError(str(error) or type(error).__name__) from error
+        raise SerializationError(str(error) or type(error).__name__) from error
 
 
 def _plain(value: Any, names: Mapping[type, str], blobs: list[bytes]) -> Any:
@@ -111,14 +111,14 @@ class _Reader:
             return self._array(*_a(list, found))
         if kind == "record":
             return self._record(*_a(list, found))
-        raise WireError(f"unknown kind of value {kind[:20]!r}")
+        raise SerializationError(f"unknown kind of value {kind[:20]!r}")
 
     def _array(self, dtype: Any, shape: Any) -> Any:
         if not _DTYPE.fullmatch(_a(str, dtype)) or len(_a(list, shape)) > _MOST_AXES:
-            raise WireError("not the dtype and shape of an array")
+            raise SerializationError("not the dtype and shape of an array")
         sizes = [_a(int, size) for size in shape]
         if any(size < 0 for size in sizes):
-            raise WireError("an axis of an array has a negative length")
+            raise SerializationError("an axis of an array has a negative length")
         kind = np.dtype(dtype)
         raw = self._take(math.prod(sizes) * kind.itemsize)
         return np.frombuffer(bytearray(raw), kind).reshape(sizes)  # a copy, so that it can be written to
@@ -126,21 +126,21 @@ class _Reader:
     def _record(self, name: Any, fields: Any) -> Any:
         kind: Any = self._records[_a(str, name)]
         if [field.name for field in dataclasses.fields(kind)] != list(_a(dict, fields)):
-            raise WireError(f"the fields of {name} are not those of this version")
+            raise SerializationError(f"the fields of {name} are not those of this version")
         return kind(**{key: self.value(each) for key, each in fields.items()})
 
     def _take(self, length: int) -> memoryview:
         if not 0 <= length <= len(self.blobs):
-            raise WireError("an array is larger than the value that holds it")
+            raise SerializationError("an array is larger than the value that holds it")
         taken, self.blobs = self.blobs[:length], self.blobs[length:]
         return taken
 
 
 def _a(kind: type, found: Any) -> Any:
     if type(found) is not kind:
-        raise WireError(f"{type(found).__name__} instead of {kind.__name__}")
+        raise SerializationError(f"{type(found).__name__} instead of {kind.__name__}")
     return found
 
 
 def _refuse(constant: str) -> None:
-    raise WireError(f"{constant} is not a JSON number")
+    raise SerializationError(f"{constant} is not a JSON number")

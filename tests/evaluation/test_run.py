@@ -1,4 +1,4 @@
-"""What a run's record says took its time."""
+"""What a run's run says took its time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bamba_quant.evaluation import record
-from bamba_quant.evaluation.record import compiling
+from bamba_quant.evaluation import run
+from bamba_quant.evaluation.run import time_compilation
 from bamba_quant.inference.weights import Timings
 from tests.support.kernels import needs_triton
 
@@ -20,9 +20,9 @@ from triton import knobs  # noqa: E402
 def test_kernels_that_were_compiled_before_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel is compiled for two seconds, then loaded for half of one; another is only loaded."""
     clock = iter([100.0, 100.5])
-    monkeypatch.setattr(record.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(run.time, "perf_counter", lambda: next(clock))
     timings, before = Timings(), knobs.compilation.listener
-    with compiling(timings, torch.device("cuda")):
+    with time_compilation(timings, torch.device("cuda")):
         loaded = knobs.runtime.kernel_load_end_hook
         loaded(None, None, None, None, None)
         assert timings.compiling == 0

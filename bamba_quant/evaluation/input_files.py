@@ -1,16 +1,19 @@
-"""SHA-256 of files, several at a time, beside other work or after it."""
+"""The files that an evaluation may read: listed, so that no output replaces one, and hashed."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.provenance import FileHash
 
@@ -23,7 +26,7 @@ class HashingError(BambaQuantError):
     """A file that cannot be hashed."""
 
 
-class Hashing:
+class FileHasher:
     """Hashes groups of files in threads from the moment it is made; what is left undone at its end is given up.
 
     Where there are cores to spare, half of them are taken.
@@ -65,7 +68,34 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.is_file() else 0
 
 
-def hashes(files: Sequence[Path]) -> tuple[FileHash, ...]:
-    """The hashes of one group."""
-    with Hashing([files]) as hashing:
+def hash_files(files: Sequence[Path]) -> tuple[FileHash, ...]:
+    """The hashes of one group of files."""
+    with FileHasher([files]) as hashing:
         return hashing.finish()[0]
+
+
+REPORTS = ("report.json", "report.md", "report.html")
+
+
+def input_files(paths: Iterable[Path | None]) -> list[Path]:
+    """The files among ``paths``, all shards of split GGUF files, and the files in directories and in theirs.
+
+    Reports in a directory are not read, so a later evaluation may replace them.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path is not None:
+            with suppress(OSError):  # what cannot be listed cannot be evaluated either, which says why
+                found += _below(path)
+    return found
+
+
+def _below(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        for pattern in ("*", "*/*"):
+            yield from (file for file in path.glob(pattern) if file.is_file() and file.name not in REPORTS)
+    elif path.is_file():
+        yield path
+        if path.suffix == ".gguf":
+            stem = split_stem(path)
+            yield from stem.parent.glob(f"{glob.escape(stem.name)}-*-of-*.gguf")

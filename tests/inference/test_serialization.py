@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bamba_quant.evaluation.result import RECORDS
-from bamba_quant.evaluation.scoring import Measured
-from bamba_quant.inference.wire import WireError, decode, encode
+from bamba_quant.evaluation.scoring import ScoreBlocks
+from bamba_quant.inference.serialization import SerializationError, decode, encode
 from tests.support.evaluations import make_evaluation
 from tests.support.tuning import RECORD
 
@@ -85,8 +85,8 @@ def test_an_evaluation_arrives_as_it_was() -> None:
 
 def test_blocks_of_scores_arrive_as_they_were() -> None:
     block = {"nll": np.random.default_rng(0).normal(size=(3, 5)), "same_top": np.array([True, False])}
-    arrived = decode(encode(Measured(((block, block), ()), ()), [Measured]), [Measured])
-    assert type(arrived) is Measured and arrived.floor == () and len(arrived.candidates) == 2
+    arrived = decode(encode(ScoreBlocks(((block, block), ()), ()), [ScoreBlocks]), [ScoreBlocks])
+    assert type(arrived) is ScoreBlocks and arrived.floor == () and len(arrived.candidates) == 2
     for found in arrived.candidates[0]:
         assert same(found, block)
         found["nll"] += 1  # and can be written to
@@ -94,7 +94,7 @@ def test_blocks_of_scores_arrive_as_they_were() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [object(), {1: 2}, {1, 2}, np.array([{}]), np.array(["a"]), np.zeros(2, "M8[s]"), np.int64(1), Measured((), ())],
+    [object(), {1: 2}, {1, 2}, np.array([{}]), np.array(["a"]), np.zeros(2, "M8[s]"), np.int64(1), ScoreBlocks((), ())],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_values_that_are_not_sent(value: Any) -> None:
@@ -159,8 +159,8 @@ class Harmful:
 def test_bytes_that_are_not_a_value(raw: bytes) -> None:
     tracemalloc.start()
     try:
-        with pytest.raises(WireError):
-            decode(raw, [Measured])
+        with pytest.raises(SerializationError):
+            decode(raw, [ScoreBlocks])
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
         tracemalloc.stop()
@@ -175,5 +175,5 @@ def test_damaged_bytes_are_another_value_or_refused() -> None:
             damaged[draw.randrange(len(damaged))] = draw.randrange(256)
         try:
             decode(bytes(damaged[: draw.randint(0, len(damaged))] if draw.random() < 0.3 else damaged))
-        except WireError:
+        except SerializationError:
             continue
