@@ -140,7 +140,7 @@ def one_layer(repeats: int) -> None:
 
     def mixer(backend: Backend) -> torch.Tensor:
         model = torch_forward.Model(config, weights, torch.float32, cpu, backend, chunk)
-        return TORCH_MIXERS["mamba"].mix(model, LayerWeights(model, layer_prefix(0)), u, sequences, None)
+        return TORCH_MIXERS["mamba2"].mix(model, LayerWeights(model, layer_prefix(0)), u, sequences, None)
 
     ours = backends()
     for backend in ours.values():

@@ -47,34 +47,19 @@ def main() -> None:
     )  # which it cannot do as long as it is made
     selective.init_falcon_mamba_weights()
     mixer("FalconMamba-7B mixer", "mamba1", selective, falcon, repeats)
-    mixer("Codestral-Mamba-7B mixer", "mamba", Mamba2Mixer(codestral, 0), codestral, repeats)
+    mixer("Codestral-Mamba-7B mixer", "mamba2", Mamba2Mixer(codestral, 0), codestral, repeats)
     experts(GraniteMoeHybridMoE(GraniteMoeHybridConfig(**EXPERTS)), repeats)
 
 
 def mixer(what: str, kind: Any, oracle: Any, hf: Any, repeats: int) -> None:
     """transformers' mixer and the reference's of the same weights."""
-    import torch
-
-    from bamba_reference.packing import layout
-    from bamba_reference.torch.forward import prepare
-    from bamba_reference.torch.mixers import TORCH_MIXERS
-
     weights = {f"mamba.{name}": value for name, value in oracle.eval().state_dict().items()}
-    w, u = layer_of(hf, weights), torch.randn(1, TOKENS, hf.hidden_size)
-    sequences = prepare(w.model.config, layout((1, TOKENS)), torch.float32, w.model.device)
-
-    def ours() -> torch.Tensor:
-        return TORCH_MIXERS[kind].mix(w.model, w, u, sequences, None)
-
-    compare(what, lambda: oracle(u), ours, repeats)
+    block(what, kind, oracle, hf, weights, repeats)
 
 
 def experts(oracle: Any, repeats: int) -> None:
     """transformers' experts and the reference's of the same weights."""
-    import torch
     from transformers import GraniteMoeHybridConfig
-
-    from bamba_reference.torch.feed_forward import experts as run
 
     for parameter in oracle.eval().parameters():
         parameter.normal_(std=0.02)
@@ -86,9 +71,20 @@ def experts(oracle: Any, repeats: int) -> None:
         "down_proj": oracle.experts.down_proj,
     }
     hf = GraniteMoeHybridConfig(**EXPERTS)
-    w = layer_of(hf, {f"moe.{name}.weight": value.contiguous() for name, value in stacked.items()})
-    u = torch.randn(1, TOKENS, hf.hidden_size)
-    compare("64 experts of 512, 6 a token", lambda: oracle(u), lambda: run(w.model, w, u), repeats)
+    weights = {f"moe.{name}.weight": value.contiguous() for name, value in stacked.items()}
+    block("64 experts of 512, 6 a token", "moe", oracle, hf, weights, repeats)
+
+
+def block(what: str, kind: Any, oracle: Any, hf: Any, weights: dict[str, Any], repeats: int) -> None:
+    import torch
+
+    from bamba_reference.packing import layout
+    from bamba_reference.torch.forward import prepare
+    from bamba_reference.torch.mixers import TORCH_MIXERS
+
+    w, u = layer_of(hf, weights), torch.randn(1, TOKENS, hf.hidden_size)
+    sequences = prepare(w.model.config, layout((1, TOKENS)), torch.float32, w.model.device)
+    compare(what, lambda: oracle(u), lambda: TORCH_MIXERS[kind].mix(w.model, w, u, sequences, None), repeats)
 
 
 def layer_of(hf: Any, weights: dict[str, Any]) -> Any:

@@ -97,7 +97,7 @@ def tensor_difference(
 def row_classes(role: str, rows: int, config: Config) -> dict[str, slice]:
     """Rows of a matrix that mean different things: those of ssm_in, and of Mamba's ssm_x; of others none."""
     inner, states = config.mamba_d_inner, config.mamba_n_groups * config.mamba_d_state
-    if "mamba1" in config.layer_types:
+    if config.layers_of("mamba1"):
         split = {
             "ssm_in": {"x": inner, "z": inner},
             "ssm_x": {

@@ -12,7 +12,7 @@ from bamba_quant.checkpoint.gguf_values import KeyValues, float32, uint32
 from bamba_quant.errors import ArchitectureError
 from bamba_quant.families.hf_reading import MOST, MOST_HEAD_DIM, MOST_LAYERS
 from bamba_quant.families.rules import Metadata, Tensors
-from bamba_reference.config import Config, LayerType
+from bamba_reference.config import Block, Config, single_block_layers
 
 T = TypeVar("T")
 
@@ -177,9 +177,9 @@ class Reader:
             **self.special_tokens(),
         }
 
-    def layers(self, kind: LayerType) -> dict[str, Any]:
-        """The field of ``Config`` of a model with one kind of layer."""
-        return {"layer_types": (kind,) * self.blocks()}
+    def layers(self, block: Block) -> dict[str, Any]:
+        """The field of ``Config`` of a model whose layers are this block and nothing else."""
+        return {"layers": single_block_layers((block,) * self.blocks())}
 
     def expansion(self) -> int:
         """The width inside a mixer over that of the model."""
@@ -203,7 +203,7 @@ class Reader:
             "time_step_limit": (0.0, math.inf),
         }
 
-    def attention(self) -> dict[str, Any]:
+    def attention(self, feed_forward: tuple[Block, ...] = ("mlp",)) -> dict[str, Any]:
         """The fields of ``Config`` that attention layers have; a layer without key-value heads is not one."""
         heads, blocks = self.count("attention.head_count"), self.blocks()
         key = self.key("attention.head_count_kv")
@@ -220,7 +220,9 @@ class Reader:
         for count in set(kv_heads) - {0}:
             self._quotient("attention.head_count_kv", heads, count, "attention.head_count")
         return {
-            "layer_types": tuple("attention" if count else "mamba" for count in kv_heads),
+            "layers": single_block_layers(
+                ("attention" if count else "mamba2" for count in kv_heads), feed_forward
+            ),
             "num_attention_heads": heads,
             "num_key_value_heads": max(kv_heads),
             "head_dim": self.count(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bamba_reference.config import LayerType
+from bamba_reference.config import Block
 from bamba_reference.errors import ConfigError
 from bamba_reference.shown import shown
 
@@ -22,9 +22,9 @@ MOST = 2**31 - 1  # what every format and kernel counts in
 NO_POSITIONS = 2**20  # positions of a model that has none: llama.cpp's converter writes this context too
 
 # transformers 5 writes the right-hand spellings for what Granite and older files call the left-hand ones.
-LAYER_TYPE_SPELLINGS: dict[str, LayerType] = {
-    "mamba": "mamba",
-    "linear_attention": "mamba",
+LAYER_TYPE_SPELLINGS: dict[str, Block] = {
+    "mamba": "mamba2",
+    "linear_attention": "mamba2",
     "attention": "attention",
     "full_attention": "attention",
 }
@@ -86,9 +86,9 @@ def refuse_unknown_keys(
         )
 
 
-def layer_types_named(hf: Mapping[str, Any], count: int) -> list[tuple[LayerType, ...]]:
+def layer_types_named(hf: Mapping[str, Any], count: int) -> list[tuple[Block, ...]]:
     """The kinds of ``count`` layers, once for each key that lists them by name."""
-    named: list[tuple[LayerType, ...]] = []
+    named: list[tuple[Block, ...]] = []
     for key in ("layer_types", "layers_block_type"):
         spelled = hf.get(key)
         if spelled is None:
@@ -104,12 +104,12 @@ def layer_types_named(hf: Mapping[str, Any], count: int) -> list[tuple[LayerType
     return named
 
 
-def alike(kind: LayerType, count: int) -> tuple[LayerType, ...]:
-    """``count`` layers of one kind."""
-    return (kind,) * count
+def alike(block: Block, count: int) -> tuple[Block, ...]:
+    """``count`` times one block."""
+    return (block,) * count
 
 
-def agreed(named: list[tuple[LayerType, ...]], default: tuple[LayerType, ...]) -> tuple[LayerType, ...]:
+def agreed(named: list[tuple[Block, ...]], default: tuple[Block, ...]) -> tuple[Block, ...]:
     """The value that all of ``named`` have, ``default`` if there are none."""
     if any(other != named[0] for other in named[1:]):
         raise ConfigError(

@@ -139,7 +139,7 @@ def plan_gguf(
         overrides,
         [tensor.format for tensor, _ in kept],
         grouped_query=source.config.num_attention_heads // source.config.num_key_value_heads
-        if source.config.layer_types[0] == "attention"
+        if "attention" in source.config.layers[0].blocks
         else 0,
         experts=source.config.num_local_experts,
         imatrix=imatrix is not None,

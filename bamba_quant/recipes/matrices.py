@@ -81,8 +81,7 @@ def _hybrid(candidate: Candidate, config: Config) -> bool:
         return False
     if candidate.roles & {"attn_q", "attn_k", "attn_v", "attn_output"}:
         return True
-    before_attention = layer + 1 < len(config.layer_types) and config.layer_types[layer + 1] == "attention"
-    return bool(before_attention and candidate.roles & {"ssm_in", "ssm_out"})
+    return bool(layer + 1 in config.attention_layers and candidate.roles & {"ssm_in", "ssm_out"})
 
 
 # What Nemotron's quantized hybrids keep.

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-LayerType = Literal["mamba", "mamba1", "attention"]
+# Mamba-2's state-space block, Mamba's selective scan, causal attention, SwiGLU, and a mixture of SwiGLU experts.
+Block = Literal["mamba2", "mamba1", "attention", "mlp", "moe"]
+
+
+class Layer(NamedTuple):
+    """The blocks of one layer, in one or two residual steps: x = x + the sum of block(norm(x)) over its blocks.
+
+    The blocks of a step read the same normed input in parallel. ``feed_forward`` is the second step, with a norm
+    of its own; empty where a layer has one step only. Bamba has ``(("mamba2",), ("mlp",))`` and
+    ``(("attention",), ("mlp",))``, Granite with experts ``(("mamba2",), ("moe", "mlp"))``, Mamba
+    ``(("mamba1",), ())``; Falcon-H1's layers are ``(("mamba2", "attention"), ("mlp",))`` and Nemotron-H's
+    ``(("mamba2",), ())``, ``(("attention",), ())`` or ``(("mlp",), ())``.
+    """
+
+    blocks: tuple[Block, ...]
+    feed_forward: tuple[Block, ...] = ()
+
+
+def single_block_layers(blocks: Iterable[Block], feed_forward: tuple[Block, ...] = ()) -> tuple[Layer, ...]:
+    """One layer for each of ``blocks``, with the same second step in all."""
+    return tuple(Layer((block,), feed_forward) for block in blocks)
 
 
 @dataclass(frozen=True)
 class Config:
     """One model, in Bamba's names where transformers has several; fields with a default are not Bamba's.
 
-    A layer is a norm and a mixer, ``layer_types``: ``mamba`` is Mamba-2's, ``mamba1`` the selective scan. A norm
-    and a feed-forward network follow unless ``intermediate_size`` is 0. Sizes are counts of elements, 0 where a
-    model has nothing of the kind: Mamba and Mamba-2 have no attention heads, Mamba's scan no heads or groups.
+    ``layers`` lists the blocks of each layer (see ``Layer``); all blocks of one kind have the same sizes. Sizes are
+    counts of elements, 0 where a model has no such block: Mamba and Mamba-2 have no attention heads, Mamba's scan
+    has no heads or groups.
 
     ``rotary_dim`` of the ``head_dim`` elements of each query and key head are rotated, the rest pass.
     ``time_step_limit`` bounds dt after softplus. ``max_position_embeddings`` is 2^20 for a family whose
@@ -22,8 +43,9 @@ class Config:
 
     Embeddings, and what each mixer and feed-forward network adds to the stream, are multiplied by
     ``embedding_multiplier`` and ``residual_multiplier``, attention scores by ``attention_multiplier``, for which
-    none stands for head_dim^-1/2; logits are divided by ``logits_scaling``. ``num_experts_per_tok`` of
-    ``num_local_experts`` experts, each ``expert_intermediate_size`` wide, are added to the feed-forward network.
+    none stands for head_dim^-1/2; logits are divided by ``logits_scaling``. ``intermediate_size`` is the width of
+    ``mlp``; ``moe`` uses ``num_experts_per_tok`` of ``num_local_experts`` experts, each ``expert_intermediate_size``
+    wide.
     Mamba's dt comes from ``mamba_time_step_rank`` elements; where ``mixer_rms_eps`` is given, these and B and C
     are normalized without weights. ``residual_in_fp32`` keeps the stream between layers in float32.
     """
@@ -31,7 +53,7 @@ class Config:
     vocab_size: int
     hidden_size: int
     intermediate_size: int
-    layer_types: tuple[LayerType, ...]
+    layers: tuple[Layer, ...]
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
@@ -68,11 +90,21 @@ class Config:
 
     @property
     def num_hidden_layers(self) -> int:
-        return len(self.layer_types)
+        return len(self.layers)
 
-    def layers_of(self, kind: LayerType) -> tuple[int, ...]:
-        """The layers whose mixer is of this kind."""
-        return tuple(i for i, other in enumerate(self.layer_types) if other == kind)
+    @property
+    def layer_types(self) -> tuple[str, ...]:
+        """Each layer's first step in one word, as reports print it: ``mamba`` is Mamba-2's; blocks joined by ``+``."""
+        return tuple(
+            "+".join("mamba" if block == "mamba2" else block for block in layer.blocks)
+            for layer in self.layers
+        )
+
+    def layers_of(self, block: Block) -> tuple[int, ...]:
+        """The indices of the layers that have this block, in either step."""
+        return tuple(
+            i for i, layer in enumerate(self.layers) if block in layer.blocks or block in layer.feed_forward
+        )
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
@@ -81,7 +113,7 @@ class Config:
     @property
     def mamba_layers(self) -> tuple[int, ...]:
         """Mamba-2's; ``layers_of("mamba1")`` has Mamba's."""
-        return self.layers_of("mamba")
+        return self.layers_of("mamba2")
 
     @property
     def attention_scale(self) -> float:

@@ -1,12 +1,11 @@
 """What a model of the family computes, in numpy, one sequence at a time: the definition the faster paths are judged
 by.
 
-A layer is a norm and a mixer (``mixers``: attention, Mamba-2, Mamba), then, where the model has it, a norm and a
-feed-forward network (``feed_forward``), each added to the stream. How the parts are put together follows
-transformers' ``modeling_bamba.py``, ``modeling_granitemoehybrid.py``, ``modeling_mamba2.py``,
-``modeling_mamba.py`` and ``modeling_falcon_mamba.py``.
+A layer has one or two steps; each adds to the stream the sum of the blocks (``mixers``) that read its norm. How the
+parts are put together follows transformers' ``modeling_bamba.py``, ``modeling_granitemoehybrid.py``,
+``modeling_mamba2.py``, ``modeling_mamba.py`` and ``modeling_falcon_mamba.py``.
 
-Shapes: L tokens, d hidden size, V vocabulary; the mixers have their own.
+Shapes: L tokens, d hidden size, V vocabulary; the blocks have their own.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bamba_reference.config import Config
-from bamba_reference.feed_forward import feed_forward
+from bamba_reference.config import Block, Config
 from bamba_reference.mixers import MIXERS, Memory, Scan, Sequence
 from bamba_reference.numpy_ops import Array, product, rms_norm
 from bamba_reference.packing import InputError, check_tokens, layout
 from bamba_reference.tensors import (
     EMBEDDING,
     FINAL_NORM,
+    NORMS,
     check_names,
     check_shape,
     head_name,
@@ -37,9 +36,9 @@ from bamba_reference.tensors import (
 
 @dataclass
 class NumpyState:
-    """What the tokens so far leave in each layer, as its mixer says."""
+    """What the tokens so far leave in each block of each layer."""
 
-    layers: dict[int, Memory] = field(default_factory=dict)
+    blocks: dict[tuple[int, Block], Memory] = field(default_factory=dict)
     length: int = 0
 
 
@@ -84,7 +83,7 @@ def forward(
     where = layout((1, L), past=past, position_ids=position_ids, seq_idx=seq_idx, cu_seq_lens=cu_seq_lens)
     fresh = None if where.fresh is None else where.fresh[0]
     sequence = Sequence(where.positions[0], fresh, scan, chunk)
-    before = state.layers if state else {}
+    before = state.blocks if state else {}
     shapes = tensor_shapes(config)
 
     def read(name: str) -> Array:
@@ -95,16 +94,20 @@ def forward(
     eps, added = config.rms_norm_eps, config.residual_multiplier
     x = read(EMBEDDING)[tokens] * config.embedding_multiplier  # (L, d)
     trace = [x]
-    for i, kind in enumerate(config.layer_types):
+    for i, steps in enumerate(config.layers):
         w = {name: read(layer_prefix(i) + name) for name in layer_tensors(config, i)}
-        u = rms_norm(x, w["input_layernorm.weight"], eps)  # (L, d)
-        mixed, after = MIXERS[kind].mix(config, w, u, before.get(i), sequence)
-        x = x + added * mixed
-        if config.intermediate_size:
-            x = x + added * feed_forward(config, w, rms_norm(x, w["pre_ff_layernorm.weight"], eps))
+        for norm, blocks in zip(NORMS, steps, strict=True):
+            if not blocks:
+                continue
+            u = rms_norm(x, w[norm], eps)  # (L, d)
+            outputs = []  # (L, d) each
+            for block in blocks:
+                y, after = MIXERS[block].mix(config, w, u, before.get((i, block)), sequence)
+                outputs.append(y)
+                if state:
+                    state.blocks[i, block] = after
+            x = x + added * sum(outputs[1:], outputs[0])
         trace.append(x)
-        if state:
-            state.layers[i] = after
     if state:
         state.length = past + L
     x = rms_norm(x[-logits_to_keep:], read(FINAL_NORM), eps)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bamba_reference import feed_forward
 from bamba_reference.config import Config
 from bamba_reference.errors import BambaQuantError
 from bamba_reference.mixers import MIXERS, Shape
@@ -20,11 +19,12 @@ from bamba_reference.mixers import MIXERS, Shape
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.final_layernorm.weight"
 HEAD = "lm_head.weight"
+# The norms before the two steps of a layer, within the layer.
+NORMS = ("input_layernorm.weight", "pre_ff_layernorm.weight")
 
 # Endings of the names of tensors that only enter arithmetic in float32 at least, whose rounding is of no use.
 WIDE = (
     "layernorm.weight",
-    *feed_forward.WIDE,
     *sorted({end for mixer in MIXERS.values() for end in mixer.wide}),
 )
 
@@ -40,8 +40,13 @@ def layer_prefix(layer: int) -> str:
 
 def layer_tensors(config: Config, layer: int) -> dict[str, Shape]:
     """Name within the layer -> shape, for layer ``layer``."""
-    norm: dict[str, Shape] = {"input_layernorm.weight": (config.hidden_size,)}
-    return norm | MIXERS[config.layer_types[layer]].tensors(config) | feed_forward.tensors(config)
+    shapes: dict[str, Shape] = {}
+    for norm, blocks in zip(NORMS, config.layers[layer], strict=True):
+        if blocks:
+            shapes[norm] = (config.hidden_size,)
+        for block in blocks:
+            shapes |= MIXERS[block].tensors(config)
+    return shapes
 
 
 def tensor_shapes(config: Config) -> dict[str, Shape]:

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from bamba_reference import numpy_forward
-from bamba_reference.torch import feed_forward as torch_feed_forward
+from bamba_reference.packing import layout
 from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch.backend import TORCH, Backend
-from bamba_reference.torch.mixers import LayerWeights
+from bamba_reference.torch.mixers import TORCH_MIXERS, LayerWeights
 from tests.reference.cases import (
     BACKENDS,
     RANDOM,
@@ -130,7 +130,9 @@ def test_experts_are_chosen_by_unrounded_logits(name: str) -> None:
     backend = dataclasses.replace(TORCH, linear=watched)
     rounded = case.weights | {"model.layers.0.moe.router.weight": weight.float().numpy()}
     model = torch_forward.load(case.config, rounded, dtype=torch.bfloat16, backend=backend)
-    torch_feed_forward.experts(model, LayerWeights(model, "model.layers.0."), u[None])
+    weights = LayerWeights(model, "model.layers.0.")
+    sequences = torch_forward.prepare(case.config, layout((1, len(u))), model.dtype, model.device)
+    TORCH_MIXERS["moe"].mix(model, weights, u[None], sequences, None)
     truth = (u.double() @ weight.double().T).topk(k).indices.sort().values
     layer = case.oracle.model.layers[0].block_sparse_moe.router
     theirs = type(layer)(case.oracle.config).bfloat16()

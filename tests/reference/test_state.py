@@ -158,8 +158,9 @@ def test_state_is_float32_and_can_branch(name: str, dtype: torch.dtype) -> None:
     model = torch_forward.load(case.config, case.weights, dtype=dtype)
     state = torch_forward.new_state(model, 1)
     torch_forward.forward(model, [[5, 6, 7]], state=state)
-    assert not any(t.requires_grad for t in (state.layers[0].h, state.layers[0].tail))
-    assert state.layers[0].h.dtype == torch.float32
+    (kept,) = state.layers[0].values()
+    assert not any(t.requires_grad for t in (kept.h, kept.tail))
+    assert kept.h.dtype == torch.float32
     branch = copy.deepcopy(state)
     first = torch_forward.forward(model, [[8]], state=state).logits
     torch_forward.forward(model, [[9]], state=state)

@@ -13,7 +13,7 @@ from bamba_reference.config import Config
 
 def write(config: Config) -> Metadata:
     """What llama.cpp reads for ``granitehybrid`` (granite-hybrid.cpp, ``load_arch_hparams``; llama-model.cpp)."""
-    kv_heads = [config.num_key_value_heads if kind == "attention" else 0 for kind in config.layer_types]
+    kv_heads = [config.num_key_value_heads if "attention" in layer.blocks else 0 for layer in config.layers]
     return {
         **shared.shape(config),
         "feed_forward_length": uint32(config.intermediate_size),

@@ -8,7 +8,7 @@ from typing import Any
 
 from bamba_quant.families import hf_reading as reading
 from bamba_quant.families import hf_writing as writing
-from bamba_reference.config import Config, LayerType
+from bamba_reference.config import Block, Config, single_block_layers
 from bamba_reference.errors import ConfigError
 from bamba_reference.shown import shown
 
@@ -30,7 +30,7 @@ def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
     reading.refuse_unknown_keys(hf, KEYS | INERT, ignore, "transformers' BambaConfig")
     if hf.get("sliding_window") is not None:
         raise reading.unsupported("sliding_window", hf["sliding_window"], "null (full attention)")
-    layer_types = _layer_types(hf)
+    blocks = _blocks(hf)
     hidden_size = reading.integer(hf, "hidden_size")
     heads = reading.integer(hf, "num_attention_heads")
     kv_heads = reading.integer(hf, "num_key_value_heads", default=heads)
@@ -46,7 +46,7 @@ def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
         vocab_size=reading.vocab_size(hf),
         hidden_size=hidden_size,
         intermediate_size=reading.integer(hf, "intermediate_size"),
-        layer_types=layer_types,
+        layers=single_block_layers(blocks, feed_forward=("mlp",)),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
@@ -73,14 +73,14 @@ def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
     )
 
 
-def _layer_types(hf: Mapping[str, Any]) -> tuple[LayerType, ...]:
+def _blocks(hf: Mapping[str, Any]) -> tuple[Block, ...]:
     count = reading.integer(hf, "num_hidden_layers", most=reading.MOST_LAYERS)
     named = reading.layer_types_named(hf, count)
     for indices in (_attention_indices(hf, count), _periodic_indices(hf, count)):
         if indices is not None:
-            kinds: list[LayerType] = ["attention" if i in indices else "mamba" for i in range(count)]
+            kinds: list[Block] = ["attention" if i in indices else "mamba2" for i in range(count)]
             named.append(tuple(kinds))
-    return reading.agreed(named, default=reading.alike("mamba", count))
+    return reading.agreed(named, default=reading.alike("mamba2", count))
 
 
 def _attention_indices(hf: Mapping[str, Any], count: int) -> Collection[int] | None:

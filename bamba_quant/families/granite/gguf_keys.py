@@ -22,7 +22,7 @@ def gguf_architecture(config: Config) -> str:
 
 def write(config: Config) -> Metadata:
     """What llama.cpp reads (``load_arch_hparams`` of the three; llama-model.cpp)."""
-    kv_heads = [config.num_key_value_heads if kind == "attention" else 0 for kind in config.layer_types]
+    kv_heads = [config.num_key_value_heads if "attention" in layer.blocks else 0 for layer in config.layers]
     written = {
         **shared.shape(config),
         "embedding_scale": float32(config.embedding_multiplier),
@@ -87,8 +87,8 @@ def check(config: Config) -> tuple[str, ...]:
 def read(values: KeyValues, tensors: Tensors) -> Config:
     """``write`` inverted; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
     reader = shared.Reader(values, tensors)
-    attention = reader.attention()
     experts = reader.experts()
+    attention = reader.attention(("moe", "mlp") if experts else ("mlp",))
     length = reader.count("feed_forward_length")
     return Config(
         **reader.shape(),

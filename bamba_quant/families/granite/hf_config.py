@@ -12,7 +12,7 @@ from typing import Any
 
 from bamba_quant.families import hf_reading as reading
 from bamba_quant.families import hf_writing as writing
-from bamba_reference.config import Config
+from bamba_reference.config import Config, single_block_layers
 
 KEYS = frozenset(
     """
@@ -50,8 +50,9 @@ def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
         vocab_size=reading.vocab_size(hf, default=32000),
         hidden_size=hidden_size,
         intermediate_size=reading.integer(hf, "shared_intermediate_size", default=1024),
-        layer_types=reading.agreed(
-            reading.layer_types_named(hf, count), default=reading.alike("mamba", count)
+        layers=single_block_layers(
+            reading.agreed(reading.layer_types_named(hf, count), default=reading.alike("mamba2", count)),
+            feed_forward=("moe", "mlp") if experts else ("mlp",),
         ),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,

@@ -26,6 +26,6 @@ def read(values: KeyValues, tensors: Tensors) -> Config:
     return Config(
         **reader.shape(),
         **shared.ONLY_MIXERS,
-        **reader.layers("mamba"),
+        **reader.layers("mamba2"),
         **reader.mamba2(),
     )

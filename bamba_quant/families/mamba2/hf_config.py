@@ -11,7 +11,7 @@ from typing import Any
 from bamba_quant.families import hf_reading as reading
 from bamba_quant.families import hf_writing as writing
 from bamba_quant.families import state_spaces
-from bamba_reference.config import Config
+from bamba_reference.config import Config, single_block_layers
 from bamba_reference.errors import ConfigError
 from bamba_reference.shown import shown
 
@@ -60,7 +60,7 @@ def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
         vocab_size=spelled.vocab_size(),
         hidden_size=hidden_size,
         intermediate_size=0,
-        layer_types=reading.alike("mamba", count),
+        layers=single_block_layers(reading.alike("mamba2", count)),
         num_attention_heads=0,
         num_key_value_heads=0,
         head_dim=0,

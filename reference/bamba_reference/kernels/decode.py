@@ -23,7 +23,7 @@ from bamba_reference.mixers.attention import rotary_angles
 from bamba_reference.torch.backend import Backend
 from bamba_reference.torch.forward import Model, Output, Sequences, embed, final_norm, head, layer
 from bamba_reference.torch.ops import wide
-from bamba_reference.torch.state import AttentionState, MambaState, State
+from bamba_reference.torch.state import AttentionState, LayerState, MambaState, State
 
 _PRODUCTS: dict[str, Any] = {
     "linear": products.linear,
@@ -71,17 +71,21 @@ class Decoder:
         angles = torch.from_numpy(rotary_angles(model.config, np.arange(room)[None]))[0]  # (room, r/2)
         self._cos = angles.cos().to(device, wide(model.dtype))
         self._sin = angles.sin().to(device, wide(model.dtype))
-        self._layers = [self._fixed(layer_state, room) for layer_state in state.layers]
+        self._layers: list[LayerState] = [
+            {block: self._fixed(kept, room) for block, kept in blocks.items()} for blocks in state.layers
+        ]
         self._model = replace(model, backend=_in_place(model.backend, self._place, self._starts))
         self._graph: tuple[torch.cuda.CUDAGraph, Output] | None = None
         if device.type == "cuda":
             self._graph = self._recorded()
-        for mine, given in zip(self._layers, state.layers, strict=True):
-            if isinstance(mine, _Keys) and isinstance(given, AttentionState):
-                mine.take(*given.filled())
-            elif isinstance(mine, MambaState) and isinstance(given, MambaState):
-                mine.tail.copy_(given.tail)
-                mine.h.copy_(given.h)
+        for blocks, kept in zip(self._layers, state.layers, strict=True):
+            for block, mine in blocks.items():
+                given = kept[block]
+                if isinstance(mine, _Keys) and isinstance(given, AttentionState):
+                    mine.take(*given.filled())
+                elif isinstance(mine, MambaState) and isinstance(given, MambaState):
+                    mine.tail.copy_(given.tail)
+                    mine.h.copy_(given.h)
         self._place.fill_(state.length)
 
     def __call__(self, tokens: Any) -> Output:

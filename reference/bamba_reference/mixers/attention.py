@@ -27,7 +27,7 @@ def tensors(config: Config) -> dict[str, Shape]:
 
 
 def mix(
-    config: Config, w: Mapping[str, Array], u: Array, before: Memory | None, sequence: Sequence
+    config: Config, w: Mapping[str, Array], u: Array, before: Memory, sequence: Sequence
 ) -> tuple[Array, Memory]:
     """On u (L, d); leaves the keys and values (S, kv, E) of all tokens up to the last."""
     L, heads, kv, E = len(u), config.num_attention_heads, config.num_key_value_heads, config.head_dim

@@ -1,4 +1,4 @@
-"""What a kind of layer is to the definition: its tensors, and what it computes on one sequence in numpy."""
+"""What a block is to the definition: its tensors, and what it computes on one sequence in numpy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bamba_reference.packing import Bools, Ints
 Shape = tuple[int, ...]
 Scan = Literal["chunked", "sequential"]
 
-# What the tokens so far leave in a layer: two arrays, whose meaning is the mixer's own.
-Memory = tuple[Array, Array]
+# What the tokens so far leave in a block: two arrays, whose meaning is the block's own; none in a feed-forward block.
+Memory = tuple[Array, Array] | None
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Mixer:
-    """A kind of layer. ``tensors`` gives each name within the layer its shape.
+    """A kind of block. ``tensors`` gives each name within the layer its shape.
 
     ``wide`` ends the names of those that only enter arithmetic in float32 at least: they are kept so. ``mix``
     takes the layer's tensors by their names, the normed hidden states u (L, d) and what earlier tokens left, none
-    before the first; it returns what is added to the stream, (L, d), and what these tokens leave.
+    before the first token; it returns what is added to the stream, (L, d), and what these tokens leave.
     """
 
     tensors: Callable[[Config], dict[str, Shape]]
     wide: tuple[str, ...]
-    mix: Callable[[Config, Mapping[str, Array], Array, Memory | None, Sequence], tuple[Array, Memory]]
+    mix: Callable[[Config, Mapping[str, Array], Array, Memory, Sequence], tuple[Array, Memory]]
 
 
 def linear_shapes(name: str, rows: int, columns: int, bias: bool) -> Iterator[tuple[str, Shape]]:

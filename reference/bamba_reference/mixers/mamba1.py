@@ -31,7 +31,7 @@ def tensors(config: Config) -> dict[str, Shape]:
 
 
 def mix(
-    config: Config, w: Mapping[str, Array], u: Array, before: Memory | None, sequence: Sequence
+    config: Config, w: Mapping[str, Array], u: Array, before: Memory, sequence: Sequence
 ) -> tuple[Array, Memory]:
     """On u (L, d); leaves the last inputs of the convolution (K-1, I) and the state h (I, N)."""
     L, K, inner, fresh = len(u), config.mamba_d_conv, config.mamba_d_inner, sequence.fresh

@@ -28,7 +28,7 @@ def tensors(config: Config) -> dict[str, Shape]:
 
 
 def mix(
-    config: Config, w: Mapping[str, Array], u: Array, before: Memory | None, sequence: Sequence
+    config: Config, w: Mapping[str, Array], u: Array, before: Memory, sequence: Sequence
 ) -> tuple[Array, Memory]:
     """On u (L, d); leaves the last inputs of the convolution (K-1, I+2GN) and the state h (H, P, N)."""
     L, K = len(u), config.mamba_d_conv

@@ -120,7 +120,7 @@ def _steps(
     going = [True] * rows
     decoder = None
     # Which experts a step runs depends on its tokens, so no recorded step can run them.
-    if model.backend.decoder is not None and not model.config.num_local_experts:
+    if model.backend.decoder is not None and not model.config.layers_of("moe"):
         decoder = model.backend.decoder(model, state, L + max_new_tokens)
     for step in range(max_new_tokens):
         last = out.logits[:, -1]  # (rows, V)

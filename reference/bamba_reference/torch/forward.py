@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bamba_reference.config import Config
+from bamba_reference.config import Block, Config
 from bamba_reference.mixers.attention import rotary_angles
 from bamba_reference.packing import Bools, InputError, Layout, check_tokens, layout
 from bamba_reference.tensors import (
     EMBEDDING,
     FINAL_NORM,
+    NORMS,
     WIDE,
     check_names,
     check_shape,
@@ -35,10 +36,9 @@ from bamba_reference.tensors import (
     tensor_shapes,
 )
 from bamba_reference.torch.backend import TORCH, Backend
-from bamba_reference.torch.feed_forward import feed_forward, gated
-from bamba_reference.torch.mixers import TORCH_MIXERS, LayerWeights, Model, Sequences
+from bamba_reference.torch.mixers import TORCH_MIXERS, LayerWeights, Model, Sequences, gated
 from bamba_reference.torch.ops import wide
-from bamba_reference.torch.state import AttentionState, MambaState, State
+from bamba_reference.torch.state import LayerState, State
 
 __all__ = [
     "Model",
@@ -202,28 +202,35 @@ def layer(
     index: int,
     x: Tensor,
     sequences: Sequences,
-    state: MambaState | AttentionState | None = None,
+    state: LayerState | None = None,
 ) -> Tensor:
-    """One layer on the stream x (B, L, d): the mixer, then the feed-forward network, each added to it."""
+    """One layer on the stream x (B, L, d): its one or two steps, each added to it."""
     config, ops, w = model.config, model.backend, LayerWeights(model, layer_prefix(index))
-    mix, added = TORCH_MIXERS[config.layer_types[index]].mix, config.residual_multiplier
+    steps, added = config.layers[index], config.residual_multiplier
     # Joined operations add as they stand, in the model's dtype.
     plain = added == 1 and not config.residual_in_fp32
 
     def norm(name: str) -> Tensor:
         return ops.rms_norm(x, w[name], config.rms_norm_eps).to(model.dtype)  # (B, L, d)
 
-    mixed = mix(model, w, norm("input_layernorm.weight"), sequences, state)
-    if config.intermediate_size == 0:
-        return torch.add(x, mixed, alpha=added)
+    def sum_of(blocks: tuple[Block, ...], u: Tensor) -> Tensor:
+        first, *others = (
+            TORCH_MIXERS[block].mix(model, w, u, sequences, state.get(block) if state else None)
+            for block in blocks
+        )
+        return sum(others, first).to(u.dtype)
+
+    y = sum_of(steps.blocks, norm(NORMS[0]))
+    if not steps.feed_forward:
+        return torch.add(x, y, alpha=added)
     if plain and ops.add_norm is not None:
-        x, u = ops.add_norm(x, mixed, w["pre_ff_layernorm.weight"], config.rms_norm_eps)
+        x, u = ops.add_norm(x, y, w[NORMS[1]], config.rms_norm_eps)
     else:
-        x = torch.add(x, mixed, alpha=added)
-        u = norm("pre_ff_layernorm.weight")
-    if plain and ops.add_linear is not None and not config.num_local_experts:
+        x = torch.add(x, y, alpha=added)
+        u = norm(NORMS[1])
+    if plain and ops.add_linear is not None and steps.feed_forward == ("mlp",):
         return ops.add_linear(x, gated(model, w, u), *w.given("feed_forward.down_proj"))
-    return torch.add(x, feed_forward(model, w, u), alpha=added)
+    return torch.add(x, sum_of(steps.feed_forward, u), alpha=added)
 
 
 def embed(model: Model, ids: Tensor) -> Tensor:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bamba_reference.config import Config
+from bamba_reference.config import Block, Config
 from bamba_reference.packing import InputError, Ints
 from bamba_reference.torch.mixers import TORCH_MIXERS, AttentionState, MambaState
 
-__all__ = ["AttentionState", "MambaState", "State"]
+__all__ = ["AttentionState", "LayerState", "MambaState", "State"]
+
+# The states of those blocks of a layer that keep one.
+LayerState = dict[Block, MambaState | AttentionState]
 
 
 class State:
@@ -22,9 +25,12 @@ class State:
         self.batch = batch
         self.length = 0
         self.starts: Ints = np.zeros(batch, np.int64)
-        self.layers: list[MambaState | AttentionState] = [
-            TORCH_MIXERS[kind].empty(config, batch, dtype, device) for kind in config.layer_types
-        ]
+        self.layers: list[LayerState] = []
+        for layer in config.layers:
+            kinds = {block: TORCH_MIXERS[block].empty for block in (*layer.blocks, *layer.feed_forward)}
+            self.layers.append(
+                {block: empty(config, batch, dtype, device) for block, empty in kinds.items() if empty}
+            )
 
     def check(self, batch: int) -> None:
         """Raise ``InputError`` unless a batch of this many rows can go on from here."""

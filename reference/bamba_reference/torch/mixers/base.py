@@ -1,6 +1,4 @@
-"""What a kind of layer is in torch, and what it is given: the model, one layer's tensors, and how tokens belong
-together.
-"""
+"""What a block is in torch, and its arguments: the model, one layer's tensors, and how tokens belong together."""
 
 from __future__ import annotations
 
@@ -83,13 +81,13 @@ class MambaState:
 
 @dataclass(frozen=True)
 class TorchMixer:
-    """A kind of layer, the same as in ``mixers`` but batched.
+    """A kind of block, the same as in ``mixers`` but batched.
 
     ``mix`` takes the model, the layer's tensors, the normed hidden states u (B, L, d) in the model's dtype, the
-    sequences and the layer's state, none for tokens that nothing precedes and nothing follows; it returns what is
-    added to the stream, (B, L, d), and brings the state up to date. ``empty`` makes the state before the first
-    token for a batch in a dtype on a device.
+    sequences and the block's state, none for tokens that nothing precedes and nothing follows; it returns what is
+    added to the stream, (B, L, d), in the model's dtype or wider, and brings the state up to date. ``empty`` makes
+    the state before the first token for a batch in a dtype on a device; a block without it keeps no state.
     """
 
     mix: Callable[[Model, LayerWeights, Tensor, Sequences, Any], Tensor]
-    empty: Callable[[Config, int, torch.dtype, torch.device], Any]
+    empty: Callable[[Config, int, torch.dtype, torch.device], Any] | None = None

@@ -1,18 +1,16 @@
-"""The feed-forward half of a layer in torch; names, shapes and sources are those of ``feed_forward``."""
+"""Feed-forward blocks in torch; names, shapes and sources are those of ``mixers.feed_forward``, with a batch B."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from bamba_reference.torch.mixers import LayerWeights, Model
+from bamba_reference.torch.mixers.base import LayerWeights, Model, Sequences, TorchMixer
 from bamba_reference.torch.ops import wide
 
 
-def feed_forward(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
-    """Of normed hidden states u (B, L, d): what is added to the stream, (B, L, d)."""
-    y = w.linear("feed_forward.down_proj", gated(model, w, u))
-    return (experts(model, w, u) + y).to(y.dtype) if model.config.num_local_experts else y
+def mlp(model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: None) -> Tensor:
+    return w.linear("feed_forward.down_proj", gated(model, w, u))
 
 
 def gated(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
@@ -23,7 +21,7 @@ def gated(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
     return ops.gate_up(u, w.given("feed_forward.gate_proj"), w.given("feed_forward.up_proj"))
 
 
-def experts(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
+def moe(model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: None) -> Tensor:
     """The weighted sum of each token's experts, wide: (B, L, d) of u (B, L, d).
 
     The router's product is wide too: a logit rounded to bfloat16 chooses other experts. ``linear`` receives the
@@ -44,3 +42,7 @@ def experts(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
         out = linear("down_proj", ops.swiglu(linear("gate_proj", some), linear("up_proj", some)))
         y.index_add_(0, tokens, out.to(y.dtype) * shares[tokens, place, None])
     return y.view(*u.shape[:-1], -1)
+
+
+MLP = TorchMixer(mlp)
+MOE = TorchMixer(moe)
