@@ -21,7 +21,7 @@ from bamba_quant.calibration.tune_options import Tell, TuneError, TuneOptions, T
 from bamba_quant.calibration.tune_state import TuneState, read_state, write_state
 from bamba_quant.checkpoint.repacking import repack
 from bamba_quant.metadata.tune_record import Tuned, TuneRecord
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 _SAVE_SECONDS, _SAVE_SHARE = 120.0, 20  # between states kept, and times what keeping one takes
 _TOGETHER = 10  # steps that a GPU is given before it is waited for
@@ -239,7 +239,7 @@ class Run:
         numbers: list[Any] = [state.about.get(key) for key in _NUMBERS]
         if not self._possible(numbers):
             raise TuneError(
-                "the state's numbers are not those of a run", where=file, found=shown(state.about)
+                "the state's numbers are not those of a run", where=file, found=repr_short(state.about)
             )
         self._factor, self.before, self.best_kld, self.last_kld, self.step, self._remaining = numbers
         with torch.no_grad():

@@ -19,7 +19,7 @@ from bamba_quant.files.json_file import parse_json
 from bamba_quant.writers.atomic import atomic_files
 from bamba_quant.writers.shards import Entry, place, shards_of
 from bamba_quant.writers.stream import write_at
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 _KEY = "bamba_quant.tune"
 _DTYPES = {"float32": "F32", "int8": "I8"}
@@ -65,7 +65,7 @@ def read_state(file: Path, belongs: Mapping[str, Any], shapes: Mapping[str, tupl
     if not isinstance(found, dict) or not all(
         isinstance(found.get(key), dict) for key in ("belongs", "about")
     ):
-        raise TuneError("this is not the state of tuning", where=file, found=shown(found))
+        raise TuneError("this is not the state of tuning", where=file, found=repr_short(found))
     wanted = json.loads(json.dumps(belongs))
     other = [key for key in {*wanted, *found["belongs"]} if wanted.get(key) != found["belongs"].get(key)]
     if other:
@@ -73,8 +73,8 @@ def read_state(file: Path, belongs: Mapping[str, Any], shapes: Mapping[str, tupl
         raise TuneError(
             "the state belongs to another run",
             where=file,
-            found=f"{key} {shown(found['belongs'].get(key))}",
-            expected=f"{key} {shown(wanted.get(key))}",
+            found=f"{key} {repr_short(found['belongs'].get(key))}",
+            expected=f"{key} {repr_short(wanted.get(key))}",
             fix="tune with the same models, texts and options, or without --resume",
         )
     tensors = read_safetensors(file, quantized=True)

@@ -20,7 +20,7 @@ from bamba_quant.checkpoint.packed import ScaleTensor
 from bamba_quant.checkpoint.targets import ConfigGroups
 from bamba_quant.codecs.integers import Grid
 from bamba_quant.codecs.schemes.pack_quantized import unpack_zeros
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 # Of activations and of the key-value cache: nothing that a weight's value depends on.
 _UNUSED = re.compile(
@@ -35,7 +35,7 @@ def read_compressed_tensors(quantization: Mapping[str, Any], stored: WeightAssem
     transforms = quantization.get("transform_config")
     if transforms:  # a rotated weight is right only behind the rotation that a runtime adds
         raise stored.unsupported(
-            "the checkpoint", "quantization_config", f"transform_config {shown(transforms)}", "none"
+            "the checkpoint", "quantization_config", f"transform_config {repr_short(transforms)}", "none"
         )
     groups = ConfigGroups(quantization, stored)
     for name, tensor in list(stored.left().items()):
@@ -84,7 +84,7 @@ def _float(stored: WeightAssembler, module: str, codes: StoredTensor, group: Map
 
 
 def _said(weights: Mapping[str, Any]) -> str:
-    return f"num_bits {shown(weights.get('num_bits'))}, symmetric {shown(weights.get('symmetric', True))}"
+    return f"num_bits {repr_short(weights.get('num_bits'))}, symmetric {repr_short(weights.get('symmetric', True))}"
 
 
 def _symmetric(weights: Mapping[str, Any]) -> bool | None:
@@ -108,7 +108,7 @@ def _tile(
         height, width = structure
         if _is_length(height) and _is_length(width):
             return height, width
-    said = f"strategy {shown(strategy)}, group_size {shown(size)}, block_structure {shown(structure)}"
+    said = f"strategy {repr_short(strategy)}, group_size {repr_short(size)}, block_structure {repr_short(structure)}"
     found = f"{said}, {columns} columns"
     raise stored.unsupported("a weight", name, found, f"strategy {_STRATEGIES}, with its sizes")
 
@@ -133,7 +133,8 @@ def _packed(stored: WeightAssembler, module: str, described: Mapping[str, Any]) 
     _, group = _tile(stored, name, weights, rows, columns)
     if weights.get("strategy") not in ("group", "channel") or group % 32 or columns % group:
         raise stored.unsupported(
-            "a weight", name, f"strategy {shown(weights.get('strategy'))}, {group} of {columns} columns share a scale",
+            "a weight", name,
+            f"strategy {repr_short(weights.get('strategy'))}, {group} of {columns} columns share a scale",
             "groups, or rows, of a multiple of 32 columns",
         )  # fmt: skip
     per_word = 32 // bits

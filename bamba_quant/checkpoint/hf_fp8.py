@@ -9,7 +9,7 @@ from bamba_quant.checkpoint.activations import activations_of_hf_fp8
 from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer
 from bamba_quant.checkpoint.packed import ScaleTensor
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 
 def read_hf_fp8(quantization: Mapping[str, Any], stored: WeightAssembler) -> None:
@@ -19,7 +19,10 @@ def read_hf_fp8(quantization: Mapping[str, Any], stored: WeightAssembler) -> Non
         isinstance(block, list) and len(block) == 2 and all(type(n) is int and 0 < n < 2**31 for n in block)
     ):
         raise stored.unsupported(
-            "the checkpoint", "quantization_config", f"weight_block_size {shown(block)}", "two whole numbers"
+            "the checkpoint",
+            "quantization_config",
+            f"weight_block_size {repr_short(block)}",
+            "two whole numbers",
         )
     height, width = block
     for name, codes in list(stored.left().items()):

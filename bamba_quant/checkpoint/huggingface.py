@@ -18,7 +18,7 @@ from bamba_quant.checkpoint.torch_file import read_torch_file
 from bamba_quant.errors import CheckpointError, PlanError, join_names
 from bamba_quant.files.json_file import JSON_BYTES, parse_json, read_bytes, read_json, required
 from bamba_quant.files.regular_file import lexists
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 __all__ = ["read_huggingface", "read_json"]
 
@@ -100,7 +100,7 @@ def _quantized_already(config: Mapping[str, Any], file: Path) -> PlanError:
     return PlanError(
         "the input is quantized already, and quantizing it again loses more than quantizing the original",
         where=file,
-        found=f"quantization_config, quant_method {shown(method)}",
+        found=f"quantization_config, quant_method {repr_short(method)}",
         expected="f32, f16 or bf16 weights",
         fix="give the original",
     )

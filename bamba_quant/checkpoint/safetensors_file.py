@@ -15,7 +15,7 @@ from bamba_quant.codecs.schemes.base import DTYPES as DTYPES_OF_PARTS
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.json_file import JSON_BYTES, parse_json
 from bamba_quant.files.regular_file import file_changed, open_regular
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 # Names of the safetensors specification, as formats of weights and of what stands beside quantized ones.
 DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -85,7 +85,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
         raise CheckpointError(
             "the metadata of a safetensors header is malformed",
             where=f"{file}, __metadata__",
-            found=shown(metadata),
+            found=repr_short(metadata),
             expected="an object of strings",
         )
     if len(parsed) > _MOST_TENSORS:
@@ -116,7 +116,7 @@ def _tensor(
         raise CheckpointError(
             "a tensor's entry in a safetensors header is malformed",
             where=where,
-            found=shown(entry),
+            found=repr_short(entry),
             expected="dtype (a name), shape (at most 32 lengths, of less than 2^63 bytes together) and "
             "data_offsets (two whole numbers of at least 0)",
         )
@@ -125,7 +125,7 @@ def _tensor(
         raise CheckpointError(
             "a tensor has a dtype that weights cannot be read from",
             where=where,
-            found=shown(dtype),
+            found=repr_short(dtype),
             expected=", ".join(formats),
             fix="give the unquantized checkpoint (bf16, f16 or f32)"
             + ("; config.json has no quantization_config" if dtype in SIDE_DTYPES else ""),

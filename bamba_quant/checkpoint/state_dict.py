@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from bamba_quant.checkpoint.base import are_counts, is_shape
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 # torch's storage classes of types that weights can be read from, and their formats.
 STORAGES = {"FloatStorage": "f32", "HalfStorage": "f16", "BFloat16Storage": "bf16"}
@@ -179,7 +179,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, metadata: Any = 
         and are_counts((offset, *stride))
     ):
         raise PickleError(
-            f"a tensor of {_described(storage)}, offset {shown(offset)}, shape {shown(shape)}, stride {shown(stride)}"
+            f"a tensor of {_described(storage)}, offset {repr_short(offset)}, shape {repr_short(shape)}, "
+            f"stride {repr_short(stride)}"
         )
     return PickledTensor(storage, offset, shape, stride, not metadata)
 

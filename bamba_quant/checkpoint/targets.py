@@ -11,7 +11,7 @@ from typing import Any
 import regex
 
 from bamba_quant.checkpoint.assemble import WeightAssembler
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 _MOST_PATTERNS, _MOST_LENGTH = 1000, 1000
 _SECONDS = 2.0  # for all matches of a checkpoint: some expressions take exponential time
@@ -61,14 +61,16 @@ class ConfigGroups:
 
     def _compiled(self, target: str) -> regex.Pattern[str]:
         if len(target) > _MOST_LENGTH:
-            raise self._unsupported(shown(target), f"at most {_MOST_LENGTH} characters")
+            raise self._unsupported(repr_short(target), f"at most {_MOST_LENGTH} characters")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 re.compile(target[3:])  # regex accepts expressions that re, which loaders use, refuses
                 return regex.compile(target[3:])
         except (re.error, regex.error, RecursionError, OverflowError) as error:
-            raise self._unsupported(f"{shown(target)}: {error}", "a regular expression after re:") from None
+            raise self._unsupported(
+                f"{repr_short(target)}: {error}", "a regular expression after re:"
+            ) from None
 
     def _matches(self, pattern: regex.Pattern[str], module: str) -> bool:
         started = time.monotonic()

@@ -16,7 +16,7 @@ from bamba_quant.checkpoint.state_dict import STORAGES, PickledTensor, PickleErr
 from bamba_quant.codecs import format_named
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.regular_file import open_regular
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 _LOCAL_HEADER = 30  # bytes before name and extra field: APPNOTE.TXT, section 4.3.7
 _PICKLE_BYTES = 16 << 20  # a tensor takes about 200
@@ -106,7 +106,7 @@ def _stored(file: Path, name: str, value: object, folder: str, records: dict[str
         raise CheckpointError(
             "a tensor has a dtype that weights cannot be read from",
             where=where,
-            found=shown(storage.kind),
+            found=repr_short(storage.kind),
             expected=", ".join(STORAGES),
         )
     if not (value.contiguous and value.plain):
@@ -121,7 +121,7 @@ def _stored(file: Path, name: str, value: object, folder: str, records: dict[str
         raise CheckpointError(
             "the data of a tensor is missing from a .bin file",
             where=where,
-            expected=f"a record {shown(f'{folder}data/{storage.key}')}",
+            expected=f"a record {repr_short(f'{folder}data/{storage.key}')}",
             fix="fetch the file again, or save the model as safetensors",
         )
     number_format = format_named(STORAGES[storage.kind])
@@ -159,7 +159,7 @@ def _records(file: Path, stream: BinaryIO, size: int) -> dict[str, _Record]:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
             raise CheckpointError(
                 "a .bin file is compressed or encrypted",
-                where=f"{file}, record {shown(name)}",
+                where=f"{file}, record {repr_short(name)}",
                 expected="records that are stored as they are, as torch.save writes them",
                 fix=_RESAVE,
             )

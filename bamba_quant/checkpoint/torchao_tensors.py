@@ -17,7 +17,7 @@ from bamba_quant.checkpoint.safetensors_file import read_metadata
 from bamba_quant.codecs.integers import Grid
 from bamba_quant.codecs.schemes.torchao_tile_packed import TILE, padded
 from bamba_quant.files.json_file import parse_json
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 _PLAIN = "Tensor"
 
@@ -30,7 +30,7 @@ def read_torchao(quantization: Mapping[str, Any], stored: WeightAssembler) -> No
             continue
         if not isinstance(kind, str) or kind not in _KINDS:
             expected = ", ".join((_PLAIN, *_KINDS))
-            raise stored.unsupported("a weight", f"tensor {name}", shown(kind), expected)
+            raise stored.unsupported("a weight", f"tensor {name}", repr_short(kind), expected)
         data = described.get("_data")
         shape, block = ((data if isinstance(data, dict) else {}).get(key) for key in ("shape", "block_size"))
         if kind == "Float8Tensor":
@@ -39,7 +39,7 @@ def read_torchao(quantization: Mapping[str, Any], stored: WeightAssembler) -> No
         parts = described.get("_tensor_data_names")
         if not (_two(shape) and _two(block) and isinstance(parts, list) and _named(parts, _KINDS[kind])):
             raise stored.unsupported(
-                "a weight", f"tensor {name}", shown(described), f"{kind} of {sorted(_KINDS[kind])}"
+                "a weight", f"tensor {name}", repr_short(described), f"{kind} of {sorted(_KINDS[kind])}"
             )
         _JOIN[kind](stored, name, *shape, *block)
         activations = activations_of_torchao(data) if isinstance(data, dict) else None
@@ -61,7 +61,9 @@ def _descriptions(stored: WeightAssembler) -> dict[str, dict[str, Any]]:
             if "." not in name:
                 continue
             if not isinstance(text, str):
-                raise stored.unsupported("a header", f"{file.name}, {name}", shown(text), "torchao's JSON")
+                raise stored.unsupported(
+                    "a header", f"{file.name}, {name}", repr_short(text), "torchao's JSON"
+                )
             described = parse_json(text.encode(), f"{file}, __metadata__ of {name}")
             found[name.removeprefix(stored.prefix)] = described
     if not found:

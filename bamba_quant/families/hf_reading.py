@@ -12,8 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bamba_reference.config import Block
-from bamba_reference.errors import ConfigError
-from bamba_reference.shown import shown
+from bamba_reference.errors import ConfigError, repr_short
 
 MOST_LAYERS = 1024  # no model has half as many; a damaged number would make a plan of millions of tensors
 MOST_TOKENS = 2**21  # the largest vocabularies have about 500,000; a plan lists every token
@@ -79,7 +78,7 @@ def refuse_unknown_keys(
         raise ConfigError(
             f"the configuration has {'a key' if len(unknown) == 1 else 'keys'} that might change the mathematics "
             "and that nothing here implements",
-            found=", ".join(f"{key} = {shown(hf[key])}" for key in unknown[:8])
+            found=", ".join(f"{key} = {repr_short(hf[key])}" for key in unknown[:8])
             + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""),
             expected=f"the keys of {family}",
             fix="if a key changes no logit, vouch for it with --ignore-config-key KEY (read_config(ignore=…))",
@@ -115,7 +114,7 @@ def agreed(named: list[tuple[Block, ...]], default: tuple[Block, ...]) -> tuple[
         raise ConfigError(
             "two keys of the configuration disagree about which layers are attention",
             found="; ".join(
-                shown([i for i, kind in enumerate(layers) if kind == "attention"]) for layers in named
+                repr_short([i for i, kind in enumerate(layers) if kind == "attention"]) for layers in named
             ),
             expected="layer_types, layers_block_type, attn_layer_indices and attn_layer_period to say the same",
         )
@@ -291,4 +290,6 @@ def quotient(whole: int, part: int, whole_name: str, part_name: str) -> int:
 
 
 def unsupported(key: str, value: object, supported: str) -> ConfigError:
-    return ConfigError(f"the configuration's {key} is not supported", found=shown(value), expected=supported)
+    return ConfigError(
+        f"the configuration's {key} is not supported", found=repr_short(value), expected=supported
+    )

@@ -14,7 +14,7 @@ from bamba_quant.families.rules import Metadata, Rule, TensorRule, Tensors, fill
 from bamba_quant.families.runtime_compat import Loaders
 from bamba_quant.families.small_models import SmallModels
 from bamba_reference.config import Config
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 # The class of state-spaces' own code, for any of the families that have a ``state_spaces_layer``.
 _STATE_SPACES = "MambaLMHeadModel"
@@ -95,7 +95,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
         raise ArchitectureError(
             "the configuration's architectures is not a list of names",
             where="config.json",
-            found=shown(classes),
+            found=repr_short(classes),
             expected=f"null, or a list of one of {supported}",
         )
     if classes != [_STATE_SPACES]:
@@ -111,7 +111,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
         return found[0]
     raise ArchitectureError(
         "this model's architecture is not supported",
-        found=", ".join(classes) or f"model_type {shown(model_type)} and no architectures",
+        found=", ".join(classes) or f"model_type {repr_short(model_type)} and no architectures",
         expected=supported,
     )
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bamba_quant.families import hf_reading as reading
-from bamba_reference.errors import ConfigError
-from bamba_reference.shown import shown
+from bamba_reference.errors import ConfigError, repr_short
 
 KEYS = frozenset(
     """
@@ -62,7 +61,7 @@ class Spellings:
         if len(given) == 2 and given[0][0][given[0][1]] != given[1][0][given[1][1]]:
             raise ConfigError(
                 f"{given[0][1]} and {given[1][1]} are two names of one thing and differ",
-                found=" and ".join(shown(values[key]) for values, key in given),
+                found=" and ".join(repr_short(values[key]) for values, key in given),
                 expected="the same value, or one of them alone",
             )
         return given[0] if given else places[0]

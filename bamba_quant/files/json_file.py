@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from bamba_quant.errors import BambaQuantError, CheckpointError
 from bamba_quant.files.regular_file import file_changed, open_regular
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ def parse_json(raw: bytes, where: object) -> dict[str, Any]:
             raise CheckpointError(
                 "a JSON object has the same key twice",
                 where=where,
-                found=shown(twice),
+                found=repr_short(twice),
                 expected="each key once",
                 fix="leave the right one of the two",
             )
@@ -141,7 +141,7 @@ def optional(
     value = values.get(key)
     if value is None or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
         return value
-    raise error(f"{key} is not {_NAMES[kind]}", where=where, found=shown(value), expected=_NAMES[kind])
+    raise error(f"{key} is not {_NAMES[kind]}", where=where, found=repr_short(value), expected=_NAMES[kind])
 
 
 def required(
@@ -154,7 +154,7 @@ def required(
     """``values[key]``. Raises ``error`` when it is missing, null or of another kind."""
     value = optional(values, key, kind, where, error)
     if value is None:
-        raise error(f"{key} is missing", where=where, found=shown(values), expected=_NAMES[kind])
+        raise error(f"{key} is missing", where=where, found=repr_short(values), expected=_NAMES[kind])
     return value
 
 
@@ -168,7 +168,7 @@ def object_list(
             raise error(
                 f"an entry of {key} is not an object",
                 where=where,
-                found=shown(entry),
+                found=repr_short(entry),
                 expected="an object",
             )
     return listed

@@ -12,7 +12,7 @@ import yaml
 
 from bamba_quant.errors import CheckpointError, PlanError
 from bamba_quant.files.regular_file import open_regular
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 _MOST_CHARACTERS = 1 << 19
 _MOST_BYTES = 4 * _MOST_CHARACTERS + 16  # of UTF-8, with the lines "---"
@@ -76,7 +76,7 @@ def _check(file: Path, text: str) -> None:
                 raise _refused(file, f"a number of {len(event.value)} characters", "text in quotes")
         tag = getattr(event, "tag", None)
         if tag not in (None, "!"):
-            raise _refused(file, f"a tag, {shown(tag)}", "plain values")
+            raise _refused(file, f"a tag, {repr_short(tag)}", "plain values")
         if depth > _MOST_NESTED or aliases > _MOST_ALIASES:
             raise _refused(
                 file,

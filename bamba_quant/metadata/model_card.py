@@ -14,7 +14,7 @@ from bamba_quant.errors import CheckpointError, PlanError, join_names
 from bamba_quant.files.json_file import read_json
 from bamba_quant.files.regular_file import lexists
 from bamba_quant.metadata.front_matter import read_front_matter
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 # The keys of a card that gguf-py's Metadata.apply_metadata_heuristic reads.
 _ABOUT = (
@@ -114,7 +114,7 @@ def _wrong(key: str, value: Any, where: Path | None, expected: str) -> PlanError
     return PlanError(
         f"{key} has a value that a GGUF cannot hold",
         where=where,
-        found=ascii(shown(value)),
+        found=ascii(repr_short(value)),
         expected=expected,
         fix="correct it"
         + (", or move README.md away" if where is not None and where.suffix == ".md" else ""),

@@ -19,7 +19,7 @@ from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.gguf_values import GgufValue, array, float32
 from bamba_quant.errors import CheckpointError
 from bamba_quant.printable import printable
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 CONFIG_KEY = "bamba_quant"
 SELF = "self"  # instead of a text's name: what the model itself wrote
@@ -169,10 +169,10 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 
 def _wrong(values: Any) -> str | None:
     if not isinstance(values, Mapping) or values.keys() != _CHECKS.keys():
-        return shown(sorted(values) if isinstance(values, Mapping) else values)
+        return repr_short(sorted(values) if isinstance(values, Mapping) else values)
     for name, fits in _CHECKS.items():
         if not fits(values[name]):
-            return f"{name} = {shown(values[name])}"
+            return f"{name} = {repr_short(values[name])}"
     if len(values["texts"]) != len(values["sha256"]):
         return f"{len(values['texts'])} texts and {len(values['sha256'])} hashes"
     return None

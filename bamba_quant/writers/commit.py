@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bamba_quant.errors import OutputError
 from bamba_quant.writers.names import flush_directory, is_own, output_error, remove_dead
-from bamba_reference.shown import shown
+from bamba_reference.errors import repr_short
 
 _SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}(?=\.[^.]*$)")
 _PARTIAL = re.compile(r"(?P<file>.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
@@ -174,7 +174,7 @@ def _read(files: Sequence[Path], descriptor: int) -> tuple[str, Mapping[str, int
             raise ValueError("the mark is not eight hexadecimal digits")
         for name, inode in inodes.items():
             if _set_name(name) not in names:
-                raise ValueError(f"the name {shown(name)}, which does not belong to the output")
+                raise ValueError(f"the name {repr_short(name)}, which does not belong to the output")
             if type(inode) is not int:
                 raise ValueError("an inode that is not a whole number")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -1,6 +1,9 @@
-"""The one exception that every layer of this distribution raises for what a user can fix, and the reference's own."""
+"""The base of all errors that a user can correct, and short texts of values for their messages."""
 
 from __future__ import annotations
+
+import reprlib
+from typing import Any
 
 # Names and values come from files of any size. Lists that this project itself prints are shorter than this.
 _MOST_CHARACTERS = 800
@@ -8,10 +11,9 @@ _MOST_LINES = 8
 
 
 class BambaQuantError(Exception):
-    """Bad input, named: what is wrong, where, what was found, what was expected, what to do.
+    """Bad input: what is wrong, where, what was found, what was expected, how to fix it.
 
-    Its text is bounded, whatever the parts hold; ``found`` and the other attributes keep them whole. Only the command
-    line turns it into an exit code; a library caller may catch it whole or by subclass.
+    The text is shortened; the attributes keep the full values. Only the command line turns the error into an exit code.
     """
 
     def __init__(
@@ -39,8 +41,8 @@ class BambaQuantError(Exception):
         ]
         return "\n".join(
             [
-                _shown(self.what),
-                *(f"  {label}: {_shown(value)}" for label, value in parts if value is not None),
+                _bounded(self.what),
+                *(f"  {label}: {_bounded(value)}" for label, value in parts if value is not None),
             ]
         )
 
@@ -49,8 +51,18 @@ class ConfigError(BambaQuantError):
     """A configuration that is incomplete, contradicts itself, or asks for mathematics that is not implemented."""
 
 
-def _shown(value: object) -> str:
-    """``value`` in bounds; lines after its first stand deeper than the labels, so that none can pass for a part."""
+def repr_short(value: Any) -> str:
+    """``repr`` of a value of any type and size, shortened."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer with more digits than Python converts
+        return (
+            f"an integer of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
+        )
+
+
+def _bounded(value: object) -> str:
+    """``str(value)`` within the limits; lines after the first are indented deeper than the labels of an error."""
     try:
         text = str(value)
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists nested as deep

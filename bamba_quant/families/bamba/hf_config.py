@@ -9,8 +9,7 @@ from typing import Any
 from bamba_quant.families import hf_reading as reading
 from bamba_quant.families import hf_writing as writing
 from bamba_reference.config import Block, Config, single_block_layers
-from bamba_reference.errors import ConfigError
-from bamba_reference.shown import shown
+from bamba_reference.errors import ConfigError, repr_short
 
 KEYS = frozenset(
     """
@@ -93,7 +92,7 @@ def _attention_indices(hf: Mapping[str, Any], count: int) -> Collection[int] | N
     if outside:
         raise ConfigError(
             "attn_layer_indices names layers that are not there",
-            found=shown(outside),
+            found=repr_short(outside),
             expected=f"0 to {count - 1} (num_hidden_layers is {count})",
         )
     return frozenset(indices)

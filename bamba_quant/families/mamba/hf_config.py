@@ -12,8 +12,7 @@ from bamba_quant.families import hf_reading as reading
 from bamba_quant.families import hf_writing as writing
 from bamba_quant.families import state_spaces
 from bamba_reference.config import Config, single_block_layers
-from bamba_reference.errors import ConfigError
-from bamba_reference.shown import shown
+from bamba_reference.errors import ConfigError, repr_short
 
 KEYS = state_spaces.KEYS | frozenset(
     """
@@ -102,7 +101,7 @@ def _expand(spelled: state_spaces.Spellings, hidden_size: int) -> int:
     widths = reading.quotient(d_inner, hidden_size, "intermediate_size", "hidden_size")
     if spelled.hf.get("d_inner") not in (None, d_inner):
         raise ConfigError(
-            "d_inner is not the width of the mixer", found=shown(spelled.hf["d_inner"]), expected=d_inner
+            "d_inner is not the width of the mixer", found=repr_short(spelled.hf["d_inner"]), expected=d_inner
         )
     return widths
 

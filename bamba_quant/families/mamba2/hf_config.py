@@ -12,8 +12,7 @@ from bamba_quant.families import hf_reading as reading
 from bamba_quant.families import hf_writing as writing
 from bamba_quant.families import state_spaces
 from bamba_reference.config import Config, single_block_layers
-from bamba_reference.errors import ConfigError
-from bamba_reference.shown import shown
+from bamba_reference.errors import ConfigError, repr_short
 
 KEYS = state_spaces.KEYS | frozenset(
     """
@@ -50,7 +49,7 @@ def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
         if values.get(key) not in (None, expand * hidden_size):
             raise ConfigError(
                 f"{key} is not expand × hidden_size",
-                found=shown(values[key]),
+                found=repr_short(values[key]),
                 expected=f"{expand} × {hidden_size} = {expand * hidden_size}",
             )
     groups = reading.integer(*spelled.ssm("n_groups", "ngroups"), default=1 if spelled.original else 8)
