@@ -23,6 +23,7 @@ from bamba_quant.checkpoint import PackedTensor, StoredTensor
 from bamba_quant.codecs.base import F32, U8
 from bamba_quant.codecs.fields import FieldLayout
 from bamba_quant.families import TensorRule
+from bamba_quant.families.transforms import IDENTITY, Transform
 
 Reference = NDArray[Any]  # a tensor as the reference shapes it
 
@@ -66,10 +67,10 @@ class LatentMatrix(LatentTensor):
         self.name, self.tensor, self.layout, self.shape = rule.name, tensor, layout, rule.shape
         self.fields, self.reach = layout.unpack(raw), reach
         self.columns = tensor.columns
-        self._order, self._scale = _inverse(rule, moved, tensor.rows, device)
+        self._order, self._factors = _inverse(rule.transform if moved else IDENTITY, tensor.rows, device)
         weights = np.ascontiguousarray(original, np.float32).reshape(tensor.rows, tensor.columns)
         if moved:
-            weights = rule.transform.apply(weights)
+            weights = rule.transform.apply(weights, 0)
         self._table, places = _sorted_table(layout)
         codes = self.fields.codes[:, : self.columns]
         start = codes if places is None else places[codes]
@@ -142,8 +143,8 @@ class LatentMatrix(LatentTensor):
             w = narrowed(w, self.rounded)
         if self._order is not None:
             w = w.index_select(0, self._order)
-        if self._scale != 1:
-            w = w * self._scale
+        if self._factors is not None:
+            w = w * self._factors
         return w.reshape(self.shape)
 
     @torch.no_grad()
@@ -229,21 +230,22 @@ class LatentVector(LatentTensor):
         unmoved = self.start.cpu().numpy().reshape(shape)
         stored = self._stored.view(np.float32).reshape(shape)
         if self._moved:
-            rows, unmoved = self._rule.transform.apply(rows), self._rule.transform.apply(unmoved)
+            rows, unmoved = (self._rule.transform.apply(each, 0) for each in (rows, unmoved))
         # A number that was not learned keeps its bits, whatever its transform does to the last of them.
         rows = np.where(rows == unmoved, stored, rows).astype(np.float32)
         return rows.reshape(self._stored.shape[0], -1).view(np.uint8)
 
 
-def _inverse(rule: TensorRule, moved: bool, rows: int, device: torch.device) -> tuple[Tensor | None, float]:
-    """How stored rows become the reference's: an order of rows, or none, and a factor."""
-    if not moved:
-        return None, 1.0
-    numbers = np.arange(rows, dtype=np.float64).reshape(-1, 1)
-    if rule.transform.moves:
-        order = np.asarray(rule.transform.invert(numbers)).ravel().astype(np.int64)
-        return torch.from_numpy(order).to(device), 1.0
-    return None, float(rule.transform.invert(np.ones((1, 1), np.float32))[0, 0])
+def _inverse(transform: Transform, rows: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """How stored rows become the reference's: their order (rows,) and then their factors (rows, 1), or None."""
+    order = factors = None
+    if transform.row_order is not None:
+        numbers = np.arange(rows, dtype=np.int64).reshape(-1, 1)
+        moves = replace(transform, row_factors=None)
+        order = torch.from_numpy(moves.invert(numbers, 0).ravel()).to(device)
+    if transform.row_factors is not None:
+        factors = torch.from_numpy(transform.invert(np.ones((rows, 1), np.float32), 0)).to(device)
+    return order, factors
 
 
 def _by_group(values: Tensor, step: Tensor, low: Tensor | None, group: int, columns: int) -> Tensor:

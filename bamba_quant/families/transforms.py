@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,32 +16,87 @@ from bamba_quant.codecs.floats import to_float32
 Rows = NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transform:
-    """A change of whole rows: ``apply`` and ``invert`` take and return arrays of shape (rows, columns).
+    """An invertible change of a matrix (rows, columns), applied to neighbouring rows of it at a time.
 
-    ``rows`` is how many neighbouring rows travel together: chunks begin and end at its multiples. A transform
-    that ``moves`` only reorders rows, so it also applies to rows of packed bytes; any other needs float32.
+    ``apply`` reorders the rows within each ``unit`` of them, reorders the columns, multiplies by the factors and then
+    applies ``function``; each part may be missing. ``row_order`` (unit,) and ``column_order`` (columns,) hold the
+    source index of each row and column. ``row_factors`` float32 belong to the rows of the result by their number in
+    the whole tensor, repeated to its end, so that one factor scales all; ``column_factors`` (columns,) float32 belong
+    to the columns of the result. ``function`` is a pair of elementwise functions on float32, the second the inverse
+    of the first.
     """
 
     name: str
-    apply: Callable[[Rows], Rows]
-    invert: Callable[[Rows], Rows]
-    rows: int = 1
-    moves: bool = True
+    unit: int = 1
+    row_order: NDArray[np.intp] | None = None
+    column_order: NDArray[np.intp] | None = None
+    row_factors: F32 | None = None
+    column_factors: F32 | None = None
+    function: tuple[Callable[[Rows], Rows], Callable[[Rows], Rows]] | None = None
+    inverted: bool = False
+
+    @property
+    def moves_rows_only(self) -> bool:
+        """Whether values stay in their rows unchanged, so that rows of packed bytes can be transformed too."""
+        others = (self.column_order, self.row_factors, self.column_factors, self.function)
+        return all(part is None for part in others)
+
+    @property
+    def depends_on_row(self) -> bool:
+        """Whether rows are treated differently: a vector must then be given as a column."""
+        return self.unit > 1 or self.row_factors is not None
+
+    def apply(self, rows: Rows, first_row: int) -> Rows:
+        """``rows`` (n, columns) transformed, same shape; ``first_row`` is the number of the first in the tensor.
+
+        Both n and ``first_row`` must be multiples of ``unit``. All but moves of rows need float32.
+        """
+        return self._backward(rows, first_row) if self.inverted else self._forward(rows, first_row)
+
+    def invert(self, rows: Rows, first_row: int) -> Rows:
+        """The inverse of ``apply``."""
+        return self._forward(rows, first_row) if self.inverted else self._backward(rows, first_row)
 
     def inverse(self) -> Transform:
         """The transform that undoes this one."""
-        return Transform(
-            f"inverse of {self.name}" if self.name else "", self.invert, self.apply, self.rows, self.moves
-        )
+        name = f"inverse of {self.name}" if self.name else ""
+        return replace(self, name=name, inverted=not self.inverted)
+
+    def _forward(self, rows: Rows, first_row: int) -> Rows:
+        rows = self._reordered(rows, self.row_order)
+        if self.column_order is not None:
+            rows = rows[:, self.column_order]
+        if self.row_factors is not None:
+            rows = rows * self._row_factors(first_row, len(rows))
+        if self.column_factors is not None:
+            rows = rows * self.column_factors
+        return rows if self.function is None else self.function[0](rows)
+
+    def _backward(self, rows: Rows, first_row: int) -> Rows:
+        rows = rows if self.function is None else self.function[1](rows)
+        if self.column_factors is not None:
+            rows = rows / self.column_factors
+        if self.row_factors is not None:
+            rows = rows / self._row_factors(first_row, len(rows))
+        if self.column_order is not None:
+            rows = rows[:, np.argsort(self.column_order)]
+        return self._reordered(rows, None if self.row_order is None else np.argsort(self.row_order))
+
+    def _reordered(self, rows: Rows, order: NDArray[np.intp] | None) -> Rows:
+        if order is None:
+            return rows
+        units = rows.reshape(-1, self.unit, rows.shape[-1])
+        return units[:, order].reshape(rows.shape)
+
+    def _row_factors(self, first_row: int, count: int) -> F32:
+        """(count, 1)."""
+        assert self.row_factors is not None
+        return self.row_factors.take(np.arange(first_row, first_row + count), mode="wrap")[:, None]
 
 
-def _same(rows: Rows) -> Rows:
-    return rows
-
-
-IDENTITY = Transform("", _same, _same)
+IDENTITY = Transform("")
 
 
 def _negative_exp(x: Rows) -> Rows:
@@ -84,15 +139,25 @@ def rounded(values: NDArray[Any], name: str) -> F32:
 
 
 # A = -exp(A_log): Gu and Dao 2023, section 3.6; llama.cpp stores A.
-NEGATIVE_EXP = Transform("-exp", _negative_exp, log_of_negative, moves=False)
+NEGATIVE_EXP = Transform("-exp", function=(_negative_exp, log_of_negative))
 
 
 def power_of_two(exponent: int) -> Transform:
     """Multiply by 2^``exponent``, which loses nothing within a float's range."""
     if exponent == 0:
         return IDENTITY
-    factor = np.float32(2.0**exponent)
-    return Transform(f"× 2^{exponent}", lambda x: x * factor, lambda x: x / factor, moves=False)
+    return Transform(f"× 2^{exponent}", row_factors=np.array([2.0**exponent], np.float32))
+
+
+def scaled_sections(name: str, sections: Sequence[tuple[int, float]]) -> Transform:
+    """Multiply sections of rows, (number of rows, factor) from the first on: muP's factors of in_proj's outputs."""
+    counts, factors = zip(*sections, strict=True)
+    return Transform(name, row_factors=np.repeat(np.array(factors, np.float32), counts))
+
+
+def permuted_rows(name: str, order: NDArray[np.intp]) -> Transform:
+    """Reorder the rows within each group of len(``order``); ``order`` holds the source of each row."""
+    return Transform(name, unit=len(order), row_order=order)
 
 
 def interleave_rotary(head_dim: int, rotary_dim: int) -> Transform:
@@ -102,22 +167,10 @@ def interleave_rotary(head_dim: int, rotary_dim: int) -> Transform:
     2i and 2i + 1. Rows from ``rotary_dim`` on are not rotated and stay where they are: moving them too is
     llama.cpp's converter's fault with partial rotary embeddings.
     """
-    forward = interleaved_order(head_dim, rotary_dim)
-    backward = np.argsort(forward)
-    return Transform(
-        f"rotary {rotary_dim}/{head_dim}",
-        lambda rows: _per_head(rows, forward),
-        lambda rows: _per_head(rows, backward),
-        rows=head_dim,
-    )
+    return permuted_rows(f"rotary {rotary_dim}/{head_dim}", interleaved_order(head_dim, rotary_dim))
 
 
 def interleaved_order(head_dim: int, rotary_dim: int) -> NDArray[np.intp]:
     """Source row of each row of a head, shape (head_dim,)."""
     pairs = np.arange(rotary_dim).reshape(2, rotary_dim // 2).T  # (rotary_dim/2, 2)
     return np.concatenate([pairs.ravel(), np.arange(rotary_dim, head_dim)])
-
-
-def _per_head(rows: Rows, order: NDArray[np.intp]) -> Rows:
-    heads = rows.reshape(-1, len(order), rows.shape[-1])  # (heads, head_dim, columns)
-    return heads[:, order].reshape(rows.shape)

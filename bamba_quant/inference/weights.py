@@ -83,14 +83,14 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
             with timings.spent("reading"):
                 values = read_tensor(tensor)
             if moved:
-                values = rule.transform.invert(values.reshape(-1, 1))
+                values = rule.transform.invert(values.reshape(-1, 1), 0)
             return values.reshape(rule.shape)[start:stop]
         raw, first = self.raw(name, start, stop, timings)
         with timings.spent("decoding"):
             plain = tensor.format.dtype
             values = decode(tensor.format, raw) if plain is None else raw.view(plain)
             if moved:
-                values = rule.transform.invert(values)
+                values = rule.transform.invert(values, first * (tensor.rows // rule.shape[0]))
         return values.reshape(-1, *rule.shape[1:])[start - first : stop - first]
 
     def raw(self, name: str, start: int, stop: int, timings: Timings) -> tuple[U8, int]:
@@ -107,7 +107,7 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
     def span(self, name: str, start: int, stop: int) -> tuple[int, int, int]:
         """Between which indices ``raw`` reads for ``start`` to ``stop``, and how many stored rows are behind each."""
         tensor, rule, moved = self.stored(name)
-        together = rule.transform.rows if moved else 1
+        together = rule.transform.unit if moved else 1
         each = tensor.rows // rule.shape[0]  # a stack of matrices has several rows behind an index
         return start // together * together, -(-stop // together) * together, each
 
@@ -176,7 +176,7 @@ class DeviceWeights(Mapping[str, Any]):
         raw, first = self._raw(name, whole, start, stop, timings)
         with timings.spent("decoding"):
             if moved:
-                raw = rule.transform.invert(raw)
+                raw = rule.transform.invert(raw, first * (tensor.rows // rule.shape[0]))
             plain = tensor.format.dtype
             values = decode(tensor.format, raw, self._dtype if plain is None else _torch_dtype(plain.name))
             return values.view(-1, *rule.shape[1:])[start - first : stop - first]
@@ -195,7 +195,7 @@ class DeviceWeights(Mapping[str, Any]):
     def on_device(self, name: str) -> bool:
         """Whether the device decodes this tensor."""
         _, rule, moved = self._weights.stored(name)
-        return len(rule.shape) > 1 and (not moved or rule.transform.moves)
+        return len(rule.shape) > 1 and (not moved or rule.transform.moves_rows_only)
 
     def _prefetched_tensor(self, name: str) -> tuple[StoredTensor, bool]:
         """What is read ahead for a tensor, and whether it only comes into the system's cache: codes that stand in

@@ -148,9 +148,9 @@ def _one_type_a_tensor(source: Model, chosen: Sequence[Format]) -> list[Format]:
 
 
 def _values(tensor: StoredTensor, rule: TensorRule) -> F32:
-    """What a small tensor holds in the checkpoint, as one row; where its rows stand changes no value."""
-    stored: F32 = read_tensor(tensor).reshape(1, -1)
-    return stored if rule.transform.moves else rule.transform.inverse().apply(stored)
+    """What a small tensor holds in the checkpoint, in any order, as one row."""
+    stored: F32 = read_tensor(tensor).reshape(-1, rule.shape[-1] if len(rule.shape) > 1 else 1)
+    return rule.transform.invert(stored, 0).reshape(1, -1)
 
 
 def _main_type(pairs: Sequence[tuple[StoredTensor, TensorRule]], vectors: Sequence[F32]) -> str:

@@ -49,9 +49,9 @@ class PlanRow:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """(rows, columns) in which the tensor streams; a vector whose rows a transform moves counts as a column."""
+        """(rows, columns) in which the tensor streams; a vector is a row, a column if the transform depends on it."""
         if len(self.shape) < 2:
-            return (self.elements, 1) if self.transform.rows > 1 else (1, self.elements)
+            return (self.elements, 1) if self.transform.depends_on_row else (1, self.elements)
         return math.prod(self.shape[:-1]), self.shape[-1]
 
     @property

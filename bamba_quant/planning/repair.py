@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from gguf import Keys
 
 from bamba_quant.checkpoint import Checkpoint, StoredTensor
@@ -19,7 +20,7 @@ from bamba_quant.checkpoint.gguf_header import padded_size
 from bamba_quant.checkpoint.gguf_values import KeyValues, string
 from bamba_quant.errors import CheckpointError
 from bamba_quant.families.hf_reading import MOST_HEAD_DIM
-from bamba_quant.families.transforms import IDENTITY, Transform, interleave_rotary
+from bamba_quant.families.transforms import IDENTITY, Transform, interleaved_order, permuted_rows
 from bamba_quant.metadata.general import TOOL_VERSION_KEY, tool_version_key
 from bamba_quant.planning.plan import Plan, PlanRow
 
@@ -127,13 +128,10 @@ def _check_attention(checkpoint: Checkpoint, rotary: Rotary) -> None:
 
 
 def _to_right_order(rotary: Rotary) -> Transform:
-    faulty = interleave_rotary(rotary.head_dim, rotary.head_dim)
-    right = interleave_rotary(rotary.head_dim, rotary.rotary_dim)
-    return Transform(
-        f"rotary {rotary.head_dim} → {rotary.rotary_dim}/{rotary.head_dim}",
-        lambda rows: right.apply(faulty.invert(rows)),
-        lambda rows: faulty.apply(right.invert(rows)),
-        rows=rotary.head_dim,
+    faulty = interleaved_order(rotary.head_dim, rotary.head_dim)
+    right = interleaved_order(rotary.head_dim, rotary.rotary_dim)
+    return permuted_rows(
+        f"rotary {rotary.head_dim} → {rotary.rotary_dim}/{rotary.head_dim}", np.argsort(faulty)[right]
     )
 
 

@@ -64,7 +64,7 @@ def quantizers(rows: Iterable[PlanRow], refine: bool = False, compiled: bool = T
 
 def copies(row: PlanRow) -> bool:
     """Whether a tensor's packed bytes are only moved."""
-    return row.transform.moves and row.format == row.source.format
+    return row.transform.moves_rows_only and row.format == row.source.format
 
 
 def chunks_of(
@@ -72,7 +72,7 @@ def chunks_of(
 ) -> Iterator[Chunk]:
     """Cut a row of the plan where its transform allows; ``base`` is where its tensor begins in the output."""
     rows, columns = row.matrix
-    unit = row.transform.rows
+    unit = row.transform.unit
     # Codes beside their scales become float32 on their way, of many times their size.
     packed = isinstance(row.source, PackedTensor)
     step = max(1, chunk_bytes // (unit * (4 * columns if packed else _source_row_bytes(row)))) * unit
@@ -130,13 +130,13 @@ def convert_rows(row: PlanRow, quantize: Quantize, raw: U8, first_row: int) -> U
         check_finite(row.source, raw.view(source.dtype), first_row)
     packed = raw.reshape(-1, _source_row_bytes(row))
     if copies(row):
-        return np.ascontiguousarray(row.transform.apply(packed)).reshape(-1)
+        return np.ascontiguousarray(row.transform.apply(packed, first_row)).reshape(-1)
     if source.dtype is not None:
-        numbers = row.transform.apply(to_float32(packed.view(source.dtype)))
+        numbers = row.transform.apply(to_float32(packed.view(source.dtype)), first_row)
     else:
         unpacked = source.dequantize(packed)
         check_unpacked(row.source, unpacked, first_row)
-        numbers = row.transform.apply(unpacked)
+        numbers = row.transform.apply(unpacked, first_row)
     _check_range(row, numbers)
     if row.importance is None or row.importance.ndim == 1:
         return quantize(numbers, row.importance).reshape(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def rule(transform: Transform = IDENTITY) -> TensorRule:
 def latent(
     number_format: Format, w: np.ndarray, transform: Transform = IDENTITY
 ) -> tuple[LatentMatrix, np.ndarray]:
-    raw = number_format.quantize(transform.apply(w), None)
+    raw = number_format.quantize(transform.apply(w, 0), None)
     moved = bool(transform.name)
     return LatentMatrix(stored(number_format), rule(transform), moved, w, raw, PARTS, 1.5, CPU), raw
 
@@ -49,8 +50,11 @@ def weights(seed: int) -> np.ndarray:
 every_format = pytest.mark.parametrize(
     "number_format", [f for f in formats() if f.fields], ids=lambda f: f.name
 )
+# Rows that move and are scaled by section.
+BOTH = replace(interleave_rotary(4, 4), name="both", row_factors=np.float32([0.5, 4]).repeat(4))
+
 transforms = pytest.mark.parametrize(
-    "transform", [IDENTITY, interleave_rotary(4, 4), power_of_two(-3)], ids=lambda t: t.name
+    "transform", [IDENTITY, interleave_rotary(4, 4), power_of_two(-3), BOTH], ids=lambda t: t.name
 )
 
 
@@ -59,7 +63,7 @@ transforms = pytest.mark.parametrize(
 def test_the_start_is_the_file(number_format: Format, transform: Transform) -> None:
     w = weights(0)
     matrix, raw = latent(number_format, w, transform)
-    expected = transform.invert(number_format.dequantize(raw))
+    expected = transform.invert(number_format.dequantize(raw), 0)
     np.testing.assert_array_equal(matrix.weight().detach().numpy(), expected)
     np.testing.assert_array_equal(matrix.raw(matrix.snapshot()), raw)
     assert matrix.changed(matrix.snapshot()) == 0
@@ -72,7 +76,7 @@ def test_the_start_is_the_file(number_format: Format, transform: Transform) -> N
         places = (matrix.start + torch.from_numpy(offset)).reshape(ROWS, -1, matrix.layout.group)
         found = (places * step - (0 if low is None else low)).numpy().reshape(ROWS, COLUMNS)
         inside = np.abs(offset) < 0.5
-        np.testing.assert_allclose(found[inside], transform.apply(w)[inside], atol=1e-6, rtol=1e-4)
+        np.testing.assert_allclose(found[inside], transform.apply(w, 0)[inside], atol=1e-6, rtol=1e-4)
 
 
 @every_format
@@ -87,7 +91,7 @@ def test_bytes_of_any_state_decode_to_its_weights(number_format: Format, seed: i
             parameter += spread[name] * torch.randn(parameter.shape, generator=generator)
     matrix.clamp()
     raw = matrix.raw(matrix.snapshot())
-    found = interleave_rotary(4, 4).invert(number_format.dequantize(raw))
+    found = interleave_rotary(4, 4).invert(number_format.dequantize(raw), 0)
     np.testing.assert_array_equal(found, matrix.weight().detach().numpy())
     assert 0 < matrix.changed(matrix.snapshot()) < ROWS * COLUMNS
 

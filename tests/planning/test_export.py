@@ -99,21 +99,21 @@ def test_every_16_bit_a_log_is_found(dtype: Any, least: float) -> None:
     # Under the least, neighbours share their A; above 8 a state is forgotten within a step.
     values = everything[(np.abs(everything) >= least) & (np.abs(everything) <= 8)]
     for shape in ((1, -1), (-1, 1)):
-        found = log_of_negative(NEGATIVE_EXP.apply(values.reshape(shape)))
+        found = log_of_negative(NEGATIVE_EXP.apply(values.reshape(shape), 0))
         np.testing.assert_array_equal(found.reshape(-1), values)
     # As PyTorch computes it for llama.cpp's converter.
     theirs = (-torch.exp(torch.from_numpy(values))).numpy().reshape(1, -1)
     np.testing.assert_array_equal(log_of_negative(theirs)[0], values)
     tiny = everything[np.abs(everything) < least].reshape(1, -1)
-    again = NEGATIVE_EXP.apply(log_of_negative(NEGATIVE_EXP.apply(tiny)))
-    np.testing.assert_allclose(again, NEGATIVE_EXP.apply(tiny), rtol=2.0**-23, atol=0)
+    again = NEGATIVE_EXP.apply(log_of_negative(NEGATIVE_EXP.apply(tiny, 0)), 0)
+    np.testing.assert_allclose(again, NEGATIVE_EXP.apply(tiny, 0), rtol=2.0**-23, atol=0)
 
 
 def test_f32_a_log_makes_the_same_decay() -> None:
     a_log = np.random.default_rng(0).uniform(-3, 3, (1, 20_000)).astype(np.float32)
-    decay = NEGATIVE_EXP.apply(a_log)
+    decay = NEGATIVE_EXP.apply(a_log, 0)
     found = log_of_negative(decay)
-    np.testing.assert_array_equal(NEGATIVE_EXP.apply(found), decay)
+    np.testing.assert_array_equal(NEGATIVE_EXP.apply(found, 0), decay)
     assert np.abs(found - a_log).max() <= 2.0**-22
 
 

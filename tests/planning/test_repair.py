@@ -41,7 +41,7 @@ def llama_cpp_order(rows: np.ndarray, heads: int) -> np.ndarray:
 
 def test_the_fault_is_the_one_llama_cpp_has() -> None:
     rows = np.arange(4 * 24 * 3).reshape(4 * 24, 3)
-    np.testing.assert_array_equal(interleave_rotary(24, 24).apply(rows), llama_cpp_order(rows, 4))
+    np.testing.assert_array_equal(interleave_rotary(24, 24).apply(rows, 0), llama_cpp_order(rows, 4))
 
 
 def faulty(model: Path, target: Path, outtype: str = "f32", **options: Any) -> Path:
@@ -49,9 +49,9 @@ def faulty(model: Path, target: Path, outtype: str = "f32", **options: Any) -> P
     planned = plan_conversion(model, outtype=outtype, outfile=target, vocab=False, **options)
 
     def misplaced(row: PlanRow) -> PlanRow:
-        if row.transform.rows == 1:
+        if row.transform.unit == 1:
             return row
-        return replace(row, transform=interleave_rotary(row.transform.rows, row.transform.rows))
+        return replace(row, transform=interleave_rotary(row.transform.unit, row.transform.unit))
 
     metadata = {key: value for key, value in planned.plan.metadata.items() if key != TOOL_VERSION_KEY}
     plan = replace(planned.plan, rows=tuple(map(misplaced, planned.plan.rows)), metadata=metadata)

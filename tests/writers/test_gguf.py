@@ -48,7 +48,7 @@ def test_gguf_py_reads_what_was_planned(outtype: str, tmp_path: Path) -> None:
         assert tensor.n_bytes == row.n_bytes
         source = to_float32(read_tensor(row.source))
         rows = source.reshape(row.matrix)
-        expected = row.transform.apply(rows)
+        expected = row.transform.apply(rows, 0)
         found = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(row.matrix)
         if row.format.name == "q8_0":
             expected = gguf.dequantize(gguf.quantize(expected, tensor.tensor_type), tensor.tensor_type)

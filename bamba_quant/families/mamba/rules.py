@@ -57,7 +57,7 @@ def _balanced(config: Config) -> Transform:
 
 def _decay(config: Config) -> Transform:
     # Its inverse finds out what type the values had, from all of them.
-    return replace(NEGATIVE_EXP, rows=config.mamba_d_inner)
+    return replace(NEGATIVE_EXP, unit=config.mamba_d_inner)
 
 
 # fmt: off
