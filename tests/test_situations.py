@@ -20,7 +20,7 @@ from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.tokenizers.encoder import read_encoder
-from bamba_quant.tokenizers.end_of_text import stop_tokens
+from bamba_quant.tokenizers.special_tokens import stop_tokens
 from bamba_quant.writers.quantized import write_quantized
 from tests.support.conversion import to_gguf
 from tests.support.shared import shared

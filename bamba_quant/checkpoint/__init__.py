@@ -6,6 +6,7 @@ from pathlib import Path
 from bamba_quant.checkpoint.base import (
     Checkpoint,
     RawReader,
+    ReadOptions,
     Section,
     StoredTensor,
     read_raw,
@@ -14,10 +15,9 @@ from bamba_quant.checkpoint.base import (
 )
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.huggingface import read_huggingface
-from bamba_quant.checkpoint.options import ReadOptions
 from bamba_quant.checkpoint.packed import PackedTensor
 from bamba_quant.errors import CheckpointError
-from bamba_quant.files.regular_file import check_regular
+from bamba_quant.files.reading import check_regular
 
 __all__ = [
     "Checkpoint",

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from bamba_quant.checkpoint.activations import Activations
 from bamba_quant.checkpoint.base import Shape, StoredTensor
 from bamba_quant.checkpoint.dequantize import Dequantizer
-from bamba_quant.checkpoint.packed import CodeTensor, PackedTensor, ScaleTensor, packed_tensor, plain_codes
+from bamba_quant.checkpoint.packed import (
+    Activations,
+    CodeTensor,
+    PackedTensor,
+    ScaleTensor,
+    packed_tensor,
+    plain_codes,
+)
 from bamba_quant.errors import CheckpointError
 
 E4M3 = "f8_e4m3"

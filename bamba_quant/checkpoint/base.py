@@ -17,7 +17,7 @@ from bamba_quant.checkpoint.gguf_values import KeyValues
 from bamba_quant.codecs import Format
 from bamba_quant.codecs.base import U8
 from bamba_quant.errors import CheckpointError
-from bamba_quant.files.regular_file import open_regular
+from bamba_quant.files.reading import open_regular
 
 Shape = tuple[int, ...]
 
@@ -222,3 +222,17 @@ def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
             reader.read_rows(tensor, tensor.row_bytes, start, stop, rows.reshape(-1))
             values[start:stop] = tensor.format.dequantize(rows)
     return values.reshape(tensor.shape)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read a Hugging Face directory; GGUF files ignore all of it.
+
+    ``ignore_config_keys`` are keys of config.json that the user says change no logit. ``ignore_adapter`` reads the
+    base model where an adapter is stored beside it. ``strip_prefix`` is removed from every tensor name that begins
+    with it.
+    """
+
+    ignore_config_keys: tuple[str, ...] = ()
+    ignore_adapter: bool = False
+    strip_prefix: str = ""

@@ -6,18 +6,20 @@ Values are those of compressed-tensors' own decompression: the product is rounde
 from __future__ import annotations
 
 import re
+import reprlib
+import time
+import warnings
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args
 
 import numpy as np
+import regex
 
-from bamba_quant.checkpoint.activations import activations_of_group
 from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler
 from bamba_quant.checkpoint.base import RawReader, StoredTensor
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer, IntegerDequantizer
-from bamba_quant.checkpoint.packed import ScaleTensor
-from bamba_quant.checkpoint.targets import ConfigGroups
+from bamba_quant.checkpoint.packed import Activations, ScaleTensor, Strategy
 from bamba_quant.codecs.integers import Grid
 from bamba_quant.codecs.schemes.pack_quantized import unpack_zeros
 from bamba_reference.errors import repr_short
@@ -173,3 +175,98 @@ def _shape(stored: WeightAssembler, name: str) -> tuple[int, int]:
     if rows <= 0 or columns <= 0:
         raise stored.unsupported("a weight", name, f"{rows} × {columns}", "a matrix")
     return rows, columns
+
+
+_MOST_PATTERNS, _MOST_LENGTH = 1000, 1000
+_SECONDS = 2.0  # for all matches of a checkpoint: some expressions take exponential time
+
+
+class ConfigGroups:
+    """The groups of ``config_groups``, found by module. Regular expressions follow ``re:`` and match as re.match."""
+
+    def __init__(self, quantization: Mapping[str, Any], stored: WeightAssembler) -> None:
+        groups = quantization.get("config_groups")
+        self._stored = stored
+        self._groups = [
+            group
+            for group in (groups.values() if isinstance(groups, dict) else ())
+            if isinstance(group, dict) and isinstance(group.get("targets"), list)
+        ]
+        self._names: dict[str, set[int]] = {}
+        self._patterns: list[tuple[regex.Pattern[str], int]] = []
+        self._left = _SECONDS
+        for index, group in enumerate(self._groups):
+            for target in group["targets"]:
+                if isinstance(target, str) and target.startswith("re:"):
+                    self._patterns.append((self._compiled(target), index))
+                elif isinstance(target, str):
+                    self._names.setdefault(target, set()).add(index)
+        if len(self._patterns) > _MOST_PATTERNS:
+            raise self._unsupported(f"{len(self._patterns)} regular expressions", f"at most {_MOST_PATTERNS}")
+
+    def find(self, module: str, kind: str) -> Mapping[str, Any]:
+        """The group for a module whose weights are of type ``kind``: one that names it, else one for its class.
+
+        Raises ``CheckpointError`` when there is none.
+        """
+        named = self._names.get(module, set()) | {
+            index for pattern, index in self._patterns if self._matches(pattern, module)
+        }
+        for index in (*sorted(named), *sorted(self._names.get("Linear", ()))):
+            weights = self._groups[index].get("weights")
+            if isinstance(weights, dict) and weights.get("type") == kind:
+                return self._groups[index]
+        raise self._stored.unsupported(
+            "a weight",
+            f"module {module}",
+            f"no group of quantization_config for it with weights of type {kind}",
+            "config_groups whose targets name the module or Linear",
+        )
+
+    def _compiled(self, target: str) -> regex.Pattern[str]:
+        if len(target) > _MOST_LENGTH:
+            raise self._unsupported(repr_short(target), f"at most {_MOST_LENGTH} characters")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                re.compile(target[3:])  # regex accepts expressions that re, which loaders use, refuses
+                return regex.compile(target[3:])
+        except (re.error, regex.error, RecursionError, OverflowError) as error:
+            raise self._unsupported(
+                f"{repr_short(target)}: {error}", "a regular expression after re:"
+            ) from None
+
+    def _matches(self, pattern: regex.Pattern[str], module: str) -> bool:
+        started = time.monotonic()
+        try:
+            return pattern.match(module[:_MOST_LENGTH], timeout=max(1e-3, self._left)) is not None
+        except TimeoutError:
+            raise self._unsupported(
+                f"re:{pattern.pattern}", f"expressions that match all modules within {_SECONDS:.0f} s"
+            ) from None
+        finally:
+            self._left -= time.monotonic() - started
+
+    def _unsupported(self, found: str, expected: str) -> Exception:
+        return self._stored.unsupported("a target", "quantization_config", found, expected)
+
+
+_EXPECTED = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": True}
+
+
+def activations_of_group(group: Mapping[str, Any]) -> Activations | None:
+    """What a group of compressed-tensors' ``config_groups`` says, None where activations stay as they are."""
+    inputs, outputs = group.get("input_activations"), group.get("output_activations")
+    if not inputs and not outputs:
+        return None
+    found: Mapping[str, Any] = inputs if isinstance(inputs, dict) and not outputs else {}
+    if all(type(found.get(key)) is type(value) and found[key] == value for key, value in _EXPECTED.items()):
+        size = found.get("group_size")
+        for strategy in get_args(Strategy):
+            if strategy == found.get("strategy") and strategy != "group":
+                return Activations(strategy)
+        if found.get("strategy") == "group" and type(size) is int and size > 0:
+            return Activations("group", size)
+    return Activations(
+        unknown=f"input_activations {reprlib.repr(inputs)}, output_activations {reprlib.repr(outputs)}"
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from bamba_quant.checkpoint.activations import activations_of_hf_fp8
 from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer
-from bamba_quant.checkpoint.packed import ScaleTensor
+from bamba_quant.checkpoint.packed import Activations, ScaleTensor
 from bamba_reference.errors import repr_short
 
 
@@ -37,9 +37,17 @@ def read_hf_fp8(quantization: Mapping[str, Any], stored: WeightAssembler) -> Non
                 Float8Dequantizer(columns, width, scale.format.name),
                 codes,
                 ScaleTensor(scale, height),
-                activations=activations_of_hf_fp8(quantization, width),
+                activations=_activations_hf_fp8(quantization, width),
             )
     stored.unused |= {name for name in stored.left() if name.endswith((".activation_scale", ".input_scale"))}
     for name in stored.left():
         if name.endswith("_scale_inv"):
             raise stored.unsupported("a weight with such a part", name, "scales of no e4m3 matrix", "e4m3")
+
+
+def _activations_hf_fp8(quantization: Mapping[str, Any], width: int) -> Activations:
+    """What transformers' own FP8 form says: groups as wide as the weights' blocks (finegrained_fp8.py)."""
+    scheme = quantization.get("activation_scheme", "dynamic")
+    if scheme != "dynamic":
+        return Activations(unknown=f"activation_scheme {reprlib.repr(scheme)}")
+    return Activations("group", width)

@@ -9,15 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.checkpoint.adapters import adapter_notes
-from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
-from bamba_quant.checkpoint.options import ReadOptions
+from bamba_quant.checkpoint.base import Checkpoint, ReadOptions, StoredTensor
 from bamba_quant.checkpoint.quantized import assemble_weights, is_quantized
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
 from bamba_quant.errors import CheckpointError, PlanError, join_names
-from bamba_quant.files.json_file import JSON_BYTES, parse_json, read_bytes, read_json, required
-from bamba_quant.files.regular_file import lexists
+from bamba_quant.files.json_file import JSON_BYTES, parse_json, read_json, required
+from bamba_quant.files.reading import lexists, read_bytes
 from bamba_reference.errors import repr_short
 
 __all__ = ["read_huggingface", "read_json"]
@@ -205,3 +203,52 @@ def _merged(files: list[Path], read: ReadFile) -> Tensors:
             )
         tensors |= shard
     return tensors
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
+_MERGE = (
+    "merge it: load the base model and the adapter with peft, call merge_and_unload(), then save_pretrained(), and "
+    "give that directory"
+)
+
+
+def adapter_notes(directory: Path, *, ignore: bool) -> tuple[str, ...]:
+    """A note for an adapter that is ignored; none where the directory has no adapter.
+
+    transformers with peft installed applies an adapter that it finds beside a model. Raises ``CheckpointError``
+    for an adapter that is not to be ignored, and for one without a base model.
+    """
+    found = [name for name in ADAPTER_FILES if lexists(directory / name)]
+    if not found:
+        return ()
+    described = _described(directory)
+    if not lexists(directory / "config.json"):
+        raise CheckpointError(
+            "the directory holds an adapter, not a model",
+            where=directory,
+            found=f"{', '.join(found)}, but no config.json; {described}",
+            expected="a model's config.json and weights",
+            fix=_MERGE,
+        )
+    if not ignore:
+        raise CheckpointError(
+            "an adapter is stored beside the model; transformers with peft applies it, this program does not",
+            where=directory,
+            found=f"{', '.join(found)}; {described}",
+            fix=f"{_MERGE}; or read the base model alone with --ignore-adapter",
+        )
+    return (f"the adapter beside the model is not applied ({', '.join(found)}; {described})",)
+
+
+def _described(directory: Path) -> str:
+    """Type and base model of the adapter, as far as its configuration says."""
+    try:
+        config = read_json(directory / ADAPTER_CONFIG, "the adapter's configuration")
+    except CheckpointError as error:
+        return f"its type and base model are unknown: {error.what}"
+    kind, base = (
+        value if isinstance(value := config.get(key), str) and len(value) < 200 else reprlib.repr(value)
+        for key in ("peft_type", "base_model_name_or_path")
+    )
+    return f"peft_type {kind}, base model {base}"

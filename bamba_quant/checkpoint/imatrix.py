@@ -23,7 +23,7 @@ from bamba_quant.checkpoint.gguf_header import MAGIC, MAX_TENSORS
 from bamba_quant.checkpoint.gguf_values import GgufValue, string, uint32
 from bamba_quant.codecs.base import F32
 from bamba_quant.errors import CheckpointError, PlanError, join_names
-from bamba_quant.files.regular_file import open_regular
+from bamba_quant.files.reading import open_regular
 
 # No activations multiply the embedding, and llama-imatrix leaves the output out unless told otherwise.
 MAY_BE_MISSING = frozenset({"token_embd", "output"})

@@ -10,12 +10,11 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.checkpoint.activations import Activations
 from bamba_quant.checkpoint.base import RawReader, StoredTensor, row_runs
 from bamba_quant.checkpoint.dequantize import CodeOrder, Dequantizer
 from bamba_quant.codecs import Format
@@ -24,6 +23,24 @@ from bamba_quant.errors import FormatError
 
 if TYPE_CHECKING:
     import torch
+
+
+Strategy = Literal["token", "tensor", "group"]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """e4m3 under scales found as activations come: one a token, one a tensor, or one for ``group`` columns of a token.
+
+    ``unknown`` describes any other rounding, which nothing here can do; the rest then has no meaning.
+    """
+
+    strategy: Strategy = "token"
+    group: int = 0
+    unknown: str = ""
+
+    def __str__(self) -> str:
+        return self.unknown or f"e4m3 by {self.group or self.strategy}"
 
 
 @dataclass(frozen=True)

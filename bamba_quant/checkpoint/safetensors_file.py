@@ -14,7 +14,7 @@ from bamba_quant.codecs import Format, format_named
 from bamba_quant.codecs.schemes.base import DTYPES as DTYPES_OF_PARTS
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.json_file import JSON_BYTES, parse_json
-from bamba_quant.files.regular_file import file_changed, open_regular
+from bamba_quant.files.reading import file_changed, open_regular
 from bamba_reference.errors import repr_short
 
 # Names of the safetensors specification, as formats of weights and of what stands beside quantized ones.

@@ -15,7 +15,7 @@ from bamba_quant.checkpoint.base import StoredTensor
 from bamba_quant.checkpoint.state_dict import STORAGES, PickledTensor, PickleError, read_state_dict
 from bamba_quant.codecs import format_named
 from bamba_quant.errors import CheckpointError
-from bamba_quant.files.regular_file import open_regular
+from bamba_quant.files.reading import open_regular
 from bamba_reference.errors import repr_short
 
 _LOCAL_HEADER = 30  # bytes before name and extra field: APPNOTE.TXT, section 4.3.7

@@ -5,14 +5,14 @@ Which tensor is what stands in the shards' headers, as JSON by name (torchao 0.1
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeGuard
 
-from bamba_quant.checkpoint.activations import activations_of_torchao
 from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer, IntegerDequantizer, TorchaoTiles
-from bamba_quant.checkpoint.packed import CodeTensor, ScaleTensor
+from bamba_quant.checkpoint.packed import Activations, CodeTensor, ScaleTensor
 from bamba_quant.checkpoint.safetensors_file import read_metadata
 from bamba_quant.codecs.integers import Grid
 from bamba_quant.codecs.schemes.torchao_tile_packed import TILE, padded
@@ -42,7 +42,7 @@ def read_torchao(quantization: Mapping[str, Any], stored: WeightAssembler) -> No
                 "a weight", f"tensor {name}", repr_short(described), f"{kind} of {sorted(_KINDS[kind])}"
             )
         _JOIN[kind](stored, name, *shape, *block)
-        activations = activations_of_torchao(data) if isinstance(data, dict) else None
+        activations = _activations_torchao(data) if isinstance(data, dict) else None
         stored.weights[name] = replace(stored.weights[name], activations=activations)
 
 
@@ -150,3 +150,9 @@ def _float8(stored: WeightAssembler, name: str, rows: int, columns: int, height:
 
 
 _JOIN = {"Int4Tensor": _int4, "Int4TilePackedTo4dTensor": _tiles, "Float8Tensor": _float8}
+
+
+def _activations_torchao(described: Mapping[str, Any]) -> Activations | None:
+    """What the ``_data`` of torchao's ``Float8Tensor`` says, None where activations stay as they are."""
+    given = described.get("act_quant_kwargs")
+    return None if given is None else Activations(unknown=f"act_quant_kwargs {reprlib.repr(given)}")

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bamba_quant.checkpoint import PackedTensor
-from bamba_quant.checkpoint.activations import Activations
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer
+from bamba_quant.checkpoint.packed import Activations
 from bamba_quant.errors import BambaQuantError, join_names
 from bamba_quant.inference.weights import LazyWeights
 from bamba_reference.torch.backend import Backend

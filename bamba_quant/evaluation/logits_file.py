@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from bamba_quant.checkpoint.base import RawReader
 from bamba_quant.errors import CheckpointError
 from bamba_quant.evaluation.scores import TOP, BaseBlock
-from bamba_quant.files.regular_file import open_regular
+from bamba_quant.files.reading import open_regular
 from bamba_quant.inference.distributed import SINGLE_PROCESS, Ranks
 from bamba_quant.writers.atomic import atomic_files, output_error, partial_name
 

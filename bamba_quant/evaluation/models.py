@@ -19,7 +19,7 @@ from bamba_quant.errors import BambaQuantError, join_names
 from bamba_quant.evaluation.input_files import hash_files
 from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.provenance import ModelFile, TypeTotal, tuned_name
-from bamba_quant.files.json_file import TOKENIZER_BYTES, read_bytes
+from bamba_quant.files.reading import TOKENIZER_BYTES, read_bytes
 from bamba_quant.inference.loading import LoadedModel, load_model
 from bamba_quant.metadata.general import RECIPE_KEY
 from bamba_quant.metadata.model_name import name_of
@@ -142,7 +142,7 @@ def tokenizer_hash(checkpoint: Checkpoint) -> str:
         told = {key: value.value for key, value in values.items() if key.startswith("tokenizer.")}
         raw = json.dumps(told, sort_keys=True, default=str).encode()
         return hashlib.sha256(raw).hexdigest()
-    from bamba_quant.tokenizers.files import tokenizer_file
+    from bamba_quant.tokenizers.settings import tokenizer_file
 
     raw = read_bytes(tokenizer_file(checkpoint.path), "the tokenizer", TOKENIZER_BYTES)
     return hashlib.sha256(raw).hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bamba_quant.errors import BambaQuantError, CheckpointError
-from bamba_quant.files.regular_file import file_changed, open_regular
+from bamba_quant.files.reading import read_bytes
 from bamba_reference.errors import repr_short
 
 T = TypeVar("T")
@@ -26,9 +25,6 @@ _NAMES: dict[type, str] = {
 }
 # An empty list of three characters takes 64 bytes once parsed: JSON of this size stays below 1 GiB.
 JSON_BYTES = 24 << 20
-SMALL_BYTES = 64 << 20  # any other file that is read whole
-# A tokenizer.json of 500,000 tokens takes about 50 MB and has 3 million items.
-TOKENIZER_BYTES = 128 << 20
 _MOST_ITEMS = 8_000_000  # in JSON larger than JSON_BYTES, which bounds the items of any other
 _MOST_NESTED = 100
 # Only an escape can bring a lone surrogate into text that was UTF-8.
@@ -38,42 +34,6 @@ _SURROGATE_ESCAPE = re.compile(r"(\\+)u[dD]([89a-fA-F])[0-9a-fA-F]{2}")
 def read_json(file: Path, purpose: str, limit: int = JSON_BYTES) -> dict[str, Any]:
     """A JSON object. Raises ``CheckpointError`` when the file is missing or is anything else; see ``parse_json``."""
     return parse_json(read_bytes(file, purpose, limit), file)
-
-
-def read_bytes(file: Path, purpose: str, limit: int = SMALL_BYTES) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes.
-
-    Raises ``CheckpointError`` saying its ``purpose`` when it is missing, and for a file that is not regular, larger
-    than ``limit`` or written to while it is read.
-    """
-    try:
-        descriptor, size = open_regular(file)
-        with os.fdopen(descriptor, "rb") as stream:
-            if size > limit:
-                raise CheckpointError(
-                    f"{file.name} is too large",
-                    where=file,
-                    found=f"{size:,} bytes",
-                    expected=f"at most {limit:,} bytes; {purpose}",
-                )
-            raw = stream.read(size + 1)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file.name} is missing", where=file.parent, expected=purpose) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file.name} cannot be read", where=file, found=str(error)) from error
-    if len(raw) != size:
-        raise file_changed(file, len(raw), size)
-    return raw
-
-
-def read_text(file: Path, purpose: str, limit: int = SMALL_BYTES) -> str:
-    """A small file of UTF-8 text. Raises ``CheckpointError`` for any other, and as ``read_bytes``."""
-    try:
-        return read_bytes(file, purpose, limit).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"{file.name} is not UTF-8 text", where=file, found=str(error), expected="UTF-8"
-        ) from error
 
 
 def parse_json(raw: bytes, where: object) -> dict[str, Any]:
@@ -216,3 +176,32 @@ def _lone_surrogate(text: str) -> str | None:
             return found[0]
         high = None if is_low else found
     return high and high[0]
+
+
+_INDENTED_KEY = re.compile(r'\{\s*?\n([ \t]+)"')
+
+
+def insert_key(raw: bytes, key: str, value: Any, where: object) -> bytes:
+    """The text of the object in ``raw`` with ``key`` behind its last entry, indented as that is.
+
+    Raises ``CheckpointError`` when the text is no JSON object or has the key already.
+    """
+    if key in parse_json(raw, where):
+        raise CheckpointError(
+            f"{key} stands in the configuration already",
+            where=where,
+            fix="remove it where it is null, or give the checkpoint that was not quantized",
+        )
+    text = raw.decode("utf-8")
+    end = text.rindex("}")
+    before, after = text[:end], text[end:]
+    body = before.rstrip()
+    blank = before[len(body) :]
+    match = _INDENTED_KEY.match(before.lstrip())
+    comma = "" if body.endswith("{") else ","
+    if match is None:
+        return f"{body}{comma}{' ' if comma else ''}{json.dumps(key)}: {json.dumps(value)}{blank}{after}".encode()
+    indent = match[1]
+    lines = json.dumps({key: value}, indent=indent).splitlines()[1:-1]
+    newline = "\r\n" if "\r\n" in before else "\n"
+    return f"{body}{comma}{newline}{newline.join(lines)}{blank}{after}".encode()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bamba_quant.errors import BambaQuantError, CheckpointError
-from bamba_quant.files.json_file import read_text
+from bamba_quant.files.reading import read_text
 
 _MOST_BYTES = 1 << 20
 _MOST_PARTS = 100  # of a key: the parser's time grows with their square

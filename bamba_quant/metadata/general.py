@@ -13,8 +13,8 @@ from gguf.gguf_writer import GGUFValue
 from bamba_quant.checkpoint.gguf_values import GgufValue, string
 from bamba_quant.errors import PlanError
 from bamba_quant.files.json_file import read_json
-from bamba_quant.metadata.model_card import checked_text, read_card, read_overrides, read_sampling
 from bamba_quant.metadata.model_name import ModelName, name_of
+from bamba_quant.metadata.sources import checked_text, read_card, read_overrides, read_sampling
 
 
 @dataclass(frozen=True)

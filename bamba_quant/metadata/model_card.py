@@ -1,221 +1,151 @@
-"""What people wrote about a model, in its card, its generation settings or a metadata file, checked value by value."""
+"""Model cards: YAML front matter read in bounded time and memory, and a card written from GGUF's ``general.*`` keys."""
 
 from __future__ import annotations
 
-import datetime
-import math
-from collections.abc import Callable, Mapping
+import codecs
+import os
+import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from gguf import Keys
 
-from bamba_quant.errors import CheckpointError, PlanError, join_names
-from bamba_quant.files.json_file import read_json
-from bamba_quant.files.regular_file import lexists
-from bamba_quant.metadata.front_matter import read_front_matter
+from bamba_quant.checkpoint.gguf_values import KeyValues
+from bamba_quant.errors import CheckpointError, PlanError
+from bamba_quant.files.reading import open_regular
 from bamba_reference.errors import repr_short
 
-# The keys of a card that gguf-py's Metadata.apply_metadata_heuristic reads.
-_ABOUT = (
-    "name author version organization description finetune basename size_label url doi uuid repo_url".split()
-)
-_CARD_TEXTS = (*_ABOUT, *(f"model_{key}" for key in _ABOUT), "model_creator", "model_type")
-_CARD_LISTS = ("tags", "pipeline_tag", "languages", "language")
-_CARD_MODELS = ("base_model", "base_models", "base_model_sources", "datasets", "dataset", "dataset_sources")
-_CARD_LICENCES = ("license", "license_name", "license_link")
-
-_MOST_CHARACTERS, _MOST_ENTRIES = 1 << 16, 10_000
-Check = Callable[[str, Any, Path | None], Any]
+_MOST_CHARACTERS = 1 << 19
+_MOST_BYTES = 4 * _MOST_CHARACTERS + 16  # of UTF-8, with the lines "---"
+_MOST_NESTED = 30
+_MOST_ALIASES = 1000
+# Sexagesimal integers take quadratic time, and Python does not print those of more than 4,300 digits.
+_LONG_NUMBER = re.compile(r"[-+]?[0-9.][0-9a-fA-FoxX_:.]{1000,}")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML was built with it
 
 
-def checked_text(key: str, value: Any, where: Path | None) -> str:
-    """``value`` as text; numbers and dates have one obvious form. Raises ``PlanError`` for anything else."""
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if isinstance(value, int | float | datetime.date) and not isinstance(value, bool) and finite:
-        value = str(value)
-    if not isinstance(value, str) or "\0" in value or not _storable(value):
-        raise _wrong(key, value, where, "text")
-    if len(value) > _MOST_CHARACTERS:
-        raise _wrong(key, value, where, f"text of at most {_MOST_CHARACTERS:,} characters")
-    return value
+def read_front_matter(file: Path) -> dict[str, Any]:
+    """The object between ``---`` lines at the beginning of ``file``; empty where there is none.
 
-
-def _storable(value: str) -> bool:
+    Tabs and the language ``no`` in a list are read as gguf-py reads them. Raises ``PlanError`` for what is not plain
+    YAML, and ``CheckpointError`` for a file that is not UTF-8 text.
+    """
+    lines = _beginning(file).splitlines()
+    if not lines or lines[0] != "---":
+        return {}
+    end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
+    text = ("\n".join(lines[1:end]) + "\n").replace("- no\n", '- "no"\n').replace("\t", "  ")
+    if len(text) > _MOST_CHARACTERS:
+        raise _refused(file, f"{len(text):,} characters", f"at most {_MOST_CHARACTERS:,}")
     try:
-        value.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return False
-    return True
+        _check(file, text)
+        found = yaml.load(text, Loader=_LOADER)
+    # PyYAML does not wrap the errors of its constructors: a date of month 99, an empty number.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise _refused(file, str(error)) from error
+    return found if isinstance(found, dict) else {}
 
 
-def _texts(key: str, value: Any, where: Path | None) -> list[str] | None:
-    """A list of texts; one alone is a list of one. YAML reads the language ``no`` as false."""
-    join_names = _entries(key, value, where)
-    if key.endswith(("language", "languages")):
-        join_names = ["no" if entry is False else entry for entry in join_names]
-    return [checked_text(key, entry, where) for entry in join_names] or None
+def _beginning(file: Path) -> str:
+    """As much of a card as can hold front matter; the rest may be of any length."""
+    try:
+        descriptor, size = open_regular(file)
+        with os.fdopen(descriptor, "rb") as stream:
+            raw = stream.read(_MOST_BYTES)
+        # A character that is cut in two at the end is left out.
+        return codecs.getincrementaldecoder("utf-8")().decode(raw, final=size <= len(raw))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{file.name} cannot be read as UTF-8 text", where=file, found=str(error), expected="UTF-8 text"
+        ) from error
 
 
-def _entries(key: str, value: Any, where: Path | None) -> list[Any]:
-    join_names = value if isinstance(value, list) else [value]
-    if len(join_names) > _MOST_ENTRIES:
-        raise _wrong(key, value, where, f"at most {_MOST_ENTRIES:,} entries")
-    return join_names
+def _check(file: Path, text: str) -> None:
+    """Refuse what takes more than linear time to load: deep nesting, merged keys, long numbers; and tags."""
+    depth = aliases = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent):
+            aliases += 1
+        elif isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
+            if event.value == "<<":
+                raise _refused(file, "a merge key, <<", "keys written out")
+            if _LONG_NUMBER.fullmatch(event.value):
+                raise _refused(file, f"a number of {len(event.value)} characters", "text in quotes")
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!"):
+            raise _refused(file, f"a tag, {repr_short(tag)}", "plain values")
+        if depth > _MOST_NESTED or aliases > _MOST_ALIASES:
+            raise _refused(
+                file,
+                f"nesting of {depth} levels, {aliases} aliases",
+                f"at most {_MOST_NESTED} levels and {_MOST_ALIASES} aliases",
+            )
 
 
-def _licence(key: str, value: Any, where: Path | None) -> str | None:
-    return ",".join(_texts(key, value, where) or ()) or None
-
-
-def _models(key: str, value: Any, where: Path | None) -> list[str | dict[str, str]] | None:
-    """Models or data sets: names, or objects that say more."""
-    join_names = _entries(key, value, where)
-    found: list[str | dict[str, str]] = []
-    for entry in join_names:
-        if not isinstance(entry, dict):
-            found.append(checked_text(key, entry, where))
-            continue
-        parts = {
-            part: checked_text(f"{key}.{part}", entry[part], where)
-            for part in _ABOUT
-            if entry.get(part) is not None
-        }
-        if not parts:
-            raise _wrong(key, entry, where, "an object with some of " + ", ".join(_ABOUT))
-        found.append(parts)
-    return found or None
-
-
-def _described(key: str, value: Any, where: Path | None) -> list[dict[str, str]] | None:
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise _wrong(key, value, where, "a list of objects")
-    for entry in value:
-        unknown = sorted(entry.keys() - set(_ABOUT))
-        if unknown:
-            raise _wrong(f"{key}.{unknown[0]}", entry[unknown[0]], where, "keys among " + ", ".join(_ABOUT))
-    return _models(key, value, where)  # type: ignore[return-value]
-
-
-def _number(key: str, value: Any, where: Path | None) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e38:
-        raise _wrong(key, value, where, "a finite number")
-    return float(value)
-
-
-def _whole(key: str, value: Any, where: Path | None) -> int:
-    number = _number(key, value, where)
-    if not number.is_integer() or abs(number) >= 2**31:
-        raise _wrong(key, value, where, "a whole number of 32 bits")
-    return int(number)
-
-
-def _wrong(key: str, value: Any, where: Path | None, expected: str) -> PlanError:
+def _refused(file: Path, found: str, expected: str | None = None) -> PlanError:
     return PlanError(
-        f"{key} has a value that a GGUF cannot hold",
-        where=where,
-        found=ascii(repr_short(value)),
+        "the model card's front matter cannot be read as plain YAML",
+        where=file,
+        found=found,
         expected=expected,
-        fix="correct it"
-        + (", or move README.md away" if where is not None and where.suffix == ".md" else ""),
+        fix="correct it, or move README.md away",
     )
 
 
-# Attributes of gguf-py's Metadata by the end of their key, with the check of their values.
-_SAMPLING: dict[str, Check] = {
-    "sequence": checked_text,
-    "top_k": _whole,
-    "top_p": _number,
-    "min_p": _number,
-    "xtc_probability": _number,
-    "xtc_threshold": _number,
-    "temp": _number,
-    "penalty_last_n": _whole,
-    "penalty_repeat": _number,
-    "mirostat": _whole,
-    "mirostat_tau": _number,
-    "mirostat_eta": _number,
+# Front matter by GGUF's key: Hugging Face's names, else those of gguf-py (metadata.py, apply_metadata_heuristic).
+_NAMES = {
+    Keys.General.LICENSE: "license",
+    Keys.General.LICENSE_NAME: "license_name",
+    Keys.General.LICENSE_LINK: "license_link",
+    Keys.General.LANGUAGES: "language",
+    Keys.General.TAGS: "tags",
+    Keys.General.NAME: "model_name",
+    Keys.General.AUTHOR: "model_author",
+    Keys.General.VERSION: "model_version",
+    Keys.General.ORGANIZATION: "model_organization",
+    Keys.General.DESCRIPTION: "model_description",
+    Keys.General.FINETUNE: "model_finetune",
+    Keys.General.BASENAME: "model_basename",
+    Keys.General.SIZE_LABEL: "model_size_label",
+    Keys.General.URL: "model_url",
+    Keys.General.DOI: "model_doi",
+    Keys.General.UUID: "model_uuid",
+    Keys.General.REPO_URL: "model_repo_url",
 }
-_OVERRIDES: dict[str, tuple[str, Check]] = {
-    **{
-        getattr(Keys.General, f"SAMPLING_{name.upper()}"): (f"sampling_{name}", check)
-        for name, check in _SAMPLING.items()
-    },
-    **{
-        getattr(Keys.General, name.upper()): (name, checked_text)
-        for name in (
-            "name author version organization finetune basename description quantized_by size_label license "
-            "license_name license_link url doi uuid repo_url source_url source_doi source_uuid source_repo_url"
-        ).split()
-    },
-    Keys.General.TAGS: ("tags", _texts),
-    Keys.General.LANGUAGES: ("languages", _texts),
-    "general.base_models": ("base_models", _described),
-    "general.datasets": ("datasets", _described),
-}
+_ON_THE_HUB = re.compile(r"https?://huggingface\.co/(?:datasets/)?([^/]+/[^/]+)/?$")
 
 
-def read_card(file: Path) -> dict[str, Any]:
-    """The front matter of a model card as far as a GGUF takes it over; empty without one.
+def render_model_card(values: KeyValues, title: str, origin: str) -> bytes:
+    """README.md: front matter, the model's name (or ``title``), its description and ``origin``, a sentence.
 
-    Raises ``PlanError`` for a card that is not UTF-8, for front matter that is not plain YAML and for values of
-    another kind.
+    Raises ``CheckpointError`` for a ``general.*`` key of another type.
     """
-    if not lexists(file):
-        return {}
-    try:
-        card = read_front_matter(file)
-    except CheckpointError as error:
-        raise PlanError(
-            "the model card cannot be read as UTF-8 text",
-            where=file,
-            found=f"{error.what}; {error.found}",
-            fix="save it as UTF-8, or move it away",
-        ) from error
-    checks: dict[str, Check] = {
-        **dict.fromkeys(_CARD_TEXTS, checked_text),
-        **dict.fromkeys(_CARD_LISTS, _texts),
-        **dict.fromkeys(_CARD_MODELS, _models),
-        **dict.fromkeys(_CARD_LICENCES, _licence),
-    }
-    checked = {key: check(key, card[key], file) for key, check in checks.items() if card.get(key) is not None}
-    return {key: value for key, value in checked.items() if value is not None}
+    front: dict[str, Any] = {}
+    for key, name in _NAMES.items():
+        found = values.texts(key) if values.is_array(key) else values.text(key)
+        if found:
+            front[name] = found
+    for name, count, address in (
+        ("base_model", Keys.General.BASE_MODEL_COUNT, Keys.General.BASE_MODEL_REPO_URL),
+        ("datasets", Keys.General.DATASET_COUNT, Keys.General.DATASET_REPO_URL),
+    ):
+        # A number in a header is believed only as far as there are keys.
+        numbers = range(min(values.integer(count) or 0, len(values)))
+        addresses = [values.text(address.format(id=number)) for number in numbers]
+        if any(addresses):
+            front[name] = [_hub_name(found) for found in addresses if found]
+    front["library_name"] = "transformers"
+    body = [f"# {values.text(Keys.General.NAME) or title}", values.text(Keys.General.DESCRIPTION), origin]
+    matter = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    text = f"---\n{matter}---\n\n" + "\n\n".join(filter(None, body)) + "\n"
+    return text.encode("utf-8", "replace")
 
 
-def read_sampling(file: Path) -> dict[str, Any]:
-    """What generation_config.json recommends for sampling, by attribute of gguf-py's Metadata."""
-    if not lexists(file):
-        return {}
-    values = read_json(file, "the model's settings for generation")
-    return {
-        f"sampling_{name}": check(key, values[key], file)
-        for name, check in _SAMPLING.items()
-        if values.get(key := "temperature" if name == "temp" else name) is not None
-    }
-
-
-def read_overrides(file: Path | None) -> dict[str, Any]:
-    """A metadata file's values by attribute of gguf-py's Metadata. Raises ``PlanError`` for keys without effect."""
-    if file is None:
-        return {}
-    try:
-        values: Mapping[str, Any] = read_json(file, "an object of general.* keys")
-    except CheckpointError as error:
-        raise PlanError(
-            "the metadata file cannot be read as a JSON object",
-            where=error.where,
-            found=f"{error.what}; {error.found}",
-            expected="an object with keys among " + ", ".join(sorted(_OVERRIDES)),
-        ) from error
-    unknown = sorted(values.keys() - _OVERRIDES.keys())
-    if unknown:
-        raise PlanError(
-            "the metadata file has keys that mean nothing",
-            where=file,
-            found=join_names(unknown),
-            expected="keys among " + ", ".join(sorted(_OVERRIDES)),
-        )
-    return {
-        _OVERRIDES[key][0]: None if value is None else _OVERRIDES[key][1](key, value, file)
-        for key, value in values.items()
-    }
+def _hub_name(address: str) -> str:
+    match = _ON_THE_HUB.match(address)
+    return match[1] if match else address

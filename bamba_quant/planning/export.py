@@ -22,12 +22,12 @@ from bamba_quant.codecs.base import F32
 from bamba_quant.errors import PlanError
 from bamba_quant.families import TensorRule
 from bamba_quant.families.transforms import rounded
-from bamba_quant.metadata.exported_card import render_model_card
+from bamba_quant.metadata.model_card import render_model_card
 from bamba_quant.planning.model import Model, open_model
 from bamba_quant.planning.plan import PlanRow
 from bamba_quant.planning.repair import needs_repair
 from bamba_quant.recipes.selection import ALWAYS_F32
-from bamba_quant.tokenizers.directory_files import as_json, generation_config, tokenizer_files
+from bamba_quant.tokenizers.export import as_json, generation_config, tokenizer_files
 from bamba_quant.writers.safetensors import layout, place, write_directory
 from bamba_quant.writers.shards import index_file
 from bamba_quant.writers.tasks import Progress

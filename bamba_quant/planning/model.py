@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
-from bamba_quant.checkpoint.adapters import ADAPTER_FILES, adapter_notes
+from bamba_quant.checkpoint.huggingface import ADAPTER_FILES, adapter_notes
 from bamba_quant.checkpoint.quantized import is_quantized
 from bamba_quant.codecs import format_named
 from bamba_quant.errors import PlanError, join_names

@@ -10,10 +10,8 @@ from typing import Any
 import yaml
 
 from bamba_quant.checkpoint import Checkpoint
-from bamba_quant.checkpoint.config_text import insert_key
-from bamba_quant.files.json_file import SMALL_BYTES, TOKENIZER_BYTES, read_bytes
-from bamba_quant.files.links import check_link
-from bamba_quant.files.regular_file import lexists
+from bamba_quant.files.json_file import insert_key
+from bamba_quant.files.reading import SMALL_BYTES, TOKENIZER_BYTES, check_link, lexists, read_bytes
 from bamba_quant.metadata.model_name import ModelName, name_of
 from bamba_quant.writers.directory import CHAT_TEMPLATES, COPIED
 

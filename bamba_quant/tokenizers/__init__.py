@@ -4,8 +4,8 @@ from pathlib import Path
 
 from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers.byte_level_bpe import read_byte_level_bpe
-from bamba_quant.tokenizers.files import has_tokenizer, tokenizer_file
 from bamba_quant.tokenizers.sentencepiece_model import read_sentencepiece
+from bamba_quant.tokenizers.settings import has_tokenizer, tokenizer_file
 from bamba_quant.tokenizers.vocabulary import Vocabulary
 
 __all__ = ["Vocabulary", "has_tokenizer", "read_vocabulary"]

@@ -16,9 +16,9 @@ from typing import Any
 from gguf import TokenType
 
 from bamba_quant.errors import TokenizerError
-from bamba_quant.files.json_file import TOKENIZER_BYTES, object_list, optional, read_json, required
-from bamba_quant.files.regular_file import lexists
-from bamba_quant.tokenizers.named_tokens import named_special_tokens
+from bamba_quant.files.json_file import object_list, optional, read_json, required
+from bamba_quant.files.reading import TOKENIZER_BYTES, lexists
+from bamba_quant.tokenizers.settings import named_special_tokens
 
 LARGEST_ID = 2**31 - 1  # ids are 32-bit integers in llama.cpp
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")

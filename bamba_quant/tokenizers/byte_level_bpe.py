@@ -12,7 +12,8 @@ from typing import Any
 from gguf import TokenType
 
 from bamba_quant.errors import CheckpointError, TokenizerError
-from bamba_quant.files.json_file import TOKENIZER_BYTES, optional, parse_json, read_bytes, required
+from bamba_quant.files.json_file import optional, parse_json, required
+from bamba_quant.files.reading import TOKENIZER_BYTES, read_bytes
 from bamba_quant.tokenizers.added_tokens import (
     LARGEST_ID,
     AddedTokens,
@@ -21,13 +22,13 @@ from bamba_quant.tokenizers.added_tokens import (
     read_added_tokens,
     token_type,
 )
-from bamba_quant.tokenizers.files import tokenizer_config
-from bamba_quant.tokenizers.post_processor import tokens_around
+from bamba_quant.tokenizers.library_guard import tokens_around
 from bamba_quant.tokenizers.pretokenizers import (
     check_pretokenizer_name,
     normalizer_notes,
     recognize_pretokenizer,
 )
+from bamba_quant.tokenizers.settings import tokenizer_config
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids
 from bamba_quant.tokenizers.vocabulary import Vocabulary, fill_embedding_rows
 

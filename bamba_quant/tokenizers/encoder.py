@@ -26,14 +26,12 @@ from bamba_quant.tokenizers.byte_level_bpe import (
     read_tokenizer_bytes,
     read_tokenizer_json,
 )
-from bamba_quant.tokenizers.files import tokenizer_config, tokenizer_file
+from bamba_quant.tokenizers.export import build_bpe_tokenizer, build_sentencepiece_model
 from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
-from bamba_quant.tokenizers.growth import check_pipeline
-from bamba_quant.tokenizers.library import library_errors, quiet_stderr
-from bamba_quant.tokenizers.pieces import sentencepiece_codec, to_library_token
-from bamba_quant.tokenizers.post_processor import tokens_around
-from bamba_quant.tokenizers.rebuilt import build_bpe_tokenizer, build_sentencepiece_model
+from bamba_quant.tokenizers.library_guard import check_pipeline, library_errors, quiet_stderr, tokens_around
+from bamba_quant.tokenizers.sentencepiece_codec import sentencepiece_codec, to_library_token
 from bamba_quant.tokenizers.sentencepiece_model import read_sentencepiece_files
+from bamba_quant.tokenizers.settings import tokenizer_config, tokenizer_file
 from bamba_quant.tokenizers.vocabulary import Vocabulary, is_filler
 
 # Patterns that take exponential time often show it at a repeated letter.

@@ -14,8 +14,7 @@ from gguf import GGUFValueType, Keys, TokenType
 
 from bamba_quant.checkpoint.gguf_values import GgufValue
 from bamba_quant.errors import TokenizerError, join_names
-from bamba_quant.tokenizers.llama_defaults import llama_defaults
-from bamba_quant.tokenizers.llama_overrides import overridden_types
+from bamba_quant.tokenizers.llama_rules import llama_defaults, overridden_types
 from bamba_quant.tokenizers.vocabulary import ID_KEYS, SPACE_PREFIX_ONCE_KEY, Vocabulary
 
 # The types that llama.cpp takes (llama-vocab.cpp).

@@ -14,7 +14,7 @@ from typing import Any
 
 from bamba_quant.errors import TokenizerError
 from bamba_quant.files.json_file import object_list, optional, required
-from bamba_quant.tokenizers.library import first_line
+from bamba_quant.tokenizers.library_guard import first_line
 
 Step = tuple[Any, ...]
 

@@ -12,7 +12,8 @@ from typing import Any
 from gguf import TokenType
 
 from bamba_quant.errors import TokenizerError
-from bamba_quant.files.json_file import optional, read_bytes
+from bamba_quant.files.json_file import optional
+from bamba_quant.files.reading import read_bytes
 from bamba_quant.tokenizers.added_tokens import (
     AddedToken,
     AddedTokens,
@@ -21,8 +22,8 @@ from bamba_quant.tokenizers.added_tokens import (
     read_added_tokens,
     token_type,
 )
-from bamba_quant.tokenizers.files import tokenizer_config
-from bamba_quant.tokenizers.library import first_line
+from bamba_quant.tokenizers.library_guard import first_line
+from bamba_quant.tokenizers.settings import tokenizer_config
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_id, special_ids
 from bamba_quant.tokenizers.vocabulary import Vocabulary, fill_embedding_rows
 

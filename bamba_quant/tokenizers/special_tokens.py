@@ -1,4 +1,4 @@
-"""Which ids are special and which chat templates there are, from the small JSON files beside a tokenizer."""
+"""Which ids are special, which end a text, and which chat templates there are."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.errors import TokenizerError, join_names
-from bamba_quant.files.json_file import object_list, read_json, read_text, required
-from bamba_quant.files.links import check_link
-from bamba_quant.files.regular_file import lexists
-from bamba_quant.tokenizers.end_of_text import directory_stop_tokens, token_ids
-from bamba_quant.tokenizers.llama_overrides import END_OF_GENERATION_TEXTS
-from bamba_quant.tokenizers.named_tokens import special_token_text
+from bamba_quant.files.json_file import object_list, read_json, required
+from bamba_quant.files.reading import check_link, lexists, read_text
+from bamba_quant.tokenizers.added_tokens import LARGEST_ID
+from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
+from bamba_quant.tokenizers.llama_rules import END_OF_GENERATION_TEXTS, end_of_generation_tokens
+from bamba_quant.tokenizers.settings import special_token_text
+from bamba_quant.tokenizers.vocabulary import Vocabulary
 
 _STOPS = ("eos", "eot", "eom")  # where llama.cpp looks for tokens that end a text
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
@@ -148,3 +150,41 @@ def _add_template(templates: dict[str, str], name: str, text: str, where: Path) 
             expected="names that differ",
         )
     templates[name] = text
+
+
+def stop_tokens(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The tokens that end a text; none where nothing says it."""
+    if checkpoint.kind != "gguf":
+        return tuple(directory_stop_tokens(checkpoint.path)[1])
+    vocabulary = read_gguf_vocabulary(checkpoint.path, checkpoint.metadata)
+    return () if vocabulary is None else llama_stop_tokens(vocabulary)
+
+
+def directory_stop_tokens(directory: Path) -> tuple[str, list[int]]:
+    """``eos_token_id`` and the file that has it: generation_config.json goes before config.json."""
+    for name in ("generation_config.json", "config.json"):
+        file = directory / name
+        values = read_json(file, "the model's settings") if lexists(file) else {}
+        if values.get("eos_token_id") is not None:
+            return name, token_ids(values, "eos_token_id", file)
+    return "", []
+
+
+def token_ids(values: Mapping[str, Any], key: str, file: Path) -> list[int]:
+    """One id or a list of them without repetitions; -1 says that there is none."""
+    listed = values.get(key)
+    tokens = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if not all(type(token) is int and -1 <= token <= LARGEST_ID for token in tokens):
+        raise TokenizerError(
+            f"{key} is not a token id",
+            where=file,
+            found=reprlib.repr(listed),
+            expected="an id, or a list of ids",
+        )
+    return list(dict.fromkeys(token for token in tokens if token >= 0))
+
+
+def llama_stop_tokens(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The tokens for which llama.cpp's ``llama_vocab_is_eog`` is true, smallest first."""
+    ids = {text: token for token, text in enumerate(vocabulary.tokens)}
+    return tuple(sorted(end_of_generation_tokens(ids, vocabulary.all_special)))

@@ -10,7 +10,7 @@ from gguf import GGUFValueType, Keys, TokenType
 
 from bamba_quant.checkpoint.gguf_values import GgufValue, array, boolean, string, uint32
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.llama_defaults import LlamaDefaults, llama_defaults
+from bamba_quant.tokenizers.llama_rules import LlamaDefaults, llama_defaults
 
 # GGUF's names of special tokens by the name transformers gives them ("seperator" is GGUF's spelling).
 ID_KEYS = {

@@ -16,10 +16,15 @@ from pathlib import Path
 from gguf import Keys
 
 from bamba_quant.checkpoint import RawReader
-from bamba_quant.checkpoint.gguf_file import split_name, split_stem
+from bamba_quant.checkpoint.gguf_file import (
+    FINGERPRINT_KEY,
+    UNKNOWN_FINGERPRINT,
+    insert_fingerprint,
+    split_name,
+    split_stem,
+)
 from bamba_quant.checkpoint.gguf_header import MAGIC, padded_size
 from bamba_quant.checkpoint.gguf_values import GgufValue, int32, pack_string, pack_value, string, uint16
-from bamba_quant.checkpoint.split_set import FINGERPRINT_KEY, UNKNOWN_FINGERPRINT, insert_fingerprint
 from bamba_quant.errors import PlanError
 from bamba_quant.planning.plan import Plan, PlanRow
 from bamba_quant.writers.atomic import atomic_files

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bamba_quant.checkpoint.config_text import insert_key
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.errors import PlanError
 from bamba_quant.families.transforms import IDENTITY
+from bamba_quant.files.json_file import insert_key
 from bamba_quant.metadata.tune_record import CONFIG_KEY, Tuned
 from bamba_quant.planning.plan import Plan
 from bamba_quant.planning.quantize import Quantization

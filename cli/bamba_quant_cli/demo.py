@@ -103,7 +103,7 @@ class DemoFiles:
     """The files that demos made in a directory, by their SHA-256 in ``demo.sha256``, as sha256sum lists them."""
 
     def __init__(self, directory: Path) -> None:
-        from bamba_quant.files.json_file import read_text
+        from bamba_quant.files.reading import read_text
 
         self._directory, self._list = directory, directory / "demo.sha256"
         self._known = self._list.is_file() and not self._list.is_symlink()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bamba_quant.checkpoint import ReadOptions
-from bamba_quant.checkpoint.adapters import ADAPTER_FILES
+from bamba_quant.checkpoint.huggingface import ADAPTER_FILES
 from bamba_quant.errors import CheckpointError
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bamba_quant.checkpoint.config_text import insert_key
 from bamba_quant.errors import CheckpointError
+from bamba_quant.files.json_file import insert_key
 
 ADDED = {"quant_method": "x", "ignore": ["re:.*\\.a$"], "empty": {}}
 

@@ -20,10 +20,10 @@ from bamba_quant.checkpoint.gguf_values import GgufValue, KeyValues, uint32
 from bamba_quant.errors import BambaQuantError, CheckpointError
 from bamba_quant.families import family_of_gguf
 from bamba_quant.inference.loading import load_model
-from bamba_quant.metadata.exported_card import render_model_card
+from bamba_quant.metadata.model_card import render_model_card
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.repair import needs_repair
-from bamba_quant.tokenizers.directory_files import generation_config, tokenizer_files
+from bamba_quant.tokenizers.export import generation_config, tokenizer_files
 from tests.support.conversion import to_gguf
 from tests.support.families import FAMILIES, random_case, save
 from tests.support.raw_gguf import RawGGUF, Tensor, ggml_reads

@@ -16,7 +16,8 @@ from bamba_quant.checkpoint import RawReader, open_checkpoint, read_tensor
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
 from bamba_quant.errors import BambaQuantError, CheckpointError
-from bamba_quant.files.json_file import parse_json, read_bytes, read_json
+from bamba_quant.files.json_file import parse_json, read_json
+from bamba_quant.files.reading import read_bytes
 from bamba_quant.metadata.general import read_general
 from bamba_quant.planning.quantize import plan_quantization
 from tests.support.models import random_bamba, save_checkpoint

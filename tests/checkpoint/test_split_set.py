@@ -13,9 +13,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bamba_quant.checkpoint import open_checkpoint
-from bamba_quant.checkpoint.gguf_file import other_splits
+from bamba_quant.checkpoint.gguf_file import FINGERPRINT_KEY, UNKNOWN_FINGERPRINT, check_split, other_splits
 from bamba_quant.checkpoint.gguf_values import GgufValue, KeyValues, int32, string, uint16, uint32
-from bamba_quant.checkpoint.split_set import FINGERPRINT_KEY, UNKNOWN_FINGERPRINT, check_split
 from bamba_quant.errors import CheckpointError
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.export import plan_export

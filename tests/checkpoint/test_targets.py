@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bamba_quant.checkpoint.assemble import WeightAssembler
-from bamba_quant.checkpoint.targets import ConfigGroups
+from bamba_quant.checkpoint.compressed_tensors import ConfigGroups
 from bamba_quant.errors import CheckpointError
 
 MODULES = [

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bamba_quant.checkpoint import PackedTensor, open_checkpoint, read_tensor
-from bamba_quant.checkpoint.activations import Activations, activations_of_group
+from bamba_quant.checkpoint.compressed_tensors import activations_of_group
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer
+from bamba_quant.checkpoint.packed import Activations
 from bamba_quant.codecs.schemes import Ignored, Scheme, scheme_named, schemes
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError

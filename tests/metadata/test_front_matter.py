@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bamba_quant.errors import CheckpointError, PlanError
-from bamba_quant.metadata.front_matter import _MOST_BYTES, read_front_matter
+from bamba_quant.metadata.model_card import _MOST_BYTES, read_front_matter
 
 
 def test_a_long_card_is_not_read_whole(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError
-from bamba_quant.files.links import check_link
+from bamba_quant.files.reading import check_link
 from bamba_quant.metadata.general import read_general
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.quantize import plan_quantization

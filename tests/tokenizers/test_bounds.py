@@ -19,8 +19,8 @@ from bamba_quant.errors import BambaQuantError, TokenizerError
 from bamba_quant.files.json_file import JSON_BYTES
 from bamba_quant.tokenizers import read_vocabulary
 from bamba_quant.tokenizers.encoder import Encoder, read_encoder
-from bamba_quant.tokenizers.end_of_text import stop_tokens
-from bamba_quant.tokenizers.growth import check_charsmap, check_pipeline
+from bamba_quant.tokenizers.library_guard import check_charsmap, check_pipeline
+from bamba_quant.tokenizers.special_tokens import stop_tokens
 from tests.tokenizers import test_sentencepiece
 
 GOOD: dict[str, Any] = json.loads((embedded_model() / "tokenizer.json").read_text())

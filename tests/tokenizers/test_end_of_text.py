@@ -18,9 +18,9 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.tokenizers import read_vocabulary
 from bamba_quant.tokenizers.encoder import read_encoder
-from bamba_quant.tokenizers.end_of_text import stop_tokens
 from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
-from bamba_quant.tokenizers.llama_overrides import END_OF_GENERATION_TEXTS, FILL_IN_MIDDLE_TEXTS
+from bamba_quant.tokenizers.llama_rules import END_OF_GENERATION_TEXTS, FILL_IN_MIDDLE_TEXTS
+from bamba_quant.tokenizers.special_tokens import stop_tokens
 from bamba_quant_cli.app import app
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint

@@ -12,10 +12,10 @@ from bamba_quant.checkpoint import Checkpoint, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import GgufValue, array, boolean, float32, int32, string, uint32
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.directory_files import generation_config, tokenizer_files
 from bamba_quant.tokenizers.encoder import read_encoder
-from bamba_quant.tokenizers.end_of_text import stop_tokens
+from bamba_quant.tokenizers.export import generation_config, tokenizer_files
 from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
+from bamba_quant.tokenizers.special_tokens import stop_tokens
 from tests.support.conversion import to_gguf
 from tests.support.vocabularies import llama_vocabulary, write_vocabulary
 from tests.tokenizers import test_sentencepiece

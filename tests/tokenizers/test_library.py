@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bamba_quant.tokenizers.library import quiet_stderr
+from bamba_quant.tokenizers.library_guard import quiet_stderr
 
 
 def test_stderr_is_back_after_several_threads(capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.checkpoint.gguf_values import boolean, string
 from bamba_quant.errors import TokenizerError
-from bamba_quant.tokenizers.directory_files import tokenizer_files
 from bamba_quant.tokenizers.encoder import read_encoder
-from bamba_quant.tokenizers.llama_defaults import llama_defaults
+from bamba_quant.tokenizers.export import tokenizer_files
+from bamba_quant.tokenizers.llama_rules import llama_defaults
 from bamba_quant.tokenizers.pretokenizers import KNOWN_NAMES, PRETOKENIZERS, READ_NAMES, find_pretokenizer
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.texts import BROAD, SPECIAL

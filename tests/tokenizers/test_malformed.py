@@ -16,7 +16,7 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, TokenizerError
 from bamba_quant.tokenizers import Vocabulary, read_vocabulary
 from bamba_quant.tokenizers.encoder import read_encoder
-from bamba_quant.tokenizers.library import library_errors
+from bamba_quant.tokenizers.library_guard import library_errors
 
 GOOD: dict[str, Any] = json.loads((embedded_model() / "tokenizer.json").read_text())
 SETTINGS: dict[str, Any] = json.loads((embedded_model() / "tokenizer_config.json").read_text())

@@ -11,7 +11,7 @@ from tests.support.kernels import DEVICE, needs_triton
 
 needs_triton()
 
-from bamba_quant.checkpoint.activations import Activations
+from bamba_quant.checkpoint.packed import Activations
 from bamba_quant.codecs.schemes.cuda.activations import by_token
 from bamba_quant.evaluation.fp8_activations import quantized
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bamba_quant.tokenizers.added_tokens import AddedToken
-from bamba_quant.tokenizers.growth import check_charsmap
+from bamba_quant.tokenizers.library_guard import check_charsmap
 
 _UNIGRAM = 1  # TrainerSpec.ModelType of sentencepiece_model.proto
 _SPACE = "▁"
