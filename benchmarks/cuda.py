@@ -32,7 +32,7 @@ from benchmarks.points import Point
 # Tests that do on a GPU what they cannot do, or only interpret, without one.
 TESTS = (
     "tests/reference/kernels", "tests/codecs/test_cuda_decoding.py",
-    "tests/codecs/schemes/test_cuda_activations.py", "tests/codecs/schemes/test_integers.py",
+    "tests/codecs/test_cuda_activations.py", "tests/codecs/test_integer_layouts.py",
     "tests/checkpoint/test_on_device.py",
     "tests/inference/test_device_weights.py", "tests/inference/test_prefetch.py", "tests/evaluation/test_on_cuda.py",
 )  # fmt: skip

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bamba_quant.codecs import formats
-from bamba_quant.codecs.dispatch import quantizer
+from bamba_quant.codecs import BlockCodec, codecs
 from bamba_quant.codecs.gpu.decoding import decode
 
 SHAPE = (4096, 14336)
@@ -37,18 +36,16 @@ def of_formats() -> None:
     copy = 2 * source.nbytes / seconds(lambda: target.copy_(source))
     print(f"{torch.cuda.get_device_name()}; a copy moves {copy / 1e12:.2f} TB/s")
     x = torch.randn(SHAPE) * 0.02
-    for number_format in formats():
-        if number_format.dtype is not None:
+    for codec in codecs(BlockCodec):
+        if codec.dtype is not None:
             continue
-        if number_format.writable:
-            raw = torch.from_numpy(quantizer(number_format)(x.numpy())).cuda()
+        if codec.writable:
+            raw = torch.from_numpy(codec.quantizer()(x.numpy())).cuda()
         else:  # nothing here writes it: any bytes
-            raw = torch.randint(256, (SHAPE[0], number_format.row_bytes(SHAPE[1])), device="cuda").byte()
-        each = seconds(
-            lambda raw=raw, number_format=number_format: decode(number_format, raw, torch.bfloat16)
-        )
+            raw = torch.randint(256, (SHAPE[0], codec.row_bytes(SHAPE[1])), device="cuda").byte()
+        each = seconds(lambda raw=raw, codec=codec: decode(codec, raw, torch.bfloat16))
         moved = raw.nbytes + 2 * x.numel()
-        print(f"{number_format.name:8}{2e-9 * x.numel() / each:8.0f} GB/s{100 * moved / each / copy:6.0f} %")
+        print(f"{codec.name:8}{2e-9 * x.numel() / each:8.0f} GB/s{100 * moved / each / copy:6.0f} %")
 
 
 def of_schemes() -> None:
@@ -83,9 +80,9 @@ def random_matrix(directory: Path, name: str) -> Path:
     """A directory that holds one matrix of a scheme: any codes, scales near 0.01."""
     from safetensors.torch import save_file
 
-    from bamba_quant.codecs.schemes import Ignored, scheme_named
+    from bamba_quant.codecs import Ignored, SafetensorsCodec, codec_named
 
-    scheme, module = scheme_named(name), "model.layers.0.feed_forward.down_proj"
+    scheme, module = codec_named(name, SafetensorsCodec), "model.layers.0.feed_forward.down_proj"
     dtypes = {"BF16": torch.bfloat16, "F32": torch.float32, "F8_E4M3": torch.float8_e4m3fn, "I32": torch.int32,
               "I8": torch.int8, "I64": torch.int64}  # fmt: skip
     tensors = {}

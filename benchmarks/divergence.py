@@ -31,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    from bamba_quant.codecs.schemes import schemes
+    from bamba_quant.codecs import SafetensorsCodec, codecs
     from bamba_quant.errors import FormatError
     from bamba_quant.inference.loading import load_model
     from bamba_quant.planning.quantize import plan_quantization
@@ -50,7 +50,7 @@ def main() -> None:
     reference = torch_forward.load(original.config, original.weights)
     models = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for scheme in schemes():
+        for scheme in codecs(SafetensorsCodec):
             if not scheme.name.startswith(options.schemes):
                 continue
             for method in scheme.methods:

@@ -20,7 +20,7 @@ TOKENS = (8192, 1)
 
 def main() -> None:
     from bamba_quant.checkpoint.packed import Activations
-    from bamba_quant.codecs.schemes.cuda.activations import by_token
+    from bamba_quant.codecs.fp8.activations import by_token
     from bamba_quant.evaluation.fp8_activations import (
         has_scaled_products,
         quantized,

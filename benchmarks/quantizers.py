@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from bamba_quant.codecs import Format, formats
-from bamba_quant.codecs.base import F32, U8, Quantize
-from bamba_quant.codecs.dispatch import quantizer
+from bamba_quant.codecs import BlockCodec, codecs
+from bamba_quant.codecs.arrays import F32, U8
+from bamba_quant.codecs.blocks import Quantize
 from tests.support import ggml
 
 COLUMNS = 4096
@@ -26,7 +26,7 @@ NUMPY_SHARE = 8  # numpy is slow enough to measure on an eighth of the rows
 
 
 def main() -> None:
-    names = [number_format.name for number_format in formats() if number_format.writable]
+    names = [codec.name for codec in codecs(BlockCodec) if codec.writable]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("formats", nargs="*", help=f"of {', '.join(names)}; all when none is given")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -41,20 +41,17 @@ def main() -> None:
     for threads in options.threads:
         print(f"\n{threads} thread{'s' * (threads > 1)}, Mweights/s | without importance | with importance")
         print("format   |    ggml    ours  ratio   numpy |    ggml    ours  ratio   numpy")
-        for number_format in formats():
-            if number_format.writable and (not options.formats or number_format.name in options.formats):
-                cells = [
-                    _compare(number_format, x, weight, threads, options.rounds)
-                    for weight in (None, importance)
-                ]
-                print(f"{number_format.name:8} | " + " | ".join(cells), flush=True)
+        for codec in codecs(BlockCodec):
+            if codec.writable and (not options.formats or codec.name in options.formats):
+                cells = [_compare(codec, x, weight, threads, options.rounds) for weight in (None, importance)]
+                print(f"{codec.name:8} | " + " | ".join(cells), flush=True)
 
 
-def _compare(number_format: Format, x: F32, importance: F32 | None, threads: int, rounds: int) -> str:
+def _compare(codec: BlockCodec, x: F32, importance: F32 | None, threads: int, rounds: int) -> str:
     contenders: dict[str, tuple[Quantize, F32]] = {
-        "ggml": (lambda rows, weight: ggml.quantize(number_format, rows, weight), x),
-        "ours": (quantizer(number_format), x),
-        "numpy": (number_format.quantize, x[: len(x) // NUMPY_SHARE]),
+        "ggml": (lambda rows, weight: ggml.quantize(codec, rows, weight), x),
+        "ours": (codec.quantizer(), x),
+        "numpy": (codec.quantize, x[: len(x) // NUMPY_SHARE]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     written: dict[str, U8] = {}
@@ -68,7 +65,7 @@ def _compare(number_format: Format, x: F32, importance: F32 | None, threads: int
                 else:
                     written[name] = np.concatenate(parts)
     if not np.array_equal(written["ours"], written["ggml"]):
-        sys.exit(f"{number_format.name}: bytes differ from ggml's")
+        sys.exit(f"{codec.name}: bytes differ from ggml's")
     rate = {
         name: contenders[name][1].size / statistics.median(times) / 1e6 for name, times in seconds.items()
     }

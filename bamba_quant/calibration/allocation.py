@@ -10,7 +10,7 @@ from pathlib import Path
 from bamba_quant.calibration.candidates import FORMATS
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.gguf_header import padded_size
-from bamba_quant.codecs import format_named
+from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import PlanError
 from bamba_quant.planning.convert import Conversion, plan_conversion
 from bamba_quant.planning.plan import PlanRow
@@ -162,7 +162,7 @@ def _file_bytes(conversion: Conversion) -> int:
 def row_bytes(row: PlanRow, name: str) -> int:
     """What a tensor takes in a file in the format ``name``, padding included."""
     rows, columns = row.matrix
-    return padded_size(rows * format_named(name).row_bytes(columns))
+    return padded_size(rows * codec_named(name, BlockCodec).row_bytes(columns))
 
 
 def _point(conversion: Conversion, costs: Costs) -> Point | None:

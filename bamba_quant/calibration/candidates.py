@@ -28,9 +28,9 @@ class Candidates:
     formats: Mapping[str, Mapping[str, str]]  # tensor -> format -> the file that has it so
     files: Mapping[str, LazyWeights]
 
-    def weights(self, tensor: str, number_format: str) -> LazyWeights:
+    def weights(self, tensor: str, codec: str) -> LazyWeights:
         """The weights among which ``tensor`` has this format."""
-        return self.files[self.formats[tensor][number_format]]
+        return self.files[self.formats[tensor][codec]]
 
 
 def plan_candidate(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bamba_quant.calibration.straight_through import looked_up, narrowed, rounded
 from bamba_quant.checkpoint import PackedTensor, StoredTensor
-from bamba_quant.codecs.base import F32, U8
+from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.fields import FieldLayout
 from bamba_quant.families import TensorRule
 from bamba_quant.families.transforms import IDENTITY, Transform

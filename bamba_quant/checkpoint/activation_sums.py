@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.codecs.base import F32
+from bamba_quant.codecs.arrays import F32
 from bamba_quant.errors import PlanError
 
 F64 = NDArray[np.float64]

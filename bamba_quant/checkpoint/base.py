@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.checkpoint.gguf_values import KeyValues
-from bamba_quant.codecs import Format
-from bamba_quant.codecs.base import U8
+from bamba_quant.codecs import BlockCodec
+from bamba_quant.codecs.arrays import U8
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.reading import open_regular
 
@@ -65,7 +65,7 @@ class StoredTensor:
 
     name: str
     shape: Shape
-    format: Format
+    format: BlockCodec
     file: Path
     offset: int
     section: Section | None = None

@@ -20,8 +20,8 @@ from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler
 from bamba_quant.checkpoint.base import RawReader, StoredTensor
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer, IntegerDequantizer
 from bamba_quant.checkpoint.packed import Activations, ScaleTensor, Strategy
-from bamba_quant.codecs.integers import Grid
-from bamba_quant.codecs.schemes.pack_quantized import unpack_zeros
+from bamba_quant.codecs.integers.grid import Grid
+from bamba_quant.codecs.integers.pack_quantized import unpack_zeros
 from bamba_reference.errors import repr_short
 
 # Of activations and of the key-value cache: nothing that a weight's value depends on.

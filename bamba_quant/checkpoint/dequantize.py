@@ -14,11 +14,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.codecs.base import F32, U8
+from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.fields import FieldLayout, Fields
 from bamba_quant.codecs.floats import to_bfloat16, to_float32
-from bamba_quant.codecs.integers import Grid, pack, unpack
-from bamba_quant.codecs.schemes.torchao_tile_packed import TILE, pack_tiles, unpack_tiles, unpack_tiles_on
+from bamba_quant.codecs.integers.grid import Grid, pack, unpack
+from bamba_quant.codecs.integers.torchao_tiles import TILE, pack_tiles, unpack_tiles, unpack_tiles_on
 
 if TYPE_CHECKING:
     import torch

@@ -21,8 +21,8 @@ from gguf import GGUFValueType, Keys
 from bamba_quant.checkpoint.base import Checkpoint, StoredTensor
 from bamba_quant.checkpoint.gguf_header import MAGIC, Cursor, Header, read_header
 from bamba_quant.checkpoint.gguf_values import KeyValues, pack_string, pack_value, string
-from bamba_quant.codecs import formats
-from bamba_quant.codecs.readable import listed_format
+from bamba_quant.codecs import BlockCodec, codecs
+from bamba_quant.codecs.codebooks import listed_format
 from bamba_quant.errors import CheckpointError, FormatError, join_names
 from bamba_quant.files.reading import open_regular
 
@@ -146,16 +146,14 @@ def _header(file: Path, cursor: Cursor, size: int) -> Header:
 
 def _tensors(file: Path, header: Header, size: int) -> dict[str, StoredTensor]:
     """The tensors of one file, which lie end to end, each padded to the alignment."""
-    known = {number_format.ggml_type: number_format for number_format in formats()}
+    known = {codec.ggml_type: codec for codec in codecs(BlockCodec)}
     tensors: dict[str, StoredTensor] = {}
     position, before = 0, "the header"
     for entry in header.tensors:
         where = f"{file}, tensor {entry.name}"
         try:
-            number_format = known.get(entry.ggml_type) or listed_format(entry.ggml_type)
-            tensor = StoredTensor(
-                entry.name, entry.shape, number_format, file, header.data_start + entry.offset
-            )
+            codec = known.get(entry.ggml_type) or listed_format(entry.ggml_type)
+            tensor = StoredTensor(entry.name, entry.shape, codec, file, header.data_start + entry.offset)
             n_bytes = tensor.n_bytes
         except FormatError as error:
             raise CheckpointError(

@@ -21,7 +21,7 @@ from bamba_quant.checkpoint.activation_sums import F64, ActivationSums, TensorSu
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.gguf_header import MAGIC, MAX_TENSORS
 from bamba_quant.checkpoint.gguf_values import GgufValue, string, uint32
-from bamba_quant.codecs.base import F32
+from bamba_quant.codecs.arrays import F32
 from bamba_quant.errors import CheckpointError, PlanError, join_names
 from bamba_quant.files.reading import open_regular
 

@@ -10,16 +10,15 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.checkpoint.base import RawReader, StoredTensor, row_runs
 from bamba_quant.checkpoint.dequantize import CodeOrder, Dequantizer
-from bamba_quant.codecs import Format
-from bamba_quant.codecs.base import F32, U8
-from bamba_quant.errors import FormatError
+from bamba_quant.codecs import BlockCodec
+from bamba_quant.codecs.arrays import F32, U8
 
 if TYPE_CHECKING:
     import torch
@@ -249,15 +248,16 @@ def packed_tensor(
             np.ascontiguousarray(raw[:, :code_bytes]), numbers[:, :scales], numbers[:, scales:]
         )
 
-    def refuse(x: F32, importance: F32 | None = None) -> NoReturn:
-        raise FormatError(f"{described} can be read here and not written", fix="choose a GGUF type")
-
-    fields = dequantizer.fields(code_bytes, scales)
-    number_format = Format(
-        described, -1, shape[1], row_bytes, refuse, dequantize, writable=False, fields=fields
+    codec = BlockCodec(
+        name=described,
+        ggml_type=-1,
+        block_size=shape[1],
+        block_bytes=row_bytes,
+        dequantize=dequantize,
+        fields=dequantizer.fields(code_bytes, scales),
     )
     tensor = codes.tensor
     return PackedTensor(
-        name, shape, number_format, tensor.file, tensor.offset,
+        name, shape, codec, tensor.file, tensor.offset,
         dequantizer=dequantizer, codes=codes, scale=scale, zero=zero, activations=activations,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bamba_quant.checkpoint.base import RawReader, Section, StoredTensor, row_runs
 from bamba_quant.checkpoint.packed import PackedTensor, ScaleTensor
-from bamba_quant.codecs.base import U8
+from bamba_quant.codecs.arrays import U8
 
 StoredArrays = dict[str, NDArray[Any]]
 

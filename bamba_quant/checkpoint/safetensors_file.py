@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bamba_quant.checkpoint.base import StoredTensor, are_counts, is_shape
-from bamba_quant.codecs import Format, format_named
-from bamba_quant.codecs.schemes.base import DTYPES as DTYPES_OF_PARTS
+from bamba_quant.codecs import BlockCodec, codec_named
+from bamba_quant.codecs.base import DTYPES as DTYPES_OF_PARTS
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.json_file import JSON_BYTES, parse_json
 from bamba_quant.files.reading import file_changed, open_regular
@@ -29,7 +29,7 @@ def read_safetensors(file: Path, *, quantized: bool = False) -> dict[str, Stored
     Raises ``CheckpointError`` for a file that is truncated or not a safetensors file.
     """
     header, data_start, size = _header(file)
-    formats = {dtype: format_named(name) for dtype, name in DTYPES.items()}
+    formats = {dtype: codec_named(name, BlockCodec) for dtype, name in DTYPES.items()}
     if quantized:
         formats |= {dtype: _plain(dtype) for dtype in SIDE_DTYPES}
     tensors = {
@@ -46,12 +46,16 @@ def read_metadata(file: Path) -> dict[str, str]:
     return dict(_header(file)[0].get("__metadata__", {}))
 
 
-def _plain(dtype: str) -> Format:
+def _plain(dtype: str) -> BlockCodec:
     """A format for numbers that are not weights."""
     numpy_dtype = DTYPES_OF_PARTS[dtype]
-    refuse = partial(_refuse, dtype)
-    return Format(
-        dtype.lower(), -1, 1, numpy_dtype.itemsize, refuse, refuse, dtype=numpy_dtype, writable=False
+    return BlockCodec(
+        name=dtype.lower(),
+        ggml_type=-1,
+        block_size=1,
+        block_bytes=numpy_dtype.itemsize,
+        dequantize=partial(_refuse, dtype),
+        dtype=numpy_dtype,
     )
 
 
@@ -100,7 +104,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
 
 
 def _tensor(
-    file: Path, name: str, entry: Any, data_start: int, size: int, formats: Mapping[str, Format]
+    file: Path, name: str, entry: Any, data_start: int, size: int, formats: Mapping[str, BlockCodec]
 ) -> StoredTensor:
     where = f"{file}, tensor {name}"
     fields = entry if isinstance(entry, dict) else {}

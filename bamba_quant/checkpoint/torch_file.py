@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from bamba_quant.checkpoint.base import StoredTensor
 from bamba_quant.checkpoint.state_dict import STORAGES, PickledTensor, PickleError, read_state_dict
-from bamba_quant.codecs import format_named
+from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.reading import open_regular
 from bamba_reference.errors import repr_short
@@ -124,10 +124,10 @@ def _stored(file: Path, name: str, value: object, folder: str, records: dict[str
             expected=f"a record {repr_short(f'{folder}data/{storage.key}')}",
             fix="fetch the file again, or save the model as safetensors",
         )
-    number_format = format_named(STORAGES[storage.kind])
-    begin = value.offset * number_format.block_bytes
-    tensor = StoredTensor(name, value.shape, number_format, file, record.offset + begin)
-    needed = max(storage.elements * number_format.block_bytes, begin + tensor.n_bytes)
+    codec = codec_named(STORAGES[storage.kind], BlockCodec)
+    begin = value.offset * codec.block_bytes
+    tensor = StoredTensor(name, value.shape, codec, file, record.offset + begin)
+    needed = max(storage.elements * codec.block_bytes, begin + tensor.n_bytes)
     if needed != record.size:
         raise CheckpointError(
             "a record of a .bin file and its tensor differ in size",

@@ -14,8 +14,8 @@ from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer, IntegerDequantizer, TorchaoTiles
 from bamba_quant.checkpoint.packed import Activations, CodeTensor, ScaleTensor
 from bamba_quant.checkpoint.safetensors_file import read_metadata
-from bamba_quant.codecs.integers import Grid
-from bamba_quant.codecs.schemes.torchao_tile_packed import TILE, padded
+from bamba_quant.codecs.integers.grid import Grid
+from bamba_quant.codecs.integers.torchao_tiles import TILE, padded
 from bamba_quant.files.json_file import parse_json
 from bamba_reference.errors import repr_short
 

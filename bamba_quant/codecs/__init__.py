@@ -1,12 +1,23 @@
-"""Number formats, one file a family; a file that registers a format makes it known by standing here."""
+"""How a matrix is stored: one package a codec, or a few that share code, each with its list ``CODECS``."""
 
-import importlib
-import pkgutil
+import sys
 
-from bamba_quant.codecs.base import Format, format_named, formats
+from bamba_quant.codecs.base import Codec, Method, Part
+from bamba_quant.codecs.blocks import BlockCodec
+from bamba_quant.codecs.registry import codec_named, codecs, register, register_package
+from bamba_quant.codecs.safetensors import Ignored, SafetensorsCodec
 
-# Packages hold compiled twins and are imported when one is asked for.
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg):
-    importlib.import_module(f"{__name__}.{_module}")
+register_package(sys.modules[__name__])
 
-__all__ = ["Format", "format_named", "formats"]
+__all__ = [
+    "BlockCodec",
+    "Codec",
+    "Ignored",
+    "Method",
+    "Part",
+    "SafetensorsCodec",
+    "codec_named",
+    "codecs",
+    "register",
+    "register_package",
+]

@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.codecs.base import F32, U8
+from bamba_quant.codecs.arrays import F32, I32, U8
 
-I32 = NDArray[np.int32]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 ONE = np.float32(1)

@@ -1,92 +1,146 @@
-"""The registry of number formats: each is a frozen record of a block's geometry and two pure functions."""
+"""What a codec is: the parts that a matrix becomes, the methods that fill them, and how a file names them.
+
+Two kinds share this: ``BlockCodec``, ggml's formats, whose one part is rows of packed blocks, and ``SafetensorsCodec``,
+whose parts are tensors of a safetensors directory. Methods work on chunks of rows that are independent of each other;
+what a whole matrix, or several fused matrices, must share is measured before, in a pass over all chunks.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
+from bamba_quant.codecs.arrays import F32, U8, Array
 from bamba_quant.errors import FormatError
 
-if TYPE_CHECKING:
-    from bamba_quant.codecs.fields import FieldLayout
+# numpy's dtype by the name in a safetensors header.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+}
 
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
+Parts = Mapping[str, Array]
+Shared = Any
+Encode = Callable[[F32, "F32 | None", Shared], Parts]
+Measure = Callable[[F32, "F32 | None"], Array]
 Quantize = Callable[[F32, "F32 | None"], U8]
-Dequantize = Callable[[U8], F32]
 
 
 @dataclass(frozen=True)
-class Format:
-    """How ``block_size`` neighbours of a row become ``block_bytes`` bytes, and back.
+class Part:
+    """One tensor that a matrix becomes: its name is the module's with ``suffix``, as in ``.weight_scale``.
 
-    ``quantize(x, importance)`` takes float32 of shape (rows, n), n a multiple of ``block_size``, and
-    optionally importance weights of shape (n,), and returns uint8 of shape (rows, ``row_bytes(n)``); rows
-    never see each other. ``dequantize`` is its inverse up to rounding. ``dtype`` is set for formats that
-    store plain numbers; ``max_abs`` is a magnitude up to which weights never overflow the block's scale. A
-    format that is not ``writable`` can only be read: its ``quantize`` raises ``FormatError``. One that is not
-    ``readable`` can only be listed: its ``dequantize`` raises it too. ``fields`` gives codes and scales as arrays.
+    ``dtype`` is a key of ``DTYPES``. One index along ``axis`` covers ``rows`` rows of the matrix, the last one
+    perhaps fewer; ``rows`` 0 marks a part that is not cut by rows and is written once.
+    """
 
-    ``quantize`` here is the numpy twin, the definition; ``bamba_quant.codecs.dispatch`` has the fast ones. It
-    keeps temporaries of several times the input: hand it rows in chunks.
+    suffix: str
+    dtype: str
+    shape: tuple[int, ...]
+    rows: int = 1
+    axis: int = 0
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.elements * DTYPES[self.dtype].itemsize
+
+    def span(self, start: int, stop: int) -> tuple[int, int]:
+        """The indices along ``axis`` that rows ``start`` to ``stop`` of the matrix fill."""
+        return start // self.rows, -(-stop // self.rows)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to choose codes and scales; every method of a codec fills the same layout.
+
+    ``encode(x, importance, shared)`` takes finite float32 of shape (r, columns), r a multiple of the codec's
+    ``row_multiple`` or the last rows; importance float32 of shape (columns,) that weighs squared errors, or None; and
+    the result of ``share``. It returns the parts that are cut by rows, by suffix, for these rows. It is numpy and
+    defines the bytes. ``compiled`` imports a compiled version that writes the same bytes without the interpreter lock.
+
+    Where a whole matrix shares something, ``measure(x, importance)`` gets every chunk first, ``combine`` joins two
+    measurements, exactly and in any order, and ``share`` turns the joined one into the ``shared`` of ``encode``.
+    Matrices that a runtime fuses are measured together. Without ``measure``, ``shared`` is None.
     """
 
     name: str
-    ggml_type: int
-    block_size: int
-    block_bytes: int
-    quantize: Quantize
-    dequantize: Dequantize
-    dtype: np.dtype[Any] | None = None
-    max_abs: float = math.inf
-    writable: bool = True
-    readable: bool = True
-    fields: FieldLayout | None = None
+    about: str
+    encode: Encode
+    compiled: Callable[[], Encode] | None = None
+    measure: Measure | None = None
+    compiled_measure: Callable[[], Measure] | None = None
+    combine: Callable[[Array, Array], Array] | None = None
+    share: Callable[[Array], Shared] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec(ABC):
+    """How a matrix is stored: ``methods`` fill its parts, the default one first; without methods it is only read.
+
+    ``about`` is one line for users. Chunks of rows begin at multiples of ``row_multiple``.
+    """
+
+    name: str
+    about: str = ""
+    methods: tuple[Method, ...] = ()
+    row_multiple: int = 1
+
+    @abstractmethod
+    def parts(self, rows: int, columns: int) -> tuple[Part, ...]:
+        """The tensors that a matrix of this shape becomes."""
+
+    @abstractmethod
+    def misfit(self, rows: int, columns: int) -> str:
+        """The shapes that the codec takes, where this one is not among them; else ""."""
 
     @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.block_bytes / self.block_size
+    def writable(self) -> bool:
+        """Whether any method fills its parts."""
+        return bool(self.methods)
 
-    def fits(self, columns: int) -> bool:
-        return columns % self.block_size == 0
-
-    def row_bytes(self, columns: int) -> int:
-        """Bytes of one row of ``columns`` weights. Raises ``FormatError`` when blocks do not fill the row."""
-        if not self.fits(columns):
+    def check(self, rows: int, columns: int) -> None:
+        """Raise ``FormatError`` when a matrix of this shape does not divide into the codec's blocks."""
+        expected = self.misfit(rows, columns)
+        if expected:
             raise FormatError(
-                f"a row does not divide into blocks of {self.name}",
-                found=f"{columns} columns",
-                expected=f"a multiple of {self.block_size}",
+                f"the matrix does not divide into blocks of {self.name}",
+                found=f"{rows} rows of {columns} columns",
+                expected=expected,
             )
-        return columns // self.block_size * self.block_bytes
 
-
-_registry: dict[str, Format] = {}
-
-
-def register(number_format: Format) -> Format:
-    """Add a format under its name; a second one of the same name is a programming error."""
-    if number_format.name in _registry:
-        raise ValueError(f"number format {number_format.name} is registered twice")
-    _registry[number_format.name] = number_format
-    return number_format
-
-
-def formats() -> tuple[Format, ...]:
-    """Every format this build knows, in the order of registration; ``writable`` tells which it can write."""
-    return tuple(_registry.values())
-
-
-def format_named(name: str) -> Format:
-    """The format users call ``name``, in any case. Raises ``FormatError`` listing the names there are."""
-    try:
-        return _registry[name.lower()]
-    except KeyError:
+    def method(self, name: str | None = None) -> Method:
+        """The method called ``name``, by default the first. Raises ``FormatError`` that lists the methods."""
+        if not self.methods:
+            raise FormatError(f"{self.name} can be read and not written", fix="choose a writable type")
+        if name is None:
+            return self.methods[0]
+        for method in self.methods:
+            if method.name == name:
+                return method
         raise FormatError(
-            f"no number format is called {name!r}", expected="one of " + ", ".join(_registry)
-        ) from None
+            f"{self.name} has no method called {name!r}",
+            expected="one of " + ", ".join(method.name for method in self.methods),
+        )
+
+    def has_method(self, name: str) -> bool:
+        return any(method.name == name for method in self.methods)
+
+    def n_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of all parts of a matrix."""
+        return sum(part.n_bytes for part in self.parts(rows, columns))

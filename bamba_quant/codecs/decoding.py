@@ -7,23 +7,24 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from bamba_quant.codecs.base import F32, U8, Format
+from bamba_quant.codecs.arrays import F32, U8
+from bamba_quant.codecs.blocks import BlockCodec
 
 # Weights of a piece: its temporaries stay in a core's cache.
 _PIECE = 1 << 18
 
 
-def decode(number_format: Format, raw: U8) -> F32:
+def decode(codec: BlockCodec, raw: U8) -> F32:
     """float32 (rows, n) of uint8 (rows, ``row_bytes(n)``), by ``Format.dequantize`` of some rows at a time."""
     rows, row_bytes = raw.shape
-    columns = row_bytes // number_format.block_bytes * number_format.block_size
+    columns = row_bytes // codec.block_bytes * codec.block_size
     step = max(1, _PIECE // columns)
     if rows <= step:
-        return number_format.dequantize(raw)
+        return codec.dequantize(raw)
     out = np.empty((rows, columns), np.float32)
 
     def piece(start: int) -> None:
-        out[start : start + step] = number_format.dequantize(raw[start : start + step])
+        out[start : start + step] = codec.dequantize(raw[start : start + step])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(piece, range(0, rows, step)):

@@ -6,7 +6,6 @@ Every format of blocks is w = d·sc·value(code) - low with low = dmin·mn: sc a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.codecs.base import F32, U8, Format, Quantize
-from bamba_quant.codecs.layout import Bytes, from_blocks, to_blocks
+from bamba_quant.codecs.arrays import F32, U8, Bytes
+from bamba_quant.codecs.layout import from_blocks, to_blocks
 
 Integers = NDArray[Any]  # int8, or uint8 where codes index a table
 Floats = NDArray[Any]  # in the type that the file stores them in, so that nothing is lost
@@ -40,9 +39,10 @@ class FieldLayout:
     """How rows of bytes and ``Fields`` become each other, without loss either way, and the grid the fields lie on.
 
     ``block`` weights share d, ``group`` of them a scale. ``codes``, ``scales`` and ``minima`` are the least and the
-    greatest integer that the bytes can hold. ``table`` gives each code's value, indexed by code, NaN for codes that
-    stand for nothing. ``rounded`` is the plain type ("f32", "bf16", "f16") to which a loader rounds each weight.
-    ``unpack`` takes uint8 (rows, row_bytes); ``pack`` returns it.
+    greatest integer that the bytes can hold. ``table`` gives each code's value, indexed by code, NaN for codes without
+    a value. ``rounded`` is the plain type ("f32", "bf16", "f16") to which a loader rounds each weight. Scales of
+    ``refinable`` blocks can be searched further, since d is float16. ``unpack`` takes uint8 (rows, row_bytes); ``pack``
+    returns it.
     """
 
     block: int
@@ -54,6 +54,7 @@ class FieldLayout:
     minima: tuple[int, int] | None = None
     table: F32 | None = None
     rounded: str = "f32"
+    refinable: bool = False
 
     def values(self, codes: Integers) -> F32:
         """The float32 that each code stands for before scales, in any shape."""
@@ -119,18 +120,9 @@ class BlockLayout:
             return from_blocks(per_row, self.join(BlockFields(**flat)))
 
         return FieldLayout(
-            self.block, self.group, self.codes, unpack, pack, self.scales, self.minima, self.table
-        )
-
-
-def blocks_format(
-    name: str, ggml_type: int, layout: BlockLayout, quantize: Quantize, max_abs: float = math.inf
-) -> Format:
-    """The format whose rows are blocks of this layout."""
-    return Format(
-        name, ggml_type, layout.block, layout.block_bytes, quantize, layout.dequantize,
-        max_abs=max_abs, fields=layout.rows(),
-    )  # fmt: skip
+            self.block, self.group, self.codes, unpack, pack, self.scales, self.minima, self.table,
+            refinable=self.split(np.zeros((self.block_bytes, 1), np.uint8)).d.dtype == np.float16,
+        )  # fmt: skip
 
 
 def given(part: NDArray[Any] | None) -> NDArray[Any]:

@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.codecs.base import F32
+from bamba_quant.codecs.arrays import F32, Bytes
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-Bytes = NDArray[Any]  # uint8, which numpy's stubs lose where a Python integer takes part
 
 
 def to_blocks(rows: NDArray[Scalar], size: int) -> NDArray[Scalar]:

@@ -22,7 +22,7 @@ from bamba_quant.codecs.arithmetic import (
     ratio,
     serial_sum,
 )
-from bamba_quant.codecs.base import F32
+from bamba_quant.codecs.arrays import F32
 
 GROUP_MAX_EPS = np.float32(1e-15)
 SWEEPS = 5  # of the searches that move one integer at a time

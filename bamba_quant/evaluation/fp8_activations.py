@@ -67,7 +67,7 @@ def scaled_product(x: Tensor, codes: Tensor, scale: Tensor, activations: Activat
     """x (…, columns) rounded times codes (rows, columns) of ``scale`` (rows, 1) transposed: (…, rows) bfloat16."""
     flat = x.reshape(-1, x.shape[-1])
     if x.is_cuda and activations.strategy == "token":
-        from bamba_quant.codecs.schemes.cuda.activations import by_token
+        from bamba_quant.codecs.fp8.activations import by_token
 
         mine, tokens = by_token(flat)
     else:

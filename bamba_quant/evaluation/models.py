@@ -14,7 +14,7 @@ from typing import Any, Literal
 from gguf import Keys, LlamaFileType
 
 from bamba_quant.checkpoint import Checkpoint, ReadOptions
-from bamba_quant.codecs.schemes import Ignored, schemes
+from bamba_quant.codecs import Ignored, SafetensorsCodec, codecs
 from bamba_quant.errors import BambaQuantError, join_names
 from bamba_quant.evaluation.input_files import hash_files
 from bamba_quant.evaluation.logits_file import LogitsFile
@@ -199,7 +199,7 @@ def _check_comparable(base: OpenedModel, other: OpenedModel) -> None:
 def variant_names() -> tuple[str, ...]:
     """What ``ModelFile.variant`` may say of GGUF files, and of the directories that this project writes."""
     types = (_type_name(each) for each in LlamaFileType)
-    directories = (_quantization(scheme.configuration(Ignored())) for scheme in schemes())
+    directories = (_quantization(scheme.configuration(Ignored())) for scheme in codecs(SafetensorsCodec))
     names = (*(recipe.name for recipe in recipes()), *types, *directories)
     return tuple(dict.fromkeys((*names, *map(tuned_name, names))))
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.codecs import format_named
-from bamba_quant.codecs.base import F32
+from bamba_quant.codecs import BlockCodec, codec_named
+from bamba_quant.codecs.arrays import F32
 from bamba_quant.codecs.floats import to_float32
 
 Rows = NDArray[Any]
@@ -133,9 +133,9 @@ def log_of_negative(decay: F32) -> F32:
 
 def rounded(values: NDArray[Any], name: str) -> F32:
     """The nearest values that the plain format ``name`` holds, as float32."""
-    number_format = format_named(name)
-    narrow = number_format.quantize(np.ascontiguousarray(values, dtype=np.float32), None)
-    return to_float32(narrow.view(number_format.dtype)).reshape(values.shape)
+    codec = codec_named(name, BlockCodec)
+    narrow = codec.quantize(np.ascontiguousarray(values, dtype=np.float32), None)
+    return to_float32(narrow.view(codec.dtype)).reshape(values.shape)
 
 
 # A = -exp(A_log): Gu and Dao 2023, section 3.6; llama.cpp stores A.

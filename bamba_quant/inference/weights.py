@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.checkpoint import PackedTensor, RawReader, StoredTensor, read_tensor
-from bamba_quant.codecs.base import U8
+from bamba_quant.codecs.arrays import U8
 from bamba_quant.codecs.decoding import decode
 from bamba_quant.families import TensorRule
 

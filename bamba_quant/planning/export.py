@@ -17,8 +17,8 @@ from gguf import Keys
 
 from bamba_quant.checkpoint import StoredTensor, read_tensor
 from bamba_quant.checkpoint.gguf_file import split_stem
-from bamba_quant.codecs import Format, format_named
-from bamba_quant.codecs.base import F32
+from bamba_quant.codecs import BlockCodec, codec_named
+from bamba_quant.codecs.arrays import F32
 from bamba_quant.errors import PlanError
 from bamba_quant.families import TensorRule
 from bamba_quant.families.transforms import rounded
@@ -90,10 +90,7 @@ def plan_export(
         )
     main, chosen = _types(source, dtype)
     chosen = _one_type_a_tensor(source, chosen)
-    rows = [
-        _row(tensor, rule, number_format)
-        for (tensor, rule), number_format in zip(source.pairs, chosen, strict=True)
-    ]
+    rows = [_row(tensor, rule, codec) for (tensor, rule), codec in zip(source.pairs, chosen, strict=True)]
     files, notes = _small_files(source, main, vocab)
     return Export(source, main, place(rows, max_shard_bytes), files, (*_type_notes(rows, main), *notes))
 
@@ -112,38 +109,38 @@ def write_export(
     )
 
 
-def _row(tensor: StoredTensor, rule: TensorRule, number_format: Format) -> PlanRow:
+def _row(tensor: StoredTensor, rule: TensorRule, codec: BlockCodec) -> PlanRow:
     return PlanRow(
-        tensor, rule.hf, rule.role, rule.transform.inverse(), number_format, rule.shape, section=rule.section
+        tensor, rule.hf, rule.role, rule.transform.inverse(), codec, rule.shape, section=rule.section
     )
 
 
-def _types(source: Model, dtype: str) -> tuple[str, list[Format]]:
+def _types(source: Model, dtype: str) -> tuple[str, list[BlockCodec]]:
     """The directory's dtype, and that of each tensor."""
     if dtype != "auto":
-        return dtype, [format_named(dtype)] * len(source.pairs)
+        return dtype, [codec_named(dtype, BlockCodec)] * len(source.pairs)
     vectors = {
         tensor.name: _values(tensor, rule)
         for tensor, rule in source.pairs
         if rule.role in ALWAYS_F32 and tensor.format.name == "f32"
     }
     main = _main_type(source.pairs, list(vectors.values()))
-    chosen: list[Format] = []
+    chosen: list[BlockCodec] = []
     for tensor, _ in source.pairs:
         narrow = tensor.name in vectors and main != "f32" and fits(vectors[tensor.name], main)
         keep = tensor.format.dtype is not None and not narrow
-        chosen.append(tensor.format if keep else format_named(main))
+        chosen.append(tensor.format if keep else codec_named(main, BlockCodec))
     return main, chosen
 
 
-def _one_type_a_tensor(source: Model, chosen: Sequence[Format]) -> list[Format]:
+def _one_type_a_tensor(source: Model, chosen: Sequence[BlockCodec]) -> list[BlockCodec]:
     """The chosen types, but f32, which holds all others, for a tensor whose sections' types differ."""
     by_tensor: dict[str, set[str]] = {}
-    for (_, rule), number_format in zip(source.pairs, chosen, strict=True):
-        by_tensor.setdefault(rule.hf, set()).add(number_format.name)
+    for (_, rule), codec in zip(source.pairs, chosen, strict=True):
+        by_tensor.setdefault(rule.hf, set()).add(codec.name)
     return [
-        number_format if len(by_tensor[rule.hf]) == 1 else format_named("f32")
-        for (_, rule), number_format in zip(source.pairs, chosen, strict=True)
+        codec if len(by_tensor[rule.hf]) == 1 else codec_named("f32", BlockCodec)
+        for (_, rule), codec in zip(source.pairs, chosen, strict=True)
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.huggingface import ADAPTER_FILES, adapter_notes
 from bamba_quant.checkpoint.quantized import is_quantized
-from bamba_quant.codecs import format_named
+from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import PlanError, join_names
 from bamba_quant.families import Family, TensorRule, family_of, family_of_gguf, read_config
 from bamba_reference.config import Config
@@ -144,7 +144,7 @@ def _with_implied_tensors(
             found="quantization_config",
             fix="fetch the weights",
         )
-    stored = format_named(config_dtype(checkpoint))
+    stored = codec_named(config_dtype(checkpoint), BlockCodec)
     tensors = {
         rule.hf: StoredTensor(rule.hf, rule.hf_shape, stored, directory, 0)
         for rule in rules

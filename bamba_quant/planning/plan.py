@@ -11,8 +11,8 @@ from bamba_quant.checkpoint import Checkpoint, PackedTensor, Section, StoredTens
 from bamba_quant.checkpoint.gguf_header import padded_size
 from bamba_quant.checkpoint.gguf_values import GgufValue
 from bamba_quant.checkpoint.imatrix import MAY_BE_MISSING, Imatrix
-from bamba_quant.codecs import Format
-from bamba_quant.codecs.base import F32
+from bamba_quant.codecs import BlockCodec
+from bamba_quant.codecs.arrays import F32
 from bamba_quant.errors import PlanError
 from bamba_quant.families.transforms import IDENTITY, Transform
 from bamba_quant.planning.model import Model, SkippedTensor
@@ -32,7 +32,7 @@ class PlanRow:
     name: str
     role: str
     transform: Transform
-    format: Format
+    format: BlockCodec
     shape: tuple[int, ...]
     shard: int = 0
     offset: int = 0
@@ -145,24 +145,18 @@ def plan_gguf(
         imatrix=imatrix is not None,
     )
     rows: list[PlanRow] = []
-    for (tensor, rule), (number_format, note) in zip(
-        kept, ((s.format, s.note) for s in selected), strict=True
-    ):
-        _check_requantization(tensor, number_format, allow_requantize)
+    for (tensor, rule), (codec, note) in zip(kept, ((s.format, s.note) for s in selected), strict=True):
+        _check_requantization(tensor, codec, allow_requantize)
         importance = None
-        if imatrix is not None and number_format.dtype is None:
+        if imatrix is not None and codec.dtype is None:
             importance = imatrix.importance(
                 str(rule.gguf), rule.role, rule.gguf_shape[-1], math.prod(rule.gguf_shape[:-2])
             )
             if importance is None:
                 note = "; ".join(filter(None, [note, "the importance matrix has no entry for it"]))
-        if (
-            importance is None
-            and number_format.name in recipe.needs_importance
-            and rule.role not in MAY_BE_MISSING
-        ):
+        if importance is None and codec.name in recipe.needs_importance and rule.role not in MAY_BE_MISSING:
             raise PlanError(
-                f"{recipe.name} stores tensors in {number_format.name} only with an importance matrix",
+                f"{recipe.name} stores tensors in {codec.name} only with an importance matrix",
                 where=f"tensor {rule.gguf}",
                 fix="give one with --imatrix, or choose a larger type",
             )
@@ -173,7 +167,7 @@ def plan_gguf(
                 str(rule.gguf),
                 rule.role,
                 transform,
-                number_format,
+                codec,
                 rule.gguf_shape,
                 note=note,
                 importance=importance,
@@ -195,7 +189,7 @@ def plan_gguf(
     )
 
 
-def _check_requantization(tensor: StoredTensor, wanted: Format, allowed: bool) -> None:
+def _check_requantization(tensor: StoredTensor, wanted: BlockCodec, allowed: bool) -> None:
     if isinstance(tensor, PackedTensor) and wanted.dtype is not None:
         return  # GGUF has no type for such codes, and plain numbers hold what they stand for
     if tensor.format.dtype is None and wanted != tensor.format and not allowed:

@@ -11,9 +11,8 @@ from typing import Any
 from bamba_quant import __version__
 from bamba_quant.checkpoint import ReadOptions, StoredTensor
 from bamba_quant.checkpoint.imatrix import Imatrix
-from bamba_quant.codecs import format_named
-from bamba_quant.codecs.base import F32
-from bamba_quant.codecs.schemes import Method, Scheme, scheme_named
+from bamba_quant.codecs import BlockCodec, Method, SafetensorsCodec, codec_named
+from bamba_quant.codecs.arrays import F32
 from bamba_quant.errors import FormatError, PlanError, join_names
 from bamba_quant.families.transforms import IDENTITY
 from bamba_quant.planning.model import Model, SkippedTensor, config_dtype, open_model
@@ -60,7 +59,7 @@ class Quantization:
     """
 
     source: Model
-    scheme: Scheme
+    scheme: SafetensorsCodec
     method: Method
     matrices: tuple[Matrix, ...]
     rows: tuple[PlanRow, ...]
@@ -135,7 +134,7 @@ def plan_quantization(
     """
     if dtype not in DTYPES:
         raise PlanError("no such dtype of the other tensors", found=dtype, expected=", ".join(DTYPES))
-    chosen_scheme = scheme_named(scheme)
+    chosen_scheme = codec_named(scheme, SafetensorsCodec)
     chosen_method = chosen_scheme.method(method)
     source = open_model(
         model,
@@ -217,7 +216,9 @@ def _candidates(source: Model) -> list[Candidate]:
     return [Candidate(name, tensors[name].shape, tuple(served)) for name, served in rules.items()]
 
 
-def _matrix(candidate: Candidate, tensor: StoredTensor, scheme: Scheme, imatrix: Imatrix | None) -> Matrix:
+def _matrix(
+    candidate: Candidate, tensor: StoredTensor, scheme: SafetensorsCodec, imatrix: Imatrix | None
+) -> Matrix:
     rows, columns = tensor.shape
     try:
         scheme.check(rows, columns)
@@ -254,7 +255,7 @@ def _row(candidate: Candidate, tensor: StoredTensor, dtype: str) -> PlanRow:
         candidate.name,
         "+".join(sorted(candidate.roles)),
         IDENTITY,
-        tensor.format if stays else format_named(dtype),
+        tensor.format if stays else codec_named(dtype, BlockCodec),
         tensor.shape,
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from bamba_quant.checkpoint.gguf_header import padded_size
-from bamba_quant.codecs import format_named
+from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.families import TensorRule
 from bamba_quant.recipes import llama_quantize  # noqa: F401 - registers what these are like
 from bamba_quant.recipes.base import FALLBACKS, recipe_named, register
@@ -69,10 +69,14 @@ def estimated_costs(rule: TensorRule, layers: int, formats: Collection[str], tie
     ``tied`` says that the embedding is the output too. Nats a token.
     """
     columns = rule.gguf_shape[-1]
-    names = (name if format_named(name).fits(columns) else FALLBACKS.get(name, name) for name in formats)
+    names = (
+        name if codec_named(name, BlockCodec).fits(columns) else FALLBACKS.get(name, name) for name in formats
+    )
     unit = _unit_cost(rule, layers, tied)
     return {
-        name: unit * ERRORS[name] for name in names if name in ERRORS and format_named(name).fits(columns)
+        name: unit * ERRORS[name]
+        for name in names
+        if name in ERRORS and codec_named(name, BlockCodec).fits(columns)
     }
 
 
@@ -114,7 +118,7 @@ def move_bits(
 
 def _tensor_bytes(rule: TensorRule, name: str) -> int:
     *rows, columns = rule.gguf_shape
-    return padded_size(math.prod(rows) * format_named(name).row_bytes(columns))
+    return padded_size(math.prod(rows) * codec_named(name, BlockCodec).row_bytes(columns))
 
 
 for _name in _BASES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bamba_quant.codecs.schemes import Scheme
+from bamba_quant.codecs import SafetensorsCodec
 from bamba_quant.families import Family
 from bamba_quant.families.runtime_compat import Loaders
 from bamba_reference.config import Config
@@ -17,7 +17,7 @@ def loading_notes(
     family: Family,
     config: Config,
     hf_config: Mapping[str, Any],
-    scheme: Scheme,
+    scheme: SafetensorsCodec,
     roles: Collection[str],
 ) -> list[str]:
     """Sentences on a directory under ``scheme`` whose quantized matrices have ``roles``."""
@@ -57,7 +57,9 @@ def loading_notes(
     return notes
 
 
-def _cut_blocks(loaders: Loaders, config: Config, scheme: Scheme, roles: Collection[str]) -> list[str]:
+def _cut_blocks(
+    loaders: Loaders, config: Config, scheme: SafetensorsCodec, roles: Collection[str]
+) -> list[str]:
     """What vLLM refuses because an output of a merged product is not whole blocks high."""
     notes: list[str] = []
     for merged in loaders.merged:

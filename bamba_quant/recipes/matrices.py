@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from bamba_quant.codecs.schemes import Ignored
+from bamba_quant.codecs import Ignored
 from bamba_quant.errors import PlanError
 from bamba_quant.families import TensorRule
 from bamba_quant.families.runtime_compat import ATTENTION_INPUTS, Loaders

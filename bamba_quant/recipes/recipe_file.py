@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.codecs import format_named
+from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import BambaQuantError, PlanError, join_names
 from bamba_quant.families import families
 from bamba_quant.files.toml_file import read_toml
@@ -190,7 +190,7 @@ def _format(given: Any, where: object) -> str:
     if not isinstance(given, str):
         raise PlanError("a format is not a name", where=where, expected='a string such as "q6_k"')
     try:
-        found = format_named(given)
+        found = codec_named(given, BlockCodec)
     except BambaQuantError as error:
         raise PlanError(
             "no number format has this name", where=where, found=given[:80], expected=error.expected

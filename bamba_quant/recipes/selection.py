@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bamba_quant.codecs import Format, format_named
+from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import PlanError
 from bamba_quant.families import TensorRule
 from bamba_quant.recipes.base import FALLBACKS, Recipe, TensorPosition
@@ -42,7 +42,7 @@ class TypeOverrides:
 class Selected:
     """A format, and a note when it is not what was asked for."""
 
-    format: Format
+    format: BlockCodec
     note: str = ""
 
 
@@ -50,7 +50,7 @@ def select_formats(
     rules: Sequence[TensorRule],
     recipe: Recipe,
     overrides: TypeOverrides,
-    stored: Sequence[Format],
+    stored: Sequence[BlockCodec],
     *,
     grouped_query: int,
     experts: int,
@@ -73,7 +73,7 @@ def select_formats(
     movable: list[int] = []
     for rule, source in zip(rules, stored, strict=True):
         if rule.role in ALWAYS_F32:
-            selected.append(Selected(format_named("f32")))
+            selected.append(Selected(codec_named("f32", BlockCodec)))
             continue
         if rule.role == "output" and overrides.leave_output_tensor:
             selected.append(Selected(source))
@@ -102,44 +102,46 @@ def select_formats(
                 movable.append(len(selected))
             if role == "output" and not assigned and not _fits(recipe.default, rule):
                 name = "q8_0"
-        selected.append(_filled(format_named(name), rule))
+        selected.append(_filled(codec_named(name, BlockCodec), rule))
     if recipe.candidates:
         formats = [selected[number].format.name for number in movable]
         moved = move_bits([rules[number] for number in movable], formats, recipe.candidates, layers, tied)
         for number, name in zip(movable, moved, strict=True):
-            selected[number] = _filled(format_named(name), rules[number])
+            selected[number] = _filled(codec_named(name, BlockCodec), rules[number])
     return selected
 
 
-def _wished(rule: TensorRule, overrides: TypeOverrides) -> Format | None:
+def _wished(rule: TensorRule, overrides: TypeOverrides) -> BlockCodec | None:
     named = {"token_embd": overrides.token_embedding_type, "output": overrides.output_tensor_type}.get(
         rule.role
     )
     return None if named is None else _writable(named)
 
 
-def _by_pattern(rule: TensorRule, patterns: Sequence[tuple[re.Pattern[str], Format]]) -> Format | None:
+def _by_pattern(
+    rule: TensorRule, patterns: Sequence[tuple[re.Pattern[str], BlockCodec]]
+) -> BlockCodec | None:
     return next((wish for pattern, wish in patterns if pattern.search(str(rule.gguf))), None)
 
 
 def _fits(name: str, rule: TensorRule) -> bool:
-    return format_named(name).fits(rule.gguf_shape[-1])
+    return codec_named(name, BlockCodec).fits(rule.gguf_shape[-1])
 
 
-def _filled(wanted: Format, rule: TensorRule) -> Selected:
+def _filled(wanted: BlockCodec, rule: TensorRule) -> Selected:
     columns = rule.gguf_shape[-1]
     if wanted.fits(columns):
         return Selected(wanted)
-    found = format_named(FALLBACKS.get(wanted.name, "f16"))
+    found = codec_named(FALLBACKS.get(wanted.name, "f16"), BlockCodec)
     if not found.fits(columns):
-        found = format_named("f16")
+        found = codec_named("f16", BlockCodec)
     return Selected(
         found, f"{wanted.name} needs rows of a multiple of {wanted.block_size}, this one has {columns}"
     )
 
 
-def _writable(name: str) -> Format:
-    found = format_named(name)
+def _writable(name: str) -> BlockCodec:
+    found = codec_named(name, BlockCodec)
     if not found.writable:
         raise PlanError(f"{found.name} can be read and not written", fix="choose another format")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bamba_quant.codecs.schemes import schemes
+from bamba_quant.codecs import SafetensorsCodec, codecs
 from bamba_quant.metadata.model_name import name_of
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.quantize import plan_quantization
@@ -14,7 +14,7 @@ from bamba_quant.writers.quantized import write_quantized
 
 def candidate_path(model: Path, kind: str, directory: Path) -> Path:
     """What ``make_candidate`` will make; reads headers only and raises as it does."""
-    if kind in {scheme.name for scheme in schemes()}:
+    if kind in {scheme.name for scheme in codecs(SafetensorsCodec)}:
         return directory / f"{name_of(model).name}-{kind}"
     return plan_conversion(model, outtype=kind, outfile=directory).outfile
 
@@ -26,7 +26,7 @@ def make_candidate(model: Path, kind: str, directory: Path, *, threads: int | No
     the directory that was made. Raises a ``BambaQuantError`` for a kind that is neither and for whatever its writer
     refuses.
     """
-    if kind in {scheme.name for scheme in schemes()}:
+    if kind in {scheme.name for scheme in codecs(SafetensorsCodec)}:
         target = candidate_path(model, kind, directory)
         write_quantized(plan_quantization(model, kind), target, threads=threads, overwrite=True)
         return target

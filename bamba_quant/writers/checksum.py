@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from bamba_quant.codecs.base import U8
+from bamba_quant.codecs.arrays import U8
 
 _MODULUS = 65521
 

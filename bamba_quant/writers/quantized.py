@@ -21,9 +21,9 @@ import numpy as np
 
 from bamba_quant import __version__
 from bamba_quant.checkpoint import RawReader
-from bamba_quant.codecs.base import F32, U8
+from bamba_quant.codecs.arrays import F32, U8, Array
+from bamba_quant.codecs.base import DTYPES, Encode, Measure, Method, Part, Shared
 from bamba_quant.codecs.floats import to_float32
-from bamba_quant.codecs.schemes.base import DTYPES, Array, Encode, Measure, Method, Part, Shared
 from bamba_quant.errors import FormatError, OutputError, PlanError
 from bamba_quant.planning.quantize import Matrix, Quantization
 from bamba_quant.writers.directory import reserve
@@ -181,11 +181,11 @@ class _Run:
         for source in self.plan.sources:
             for file in source.files:
                 self.reader.open(file)
-        encode = method.twin() if method.twin else method.encode
+        encode = method.compiled() if method.compiled else method.encode
         if method.measure is None:
             self._run(self._encodings(range(len(matrices)), encode, None), self._rows())
             return
-        measure = method.measure_twin() if method.measure_twin else method.measure
+        measure = method.compiled_measure() if method.compiled_measure else method.measure
         units: dict[str, list[int]] = {}
         for number, matrix in enumerate(matrices):
             units.setdefault(matrix.unit, []).append(number)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from bamba_quant.checkpoint import RawReader
-from bamba_quant.codecs.base import F32, U8, Quantize
+from bamba_quant.codecs.arrays import F32, U8
+from bamba_quant.codecs.blocks import Quantize
 from bamba_quant.errors import CheckpointError
 from bamba_quant.planning.plan import PlanRow
 from bamba_quant.writers.directory import reserve

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bamba_quant.codecs.schemes.base import DTYPES
+from bamba_quant.codecs.base import DTYPES
 from bamba_quant.errors import PlanError
 
 INDEX = "model.safetensors.index.json"

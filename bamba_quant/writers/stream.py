@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.checkpoint import PackedTensor, RawReader, Section, StoredTensor, row_runs
-from bamba_quant.codecs.base import F32, U8, Quantize
-from bamba_quant.codecs.dispatch import quantizer, refining
+from bamba_quant.codecs.arrays import F32, U8
+from bamba_quant.codecs.blocks import Quantize
 from bamba_quant.codecs.floats import to_float32
 from bamba_quant.errors import CheckpointError, FormatError
 from bamba_quant.planning.model import SkippedTensor
@@ -46,19 +46,16 @@ class Chunk:
     checksum: Checksum | None = None
 
 
-def quantizers(rows: Iterable[PlanRow], refine: bool = False, compiled: bool = True) -> dict[str, Quantize]:
-    """By format name: numpy for plain numbers, the ``compiled`` version or numpy for quantized formats.
+def quantizers(rows: Sequence[PlanRow], refine: bool = False, compiled: bool = True) -> dict[str, Quantize]:
+    """By codec name: numpy for plain numbers, the ``compiled`` version where there is one for other codecs.
 
-    With ``refine`` the scales of the latter are searched further.
+    ``refine`` asks for the method of that name, of codecs that have it.
     """
-    chosen: dict[str, Quantize] = {}
-    for row in rows:
-        number_format = row.format
-        if number_format.dtype is not None or copies(row):
-            chosen.setdefault(number_format.name, number_format.quantize)
-        elif chosen.get(number_format.name, number_format.quantize) is number_format.quantize:
-            quantize = quantizer(number_format, compiled)
-            chosen[number_format.name] = refining(number_format, quantize) if refine else quantize
+    chosen: dict[str, Quantize] = {row.format.name: row.format.quantize for row in rows}
+    for codec in {row.format.name: row.format for row in rows if not copies(row)}.values():
+        if codec.dtype is None:
+            method = "refine" if refine and codec.has_method("refine") else None
+            chosen[codec.name] = codec.quantizer(method, compiled)
     return chosen
 
 
@@ -122,7 +119,7 @@ def check_equal(skipped: SkippedTensor, reader: RawReader) -> None:
 def convert_rows(row: PlanRow, quantize: Quantize, raw: U8, first_row: int) -> U8:
     """Bytes of whole source rows to bytes of the output: check, transform, change format.
 
-    ``raw`` is flat; ``quantize`` is a twin of the row's format; ``first_row`` is only for messages. Pure, and the
+    ``raw`` is flat; ``quantize`` is the row's codec's; ``first_row`` is only for messages. Pure, and the
     same for any cut of the tensor. Rows that keep their format are moved as packed bytes, so nothing is lost.
     """
     source = row.source.format

@@ -131,7 +131,7 @@ def int4(
 
 def _scheme(layout: str, bits: int, group: int, symmetric: bool | None) -> str:
     """The scheme's name. Raises ``BadParameter`` for options that do not go together."""
-    from bamba_quant.codecs.schemes import pack_quantized, torchao_int4
+    from bamba_quant.codecs.integers import pack_quantized, torchao_plain
 
     if layout not in FORMATS:
         raise typer.BadParameter(f"{layout!r} is none of {', '.join(FORMATS)}", param_hint="--format")
@@ -149,4 +149,4 @@ def _scheme(layout: str, bits: int, group: int, symmetric: bool | None) -> str:
         raise typer.BadParameter(
             f"{layout} has float zeros, so it is neither", param_hint="--symmetric/--asymmetric"
         )
-    return torchao_int4.scheme_name(group, tile_packed=layout == "torchao-tile-packed")
+    return torchao_plain.scheme_name(group, tile_packed=layout == "torchao-tile-packed")

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from bamba_quant.calibration.latents import LatentMatrix
 from bamba_quant.calibration.tune_options import PARTS
 from bamba_quant.checkpoint.base import StoredTensor
-from bamba_quant.codecs import Format, formats
+from bamba_quant.codecs import BlockCodec, codecs
 from bamba_quant.families import TensorRule
 from bamba_quant.families.transforms import IDENTITY, Transform, interleave_rotary, power_of_two
 
 ROWS, COLUMNS = 8, 512
-NAMES = [each.name for each in formats() if each.fields is not None]
+NAMES = [each.name for each in codecs(BlockCodec) if each.fields is not None]
 CPU = torch.device("cpu")
 
 
-def stored(number_format: Format) -> StoredTensor:
-    return StoredTensor("blk.0.x.weight", (ROWS, COLUMNS), number_format, Path("none"), 0)
+def stored(codec: BlockCodec) -> StoredTensor:
+    return StoredTensor("blk.0.x.weight", (ROWS, COLUMNS), codec, Path("none"), 0)
 
 
 def rule(transform: Transform = IDENTITY) -> TensorRule:
@@ -33,11 +33,11 @@ def rule(transform: Transform = IDENTITY) -> TensorRule:
 
 
 def latent(
-    number_format: Format, w: np.ndarray, transform: Transform = IDENTITY
+    codec: BlockCodec, w: np.ndarray, transform: Transform = IDENTITY
 ) -> tuple[LatentMatrix, np.ndarray]:
-    raw = number_format.quantize(transform.apply(w, 0), None)
+    raw = codec.quantize(transform.apply(w, 0), None)
     moved = bool(transform.name)
-    return LatentMatrix(stored(number_format), rule(transform), moved, w, raw, PARTS, 1.5, CPU), raw
+    return LatentMatrix(stored(codec), rule(transform), moved, w, raw, PARTS, 1.5, CPU), raw
 
 
 def weights(seed: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def weights(seed: int) -> np.ndarray:
 
 
 every_format = pytest.mark.parametrize(
-    "number_format", [f for f in formats() if f.fields], ids=lambda f: f.name
+    "codec", [f for f in codecs(BlockCodec) if f.fields], ids=lambda f: f.name
 )
 # Rows that move and are scaled by section.
 BOTH = replace(interleave_rotary(4, 4), name="both", row_factors=np.float32([0.5, 4]).repeat(4))
@@ -60,10 +60,10 @@ transforms = pytest.mark.parametrize(
 
 @every_format
 @transforms
-def test_the_start_is_the_file(number_format: Format, transform: Transform) -> None:
+def test_the_start_is_the_file(codec: BlockCodec, transform: Transform) -> None:
     w = weights(0)
-    matrix, raw = latent(number_format, w, transform)
-    expected = transform.invert(number_format.dequantize(raw), 0)
+    matrix, raw = latent(codec, w, transform)
+    expected = transform.invert(codec.dequantize(raw), 0)
     np.testing.assert_array_equal(matrix.weight().detach().numpy(), expected)
     np.testing.assert_array_equal(matrix.raw(matrix.snapshot()), raw)
     assert matrix.changed(matrix.snapshot()) == 0
@@ -82,8 +82,8 @@ def test_the_start_is_the_file(number_format: Format, transform: Transform) -> N
 @every_format
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000))
-def test_bytes_of_any_state_decode_to_its_weights(number_format: Format, seed: int) -> None:
-    matrix, _ = latent(number_format, weights(seed), interleave_rotary(4, 4))
+def test_bytes_of_any_state_decode_to_its_weights(codec: BlockCodec, seed: int) -> None:
+    matrix, _ = latent(codec, weights(seed), interleave_rotary(4, 4))
     generator = torch.Generator().manual_seed(seed)
     spread = {"codes": 1.0, "scales": 1.5, "minima": 1.5, "d": 0.01, "dmin": 0.01}
     with torch.no_grad():
@@ -91,15 +91,15 @@ def test_bytes_of_any_state_decode_to_its_weights(number_format: Format, seed: i
             parameter += spread[name] * torch.randn(parameter.shape, generator=generator)
     matrix.clamp()
     raw = matrix.raw(matrix.snapshot())
-    found = interleave_rotary(4, 4).invert(number_format.dequantize(raw), 0)
+    found = interleave_rotary(4, 4).invert(codec.dequantize(raw), 0)
     np.testing.assert_array_equal(found, matrix.weight().detach().numpy())
     assert 0 < matrix.changed(matrix.snapshot()) < ROWS * COLUMNS
 
 
 @every_format
-def test_gradients_are_those_of_the_formula_without_rounding(number_format: Format) -> None:
+def test_gradients_are_those_of_the_formula_without_rounding(codec: BlockCodec) -> None:
     """A code's is the step between neighbouring values, and scales' are differences of the formula itself."""
-    matrix, _ = latent(number_format, weights(3))
+    matrix, _ = latent(codec, weights(3))
     direction = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
     (matrix.weight() * direction).sum().backward()
     for name, parameter in matrix.parameters.items():
@@ -131,7 +131,7 @@ def test_gradients_are_those_of_the_formula_without_rounding(number_format: Form
 
 
 def test_a_code_keeps_within_reach_and_within_its_bits() -> None:
-    q4_k = next(f for f in formats() if f.name == "q4_k")
+    q4_k = next(f for f in codecs(BlockCodec) if f.name == "q4_k")
     matrix, _ = latent(q4_k, weights(1))
     with torch.no_grad():
         matrix.parameters["codes"] += 100

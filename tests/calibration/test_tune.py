@@ -26,8 +26,7 @@ from bamba_quant.calibration.tune_options import TuneError, TuneOptions, TunePro
 from bamba_quant.calibration.tune_run import evaluations_of
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
-from bamba_quant.codecs import formats
-from bamba_quant.codecs.schemes import scheme_named
+from bamba_quant.codecs import BlockCodec, SafetensorsCodec, codec_named, codecs
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.scores import base_block, score
@@ -225,7 +224,7 @@ def test_a_schedule_is_fitted_to_the_time(
 
 
 def test_every_type_is_tuned_in_one_file(model: Path, tmp_path: Path) -> None:
-    types = [each.name for each in formats() if each.fields is not None and each.ggml_type >= 0]
+    types = [each.name for each in codecs(BlockCodec) if each.fields is not None and each.ggml_type >= 0]
     assert len(types) == 13
     conversion = plan_conversion(model, outtype="q4_k_m")
     matrices = [row.name for row in conversion.plan.rows if row.format.fields is not None]
@@ -252,7 +251,7 @@ def test_directories_are_tuned_too(name: str, tmp_path: Path) -> None:
     )
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (source / file).write_bytes((embedded_model() / file).read_bytes())
-    directory = save_quantized(source, tmp_path / "quantized", scheme_named(name))
+    directory = save_quantized(source, tmp_path / "quantized", codec_named(name, SafetensorsCodec))
     options = dataclasses.replace(FEW, steps=8, held_out=8, train=("codes", "blocks"))
     tuned = tune(source, directory, help_texts(), options)
     assert tuned.record.better and tuned.record.codes_changed

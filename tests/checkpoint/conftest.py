@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bamba_quant.codecs.schemes import Scheme
+from bamba_quant.codecs import SafetensorsCodec
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import DIVIDES, save_quantized
 
-Made = Callable[[Scheme], Path]
+Made = Callable[[SafetensorsCodec], Path]
 
 
 @pytest.fixture(scope="package")
@@ -21,7 +21,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     base = save_checkpoint(random_bamba(seed=9, **DIVIDES), place / "base", "bfloat16")
     found: dict[str, Path] = {}
 
-    def make(scheme: Scheme) -> Path:
+    def make(scheme: SafetensorsCodec) -> Path:
         if scheme.name not in found:
             method = scheme.methods[-1].name
             found[scheme.name] = save_quantized(base, place / scheme.name, scheme, method, shards=2)

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bamba_quant.checkpoint import ReadOptions, open_checkpoint
-from bamba_quant.codecs.schemes import Scheme, schemes
+from bamba_quant.codecs import SafetensorsCodec, codecs
 from bamba_quant.errors import CheckpointError, PlanError
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
@@ -66,8 +66,8 @@ def test_a_name_with_and_without_the_prefix(tmp_path: Path) -> None:
         open_checkpoint(directory, reading=ReadOptions(strip_prefix="module."))
 
 
-@pytest.mark.parametrize("scheme", schemes(), ids=lambda scheme: scheme.name)
-def test_a_prefix_of_quantized_tensors(scheme: Scheme, made: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", codecs(SafetensorsCodec), ids=lambda scheme: scheme.name)
+def test_a_prefix_of_quantized_tensors(scheme: SafetensorsCodec, made: Made, tmp_path: Path) -> None:
     source, prefix = made(scheme), "_orig_mod."
     (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
     metadata = {}

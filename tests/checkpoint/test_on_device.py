@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from bamba_quant.checkpoint import PackedTensor, RawReader, Section, read_raw, read_tensor
 from bamba_quant.checkpoint.dequantize import Dequantizer, Float8Dequantizer, IntegerDequantizer, TorchaoTiles
-from bamba_quant.codecs.integers import Grid
-from bamba_quant.codecs.schemes import Scheme, schemes
+from bamba_quant.codecs import SafetensorsCodec, codecs
+from bamba_quant.codecs.integers.grid import Grid
 from bamba_quant.inference import weights as weights_module
 from bamba_quant.inference.loading import load_model
 from bamba_quant.inference.prefetch import Prefetcher
@@ -30,8 +30,8 @@ def packed(weights: LazyWeights) -> list[str]:
     return [name for name in weights if isinstance(weights.stored(name)[0], PackedTensor)]
 
 
-@pytest.mark.parametrize("scheme", schemes(), ids=lambda scheme: scheme.name)
-def test_every_scheme(scheme: Scheme, made: Made) -> None:
+@pytest.mark.parametrize("scheme", codecs(SafetensorsCodec), ids=lambda scheme: scheme.name)
+def test_every_scheme(scheme: SafetensorsCodec, made: Made) -> None:
     weights = load_model(made(scheme)).weights
     names = packed(weights)
     assert names
@@ -46,7 +46,7 @@ def test_every_scheme(scheme: Scheme, made: Made) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_rows_in_any_pieces(made: Made, data: st.DataObject) -> None:
-    weights = load_model(made(data.draw(st.sampled_from(schemes())))).weights
+    weights = load_model(made(data.draw(st.sampled_from(codecs(SafetensorsCodec))))).weights
     name = data.draw(st.sampled_from(packed(weights)))
     truth = weights[name]
     start = data.draw(st.integers(0, len(truth) - 1))
@@ -57,8 +57,10 @@ def test_any_rows_in_any_pieces(made: Made, data: st.DataObject) -> None:
     np.testing.assert_array_equal(found.cpu().numpy(), truth[start:stop])
 
 
-@pytest.mark.parametrize("scheme", schemes(), ids=lambda scheme: scheme.name)
-def test_rows_that_are_there_already(scheme: Scheme, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", codecs(SafetensorsCodec), ids=lambda scheme: scheme.name)
+def test_rows_that_are_there_already(
+    scheme: SafetensorsCodec, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(weights_module, "_PIECE", 5000)
     weights = load_model(made(scheme)).weights
     for name in packed(weights)[:3]:
@@ -69,8 +71,8 @@ def test_rows_that_are_there_already(scheme: Scheme, made: Made, monkeypatch: py
         np.testing.assert_array_equal(found.cpu().numpy(), weights[name])
 
 
-@pytest.mark.parametrize("scheme", schemes(), ids=lambda scheme: scheme.name)
-def test_prefetched_rows(scheme: Scheme, made: Made) -> None:
+@pytest.mark.parametrize("scheme", codecs(SafetensorsCodec), ids=lambda scheme: scheme.name)
+def test_prefetched_rows(scheme: SafetensorsCodec, made: Made) -> None:
     """All in one order, most of it brought there before it is asked for, and nothing left waiting."""
     weights = load_model(made(scheme)).weights
     names = packed(weights)
@@ -145,7 +147,7 @@ def test_every_tile(columns: int) -> None:
 
 def test_a_section_of_a_stack(made: Made) -> None:
     """Rows that lie in blocks of a larger matrix, as Granite's stacked halves do."""
-    for scheme in schemes():
+    for scheme in codecs(SafetensorsCodec):
         weights = load_model(made(scheme)).weights
         whole = weights.stored(packed(weights)[0])[0]
         assert isinstance(whole, PackedTensor)

@@ -25,7 +25,7 @@ from torchao.quantization.quant_primitives import _dequantize_affine_tinygemm
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from bamba_quant.checkpoint import PackedTensor, RawReader, open_checkpoint, read_tensor
-from bamba_quant.codecs.schemes import Scheme, schemes
+from bamba_quant.codecs import SafetensorsCodec, codecs
 from bamba_quant.errors import PlanError
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
@@ -36,7 +36,7 @@ from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import DIVIDES, LINEAR, read_all, write_shards
 
-every_scheme = pytest.mark.parametrize("scheme", schemes(), ids=lambda scheme: scheme.name)
+every_scheme = pytest.mark.parametrize("scheme", codecs(SafetensorsCodec), ids=lambda scheme: scheme.name)
 
 
 def configuration(directory: Path) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _in_rows(words: torch.Tensor) -> torch.Tensor:
 
 
 @every_scheme
-def test_other_readers_get_the_same_weights(scheme: Scheme, made: Made) -> None:
+def test_other_readers_get_the_same_weights(scheme: SafetensorsCodec, made: Made) -> None:
     checkpoint = open_checkpoint(made(scheme))
     expected = theirs(made(scheme))
     packed = {name for name, tensor in checkpoint.tensors.items() if isinstance(tensor, PackedTensor)}
@@ -123,7 +123,7 @@ def test_other_readers_get_the_same_weights(scheme: Scheme, made: Made) -> None:
 
 
 @every_scheme
-def test_it_holds_what_the_scheme_decodes(scheme: Scheme, made: Made) -> None:
+def test_it_holds_what_the_scheme_decodes(scheme: SafetensorsCodec, made: Made) -> None:
     checkpoint = open_checkpoint(made(scheme))
     stored = read_all(made(scheme))
     for name, tensor in checkpoint.tensors.items():
@@ -142,7 +142,7 @@ def test_it_holds_what_the_scheme_decodes(scheme: Scheme, made: Made) -> None:
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    from bamba_quant.codecs.schemes.base import DTYPES
+    from bamba_quant.codecs.base import DTYPES
 
     return DTYPES[name]
 
@@ -150,7 +150,7 @@ def _dtype(name: str) -> np.dtype[Any]:
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_rows_are_the_whole_tensors(made: Made, data: st.DataObject) -> None:
-    checkpoint = open_checkpoint(made(data.draw(st.sampled_from(schemes()))))
+    checkpoint = open_checkpoint(made(data.draw(st.sampled_from(codecs(SafetensorsCodec)))))
     packed = [tensor for tensor in checkpoint.tensors.values() if isinstance(tensor, PackedTensor)]
     tensor = data.draw(st.sampled_from(packed))
     start = data.draw(st.integers(0, tensor.rows - 1))
@@ -163,7 +163,7 @@ def test_any_rows_are_the_whole_tensors(made: Made, data: st.DataObject) -> None
 
 
 @every_scheme
-def test_sizes_are_those_on_disk(scheme: Scheme, made: Made) -> None:
+def test_sizes_are_those_on_disk(scheme: SafetensorsCodec, made: Made) -> None:
     stored = read_all(made(scheme))
     unread = [tensor for name, tensor in stored.items() if name.endswith("weight_shape")]
     total = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
@@ -174,7 +174,7 @@ def test_sizes_are_those_on_disk(scheme: Scheme, made: Made) -> None:
 
 
 @every_scheme
-def test_it_becomes_a_gguf(scheme: Scheme, made: Made, tmp_path: Path) -> None:
+def test_it_becomes_a_gguf(scheme: SafetensorsCodec, made: Made, tmp_path: Path) -> None:
     directory = made(scheme)
     file = to_gguf(directory, tmp_path / "model.gguf", vocab=False)
     back, weights = load_model(file).weights, load_model(directory).weights
@@ -185,7 +185,7 @@ def test_it_becomes_a_gguf(scheme: Scheme, made: Made, tmp_path: Path) -> None:
 
 
 def test_requantizing_must_be_asked_for(made: Made, tmp_path: Path) -> None:
-    directory = made(schemes()[0])
+    directory = made(codecs(SafetensorsCodec)[0])
     with pytest.raises(PlanError, match=r"quantized already(.|\n)*--allow-requantize"):
         to_gguf(directory, tmp_path / "model.gguf", "q8_0", vocab=False)
     file = to_gguf(directory, tmp_path / "model.gguf", "q8_0", vocab=False, allow_requantize=True)
@@ -223,7 +223,7 @@ def test_torchao_float8_by_row(tmp_path: Path) -> None:
 
 def test_published_forms_of_scales(made: Made, tmp_path: Path) -> None:
     """A scale without axes and one of shape (1, 1); scales of activations are named as unused."""
-    scheme = next(scheme for scheme in schemes() if scheme.name == "fp8-tensor")
+    scheme = next(scheme for scheme in codecs(SafetensorsCodec) if scheme.name == "fp8-tensor")
     source = made(scheme)
     expected = {name: read_tensor(tensor) for name, tensor in open_checkpoint(source).tensors.items()}
     for shape in ((), (1, 1)):

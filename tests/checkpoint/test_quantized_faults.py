@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from bamba_quant.checkpoint import open_checkpoint
-from bamba_quant.codecs.schemes import schemes
+from bamba_quant.codecs import SafetensorsCodec, codecs
 from bamba_quant.errors import CheckpointError
 from tests.checkpoint.conftest import Made
 from tests.support.conversion import to_gguf
@@ -103,7 +103,7 @@ FAULTS: list[tuple[str, str, Callable[[Tensors, dict[str, Any]], None], str]] = 
 )
 def test_faults_are_named(scheme: str, spoil: Callable[[Tensors, dict[str, Any]], None], message: str, made: Made,
                           tmp_path: Path) -> None:  # fmt: skip
-    source = made(next(known for known in schemes() if known.name == scheme))
+    source = made(next(known for known in codecs(SafetensorsCodec) if known.name == scheme))
     with safe_open(next(source.glob("*.safetensors")), framework="pt") as opened:
         metadata = opened.metadata()
     tensors = read_all(source)
@@ -116,7 +116,7 @@ def test_faults_are_named(scheme: str, spoil: Callable[[Tensors, dict[str, Any]]
 
 
 def test_codes_without_a_configuration_are_refused(made: Made, tmp_path: Path) -> None:
-    write_shards(tmp_path, read_all(made(schemes()[0])), {"format": "pt"})
+    write_shards(tmp_path, read_all(made(codecs(SafetensorsCodec)[0])), {"format": "pt"})
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"F8_E4M3(.|\n)*no quantization_config"):
         open_checkpoint(tmp_path)
@@ -124,7 +124,7 @@ def test_codes_without_a_configuration_are_refused(made: Made, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ("fp8-dynamic", "w4a16-g128"))
 def test_a_scale_that_is_no_number_ends_a_conversion(name: str, made: Made, tmp_path: Path) -> None:
-    source = made(next(known for known in schemes() if known.name == name))
+    source = made(next(known for known in codecs(SafetensorsCodec) if known.name == name))
     tensors = read_all(source)
     tensors[f"{MODULE}.weight_scale"][3, 0] = torch.nan
     directory = tmp_path / "model"
@@ -139,7 +139,7 @@ def test_a_scale_that_is_no_number_ends_a_conversion(name: str, made: Made, tmp_
 
 
 def test_torchao_types_that_are_not_known_are_named(made: Made, tmp_path: Path) -> None:
-    source = made(next(known for known in schemes() if known.name == "torchao-int4-g128"))
+    source = made(next(known for known in codecs(SafetensorsCodec) if known.name == "torchao-int4-g128"))
     with safe_open(next(source.glob("*.safetensors")), framework="pt") as opened:
         metadata = opened.metadata()
     described = metadata[f"{MODULE}.weight"]

@@ -10,13 +10,17 @@ import pytest
 from bamba_quant.checkpoint import PackedTensor, open_checkpoint
 from bamba_quant.checkpoint.base import read_raw, read_tensor
 from bamba_quant.checkpoint.repacking import StoredArrays, repack
+from bamba_quant.codecs import SafetensorsCodec, codec_named, codecs
 from bamba_quant.codecs.floats import to_bfloat16, to_float32
-from bamba_quant.codecs.schemes import Scheme, scheme_named, schemes
 from tests.codecs.test_fields import weights_of
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import DIVIDES, read_all, save_quantized, to_torch
 
-NAMES = [scheme.name for scheme in schemes() if "g64" not in scheme.name and "g32" not in scheme.name]
+NAMES = [
+    scheme.name
+    for scheme in codecs(SafetensorsCodec)
+    if "g64" not in scheme.name and "g32" not in scheme.name
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +29,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(model, tmp_path_factory.mktemp("models") / "model")
 
 
-@pytest.mark.parametrize("scheme", [scheme_named(name) for name in NAMES], ids=NAMES)
+@pytest.mark.parametrize("scheme", [codec_named(name, SafetensorsCodec) for name in NAMES], ids=NAMES)
 def test_fields_are_the_weights_and_return_to_their_tensors(
-    scheme: Scheme, model: Path, tmp_path: Path
+    scheme: SafetensorsCodec, model: Path, tmp_path: Path
 ) -> None:
     directory = save_quantized(model, tmp_path / "quantized", scheme)
     stored: StoredArrays = {}

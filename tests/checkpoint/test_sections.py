@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from bamba_quant.checkpoint import RawReader, Section, StoredTensor, read_tensor, row_runs
-from bamba_quant.codecs import format_named
+from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.export import plan_export, write_export
 from bamba_quant.writers import gguf as writer
@@ -57,7 +57,7 @@ def test_sections_are_read_from_where_they_lie(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"header" + whole.tobytes())
     for start in (0, 4):
-        tensor = StoredTensor("x", (3, 4, 5), format_named("f32"), file, 6, Section(start, 4, 8))
+        tensor = StoredTensor("x", (3, 4, 5), codec_named("f32", BlockCodec), file, 6, Section(start, 4, 8))
         np.testing.assert_array_equal(read_tensor(tensor), whole[:, start : start + 4])
         some = np.empty(7 * 20, np.uint8)
         with RawReader() as reader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bamba_quant.codecs.base import F32
+from bamba_quant.codecs.arrays import F32
 
 ROWS, COLUMNS = 7, 768  # 21 blocks of 256: a full set of sixteen lanes and one that is not
 

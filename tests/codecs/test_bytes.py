@@ -10,38 +10,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from bamba_quant.codecs import Format, format_named, formats
-from bamba_quant.codecs.base import F32
-from bamba_quant.codecs.dispatch import quantizer
+from bamba_quant.codecs import BlockCodec, codec_named, codecs
+from bamba_quant.codecs.arrays import F32
 from tests.codecs.inputs import COLUMNS, importances, weights
 from tests.support import ggml
 
-WRITABLE = [number_format for number_format in formats() if number_format.writable]
+WRITABLE = [codec for codec in codecs(BlockCodec) if codec.writable]
 VERSIONS = {"numpy": False, "compiled": True}
 
-every_format = pytest.mark.parametrize("number_format", formats(), ids=lambda f: f.name)
-every_writable = pytest.mark.parametrize("number_format", WRITABLE, ids=lambda f: f.name)
+every_format = pytest.mark.parametrize("codec", codecs(BlockCodec), ids=lambda f: f.name)
+every_writable = pytest.mark.parametrize("codec", WRITABLE, ids=lambda f: f.name)
 
 
 def test_the_formats_of_llama_quantize_are_writable() -> None:
     names = "f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs tq1_0 tq2_0 mxfp4"
-    assert {number_format.name for number_format in WRITABLE} == set(names.split())
+    assert {codec.name for codec in WRITABLE} == set(names.split())
 
 
 @every_format
-def test_geometry_is_ggufs(number_format: Format) -> None:
-    assert (number_format.block_size, number_format.block_bytes) == GGML_QUANT_SIZES[number_format.ggml_type]
-    assert number_format.ggml_type == GGMLQuantizationType[number_format.name.upper()]
+def test_geometry_is_ggufs(codec: BlockCodec) -> None:
+    assert (codec.block_size, codec.block_bytes) == GGML_QUANT_SIZES[codec.ggml_type]
+    assert codec.ggml_type == GGMLQuantizationType[codec.name.upper()]
 
 
 @every_writable
 @pytest.mark.parametrize("importance", importances())
-def test_bytes_are_ggmls(number_format: Format, importance: str) -> None:
+def test_bytes_are_ggmls(codec: BlockCodec, importance: str) -> None:
     weight = importances()[importance]
     for name, x in weights().items():
-        expected = ggml.quantize(number_format, x, weight)
+        expected = ggml.quantize(codec, x, weight)
         for version, compiled in VERSIONS.items():
-            found = quantizer(number_format, compiled)(x, weight)
+            found = codec.quantizer(compiled=compiled)(x, weight)
             wrong = np.flatnonzero(found != expected)
             assert not wrong.size, f"{version}, {name}: {wrong.size} bytes of {found.size} differ"
 
@@ -73,10 +72,10 @@ def rows_of_weights(draw: st.DrawFn) -> tuple[F32, F32 | None]:
 @every_writable
 @settings(max_examples=40, deadline=None)
 @given(rows_of_weights())
-def test_bytes_are_ggmls_for_any_weights(number_format: Format, rows: tuple[F32, F32 | None]) -> None:
-    expected = ggml.quantize(number_format, *rows)
+def test_bytes_are_ggmls_for_any_weights(codec: BlockCodec, rows: tuple[F32, F32 | None]) -> None:
+    expected = ggml.quantize(codec, *rows)
     for version, compiled in VERSIONS.items():
-        np.testing.assert_array_equal(quantizer(number_format, compiled)(*rows), expected, err_msg=version)
+        np.testing.assert_array_equal(codec.quantizer(compiled=compiled)(*rows), expected, err_msg=version)
 
 
 def test_mxfp4_rounds_the_logarithm_as_c_does() -> None:
@@ -85,41 +84,41 @@ def test_mxfp4_rounds_the_logarithm_as_c_does() -> None:
     below = power.view(np.int32)[:, None] - np.array([0, 1, 2, 3, 5, 6, 11, 12, 22, 23, 44, 45, 46])
     x = np.zeros((below.size, 32), np.float32)
     x[:, 5] = np.maximum(below, 1).astype(np.int32).view(np.float32).ravel()
-    mxfp4 = format_named("mxfp4")
+    mxfp4 = codec_named("mxfp4", BlockCodec)
     for compiled in VERSIONS.values():
-        np.testing.assert_array_equal(quantizer(mxfp4, compiled)(x), ggml.quantize(mxfp4, x))
+        np.testing.assert_array_equal(mxfp4.quantizer(compiled=compiled)(x), ggml.quantize(mxfp4, x))
 
 
-def _raw_rows(number_format: Format) -> list[np.ndarray]:
+def _raw_rows(codec: BlockCodec) -> list[np.ndarray]:
     """Bytes as written, and bytes that no quantizer would write."""
     rng = np.random.default_rng(6)
-    noise = rng.integers(0, 256, (64, number_format.row_bytes(COLUMNS)), dtype=np.uint8)
-    written = [number_format.quantize(x, None) for x in weights().values()] if number_format.writable else []
+    noise = rng.integers(0, 256, (64, codec.row_bytes(COLUMNS)), dtype=np.uint8)
+    written = [codec.quantize(x, None) for x in weights().values()] if codec.writable else []
     return [*written, noise]
 
 
 @every_format
-def test_numbers_are_read_as_by_gguf_and_ggml(number_format: Format) -> None:
-    for raw in _raw_rows(number_format):
+def test_numbers_are_read_as_by_gguf_and_ggml(codec: BlockCodec) -> None:
+    for raw in _raw_rows(codec):
         with np.errstate(all="ignore"):
-            found = number_format.dequantize(raw)
-            theirs = gguf.quants.dequantize(raw, number_format.ggml_type)
+            found = codec.dequantize(raw)
+            theirs = gguf.quants.dequantize(raw, codec.ggml_type)
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, theirs)
-        if number_format.name != "f32":
-            np.testing.assert_array_equal(found, ggml.dequantize(number_format, raw, COLUMNS))
+        if codec.name != "f32":
+            np.testing.assert_array_equal(found, ggml.dequantize(codec, raw, COLUMNS))
 
 
 @every_writable
-def test_weights_up_to_max_abs_stay_finite(number_format: Format) -> None:
-    bound = np.float32(min(number_format.max_abs, float(np.finfo(np.float32).max)))
-    if float(bound) > number_format.max_abs:
+def test_weights_up_to_max_abs_stay_finite(codec: BlockCodec) -> None:
+    bound = np.float32(min(codec.max_abs, float(np.finfo(np.float32).max)))
+    if float(bound) > codec.max_abs:
         bound = np.nextafter(bound, np.float32(0))
     for name, x in weights().items():
         x = x / (np.abs(x).max(axis=1, keepdims=True) + np.float32(1e-45))
         for x_bound in (bound * x, bound * np.sign(x), -bound * np.abs(x)):
             for importance in importances().values():
-                quantized = quantizer(number_format)(x_bound.astype(np.float32), importance)
+                quantized = codec.quantizer()(x_bound.astype(np.float32), importance)
                 with np.errstate(all="ignore"):
-                    read = number_format.dequantize(quantized)
+                    read = codec.dequantize(quantized)
                 assert np.isfinite(read).all(), name

@@ -22,12 +22,12 @@ from torchao.quantization.quant_primitives import (
     _quantize_affine_tinygemm,
 )
 
-from bamba_quant.codecs import format_named
-from bamba_quant.codecs.base import F32
-from bamba_quant.codecs.cpu import quantizer as format_quantizer
-from bamba_quant.codecs.cpu.integers import quantizer
-from bamba_quant.codecs.integer_search import METHODS, TOGETHER, quantize, trials_of
-from bamba_quant.codecs.integers import Grid, Groups, Zero, dequantize, pack, unpack
+from bamba_quant.codecs import BlockCodec, codec_named
+from bamba_quant.codecs.arrays import F32
+from bamba_quant.codecs.compiled import quantizer as format_quantizer
+from bamba_quant.codecs.integers.compiled import quantizer
+from bamba_quant.codecs.integers.grid import Grid, Groups, Zero, dequantize, pack, unpack
+from bamba_quant.codecs.integers.search import METHODS, TOGETHER, quantize, trials_of
 from bamba_quant.errors import FormatError
 from tests.codecs.inputs import importances, weights
 
@@ -229,7 +229,7 @@ def test_an_importance_of_other_columns_is_an_error() -> None:
     for run in (
         partial(quantize, grid, "hqq"),
         quantizer(grid, "hqq", 8),
-        format_quantizer(format_named("q4_k")),
+        format_quantizer(codec_named("q4_k", BlockCodec)),
     ):
         with pytest.raises(ValueError, match="broadcast"):
             run(x, importance)

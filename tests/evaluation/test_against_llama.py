@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_quant.codecs import format_named
+from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.activations import q8_0, q8_k
@@ -133,7 +133,7 @@ def test_the_weights_alone_lose_less(
 def test_activations_are_rounded_as_ggml_rounds() -> None:
     """Q8_0 in ggml's own bytes, away from ties, of which it rounds some differently when it quantizes a file."""
     x = np.random.default_rng(0).standard_normal((50, 512)).astype(np.float32)
-    form = format_named("q8_0")
+    form = codec_named("q8_0", BlockCodec)
     expected = form.dequantize(ggml.quantize(form, x))
     np.testing.assert_allclose(q8_0(torch.from_numpy(x)).numpy(), expected, rtol=1e-6)
     rounded = q8_k(torch.from_numpy(x)).numpy()

@@ -22,7 +22,7 @@ from bamba_quant.checkpoint import PackedTensor, open_checkpoint, read_tensor
 from bamba_quant.checkpoint.compressed_tensors import activations_of_group
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer
 from bamba_quant.checkpoint.packed import Activations
-from bamba_quant.codecs.schemes import Ignored, Scheme, scheme_named, schemes
+from bamba_quant.codecs import Ignored, SafetensorsCodec, codec_named, codecs
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.activations import resolve, with_activations
@@ -50,7 +50,7 @@ from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import DIVIDES, save_quantized
 
 CPU = torch.device("cpu")
-FLOAT8 = [scheme for scheme in schemes() if scheme.name.startswith("fp8")]
+FLOAT8 = [scheme for scheme in codecs(SafetensorsCodec) if scheme.name.startswith("fp8")]
 COMPRESSED = [scheme.name for scheme in FLOAT8 if not scheme.name.endswith("inv")]
 TOKENS = list(range(3, 60))
 
@@ -69,7 +69,7 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 
 
 def group_of(name: str) -> dict[str, Any]:
-    return scheme_named(name).configuration(Ignored())["config_groups"]["group_0"]
+    return codec_named(name, SafetensorsCodec).configuration(Ignored())["config_groups"]["group_0"]
 
 
 def quantizing(module: Any) -> Any:
@@ -126,8 +126,8 @@ def test_a_model_is_transformers(name: str, made: dict[str, Path]) -> None:
     assert relative_error(run(loaded, "file"), theirs) < 0.05 < relative_error(exact, theirs)
 
 
-@pytest.mark.parametrize("scheme", schemes(), ids=lambda scheme: scheme.name)
-def test_what_every_scheme_says(scheme: Scheme, tmp_path: Path, base: Path) -> None:
+@pytest.mark.parametrize("scheme", codecs(SafetensorsCodec), ids=lambda scheme: scheme.name)
+def test_what_every_scheme_says(scheme: SafetensorsCodec, tmp_path: Path, base: Path) -> None:
     directory = save_quantized(base, tmp_path / "model", scheme, scheme.methods[-1].name)
     rules = {
         t.activations for t in open_checkpoint(directory).tensors.values() if isinstance(t, PackedTensor)

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from bamba_quant.checkpoint import PackedTensor
-from bamba_quant.codecs import Format, formats
+from bamba_quant.codecs import BlockCodec, codecs
 from bamba_quant.codecs.decoding import decode
-from bamba_quant.codecs.dispatch import quantizer
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import tensor_loss, weights_compare
 from bamba_quant.evaluation.models import ComparisonError
@@ -117,12 +116,12 @@ def test_models_of_other_shapes_are_refused(tmp_path: Path) -> None:
         compare_weights(embedded_model(), save_checkpoint(random_bamba(), tmp_path / "m"))
 
 
-@pytest.mark.parametrize("number_format", [f for f in formats() if f.writable], ids=lambda f: f.name)
-def test_decoding_in_pieces_is_decoding(number_format: Format) -> None:
+@pytest.mark.parametrize("codec", [f for f in codecs(BlockCodec) if f.writable], ids=lambda f: f.name)
+def test_decoding_in_pieces_is_decoding(codec: BlockCodec) -> None:
     x = np.random.default_rng(0).standard_normal((700, 1024)).astype(np.float32)
-    raw = quantizer(number_format)(x)
-    np.testing.assert_array_equal(decode(number_format, raw), number_format.dequantize(raw))
-    np.testing.assert_array_equal(decode(number_format, raw[:1]), number_format.dequantize(raw[:1]))
+    raw = codec.quantizer()(x)
+    np.testing.assert_array_equal(decode(codec, raw), codec.dequantize(raw))
+    np.testing.assert_array_equal(decode(codec, raw[:1]), codec.dequantize(raw[:1]))
 
 
 @pytest.mark.parametrize("outtype", ["", "f32", "bf16", "q8_0", "q4_k_m"])

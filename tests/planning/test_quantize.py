@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bamba_quant.codecs.schemes import schemes
+from bamba_quant.codecs import SafetensorsCodec, codecs
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, FormatError, PlanError
 from bamba_quant.planning.quantize import Quantization, plan_quantization
@@ -53,7 +53,9 @@ def test_the_table_of_the_model_card(tmp_path: Path) -> None:
         write_quantized(plan, tmp_path / "out")
 
 
-@pytest.mark.parametrize("scheme", [scheme.name for scheme in schemes() if scheme.name.startswith("fp8")])
+@pytest.mark.parametrize(
+    "scheme", [scheme.name for scheme in codecs(SafetensorsCodec) if scheme.name.startswith("fp8")]
+)
 def test_vllm_would_load_bamba_9b(scheme: str, tmp_path: Path) -> None:
     for keep in ([], ["hybrid"], ["*.layers.0.*", "ssm_in"]):
         plan = config_only(tmp_path, scheme, keep=keep)

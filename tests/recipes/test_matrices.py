@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bamba_quant.codecs.schemes import Ignored
+from bamba_quant.codecs import Ignored
 from bamba_quant.errors import PlanError
 from bamba_quant.families import family_of, read_config
 from bamba_quant.recipes.matrices import (

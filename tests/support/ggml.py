@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bamba_quant.codecs import Format
-from bamba_quant.codecs.base import F32, U8
+from bamba_quant.codecs import BlockCodec
+from bamba_quant.codecs.arrays import F32, U8
 
 _FLOATS = ctypes.POINTER(ctypes.c_float)
 _DEQUANTIZED_BY_ROW = {"f16": "ggml_fp16_to_fp32_row", "bf16": "ggml_bf16_to_fp32_row"}
@@ -43,14 +43,14 @@ def library_path() -> Path | None:
     return next(iter(sorted((Path(package.origin).parent / "lib").glob("libggml-base.*"))), None)
 
 
-def quantize(number_format: Format, x: F32, importance: F32 | None = None) -> U8:
+def quantize(codec: BlockCodec, x: F32, importance: F32 | None = None) -> U8:
     """``ggml_quantize_chunk`` of x (rows, n) with importance (n,) or NULL: uint8 (rows, row_bytes)."""
     x = np.ascontiguousarray(x, np.float32)
     if importance is not None:
         importance = np.ascontiguousarray(importance, np.float32)
-    out = np.zeros((len(x), number_format.row_bytes(x.shape[1])), np.uint8)
+    out = np.zeros((len(x), codec.row_bytes(x.shape[1])), np.uint8)
     library().ggml_quantize_chunk(
-        int(number_format.ggml_type),
+        int(codec.ggml_type),
         x.ctypes.data_as(_FLOATS),
         out.ctypes.data_as(ctypes.c_void_p),
         0,
@@ -60,12 +60,12 @@ def quantize(number_format: Format, x: F32, importance: F32 | None = None) -> U8
     return out
 
 
-def dequantize(number_format: Format, raw: U8, columns: int) -> F32:
+def dequantize(codec: BlockCodec, raw: U8, columns: int) -> F32:
     """ggml's float32 (rows, columns) of raw (rows, row_bytes)."""
     raw = np.ascontiguousarray(raw)
     out = np.empty((len(raw), columns), np.float32)
-    stem, k, _ = number_format.name.partition("_k")
-    name = _DEQUANTIZED_BY_ROW.get(number_format.name, f"dequantize_row_{stem}{k.upper()}")
+    stem, k, _ = codec.name.partition("_k")
+    name = _DEQUANTIZED_BY_ROW.get(codec.name, f"dequantize_row_{stem}{k.upper()}")
     function = getattr(library(), name)
     function.restype = None
     function(

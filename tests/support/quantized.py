@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from bamba_quant.codecs.schemes import Ignored, Method, Scheme
-from bamba_quant.codecs.schemes.base import Parts
+from bamba_quant.codecs import Ignored, Method, SafetensorsCodec
+from bamba_quant.codecs.base import Parts
 
 # A model in which rows and columns of every matrix divide by 128.
 DIVIDES = {
@@ -23,7 +23,7 @@ DIVIDES = {
 LINEAR = tuple(f"{leaf}_proj.weight" for leaf in ("in", "out", "q", "k", "v", "o", "gate", "up", "down"))
 
 
-def quantized_parts(scheme: Scheme, method: Method, x: np.ndarray) -> Parts:
+def quantized_parts(scheme: SafetensorsCodec, method: Method, x: np.ndarray) -> Parts:
     """All parts of one matrix."""
     shared = None
     if method.measure is not None and method.share is not None:
@@ -46,7 +46,12 @@ def read_all(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def save_quantized(
-    model: Path, directory: Path, scheme: Scheme, method: str | None = None, shards: int = 1, **config: Any
+    model: Path,
+    directory: Path,
+    scheme: SafetensorsCodec,
+    method: str | None = None,
+    shards: int = 1,
+    **config: Any,
 ) -> Path:
     """Quantize every linear layer of the checkpoint ``model`` into ``directory``."""
     directory.mkdir(parents=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bamba_quant.codecs.schemes import schemes
+from bamba_quant.codecs import SafetensorsCodec, codecs
 from bamba_quant.errors import BambaQuantError, CheckpointError, OutputError
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import journal, quantized
@@ -55,7 +55,7 @@ def stop_after(count: int) -> Any:
 
 
 def test_schemes_are_there() -> None:
-    assert set(SCHEMES) <= {scheme.name for scheme in schemes()}
+    assert set(SCHEMES) <= {scheme.name for scheme in codecs(SafetensorsCodec)}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

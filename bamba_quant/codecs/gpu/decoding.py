@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from bamba_quant.codecs.base import Format
-from bamba_quant.codecs.gpu import codebooks
+from bamba_quant.codecs.blocks import BlockCodec
+from bamba_quant.codecs.codebooks import gpu as codebooks
 from bamba_quant.codecs.gpu.bits import bit, byte, crumb, field, half, nibble, signed
 from bamba_quant.codecs.iq4 import VALUES as IQ4
 from bamba_quant.codecs.mxfp4 import VALUES as MXFP4
@@ -179,21 +179,21 @@ def _table(name: str, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(values).to(device)
 
 
-def decode(number_format: Format, raw: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def decode(codec: BlockCodec, raw: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """``Format.dequantize`` where raw lies: uint8 (rows, row_bytes) to (rows, n) of a float dtype.
 
     Raises ``FormatError`` for a format that the device cannot read.
     """
     raw = raw.contiguous()
-    if number_format.dtype is not None:
-        return raw.view(getattr(torch, number_format.dtype.name)).to(dtype)
-    if number_format.name not in _WEIGHTS:
+    if codec.dtype is not None:
+        return raw.view(getattr(torch, codec.dtype.name)).to(dtype)
+    if codec.name not in _WEIGHTS:
         raise FormatError(
-            f"{number_format.name} cannot be read on a GPU",
+            f"{codec.name} cannot be read on a GPU",
             expected="one of " + ", ".join(_WEIGHTS),
             fix="read it on the CPU",
         )
-    columns = raw.shape[1] // number_format.block_bytes * number_format.block_size
+    columns = raw.shape[1] // codec.block_bytes * codec.block_size
     out = torch.empty(len(raw), columns, dtype=dtype, device=raw.device)
     if out.numel():
         # Triton's interpreter, which stands in on a CPU, takes as long for one lane as for many.
@@ -201,12 +201,12 @@ def decode(number_format: Format, raw: torch.Tensor, dtype: torch.dtype = torch.
         # Nothing fuses a product with a sum: numpy rounds both.
         _decode[(-(-out.numel() // lanes),)](
             raw,
-            _table(number_format.name, raw.device),
+            _table(codec.name, raw.device),
             out,
             out.numel(),
-            WEIGHT=_WEIGHTS[number_format.name],
-            SIZE=number_format.block_size,
-            BYTES=number_format.block_bytes,
+            WEIGHT=_WEIGHTS[codec.name],
+            SIZE=codec.block_size,
+            BYTES=codec.block_bytes,
             LANES=lanes,
             enable_fp_fusion=False,
         )

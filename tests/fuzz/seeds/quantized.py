@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from bamba_quant.codecs.schemes import scheme_named
+from bamba_quant.codecs import SafetensorsCodec, codec_named
 from bamba_quant.planning.quantize import Quantization, plan_quantization
 from bamba_quant.writers.quantized import write_quantized
 from tests.fuzz.mutations.json_text import changed, dumped, json_text
@@ -44,7 +44,9 @@ def quantized(scheme: str) -> Tree:
         place = Path(made)
         (place / "in").mkdir()
         write_tree(wide(), place / "in")
-        save_quantized(place / "in", place / "out", scheme_named(scheme), bamba_quant=RECORD.plain())
+        save_quantized(
+            place / "in", place / "out", codec_named(scheme, SafetensorsCodec), bamba_quant=RECORD.plain()
+        )
         tree = dict(read_tree(place / "out"))
     tree["model.safetensors"] = _ordered(tree["model.safetensors"])  # type: ignore[arg-type]
     return {**models.directory("bamba"), **tree}

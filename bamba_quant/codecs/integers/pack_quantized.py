@@ -1,0 +1,158 @@
+"""compressed-tensors' "pack-quantized" layout: integers of 4 or 8 bits in int32 words, a bfloat16 scale a group.
+
+Words are little-endian and hold each integer plus 2^(bits-1), the first in the lowest bits; integer zero points are
+packed the same way along the rows (compressed_tensors/compressors/pack_quantized/helpers.py, 0.20). Every scale is a
+bfloat16 number before the first integer is chosen, so a loader multiplies by what the search saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from bamba_quant.codecs.arrays import F32, Array
+from bamba_quant.codecs.base import Encode, Method, Part, Parts
+from bamba_quant.codecs.compressed_tensors import compressed_tensors
+from bamba_quant.codecs.integers.grid import Grid, pack, unpack
+from bamba_quant.codecs.integers.search import quantize
+from bamba_quant.codecs.safetensors import Ignored, SafetensorsCodec
+from bamba_quant.errors import FormatError
+
+GROUPS = (128, 64, 32)
+ABOUT = {
+    "hqq": "a search of scales, then scale and integers refitted by least squares",
+    "mse": "the clipped range of least squared error",
+    "rtn": "the whole range, as compressed-tensors' min-max observer takes it",
+}
+
+_WORD = np.dtype("<i4")
+
+
+def packed_integers(bits: int, symmetric: bool, group: int) -> SafetensorsCodec:
+    """The scheme of this many bits, with integer zero points unless ``symmetric``, a scale for ``group`` columns."""
+    grid = Grid(bits, "none" if symmetric else "integer", group)
+    per_word = 32 // bits
+
+    def parts(rows: int, columns: int) -> tuple[Part, ...]:
+        groups = columns // group
+        always = (
+            Part(".weight_packed", "I32", (rows, columns // per_word)),
+            Part(".weight_scale", "BF16", (rows, groups)),
+            Part(".weight_shape", "I64", (2,), 0),
+        )
+        if symmetric:
+            return always
+        return (*always, Part(".weight_zero_point", "I32", (-(-rows // per_word), groups), per_word))
+
+    return SafetensorsCodec(
+        name=scheme_name(bits, symmetric, group),
+        about=f"int{bits}, {'symmetric' if symmetric else 'with zero points'}, a scale for {group} columns",
+        tensors=parts,
+        methods=tuple(Method(name, ABOUT[name], *_encoders(grid, name)) for name in ABOUT),
+        decode=partial(decode, grid=grid),
+        configuration=partial(_configuration, bits=bits, symmetric=symmetric, group=group),
+        packed=True,
+        zero_points=not symmetric,
+        row_multiple=1 if symmetric else per_word,
+        fits=lambda rows, columns: "" if columns % group == 0 else f"columns in multiples of {group}",
+        whole=lambda rows, columns, shared: {".weight_shape": np.array([rows, columns], np.int64)},
+    )
+
+
+def scheme_name(bits: int, symmetric: bool, group: int) -> str:
+    """As compressed-tensors names its presets, with the group: w4a16-g128, w4a16-asym-g128."""
+    return f"w{bits}a16{'' if symmetric else '-asym'}-g{group}"
+
+
+def _encoders(grid: Grid, method: str) -> tuple[Encode, Callable[[], Encode]]:
+    """The definition, and what imports its compiled version."""
+    offset = 1 << grid.bits - 1
+
+    def encode(x: F32, importance: F32 | None, shared: Any) -> Parts:
+        groups = quantize(grid, method, x, importance)
+        return _parts(grid, pack(groups.codes, grid.bits, offset), groups.scale, groups.zero)
+
+    def compiled() -> Encode:
+        from bamba_quant.codecs.integers.compiled import quantizer
+
+        run = quantizer(grid, method, offset)
+        return lambda x, importance, shared: _parts(grid, *run(x, importance))
+
+    return encode, compiled
+
+
+def _parts(grid: Grid, packed: Array, scale: F32, zero: F32) -> Parts:
+    parts = {".weight_packed": np.ascontiguousarray(packed).view(_WORD), ".weight_scale": as_stored(scale)}
+    if grid.zero == "integer":
+        parts[".weight_zero_point"] = pack_zeros(zero.astype(np.int8), grid.bits)
+    return parts
+
+
+def as_stored(scale: F32) -> Array:
+    """Scales, or float zeros, as bfloat16. Raises ``FormatError`` for those that a bfloat16 cannot hold."""
+    if not np.isfinite(scale).all():
+        raise FormatError(
+            "weights are too large for a bfloat16 scale",
+            expected="a range below 3.4e38 in each group",
+            fix="keep the tensor unquantized (--keep)",
+        )
+    return scale.astype(ml_dtypes.bfloat16)
+
+
+def pack_zeros(zero: Array, bits: int) -> Array:
+    """int8 (rows, groups) to int32 (rows·bits/32, groups), words along the rows; rows that are missing are 0 bits."""
+    per_word = 32 // bits
+    rows, groups = zero.shape
+    unsigned = np.zeros((-(-rows // per_word) * per_word, groups), np.uint32)
+    unsigned[:rows] = zero.astype(np.int32) + (1 << bits - 1)
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)[:, None]
+    words: Array = np.bitwise_or.reduce(unsigned.reshape(-1, per_word, groups) << shifts, axis=1)
+    packed: Array = words.view(_WORD)
+    return packed
+
+
+def unpack_zeros(words: Array, bits: int, rows: int) -> F32:
+    """The inverse of ``pack_zeros`` for the first ``rows`` rows, as float32."""
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)[:, None]
+    unsigned = (words.view(np.uint32)[:, None] >> shifts) & np.uint32((1 << bits) - 1)
+    zero: F32 = unsigned.reshape(-1, words.shape[1])[:rows].astype(np.float32) - np.float32(1 << bits - 1)
+    return zero
+
+
+def decode(parts: Parts, columns: int, *, grid: Grid) -> F32:
+    """(q - zero)·scale, rounded to the scale's own type as compressed-tensors computes it.
+
+    The difference is exact in bfloat16, so there is one rounding.
+    """
+    packed, scale = parts[".weight_packed"], parts[".weight_scale"]
+    codes = unpack(np.ascontiguousarray(packed).view(np.uint8), grid.bits, 1 << grid.bits - 1)[:, :columns]
+    q = codes.reshape(len(codes), -1, grid.group).astype(np.float32)
+    if grid.zero == "integer":
+        q -= unpack_zeros(parts[".weight_zero_point"], grid.bits, len(codes))[..., None]
+    q *= scale.astype(np.float32)[..., None]
+    values: F32 = q.astype(scale.dtype).astype(np.float32)
+    return values.reshape(len(codes), columns)
+
+
+def _configuration(ignored: Ignored, bits: int, symmetric: bool, group: int) -> dict[str, Any]:
+    weights = {
+        "num_bits": bits,
+        "type": "int",
+        "strategy": "group",
+        "group_size": group,
+        "symmetric": symmetric,
+        "zp_dtype": None if symmetric else "torch.int8",
+    }
+    return compressed_tensors(ignored, weights, None, "pack-quantized")
+
+
+CODECS = tuple(
+    packed_integers(bits, symmetric, group)
+    for bits in (4, 8)
+    for symmetric in (True, False)
+    for group in GROUPS
+)

@@ -1,0 +1,65 @@
+"""Codecs of safetensors directories: a matrix becomes several tensors, and config.json says how they are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bamba_quant.codecs.arrays import F32
+from bamba_quant.codecs.base import Codec, Part, Parts, Shared
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """The linear layers that stay unquantized, in three notations, since no runtime understands all of them.
+
+    ``modules`` are all of them by Hugging Face's names. ``patterns`` are Python's regular expressions, without
+    compressed-tensors' prefix ``re:``, that match those of ``modules`` inside layers and no quantized one, also under
+    vLLM's names, which differ between layer and leaf. ``aliases`` are vLLM's own names.
+    """
+
+    modules: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """The modules outside layers, such as the output: every runtime has the same names for them."""
+        expressions = [re.compile(pattern) for pattern in self.patterns]
+        return tuple(module for module in self.modules if not any(e.match(module) for e in expressions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetensorsCodec(Codec):
+    """A layout of matrices in a safetensors directory.
+
+    ``tensors(rows, columns)`` are the parts of a matrix, ``whole(rows, columns, shared)`` the contents of those that
+    are not cut by rows, and ``fits(rows, columns)`` the shapes that it takes where this one is not among them, else "".
+    ``decode(parts, columns)`` takes the parts of some rows, uncut ones whole, and returns float32 of shape
+    (r, columns): the weight as a loader computes with it. ``configuration`` is the ``quantization_config`` of
+    config.json. A ``packed`` layer that a loader makes from it has no ``weight``, one with ``zero_points`` has integers
+    beside its scales; ``kernels`` names what computing with it requires, "" for a CPU. ``block_rows`` is the height of
+    blocks that share a scale, 0 where there are none. ``metadata(matrices, others)``, given the shapes of the matrices
+    and the names of all other tensors, is the ``__metadata__`` of every shard's header.
+    """
+
+    tensors: Callable[[int, int], tuple[Part, ...]]
+    decode: Callable[[Parts, int], F32]
+    configuration: Callable[[Ignored], dict[str, Any]]
+    packed: bool = False
+    zero_points: bool = False
+    kernels: str = ""
+    block_rows: int = 0
+    fits: Callable[[int, int], str] = lambda rows, columns: ""
+    whole: Callable[[int, int, Shared], Parts] = lambda rows, columns, shared: {}
+    metadata: Callable[[Mapping[str, tuple[int, int]], Sequence[str]], dict[str, str]] = (
+        lambda matrices, others: {"format": "pt"}
+    )
+
+    def parts(self, rows: int, columns: int) -> tuple[Part, ...]:
+        return self.tensors(rows, columns)
+
+    def misfit(self, rows: int, columns: int) -> str:
+        return self.fits(rows, columns)

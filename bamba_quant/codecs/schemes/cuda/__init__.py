@@ -1,1 +1,0 @@
-"""What schemes have on a GPU, in Triton."""
