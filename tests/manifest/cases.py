@@ -234,7 +234,7 @@ def _figures() -> Iterator[Case]:
         "perplexity/stream", f"perplexity @q4_k_m.gguf --text @text.txt {run} --stream --json", "figures"
     )
     yield Case("compare/gguf", "compare @mini @q4_k_m.gguf --json", "figures")
-    yield Case("compare/codes", "compare @q8_0.gguf @q4_k_m.gguf --json", "figures")
+    yield Case("compare/codes", "compare @q4_k_m.gguf @measured-q4_k_m.gguf --json", "figures")
     yield Case("compare/fp8", "compare @mini @fp8 --json", "figures")
     yield Case("generate/greedy", "generate @mini --prompt 'The function' --max-tokens 24 --json", "hash")
     yield Case(
@@ -242,7 +242,7 @@ def _figures() -> Iterator[Case]:
         "generate @q8_0.gguf --prompt 'The' --max-tokens 24 --temperature 0.8 --top-p 0.95 --seed 7 --json",
         "hash",
     )
-    tuned = "--tune @text.txt --tune-tokens 4096 --tune-steps 3 --json"
+    tuned = "--tune @text.txt --tune-tokens 2048 --tune-steps 2 --json"
     yield Case("tune/gguf", f"convert @mini --outtype q4_k_m --outfile OUT/x.gguf {tuned}", "figures", "")
     yield Case("tune/fp8", f"fp8 @mini OUT {tuned}", "figures", "")
     yield Case("tune/int4", f"int4 @mini OUT {tuned}", "figures", "")

@@ -119,7 +119,7 @@ def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
                 yield from _numbers(inner, f"{path}.{key}" if path else key)
     elif isinstance(value, list):
         for inner in value:
-            yield from _numbers(inner, f"{path}.*")
+            yield from _numbers(inner, f"{path}.*" if path else "*")
     elif isinstance(value, int | float):
         yield path, float(value)
 

@@ -144,6 +144,8 @@ class Runner:
             models.write_state_spaces(path)
         elif name in models.MODELS:
             models.write_model(name, path)
+        elif name == "measured-q4_k_m.gguf":
+            self.command(f"convert @mini --outtype q4_k_m --imatrix @imatrix.dat --outfile {path}", path)
         elif stem.endswith("-q8_0"):
             family = stem.removesuffix("-q8_0")
             self.command(f"convert @{family} --outtype q8_0 --no-vocab --outfile {path}", path)
