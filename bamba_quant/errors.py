@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bamba_reference.errors import BambaQuantError, ConfigError
+from bamba_reference.errors import BambaQuantError, ConfigError, repr_short
 
 __all__ = [
     "ArchitectureError",
@@ -16,6 +16,7 @@ __all__ = [
     "PlanError",
     "TokenizerError",
     "join_names",
+    "repr_short",
 ]
 
 

@@ -1,9 +1,10 @@
-"""What readers of quantized checkpoints share: taking the parts of a weight, each checked, and joining them."""
+"""What the readers of quantized checkpoints share: the parts of a weight, each checked, and their assembly."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from bamba_quant.checkpoint.base import Shape, StoredTensor
 from bamba_quant.checkpoint.dequantize import Dequantizer
@@ -22,9 +23,9 @@ _FLOATS = ("f32", "bf16", "f16")
 
 
 class WeightAssembler:
-    """The tensors of a directory, as they become ``weights`` or turn out to be ``unused``.
+    """Makes ``weights`` of a directory's tensors, and collects the names of those that are ``unused``.
 
-    Their names in the files have ``prefix`` before them.
+    ``prefix`` stands before the tensors' names in the headers of the files.
     """
 
     def __init__(self, directory: Path, tensors: Mapping[str, StoredTensor], prefix: str = "") -> None:
@@ -35,13 +36,13 @@ class WeightAssembler:
         self._tensors = tensors
         self._taken: set[str] = set()
 
-    def left(self) -> dict[str, StoredTensor]:
-        """What nothing has taken so far."""
+    def remaining(self) -> dict[str, StoredTensor]:
+        """The tensors that belong to no weight so far."""
         gone = self._taken | self.unused
         return {name: tensor for name, tensor in self._tensors.items() if name not in gone}
 
     def get(self, name: str) -> StoredTensor | None:
-        """A tensor that nothing has taken so far, if there is one of this name."""
+        """The tensor of this name, None where there is none or a weight has it already."""
         return None if name in self._taken or name in self.unused else self._tensors.get(name)
 
     def take(
@@ -71,15 +72,15 @@ class WeightAssembler:
     def add(self, name: str, described: str, shape: tuple[int, int], dequantizer: Dequantizer,
             codes: CodeTensor | StoredTensor, scale: ScaleTensor, zero: ScaleTensor | None = None,
             activations: Activations | None = None) -> None:  # fmt: skip
-        """Make the parts the weight ``name``; codes that are a tensor stand row by row."""
+        """Assemble the weight ``name``; ``codes`` given as a tensor are in the order of rows."""
         if isinstance(codes, StoredTensor):
             codes = plain_codes(codes)
         self.weights[name] = packed_tensor(
             name, described, shape, dequantizer, codes=codes, scale=scale, zero=zero, activations=activations
         )
 
-    def unsupported(self, what: str, name: str, found: object, expected: str) -> CheckpointError:
-        """The error for a weight that is stored in a way nobody has taught this reader."""
+    def unsupported(self, name: str, found: object, expected: str, what: str = "a weight") -> CheckpointError:
+        """The error for a weight, or ``what`` else, that is stored in a form that is not supported."""
         return CheckpointError(
             f"{what} cannot be read",
             where=f"{self.directory}, {name}",
@@ -87,3 +88,13 @@ class WeightAssembler:
             expected=expected,
             fix="give the unquantized checkpoint",
         )
+
+
+def is_length(value: Any) -> TypeGuard[int]:
+    """Whether a value of a configuration can be a number of rows or columns."""
+    return type(value) is int and 0 < value < 2**31
+
+
+def are_two_lengths(value: Any) -> TypeGuard[list[int]]:
+    """Whether a value of a configuration can be the shape of a matrix or of a block."""
+    return isinstance(value, list) and len(value) == 2 and all(map(is_length, value))

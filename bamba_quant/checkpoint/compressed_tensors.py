@@ -6,23 +6,22 @@ Values are those of compressed-tensors' own decompression: the product is rounde
 from __future__ import annotations
 
 import re
-import reprlib
 import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeGuard, get_args
+from typing import Any, get_args
 
 import numpy as np
 import regex
 
-from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler
+from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler, are_two_lengths, is_length
 from bamba_quant.checkpoint.base import RawReader, StoredTensor
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer, IntegerDequantizer
 from bamba_quant.checkpoint.packed import Activations, ScaleTensor, Strategy
 from bamba_quant.codecs.integers.grid import Grid
 from bamba_quant.codecs.integers.pack_quantized import unpack_zeros
-from bamba_reference.errors import repr_short
+from bamba_quant.errors import repr_short
 
 # Of activations and of the key-value cache: nothing that a weight's value depends on.
 _UNUSED = re.compile(
@@ -33,29 +32,26 @@ _STRATEGIES = "tensor, channel, block or group"
 
 
 def read_compressed_tensors(quantization: Mapping[str, Any], stored: WeightAssembler) -> None:
-    """Join what is packed, or e4m3, with its scales. Raises ``CheckpointError`` naming what cannot be read."""
+    """Assemble what is packed, or e4m3, and its scales. Raises ``CheckpointError`` naming what cannot be read."""
     transforms = quantization.get("transform_config")
     if transforms:  # a rotated weight is right only behind the rotation that a runtime adds
-        raise stored.unsupported(
-            "the checkpoint", "quantization_config", f"transform_config {repr_short(transforms)}", "none"
-        )
+        found = f"transform_config {repr_short(transforms)}"
+        raise stored.unsupported("quantization_config", found, "none", "the checkpoint")
     groups = ConfigGroups(quantization, stored)
-    for name, tensor in list(stored.left().items()):
+    for name, tensor in list(stored.remaining().items()):
         if name.endswith(".weight_packed"):
             module = name.removesuffix(".weight_packed")
             _packed(stored, module, groups.find(module, "int"))
         elif name.endswith(".weight") and tensor.format.name == E4M3:
             module = name.removesuffix(".weight")
             _float(stored, module, tensor, groups.find(module, "float"))
-    for name in stored.left():
+    for name in stored.remaining():
         if _UNUSED.search(name):
             stored.unused.add(name)
         elif name.endswith(_WEIGHT_PARTS):
+            expected = "weight_packed, or a weight in e4m3"
             raise stored.unsupported(
-                "a weight with such a part",
-                name,
-                "a part without packed codes",
-                "weight_packed, or a weight in e4m3",
+                name, "a part without packed codes", expected, "a weight with such a part"
             )
 
 
@@ -65,7 +61,7 @@ def _float(stored: WeightAssembler, module: str, codes: StoredTensor, group: Map
     bits = weights.get("num_bits")
     if type(bits) is not int or bits != 8 or not _symmetric(weights) or len(codes.shape) != 2:
         found = f"{_said(weights)}, shape {codes.shape}"
-        raise stored.unsupported("a weight", name, found, "8 bits, symmetric, a matrix")
+        raise stored.unsupported(name, found, "8 bits, symmetric, a matrix")
     rows, columns = codes.shape
     height, width = _tile(stored, name, weights, rows, columns)
     tall, wide = -(-rows // height), -(-columns // width)
@@ -104,41 +100,28 @@ def _tile(
         return rows, columns
     if strategy == "channel":
         return 1, columns
-    if strategy == "group" and _is_length(size) and columns % size == 0:
+    if strategy == "group" and is_length(size) and columns % size == 0:
         return 1, size
-    if strategy == "block" and isinstance(structure, list) and len(structure) == 2:
-        height, width = structure
-        if _is_length(height) and _is_length(width):
-            return height, width
+    if strategy == "block" and are_two_lengths(structure):
+        return structure[0], structure[1]
     said = f"strategy {repr_short(strategy)}, group_size {repr_short(size)}, block_structure {repr_short(structure)}"
     found = f"{said}, {columns} columns"
-    raise stored.unsupported("a weight", name, found, f"strategy {_STRATEGIES}, with its sizes")
-
-
-def _is_length(value: Any) -> TypeGuard[int]:
-    return type(value) is int and 0 < value < 2**31
+    raise stored.unsupported(name, found, f"strategy {_STRATEGIES}, with its sizes")
 
 
 def _packed(stored: WeightAssembler, module: str, described: Mapping[str, Any]) -> None:
     weights = described["weights"]
     name, bits, symmetric = f"{module}.weight", weights.get("num_bits"), _symmetric(weights)
     if type(bits) is not int or bits not in (4, 8) or symmetric is None:
-        raise stored.unsupported(
-            "a weight",
-            name,
-            _said(weights),
-            "4 or 8 bits, symmetric true or false",
-        )
+        raise stored.unsupported(name, _said(weights), "4 or 8 bits, symmetric true or false")
     if stored.get(f"{module}.weight_g_idx") is not None:
-        raise stored.unsupported("a weight", name, "weight_g_idx", "groups in order")
+        raise stored.unsupported(name, "weight_g_idx", "groups in order")
     rows, columns = _shape(stored, f"{module}.weight_shape")
     _, group = _tile(stored, name, weights, rows, columns)
     if weights.get("strategy") not in ("group", "channel") or group % 32 or columns % group:
-        raise stored.unsupported(
-            "a weight", name,
-            f"strategy {repr_short(weights.get('strategy'))}, {group} of {columns} columns share a scale",
-            "groups, or rows, of a multiple of 32 columns",
-        )  # fmt: skip
+        strategy = repr_short(weights.get("strategy"))
+        found = f"strategy {strategy}, {group} of {columns} columns share a scale"
+        raise stored.unsupported(name, found, "groups, or rows, of a multiple of 32 columns")
     per_word = 32 // bits
     codes = stored.take(f"{module}.weight_packed", ("i32",), ((rows, columns // per_word),))
     scale = stored.take(f"{module}.weight_scale", shapes=((rows, columns // group),))
@@ -173,7 +156,7 @@ def _shape(stored: WeightAssembler, name: str) -> tuple[int, int]:
         reader.read_into(tensor.file, tensor.offset, raw)
     rows, columns = raw.view(tensor.format.dtype).tolist()
     if rows <= 0 or columns <= 0:
-        raise stored.unsupported("a weight", name, f"{rows} × {columns}", "a matrix")
+        raise stored.unsupported(name, f"{rows} × {columns}", "a matrix")
     return rows, columns
 
 
@@ -182,7 +165,10 @@ _SECONDS = 2.0  # for all matches of a checkpoint: some expressions take exponen
 
 
 class ConfigGroups:
-    """The groups of ``config_groups``, found by module. Regular expressions follow ``re:`` and match as re.match."""
+    """The groups of ``config_groups``, found by a module's name, by regular expression, or by class.
+
+    Regular expressions follow ``re:`` and match as re.match.
+    """
 
     def __init__(self, quantization: Mapping[str, Any], stored: WeightAssembler) -> None:
         groups = quantization.get("config_groups")
@@ -216,12 +202,9 @@ class ConfigGroups:
             weights = self._groups[index].get("weights")
             if isinstance(weights, dict) and weights.get("type") == kind:
                 return self._groups[index]
-        raise self._stored.unsupported(
-            "a weight",
-            f"module {module}",
-            f"no group of quantization_config for it with weights of type {kind}",
-            "config_groups whose targets name the module or Linear",
-        )
+        found = f"no group of quantization_config for it with weights of type {kind}"
+        expected = "config_groups whose targets name the module or Linear"
+        raise self._stored.unsupported(f"module {module}", found, expected)
 
     def _compiled(self, target: str) -> regex.Pattern[str]:
         if len(target) > _MOST_LENGTH:
@@ -248,7 +231,7 @@ class ConfigGroups:
             self._left -= time.monotonic() - started
 
     def _unsupported(self, found: str, expected: str) -> Exception:
-        return self._stored.unsupported("a target", "quantization_config", found, expected)
+        return self._stored.unsupported("quantization_config", found, expected, "a target")
 
 
 _EXPECTED = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": True}
@@ -268,5 +251,5 @@ def activations_of_group(group: Mapping[str, Any]) -> Activations | None:
         if found.get("strategy") == "group" and type(size) is int and size > 0:
             return Activations("group", size)
     return Activations(
-        unknown=f"input_activations {reprlib.repr(inputs)}, output_activations {reprlib.repr(outputs)}"
+        unknown=f"input_activations {repr_short(inputs)}, output_activations {repr_short(outputs)}"
     )

@@ -10,7 +10,6 @@ another tool copied into a file of its own. Shards of other tools are checked by
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from bamba_quant.checkpoint.gguf_values import KeyValues, pack_string, pack_valu
 from bamba_quant.codecs import BlockCodec, codecs
 from bamba_quant.codecs.codebooks import listed_format
 from bamba_quant.errors import CheckpointError, FormatError, join_names
-from bamba_quant.files.reading import open_regular
+from bamba_quant.files.reading import opened
 
 _MOST_NAMED = 5
 _SPLIT_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
@@ -107,15 +106,11 @@ def other_splits(files: Sequence[Path]) -> list[str]:
 
 
 def _read_shard(file: Path) -> tuple[KeyValues, dict[str, StoredTensor]]:
-    try:
-        descriptor, size = open_regular(file)
-        with os.fdopen(descriptor, "rb", buffering=0) as stream:
-            cursor = Cursor(stream, size)
-            header = _header(file, cursor, size)
-            if FINGERPRINT_KEY in header.key_values and is_stale(cursor, header):
-                del header.key_values[FINGERPRINT_KEY]
-    except OSError as error:
-        raise CheckpointError("a GGUF file cannot be read", where=file, found=error.strerror) from error
+    with opened(file) as (stream, size):
+        cursor = Cursor(stream, size)
+        header = _header(file, cursor, size)
+        if FINGERPRINT_KEY in header.key_values and _is_stale(cursor, header):
+            del header.key_values[FINGERPRINT_KEY]
     return KeyValues(header.key_values, file), _tensors(file, header, size)
 
 
@@ -191,7 +186,7 @@ def insert_fingerprint(header: bytes, set_digest: str) -> bytes:
     return header.replace(_packed(UNKNOWN_FINGERPRINT), _packed(set_digest[:_OF_SET] + _own_digest(header)))
 
 
-def is_stale(cursor: Cursor, header: Header) -> bool:
+def _is_stale(cursor: Cursor, header: Header) -> bool:
     """Whether the mark in ``header``, which ``cursor`` has read, is of another file than this one."""
     mark = header.key_values[FINGERPRINT_KEY].value
     if not isinstance(mark, str) or len(mark) != len(UNKNOWN_FINGERPRINT):

@@ -7,7 +7,6 @@ as surrogate escapes, since a vocabulary may hold any bytes.
 from __future__ import annotations
 
 import math
-import reprlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType
 
-from bamba_quant.errors import CheckpointError
+from bamba_quant.errors import CheckpointError, repr_short
 
 SCALAR_DTYPES: dict[GGUFValueType, np.dtype[Any]] = {
     GGUFValueType.UINT8: np.dtype("u1"),
@@ -161,7 +160,7 @@ class KeyValues(dict[str, GgufValue]):
             raise CheckpointError(
                 f"the GGUF key {key} has an invalid value",
                 where=self.file,
-                found=f"{reprlib.repr(found.value)} ({_type_name(found)})",
+                found=f"{repr_short(found.value)} ({_type_name(found)})",
                 expected=f"{'an array of ' if array else ''}{types}{named and f', {named}'}",
                 fix="fetch the file again, or convert the original checkpoint again",
             )

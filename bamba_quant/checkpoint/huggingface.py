@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,10 +12,9 @@ from bamba_quant.checkpoint.base import Checkpoint, ReadOptions, StoredTensor
 from bamba_quant.checkpoint.quantized import assemble_weights, is_quantized
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
-from bamba_quant.errors import CheckpointError, PlanError, join_names
+from bamba_quant.errors import CheckpointError, PlanError, join_names, repr_short
 from bamba_quant.files.json_file import JSON_BYTES, parse_json, read_json, required
 from bamba_quant.files.reading import lexists, read_bytes
-from bamba_reference.errors import repr_short
 
 __all__ = ["read_huggingface", "read_json"]
 
@@ -81,8 +79,8 @@ def read_huggingface(
             notes += more
         if not quantized:
             return replace(found, tensors=tensors, files=used, notes=notes)
-        joined = assemble_weights(config, tensors, directory, reading.strip_prefix)
-        return replace(found, tensors=joined.weights, files=used, unused=joined.unused, notes=notes)
+        assembled, unused = assemble_weights(config, tensors, directory, reading.strip_prefix)
+        return replace(found, tensors=assembled, files=used, unused=unused, notes=notes)
     raise CheckpointError(
         "the directory holds no weights",
         where=directory,
@@ -135,7 +133,7 @@ def _indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensors, tu
             raise CheckpointError(
                 "the index places a tensor in something that is not a file of its directory",
                 where=f"{index}, tensor {name}",
-                found=reprlib.repr(shard_name),
+                found=repr_short(shard_name),
                 expected="a file name without a path",
             )
     shards = set(weight_map.values())
@@ -248,7 +246,7 @@ def _described(directory: Path) -> str:
     except CheckpointError as error:
         return f"its type and base model are unknown: {error.what}"
     kind, base = (
-        value if isinstance(value := config.get(key), str) and len(value) < 200 else reprlib.repr(value)
+        value if isinstance(value := config.get(key), str) and len(value) < 200 else repr_short(value)
         for key in ("peft_type", "base_model_name_or_path")
     )
     return f"peft_type {kind}, base model {base}"

@@ -5,7 +5,6 @@ Two forms: GGUF (tools/imatrix/imatrix.cpp, ``save_imatrix``) and the older .dat
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from bamba_quant.checkpoint.gguf_header import MAGIC, MAX_TENSORS
 from bamba_quant.checkpoint.gguf_values import GgufValue, string, uint32
 from bamba_quant.codecs.arrays import F32
 from bamba_quant.errors import CheckpointError, PlanError, join_names
-from bamba_quant.files.reading import open_regular
+from bamba_quant.files.reading import opened
 
 # No activations multiply the embedding, and llama-imatrix leaves the output out unless told otherwise.
 MAY_BE_MISSING = frozenset({"token_embd", "output"})
@@ -134,16 +133,10 @@ def read_imatrix(file: Path, *, strict: bool = False) -> Imatrix:
 
 def read_sums(file: Path) -> ActivationSums:
     """The sums in an importance matrix of either form. Raises ``CheckpointError`` as ``read_imatrix`` does."""
-    try:
-        descriptor, size = open_regular(file)
-        with os.fdopen(descriptor, "rb") as stream:
-            is_gguf = stream.read(len(MAGIC)) == MAGIC
-            stream.seek(0)
-            sums = _read_gguf(file) if is_gguf else _read_dat(file, stream, size)
-    except OSError as error:
-        raise CheckpointError(
-            "the importance matrix cannot be read", where=file, found=error.strerror
-        ) from error
+    with opened(file, "an importance matrix") as (stream, size):
+        is_gguf = stream.read(len(MAGIC)) == MAGIC
+        stream.seek(0)
+        sums = _read_gguf(file) if is_gguf else _read_dat(file, stream, size)
     for name, entry in sums.entries.items():
         values = entry.mean_squares()
         if not np.isfinite(values).all() or (values < 0).any():

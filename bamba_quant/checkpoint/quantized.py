@@ -1,14 +1,12 @@
-"""Checkpoints whose config.json has a ``quantization_config``: several stored tensors joined to one weight each.
+"""Checkpoints whose config.json has a ``quantization_config``: several stored tensors become one weight each.
 
 Whatever is not understood is an error that names it: an unknown method, a tensor that belongs to no weight, a weight
-that lacks a part of it.
+that lacks a part.
 """
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from bamba_quant.checkpoint.compressed_tensors import read_compressed_tensors
 from bamba_quant.checkpoint.hf_fp8 import read_hf_fp8
 from bamba_quant.checkpoint.safetensors_file import SIDE_DTYPES
 from bamba_quant.checkpoint.torchao_tensors import read_torchao
-from bamba_quant.errors import CheckpointError
+from bamba_quant.errors import CheckpointError, repr_short
 
 _KEY = "quantization_config"
 _METHODS: dict[str, Callable[[Mapping[str, Any], WeightAssembler], None]] = {
@@ -29,26 +27,18 @@ _METHODS: dict[str, Callable[[Mapping[str, Any], WeightAssembler], None]] = {
 _SIDE_FORMATS = frozenset(dtype.lower() for dtype in SIDE_DTYPES)
 
 
-@dataclass(frozen=True)
-class AssembledWeights:
-    """Weights by name, and the names of tensors that only quantized activations need."""
-
-    weights: dict[str, StoredTensor]
-    unused: tuple[str, ...]
-
-
 def is_quantized(config: Mapping[str, Any]) -> bool:
     return config.get(_KEY) is not None
 
 
 def assemble_weights(
     config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], directory: Path, prefix: str = ""
-) -> AssembledWeights:
-    """The weights that ``tensors``, all those of a directory, make up under the configuration's method.
+) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+    """The weights that ``tensors``, all those of a directory, make up under the configuration's method, by name.
 
-    ``prefix`` was removed from their names, and still stands before those in the files' headers.
-
-    Raises ``CheckpointError`` for a method that is not known, and naming the tensor that does not fit.
+    With them the names of tensors that only quantized activations need. ``prefix`` was removed from the names of
+    ``tensors``; those in the files' headers have it. Raises ``CheckpointError`` for a method that is not known, and
+    naming the tensor that does not fit.
     """
     quantization = config[_KEY]
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -56,13 +46,13 @@ def assemble_weights(
         raise CheckpointError(
             "the checkpoint is quantized in a way that cannot be read",
             where=f"{directory / 'config.json'}, {_KEY}",
-            found=f"quant_method {reprlib.repr(method)}",
+            found=f"quant_method {repr_short(method)}",
             expected="one of " + ", ".join(_METHODS),
             fix=f"give the unquantized checkpoint; if its weights are plain, remove {_KEY}",
         )
     stored = WeightAssembler(directory, tensors, prefix)
     _METHODS[method](quantization, stored)
-    for name, tensor in stored.left().items():
+    for name, tensor in stored.remaining().items():
         if tensor.format.name in _SIDE_FORMATS:
             raise CheckpointError(
                 "a tensor of a quantized checkpoint belongs to no weight",
@@ -70,4 +60,4 @@ def assemble_weights(
                 found=f"{tensor.format.name} of shape {tensor.shape}",
                 expected=f"a weight as {method} stores it",
             )
-    return AssembledWeights({**stored.left(), **stored.weights}, tuple(sorted(stored.unused)))
+    return {**stored.remaining(), **stored.weights}, tuple(sorted(stored.unused))

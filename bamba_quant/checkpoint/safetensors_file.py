@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any, NoReturn
 from bamba_quant.checkpoint.base import StoredTensor, are_counts, is_shape
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.codecs.base import DTYPES as DTYPES_OF_PARTS
-from bamba_quant.errors import CheckpointError
+from bamba_quant.errors import CheckpointError, repr_short
 from bamba_quant.files.json_file import JSON_BYTES, parse_json
-from bamba_quant.files.reading import file_changed, open_regular
-from bamba_reference.errors import repr_short
+from bamba_quant.files.reading import file_changed, opened
 
 # Names of the safetensors specification, as formats of weights and of what stands beside quantized ones.
 DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -64,25 +62,19 @@ def _refuse(dtype: str, *arrays: Any) -> NoReturn:
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int, int]:
-    try:
-        descriptor, size = open_regular(file)
-        with os.fdopen(descriptor, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(JSON_BYTES, size - 8):
-                raise CheckpointError(
-                    "not a whole safetensors file",
-                    where=file,
-                    found=f"{size} bytes, a header said to be {length} bytes long",
-                    expected=f"8 bytes of header length, a header of at most {JSON_BYTES:,} bytes, then the weights",
-                    fix="fetch the file again (a Git LFS pointer is a small text file in its place)",
-                )
-            header = stream.read(length)
-            if len(header) != length:
-                raise file_changed(file, 8 + len(header), size)
-    except OSError as error:
-        raise CheckpointError(
-            "a file of the checkpoint cannot be read", where=file, found=error.strerror
-        ) from error
+    with opened(file) as (stream, size):
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(JSON_BYTES, size - 8):
+            raise CheckpointError(
+                "not a whole safetensors file",
+                where=file,
+                found=f"{size} bytes, a header said to be {length} bytes long",
+                expected=f"8 bytes of header length, a header of at most {JSON_BYTES:,} bytes, then the weights",
+                fix="fetch the file again (a Git LFS pointer is a small text file in its place)",
+            )
+        header = stream.read(length)
+        if len(header) != length:
+            raise file_changed(file, 8 + len(header), size)
     parsed = parse_json(header, f"{file}, its header")
     metadata = parsed.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from bamba_quant.checkpoint.base import are_counts, is_shape
-from bamba_reference.errors import repr_short
+from bamba_quant.errors import repr_short
 
 # torch's storage classes of types that weights can be read from, and their formats.
 STORAGES = {"FloatStorage": "f32", "HalfStorage": "f16", "BFloat16Storage": "bf16"}

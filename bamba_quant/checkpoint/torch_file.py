@@ -14,9 +14,8 @@ from typing import BinaryIO
 from bamba_quant.checkpoint.base import StoredTensor
 from bamba_quant.checkpoint.state_dict import STORAGES, PickledTensor, PickleError, read_state_dict
 from bamba_quant.codecs import BlockCodec, codec_named
-from bamba_quant.errors import CheckpointError
+from bamba_quant.errors import CheckpointError, repr_short
 from bamba_quant.files.reading import open_regular
-from bamba_reference.errors import repr_short
 
 _LOCAL_HEADER = 30  # bytes before name and extra field: APPNOTE.TXT, section 4.3.7
 _PICKLE_BYTES = 16 << 20  # a tensor takes about 200

@@ -5,42 +5,41 @@ Which tensor is what stands in the shards' headers, as JSON by name (torchao 0.1
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import Any
 
-from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler
+from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler, are_two_lengths
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer, IntegerDequantizer, TorchaoTiles
 from bamba_quant.checkpoint.packed import Activations, CodeTensor, ScaleTensor
 from bamba_quant.checkpoint.safetensors_file import read_metadata
 from bamba_quant.codecs.integers.grid import Grid
 from bamba_quant.codecs.integers.torchao_tiles import TILE, padded
+from bamba_quant.errors import repr_short
 from bamba_quant.files.json_file import parse_json
-from bamba_reference.errors import repr_short
 
 _PLAIN = "Tensor"
 
 
 def read_torchao(quantization: Mapping[str, Any], stored: WeightAssembler) -> None:
-    """Join what the headers say belongs together. Raises ``CheckpointError`` naming what cannot be read."""
+    """Assemble what belongs together by the headers. Raises ``CheckpointError`` naming what cannot be read."""
     for name, described in _descriptions(stored).items():
         kind = described.get("_type")
         if kind == _PLAIN:
             continue
         if not isinstance(kind, str) or kind not in _KINDS:
             expected = ", ".join((_PLAIN, *_KINDS))
-            raise stored.unsupported("a weight", f"tensor {name}", repr_short(kind), expected)
+            raise stored.unsupported(f"tensor {name}", repr_short(kind), expected)
         data = described.get("_data")
         shape, block = ((data if isinstance(data, dict) else {}).get(key) for key in ("shape", "block_size"))
         if kind == "Float8Tensor":
             qdata = stored.get(_part(name, "qdata"))
             shape = list(qdata.shape) if shape is None and qdata is not None else shape
         parts = described.get("_tensor_data_names")
-        if not (_two(shape) and _two(block) and isinstance(parts, list) and _named(parts, _KINDS[kind])):
-            raise stored.unsupported(
-                "a weight", f"tensor {name}", repr_short(described), f"{kind} of {sorted(_KINDS[kind])}"
-            )
+        has_parts = isinstance(parts, list) and _named(parts, _KINDS[kind])
+        if not (are_two_lengths(shape) and are_two_lengths(block) and has_parts):
+            expected = f"{kind} of {sorted(_KINDS[kind])}"
+            raise stored.unsupported(f"tensor {name}", repr_short(described), expected)
         _JOIN[kind](stored, name, *shape, *block)
         activations = _activations_torchao(data) if isinstance(data, dict) else None
         stored.weights[name] = replace(stored.weights[name], activations=activations)
@@ -56,27 +55,16 @@ _KINDS = {
 def _descriptions(stored: WeightAssembler) -> dict[str, dict[str, Any]]:
     """The JSON of every tensor, from the headers of all files."""
     found: dict[str, dict[str, Any]] = {}
-    for file in sorted({tensor.file for tensor in stored.left().values()}):
+    for file in sorted({tensor.file for tensor in stored.remaining().values()}):
         for name, text in read_metadata(file).items():
-            if "." not in name:
-                continue
-            if not isinstance(text, str):
-                raise stored.unsupported(
-                    "a header", f"{file.name}, {name}", repr_short(text), "torchao's JSON"
-                )
-            described = parse_json(text.encode(), f"{file}, __metadata__ of {name}")
-            found[name.removeprefix(stored.prefix)] = described
+            if "." in name:
+                described = parse_json(text.encode(), f"{file}, __metadata__ of {name}")
+                found[name.removeprefix(stored.prefix)] = described
     if not found:
         raise stored.unsupported(
-            "the checkpoint", "__metadata__", "no word of torchao's", "a type by tensor name"
+            "__metadata__", "nothing from torchao", "a type by tensor name", "the checkpoint"
         )
     return found
-
-
-def _two(value: Any) -> TypeGuard[list[int]]:
-    return (
-        isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 2**31 for n in value)
-    )
 
 
 def _named(parts: list[Any], expected: set[str]) -> bool:
@@ -89,13 +77,7 @@ def _part(name: str, part: str) -> str:
 
 
 def _int4(stored: WeightAssembler, name: str, rows: int, columns: int, height: int, group: int) -> None:
-    if height != 1 or group % 32 or columns % group:
-        raise stored.unsupported(
-            "a weight",
-            f"tensor {name}",
-            f"blocks of {height} × {group}",
-            "1 × a multiple of 32 that fills a row",
-        )
+    _check_groups(stored, name, columns, height, group)
     codes = stored.take(_part(name, "qdata"), ("i8", "u8"), ((rows, columns // 2),))
     transposed = (columns // group, rows)
     scale = stored.take(_part(name, "scale"), shapes=(transposed,))
@@ -124,19 +106,13 @@ def _tiles(stored: WeightAssembler, name: str, rows: int, columns: int, height: 
 
 def _check_groups(stored: WeightAssembler, name: str, columns: int, height: int, group: int) -> None:
     if height != 1 or group % 32 or columns % group:
-        raise stored.unsupported(
-            "a weight",
-            f"tensor {name}",
-            f"blocks of {height} × {group}",
-            "1 × a multiple of 32 that fills a row",
-        )
+        found = f"blocks of {height} × {group}"
+        raise stored.unsupported(f"tensor {name}", found, "1 × a multiple of 32 that fills a row")
 
 
 def _float8(stored: WeightAssembler, name: str, rows: int, columns: int, height: int, width: int) -> None:
     if (height, width) != (1, columns):
-        raise stored.unsupported(
-            "a weight", f"tensor {name}", f"blocks of {height} × {width}", "a scale a row"
-        )
+        raise stored.unsupported(f"tensor {name}", f"blocks of {height} × {width}", "a scale a row")
     codes = stored.take(_part(name, "qdata"), (E4M3,), ((rows, columns),))
     scale = stored.take(_part(name, "scale"), shapes=((rows, 1),))
     stored.add(
@@ -155,4 +131,4 @@ _JOIN = {"Int4Tensor": _int4, "Int4TilePackedTo4dTensor": _tiles, "Float8Tensor"
 def _activations_torchao(described: Mapping[str, Any]) -> Activations | None:
     """What the ``_data`` of torchao's ``Float8Tensor`` says, None where activations stay as they are."""
     given = described.get("act_quant_kwargs")
-    return None if given is None else Activations(unknown=f"act_quant_kwargs {reprlib.repr(given)}")
+    return None if given is None else Activations(unknown=f"act_quant_kwargs {repr_short(given)}")

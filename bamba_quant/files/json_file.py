@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bamba_quant.errors import BambaQuantError, CheckpointError
+from bamba_quant.errors import BambaQuantError, CheckpointError, repr_short
 from bamba_quant.files.reading import read_bytes
-from bamba_reference.errors import repr_short
 
 T = TypeVar("T")
 

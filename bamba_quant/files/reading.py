@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from bamba_quant.errors import CheckpointError
 
@@ -35,6 +38,30 @@ def open_regular(file: Path) -> tuple[int, int]:
         os.close(descriptor)
         raise
     return descriptor, found.st_size
+
+
+@contextmanager
+def opened(file: Path, purpose: str | None = None) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file open for reading, and its size in bytes.
+
+    Raises ``CheckpointError`` saying its ``purpose`` when it is missing, and for a file that is not regular or cannot
+    be opened; an ``OSError`` inside the block becomes one too.
+    """
+    try:
+        descriptor, size = open_regular(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file.name} is missing", where=file.parent, expected=purpose) from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise _unreadable(file, error) from error
+    with os.fdopen(descriptor, "rb") as stream:
+        try:
+            yield stream, size
+        except OSError as error:
+            raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file.name} cannot be read", where=file, found=str(error))
 
 
 def lexists(file: Path) -> bool:
@@ -74,21 +101,15 @@ def read_bytes(file: Path, purpose: str, limit: int = SMALL_BYTES) -> bytes:
     Raises ``CheckpointError`` saying its ``purpose`` when it is missing, and for a file that is not regular, larger
     than ``limit`` or written to while it is read.
     """
-    try:
-        descriptor, size = open_regular(file)
-        with os.fdopen(descriptor, "rb") as stream:
-            if size > limit:
-                raise CheckpointError(
-                    f"{file.name} is too large",
-                    where=file,
-                    found=f"{size:,} bytes",
-                    expected=f"at most {limit:,} bytes; {purpose}",
-                )
-            raw = stream.read(size + 1)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file.name} is missing", where=file.parent, expected=purpose) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file.name} cannot be read", where=file, found=str(error)) from error
+    with opened(file, purpose) as (stream, size):
+        if size > limit:
+            raise CheckpointError(
+                f"{file.name} is too large",
+                where=file,
+                found=f"{size:,} bytes",
+                expected=f"at most {limit:,} bytes; {purpose}",
+            )
+        raw = stream.read(size + 1)
     if len(raw) != size:
         raise file_changed(file, len(raw), size)
     return raw
@@ -99,9 +120,12 @@ def read_text(file: Path, purpose: str, limit: int = SMALL_BYTES) -> str:
     try:
         return read_bytes(file, purpose, limit).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"{file.name} is not UTF-8 text", where=file, found=str(error), expected="UTF-8"
-        ) from error
+        raise not_utf8(file, error) from error
+
+
+def not_utf8(file: Path, error: UnicodeDecodeError) -> CheckpointError:
+    """The error for a file that should be text."""
+    return CheckpointError(f"{file.name} is not UTF-8 text", where=file, found=str(error), expected="UTF-8")
 
 
 # Where huggingface_hub keeps content, under its SHA-1 or SHA-256.

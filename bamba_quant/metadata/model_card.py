@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import yaml
 from gguf import Keys
 
 from bamba_quant.checkpoint.gguf_values import KeyValues
-from bamba_quant.errors import CheckpointError, PlanError
-from bamba_quant.files.reading import open_regular
-from bamba_reference.errors import repr_short
+from bamba_quant.errors import PlanError, repr_short
+from bamba_quant.files.reading import not_utf8, opened
 
 _MOST_CHARACTERS = 1 << 19
 _MOST_BYTES = 4 * _MOST_CHARACTERS + 16  # of UTF-8, with the lines "---"
@@ -49,16 +47,13 @@ def read_front_matter(file: Path) -> dict[str, Any]:
 
 def _beginning(file: Path) -> str:
     """As much of a card as can hold front matter; the rest may be of any length."""
+    with opened(file) as (stream, size):
+        raw = stream.read(_MOST_BYTES)
     try:
-        descriptor, size = open_regular(file)
-        with os.fdopen(descriptor, "rb") as stream:
-            raw = stream.read(_MOST_BYTES)
         # A character that is cut in two at the end is left out.
         return codecs.getincrementaldecoder("utf-8")().decode(raw, final=size <= len(raw))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{file.name} cannot be read as UTF-8 text", where=file, found=str(error), expected="UTF-8 text"
-        ) from error
+    except UnicodeDecodeError as error:
+        raise not_utf8(file, error) from error
 
 
 def _check(file: Path, text: str) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 
 from gguf import Keys
 
-from bamba_quant.errors import CheckpointError, PlanError, join_names
+from bamba_quant.errors import CheckpointError, PlanError, join_names, repr_short
 from bamba_quant.files.json_file import read_json
 from bamba_quant.files.reading import lexists
 from bamba_quant.metadata.model_card import read_front_matter
-from bamba_reference.errors import repr_short
 
 # The keys of a card that gguf-py's Metadata.apply_metadata_heuristic reads.
 _ABOUT = (

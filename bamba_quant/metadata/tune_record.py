@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.gguf_values import GgufValue, array, float32
-from bamba_quant.errors import CheckpointError
+from bamba_quant.errors import CheckpointError, repr_short
 from bamba_quant.printable import printable
-from bamba_reference.errors import repr_short
 
 CONFIG_KEY = "bamba_quant"
 SELF = "self"  # instead of a text's name: what the model itself wrote

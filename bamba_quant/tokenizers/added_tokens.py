@@ -7,7 +7,6 @@ name. Conversion, encoding and decoding all use this one list.
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.errors import TokenizerError
+from bamba_quant.errors import TokenizerError, repr_short
 from bamba_quant.files.json_file import object_list, optional, read_json, required
 from bamba_quant.files.reading import TOKENIZER_BYTES, lexists
 from bamba_quant.tokenizers.settings import named_special_tokens
@@ -117,7 +116,7 @@ def read_added_tokens(
             raise TokenizerError(
                 "added_tokens_decoder has a key that is not an id",
                 where=config,
-                found=reprlib.repr(key),
+                found=repr_short(key),
                 expected="digits",
             )
         one = _added({**entry, "id": int(key)}, config)
@@ -151,7 +150,7 @@ def llama_cpp_notes(
     if not trimming:
         return
     yield (
-        f"{len(trimming)} added tokens (the first {reprlib.repr(trimming[0])}) take neighbouring white space or only "
+        f"{len(trimming)} added tokens (the first {repr_short(trimming[0])}) take neighbouring white space or only "
         "whole words with them; llama.cpp does not"
     )
 
@@ -172,7 +171,7 @@ class _Collector:
             raise _contradiction(
                 "two entries add different tokens under one id" if owner == file
                 else "two files add different tokens under one id", file, owner,
-                f"id {token} is {reprlib.repr(other)} and {reprlib.repr(text)}",
+                f"id {token} is {repr_short(other)} and {repr_short(text)}",
             )  # fmt: skip
         held = self.tokens.get(text)
         if held is not None and held.token != token:
@@ -183,7 +182,7 @@ class _Collector:
         if not self.renames and base_text is not None and base_text != text:
             raise _contradiction(
                 "the tokenizer has two texts under one id", file, self.file,
-                f"id {token} is {reprlib.repr(base_text)} and {reprlib.repr(text)}",
+                f"id {token} is {repr_short(base_text)} and {repr_short(text)}",
             )  # fmt: skip
 
     def add(self, one: AddedToken, file: Path) -> None:
@@ -200,7 +199,7 @@ class _Collector:
                 raise TokenizerError(
                     f"the {kind} token is not in the vocabulary",
                     where=file.parent,
-                    found=reprlib.repr(text),
+                    found=repr_short(text),
                     fix=f"correct {kind}_token in {file.name}",
                 )
             token = max(self.base.largest_id(), *self.owners, -1) + 1
@@ -219,12 +218,12 @@ class _Collector:
             first = self.unstated[0]
             notes.append(
                 f"{len(self.unstated)} special tokens have no id in any file; they got the next ones, as in "
-                f"transformers (the first, {reprlib.repr(first.text)}, has {first.token})"
+                f"transformers (the first, {repr_short(first.text)}, has {first.token})"
             )
         moved = self._moved(tokens)
         if moved is not None:
             notes.append(
-                f"transformers numbers added tokens on without a gap and gives {reprlib.repr(moved[0].text)} the id "
+                f"transformers numbers added tokens on without a gap and gives {repr_short(moved[0].text)} the id "
                 f"{moved[1]}; the files say {moved[0].token} and were followed"
             )
         renamed = [one for one in tokens if self.base.text_of(one.token) not in (None, one.text)]
@@ -232,7 +231,7 @@ class _Collector:
             first = renamed[0]
             notes.append(
                 f"{len(renamed)} added tokens replace base tokens (the first, id {first.token}: "
-                f"{reprlib.repr(first.text)} instead of {reprlib.repr(self.base.text_of(first.token))})"
+                f"{repr_short(first.text)} instead of {repr_short(self.base.text_of(first.token))})"
             )
         return AddedTokens(tokens, tuple(notes))
 
@@ -262,7 +261,7 @@ def _two_ids(text: str, one: int, other: int, file: Path, owner: Path) -> Tokeni
         "the tokenizer has one text under two ids",
         file,
         owner,
-        f"{reprlib.repr(text)} as {one} and as {other}",
+        f"{repr_short(text)} as {one} and as {other}",
     )
 
 
@@ -291,7 +290,7 @@ def _checked_id(token: int, file: Path) -> int:
         raise TokenizerError(
             "a token has an id out of range",
             where=file,
-            found=reprlib.repr(token),
+            found=repr_short(token),
             expected=f"an id from 0 to {LARGEST_ID}",
         )
     return token

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.errors import CheckpointError, TokenizerError
+from bamba_quant.errors import CheckpointError, TokenizerError, repr_short
 from bamba_quant.files.json_file import optional, parse_json, required
 from bamba_quant.files.reading import TOKENIZER_BYTES, read_bytes
 from bamba_quant.tokenizers.added_tokens import (
@@ -153,7 +152,7 @@ def _check_model(file: Path, model: dict[str, Any]) -> None:
         raise TokenizerError(
             "the tokenizer is not byte-level BPE",
             where=file,
-            found=f"a model of type {reprlib.repr(model.get('type'))}",
+            found=f"a model of type {repr_short(model.get('type'))}",
             expected="BPE with vocab and merges",
             fix="if it came from SentencePiece, put its tokenizer.model into the directory",
         )
@@ -166,7 +165,7 @@ def _check_model(file: Path, model: dict[str, Any]) -> None:
             raise TokenizerError(
                 f"the tokenizer uses BPE's {key}, which llama.cpp's byte-level BPE lacks",
                 where=file,
-                found=reprlib.repr(model[key]),
+                found=repr_short(model[key]),
                 expected="none" + hint,
             )
 
@@ -178,14 +177,14 @@ def _vocab(file: Path, vocab: dict[str, Any]) -> dict[str, int]:
             raise TokenizerError(
                 "the vocabulary gives a token something that is not an id",
                 where=file,
-                found=f"{reprlib.repr(text)}: {reprlib.repr(token)}",
+                found=f"{repr_short(text)}: {repr_short(token)}",
                 expected=f"an integer from 0 to {LARGEST_ID}",
             )
         if texts.setdefault(token, text) != text:
             raise TokenizerError(
                 "the tokenizer has two texts under one id",
                 where=file,
-                found=f"id {token} is {reprlib.repr(texts[token])} and {reprlib.repr(text)}",
+                found=f"id {token} is {repr_short(texts[token])} and {repr_short(text)}",
                 expected="one text for each id",
             )
     return vocab
@@ -201,14 +200,14 @@ def _merges(file: Path, vocab: Mapping[str, int], merges: list[Any]) -> tuple[st
             raise TokenizerError(
                 "a merge does not have two parts",
                 where=file,
-                found=reprlib.repr(merge),
+                found=repr_short(merge),
                 expected="two tokens",
             )
         if not (left in vocab and right in vocab and left + right in vocab):
             raise TokenizerError(
                 "a merge is of tokens that the vocabulary does not have",
                 where=file,
-                found=f"{reprlib.repr(left)} and {reprlib.repr(right)}",
+                found=f"{repr_short(left)} and {repr_short(right)}",
                 expected="both parts and their whole in vocab",
             )
         joined.append(f"{left.replace(' ', _SPACE)} {right.replace(' ', _SPACE)}")
@@ -224,7 +223,7 @@ def _added_around(
         raise TokenizerError(
             "the tokenizer adds special tokens that llama.cpp cannot add",
             where=file,
-            found=f"{reprlib.repr(before)} before and {reprlib.repr(after)} after a text",
+            found=f"{repr_short(before)} before and {repr_short(after)} after a text",
             expected=f"at most BOS ({special.get('bos')}) before and EOS ({special.get('eos')}) after",
         )
     where = file.parent / "tokenizer_config.json"

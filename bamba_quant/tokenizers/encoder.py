@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from gguf import TokenType
 
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.gguf_values import GgufValue
-from bamba_quant.errors import TokenizerError
+from bamba_quant.errors import TokenizerError, repr_short
 from bamba_quant.tokenizers.added_tokens import (
     AddedToken,
     base_from_tokenizer,
@@ -95,7 +94,7 @@ def _from_directory(directory: Path) -> Encoder:
         raise TokenizerError(
             "the tokenizer puts several tokens before a text",
             where=file,
-            found=reprlib.repr(before),
+            found=repr_short(before),
             expected="at most one, BOS",
             fix="correct the post_processor in tokenizer.json",
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 from gguf import GGUFValueType, Keys, TokenType
 
 from bamba_quant.checkpoint.gguf_values import GgufValue
-from bamba_quant.errors import TokenizerError, join_names
+from bamba_quant.errors import TokenizerError, join_names, repr_short
 from bamba_quant.tokenizers.llama_rules import llama_defaults, overridden_types
 from bamba_quant.tokenizers.vocabulary import ID_KEYS, SPACE_PREFIX_ONCE_KEY, Vocabulary
 
@@ -45,7 +44,7 @@ def read_gguf_vocabulary(
         raise TokenizerError(
             "the file has no vocabulary that can be run",
             where=path,
-            found=f"tokenizer.ggml.model = {reprlib.repr(model)}",
+            found=f"tokenizer.ggml.model = {repr_short(model)}",
             expected=", ".join(_LISTS),
             fix=fix,
         )
@@ -79,7 +78,7 @@ def read_gguf_vocabulary(
         )
     if len(set(tokens)) < len(tokens):
         twice = Counter(tokens).most_common(1)[0][0]
-        raise read.error("the vocabulary has one text under two ids", reprlib.repr(twice), "each text once")
+        raise read.error("the vocabulary has one text under two ids", repr_short(twice), "each text once")
     pre = read.scalar(Keys.Tokenizer.PRE, _STRING, "default")
     flags = {
         name: read.scalar(key, _BOOL)
@@ -145,7 +144,7 @@ class _Reader:
         """Raise ``TokenizerError`` for the first of ``values`` that is not ``right``."""
         for index, value in enumerate(values):
             if not right(value):
-                raise self.error(f"{key} has a wrong entry", f"{reprlib.repr(value)} at {index}", expected)
+                raise self.error(f"{key} has a wrong entry", f"{repr_short(value)} at {index}", expected)
 
     def ids(self, count: int, defaults: Mapping[str, int]) -> tuple[dict[str, int], tuple[str, ...]]:
         """The special tokens by kind, and notes on ids out of range, which llama.cpp leaves out as well."""
@@ -178,7 +177,7 @@ class _Reader:
         item = "" if value.item is None else f" of {value.item.name}"
         return self.error(
             f"{key} has a value of the wrong type",
-            f"{value.type.name}{item}: {reprlib.repr(value.value)}",
+            f"{value.type.name}{item}: {repr_short(value.value)}",
             expected,
         )
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import os
-import reprlib
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
-from bamba_quant.errors import BambaQuantError, TokenizerError
+from bamba_quant.errors import BambaQuantError, TokenizerError, repr_short
 
 
 @contextmanager
@@ -105,7 +104,7 @@ def check_post_processor(tokenizer: Mapping[str, Any], where: object) -> None:
                 raise TokenizerError(
                     "the tokenizer's post-processor cannot be run: it names a token or a sequence that is unknown",
                     where=where,
-                    found=reprlib.repr(piece),
+                    found=repr_short(piece),
                     expected="sequence A, and the tokens in its special_tokens",
                     fix="fetch tokenizer.json again",
                 )
@@ -131,7 +130,7 @@ def tokens_around(tokenizer: Mapping[str, Any], where: object) -> tuple[list[int
         raise TokenizerError(
             "the tokenizer's post-processor cannot be run: its result does not hold the text once",
             where=where,
-            found=reprlib.repr(whole),
+            found=repr_short(whole),
             expected="special tokens, sequence A once, special tokens",
             fix="fetch tokenizer.json again",
         )
@@ -166,7 +165,7 @@ def check_pipeline(tokenizer: Mapping[str, Any], where: object) -> None:
                 raise TokenizerError(
                     f"the tokenizer's {part} could take unbounded time or memory",
                     where=where,
-                    found=f"step {number + 1}: {reprlib.repr(step)}",
+                    found=f"step {number + 1}: {repr_short(step)}",
                     expected=f"at most {_MOST_STEPS} steps that make a text {_MOST_GROWTH} times as long, and regular "
                     f"expressions of at most {_MOST_PATTERN} characters",
                     fix="fetch tokenizer.json again",

@@ -7,12 +7,11 @@ row is tested by training a vocabulary with the left side and comparing tokens w
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bamba_quant.errors import TokenizerError
+from bamba_quant.errors import TokenizerError, repr_short
 from bamba_quant.files.json_file import object_list, optional, required
 from bamba_quant.tokenizers.library_guard import first_line
 
@@ -159,7 +158,7 @@ def check_pretokenizer_name(name: str) -> str:
     if name not in KNOWN_NAMES:
         raise TokenizerError(
             "--pre names a pre-tokenizer that llama.cpp does not have",
-            found=reprlib.repr(name),
+            found=repr_short(name),
             expected=", ".join(KNOWN_NAMES),
         )
     return name
@@ -202,7 +201,7 @@ def _step(step: Mapping[str, Any]) -> Step:
         return (kind, step["behavior"])
     elif kind == "Digits" and isinstance(step.get("individual_digits"), bool):
         return (kind, step["individual_digits"])
-    return (kind, *(f"{key}={reprlib.repr(value)}" for key, value in sorted(step.items()) if key != "type"))
+    return (kind, *(f"{key}={repr_short(value)}" for key, value in sorted(step.items()) if key != "type"))
 
 
 def _flattened(tokenizer: Mapping[str, Any], key: str, parts: str, where: object) -> list[dict[str, Any]]:

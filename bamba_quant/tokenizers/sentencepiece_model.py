@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from gguf import TokenType
 
-from bamba_quant.errors import TokenizerError
+from bamba_quant.errors import TokenizerError, repr_short
 from bamba_quant.files.json_file import optional
 from bamba_quant.files.reading import read_bytes
 from bamba_quant.tokenizers.added_tokens import (
@@ -110,7 +109,7 @@ def read_sentencepiece_files(file: Path) -> SentencePieceFiles:
             raise TokenizerError(
                 "the tokenizer has one text under two ids",
                 where=file,
-                found=f"{reprlib.repr(piece.piece)} as {base[piece.piece]} and as {token}",
+                found=f"{repr_short(piece.piece)} as {base[piece.piece]} and as {token}",
                 expected="each text once",
             )
     added = read_added_tokens(file.parent, settings, base_from_vocab(base), file, renames=True)
@@ -201,7 +200,7 @@ def _notes(
     if space_once and inside:
         notes.append(
             f"llama.cpp puts the leading space also behind added tokens inside a text ({len(inside)} tokens, the "
-            f"first {reprlib.repr(tokens[min(inside)])}); transformers does not"
+            f"first {repr_short(tokens[min(inside)])}); transformers does not"
         )
     spaced = [
         tokens[token]
@@ -210,7 +209,7 @@ def _notes(
     ]
     if spaced:
         notes.append(
-            f"{len(spaced)} user-defined tokens (the first {reprlib.repr(spaced[0])}) hold a space, which "
+            f"{len(spaced)} user-defined tokens (the first {repr_short(spaced[0])}) hold a space, which "
             "llama.cpp and the sentencepiece library look for in different spellings: texts with them are "
             "tokenized differently there"
         )
@@ -284,7 +283,7 @@ def _check(file: Path, model: Any) -> None:
         raise TokenizerError(
             "the SentencePiece model normalizes text and llama.cpp's BPE tokenizer does not",
             where=file,
-            found=f"normalizer {reprlib.repr(normalizer.name)}, remove_extra_whitespaces = "
+            found=f"normalizer {repr_short(normalizer.name)}, remove_extra_whitespaces = "
             f"{normalizer.remove_extra_whitespaces}",
             expected="normalizer 'identity' without remove_extra_whitespaces",
         )

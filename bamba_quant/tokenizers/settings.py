@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.errors import TokenizerError
+from bamba_quant.errors import TokenizerError, repr_short
 from bamba_quant.files.json_file import read_json, required
 from bamba_quant.files.reading import lexists
 
@@ -53,7 +52,7 @@ def tokenizer_config(directory: Path) -> dict[str, Any]:
             raise TokenizerError(
                 "two files name different special tokens",
                 where=f"{file} and {older.name}",
-                found=f"{reprlib.repr(key)} is {reprlib.repr(ours)} and {reprlib.repr(theirs)}",
+                found=f"{repr_short(key)} is {repr_short(ours)} and {repr_short(theirs)}",
                 expected="one token",
                 fix="correct one of the two, or delete special_tokens_map.json",
             )
@@ -77,7 +76,7 @@ def special_token_text(settings: Mapping[str, Any], kind: str, where: object) ->
         raise TokenizerError(
             f"{kind}_token is not a token",
             where=where,
-            found=reprlib.repr(text),
+            found=repr_short(text),
             expected="a string, or an object with content",
         )
     return text
@@ -112,7 +111,7 @@ def named_special_tokens(
             raise TokenizerError(
                 f"{key} is not a list of tokens",
                 where=where,
-                found=reprlib.repr(extra),
+                found=repr_short(extra),
                 expected="strings, or objects with content",
             )
         for value in values:

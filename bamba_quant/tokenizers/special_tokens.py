@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bamba_quant.checkpoint import Checkpoint
-from bamba_quant.errors import TokenizerError, join_names
+from bamba_quant.errors import TokenizerError, join_names, repr_short
 from bamba_quant.files.json_file import object_list, read_json, required
 from bamba_quant.files.reading import check_link, lexists, read_text
 from bamba_quant.tokenizers.added_tokens import LARGEST_ID
@@ -72,7 +71,7 @@ def special_id(
         raise TokenizerError(
             f"the {kind} token is not in the vocabulary",
             where=directory,
-            found=reprlib.repr(text),
+            found=repr_short(text),
             fix=f"correct {kind}_token in tokenizer_config.json",
         )
     return ids[text]
@@ -132,7 +131,7 @@ def chat_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, st
         raise TokenizerError(
             "the chat template is not a template",
             where=where,
-            found=reprlib.repr(found),
+            found=repr_short(found),
             expected="a string, or a list of objects with name and template",
         )
     for extra in sorted((directory / "additional_chat_templates").glob("*.jinja")):
@@ -146,7 +145,7 @@ def _add_template(templates: dict[str, str], name: str, text: str, where: Path) 
         raise TokenizerError(
             "a chat template's name is taken already, or is not text",
             where=ascii(str(where)),
-            found=ascii(reprlib.repr(name)),
+            found=ascii(repr_short(name)),
             expected="names that differ",
         )
     templates[name] = text
@@ -178,7 +177,7 @@ def token_ids(values: Mapping[str, Any], key: str, file: Path) -> list[int]:
         raise TokenizerError(
             f"{key} is not a token id",
             where=file,
-            found=reprlib.repr(listed),
+            found=repr_short(listed),
             expected="an id, or a list of ids",
         )
     return list(dict.fromkeys(token for token in tokens if token >= 0))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gguf import GGUFValueType, Keys, TokenType
 
 from bamba_quant.checkpoint.gguf_values import GgufValue, array, boolean, string, uint32
-from bamba_quant.errors import TokenizerError
+from bamba_quant.errors import TokenizerError, repr_short
 from bamba_quant.tokenizers.llama_rules import LlamaDefaults, llama_defaults
 
 # GGUF's names of special tokens by the name transformers gives them ("seperator" is GGUF's spelling).
@@ -157,7 +156,7 @@ def fill_embedding_rows(
         raise TokenizerError(
             "the tokenizer has tokens that the embedding has no row for",
             where=where,
-            found=f"{len(outside)} tokens, the first {reprlib.repr(known[min(outside)][0])} with id {min(outside)}",
+            found=f"{len(outside)} tokens, the first {repr_short(known[min(outside)][0])} with id {min(outside)}",
             expected=f"ids under vocab_size = {vocab_size}",
             fix="take the tokenizer that the model was trained with, or enlarge the embedding",
         )
@@ -168,7 +167,7 @@ def fill_embedding_rows(
             raise TokenizerError(
                 "the tokenizer has one text under two ids",
                 where=where,
-                found=f"{reprlib.repr(text)} as {other} and as {token}",
+                found=f"{repr_short(text)} as {other} and as {token}",
                 expected="each text once",
                 fix="correct the added tokens",
             )
