@@ -130,15 +130,27 @@ class KeyValues(dict[str, GgufValue]):
         found: float | None = self._get(key, (GGUFValueType.FLOAT32,), ("finite", math.isfinite))
         return found
 
-    def texts(self, key: str) -> list[str] | None:
-        """An array of strings."""
-        found: list[str] | None = self._get(key, (GGUFValueType.STRING,), array=True)
+    def texts(self, key: str, fits: _Fits = ("", None)) -> list[str] | None:
+        """An array of strings; ``fits`` describes and tests each."""
+        found: list[str] | None = self._get(key, (GGUFValueType.STRING,), fits, array=True)
         return found
 
-    def integers(self, key: str, *, least: int = 0, most: int = 2**32 - 1) -> list[int] | None:
-        """An array of 32-bit integers, each from ``least`` to ``most``."""
-        kinds = (GGUFValueType.UINT32, GGUFValueType.INT32)
+    def integers(
+        self,
+        key: str,
+        *,
+        least: int = 0,
+        most: int = 2**32 - 1,
+        kinds: tuple[GGUFValueType, ...] = (GGUFValueType.UINT32, GGUFValueType.INT32),
+    ) -> list[int] | None:
+        """An array of integers, each from ``least`` to ``most``; by default of 32 bits."""
         found: list[int] | None = self._get(key, kinds, _from_to(least, most), array=True)
+        return found
+
+    def numbers(self, key: str) -> list[float] | None:
+        """An array of finite float32, or of integers of 32 bits."""
+        kinds = (GGUFValueType.FLOAT32, GGUFValueType.INT32)
+        found: list[float] | None = self._get(key, kinds, ("finite", math.isfinite), array=True)
         return found
 
     def is_array(self, key: str) -> bool:
@@ -150,21 +162,26 @@ class KeyValues(dict[str, GgufValue]):
     ) -> Any:
         if key not in self:
             return None
-        found = self[key]
+        value = self[key]
         named, test = fits
-        kind = found.item if array else found.type
-        values = found.value if array and self.is_array(key) else [found.value]
-        right = self.is_array(key) == array and kind in kinds and (test is None or all(map(test, values)))
-        if not right:
+        found = ""
+        if self.is_array(key) != array or (value.item if array else value.type) not in kinds:
+            found = repr_short(value.value)
+        elif test is not None and array and not all(map(test, value.value)):
+            index, item = next((i, item) for i, item in enumerate(value.value) if not test(item))
+            found = f"{repr_short(item)} at {index}"
+        elif test is not None and not array and not test(value.value):
+            found = repr_short(value.value)
+        if found:
             types = " or ".join(each.name.lower() for each in kinds)
             raise CheckpointError(
                 f"the GGUF key {key} has an invalid value",
                 where=self.file,
-                found=f"{repr_short(found.value)} ({_type_name(found)})",
+                found=f"{found} ({_type_name(value)})",
                 expected=f"{'an array of ' if array else ''}{types}{named and f', {named}'}",
                 fix="fetch the file again, or convert the original checkpoint again",
             )
-        return found.value
+        return value.value
 
 
 _Fits = tuple[str, Callable[[Any], bool] | None]

@@ -28,6 +28,13 @@ ID_KEYS = {
     "fim_rep": Keys.Tokenizer.FIM_REP_ID,
     "fim_sep": Keys.Tokenizer.FIM_SEP_ID,
 }
+# GGUF's keys of the flags of a ``Vocabulary``.
+FLAG_KEYS = {
+    "add_bos": Keys.Tokenizer.ADD_BOS,
+    "add_eos": Keys.Tokenizer.ADD_EOS,
+    "add_space_prefix": Keys.Tokenizer.ADD_PREFIX,
+    "remove_extra_whitespaces": Keys.Tokenizer.REMOVE_EXTRA_WS,
+}
 # True where a SentencePiece vocabulary puts its leading space before a whole text alone, as transformers does. GGUF
 # has no key for it, and llama.cpp puts it behind every added token, too.
 SPACE_PREFIX_ONCE_KEY = "bamba_quant.tokenizer.space_prefix_once"
@@ -110,13 +117,8 @@ class Vocabulary:
             values[Keys.Tokenizer.MERGES] = array(GGUFValueType.STRING, self.merges)
         for kind, token in self.special_ids.items():
             values[ID_KEYS[kind]] = uint32(token)
-        flags = (
-            (Keys.Tokenizer.ADD_BOS, self.add_bos),
-            (Keys.Tokenizer.ADD_EOS, self.add_eos),
-            (Keys.Tokenizer.ADD_PREFIX, self.add_space_prefix),
-            (Keys.Tokenizer.REMOVE_EXTRA_WS, self.remove_extra_whitespaces),
-        )
-        values |= {key: boolean(flag) for key, flag in flags if flag is not None}
+        flags = {key: getattr(self, name) for name, key in FLAG_KEYS.items()}
+        values |= {key: boolean(flag) for key, flag in flags.items() if flag is not None}
         if self.charsmap:
             values[Keys.Tokenizer.PRECOMPILED_CHARSMAP] = array(GGUFValueType.UINT8, self.charsmap)
         if self.space_prefix_once:
