@@ -56,7 +56,7 @@ class Mixer:
     dt_bias: Tensor
     norm: Tensor
     h: Tensor
-    fresh: Tensor | None
+    sequence_starts: Tensor | None
 
     @staticmethod
     def random(shape: Shape, dtype: torch.dtype) -> Mixer:
@@ -64,10 +64,10 @@ class Mixer:
         W, H = INNER + 2 * G * N, INNER // P
         u = torch.rand(H, device="cuda")
         steps = torch.exp(torch.empty(H, device="cuda").uniform_(-6.9, -1.2))  # 0.001 to 0.3
-        fresh = None
+        sequence_starts = None
         if packed:
-            fresh = torch.rand(B, L, device="cuda") < min(0.1, 8 / L)
-            fresh[:, 0] = True
+            sequence_starts = torch.rand(B, L, device="cuda") < min(0.1, 8 / L)
+            sequence_starts[:, 0] = True
         projected = torch.randn(B, L, INNER + W + H, device="cuda").to(dtype)
         z, xBC, dt = projected.split([INNER, W, H], dim=-1)
         scale = 0.0 if packed else 1.0
@@ -83,7 +83,7 @@ class Mixer:
             dt_bias=steps + torch.log(-torch.expm1(-steps)),
             norm=1 + 0.3 * torch.randn(INNER, device="cuda"),
             h=scale * torch.randn(B, H, P, N, device="cuda"),
-            fresh=fresh,
+            sequence_starts=sequence_starts,
         )
 
 
@@ -94,11 +94,11 @@ def mixer_contests(theirs: Any, dtype: torch.dtype, shape: Shape, timed: bool) -
     m = Mixer.random(shape, dtype)
     B, L, G, packed, N, P = shape.batch, shape.length, shape.groups, shape.packed, shape.state, shape.head
     H, case = INNER // P, f"{str(dtype)[6:]:9}{shape}"
-    convolved = torch_ops.conv(m.xBC, m.weight, m.bias, m.tail, m.fresh).to(dtype)
+    convolved = torch_ops.conv(m.xBC, m.weight, m.bias, m.tail, m.sequence_starts).to(dtype)
     x, Bs, Cs = convolved.split([INNER, G * N, G * N], dim=-1)
     x, Bs, Cs = x.unflatten(-1, (H, P)), Bs.unflatten(-1, (G, N)), Cs.unflatten(-1, (G, N))
     args = (x, m.dt, m.A_log, Bs, Cs, m.D, m.dt_bias, UNLIMITED, m.h)
-    segments = None if m.fresh is None else m.fresh.cumsum(1).int() - 1
+    segments = None if m.sequence_starts is None else m.sequence_starts.cumsum(1).int() - 1
 
     def their_scan() -> tuple[Tensor, ...]:
         return theirs.scan(
@@ -141,8 +141,8 @@ def mixer_contests(theirs: Any, dtype: torch.dtype, shape: Shape, timed: bool) -
     yield Contest(
         "step" if L == 1 else "scan",
         case,
-        lambda: torch_ops.scan(*doubles(*args), 64, m.fresh, None),
-        lambda: scan.scan(*args, 64, m.fresh, None),
+        lambda: torch_ops.scan(*doubles(*args), 64, m.sequence_starts, None),
+        lambda: scan.scan(*args, 64, m.sequence_starts, None),
         their_step if L == 1 and not packed else their_scan,
         timed,
     )
@@ -178,8 +178,8 @@ def mixer_contests(theirs: Any, dtype: torch.dtype, shape: Shape, timed: bool) -
     yield Contest(
         "conv",
         case,
-        lambda: (torch_ops.conv(*doubles(m.xBC, *rounded, m.tail), m.fresh),),
-        lambda: (convolution.conv(m.xBC, *rounded, m.tail, m.fresh),),
+        lambda: (torch_ops.conv(*doubles(m.xBC, *rounded, m.tail), m.sequence_starts),),
+        lambda: (convolution.conv(m.xBC, *rounded, m.tail, m.sequence_starts),),
         their_conv,
         timed,
         "causal_conv1d" if theirs.conv else "torch",

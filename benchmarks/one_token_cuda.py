@@ -22,7 +22,7 @@ HEADS, KEYS, HEAD, STATE = 32, 8, 128, 128
 
 
 def product_contests(dtype: torch.dtype, rows: int, timed: bool) -> Iterator[Contest]:
-    from bamba_reference.kernels import norms, products
+    from bamba_reference.kernels import matmul, norms
     from bamba_reference.torch import ops as torch_ops
 
     case = f"{str(dtype)[6:]:9}{rows} rows"
@@ -39,7 +39,7 @@ def product_contests(dtype: torch.dtype, rows: int, timed: bool) -> Iterator[Con
         "few rows, gated",
         case,
         lambda: (torch_ops.swiglu(product(gate), product(up)),),
-        lambda: (products.few_rows(x, gate, gated=up),),
+        lambda: (matmul.few_rows(x, gate, gated=up),),
         lambda: (F.silu(F.linear(x, gate)) * F.linear(x, up),),
         timed,
         "torch",
@@ -48,7 +48,7 @@ def product_contests(dtype: torch.dtype, rows: int, timed: bool) -> Iterator[Con
         "few rows, added",
         case,
         lambda: (residual.double() + product(gate, bias),),
-        lambda: (products.few_rows(x, gate, bias=bias, residual=residual),),
+        lambda: (matmul.few_rows(x, gate, bias=bias, residual=residual),),
         lambda: (residual + F.linear(x, gate, bias),),
         timed,
         "torch",

@@ -40,10 +40,10 @@ def contest(
     from bamba_reference.torch import selective_scan as definition
 
     steps = torch.exp(torch.empty(INNER, device="cuda").uniform_(-6.9, -2.3))  # 0.001 to 0.1
-    fresh = None
+    sequence_starts = None
     if packed:
-        fresh = torch.rand(batch, length, device="cuda") < min(0.1, 8 / length)
-        fresh[:, 0] = True
+        sequence_starts = torch.rand(batch, length, device="cuda") < min(0.1, 8 / length)
+        sequence_starts[:, 0] = True
     Bs, Cs = (
         torch.randn(batch, length, 160 + 2 * state, device="cuda").to(dtype)[..., 160:].split(state, dim=-1)
     )
@@ -68,9 +68,9 @@ def contest(
     return Contest(
         "selective scan",
         f"{str(dtype)[6:]:9}B{batch} L{length:<4} N{state}{' packed' if packed else ' state' if goes_on else ''}",
-        lambda: definition.selective_scan(*doubles(*args), CHUNK, fresh, None),
-        lambda: selective_scan(*args, CHUNK, fresh, None),
-        their_scan if fits else lambda: definition.selective_scan(*args, CHUNK, fresh, None),
+        lambda: definition.selective_scan(*doubles(*args), CHUNK, sequence_starts, None),
+        lambda: selective_scan(*args, CHUNK, sequence_starts, None),
+        their_scan if fits else lambda: definition.selective_scan(*args, CHUNK, sequence_starts, None),
         timed,
         "mamba_ssm" if fits else "torch",
         0.0 if fits else FLOOR,

@@ -20,13 +20,13 @@ def supported(device: torch.device) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
-    """``torch_ops.linear`` of float32."""
+    """``torch.ops.linear`` of float32."""
     y: Tensor = _Product.apply(x, weight)
     return y if bias is None else y + bias
 
 
 def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
-    """``torch_ops.head`` of float32."""
+    """``torch.ops.head`` of float32."""
     return linear(x, weight, None, name)
 
 

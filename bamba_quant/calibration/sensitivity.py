@@ -24,8 +24,8 @@ from bamba_quant.inference.weights import weights_on
 from bamba_reference.packing import layout
 from bamba_reference.tensors import HEAD, tensor_shapes
 from bamba_reference.torch.forward import (
+    BatchTokens,
     Model,
-    Sequences,
     embed,
     final_norm,
     head,
@@ -172,7 +172,7 @@ def measured_divergence(
     return [total / chunks.size for total in sums]
 
 
-def _stream(model: Model, ids: Tensor, sequences: Sequences) -> Tensor:
+def _stream(model: Model, ids: Tensor, sequences: BatchTokens) -> Tensor:
     x = embed(model, ids)
     for number in range(model.config.num_hidden_layers):
         x = layer(model, number, x, sequences)
@@ -225,7 +225,7 @@ def _half_square(gradient: Tensor, difference: Tensor) -> Tensor:
     return 0.5 * (gradient.float() * difference).sum(-1).double().square().sum()
 
 
-def _sequences(model: Model, tokens: NDArray[np.int64]) -> tuple[Tensor, Sequences]:
+def _sequences(model: Model, tokens: NDArray[np.int64]) -> tuple[Tensor, BatchTokens]:
     ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(model.device)
     return ids, prepare(model.config, layout(tokens.shape), model.dtype, model.device)
 

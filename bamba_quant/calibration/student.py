@@ -21,8 +21,8 @@ from bamba_reference.config import Config
 from bamba_reference.packing import layout
 from bamba_reference.torch.backend import TORCH
 from bamba_reference.torch.forward import (
+    BatchTokens,
     Model,
-    Sequences,
     default_chunk,
     embed,
     final_norm,
@@ -53,12 +53,12 @@ def model_of(config: Config, weights: Mapping[str, Tensor], device: torch.device
     return Model(config, weights, torch.float32, device, backend, default_chunk(device))
 
 
-def sequences_of(config: Config, ctx: int, device: torch.device) -> Sequences:
+def sequences_of(config: Config, ctx: int, device: torch.device) -> BatchTokens:
     """Rows of ``ctx`` tokens that begin at 0, without padding."""
     return prepare(config, layout((1, ctx)), torch.float32, device)
 
 
-def hidden(model: Model, ids: Tensor, sequences: Sequences, recompute: bool = False) -> Tensor:
+def hidden(model: Model, ids: Tensor, sequences: BatchTokens, recompute: bool = False) -> Tensor:
     """What the head multiplies, (B, L, d), of tokens (B, L) on the model's device."""
     x = embed(model, ids)
     for i in range(model.config.num_hidden_layers):
@@ -97,7 +97,7 @@ def gradients(
     constants: Mapping[str, Tensor],
     latents: Sequence[LatentTensor],
     ids: Tensor,
-    sequences: Sequences,
+    sequences: BatchTokens,
     micro_batch: int,
     recompute: bool = False,
     known: Tensor | None = None,
@@ -135,7 +135,7 @@ def gradients(
 
 
 @torch.no_grad()
-def states_of(original: Model, chunks: Tensor, sequences: Sequences, micro_batch: int) -> Tensor:
+def states_of(original: Model, chunks: Tensor, sequences: BatchTokens, micro_batch: int) -> Tensor:
     """What the original's head is given, (n, L, d), of chunks (n, L)."""
     states = torch.empty(*chunks.shape, original.config.hidden_size, device=chunks.device)
     for first in range(0, len(chunks), micro_batch):
@@ -156,7 +156,7 @@ class HeldOut:
     These are an evaluation's: of each chunk's second half those that have a next token.
     """
 
-    def __init__(self, original: Model, ids: Tensor, sequences: Sequences, micro_batch: int) -> None:
+    def __init__(self, original: Model, ids: Tensor, sequences: BatchTokens, micro_batch: int) -> None:
         self._original, self._ids, self._sequences = original, ids, sequences
         self._micro_batch = micro_batch
         with products("highest"):

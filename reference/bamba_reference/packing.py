@@ -27,16 +27,16 @@ class InputError(BambaQuantError):
 class Layout:
     """What the forward pass needs to know about the L new tokens of each of B rows.
 
-    ``positions`` (B, L) are the rotary embedding's. ``fresh`` (B, L) marks tokens that begin a packed
+    ``positions`` (B, L) are the rotary embedding's. ``sequence_starts`` (B, L) marks tokens that begin a packed
     sequence and must see nothing before them; none where rows are not packed. ``real`` (B, L) is false at
-    padding; none where there is none. ``starts`` (B,) counts the padding at the beginning of each row since
+    padding; none where there is none. ``padding`` (B,) counts the padding at the beginning of each row since
     its first token.
     """
 
     positions: Ints
-    fresh: Bools | None
+    sequence_starts: Bools | None
     real: Bools | None
-    starts: Ints
+    padding: Ints
 
 
 def check_tokens(tokens: Ints, vocab_size: int) -> None:
@@ -59,7 +59,7 @@ def layout(
     shape: tuple[int, int],
     *,
     past: int = 0,
-    starts: Ints | None = None,
+    padding: Ints | None = None,
     attention_mask: Any = None,
     position_ids: Any = None,
     seq_idx: Any = None,
@@ -69,18 +69,20 @@ def layout(
 
     ``attention_mask`` (B, past + L), or (B, L) of the new tokens alone: 1 for tokens, 0 for padding on the
     left. ``position_ids`` (B, L) or (L,). ``seq_idx`` (B, L) or (L,): a number for each packed sequence.
-    ``cu_seq_lens`` (n + 1,): the sequences' borders in a batch of one row. ``starts`` (B,): the padding that
+    ``cu_seq_lens`` (n + 1,): the sequences' borders in a batch of one row. ``padding`` (B,): the padding that
     earlier calls saw. Raises ``InputError`` for shapes that do not fit, padding after a token, packing
     together with padding or with a state, and descriptions of the packing that contradict each other.
     """
     B, L = shape
-    starts = np.zeros(B, np.int64) if starts is None else starts
+    padding = np.zeros(B, np.int64) if padding is None else padding
     real = None
     if attention_mask is not None:
-        real, starts = _padding(np.asarray(attention_mask), shape, past, starts)
+        real, padding = _checked_padding(np.asarray(attention_mask), shape, past, padding)
     given = None if position_ids is None else _rows("position_ids", position_ids, shape)
-    fresh = _fresh(shape, given if real is None and past == 0 else None, seq_idx, cu_seq_lens)
-    if fresh is not None and (past or real is not None):
+    sequence_starts = _sequence_starts(
+        shape, given if real is None and past == 0 else None, seq_idx, cu_seq_lens
+    )
+    if sequence_starts is not None and (past or real is not None):
         raise InputError(
             "packed sequences cannot be combined with padding or with a state",
             found="a state" if past else "an attention_mask",
@@ -89,11 +91,11 @@ def layout(
         )
     if given is None:
         index = np.broadcast_to(past + np.arange(L), shape)  # (B, L)
-        if fresh is None:
-            given = np.maximum(index - starts[:, None], 0)
+        if sequence_starts is None:
+            given = np.maximum(index - padding[:, None], 0)
         else:
-            given = index - np.maximum.accumulate(np.where(fresh, index, 0), axis=1)
-    return Layout(positions=given, fresh=fresh, real=real, starts=starts)
+            given = index - np.maximum.accumulate(np.where(sequence_starts, index, 0), axis=1)
+    return Layout(positions=given, sequence_starts=sequence_starts, real=real, padding=padding)
 
 
 def _rows(name: str, values: Any, shape: tuple[int, int]) -> Ints:
@@ -105,7 +107,9 @@ def _rows(name: str, values: Any, shape: tuple[int, int]) -> Ints:
     return np.broadcast_to(array, shape)
 
 
-def _padding(mask: Any, shape: tuple[int, int], past: int, starts: Ints) -> tuple[Bools | None, Ints]:
+def _checked_padding(
+    mask: Any, shape: tuple[int, int], past: int, padding: Ints
+) -> tuple[Bools | None, Ints]:
     B, L = shape
     if mask.shape not in ((B, past + L), (B, L)):
         raise InputError(
@@ -115,12 +119,12 @@ def _padding(mask: Any, shape: tuple[int, int], past: int, starts: Ints) -> tupl
             + (f", of which {past} have been run, or {shape}" if past else ""),
         )
     real = mask[:, mask.shape[1] - L :].astype(bool)
-    if mask.shape[1] > L and (mask[:, :past].astype(bool) != (np.arange(past) >= starts[:, None])).any():
+    if mask.shape[1] > L and (mask[:, :past].astype(bool) != (np.arange(past) >= padding[:, None])).any():
         raise InputError(
             "attention_mask pads other tokens than the earlier calls did",
-            expected=f"padding of {starts.tolist()} tokens on the left",
+            expected=f"padding of {padding.tolist()} tokens on the left",
         )
-    behind = np.logical_or.accumulate(real, axis=1) | (starts < past)[:, None]
+    behind = np.logical_or.accumulate(real, axis=1) | (padding < past)[:, None]
     if (behind & ~real).any():
         row, column = (int(i) for i in np.argwhere(behind & ~real)[0])
         raise InputError(
@@ -129,10 +133,12 @@ def _padding(mask: Any, shape: tuple[int, int], past: int, starts: Ints) -> tupl
             expected="padding on the left only",
             fix="pad on the left, or pack the sequences without padding (seq_idx)",
         )
-    return (None if real.all() else real), starts + (~real).sum(axis=1)
+    return (None if real.all() else real), padding + (~real).sum(axis=1)
 
 
-def _fresh(shape: tuple[int, int], position_ids: Ints | None, seq_idx: Any, cu_seq_lens: Any) -> Bools | None:
+def _sequence_starts(
+    shape: tuple[int, int], position_ids: Ints | None, seq_idx: Any, cu_seq_lens: Any
+) -> Bools | None:
     """Where packed sequences begin, each row's first token included; none where rows are not packed."""
     B, L = shape
     said: dict[str, Bools] = {}

@@ -10,11 +10,13 @@ Mamba's ``in_proj`` has the rows x, z; Mamba-2's z, x, B, C, dt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from bamba_reference.config import Config
+from bamba_reference.config import Block, Config
 from bamba_reference.errors import BambaQuantError
-from bamba_reference.mixers import MIXERS, Shape
+
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.final_layernorm.weight"
@@ -22,10 +24,17 @@ HEAD = "lm_head.weight"
 # The norms before the two steps of a layer, within the layer.
 NORMS = ("input_layernorm.weight", "pre_ff_layernorm.weight")
 
-# Endings of the names of tensors that only enter arithmetic in float32 at least, whose rounding is of no use.
+# Endings of the names of tensors that are used in float32 arithmetic only, so that 16 bits would save nothing.
 WIDE = (
     "layernorm.weight",
-    *sorted({end for mixer in MIXERS.values() for end in mixer.wide}),
+    "conv1d.weight",
+    "conv1d.bias",
+    "dt_proj.bias",
+    "mamba.dt_bias",
+    "mamba.A_log",
+    "mamba.D",
+    "mamba.norm.weight",
+    "moe.router.weight",
 )
 
 
@@ -33,25 +42,98 @@ class TensorError(BambaQuantError):
     """Weights that do not fit their configuration: a tensor missing, too many, or of another shape."""
 
 
+def _linear(name: str, rows: int, columns: int, bias: bool) -> Shapes:
+    weight: Shapes = {f"{name}.weight": (rows, columns)}
+    return weight | {f"{name}.bias": (rows,)} if bias else weight
+
+
+def _convolution(c: Config) -> Shapes:
+    weight: Shapes = {"mamba.conv1d.weight": (c.mamba_conv_dim, 1, c.mamba_d_conv)}
+    return weight | {"mamba.conv1d.bias": (c.mamba_conv_dim,)} if c.mamba_conv_bias else weight
+
+
+def _mamba2(c: Config) -> Shapes:
+    H, inner = c.mamba_n_heads, c.mamba_d_inner
+    return {
+        **_linear("mamba.in_proj", c.mamba_in_proj_dim, c.hidden_size, c.mamba_proj_bias),
+        **_convolution(c),
+        "mamba.dt_bias": (H,),
+        "mamba.A_log": (H,),
+        "mamba.D": (H,),
+        "mamba.norm.weight": (inner,),
+        **_linear("mamba.out_proj", c.hidden_size, inner, c.mamba_proj_bias),
+    }
+
+
+def _mamba1(c: Config) -> Shapes:
+    inner, N, R = c.mamba_d_inner, c.mamba_d_state, c.mamba_time_step_rank
+    return {
+        **_linear("mamba.in_proj", c.mamba_in_proj_dim, c.hidden_size, c.mamba_proj_bias),
+        **_convolution(c),
+        **_linear("mamba.x_proj", R + 2 * N, inner, bias=False),
+        **_linear("mamba.dt_proj", inner, R, bias=True),
+        "mamba.A_log": (inner, N),
+        "mamba.D": (inner,),
+        **_linear("mamba.out_proj", c.hidden_size, inner, c.mamba_proj_bias),
+    }
+
+
+def _attention(c: Config) -> Shapes:
+    d, queries, keys = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    return {
+        **_linear("self_attn.q_proj", queries, d, c.attention_bias),
+        **_linear("self_attn.k_proj", keys, d, c.attention_bias),
+        **_linear("self_attn.v_proj", keys, d, c.attention_bias),
+        **_linear("self_attn.o_proj", d, queries, c.attention_bias),
+    }
+
+
+def _mlp(c: Config) -> Shapes:
+    return {
+        **_linear("feed_forward.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias),
+        **_linear("feed_forward.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias),
+        **_linear("feed_forward.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias),
+    }
+
+
+def _moe(c: Config) -> Shapes:
+    d, E, inner = c.hidden_size, c.num_local_experts, c.expert_intermediate_size
+    return {
+        "moe.router.weight": (E, d),
+        "moe.gate_proj.weight": (E, inner, d),
+        "moe.up_proj.weight": (E, inner, d),
+        "moe.down_proj.weight": (E, d, inner),
+    }
+
+
+_BLOCKS: dict[Block, Callable[[Config], Shapes]] = {
+    "mamba2": _mamba2,
+    "mamba1": _mamba1,
+    "attention": _attention,
+    "mlp": _mlp,
+    "moe": _moe,
+}
+
+
 def layer_prefix(layer: int) -> str:
     """What every tensor name of this layer begins with."""
     return f"model.layers.{layer}."
 
 
-def layer_tensors(config: Config, layer: int) -> dict[str, Shape]:
+def layer_tensors(config: Config, layer: int) -> Shapes:
     """Name within the layer -> shape, for layer ``layer``."""
-    shapes: dict[str, Shape] = {}
+    shapes: Shapes = {}
     for norm, blocks in zip(NORMS, config.layers[layer], strict=True):
         if blocks:
             shapes[norm] = (config.hidden_size,)
         for block in blocks:
-            shapes |= MIXERS[block].tensors(config)
+            shapes |= _BLOCKS[block](config)
     return shapes
 
 
-def tensor_shapes(config: Config) -> dict[str, Shape]:
+def tensor_shapes(config: Config) -> Shapes:
     """Full name -> shape, for the whole model in the order in which a forward pass meets them."""
-    shapes: dict[str, Shape] = {EMBEDDING: (config.vocab_size, config.hidden_size)}
+    shapes: Shapes = {EMBEDDING: (config.vocab_size, config.hidden_size)}
     for layer in range(config.num_hidden_layers):
         prefix = layer_prefix(layer)
         shapes |= {prefix + name: shape for name, shape in layer_tensors(config, layer).items()}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_reference import numpy_forward
+from bamba_reference import model as numpy_model
 from bamba_reference.packing import layout
 from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch.backend import TORCH, Backend
@@ -39,7 +39,7 @@ TOLERANCE = 2e-5
 
 
 def numpy_logits(case: Case, tokens: np.ndarray, dtype: type = np.float32) -> np.ndarray:
-    return numpy_forward.forward(case.config, case.weights, tokens, dtype=dtype).logits
+    return numpy_model.forward(case.config, case.weights, tokens, dtype=dtype).logits
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ def test_hidden_states_are_transformers(name: str) -> None:
     ).hidden_states
     model = torch_forward.load(case.config, case.weights)
     out = torch_forward.forward(model, tokens[None], hidden_states=True)
-    ours = numpy_forward.forward(case.config, case.weights, tokens, hidden_states=True).hidden_states
+    ours = numpy_model.forward(case.config, case.weights, tokens, hidden_states=True).hidden_states
     assert out.hidden_states and ours
     for i, expected in oracle_streams(case, oracle).items():
         assert relative_error(out.hidden_states[i], expected) <= TOLERANCE
@@ -207,7 +207,7 @@ def test_logits_to_keep() -> None:
     chosen = torch_forward.forward(model, tokens, logits_to_keep=torch.tensor([0, 5])).logits
     assert relative_error(some, whole[:, -3:]) <= TOLERANCE
     assert relative_error(chosen, whole[:, [0, 5]]) <= TOLERANCE
-    kept = numpy_forward.forward(case.config, case.weights, tokens[0], logits_to_keep=3).logits
+    kept = numpy_model.forward(case.config, case.weights, tokens[0], logits_to_keep=3).logits
     assert relative_error(kept, whole[0, -3:]) <= TOLERANCE
 
 

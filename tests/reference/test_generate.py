@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamba_reference import numpy_forward
+from bamba_reference import model as numpy_model
 from bamba_reference.packing import InputError
 from bamba_reference.runtime.generate import Sampling, choose, generate, generate_batch
 from bamba_reference.torch import forward as torch_forward
@@ -27,7 +27,7 @@ def test_greedy_takes_the_likeliest_token() -> None:
     case = random_case("plain")
     tokens = [5, 6, 7]
     for token in generate(model(), [5, 6, 7], max_new_tokens=12, stop=[]):
-        assert token == numpy_forward.forward(case.config, case.weights, tokens).logits[-1].argmax()
+        assert token == numpy_model.forward(case.config, case.weights, tokens).logits[-1].argmax()
         tokens.append(token)
     assert len(tokens) == 15
 

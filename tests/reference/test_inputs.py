@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_reference import numpy_forward
+from bamba_reference import model as numpy_model
 from bamba_reference.packing import InputError, layout
 from bamba_reference.tensors import TensorError, check_names, tensor_shapes
 from bamba_reference.torch import forward as torch_forward
@@ -32,7 +32,7 @@ def test_tensors_that_do_not_fit() -> None:
     extra = case.weights | {"model.layers.1.self_attn.q_proj.bias": np.ones(64, np.float32)}
     wrong = case.weights | {name: np.ones((64, 63), np.float32)}
     runs = [
-        lambda weights: numpy_forward.forward(case.config, weights, [1, 2]),
+        lambda weights: numpy_model.forward(case.config, weights, [1, 2]),
         lambda weights: torch_forward.load(case.config, weights),
     ]
     for run in runs:
@@ -50,7 +50,7 @@ def test_tensors_that_do_not_fit() -> None:
 def test_token_ids_out_of_range(bad: int) -> None:
     case = random_case("plain")
     with pytest.raises(InputError, match="out of the vocabulary's range") as error:
-        numpy_forward.forward(case.config, case.weights, [1, bad])
+        numpy_model.forward(case.config, case.weights, [1, bad])
     assert error.value.where == "token 1" and error.value.expected == "0 to 159"
     with pytest.raises(InputError, match="out of the vocabulary's range"):
         torch_forward.forward(torch_forward.load(case.config, case.weights), [[1, 2], [3, bad]])
@@ -86,11 +86,11 @@ def test_inputs_that_contradict_themselves(case: str) -> None:
 def test_positions() -> None:
     mask = [[0, 0, 1, 1], [1, 1, 1, 1]]
     padded = layout((2, 4), attention_mask=mask)
-    assert padded.positions.tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]] and padded.starts.tolist() == [2, 0]
-    later = layout((2, 1), past=4, starts=padded.starts)
+    assert padded.positions.tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]] and padded.padding.tolist() == [2, 0]
+    later = layout((2, 1), past=4, padding=padded.padding)
     assert later.positions.tolist() == [[2], [4]] and later.real is None
     assert layout((1, 5), seq_idx=[3, 3, 3, 1, 1]).positions.tolist() == [[0, 1, 2, 0, 1]]
-    assert layout((1, 3), position_ids=[7, 8, 9]).fresh is None
+    assert layout((1, 3), position_ids=[7, 8, 9]).sequence_starts is None
 
 
 def test_borders_must_rise_to_the_end() -> None:
@@ -122,9 +122,9 @@ def test_shapes_of_tokens() -> None:
     with pytest.raises(InputError, match="no tokens"):
         torch_forward.forward(model, np.empty((1, 0), np.int64))
     with pytest.raises(InputError, match="no tokens"):
-        numpy_forward.forward(case.config, case.weights, [])
+        numpy_model.forward(case.config, case.weights, [])
     with pytest.raises(InputError, match="one sequence"):
-        numpy_forward.forward(case.config, case.weights, [[1, 2]])
+        numpy_model.forward(case.config, case.weights, [[1, 2]])
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.float16, np.float64])
@@ -136,6 +136,6 @@ def test_arrays_of_any_float_dtype_become_tensors(dtype: Any) -> None:
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
-    code = "import sys, bamba_reference, bamba_reference.numpy_forward, bamba_reference.runtime.perplexity\n"
+    code = "import sys, bamba_reference, bamba_reference.model, bamba_reference.runtime.perplexity\n"
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

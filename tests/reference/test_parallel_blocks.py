@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_reference import numpy_forward
+from bamba_reference import model as numpy_model
 from bamba_reference.config import Config, Layer
 from bamba_reference.runtime.stream import final_hidden
 from bamba_reference.tensors import layer_tensors, tensor_shapes
@@ -61,7 +61,7 @@ def test_tensors_of_both_steps(config: Config) -> None:
 def test_torch_in_float64_is_the_definition(config: Config, weights: dict[str, np.ndarray]) -> None:
     tokens = np.random.default_rng(1).integers(config.vocab_size, size=70)
     model = torch_forward.load(config, weights, dtype=torch.float64)
-    truth = numpy_forward.forward(config, weights, tokens, hidden_states=True)
+    truth = numpy_model.forward(config, weights, tokens, hidden_states=True)
     found = torch_forward.forward(model, tokens[None], hidden_states=True)
     assert relative_error(found.logits[0], truth.logits) <= 1e-13
     for ours, theirs in zip(found.hidden_states, truth.hidden_states, strict=True):
@@ -73,9 +73,9 @@ def test_torch_in_float64_is_the_definition(config: Config, weights: dict[str, n
 def test_pieces_and_padding(config: Config, weights: dict[str, np.ndarray], backend: Backend) -> None:
     """Every block keeps a state of its own: numpy's and torch's, behind padding and token by token."""
     tokens = np.random.default_rng(2).integers(config.vocab_size, size=45)
-    truth = numpy_forward.forward(config, weights, tokens).logits
+    truth = numpy_model.forward(config, weights, tokens).logits
     model = torch_forward.load(config, weights, backend=backend)
-    state, numpy_state = torch_forward.new_state(model, 1), numpy_forward.NumpyState()
+    state, numpy_state = torch_forward.new_state(model, 1), numpy_model.NumpyState()
     mask = np.ones((1, 48), int)
     mask[:, :3] = 0
     found, numpy_found = [], []
@@ -84,7 +84,7 @@ def test_pieces_and_padding(config: Config, weights: dict[str, np.ndarray], back
         padded = np.concatenate([np.full(first, 2), piece])[None]
         out = torch_forward.forward(model, padded, state=state, attention_mask=mask[:, : 3 + stop])
         found.append(out.logits[0, first:])
-        numpy_found.append(numpy_forward.forward(config, weights, piece, state=numpy_state).logits)
+        numpy_found.append(numpy_model.forward(config, weights, piece, state=numpy_state).logits)
     assert relative_error(torch.cat(found), truth) <= 2e-5
     assert relative_error(np.concatenate(numpy_found), truth) <= 1e-12
 

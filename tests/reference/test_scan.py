@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamba_reference import numpy_forward
-from bamba_reference.mixers import mamba2
+from bamba_reference import chunked_scan
+from bamba_reference import model as numpy_model
 from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch.backend import Backend
 from tests.reference.cases import RANDOM, every_backend, random_case, random_tokens, relative_error
@@ -27,7 +27,7 @@ def arguments(L: int, G: int, seed: int) -> dict[str, np.ndarray]:
         "B": random.normal(size=(L, G, 6)),
         "C": random.normal(size=(L, G, 6)),
         "h": random.normal(size=(4, 5, 6)),
-        "fresh": random.random(L) < 0.1,
+        "sequence_starts": random.random(L) < 0.1,
     }
 
 
@@ -41,9 +41,9 @@ def arguments(L: int, G: int, seed: int) -> dict[str, np.ndarray]:
 def test_chunked_is_sequential(L: int, chunk: int, G: int, seed: int) -> None:
     given_ = arguments(L, G, seed)
     for dtype, tolerance in ((np.float64, 1e-12), (np.float32, TOLERANCE)):
-        typed = {k: v if k == "fresh" else v.astype(dtype) for k, v in given_.items()}
-        y, h = mamba2.sequential_scan(**typed)
-        chunked_y, chunked_h = mamba2.chunked_scan(**typed, chunk=chunk)
+        typed = {k: v if k == "sequence_starts" else v.astype(dtype) for k, v in given_.items()}
+        y, h = numpy_model.mamba2_scan(**typed)
+        chunked_y, chunked_h = chunked_scan.mamba2_scan(**typed, chunk=chunk)
         assert relative_error(chunked_y, y) <= tolerance
         assert relative_error(chunked_h, h) <= tolerance
         assert chunked_y.dtype == chunked_h.dtype == dtype
@@ -62,7 +62,7 @@ def test_backends_are_sequential(backend: Backend, L: int, chunk: int, G: int, s
     A, D = rows[0]["A"], np.random.default_rng(seed).normal(size=4)
     expected = []
     for row in rows:
-        y, h = mamba2.sequential_scan(**row | {"A": A})
+        y, h = numpy_model.mamba2_scan(**row | {"A": A})
         expected.append((y + D[:, None] * row["x"], h))
 
     def batch(name: str, dtype: torch.dtype) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_backends_are_sequential(backend: Backend, L: int, chunk: int, G: int, s
             (0.0, float("inf")),
             batch("h", dtype),
             chunk,
-            batch("fresh", torch.bool),
+            batch("sequence_starts", torch.bool),
             None,
         )
         assert relative_error(y, np.stack([y for y, _ in expected])) <= tolerance
@@ -93,13 +93,11 @@ def test_backends_are_sequential(backend: Backend, L: int, chunk: int, G: int, s
 def test_chunk_size_does_not_matter(name: str) -> None:
     case = random_case(name)
     tokens = random_tokens(case, 70)
-    truth = numpy_forward.forward(case.config, case.weights, tokens, scan="sequential").logits
-    single = numpy_forward.forward(case.config, case.weights, tokens, scan="sequential", dtype=np.float32)
+    truth = numpy_model.forward(case.config, case.weights, tokens, chunk=None).logits
+    single = numpy_model.forward(case.config, case.weights, tokens, chunk=None, dtype=np.float32)
     assert relative_error(single.logits, truth) <= TOLERANCE
     for chunk in (1, 7, 32, 64, 70, 256):
-        logits = numpy_forward.forward(
-            case.config, case.weights, tokens, chunk=chunk, dtype=np.float32
-        ).logits
+        logits = numpy_model.forward(case.config, case.weights, tokens, chunk=chunk, dtype=np.float32).logits
         assert relative_error(logits, truth) <= TOLERANCE
         model = torch_forward.load(case.config, case.weights, chunk=chunk)
         assert relative_error(torch_forward.forward(model, tokens[None]).logits[0], truth) <= TOLERANCE

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamba_reference.mixers import mamba1
+from bamba_reference import chunked_scan
+from bamba_reference import model as numpy_model
 from bamba_reference.numpy_ops import silu
 from bamba_reference.torch import selective_scan
 from tests.reference.cases import relative_error
@@ -30,7 +31,7 @@ def arguments(L: int, seed: int) -> dict[str, np.ndarray]:
         "B": random.normal(size=(L, N)),
         "C": random.normal(size=(L, N)),
         "h": random.normal(size=(INNER, N)),
-        "fresh": random.random(L) < 0.1,
+        "sequence_starts": random.random(L) < 0.1,
     }
 
 
@@ -39,9 +40,9 @@ def arguments(L: int, seed: int) -> dict[str, np.ndarray]:
 def test_chunked_is_sequential(L: int, chunk: int, seed: int) -> None:
     given_ = arguments(L, seed)
     for dtype, tolerance in ((np.float64, 1e-12), (np.float32, TOLERANCE)):
-        typed = {k: v if k == "fresh" else v.astype(dtype) for k, v in given_.items()}
-        y, h = mamba1.sequential_scan(**typed)
-        chunked_y, chunked_h = mamba1.chunked_scan(**typed, chunk=chunk)
+        typed = {k: v if k == "sequence_starts" else v.astype(dtype) for k, v in given_.items()}
+        y, h = numpy_model.mamba1_scan(**typed)
+        chunked_y, chunked_h = chunked_scan.mamba1_scan(**typed, chunk=chunk)
         assert relative_error(chunked_y, y) <= tolerance
         assert relative_error(chunked_h, h) <= tolerance
         assert chunked_y.dtype == chunked_h.dtype == dtype
@@ -54,10 +55,10 @@ def test_the_recurrence_is_the_papers() -> None:
     for t in range(9):
         for i in range(INNER):
             for n in range(N):
-                kept = 0 if a["fresh"][t] else np.exp(a["dt"][t, i] * a["A"][i, n]) * h[i, n]
+                kept = 0 if a["sequence_starts"][t] else np.exp(a["dt"][t, i] * a["A"][i, n]) * h[i, n]
                 h[i, n] = kept + a["dt"][t, i] * a["B"][t, n] * a["x"][t, i]
                 expected[t, i] += a["C"][t, n] * h[i, n]
-    y, last = mamba1.sequential_scan(**a)
+    y, last = numpy_model.mamba1_scan(**a)
     assert relative_error(y, expected) <= 1e-13
     assert relative_error(last, h) <= 1e-13
 
@@ -81,7 +82,7 @@ def in_torch(rows: list[dict[str, np.ndarray]], dtype: torch.dtype, seed: int) -
         "z": torch.from_numpy(random.normal(size=(len(rows), len(rows[0]["x"]), INNER))).to(dtype),
         "dt_bias": torch.from_numpy(bias).to(dtype),
         "h": batch("h"),
-        "fresh": batch("fresh", torch.bool),
+        "sequence_starts": batch("sequence_starts", torch.bool),
         "real": None,
     }
 
@@ -98,7 +99,7 @@ def test_torch_is_sequential(L: int, chunk: int, elements: int, seed: int) -> No
             patch.setattr(selective_scan, "_CPU_ELEMENTS", elements)
             y, h = selective_scan.selective_scan(**batch, chunk=chunk)
         for i, row in enumerate(rows):
-            expected, last = mamba1.sequential_scan(**row)
+            expected, last = numpy_model.mamba1_scan(**row)
             expected = (expected + batch["D"].double().numpy() * row["x"]) * silu(
                 batch["z"][i].double().numpy()
             )
@@ -107,7 +108,7 @@ def test_torch_is_sequential(L: int, chunk: int, elements: int, seed: int) -> No
 
 
 def test_padding_leaves_the_state() -> None:
-    batch = in_torch([arguments(8, 1)], torch.float64, 1) | {"fresh": None}
+    batch = in_torch([arguments(8, 1)], torch.float64, 1) | {"sequence_starts": None}
     real = torch.zeros(1, 8, dtype=torch.bool)
     _, h = selective_scan.selective_scan(**batch | {"real": real}, chunk=3)
     assert torch.equal(h, batch["h"])
@@ -118,11 +119,15 @@ def test_padding_leaves_the_state() -> None:
 def test_gradients_are_those_of_finite_differences(chunk: int, packed: bool) -> None:
     """With respect to every argument, the state included; 9 tokens make several chunks and a rest."""
     batch = in_torch([arguments(9, 2), arguments(9, 3)], torch.float64, 2)
-    fresh = torch.tensor([[False] * 5 + [True] + [False] * 3, [True] + [False] * 8]) if packed else None
-    names = [name for name, value in batch.items() if isinstance(value, torch.Tensor) and name != "fresh"]
+    sequence_starts = (
+        torch.tensor([[False] * 5 + [True] + [False] * 3, [True] + [False] * 8]) if packed else None
+    )
+    names = [
+        name for name, value in batch.items() if isinstance(value, torch.Tensor) and name != "sequence_starts"
+    ]
 
     def run(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        given_ = dict(zip(names, values, strict=True)) | {"fresh": fresh, "real": None}
+        given_ = dict(zip(names, values, strict=True)) | {"sequence_starts": sequence_starts, "real": None}
         return selective_scan.selective_scan(**given_, chunk=chunk)
 
     assert torch.autograd.gradcheck(run, tuple(batch[name].requires_grad_() for name in names))

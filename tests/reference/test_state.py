@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamba_reference import numpy_forward
+from bamba_reference import model as numpy_model
 from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch.backend import TORCH, Backend
 from tests.reference.cases import Case, every_backend, random_case, random_tokens, relative_error
@@ -23,7 +23,7 @@ few = settings(max_examples=10, deadline=None)
 
 def truth(case: Case, tokens: np.ndarray) -> np.ndarray:
     """One pass over one sequence in float64."""
-    return numpy_forward.forward(case.config, case.weights, tokens).logits
+    return numpy_model.forward(case.config, case.weights, tokens).logits
 
 
 def load(case: Case, backend: Backend = TORCH) -> torch_forward.Model:
@@ -41,11 +41,11 @@ def test_pieces_are_the_whole(
     case = random_case(data.draw(st.sampled_from(sorted(CASES[family]))))
     tokens = random_tokens(case, 2, sum(lengths), seed=seed)
     model = load(case, backend)
-    state, numpy_state = torch_forward.new_state(model, 2), numpy_forward.NumpyState()
+    state, numpy_state = torch_forward.new_state(model, 2), numpy_model.NumpyState()
     parts, numpy_parts = [], []
     for piece in np.split(tokens, np.cumsum(lengths)[:-1], axis=1):
         parts.append(torch_forward.forward(model, piece, state=state).logits)
-        out = numpy_forward.forward(case.config, case.weights, piece[0], dtype=np.float32, state=numpy_state)
+        out = numpy_model.forward(case.config, case.weights, piece[0], dtype=np.float32, state=numpy_state)
         numpy_parts.append(out.logits)
     for row in range(2):
         assert relative_error(torch.cat(parts, dim=1)[row], truth(case, tokens[row])) <= TOLERANCE
@@ -100,7 +100,7 @@ def test_packed_is_separate(
     said = packing(lengths, how)
     found = torch_forward.forward(load(case, backend), tokens[None], **said).logits[0]
     assert relative_error(found, expected) <= TOLERANCE
-    ours = numpy_forward.forward(case.config, case.weights, tokens, dtype=np.float32, **said).logits
+    ours = numpy_model.forward(case.config, case.weights, tokens, dtype=np.float32, **said).logits
     assert relative_error(ours, expected) <= TOLERANCE
 
 

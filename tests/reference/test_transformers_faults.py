@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_reference import numpy_forward
+from bamba_reference import model as numpy_model
 from bamba_reference.torch import forward as torch_forward
 from tests.reference.cases import (
     Case,
@@ -36,7 +36,7 @@ def decoded(case: Case, tokens: np.ndarray) -> torch.Tensor:
 def test_decoding_restarts_the_rotary_embedding_without_position_ids() -> None:
     case = random_case("plain")
     tokens = random_tokens(case, 40)
-    truth = numpy_forward.forward(case.config, case.weights, tokens).logits[-1]
+    truth = numpy_model.forward(case.config, case.weights, tokens).logits[-1]
     pieces = tokens[:-1], tokens[-1:]
     assert relative_error(oracle_pieces(case, *pieces)[-1], truth) <= TOLERANCE
     assert relative_error(oracle_pieces(case, *pieces, positions=False)[-1], truth) > 1e-3
@@ -55,7 +55,7 @@ def test_decoding_restarts_the_rotary_embedding_without_position_ids() -> None:
 def test_decoding_ignores_a_finite_time_step_limit(name: str) -> None:
     case = random_case(name)
     tokens = random_tokens(case, 40)
-    truth = numpy_forward.forward(case.config, case.weights, tokens).logits[-1]
+    truth = numpy_model.forward(case.config, case.weights, tokens).logits[-1]
     assert relative_error(oracle_pieces(case, tokens[:-1], tokens[-1:])[-1], truth) > 1e-3
     assert relative_error(decoded(case, tokens), truth) <= TOLERANCE
 
@@ -67,7 +67,7 @@ def test_the_selective_scan_of_a_second_piece_begins_with_nothing(name: str) -> 
     case = random_case(name)
     tokens = random_tokens(case, 40)
     pieces = tokens[:20], tokens[20:]
-    truth = numpy_forward.forward(case.config, case.weights, tokens).logits[20:]
+    truth = numpy_model.forward(case.config, case.weights, tokens).logits[20:]
     assert relative_error(oracle_pieces(case, *pieces), truth) > 1e-3
     model = torch_forward.load(case.config, case.weights)
     state = torch_forward.new_state(model, 1)
@@ -82,7 +82,7 @@ def test_packed_sequences_leak_or_raise(name: str) -> None:
     case = random_case(name)
     tokens = random_tokens(case, 40)
     separate = [
-        numpy_forward.forward(case.config, case.weights, part).logits for part in np.split(tokens, [15])
+        numpy_model.forward(case.config, case.weights, part).logits for part in np.split(tokens, [15])
     ]
     truth = np.concatenate(separate)
     packing = {
@@ -106,7 +106,7 @@ def test_left_padding_with_projection_biases_reaches_the_first_tokens(name: str)
     """transformers zeroes padding before the input projection, whose bias then enters the convolution."""
     case = random_case(name)
     tokens = random_tokens(case, 20)
-    truth = numpy_forward.forward(case.config, case.weights, tokens).logits
+    truth = numpy_model.forward(case.config, case.weights, tokens).logits
     assert relative_error(oracle_padded(case, tokens, 5), truth) > 1e-3
     padded, mask = np.concatenate([np.full(5, 2), tokens]), [[0] * 5 + [1] * 20]
     model = torch_forward.load(case.config, case.weights)
@@ -120,5 +120,5 @@ def test_a_model_without_attention_cannot_use_its_cache() -> None:
     tokens = random_tokens(case, 30)
     with pytest.raises(ValueError, match="get_seq_length"):
         case.oracle(torch.from_numpy(tokens)[None], use_cache=True)
-    truth = numpy_forward.forward(case.config, case.weights, tokens).logits[-1]
+    truth = numpy_model.forward(case.config, case.weights, tokens).logits[-1]
     assert relative_error(decoded(case, tokens), truth) <= TOLERANCE

@@ -26,18 +26,18 @@ def attention(
     k: Tensor,
     v: Tensor,
     scale: float,
-    starts: Tensor | None,
+    padding: Tensor | None,
     sequences: list[tuple[int, int, int]] | None,
 ) -> Tensor:
-    """``torch_ops.attention``, without repeating keys and values where torch's kernels take them as they are.
+    """``torch.ops.attention``, without repeating keys and values where torch's kernels take them as they are.
 
-    q (B, L, heads, E), k and v (B, S, kv, E) of one dtype, ``starts`` and ``sequences`` as there: (B, L, heads, E).
+    q (B, L, heads, E), k and v (B, S, kv, E) of one dtype, ``padding`` and ``sequences`` as there: (B, L, heads, E).
     """
     L, S = q.shape[1], k.shape[1]
     # Of fewer heads only the 16-bit kernel takes them; float32 would hold every score, L × S of them a head.
     narrow = q.dtype != torch.float32 or q.shape[2] == k.shape[2]
-    if not (q.is_cuda and narrow) or starts is not None or sequences is not None or 1 < L < S:
-        return torch_ops.attention(q, k, v, scale, starts, sequences)
+    if not (q.is_cuda and narrow) or padding is not None or sequences is not None or 1 < L < S:
+        return torch_ops.attention(q, k, v, scale, padding, sequences)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -49,10 +49,10 @@ def attention(
     return y.transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, last: Tensor, starts: Tensor) -> Tensor:
-    """q (B, 1, heads, E) over places starts[b] … last of k and v (B, S, kv, E), contiguous: (B, 1, heads, E).
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, last: Tensor, padding: Tensor) -> Tensor:
+    """q (B, 1, heads, E) over places padding[b] … last of k and v (B, S, kv, E), contiguous: (B, 1, heads, E).
 
-    ``last`` (1,), the place of the new token, and ``starts`` (B,), the padding, are int64 on the device.
+    ``last`` (1,), the place of the new token, and ``padding`` (B,), the padding, are int64 on the device.
     """
     B, _, heads, E = q.shape
     S, kv = k.shape[1:3]
@@ -67,7 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, last: Tensor, starts: 
         k,
         v,
         last,
-        starts,
+        padding,
         sums,
         highest,
         weight,
@@ -91,7 +91,7 @@ def _attend(
     k: tl.tensor,
     v: tl.tensor,
     last: tl.tensor,
-    starts: tl.tensor,
+    padding: tl.tensor,
     sums: tl.tensor,
     highest: tl.tensor,
     weight: tl.tensor,
@@ -107,7 +107,7 @@ def _attend(
 ) -> None:
     row, head, part = tl.program_id(2).to(tl.int64), tl.program_id(0), tl.program_id(1)
     e = tl.arange(0, WIDTH)
-    first, stop = tl.load(starts + row), tl.load(last) + 1
+    first, stop = tl.load(padding + row), tl.load(last) + 1
     first = tl.minimum(first, stop - 1)
     size = tl.cdiv(stop - first, PARTS)
     begin = first + part * size

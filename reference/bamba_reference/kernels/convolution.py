@@ -1,4 +1,4 @@
-"""Causal depthwise convolution and SiLU in Triton: ``torch_ops.conv`` in one pass over strided input.
+"""Causal depthwise convolution and SiLU in Triton: ``torch.ops.conv`` in one pass over strided input.
 
 A token's sum is kept in float32 and rounded once, to the input's dtype.
 """
@@ -16,8 +16,10 @@ from bamba_reference.kernels.launch import check, padded, rows_apart
 _TOKENS, _CHANNELS, _WARPS = 32, 128, 4
 
 
-def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: Tensor | None) -> Tensor:
-    """``torch_ops.conv``: xBC (B, L, W), strided along B and L, behind tail (B, K-1, W) -> (B, L, W), contiguous.
+def conv(
+    xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, sequence_starts: Tensor | None
+) -> Tensor:
+    """``torch.ops.conv``: xBC (B, L, W), strided along B and L, behind tail (B, K-1, W) -> (B, L, W), contiguous.
 
     The result has xBC's dtype.
     """
@@ -32,7 +34,7 @@ def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: 
         weight,
         bias,
         tail,
-        fresh,
+        sequence_starts,
         out,
         L,
         W,
@@ -48,7 +50,7 @@ def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: 
 
 
 def conv_in_place(
-    xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: Tensor | None
+    xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, sequence_starts: Tensor | None
 ) -> Tensor:
     """``conv`` of one token a row (B, 1, W), after which ``tail`` ends with that token: nothing is allocated twice.
 
@@ -79,7 +81,7 @@ def _conv(
     weight: tl.tensor,
     bias: tl.tensor,
     tail: tl.tensor,
-    fresh: tl.tensor,
+    sequence_starts: tl.tensor,
     out: tl.tensor,
     L: tl.tensor,
     W: tl.tensor,
@@ -115,8 +117,8 @@ def _conv(
                 other=0,
             ).to(tl.float32)
         total += tap.to(tl.float32)[None, :] * earlier
-        if fresh is not None:
-            begins = tl.load(fresh + row * L + at, mask=(at >= 0) & (at < L), other=0).to(tl.int32)
+        if sequence_starts is not None:
+            begins = tl.load(sequence_starts + row * L + at, mask=(at >= 0) & (at < L), other=0).to(tl.int32)
             seen = seen & (begins == 0)
     y = total / (1 + tl.exp(-total))
     tl.store(

@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bamba_reference.kernels import products
+from bamba_reference.kernels import matmul
 from bamba_reference.kernels.attention import attend
 from bamba_reference.kernels.convolution import conv_in_place
 from bamba_reference.kernels.step import step as scan_step
-from bamba_reference.mixers.attention import rotary_angles
+from bamba_reference.model import rotary_angles
 from bamba_reference.torch.backend import Backend
-from bamba_reference.torch.forward import Model, Output, Sequences, embed, final_norm, head, layer
+from bamba_reference.torch.forward import BatchTokens, Model, Output, embed, final_norm, head, layer
 from bamba_reference.torch.ops import wide
 from bamba_reference.torch.state import AttentionState, LayerState, MambaState, State
 
 _PRODUCTS: dict[str, Any] = {
-    "linear": products.linear,
-    "add_linear": products.add_linear,
-    "gate_up": products.gate_up,
-    "head": products.head,
+    "linear": matmul.linear,
+    "add_linear": matmul.add_linear,
+    "gate_up": matmul.gate_up,
+    "head": matmul.head,
 }
 
 
@@ -55,7 +55,7 @@ class Decoder:
     """Continues from a state token by token, for as many places as there is ``room`` for.
 
     ``state`` is read when the decoder is made and not brought up to date. Called with tokens (B, 1), it gives
-    what ``torch_forward.forward`` gives with a state; logits and hidden states are overwritten by the next
+    what ``torch.forward.forward`` gives with a state; logits and hidden states are overwritten by the next
     call. Without a GPU, where the kernels are interpreted, the step runs without a graph. Raises ``ValueError`` for
     less ``room`` than the state already takes, and ``BackendError`` as ``launch.check`` does.
     """
@@ -67,14 +67,14 @@ class Decoder:
         self.room, self.length = room, state.length
         self._tokens = torch.zeros(B, 1, dtype=torch.int64, device=device)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
-        self._starts = torch.from_numpy(state.starts).to(device)
+        self._padding = torch.from_numpy(state.padding).to(device)
         angles = torch.from_numpy(rotary_angles(model.config, np.arange(room)[None]))[0]  # (room, r/2)
         self._cos = angles.cos().to(device, wide(model.dtype))
         self._sin = angles.sin().to(device, wide(model.dtype))
         self._layers: list[LayerState] = [
             {block: self._fixed(kept, room) for block, kept in blocks.items()} for blocks in state.layers
         ]
-        self._model = replace(model, backend=_in_place(model.backend, self._place, self._starts))
+        self._model = replace(model, backend=_in_place(model.backend, self._place, self._padding))
         self._graph: tuple[torch.cuda.CUDAGraph, Output] | None = None
         if device.type == "cuda":
             self._graph = self._recorded()
@@ -108,9 +108,9 @@ class Decoder:
 
     def _step(self) -> Output:
         model = self._model
-        positions = (self._place - self._starts).clamp(min=0)  # (B,)
+        positions = (self._place - self._padding).clamp(min=0)  # (B,)
         cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]  # (B, 1, r/2)
-        sequences = Sequences(cos, sin, fresh=None, real=None, starts=None, packed=None)
+        sequences = BatchTokens(cos, sin, sequence_starts=None, real=None, padding=None, packed=None)
         with torch.no_grad():
             x = embed(model, self._tokens)  # (B, 1, d)
             for i, state in enumerate(self._layers):
@@ -136,7 +136,7 @@ class Decoder:
         return graph, out
 
 
-def _in_place(backend: Backend, place: Tensor, starts: Tensor) -> Backend:
+def _in_place(backend: Backend, place: Tensor, padding: Tensor) -> Backend:
     """The backend with the operations of one token at ``place`` that update what they are given.
 
     It must not refer to the decoder: a graph in a cycle is freed by the garbage collector at any time, and while
@@ -154,10 +154,10 @@ def _in_place(backend: Backend, place: Tensor, starts: Tensor) -> Backend:
         limit: tuple[float, float],
         h: Tensor,
         chunk: int,
-        fresh: Tensor | None,
+        sequence_starts: Tensor | None,
         real: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        return scan_step(x, dt, A_log, B, C, D, dt_bias, limit, h, h, fresh, real)
+        return scan_step(x, dt, A_log, B, C, D, dt_bias, limit, h, h, sequence_starts, real)
 
     def selective_scan(*given: Any) -> tuple[Tensor, Tensor]:
         h = given[8]
@@ -165,7 +165,7 @@ def _in_place(backend: Backend, place: Tensor, starts: Tensor) -> Backend:
         return y, h.copy_(after)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *_: Any) -> Tensor:
-        return attend(q, k, v, scale, place, starts)
+        return attend(q, k, v, scale, place, padding)
 
     # A step writes no weights. A function that someone put in place of ours is left as it is.
     early: dict[str, Any] = {

@@ -14,7 +14,7 @@ _COLUMNS = 2048
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``torch_ops.rotary``: x (B, L, n, E), strided but for the last dimension; cos and sin (B or 1, L, r/2)."""
+    """``torch.ops.rotary``: x (B, L, n, E), strided but for the last dimension; cos and sin (B or 1, L, r/2)."""
     check(x)
     x = rows_apart(x)
     B, L, heads, E = x.shape
@@ -40,7 +40,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """``torch_ops.swiglu``: silu(gate) * up, (…, F), rounded once to their dtype."""
+    """``torch.ops.swiglu``: silu(gate) * up, (…, F), rounded once to their dtype."""
     check(gate)
     shape, F = gate.shape, gate.shape[-1]
     gate, up = rows_apart(gate.reshape(-1, F)), rows_apart(up.reshape(-1, F))

@@ -35,7 +35,9 @@ def backend() -> Backend:
         raise _missing("causal_conv1d", "causal-conv1d", error) from error
     from bamba_reference.kernels.backend import TRITON
 
-    def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: Tensor | None) -> Tensor:
+    def conv(
+        xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, sequence_starts: Tensor | None
+    ) -> Tensor:
         W, K = weight.shape
         if K not in _TAPS or W % _CHANNELS:
             raise BackendError(
@@ -51,8 +53,8 @@ def backend() -> Backend:
             weight.contiguous(),
             bias,
             # Packed sequences go on from nothing (``packing.layout``), and it does not take both.
-            seq_idx=None if fresh is None else _segments(fresh),
-            initial_states=tail.contiguous().transpose(1, 2) if fresh is None else None,
+            seq_idx=None if sequence_starts is None else _segments(sequence_starts),
+            initial_states=tail.contiguous().transpose(1, 2) if sequence_starts is None else None,
             activation="silu",
         )
         return y.transpose(1, 2)
@@ -68,7 +70,7 @@ def backend() -> Backend:
         dt_limit: tuple[float, float],
         h: Tensor,
         chunk: int,
-        fresh: Tensor | None,
+        sequence_starts: Tensor | None,
         real: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         if real is not None and dt_limit[0] > 0:
@@ -87,7 +89,7 @@ def backend() -> Backend:
             D=D,
             dt_bias=dt_bias,
             initial_states=h,
-            seq_idx=None if fresh is None else _segments(fresh),
+            seq_idx=None if sequence_starts is None else _segments(sequence_starts),
             dt_softplus=True,
             dt_limit=dt_limit,
             return_final_states=True,
@@ -105,22 +107,22 @@ def backend() -> Backend:
         dt_bias: Tensor,
         h: Tensor,
         chunk: int,
-        fresh: Tensor | None,
+        sequence_starts: Tensor | None,
         real: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         A, dtype = -A_log.exp(), z.dtype
         # They want one dtype, and B and C are wide where a norm has made them.
         x, dt, z = (v.to(B.dtype) for v in (x, _without_padding(dt, real), z))
-        if x.shape[1] == 1 and fresh is None:
+        if x.shape[1] == 1 and sequence_starts is None:
             after = h.clone()
             now = (v[:, 0] for v in (x, dt, B, C, z))
             x, dt, B, C, z = now
             y = selective_state_update(after, x, dt, A, B, C, D, z, dt_bias, dt_softplus=True)
             return y[:, None].to(dtype), after
-        if fresh is not None or h.any():
+        if sequence_starts is not None or h.any():
             raise BackendError(
                 "mamba_ssm's selective scan begins one sequence a row",
-                found="packed sequences" if fresh is not None else "a sequence that goes on",
+                found="packed sequences" if sequence_starts is not None else "a sequence that goes on",
                 fix=_OTHERWISE,
             )
         x, dt, B, C, z = (v.transpose(1, 2).contiguous() for v in (x, dt, B, C, z))  # (B, I or N, L)
@@ -149,9 +151,9 @@ def _missing(package: str, distribution: str, error: ImportError) -> BackendErro
     )
 
 
-def _segments(fresh: Tensor) -> Tensor:
+def _segments(sequence_starts: Tensor) -> Tensor:
     """The number of each token's sequence in its row, of the marks of first tokens (B, L)."""
-    return fresh.cumsum(1, dtype=torch.int32)
+    return sequence_starts.cumsum(1, dtype=torch.int32)
 
 
 def _without_padding(dt: Tensor, real: Tensor | None) -> Tensor:

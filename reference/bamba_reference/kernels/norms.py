@@ -13,7 +13,7 @@ from bamba_reference.kernels.launch import check, overlaps, padded, rows_apart
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``torch_ops.rms_norm``: x (…, d), rounded once to x's dtype."""
+    """``torch.ops.rms_norm``: x (…, d), rounded once to x's dtype."""
     return _norm(x, None, weight, eps)[1]
 
 
@@ -47,7 +47,7 @@ def _norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[
 
 
 def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
-    """``torch_ops.gated_norm``: rms_norm of y * silu(z) over each of ``groups`` parts: y (…, I) in z's dtype.
+    """``torch.ops.gated_norm``: rms_norm of y * silu(z) over each of ``groups`` parts: y (…, I) in z's dtype.
 
     z (B, L, I) may be strided along B and L.
     """

@@ -1,4 +1,4 @@
-"""The Mamba-2 state-space recurrence in Triton: ``torch_ops.scan`` with the state kept on the chip.
+"""The Mamba-2 state-space recurrence in Triton: ``torch.ops.scan`` with the state kept on the chip.
 
 The tokens are cut into chunks (Dao and Gu 2024, section 6), of which ``chunks`` computes the decays and the masked
 C·Bᵀ. Then a program owns one head's state and walks through the chunks, so that no chunk's state ever crosses the
@@ -32,7 +32,7 @@ _WARPS = 4
 
 
 @dataclass(frozen=True)
-class Tuning:
+class ScanTuning:
     """How a program walks through the chunks.
 
     ``chunk`` tokens at a time, with ``rows`` of the state, whose columns it multiplies ``columns`` at a time: of fewer
@@ -47,7 +47,7 @@ class Tuning:
 
 # Measured on an H200, 4 × 2,048 tokens of Bamba-9B's heads: chunks of 16, 32, 64 tokens 0.47, 0.28, 0.43 ms; columns
 # of 32, 64, 128 in chunks of 32 tokens 0.30, 0.27, 0.28 ms.
-DEFAULT = Tuning()
+DEFAULT = ScanTuning()
 
 
 def scan(
@@ -61,12 +61,12 @@ def scan(
     dt_limit: tuple[float, float],
     h: Tensor,
     chunk: int,
-    fresh: Tensor | None,
+    sequence_starts: Tensor | None,
     real: Tensor | None,
     *,
-    tuning: Tuning = DEFAULT,
+    tuning: ScanTuning = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
-    """``torch_ops.scan``: y (B, L, H, P) in x's dtype and h (B, H, P, N) after the last token, float32.
+    """``torch.ops.scan``: y (B, L, H, P) in x's dtype and h (B, H, P, N) after the last token, float32.
 
     x, dt, B and C may be strided along every dimension but the last. ``chunk`` is the caller's choice for
     other backends and changes nothing here.
@@ -74,13 +74,13 @@ def scan(
     check(x)
     h = h.contiguous()
     if x.shape[1] == 1:
-        return step(x, dt, A_log, B, C, D, dt_bias, dt_limit, h, torch.empty_like(h), fresh, real)
+        return step(x, dt, A_log, B, C, D, dt_bias, dt_limit, h, torch.empty_like(h), sequence_starts, real)
     x, B, C = rows_apart(x), rows_apart(B), rows_apart(C)
     rows, L, H, P = x.shape
     G, N = B.shape[2:]
     Q, block, state = padded(L, most=tuning.chunk), padded(P, most=tuning.rows), padded(N)
     wide = x.dtype == torch.float32 or INTERPRETED
-    segment = None if fresh is None else fresh.cumsum(1, dtype=torch.int32)  # (B, L)
+    segment = None if sequence_starts is None else sequence_starts.cumsum(1, dtype=torch.int32)  # (B, L)
     decay = decays(dt, A_log, dt_bias, dt_limit, real, Q)
     y, after = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty_like(h)
     _scan[(H * -(-P // block), rows)](

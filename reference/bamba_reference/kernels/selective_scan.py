@@ -23,7 +23,7 @@ from bamba_reference.kernels.launch import INTERPRETED, check, padded, rows_apar
 
 
 @dataclass(frozen=True)
-class Tuning:
+class SelectiveScanTuning:
     """Channels of a program, tokens it fetches together, its warps.
 
     ``programs`` of them fill a GPU; a chunk has ``least`` to ``most`` tokens.
@@ -47,7 +47,7 @@ class Tuning:
 
 
 # The interpreter's time is that of the programs, whatever their size.
-DEFAULT = Tuning(channels=256) if INTERPRETED else Tuning()
+DEFAULT = SelectiveScanTuning(channels=256) if INTERPRETED else SelectiveScanTuning()
 
 
 def selective_scan(
@@ -61,10 +61,10 @@ def selective_scan(
     dt_bias: Tensor,
     h: Tensor,
     chunk: int,
-    fresh: Tensor | None,
+    sequence_starts: Tensor | None,
     real: Tensor | None,
     *,
-    tuning: Tuning = DEFAULT,
+    tuning: SelectiveScanTuning = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
     """``selective_scan.selective_scan``: y (B, L, I) in z's dtype and h (B, I, N) after the last token, float32, laid
     out as (B, N, I), which costs nothing to take up again.
@@ -91,7 +91,7 @@ def selective_scan(
 
     def run(y: Tensor | None, spans: Tensor | None, count: int) -> None:
         _run[(blocks, count, rows)](
-            x, dt, A_log, B, C, D, z, dt_bias, begins, fresh, real, y, after, spans,
+            x, dt, A_log, B, C, D, z, dt_bias, begins, sequence_starts, real, y, after, spans,
             L, inner, N, length, chunks, *strides,
             **sizes, TOKENS=tokens, WHOLE=whole, num_warps=tuning.warps,
         )  # fmt: skip
@@ -116,7 +116,7 @@ def _run(
     z: tl.tensor,
     dt_bias: tl.tensor,
     begins: tl.tensor,
-    fresh: tl.tensor,
+    sequence_starts: tl.tensor,
     real: tl.tensor,
     y: tl.tensor,
     after: tl.tensor,
@@ -161,8 +161,8 @@ def _run(
     x += row * x_row + c * length * x_token
     dt += row * dt_row + c * length * dt_token
     B += row * B_row + c * length * B_token
-    if fresh is not None:
-        fresh += row * L + c * length
+    if sequence_starts is not None:
+        sequence_starts += row * L + c * length
     if real is not None:
         real += row * L + c * length
     left = tl.minimum(L - c * length, length)
@@ -185,8 +185,8 @@ def _run(
                 step = tl.where(tl.load(real + k, mask=within, other=0).to(tl.int32) != 0, step, 0)
             decay = tl.exp2(step[None, :] * A)  # (N, I)
             span += step
-            if fresh is not None:
-                begun = tl.load(fresh + k, mask=within, other=0).to(tl.int32) != 0
+            if sequence_starts is not None:
+                begun = tl.load(sequence_starts + k, mask=within, other=0).to(tl.int32) != 0
                 decay = tl.where(begun, 0, decay)
                 span = tl.where(begun, float("inf"), span)
             xk = xs[k].to(tl.float32)
@@ -206,8 +206,8 @@ def _run(
             C += TOKENS * C_token
             z += TOKENS * z_token
             y += TOKENS * inner
-        if fresh is not None:
-            fresh += TOKENS
+        if sequence_starts is not None:
+            sequence_starts += TOKENS
         if real is not None:
             real += TOKENS
     if spans is not None:

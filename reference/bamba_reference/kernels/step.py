@@ -26,10 +26,10 @@ def step(
     dt_limit: tuple[float, float],
     h: Tensor,
     after: Tensor,
-    fresh: Tensor | None,
+    sequence_starts: Tensor | None,
     real: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """``torch_ops.scan`` of one token a row, the new state written to ``after``, which may be ``h`` itself.
+    """``torch.ops.scan`` of one token a row, the new state written to ``after``, which may be ``h`` itself.
 
     x (B, 1, H, P), dt (B, 1, H), B and C (B, 1, G, N), h and ``after`` (B, H, P, N), float32 and contiguous: y as x,
     and ``after``. Raises ``BackendError`` as ``launch.check`` does.
@@ -49,7 +49,7 @@ def step(
         D,
         dt_bias,
         h,
-        fresh,
+        sequence_starts,
         real,
         y,
         after,
@@ -82,7 +82,7 @@ def _step(
     D: tl.tensor,
     dt_bias: tl.tensor,
     h: tl.tensor,
-    fresh: tl.tensor,
+    sequence_starts: tl.tensor,
     real: tl.tensor,
     y: tl.tensor,
     after: tl.tensor,
@@ -115,8 +115,8 @@ def _step(
     if real is not None:
         step = tl.where(tl.load(real + row).to(tl.int32) != 0, step, 0)
     decay = tl.exp(step * A)
-    if fresh is not None:
-        decay = tl.where(tl.load(fresh + row).to(tl.int32) != 0, 0, decay)
+    if sequence_starts is not None:
+        decay = tl.where(tl.load(sequence_starts + row).to(tl.int32) != 0, 0, decay)
     xs = tl.load(x + row * x_row + head * x_head + p, mask=p < P, other=0).to(tl.float32)  # (P,)
     Bs = tl.load(B + row * B_row + group * B_group + n, mask=n < N, other=0).to(tl.float32)  # (N,)
     Cs = tl.load(C + row * C_row + group * C_group + n, mask=n < N, other=0).to(tl.float32)

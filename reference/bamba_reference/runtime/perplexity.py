@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bamba_reference import model as numpy_model
 from bamba_reference.config import Config
-from bamba_reference.numpy_forward import forward as numpy_forward
 from bamba_reference.packing import InputError, Ints, check_tokens
 
 if TYPE_CHECKING:
@@ -111,12 +111,12 @@ def cut_chunks(
 
 
 def numpy_scorer(config: Config, weights: Mapping[str, Any], dtype: npt.DTypeLike = np.float64) -> Scorer:
-    """Score by ``numpy_forward``, in float32 or float64."""
+    """Score by ``model.forward``, in float32 or float64."""
 
     def score(cut: Ints) -> Iterator[Likelihoods]:
         first = cut.shape[1] // 2
         for row in cut:
-            out = numpy_forward(config, weights, row, dtype=dtype, logits_to_keep=len(row) - first)
+            out = numpy_model.forward(config, weights, row, dtype=dtype, logits_to_keep=len(row) - first)
             logits = out.logits[:-1].astype(np.float64)  # (scored, V)
             highest = logits.max(axis=-1)
             logsumexp = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=-1))  # (scored,)
@@ -126,7 +126,7 @@ def numpy_scorer(config: Config, weights: Mapping[str, Any], dtype: npt.DTypeLik
 
 
 def torch_scorer(model: Model) -> Scorer:
-    """Score by ``torch_forward``, several chunks at a time."""
+    """Score by ``torch.forward``, several chunks at a time."""
     import torch
 
     from bamba_reference.torch.forward import forward

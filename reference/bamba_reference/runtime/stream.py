@@ -32,8 +32,8 @@ from bamba_reference.tensors import (
 )
 from bamba_reference.torch.backend import TORCH, Backend
 from bamba_reference.torch.forward import (
+    BatchTokens,
     Model,
-    Sequences,
     default_chunk,
     final_norm,
     layer,
@@ -64,7 +64,7 @@ class Pass:
     layer: int
     source: int
     model: Model
-    sequences: Sequences
+    sequences: BatchTokens
     before: Tensor
     after: Tensor
 

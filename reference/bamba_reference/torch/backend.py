@@ -2,7 +2,7 @@
 
 ``TORCH`` computes them in plain torch on any device and is differentiable. A kernel backend is this record
 with some fields replaced (``dataclasses.replace(TORCH, scan=…)``); each of its functions takes and returns
-what the function of the same name in ``torch_ops`` or in ``selective_scan`` does, where the shapes, dtypes and
+what the function of the same name in ``torch.ops`` or in ``selective_scan`` does, where the shapes, dtypes and
 formulas are written down.
 """
 
@@ -29,7 +29,7 @@ class Backend:
     what enters each matrix and a quantized product can find its scales.
 
     The last entries join operations in one pass where a backend can. Those that are None are put together from
-    the others by ``torch_forward``. ``add_norm(x, delta, weight, eps)`` gives x + delta and its rms_norm;
+    the others by ``torch.forward``. ``add_norm(x, delta, weight, eps)`` gives x + delta and its rms_norm;
     ``add_linear(x, y, weight, bias, name)`` gives x + linear(y, …) and may write it over x;
     ``gate_up(x, gate, up)``, each of them (weight, bias, name), gives swiglu of the two products.
     ``next_tail(tail, xBC)`` is what of a convolution's inputs the next call needs. ``decoder(model, state,

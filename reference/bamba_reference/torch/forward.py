@@ -1,7 +1,7 @@
-"""What a model of the family computes, in torch: the same definition as ``numpy_forward``, batched, on any device.
+"""What a model of the family computes, in torch: the same definition as ``model``, batched, on any device.
 
-The structure and the names are ``numpy_forward``'s, where the sources of the formulas are given. Activations
-and weights have the model's dtype; what ``torch_ops`` calls wide is float32 at least: logits, and the stream
+The structure and the names are ``model``'s, where the sources of the formulas are given. Activations
+and weights have the model's dtype; what ``torch.ops`` calls wide is float32 at least: logits, and the stream
 between layers where the model keeps it in float32.
 
 In 16-bit dtypes transformers 5.23 rounds at more places: each norm before its weight, the stream before a norm,
@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bamba_reference.config import Block, Config
-from bamba_reference.mixers.attention import rotary_angles
+from bamba_reference.model import rotary_angles
 from bamba_reference.packing import Bools, InputError, Layout, check_tokens, layout
 from bamba_reference.tensors import (
     EMBEDDING,
@@ -36,14 +36,14 @@ from bamba_reference.tensors import (
     tensor_shapes,
 )
 from bamba_reference.torch.backend import TORCH, Backend
-from bamba_reference.torch.mixers import TORCH_MIXERS, LayerWeights, Model, Sequences, gated
+from bamba_reference.torch.mixers import TORCH_MIXERS, BatchTokens, LayerWeights, Model, gated
 from bamba_reference.torch.ops import wide
 from bamba_reference.torch.state import LayerState, State
 
 __all__ = [
+    "BatchTokens",
     "Model",
     "Output",
-    "Sequences",
     "default_chunk",
     "embed",
     "final_norm",
@@ -150,7 +150,7 @@ def forward(
     where = layout(
         (B, L),
         past=state.length if state else 0,
-        starts=state.starts if state else None,
+        padding=state.padding if state else None,
         attention_mask=_host(attention_mask),
         position_ids=_host(position_ids),
         seq_idx=_host(seq_idx),
@@ -164,7 +164,7 @@ def forward(
         if hidden_states:
             trace.append(x)
     if state is not None:
-        state.length, state.starts = state.length + L, where.starts
+        state.length, state.padding = state.length + L, where.padding
     last = final_norm(model, x)
     kept = last[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else last[:, logits_to_keep]
     return Output(head(model, kept), last, tuple(trace) if hidden_states else None)
@@ -175,24 +175,24 @@ def new_state(model: Model, batch: int) -> State:
     return State(model.config, batch, model.dtype, model.device)
 
 
-def prepare(config: Config, where: Layout, dtype: torch.dtype, device: torch.device) -> Sequences:
+def prepare(config: Config, where: Layout, dtype: torch.dtype, device: torch.device) -> BatchTokens:
     """Rotary factors and masks, once for all layers."""
     # Rows that stand at the same places, as all do without packing and padding, share one row of angles.
     same = (where.positions == where.positions[:1]).all()
     positions = where.positions[:1] if same else where.positions  # (B or 1, L)
     angles = torch.from_numpy(rotary_angles(config, positions))  # (B or 1, L, r/2)
     packed = None
-    if where.fresh is not None:
+    if where.sequence_starts is not None:
         packed = []
-        for row, marks in enumerate(where.fresh):
+        for row, marks in enumerate(where.sequence_starts):
             borders = [*marks.nonzero()[0].tolist(), len(marks)]
             packed += [(row, start, stop) for start, stop in pairwise(borders)]
-    return Sequences(
+    return BatchTokens(
         cos=angles.cos().to(device, wide(dtype)),
         sin=angles.sin().to(device, wide(dtype)),
-        fresh=None if where.fresh is None else _marks(where.fresh, device),
+        sequence_starts=None if where.sequence_starts is None else _marks(where.sequence_starts, device),
         real=None if where.real is None else _marks(where.real, device),
-        starts=torch.from_numpy(where.starts).to(device) if where.starts.any() else None,
+        padding=torch.from_numpy(where.padding).to(device) if where.padding.any() else None,
         packed=packed,
     )
 
@@ -201,7 +201,7 @@ def layer(
     model: Model,
     index: int,
     x: Tensor,
-    sequences: Sequences,
+    sequences: BatchTokens,
     state: LayerState | None = None,
 ) -> Tensor:
     """One layer on the stream x (B, L, d): its one or two steps, each added to it."""

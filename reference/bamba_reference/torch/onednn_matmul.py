@@ -24,7 +24,7 @@ LEAST_ROWS = 256
 
 
 def worthwhile(x: Tensor, weight: Tensor) -> bool:
-    """Whether ``product`` is the faster way to x weightᵀ here; it is not differentiable."""
+    """Whether ``matmul`` is the faster way to x weightᵀ here; it is not differentiable."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -34,7 +34,7 @@ def worthwhile(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def matmul(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out)."""
     rows = x.numel() // x.shape[-1]
     flat = x.reshape(1, 1, rows, -1)

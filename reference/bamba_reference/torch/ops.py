@@ -2,7 +2,7 @@
 
 Sums that lose what they add are kept wide: dt, A, decays, states, norms, softmax and rotary angles are
 float32 whatever the model's dtype, and float64 where that is float64. Shapes are named as in
-``numpy_forward``, with a batch B in front.
+``model``, with a batch B in front.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bamba_reference.torch import onednn_matmul as cpu_products
+from bamba_reference.torch import onednn_matmul
 from bamba_reference.torch.chunking import pieces
 
 # Elements of the (chunks, H, q, q) matrix of a scan that are worked on at once: 2 MB stay in a core's cache. A GPU
@@ -30,8 +30,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
     """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out) in x's dtype."""
-    if cpu_products.worthwhile(x, weight):
-        return cpu_products.product(x, weight, bias)
+    if onednn_matmul.worthwhile(x, weight):
+        return onednn_matmul.matmul(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -48,10 +48,12 @@ def unit_norm(x: Tensor, eps: float) -> Tensor:
     return v * torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)
 
 
-def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: Tensor | None) -> Tensor:
+def conv(
+    xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, sequence_starts: Tensor | None
+) -> Tensor:
     """Causal depthwise convolution and SiLU: xBC (B, L, W) behind tail (B, K-1, W) -> (B, L, W), wide.
 
-    weight (W, K), its last column for the current token; bias (W,). ``fresh`` (B, L) marks tokens that begin
+    weight (W, K), its last column for the current token; bias (W,). ``sequence_starts`` (B, L) marks tokens that begin
     a packed sequence: nothing from before them is seen.
     """
     L, K, dtype = xBC.shape[1], weight.shape[1], wide(xBC.dtype)
@@ -60,7 +62,7 @@ def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: 
     out = xBC * taps[K - 1]  # (B, L, W)
     if bias is not None:
         out += bias.to(dtype)
-    age = None if fresh is None else ages(fresh)
+    age = None if sequence_starts is None else ages(sequence_starts)
     for back in range(1, K):
         tap, first = taps[K - 1 - back], min(back, L)  # (W,), tokens that look back into the tail
         earlier = xBC[:, : L - first]  # (B, L - first, W)
@@ -68,8 +70,8 @@ def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: 
             earlier = earlier * (age[:, first:] >= back)[..., None]
         out[:, first:].addcmul_(earlier, tap)
         before = tail[:, K - 1 - back : K - 1 - back + first]  # (B, first, W)
-        if fresh is not None:
-            before = before * (fresh[:, :first].cumsum(1) == 0)[..., None]
+        if sequence_starts is not None:
+            before = before * (sequence_starts[:, :first].cumsum(1) == 0)[..., None]
         out[:, :first].addcmul_(before, tap)
     return F.silu(out)
 
@@ -81,10 +83,10 @@ def next_tail(tail: Tensor, xBC: Tensor) -> Tensor:
     return inputs[:, inputs.shape[1] - before :]
 
 
-def ages(fresh: Tensor) -> Tensor:
+def ages(sequence_starts: Tensor) -> Tensor:
     """How many tokens of its own packed sequence stand before each token: (B, L)."""
-    index = torch.arange(fresh.shape[1], device=fresh.device).expand_as(fresh)
-    return index - torch.where(fresh, index, 0).cummax(dim=1).values
+    index = torch.arange(sequence_starts.shape[1], device=sequence_starts.device).expand_as(sequence_starts)
+    return index - torch.where(sequence_starts, index, 0).cummax(dim=1).values
 
 
 def scan(
@@ -98,14 +100,14 @@ def scan(
     dt_limit: tuple[float, float],
     h: Tensor,
     chunk: int,
-    fresh: Tensor | None,
+    sequence_starts: Tensor | None,
     real: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The state-space recurrence in chunks (Dao and Gu 2024, section 6): y (B, L, H, P) and h after the last
     token.
 
     x (B, L, H, P), raw dt (B, L, H), B and C (B, L, G, N), A_log, D and dt_bias (H,), h (B, H, P, N) wide.
-    dt = clamp(softplus(dt + dt_bias), dt_limit), A = -exp(A_log). ``fresh`` (B, L): tokens that begin a
+    dt = clamp(softplus(dt + dt_bias), dt_limit), A = -exp(A_log). ``sequence_starts`` (B, L): tokens that begin a
     packed sequence. ``real`` (B, L): false at padding, which leaves the state as it is. The result is wide.
     """
     dtype = h.dtype
@@ -118,7 +120,7 @@ def scan(
     elements = _SCAN_ELEMENTS if x.device.type == "cpu" else _SCAN_ELEMENTS_ON_GPU
     for start, stop, q in pieces(x.shape[1], chunk, most=elements // (x.shape[0] * x.shape[2] * chunk**2)):
         now = slice(start, stop)
-        starts = None if fresh is None else fresh[:, now]
+        starts = None if sequence_starts is None else sequence_starts[:, now]
         y, h = _scan_chunks(
             x[:, now], dt[:, now], dtA[:, now], B[:, now], C[:, now], D.to(dtype), h, q, starts
         )
@@ -135,7 +137,7 @@ def _scan_chunks(
     D: Tensor,
     h: Tensor,
     q: int,
-    fresh: Tensor | None,
+    sequence_starts: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``scan`` over c whole chunks of q tokens, for dt and dtA (b, c * q, H) already discretized."""
     b, _, H, P = x.shape
@@ -149,8 +151,8 @@ def _scan_chunks(
     mask = torch.full((q, q), -torch.inf, dtype=x.dtype, device=x.device).triu(1)  # (q, q)
     # (b, c, H, q): of h into token i, of token j into h
     reach, keep = a.to(x.dtype).exp(), (a[..., -1:] - a).to(x.dtype).exp() * dt
-    if fresh is not None:
-        segment = fresh.unflatten(1, (c, q)).cumsum(-1)[:, :, None]  # (b, c, 1, q)
+    if sequence_starts is not None:
+        segment = sequence_starts.unflatten(1, (c, q)).cumsum(-1)[:, :, None]  # (b, c, 1, q)
         apart = segment[..., :, None] != segment[..., None, :]  # (b, c, 1, q, q)
         mask = mask.expand_as(apart).masked_fill(apart, -torch.inf)
         reach = reach * (segment == 0)
@@ -197,12 +199,12 @@ def attention(
     k: Tensor,
     v: Tensor,
     scale: float,
-    starts: Tensor | None,
+    padding: Tensor | None,
     sequences: list[tuple[int, int, int]] | None,
 ) -> Tensor:
     """Causal softmax attention of q (B, L, heads, E) over k and v (B, S, kv, E): (B, L, heads, E).
 
-    Query i of the L stands at place S - L + i. ``starts`` (B,): places before it are padding and not seen.
+    Query i of the L stands at place S - L + i. ``padding`` (B,): places before it are padding and not seen.
     ``sequences``: rows' packed sequences as (row, start, stop), each of which sees itself alone. Both absent
     means that all rows are whole.
     """
@@ -214,12 +216,12 @@ def attention(
         return torch.cat(parts).view_as(q)
     L, S = q.shape[1], k.shape[1]
     mask = None
-    if starts is not None or 1 < L < S:
+    if padding is not None or 1 < L < S:
         place = torch.arange(S, device=q.device)
         mask = (place <= place[S - L :, None])[None]  # (1, L, S)
-        if starts is not None:
+        if padding is not None:
             # Padding sees itself, because a query that sees nothing has no softmax.
-            seen = (place >= starts[:, None])[:, None] | (place == place[S - L :, None])  # (B, L, S)
+            seen = (place >= padding[:, None])[:, None] | (place == place[S - L :, None])  # (B, L, S)
             mask = mask & seen
         mask = mask[:, None]  # (B or 1, 1, L, S)
     # Repeated, because with enable_gqa a CPU computes all scores at once (measured: 4 times as long).

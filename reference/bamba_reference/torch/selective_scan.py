@@ -24,15 +24,15 @@ def selective_scan(
     dt_bias: Tensor,
     h: Tensor,
     chunk: int,
-    fresh: Tensor | None,
+    sequence_starts: Tensor | None,
     real: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """h = exp(dt A) h + dt x (outer) B, y = (h C + D x) silu(z): y (B, L, I) in z's dtype, and h after the last token.
 
     x, raw dt and z (B, L, I), B and C (B, L, N), A_log (I, N), D and dt_bias (I,), h (B, I, N) wide. dt =
     softplus(dt + dt_bias), A = -exp(A_log). ``chunk`` tokens are run one after the other, as many chunks as fit
-    side by side. ``fresh`` (B, L): tokens that begin a packed sequence. ``real`` (B, L): false at padding, which
-    leaves the state as it is.
+    side by side. ``sequence_starts`` (B, L): tokens that begin a packed sequence. ``real`` (B, L): false at padding,
+    which leaves the state as it is.
     """
     dtype = h.dtype
     x, B, C = x.to(dtype), B.to(dtype), C.to(dtype)
@@ -44,7 +44,7 @@ def selective_scan(
     outputs = []
     for start, stop, q in pieces(x.shape[1], chunk, most):
         now = slice(start, stop)
-        starts = None if fresh is None else fresh[:, now]
+        starts = None if sequence_starts is None else sequence_starts[:, now]
         y, h = _scan_chunks(x[:, now], dt[:, now], A, B[:, now], C[:, now], h, q, starts)
         outputs.append(y)
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -52,7 +52,7 @@ def selective_scan(
 
 
 def _scan_chunks(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, q: int, fresh: Tensor | None
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, q: int, sequence_starts: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """h and h C over c whole chunks of q tokens, the first of which begins with h and the others with nothing.
 
@@ -63,8 +63,8 @@ def _scan_chunks(
     c = x.shape[2]
     decay = torch.exp(dt[..., None] * A)  # (q, b, c, I, N)
     open_ = None
-    if fresh is not None:
-        goes_on = ~fresh.unflatten(1, (-1, q)).movedim(2, 0)  # (q, b, c)
+    if sequence_starts is not None:
+        goes_on = ~sequence_starts.unflatten(1, (-1, q)).movedim(2, 0)  # (q, b, c)
         decay = decay * goes_on[..., None, None]
         open_ = goes_on.cumprod(0)[..., None, None]  # (q, b, c, 1, 1): no start in this chunk so far
     added = (dt * x)[..., None] * B[..., None, :]  # (q, b, c, I, N)

@@ -24,7 +24,7 @@ class State:
     def __init__(self, config: Config, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         self.batch = batch
         self.length = 0
-        self.starts: Ints = np.zeros(batch, np.int64)
+        self.padding: Ints = np.zeros(batch, np.int64)
         self.layers: list[LayerState] = []
         for layer in config.layers:
             kinds = {block: TORCH_MIXERS[block].empty for block in (*layer.blocks, *layer.feed_forward)}

@@ -1,4 +1,4 @@
-"""Each compiled kernel gives what the operation of its name in ``torch_ops`` gives in float64."""
+"""Each compiled kernel gives what the operation of its name in ``torch.ops`` gives in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bamba_reference.kernels.cpu import elementwise, norms, products, threads
+from bamba_reference.kernels.cpu import elementwise, matmul, norms, threads
 from bamba_reference.kernels.cpu.backend import NUMBA
 from bamba_reference.torch import ops as torch_ops
 from bamba_reference.torch.backend import TORCH
@@ -43,9 +43,9 @@ def draw(seed: int) -> Any:
 
 
 def beginnings(seed: int, B: int, L: int) -> Tensor:
-    fresh = torch.rand((B, L), generator=torch.Generator().manual_seed(seed)) < 0.1
-    fresh[:, 0] = True
-    return fresh
+    sequence_starts = torch.rand((B, L), generator=torch.Generator().manual_seed(seed)) < 0.1
+    sequence_starts[:, 0] = True
+    return sequence_starts
 
 
 # Either side of a tile, of a block of columns (384), of a part of a sum (128), and of a block of terms (1,024).
@@ -61,7 +61,7 @@ def test_product(M: int, N: int, K: int, biased: bool, seed: int) -> None:
     normal = draw(seed)
     x, weight = normal(M, K + 3)[:, 3:], normal(N, K + 5)[:, :K]
     bias = normal(N) if biased else None
-    found = products.product(x, weight, bias)
+    found = matmul.matmul(x, weight, bias)
     assert relative_error(found, torch_ops.linear(*doubles(x, weight, bias), "")) <= EXACT
 
 
@@ -70,7 +70,7 @@ def test_products_err_no_more_than_torch(terms: int) -> None:
     normal = draw(terms)
     x, weight = normal(96, terms), normal(480, terms)
     truth = F.linear(x.double(), weight.double())
-    found = relative_error(products.product(x, weight, None), truth)
+    found = relative_error(matmul.matmul(x, weight, None), truth)
     assert found <= relative_error(F.linear(x, weight), truth)
 
 
@@ -130,10 +130,10 @@ def test_what_is_broadcast_is_not_read_beyond_its_end() -> None:
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     normal = draw(0)
     x, weight = normal(100, 200), normal(333, 200)
-    expected = products.product(x, weight, None)
+    expected = matmul.matmul(x, weight, None)
     for count in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
-        assert torch.equal(products.product(x, weight, None), expected)
+        assert torch.equal(matmul.matmul(x, weight, None), expected)
 
 
 def test_what_a_thread_raises_is_raised() -> None:
@@ -164,9 +164,9 @@ def test_conv(L: int, K: int, packed: bool, biased: bool, seed: int) -> None:
     xBC = normal(2, L, W + 20)[..., 11 : 11 + W]  # strided, as the projection's part is
     weight, bias = normal(W, 1, K)[:, 0], normal(W) if biased else None
     tail = normal(2, K - 1, W) * (0 if packed else 1)
-    fresh = beginnings(seed, 2, L) if packed else None
-    truth = torch_ops.conv(*doubles(xBC, weight, bias, tail), fresh)
-    assert relative_error(NUMBA.conv(xBC, weight, bias, tail, fresh), truth) <= EXACT
+    sequence_starts = beginnings(seed, 2, L) if packed else None
+    truth = torch_ops.conv(*doubles(xBC, weight, bias, tail), sequence_starts)
+    assert relative_error(NUMBA.conv(xBC, weight, bias, tail, sequence_starts), truth) <= EXACT
 
 
 @some
@@ -192,15 +192,15 @@ def test_scan(L: int, shape: tuple[int, int, int], chunk: int, padding: str, see
         (0.0, float("inf")) if seed % 2 else (1e-2, 0.1),
         normal(B, H, P, N) * (padding != "packed"),
     ]
-    fresh = beginnings(seed, B, L) if padding == "packed" else None
+    sequence_starts = beginnings(seed, B, L) if padding == "packed" else None
     real = None
     if padding == "padded":
         real = torch.ones(B, L, dtype=torch.bool)
         real[0, : L // 3 + 1] = False
     before = arguments[8].clone()
-    found = NUMBA.scan(*arguments, chunk, fresh, real)
+    found = NUMBA.scan(*arguments, chunk, sequence_starts, real)
     assert torch.equal(arguments[8], before)
-    truth = torch_ops.scan(*doubles(*arguments), 32, fresh, real)
+    truth = torch_ops.scan(*doubles(*arguments), 32, sequence_starts, real)
     for ours, expected in zip(found, truth, strict=True):
         assert relative_error(ours, expected) <= 2 * EXACT
 

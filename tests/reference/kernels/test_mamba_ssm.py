@@ -163,13 +163,13 @@ def convolution(channels: int = 16, taps: int = 4) -> list[Any]:
     ]
 
 
-def fresh(*starts: int) -> Tensor:
+def sequence_starts(*starts: int) -> Tensor:
     marks = torch.zeros(2, 9, dtype=torch.bool)
     marks[:, list(starts)] = True
     return marks
 
 
-@pytest.mark.parametrize("marks", [None, fresh(0, 3, 8)], ids=["goes on", "packed"])
+@pytest.mark.parametrize("marks", [None, sequence_starts(0, 3, 8)], ids=["goes on", "packed"])
 @pytest.mark.parametrize("taps", [2, 4])
 def test_convolution(taps: int, marks: Tensor | None, packages: Backend) -> None:
     args = convolution(taps=taps)
@@ -202,7 +202,7 @@ def mamba2_arguments(L: int, limit: tuple[float, float] = (0.0, float("inf"))) -
 def test_scan(limit: tuple[float, float], kind: str, packages: Backend) -> None:
     args, marks, real = mamba2_arguments(9, limit), None, None
     if kind == "packed":
-        marks = fresh(0, 3, 8)
+        marks = sequence_starts(0, 3, 8)
     if kind == "padded":
         real = torch.ones(2, 9, dtype=torch.bool)
         real[1, :5] = False
@@ -279,7 +279,7 @@ def test_a_selective_scan_of_one_token_goes_on(packages: Backend) -> None:
 def test_selective_scans_there_are_not(packages: Backend) -> None:
     args = scan_arguments(9)
     with pytest.raises(BackendError, match="packed"):
-        packages.selective_scan(*args, fresh(0, 4), None)
+        packages.selective_scan(*args, sequence_starts(0, 4), None)
     args[8] = torch.ones(2, 6, 5)
     with pytest.raises(BackendError, match="goes on"):
         packages.selective_scan(*args, None, None)

@@ -1,4 +1,4 @@
-"""Each kernel gives what the operation of its name in ``torch_ops`` gives in float64."""
+"""Each kernel gives what the operation of its name in ``torch.ops`` gives in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bamba_reference.kernels import attention, convolution, elementwise, launch, norms, products, scan
+from bamba_reference.kernels import attention, convolution, elementwise, launch, matmul, norms, scan
 from bamba_reference.torch import ops as torch_ops
 from bamba_reference.torch.backend import BackendError
 from tests.reference.cases import relative_error
@@ -45,9 +45,9 @@ def draw(seed: int) -> Any:
 
 def beginnings(seed: int, B: int, L: int) -> Tensor:
     """Marks of packed sequences' first tokens; the first row begins with one, the others may go on from before."""
-    fresh = torch.rand((B, L), generator=torch.Generator().manual_seed(seed)) < 0.1
-    fresh[0, 0] = True
-    return fresh.to(DEVICE)
+    sequence_starts = torch.rand((B, L), generator=torch.Generator().manual_seed(seed)) < 0.1
+    sequence_starts[0, 0] = True
+    return sequence_starts.to(DEVICE)
 
 
 @every_dtype
@@ -66,9 +66,9 @@ def test_conv(dtype: torch.dtype, L: int, K: int, packed: bool, biased: bool, se
     xBC = projected[..., 11 : 11 + W]  # strided, as the projection's part is
     weight, bias = normal(W, 1, K)[:, 0], normal(W) if biased else None
     tail = normal(2, K - 1, W, dtype=dtype)
-    fresh = beginnings(seed, 2, L) if packed else None
-    truth = torch_ops.conv(*doubles(xBC, weight, bias, tail), fresh)
-    assert_rounded_once(convolution.conv(xBC, weight, bias, tail, fresh), truth, dtype)
+    sequence_starts = beginnings(seed, 2, L) if packed else None
+    truth = torch_ops.conv(*doubles(xBC, weight, bias, tail), sequence_starts)
+    assert_rounded_once(convolution.conv(xBC, weight, bias, tail, sequence_starts), truth, dtype)
     if L == 1 and not packed:
         after = tail.clone()
         assert_rounded_once(convolution.conv_in_place(xBC, weight, bias, after, None), truth, dtype)
@@ -103,14 +103,14 @@ def scan_arguments(dtype: torch.dtype, L: int, G: int, N: int, P: int, seed: int
 )
 def test_scan(dtype: torch.dtype, L: int, shape: tuple[int, int, int], padding: str, seed: int) -> None:
     args = scan_arguments(dtype, L, *shape, seed)
-    fresh = beginnings(seed, 2, L) if padding == "packed" else None
+    sequence_starts = beginnings(seed, 2, L) if padding == "packed" else None
     real = None
     if padding == "padded":
         real = torch.ones(2, L, dtype=torch.bool, device=DEVICE)
         real[0, : L // 3 + 1] = False
-    truth = torch_ops.scan(*doubles(*args), 32, fresh, real)
+    truth = torch_ops.scan(*doubles(*args), 32, sequence_starts, real)
     before = args[8].clone()
-    found = scan.scan(*args, 32, fresh, real)
+    found = scan.scan(*args, 32, sequence_starts, real)
     assert torch.equal(args[8], before)
     # float32's products are exact; two bfloat16 parts of a float32 leave 2^-17.
     besides = RECURRENT if dtype == torch.float32 else 2e-5
@@ -133,7 +133,7 @@ def test_scan_of_small_steps_and_limits() -> None:
 @pytest.mark.parametrize("chunk", [16, 32, 64])
 def test_scan_in_pieces_and_chunks(chunk: int) -> None:
     args = scan_arguments(torch.float32, 90, 2, 16, 16, 1)
-    tuning = scan.Tuning(chunk=chunk, rows=16)
+    tuning = scan.ScanTuning(chunk=chunk, rows=16)
     whole = scan.scan(*args, 32, None, None, tuning=tuning)
     first = [v[:, :50] if i in (0, 1, 3, 4) else v for i, v in enumerate(args)]
     second = [v[:, 50:] if i in (0, 1, 3, 4) else v for i, v in enumerate(args)]
@@ -204,11 +204,11 @@ def test_few_rows(dtype: torch.dtype, rows: int) -> None:
     weight, gated = normal(37, 200, dtype=dtype), normal(37, 200, dtype=dtype)
     bias = normal(37, dtype=dtype)
     product = torch_ops.linear(*doubles(x, weight, bias), "")
-    found = products.few_rows(x, weight, bias=bias, residual=residual)
+    found = matmul.few_rows(x, weight, bias=bias, residual=residual)
     assert_rounded_once(found, product + residual, dtype)
     truth = torch_ops.swiglu(*(torch_ops.linear(*doubles(x, w, None), "") for w in (weight, gated)))
-    assert_rounded_once(products.few_rows(x, weight, gated=gated), truth, dtype)
-    wide = products.few_rows(x, weight, dtype=torch.float32)
+    assert_rounded_once(matmul.few_rows(x, weight, gated=gated), truth, dtype)
+    wide = matmul.few_rows(x, weight, dtype=torch.float32)
     assert_rounded_once(wide, torch_ops.linear(*doubles(x, weight, None), ""), torch.float32)
 
 
@@ -219,27 +219,27 @@ def test_a_product_is_added_to_the_stream_and_rounded_once(dtype: torch.dtype) -
     for added in (bias, None):
         x = 20 * normal(2, 20, 37, dtype=dtype)
         truth = x.double() + torch_ops.linear(*doubles(y, weight, added), "")
-        assert_rounded_once(products.add_linear(x, y, weight, added, ""), truth, dtype)
+        assert_rounded_once(matmul.add_linear(x, y, weight, added, ""), truth, dtype)
 
 
 def test_gate_and_up_side_by_side() -> None:
     normal = draw(5)
     names = [f"model.layers.0.feed_forward.{part}_proj.weight" for part in ("gate", "up", "down")]
     weights = dict(zip(names, (normal(30, 20), normal(30, 20), normal(20, 30)), strict=True))
-    arranged = products.arrange(weights)
+    arranged = matmul.arrange(weights)
     assert all(torch.equal(arranged[name], weight) for name, weight in weights.items())
     gate, up = (arranged[name] for name in names[:2])
     assert up.data_ptr() == gate.data_ptr() + gate.nbytes
-    again = products.arrange(arranged)
+    again = matmul.arrange(arranged)
     assert all(again[name] is arranged[name] for name in names)
     x = normal(2, 9, 20)
     truth = torch_ops.swiglu(*(torch_ops.linear(x.double(), w.double(), None, "") for w in (gate, up)))
     for pair in ((gate, up), (weights[names[0]], weights[names[1]])):
-        found = products.gate_up(x, (pair[0], None, names[0]), (pair[1], None, names[1]))
+        found = matmul.gate_up(x, (pair[0], None, names[0]), (pair[1], None, names[1]))
         assert relative_error(found.cpu(), truth.cpu()) <= EXACT
     total, y = normal(2, 9, 20), normal(2, 9, 30)
     expected = total.double() + torch_ops.linear(*doubles(y, weights[names[2]], None), "")
-    found = products.add_linear(total, y, weights[names[2]], None, names[2])
+    found = matmul.add_linear(total, y, weights[names[2]], None, names[2])
     assert relative_error(found.cpu(), expected.cpu()) <= EXACT
 
 

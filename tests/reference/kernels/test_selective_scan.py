@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bamba_reference.kernels.backend import TRITON
-from bamba_reference.kernels.selective_scan import Tuning, selective_scan
+from bamba_reference.kernels.selective_scan import SelectiveScanTuning, selective_scan
 from bamba_reference.torch import selective_scan as definition
 from bamba_reference.torch.backend import BackendError
 from tests.reference.cases import relative_error
@@ -48,10 +48,12 @@ def arguments(dtype: torch.dtype, L: int, inner: int, N: int, seed: int) -> list
     ]
 
 
-def agree(args: list[Any], fresh: Tensor | None, real: Tensor | None, tuning: Tuning) -> None:
+def agree(
+    args: list[Any], sequence_starts: Tensor | None, real: Tensor | None, tuning: SelectiveScanTuning
+) -> None:
     dtype, before = args[6].dtype, args[8].clone()
-    y, h = selective_scan(*args, 32, fresh, real, tuning=tuning)
-    truth, last = definition.selective_scan(*doubles(*args), 32, fresh, real)
+    y, h = selective_scan(*args, 32, sequence_starts, real, tuning=tuning)
+    truth, last = definition.selective_scan(*doubles(*args), 32, sequence_starts, real)
     assert torch.equal(args[8], before)
     assert_rounded_once(y, truth, dtype, RECURRENT)
     assert_rounded_once(h, last, torch.float32, RECURRENT)
@@ -71,24 +73,24 @@ def test_any_cut(
     dtype: torch.dtype, L: int, shape: tuple[int, int], tokens: int, chunks: int, kind: str, seed: int
 ) -> None:
     args = arguments(dtype, L, *shape, seed)
-    fresh = beginnings(seed, 2, L) if kind == "packed" else None
+    sequence_starts = beginnings(seed, 2, L) if kind == "packed" else None
     real = None
     if kind == "padded":
         real = torch.ones(2, L, dtype=torch.bool, device=DEVICE)
         real[0, : L // 3 + 1] = False
     channels = 32
     programs = chunks * 2 * -(-shape[0] // channels)
-    agree(args, fresh, real, Tuning(channels, tokens, 1, programs, least=1))
+    agree(args, sequence_starts, real, SelectiveScanTuning(channels, tokens, 1, programs, least=1))
 
 
 def test_chunks_as_the_device_is_filled() -> None:
     """The default cuts few channels of a long text, and fewer pieces the more rows there are."""
-    tuning = Tuning(channels=32, programs=2048, least=64, most=1024)
+    tuning = SelectiveScanTuning(channels=32, programs=2048, least=64, most=1024)
     assert tuning.chunk(1, 2048, 1536) == 64
     assert tuning.chunk(4, 2048, 5120) == 512
     assert tuning.chunk(64, 2048, 5120) == 1024
     assert tuning.chunk(1, 1, 5120) == 64
-    agree(arguments(torch.float32, 200, 6, 16, 0), None, None, Tuning())
+    agree(arguments(torch.float32, 200, 6, 16, 0), None, None, SelectiveScanTuning())
 
 
 def test_wide_inputs_and_a_narrow_gate() -> None:
@@ -97,7 +99,7 @@ def test_wide_inputs_and_a_narrow_gate() -> None:
         pytest.skip("the interpreter cuts 16-bit results off instead of rounding them")
     args = arguments(torch.bfloat16, 50, 40, 16, 3)
     args[0] = args[0].float()
-    agree(args, None, None, Tuning())
+    agree(args, None, None, SelectiveScanTuning())
 
 
 @pytest.mark.parametrize("at", [1, 20])
@@ -121,7 +123,7 @@ def test_padding_leaves_the_state() -> None:
 def test_small_steps_keep_their_digits() -> None:
     args = arguments(torch.float32, 40, 6, 16, 4)
     args[7] = args[7] - 12
-    agree(args, None, None, Tuning())
+    agree(args, None, None, SelectiveScanTuning())
 
 
 def test_the_backend_has_it_and_refuses_float64() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bamba_reference.kernels.cpu.arithmetic import exp
 from bamba_reference.kernels.cpu.compilation import FLOAT, FLOATS, SIZE, SIZES, compiled, inlined
-from bamba_reference.kernels.cpu.products import TERMS
+from bamba_reference.kernels.cpu.matmul import TERMS
 from bamba_reference.kernels.cpu.threads import Integers, Memory, empty, memory, share, takes
 from bamba_reference.kernels.cpu.tiles import LANES, ROWS, WIDTH, multiply_1, multiply_2, multiply_3
 from bamba_reference.torch import ops as torch_ops
@@ -26,34 +26,34 @@ def attention(
     k: Tensor,
     v: Tensor,
     scale: float,
-    starts: Tensor | None,
+    padding: Tensor | None,
     sequences: list[tuple[int, int, int]] | None,
 ) -> Tensor:
-    """``torch_ops.attention``: q (B, L, heads, E) over k and v (B, S, kv, E): (B, L, heads, E)."""
+    """``torch.ops.attention``: q (B, L, heads, E) over k and v (B, S, kv, E): (B, L, heads, E)."""
     (B, L, heads, E), (S, kv) = q.shape, k.shape[1:3]
     fits = k.shape == v.shape == (B, S, kv, E) and S >= L and heads % kv == 0
     if L < LEAST_QUERIES or not fits or not takes(q, k, v):
-        return torch_ops.attention(q, k, v, scale, starts, sequences)
+        return torch_ops.attention(q, k, v, scale, padding, sequences)
     q, k, v = (t if t.stride(3) == 1 and t.stride(2) == E else t.contiguous() for t in (q, k, v))
     out = empty(B, L, heads, E)
     share(
         _attention,
         memory(q), *q.stride()[:2], memory(k), *k.stride()[:2], memory(v), *v.stride()[:2], memory(out),
-        _first_seen(B, L, S, starts, sequences).flatten().numpy(), L, S, heads, kv, E, np.float32(scale),
+        _first_seen(B, L, S, padding, sequences).flatten().numpy(), L, S, heads, kv, E, np.float32(scale),
         count=B * heads,
     )  # fmt: skip
     return out
 
 
 def _first_seen(
-    B: int, L: int, S: int, starts: Tensor | None, sequences: list[tuple[int, int, int]] | None
+    B: int, L: int, S: int, padding: Tensor | None, sequences: list[tuple[int, int, int]] | None
 ) -> Tensor:
     """The first key that each query sees, itself being the last: (B, L)."""
     first = torch.zeros(B, L, dtype=torch.int64)
     for row, start, stop in sequences or ():
         first[row, start:stop] = start
-    if starts is not None:
-        first = torch.minimum(starts[:, None], torch.arange(S - L, S))
+    if padding is not None:
+        first = torch.minimum(padding[:, None], torch.arange(S - L, S))
     return first
 
 

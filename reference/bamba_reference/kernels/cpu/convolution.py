@@ -11,14 +11,16 @@ from bamba_reference.kernels.cpu.threads import Integers, Memory, empty, memory,
 from bamba_reference.torch import ops as torch_ops
 
 
-def conv(xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, fresh: Tensor | None) -> Tensor:
-    """``torch_ops.conv``: xBC (B, L, W), strided but for the last dimension, behind tail (B, K-1, W): (B, L, W)."""
+def conv(
+    xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, sequence_starts: Tensor | None
+) -> Tensor:
+    """``torch.ops.conv``: xBC (B, L, W), strided but for the last dimension, behind tail (B, K-1, W): (B, L, W)."""
     (B, L, W), K = xBC.shape, weight.shape[1]
     fits = len(weight) == W and tail.shape == (B, K - 1, W) and (bias is None or bias.shape == (W,))
     if not fits or not takes(xBC, weight, bias, tail):
-        return torch_ops.conv(xBC, weight, bias, tail, fresh)
+        return torch_ops.conv(xBC, weight, bias, tail, sequence_starts)
     xBC = xBC if xBC.stride(2) == 1 else xBC.contiguous()
-    age = torch.full((B, L), K) if fresh is None else torch_ops.ages(fresh)
+    age = torch.full((B, L), K) if sequence_starts is None else torch_ops.ages(sequence_starts)
     out = empty(B, L, W)
     share(
         _conv,

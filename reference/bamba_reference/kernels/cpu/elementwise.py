@@ -11,7 +11,7 @@ from bamba_reference.torch import ops as torch_ops
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """``torch_ops.swiglu``: silu(gate) * up, (…, F)."""
+    """``torch.ops.swiglu``: silu(gate) * up, (…, F)."""
     if not takes(gate, up) or gate.shape != up.shape:
         return torch_ops.swiglu(gate, up)
     first, second = rows_apart(gate), rows_apart(up)
@@ -36,7 +36,7 @@ def _swiglu(
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``torch_ops.rotary``: x (B, L, n, E), cos and sin (B or 1, L, r/2)."""
+    """``torch.ops.rotary``: x (B, L, n, E), cos and sin (B or 1, L, r/2)."""
     (B, L, heads, E), half = x.shape, cos.shape[-1]
     fits = len(cos) in (1, B) and cos.shape[1:] == (L, half) and cos.shape == sin.shape and 2 * half <= E
     if not fits or not takes(x, cos, sin):

@@ -12,7 +12,7 @@ from bamba_reference.torch import ops as torch_ops
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``torch_ops.rms_norm``: x / rms(x) * weight over the last dimension, (…, d)."""
+    """``torch.ops.rms_norm``: x / rms(x) * weight over the last dimension, (…, d)."""
     if not takes(x, weight) or weight.shape != x.shape[-1:]:
         return torch_ops.rms_norm(x, weight, eps)
     rows = rows_apart(x)
@@ -42,7 +42,7 @@ def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tens
 
 
 def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
-    """``torch_ops.gated_norm``: rms_norm of y * silu(z) over each of ``groups`` parts, (…, I)."""
+    """``torch.ops.gated_norm``: rms_norm of y * silu(z) over each of ``groups`` parts, (…, I)."""
     fits = y.shape == z.shape and weight.shape == y.shape[-1:] and y.shape[-1] % groups == 0
     if not fits or not takes(y, z, weight):
         return torch_ops.gated_norm(y, z, weight, groups, eps)

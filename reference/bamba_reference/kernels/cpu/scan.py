@@ -1,6 +1,6 @@
 """The state-space scan, chunk after chunk with what a chunk needs in a core's cache, heads shared among threads.
 
-The formulas are ``torch_ops.scan``'s. Matrices that ``tiles.multiply`` takes numbers from lie transposed, so that
+The formulas are ``torch.ops.scan``'s. Matrices that ``tiles.multiply`` takes numbers from lie transposed, so that
 the numbers for the rows of a tile are neighbours; a transposed matrix is named with T. P is padded to whole
 vectors, N and a chunk's tokens to whole tiles, with zeros.
 """
@@ -37,10 +37,10 @@ def scan(
     dt_limit: tuple[float, float],
     h: Tensor,
     chunk: int,
-    fresh: Tensor | None,
+    sequence_starts: Tensor | None,
     real: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """``torch_ops.scan``: y (B, L, H, P) and the state (B, H, P, N) after the last token."""
+    """``torch.ops.scan``: y (B, L, H, P) and the state (B, H, P, N) after the last token."""
     (rows, L, H, P), (G, N) = x.shape, B.shape[2:]
     fits = (
         L >= LEAST_TOKENS
@@ -51,13 +51,15 @@ def scan(
         and A_log.shape == D.shape == dt_bias.shape == (H,)
     )
     if not fits or not takes(x, dt, A_log, B, C, D, dt_bias, h):
-        return torch_ops.scan(x, dt, A_log, B, C, D, dt_bias, dt_limit, h, chunk, fresh, real)
+        return torch_ops.scan(x, dt, A_log, B, C, D, dt_bias, dt_limit, h, chunk, sequence_starts, real)
     dt = F.softplus(dt.contiguous() + dt_bias).clamp(*dt_limit)  # (B, L, H)
     if real is not None:
         dt = dt * real[..., None]
     dtA = dt * -torch.exp(A_log)  # (B, L, H)
     x, B, C = (v if v.stride(3) == 1 and v.stride(2) == v.shape[3] else v.contiguous() for v in (x, B, C))
-    segments = torch.zeros(rows, L, dtype=torch.int64) if fresh is None else fresh.cumsum(1)
+    segments = (
+        torch.zeros(rows, L, dtype=torch.int64) if sequence_starts is None else sequence_starts.cumsum(1)
+    )
     y, h = empty(rows, L, H, P), h.clone(memory_format=torch.contiguous_format)
     share(
         _scan,

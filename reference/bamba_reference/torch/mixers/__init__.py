@@ -2,7 +2,7 @@
 
 from bamba_reference.config import Block
 from bamba_reference.torch.mixers.attention import ATTENTION, AttentionState
-from bamba_reference.torch.mixers.base import LayerWeights, MambaState, Model, Sequences, TorchMixer
+from bamba_reference.torch.mixers.base import BatchTokens, LayerWeights, MambaState, Model, TorchMixer
 from bamba_reference.torch.mixers.feed_forward import MLP, MOE, gated
 from bamba_reference.torch.mixers.mamba1 import MAMBA1
 from bamba_reference.torch.mixers.mamba2 import MAMBA2
@@ -18,10 +18,10 @@ TORCH_MIXERS: dict[Block, TorchMixer] = {
 __all__ = [
     "TORCH_MIXERS",
     "AttentionState",
+    "BatchTokens",
     "LayerWeights",
     "MambaState",
     "Model",
-    "Sequences",
     "TorchMixer",
     "gated",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bamba_reference.config import Config
-from bamba_reference.torch.mixers.base import LayerWeights, Model, Sequences, TorchMixer
+from bamba_reference.torch.mixers.base import BatchTokens, LayerWeights, Model, TorchMixer
 
 
 class AttentionState:
@@ -42,7 +42,7 @@ class AttentionState:
 
 
 def mix(
-    model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: AttentionState | None
+    model: Model, w: LayerWeights, u: Tensor, sequences: BatchTokens, state: AttentionState | None
 ) -> Tensor:
     config, ops = model.config, model.backend
     q, k, v = (
@@ -52,7 +52,9 @@ def mix(
         q, k = (ops.rotary(x, sequences.cos, sequences.sin) for x in (q, k))
     if state is not None:
         k, v = state.append(k, v)  # (B, S, kv, E)
-    y = ops.attention(q, k, v, config.attention_scale, sequences.starts, sequences.packed)  # (B, L, heads, E)
+    y = ops.attention(
+        q, k, v, config.attention_scale, sequences.padding, sequences.packed
+    )  # (B, L, heads, E)
     return w.linear("self_attn.o_proj", y.flatten(2))
 
 

@@ -30,14 +30,14 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Sequences:
+class BatchTokens:
     """A ``packing.Layout`` as the layers read it: tensors on the model's device."""
 
     cos: Tensor  # (B or 1, L, rotary_dim / 2), wide
     sin: Tensor
-    fresh: Tensor | None  # (B, L)
+    sequence_starts: Tensor | None  # (B, L)
     real: Tensor | None  # (B, L)
-    starts: Tensor | None  # (B,)
+    padding: Tensor | None  # (B,)
     packed: list[tuple[int, int, int]] | None  # (row, start, stop)
 
 
@@ -89,5 +89,5 @@ class TorchMixer:
     the state before the first token for a batch in a dtype on a device; a block without it keeps no state.
     """
 
-    mix: Callable[[Model, LayerWeights, Tensor, Sequences, Any], Tensor]
+    mix: Callable[[Model, LayerWeights, Tensor, BatchTokens, Any], Tensor]
     empty: Callable[[Config, int, torch.dtype, torch.device], Any] | None = None

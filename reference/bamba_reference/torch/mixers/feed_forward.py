@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bamba_reference.torch.mixers.base import LayerWeights, Model, Sequences, TorchMixer
+from bamba_reference.torch.mixers.base import BatchTokens, LayerWeights, Model, TorchMixer
 from bamba_reference.torch.ops import wide
 
 
-def mlp(model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: None) -> Tensor:
+def mlp(model: Model, w: LayerWeights, u: Tensor, sequences: BatchTokens, state: None) -> Tensor:
     return w.linear("feed_forward.down_proj", gated(model, w, u))
 
 
@@ -21,7 +21,7 @@ def gated(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
     return ops.gate_up(u, w.given("feed_forward.gate_proj"), w.given("feed_forward.up_proj"))
 
 
-def moe(model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: None) -> Tensor:
+def moe(model: Model, w: LayerWeights, u: Tensor, sequences: BatchTokens, state: None) -> Tensor:
     """The weighted sum of each token's experts, wide: (B, L, d) of u (B, L, d).
 
     The router's product is wide too: a logit rounded to bfloat16 chooses other experts. ``linear`` receives the

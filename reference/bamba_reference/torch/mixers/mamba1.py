@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from bamba_reference.config import Config
-from bamba_reference.torch.mixers.base import LayerWeights, MambaState, Model, Sequences, TorchMixer
+from bamba_reference.torch.mixers.base import BatchTokens, LayerWeights, MambaState, Model, TorchMixer
 from bamba_reference.torch.ops import unit_norm, wide
 
 
-def mix(model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: MambaState | None) -> Tensor:
+def mix(model: Model, w: LayerWeights, u: Tensor, sequences: BatchTokens, state: MambaState | None) -> Tensor:
     config, ops = model.config, model.backend
     inner, N, R = config.mamba_d_inner, config.mamba_d_state, config.mamba_time_step_rank
     x, z = w.linear("mamba.in_proj", u).split([inner, inner], dim=-1)  # (B, L, I) each
@@ -18,7 +18,7 @@ def mix(model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: M
         x = x * sequences.real[..., None]
     now = state or empty(config, len(u), u.dtype, u.device)
     convolved = ops.conv(
-        x, w["mamba.conv1d.weight"][:, 0], w.get("mamba.conv1d.bias"), now.tail, sequences.fresh
+        x, w["mamba.conv1d.weight"][:, 0], w.get("mamba.conv1d.bias"), now.tail, sequences.sequence_starts
     )  # (B, L, I), wide
     dt, B, C = w.linear("mamba.x_proj", convolved.to(u.dtype)).split([R, N, N], dim=-1)
     if config.mixer_rms_eps is not None:
@@ -35,7 +35,7 @@ def mix(model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: M
         w["mamba.dt_proj.bias"],
         now.h,
         model.chunk,
-        sequences.fresh,
+        sequences.sequence_starts,
         sequences.real,
     )  # (B, L, I)
     if state is not None:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from bamba_reference.config import Config
-from bamba_reference.torch.mixers.base import LayerWeights, MambaState, Model, Sequences, TorchMixer
+from bamba_reference.torch.mixers.base import BatchTokens, LayerWeights, MambaState, Model, TorchMixer
 from bamba_reference.torch.ops import wide
 
 
-def mix(model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: MambaState | None) -> Tensor:
+def mix(model: Model, w: LayerWeights, u: Tensor, sequences: BatchTokens, state: MambaState | None) -> Tensor:
     config, ops = model.config, model.backend
     H, P, G, N = config.mamba_n_heads, config.mamba_d_head, config.mamba_n_groups, config.mamba_d_state
     inner = config.mamba_d_inner
@@ -20,7 +20,7 @@ def mix(model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: M
         xBC = xBC * sequences.real[..., None]
     now = state or empty(config, len(u), u.dtype, u.device)
     convolved = ops.conv(
-        xBC, w["mamba.conv1d.weight"][:, 0], w.get("mamba.conv1d.bias"), now.tail, sequences.fresh
+        xBC, w["mamba.conv1d.weight"][:, 0], w.get("mamba.conv1d.bias"), now.tail, sequences.sequence_starts
     )
     x, B, C = convolved.split([inner, G * N, G * N], dim=-1)
     y, h = ops.scan(
@@ -34,7 +34,7 @@ def mix(model: Model, w: LayerWeights, u: Tensor, sequences: Sequences, state: M
         config.time_step_limit,
         now.h,
         model.chunk,
-        sequences.fresh,
+        sequences.sequence_starts,
         sequences.real,
     )
     if state is not None:

@@ -40,17 +40,17 @@ LEAST_ROWS = 64
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
-    """``torch_ops.linear``: x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out)."""
+    """``torch.ops.linear``: x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out)."""
     if not _worthwhile(x, weight, bias):
         return torch_ops.linear(x, weight, bias, name)
-    return product(x, weight, bias)
+    return matmul(x, weight, bias)
 
 
 def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
-    """``torch_ops.head``: logits (…, V) of x (…, d) by weight (V, d)."""
+    """``torch.ops.head``: logits (…, V) of x (…, d) by weight (V, d)."""
     if not _worthwhile(x, weight):
         return torch_ops.head(x, weight, name)
-    return product(x, weight, None)
+    return matmul(x, weight, None)
 
 
 def _worthwhile(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
@@ -58,7 +58,7 @@ def _worthwhile(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return has("avx512f") and fits and x.numel() >= LEAST_ROWS * x.shape[-1] and takes(x, weight, bias)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def matmul(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out)."""
     rows, weights = rows_apart(x), rows_apart(weight)
     (M, K), N = rows.shape, len(weights)

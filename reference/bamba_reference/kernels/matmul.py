@@ -26,7 +26,7 @@ FEW = 4
 
 
 @dataclass(frozen=True)
-class Tuning:
+class MatmulTuning:
     """Rows of the matrix a program multiplies, terms of their sums it loads at once, and its warps."""
 
     rows: int = 1
@@ -34,11 +34,11 @@ class Tuning:
     warps: int = 4
 
 
-DEFAULT = Tuning()
+DEFAULT = MatmulTuning()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str, *, settled: bool = False) -> Tensor:
-    """``torch_ops.linear``: x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out).
+    """``torch.ops.linear``: x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out).
 
     ``settled``, here and below: no kernel still under way writes the weight, so that it may be read early.
     """
@@ -99,7 +99,7 @@ def _joined(first: Tensor, second: Tensor) -> Tensor | None:
 
 
 def head(x: Tensor, weight: Tensor, name: str, *, settled: bool = False) -> Tensor:
-    """``torch_ops.head``: logits (…, V), float32: exact products of the model's dtype, summed in float32."""
+    """``torch.ops.head``: logits (…, V), float32: exact products of the model's dtype, summed in float32."""
     if _few(x, weight):
         return few_rows(x, weight, dtype=torch.float32, settled=settled)
     return _wide_product(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))
@@ -126,7 +126,7 @@ def few_rows(
     residual: Tensor | None = None,
     dtype: torch.dtype | None = None,
     settled: bool = False,
-    tuning: Tuning = DEFAULT,
+    tuning: MatmulTuning = DEFAULT,
 ) -> Tensor:
     """x (…, in) times weight (out, in) transposed, plus bias (out,), plus residual (…, out): (…, out) of ``dtype``.
 
