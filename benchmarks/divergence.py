@@ -36,7 +36,7 @@ def main() -> None:
     from bamba_quant.inference.loading import load_model
     from bamba_quant.planning.quantize import plan_quantization
     from bamba_quant.tokenizers.encoder import read_encoder
-    from bamba_quant.writers.quantized import write_quantized
+    from bamba_quant.writers import write_plan
     from bamba_reference.torch import forward as torch_forward
 
     torch.set_num_threads(options.threads)
@@ -61,7 +61,7 @@ def main() -> None:
                     print(f"{name}: {error}".splitlines()[0])
                     continue
                 directory = Path(scratch) / name
-                write_quantized(plan, directory)
+                write_plan(plan, directory)
                 found = load_model(directory)
                 models[name] = torch_forward.load(found.config, found.weights)
         for directory in options.directories:

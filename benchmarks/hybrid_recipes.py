@@ -38,7 +38,7 @@ def _losses(options: argparse.Namespace) -> None:
     from bamba_quant.evaluation.run import EvaluationOptions
     from bamba_quant.planning.convert import plan_conversion
     from bamba_quant.recipes import read_recipe, recipe_named, recipes
-    from bamba_quant.writers import write_gguf
+    from bamba_quant.writers import write_plan
 
     asked = options.recipes or [each.name for each in recipes() if each.candidates]
     pairs = []
@@ -52,7 +52,7 @@ def _losses(options: argparse.Namespace) -> None:
                 conversion = plan_conversion(
                     options.model, outtype=recipe, outfile=place, imatrix=options.imatrix
                 )
-                (files[name],) = write_gguf(conversion.plan, conversion.outfile)
+                (files[name],) = write_plan(conversion, conversion.outfile)
             return files[name]
 
         for each in asked:

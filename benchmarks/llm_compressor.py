@@ -26,10 +26,10 @@ import sys, time
 from pathlib import Path
 import numba
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.writers import write_plan
 source, target, seconds, scheme, method = sys.argv[1:]
 started = time.monotonic()
-write_quantized(plan_quantization(source, scheme, method=method), Path(target))
+write_plan(plan_quantization(source, scheme, method=method), Path(target))
 open(seconds, "w").write(str(time.monotonic() - started))
 """
 

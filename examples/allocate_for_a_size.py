@@ -11,7 +11,7 @@ from bamba_quant.calibration.measuring import Measuring, text_costs
 from bamba_quant.embedded import embedded_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.recipes import recipe_text
-from bamba_quant.writers import write_gguf
+from bamba_quant.writers import write_plan
 
 text, size = Path(sys.argv[1]), int(sys.argv[2])
 model = Path(sys.argv[3]) if len(sys.argv) > 3 else embedded_model()
@@ -28,6 +28,6 @@ for move in allocation.moves[:5]:
     print(f"  {move.tensor}: {move.before} -> {move.after}")
 
 conversion = plan_conversion(model, outtype=allocation.recipe, outfile=directory)
-(file,) = write_gguf(conversion.plan, conversion.outfile, overwrite=True)
+(file,) = write_plan(conversion, conversion.outfile, overwrite=True)
 print(f"{file}: {file.stat().st_size:,} of {size:,} bytes")
 assert file.stat().st_size <= size

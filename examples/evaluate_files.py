@@ -12,7 +12,7 @@ from bamba_quant.evaluation.evaluate import evaluate
 from bamba_quant.evaluation.run import EvaluationOptions
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.report.write import write_reports
-from bamba_quant.writers import write_gguf
+from bamba_quant.writers import write_plan
 
 text = Path(sys.argv[1])
 model = Path(sys.argv[2]) if len(sys.argv) > 2 else embedded_model()
@@ -21,7 +21,7 @@ directory = Path(sys.argv[3] if len(sys.argv) > 3 else ".")
 files = []
 for outtype in ("q8_0", "q4_k_m"):
     conversion = plan_conversion(model, outtype=outtype, outfile=directory)
-    files += write_gguf(conversion.plan, conversion.outfile, overwrite=True)
+    files += write_plan(conversion, conversion.outfile, overwrite=True)
 
 evaluation = evaluate(model, files, text, EvaluationOptions(ctx=256, chunks=8))
 reports = write_reports(evaluation, directory / "report", overwrite=True)

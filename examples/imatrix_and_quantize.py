@@ -12,8 +12,7 @@ from bamba_quant.calibration.measure import measure_imatrix
 from bamba_quant.embedded import embedded_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers import write_gguf
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.writers import write_plan
 
 text = Path(sys.argv[1])
 model = Path(sys.argv[2]) if len(sys.argv) > 2 else embedded_model()
@@ -27,9 +26,9 @@ imatrix = read_imatrix(file)
 print(f"{file}: {len(measured.sums.entries)} matrices over {measured.tokens:,} tokens")
 
 conversion = plan_conversion(model, outtype="q4_k_m", outfile=directory, imatrix=imatrix)
-(file,) = write_gguf(conversion.plan, conversion.outfile, overwrite=True)
+(file,) = write_plan(conversion, conversion.outfile, overwrite=True)
 print(f"{file}: {file.stat().st_size:,} bytes")
 
 quantization = plan_quantization(model, "w4a16-g128", imatrix=imatrix)
-written = write_quantized(quantization, directory / "w4a16", overwrite=True)
+written = write_plan(quantization, directory / "w4a16", overwrite=True)
 print(f"{directory / 'w4a16'}: {sum(each.stat().st_size for each in written):,} bytes")

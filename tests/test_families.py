@@ -17,9 +17,10 @@ from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.errors import ArchitectureError, CheckpointError, PlanError, TokenizerError
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.planning.export import plan_export, write_export
+from bamba_quant.planning.export import plan_export
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.repair import plan_repair
+from bamba_quant.writers import write_plan
 from bamba_reference.tensors import tensor_shapes
 from tests.support import llama
 from tests.support.conversion import random_tokens, to_gguf, transformers_logits
@@ -66,7 +67,7 @@ def test_export_is_the_way_back(name: str, case: str, dtype: Any, tmp_path: Path
     outtype = {"float32": "f32", "bfloat16": "bf16"}[dtype]
     file = to_gguf(directory, tmp_path / "m.gguf", outtype, vocab=False)
     plan = plan_export(file, vocab=False)
-    write_export(plan, tmp_path / "back")
+    write_plan(plan, tmp_path / "back")
     before = load_file(directory / "model.safetensors")
     after = load_file(tmp_path / "back" / "model.safetensors")
     assert after.keys() == before.keys()
@@ -93,7 +94,7 @@ def test_shards_sections_and_dtypes(name: str, tmp_path: Path) -> None:
     files = [to_gguf(path, tmp_path / f"{path.name}.gguf", "auto", vocab=False) for path in (whole, parted)]
     tensors = [open_checkpoint(file).tensors for file in files]
     assert tensors[0].keys() == tensors[1].keys()
-    write_export(plan_export(files[0], vocab=False, max_shard_bytes=30_000), tmp_path / "back")
+    write_plan(plan_export(files[0], vocab=False, max_shard_bytes=30_000), tmp_path / "back")
     shards = sorted((tmp_path / "back").glob("*.safetensors"))
     assert len(shards) > 3
     back = {key: tensor for shard in shards for key, tensor in load_file(shard).items()}
@@ -115,7 +116,7 @@ def test_inspection_agrees_on_both_kinds(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "bamba"])
 def test_nothing_but_a_bamba_is_repaired(name: str, tmp_path: Path) -> None:
     file = to_gguf(save(random_case(name), tmp_path / "m"), tmp_path / "m.gguf", vocab=False)
-    with pytest.raises(CheckpointError, match="not one to repair"):
+    with pytest.raises(CheckpointError, match="does not need a repair"):
         plan_repair(file)
 
 
@@ -127,7 +128,7 @@ def test_a_dry_run_says_what_is_written(name: str, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.gguf")) == []
     file = to_gguf(directory, tmp_path / "m.gguf", "q4_k_m", vocab=False)
     found = open_checkpoint(file).tensors
-    assert [(row.name, row.format.name, row.shape) for row in planned.plan.rows] == [
+    assert [(row.name, row.format.name, row.shape) for row in planned.rows] == [
         (tensor.name, tensor.format.name, tensor.shape) for tensor in found.values()
     ]
 

@@ -16,7 +16,7 @@ from bamba_quant.families import family_of, read_config
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers import write_gguf
+from bamba_quant.writers import write_plan
 from bamba_reference.tensors import tensor_shapes
 from tests.support.published import PUBLISHED, Published
 
@@ -51,7 +51,7 @@ def test_a_configuration_alone_is_planned(model: Published, tmp_path: Path) -> N
     found = inspect_path(directory / "config.json")
     assert found.checkpoint.elements == count
     assert "no weights were read" in found.remarks[0]
-    gguf = plan_conversion(directory, outtype="q4_k_m", allow_config_only=True).plan
+    gguf = plan_conversion(directory, outtype="q4_k_m", allow_config_only=True)
     assert gguf.elements == count and len(gguf.rows) == len(shapes)
     assert {"no vocabulary was planned", found.remarks[0]} <= set(gguf.notes)
     quantized = plan_quantization(directory, "fp8-dynamic", allow_config_only=True)
@@ -63,7 +63,7 @@ def test_what_is_imagined_is_not_written(tmp_path: Path) -> None:
     directory = SMALL.save(tmp_path / "m")
     planned = plan_conversion(directory, outfile=tmp_path / "m.gguf", allow_config_only=True)
     with pytest.raises(PlanError, match="no weights to convert"):
-        write_gguf(planned.plan, planned.outfile)
+        write_plan(planned, planned.outfile)
     with pytest.raises(CheckpointError, match="no weights"):
         plan_conversion(directory)
     assert not (tmp_path / "m.gguf").exists()
@@ -74,7 +74,7 @@ def test_a_broken_tokenizer_beside_a_configuration_is_an_error(tmp_path: Path) -
     (directory / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError):
         plan_conversion(directory, allow_config_only=True)
-    assert plan_conversion(directory, allow_config_only=True, vocab=False).plan.rows
+    assert plan_conversion(directory, allow_config_only=True, vocab=False).rows
 
 
 def test_only_a_whole_model_of_a_known_family_is_imagined(tmp_path: Path) -> None:

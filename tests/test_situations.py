@@ -21,7 +21,7 @@ from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.tokenizers.special_tokens import stop_tokens
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.writers import write_plan
 from tests.support.conversion import to_gguf
 from tests.support.shared import shared
 
@@ -99,11 +99,11 @@ def test_the_hubs_cache_and_several_templates(make: Make, tmp_path: Path) -> Non
     (snapshot / "README.md").unlink()
     before = AutoTokenizer.from_pretrained(snapshot).chat_template
     assert before.keys() == {"default", "tool_use"}
-    plan = plan_conversion(snapshot).plan
+    plan = plan_conversion(snapshot)
     assert plan.metadata[Keys.General.NAME].value == "Mill 1B"
     for key in (Keys.Tokenizer.CHAT_TEMPLATE, Keys.Tokenizer.CHAT_TEMPLATE_N.format(name="tool_use")):
         assert key in plan.metadata
-    write_quantized(plan_quantization(snapshot, "fp8-dynamic"), tmp_path / "fp8")
+    write_plan(plan_quantization(snapshot, "fp8-dynamic"), tmp_path / "fp8")
     assert AutoTokenizer.from_pretrained(tmp_path / "fp8").chat_template == before
     card = (tmp_path / "fp8" / "README.md").read_text()
     assert "base_model: acme/Mill-1B" in card

@@ -12,14 +12,13 @@ from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.gguf_header import padded_size
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import PlanError
-from bamba_quant.planning.convert import Conversion, plan_conversion
-from bamba_quant.planning.plan import PlanRow
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.plan import Plan, PlanRow
 from bamba_quant.recipes import Recipe, recipe_named, recipes
 from bamba_quant.recipes.assignments import with_formats
 from bamba_quant.recipes.hybrid import HEADER_ROOM, estimated_costs
 from bamba_quant.recipes.least_cost import Option, least_cost
 from bamba_quant.recipes.selection import ALWAYS_F32
-from bamba_quant.writers import layout
 
 Costs = Mapping[str, Mapping[str, float]]  # tensor by its GGUF name -> format -> nats a token
 
@@ -85,7 +84,7 @@ def allocate(
     that is nearest in size. Raises ``PlanError`` when the smallest formats take more bytes.
     """
 
-    def planned(recipe: Recipe) -> Conversion:
+    def planned(recipe: Recipe) -> Plan:
         return plan_conversion(
             model, outtype=recipe, imatrix=imatrix, allow_config_only=allow_config_only, reading=reading
         )
@@ -93,22 +92,22 @@ def allocate(
     plain = {
         recipe.name: planned(recipe) for recipe in recipes() if _comparable(recipe) or recipe.name == like
     }
-    points = {known: _point(conversion, costs) for known, conversion in plain.items()}
-    sizes = {known: _file_bytes(conversion) for known, conversion in plain.items()}
+    points = {known: _point(plan, costs) for known, plan in plain.items()}
+    sizes = {known: _file_bytes(plan) for known, plan in plain.items()}
     if like is not None:
         base = recipe_named(like)
-        conversion = plain.get(base.name) or planned(base)
-        goal = _file_bytes(conversion) - HEADER_ROOM
+        plan = plain.get(base.name) or planned(base)
+        goal = _file_bytes(plan) - HEADER_ROOM
     if target_bpw is not None:
         if not (math.isfinite(target_bpw) and target_bpw > 0):
             raise PlanError("the bits per weight are not a positive number", found=target_bpw)
         some = next(iter(plain.values()))
-        goal = _file_bytes(some) - some.plan.n_bytes + int(target_bpw * some.plan.elements / 8)
+        goal = _file_bytes(some) - some.n_bytes + int(target_bpw * some.elements / 8)
     if target_bytes is not None:
         goal = target_bytes
     if like is None:
         base = recipe_named(min(sizes, key=lambda known: abs(sizes[known] - goal)))
-        conversion = plain[base.name]
+        plan = plain[base.name]
     named = replace(base, name=name or f"{base.name}_a", refine=refine)
     recipe, point = _chosen(planned(named), costs, goal, named, thorough=True)
     made = planned(recipe)
@@ -116,12 +115,12 @@ def allocate(
         raise AssertionError(
             f"{recipe.name}: {found} bytes planned, {point.n_bytes} chosen, {goal} asked for"
         )
-    frontier = _frontier(conversion, costs, base, [*sizes.values(), goal])
-    before = _point(conversion, costs)
+    frontier = _frontier(plan, costs, base, [*sizes.values(), goal])
+    before = _point(plan, costs)
     return Allocation(
         recipe=recipe,
         like=base,
-        moves=_moves(conversion, made, costs),
+        moves=_moves(plan, made, costs),
         allocated=point,
         plain=before,
         others=tuple(each for each in points.values() if each),
@@ -136,14 +135,15 @@ def known_costs(
 
     A configuration without weights will do.
     """
-    conversion = plan_conversion(
+    plan = plan_conversion(
         model, outtype="bf16", vocab=not model.is_dir(), allow_config_only=True, reading=reading
     )
-    config = conversion.source.config
+    assert plan.model is not None
+    config = plan.model.config
     layers, tied = config.num_hidden_layers, config.tie_word_embeddings
     return {
         str(rule.gguf): estimated_costs(rule, layers, formats or FORMATS, tied)
-        for _, rule in conversion.source.pairs
+        for _, rule in plan.pairs
         if rule.gguf is not None and rule.role not in ALWAYS_F32
     }
 
@@ -155,8 +155,8 @@ def _comparable(recipe: Recipe) -> bool:
     )
 
 
-def _file_bytes(conversion: Conversion) -> int:
-    return sum(shard.n_bytes for shard in layout(conversion.plan, conversion.outfile))
+def _file_bytes(plan: Plan) -> int:
+    return sum(shard.n_bytes for shard in plan.shards)
 
 
 def row_bytes(row: PlanRow, name: str) -> int:
@@ -165,15 +165,15 @@ def row_bytes(row: PlanRow, name: str) -> int:
     return padded_size(rows * codec_named(name, BlockCodec).row_bytes(columns))
 
 
-def _point(conversion: Conversion, costs: Costs) -> Point | None:
+def _point(plan: Plan, costs: Costs) -> Point | None:
     """The file as planned; None where a tensor has a format of unknown cost."""
     predicted = 0.0
-    for row in conversion.plan.rows:
+    for row in plan.rows:
         if row.name in costs and row.format.dtype is None:
             if row.format.name not in costs[row.name]:
                 return None
             predicted += costs[row.name][row.format.name]
-    return Point(_file_bytes(conversion), predicted, conversion.plan.recipe)
+    return Point(_file_bytes(plan), predicted, plan.recipe)
 
 
 def _options(row: PlanRow, costs: Costs) -> dict[str, Option]:
@@ -181,40 +181,39 @@ def _options(row: PlanRow, costs: Costs) -> dict[str, Option]:
 
 
 def _chosen(
-    conversion: Conversion, costs: Costs, goal: int, recipe: Recipe, thorough: bool = False
+    plan: Plan, costs: Costs, goal: int, recipe: Recipe, thorough: bool = False
 ) -> tuple[Recipe, Point]:
-    plan = conversion.plan
     movable = [row for row in plan.rows if costs.get(row.name)]
     if not movable:
-        raise PlanError("no tensor of this model has a known cost", where=conversion.source.checkpoint.path)
-    fixed = _file_bytes(conversion) - sum(padded_size(row.n_bytes) for row in movable)
+        raise PlanError("no tensor of this model has a known cost", where=plan.checkpoint.path)
+    fixed = _file_bytes(plan) - sum(padded_size(row.n_bytes) for row in movable)
     options = [_options(row, costs) for row in movable]
     numbers = least_cost([list(each.values()) for each in options], goal - fixed, thorough=thorough)
     names = [list(each)[number] for each, number in zip(options, numbers, strict=True)]
     picked = [each[name] for each, name in zip(options, names, strict=True)]
     point = Point(fixed + sum(each.n_bytes for each in picked), sum(each.cost for each in picked))
-    rules = {rule.gguf: rule for _, rule in conversion.source.pairs}
+    rules = {rule.gguf: rule for _, rule in plan.pairs}
     formats = {row.name: name for row, name in zip(movable, names, strict=True)}
     return with_formats(recipe, [rules[row.name] for row in movable], formats), point
 
 
-def _frontier(conversion: Conversion, costs: Costs, base: Recipe, sizes: Sequence[int]) -> tuple[Point, ...]:
+def _frontier(plan: Plan, costs: Costs, base: Recipe, sizes: Sequence[int]) -> tuple[Point, ...]:
     """The least predicted divergence at sizes from the smallest to the largest of ``sizes``, where there is one."""
     low, high = min(sizes), max(sizes)
     points = []
     for step in range(_FRONTIER):
         goal = int(low * (high / low) ** (step / (_FRONTIER - 1)))
         try:
-            points.append(_chosen(conversion, costs, goal, base)[1])
+            points.append(_chosen(plan, costs, goal, base)[1])
         except PlanError:
             continue
     return tuple(points)
 
 
-def _moves(before: Conversion, after: Conversion, costs: Costs) -> tuple[Move, ...]:
-    layers = {rule.gguf: rule.layer for _, rule in before.source.pairs}
+def _moves(before: Plan, after: Plan, costs: Costs) -> tuple[Move, ...]:
+    layers = {rule.gguf: rule.layer for _, rule in before.pairs}
     moves = []
-    for old, new in zip(before.plan.rows, after.plan.rows, strict=True):
+    for old, new in zip(before.rows, after.rows, strict=True):
         if old.format != new.format:
             known = costs[old.name]
             moves.append(

@@ -13,9 +13,10 @@ from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.imatrix import Imatrix
 from bamba_quant.inference.loading import load_model
 from bamba_quant.inference.weights import LazyWeights
-from bamba_quant.planning.convert import Conversion, plan_conversion
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.plan import Plan
 from bamba_quant.recipes import Recipe, TypeOverrides
-from bamba_quant.writers import write_gguf
+from bamba_quant.writers import write_plan
 
 # Rows that blocks of 256 do not fill take q4_0, q5_0, q5_1, q8_0 and iq4_nl in their place.
 FORMATS = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0")
@@ -40,7 +41,7 @@ def plan_candidate(
     imatrix: Path | Imatrix | None = None,
     reading: ReadOptions = ReadOptions(),
     refine: bool = False,
-) -> Conversion:
+) -> Plan:
     """The conversion of ``model`` to the format ``asked`` alone, as far as rows can take it."""
     return plan_conversion(
         model,
@@ -66,16 +67,16 @@ def quantize_candidates(
 ) -> Candidates:
     """Quantize ``model`` to each of the formats ``asked``, as files in ``directory``, 1 to 9 bits a weight each.
 
-    Raises a ``BambaQuantError`` as ``plan_conversion`` and ``write_gguf`` do.
+    Raises a ``BambaQuantError`` as ``plan_conversion`` and ``write_plan`` do.
     """
     formats: dict[str, dict[str, str]] = defaultdict(dict)
     files: dict[str, LazyWeights] = {}
     for name in asked:
         progress(name)
-        conversion = plan_candidate(model, name, directory / f"{name}.gguf", imatrix, reading, refine)
-        write_gguf(conversion.plan, conversion.outfile, threads=threads)
-        files[name] = load_model(conversion.outfile).weights
-        for row in conversion.plan.rows:
+        plan = plan_candidate(model, name, directory / f"{name}.gguf", imatrix, reading, refine)
+        write_plan(plan, plan.outfile, threads=threads)
+        files[name] = load_model(plan.outfile).weights
+        for row in plan.rows:
             if row.format.dtype is None:
                 formats[row.name].setdefault(row.format.name, name)
     return Candidates(formats, files)

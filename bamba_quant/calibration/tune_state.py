@@ -16,8 +16,8 @@ from bamba_quant.checkpoint.base import read_tensor
 from bamba_quant.checkpoint.safetensors_file import read_metadata, read_safetensors
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.json_file import parse_json
+from bamba_quant.planning.safetensors_layout import place_safetensors, safetensors_part, safetensors_shards
 from bamba_quant.writers.atomic import atomic_files
-from bamba_quant.writers.shards import Entry, place, shards_of
 from bamba_quant.writers.stream import write_at
 from bamba_reference.errors import repr_short
 
@@ -38,14 +38,17 @@ class TuneState:
 
 def write_state(file: Path, state: TuneState) -> None:
     """Write the state whole, or leave the file as it was. Raises ``OutputError``."""
-    entries = [Entry(name, _DTYPES[array.dtype.name], array.shape) for name, array in state.arrays.items()]
+    parts = [
+        [safetensors_part(name, _DTYPES[array.dtype.name], array.shape)]
+        for name, array in state.arrays.items()
+    ]
     about = json.dumps({"belongs": state.belongs, "about": state.about})
-    (shard,) = shards_of([entry for (entry,) in place([[entry] for entry in entries], None)], {_KEY: about})
+    (shard,) = safetensors_shards([part for (part,) in place_safetensors(parts, None)], {_KEY: about})
     with atomic_files([(file, shard.n_bytes)], overwrite=True) as (descriptor,):
         write_at(descriptor, 0, np.frombuffer(shard.header, np.uint8))
-        for entry in shard.entries:
-            array = np.ascontiguousarray(state.arrays[entry.name])
-            write_at(descriptor, len(shard.header) + entry.offset, array.reshape(-1).view(np.uint8))
+        for part in shard.parts:
+            array = np.ascontiguousarray(state.arrays[part.name])
+            write_at(descriptor, len(shard.header) + part.offset, array.reshape(-1).view(np.uint8))
 
 
 def is_state(file: Path) -> bool:

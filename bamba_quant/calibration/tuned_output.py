@@ -1,4 +1,4 @@
-"""Files whose rounding is tuned end to end: the library's front door to ``calibration.tune`` and its writers."""
+"""Plans a tuning of the rounding, and writes outputs that are tuned: the API to ``calibration.tune``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from typing import Any
 from bamba_quant.calibration.texts import Text, read_texts
 from bamba_quant.calibration.tune_options import Tell, TuneOptions
 from bamba_quant.calibration.tune_state import is_state
+from bamba_quant.calibration.tuned_writer import write_tuned_directory, write_tuned_gguf
 from bamba_quant.checkpoint import ReadOptions, open_checkpoint
 from bamba_quant.errors import CheckpointError, OutputError, PlanError
 from bamba_quant.metadata.tune_record import SELF, Tuned, read_record
-from bamba_quant.planning.convert import Conversion
 from bamba_quant.planning.model import CONFIG
-from bamba_quant.planning.quantize import Quantization
-from bamba_quant.writers.tasks import Progress
-from bamba_quant.writers.tuned import Tune, write_tuned_gguf, write_tuned_quantized
+from bamba_quant.planning.plan import Plan
 
 Note = Callable[[str], None]
 
@@ -70,78 +68,44 @@ def plan_tuning(
     return Tuning(read_texts(files) if files else (), options)
 
 
-def convert_tuned(
-    conversion: Conversion,
+def write_tuned_output(
+    plan: Plan,
+    output: Path,
     tuning: Tuning,
     *,
     reading: ReadOptions = ReadOptions(),
-    threads: int | None = None,
-    compiled: bool = True,
-    overwrite: bool = False,
     inputs: Collection[Path] = (),
-    progress: Progress = lambda n_bytes: None,
-    tell: Tell = lambda at: None,
-    note: Note = lambda note: None,
-) -> tuple[tuple[Path, ...], Tuned]:
-    """Write the GGUF that ``conversion`` plans, tuned; the files, and what the tuning made.
-
-    ``progress`` is told input bytes that are quantized, ``tell`` how the tuning goes, ``note`` what it chose on its
-    own; ``reading`` is ``plan_conversion``'s, and other arguments are ``write_gguf``'s. The file is never worse on the
-    text that is held out: where tuning did not help it is the one without. Raises as ``write_gguf`` and ``tune`` do;
-    then no file has appeared.
-    """
-    if all(row.format.fields is None for row in conversion.plan.rows):
-        raise PlanError(
-            "there is nothing to tune: no tensor is quantized",
-            found=conversion.plan.recipe,
-            fix="choose a type such as q4_k_m",
-        )
-    written = write_tuned_gguf(
-        conversion.plan,
-        conversion.outfile,
-        _tune(conversion.source.checkpoint.path, tuning, reading, tell, note),
-        threads=threads,
-        compiled=compiled,
-        overwrite=overwrite,
-        inputs={*inputs, *(text.path for text in tuning.texts)},
-        progress=progress,
-    )
-    _remove(tuning.options.state)
-    return written
-
-
-def quantize_tuned(
-    plan: Quantization,
-    directory: Path,
-    tuning: Tuning,
-    *,
-    reading: ReadOptions = ReadOptions(),
-    threads: int | None = None,
-    overwrite: bool = False,
     resume: bool = False,
-    progress: Progress = lambda n_bytes: None,
     tell: Tell = lambda at: None,
     note: Note = lambda note: None,
+    **writing: Any,
 ) -> tuple[tuple[Path, ...], Tuned | None]:
-    """Write the directory that ``plan`` describes, tuned: ``convert_tuned`` with ``write_quantized``'s arguments."""
-    written = write_tuned_quantized(
-        plan,
-        directory,
-        _tune(plan.source.checkpoint.path, tuning, reading, tell, note),
-        begun=tuning.fingerprint(),
-        threads=threads,
-        overwrite=overwrite,
-        resume=resume,
-        progress=progress,
-    )
-    _remove(tuning.options.state)
-    return written
+    """Write ``plan`` to the file or directory ``output``, tuned; the files, and what the tuning made.
 
-
-def _tune(original: Path, tuning: Tuning, reading: ReadOptions, tell: Tell, note: Note) -> Tune:
+    ``tell`` is called with the progress of the tuning, ``note`` with what it chose on its own; ``reading`` is that of
+    the plan, and ``writing`` other arguments of ``write_plan``. The output is never worse on the held-out text: if
+    tuning did not help, it is the untuned one. Raises as ``write_plan`` and ``tune`` do; then no file has appeared.
+    """
     from bamba_quant.calibration.tune import tune  # which needs torch, and says so before anything is written
 
-    return lambda quantized: tune(original, quantized, tuning.texts, tuning.options, tell, note, reading)
+    def tune_output(quantized: Path) -> Tuned:
+        return tune(plan.checkpoint.path, quantized, tuning.texts, tuning.options, tell, note, reading)
+
+    if plan.container == "safetensors":
+        written = write_tuned_directory(
+            plan, output, tune_output, begun=tuning.fingerprint(), resume=resume, **writing
+        )
+    elif all(row.format.fields is None for row in plan.rows):
+        raise PlanError(
+            "there is nothing to tune: no tensor is quantized",
+            found=plan.recipe,
+            fix="choose a type such as q4_k_m",
+        )
+    else:
+        read = {*inputs, *(text.path for text in tuning.texts)}
+        written = write_tuned_gguf(plan, output, tune_output, inputs=read, **writing)
+    _remove(tuning.options.state)
+    return written
 
 
 def _was_finished(output: Path, state: Path) -> bool:

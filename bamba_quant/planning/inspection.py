@@ -11,14 +11,14 @@ from gguf import GGUFValueType, Keys, LlamaFileType
 
 from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, open_checkpoint
 from bamba_quant.checkpoint.gguf_values import KeyValues
-from bamba_quant.errors import ArchitectureError, BambaQuantError, CheckpointError, join_names
+from bamba_quant.errors import ArchitectureError, BambaQuantError, CheckpointError
 from bamba_quant.families import family_of, family_of_gguf, read_config
 from bamba_quant.families.gguf_keys import gguf_architecture_of
 from bamba_quant.families.hf_reading import MOST_LAYERS
 from bamba_quant.families.rules import Tensors
 from bamba_quant.metadata.tune_record import TuneRecord, read_record
-from bamba_quant.planning.model import CONFIG, directory_of, has_weights, open_model
-from bamba_quant.planning.repair import needs_repair
+from bamba_quant.planning.model import CONFIG, directory_of, has_weights, open_model, unused_note
+from bamba_quant.planning.row_order import needs_repair
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def inspect_path(path: str | Path) -> Inspection:
     if (directory / CONFIG).is_file() and not has_weights(directory):
         model = open_model(directory, weights="optional", reading=reading)
         found = _inspect_huggingface(model.checkpoint)
-        return replace(found, remarks=(*found.remarks, model.note))
+        return replace(found, remarks=(*found.remarks, *model.notes))
     checkpoint = open_checkpoint(directory, reading=reading)
     found = _inspect_gguf(checkpoint) if checkpoint.kind == "gguf" else _inspect_huggingface(checkpoint)
     try:
@@ -96,7 +96,7 @@ def _inspect_huggingface(checkpoint: Checkpoint) -> Inspection:
     classes = hf.get("architectures")
     names = [each for each in classes if isinstance(each, str)] if isinstance(classes, list) else []
     name = ", ".join(names) or str(hf.get("model_type"))
-    remarks = (*checkpoint.notes, *((unread(checkpoint),) if checkpoint.unused else ()))
+    remarks = (*checkpoint.notes, *((unused_note(checkpoint),) if checkpoint.unused else ()))
     try:
         # state-spaces' own configurations name neither.
         family = family_of(hf).name
@@ -105,12 +105,6 @@ def _inspect_huggingface(checkpoint: Checkpoint) -> Inspection:
     except BambaQuantError as error:
         return Inspection(checkpoint, name, (), hf, (*remarks, str(error)))
     return Inspection(checkpoint, name, layers, hf, remarks)
-
-
-def unread(checkpoint: Checkpoint) -> str:
-    """What is said of tensors that only quantized activations need."""
-    names = join_names(checkpoint.unused, 2)
-    return f"{len(checkpoint.unused)} tensors for quantized activations are not read: {names}"
 
 
 def _inspect_gguf(checkpoint: Checkpoint) -> Inspection:

@@ -46,8 +46,13 @@ class Model:
     config_only: bool = False
 
     @property
-    def note(self) -> str:
-        """What to tell the user about the weights of a ``config_only`` model."""
+    def notes(self) -> tuple[str, ...]:
+        """What to tell the user about tensors that are not read."""
+        unused = (unused_note(self.checkpoint),) if self.checkpoint.unused else ()
+        return (*unused, self._config_only_note) if self.config_only else unused
+
+    @property
+    def _config_only_note(self) -> str:
         dtype = config_dtype(self.checkpoint)
         given = {"dtype", "torch_dtype"} & self.checkpoint.metadata.keys()
         return f"no weights were read: the input is taken to be {dtype}, " + (
@@ -96,6 +101,12 @@ def open_model(
     if config_only:
         checkpoint = _with_implied_tensors(checkpoint, rules, reading)
     return Model(checkpoint, architecture, config, _match_huggingface(checkpoint, rules), config_only)
+
+
+def unused_note(checkpoint: Checkpoint) -> str:
+    """What to tell the user about tensors that only quantized activations need."""
+    names = join_names(checkpoint.unused, 2)
+    return f"{len(checkpoint.unused)} tensors for quantized activations are not read: {names}"
 
 
 def directory_of(path: str | Path) -> Path:

@@ -1,51 +1,77 @@
-"""Everything about an output file, decided from the input's headers alone, as data: executing it decides nothing."""
+"""A plan: each tensor and file of an output, decided from headers alone. A writer executes it and decides nothing."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
-from bamba_quant.checkpoint import Checkpoint, PackedTensor, Section, StoredTensor
-from bamba_quant.checkpoint.gguf_header import padded_size
+from bamba_quant.checkpoint import Checkpoint, Section, StoredTensor
+from bamba_quant.checkpoint.gguf_file import split_name, split_stem
 from bamba_quant.checkpoint.gguf_values import GgufValue
-from bamba_quant.checkpoint.imatrix import MAY_BE_MISSING, Imatrix
-from bamba_quant.codecs import BlockCodec
+from bamba_quant.codecs import BlockCodec, Method, SafetensorsCodec
 from bamba_quant.codecs.arrays import F32
-from bamba_quant.errors import PlanError
 from bamba_quant.families.transforms import IDENTITY, Transform
-from bamba_quant.planning.model import Model, SkippedTensor
-from bamba_quant.recipes import Recipe, TypeOverrides, recipe_named, select_formats
+from bamba_quant.planning.model import Model, Pairs, SkippedTensor
+
+MAX_SHARD_BYTES = 5 * 10**9  # of safetensors files, by default
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the output. ``offset`` counts bytes from the end of the header of shard number ``shard``.
+
+    ``dtype`` is the name that the container uses: a GGUF type in lower case, or a safetensors dtype.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    shard: int = 0
+    offset: int = 0
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One tensor of the output: where it comes from, what happens to it, where it goes.
+    """One tensor of the input, what happens to it, and the ``parts`` of the output that it becomes.
 
-    ``offset`` counts bytes from the start of the data section of shard ``shard``. ``note`` says what the tool
-    chose on its own for this tensor; ``importance``, of shape (columns,), or (matrices, columns) for a stack of
-    matrices, weighs its columns' errors. With ``section`` the row is those rows of the output's tensor ``name``.
+    ``shape`` is that of the tensor after ``transform``. A ``BlockCodec`` makes one part. With ``section`` the row is
+    those rows of its part. A ``SafetensorsCodec`` makes several parts by ``method``; rows of the same ``unit`` are
+    measured together. ``importance``, of shape (columns,), or (matrices, columns) for a stack of matrices, weighs the
+    squared errors of columns. ``note`` tells the user what the tool chose for this tensor.
     """
 
     source: StoredTensor
-    name: str
     role: str
-    transform: Transform
-    format: BlockCodec
+    codec: BlockCodec | SafetensorsCodec
     shape: tuple[int, ...]
-    shard: int = 0
-    offset: int = 0
+    parts: tuple[Part, ...]
+    transform: Transform = IDENTITY
+    method: Method | None = None
+    unit: str = ""
+    section: Section | None = None
     note: str = ""
     importance: F32 | None = field(default=None, compare=False, repr=False)
-    section: Section | None = None
 
     @property
-    def whole_shape(self) -> tuple[int, ...]:
-        """The shape of the output's tensor, of which this row may be a section."""
-        if self.section is None:
-            return self.shape
-        return (*self.shape[:-2], self.section.period, self.shape[-1])
+    def format(self) -> BlockCodec:
+        """The codec of a row with one part."""
+        assert isinstance(self.codec, BlockCodec)
+        return self.codec
+
+    @property
+    def scheme(self) -> SafetensorsCodec:
+        """The codec of a row with several parts."""
+        assert isinstance(self.codec, SafetensorsCodec)
+        return self.codec
+
+    @property
+    def name(self) -> str:
+        return self.parts[0].name
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -60,168 +86,123 @@ class PlanRow:
 
     @property
     def n_bytes(self) -> int:
+        """Bytes of the output; of a section, those of its rows alone."""
+        if isinstance(self.codec, SafetensorsCodec):
+            return sum(part.n_bytes for part in self.parts)
         rows, columns = self.matrix
-        return rows * self.format.row_bytes(columns)
+        return rows * self.codec.row_bytes(columns)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of weights: its header, its tensors in the order of their offsets, and its size.
+
+    ``name`` is the file's name in a directory; GGUF files are named by ``Plan.paths``.
+    """
+
+    name: str
+    header: bytes = field(repr=False)
+    parts: tuple[Part, ...]
+    n_bytes: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An output: its rows in file order, its key-values, its shards and what was decided without being asked.
+    """An output: a GGUF file, its shards, or a directory of safetensors with small ``files`` by name.
 
-    One of an ``config_only`` source can be shown, not written. With ``refine`` the scales of what is quantized are
-    searched further than ggml does.
+    ``recipe`` is the name of the GGUF type, of the scheme, or of the dtype; ``metadata`` are a GGUF's key-values.
+    ``outfile`` is the GGUF's path. With ``refine`` the scales of GGUF types are searched further than ggml does.
+    A plan of a config-only model can be printed, not written.
     """
 
+    checkpoint: Checkpoint
     architecture: str
     recipe: str
     rows: tuple[PlanRow, ...]
-    metadata: Mapping[str, GgufValue]
+    container: Literal["gguf", "safetensors"]
+    model: Model | None = None  # None for a repair, which reads a GGUF without matching it with its rules
+    method: str = ""
+    refine: bool = False
+    outfile: Path = Path()
+    metadata: Mapping[str, GgufValue] = field(default_factory=dict, repr=False)
+    shards: tuple[Shard, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     skipped: tuple[SkippedTensor, ...] = ()
     notes: tuple[str, ...] = ()
-    shard_count: int = 1
-    config_only: bool = False
-    refine: bool = False
 
     @property
-    def n_bytes(self) -> int:
-        """Bytes of weights, padding between tensors included."""
-        return sum(self.shard_bytes(shard) for shard in range(self.shard_count))
+    def config_only(self) -> bool:
+        return self.model is not None and self.model.config_only
 
-    def shard_bytes(self, shard: int) -> int:
-        """Length of the data section of a shard."""
-        return sum(padded_size(row.n_bytes) for row in self.rows if row.shard == shard)
+    @property
+    def pairs(self) -> Pairs:
+        """The tensors of the input with their rules."""
+        return self.model.pairs if self.model is not None else ()
 
-    def in_one_file(self) -> Plan:
-        """The same rows in a single file."""
-        rows, count = _place(list(self.rows), None)
-        return replace(self, rows=rows, shard_count=count)
+    @property
+    def matrices(self) -> tuple[PlanRow, ...]:
+        """The rows that a scheme quantizes."""
+        return tuple(row for row in self.rows if row.method is not None)
+
+    @property
+    def others(self) -> tuple[PlanRow, ...]:
+        """The rows that no scheme quantizes."""
+        return tuple(row for row in self.rows if row.method is None)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files that are read for weights."""
+        return tuple(sorted({file for row in self.rows for file in row.source.files}))
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(row.source.n_bytes for row in self.rows)
+
+    @property
+    def work_bytes(self) -> int:
+        """Input bytes that are read: those of a matrix twice where its method measures it first."""
+        return self.input_bytes + sum(
+            row.source.n_bytes for row in self.rows if row.method is not None and row.method.measure
+        )
 
     @property
     def elements(self) -> int:
         return sum(row.elements for row in self.rows)
 
     @property
+    def quantized_elements(self) -> int:
+        """Weights that a scheme quantizes."""
+        return sum(row.elements for row in self.matrices)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of weights, padding between tensors included."""
+        return sum(shard.n_bytes - len(shard.header) for shard in self.shards)
+
+    @property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """Bytes of weights by the dtype of the output, most first."""
+        found: Counter[str] = Counter()
+        for shard in self.shards:
+            for part in shard.parts:
+                found[part.dtype] += part.n_bytes
+        return dict(found.most_common())
+
+    @property
     def bits_per_weight(self) -> float:
         return 8 * sum(row.n_bytes for row in self.rows) / max(1, self.elements)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file of a directory."""
+        return {shard.name: shard.n_bytes for shard in self.shards} | {
+            name: len(content) for name, content in self.files.items()
+        }
 
-def resolve_recipe(name: str, checkpoint: Checkpoint) -> Recipe:
-    """The recipe called ``name``; "auto" is f16 where most of the input's bytes are f16, and bf16 elsewhere."""
-    if name.lower() != "auto":
-        return recipe_named(name)
-    n_bytes: Counter[str] = Counter()
-    for tensor in checkpoint.tensors.values():
-        n_bytes[tensor.format.name] += tensor.n_bytes
-    return recipe_named("f16" if n_bytes and n_bytes.most_common(1)[0][0] == "f16" else "bf16")
-
-
-def plan_gguf(
-    source: Model,
-    recipe: Recipe,
-    overrides: TypeOverrides,
-    metadata: Mapping[str, GgufValue],
-    *,
-    imatrix: Imatrix | None = None,
-    allow_requantize: bool = False,
-    split_max_bytes: int | None = None,
-    keep_split: bool = False,
-    notes: tuple[str, ...] = (),
-) -> Plan:
-    """The plan that turns a model into a GGUF file under ``recipe`` and the user's ``overrides``.
-
-    Raises ``PlanError`` for an input that is quantized already, unless ``allow_requantize``, for a recipe that
-    needs importance and has none, and for importance that does not fit.
-    """
-    kept = [(tensor, rule) for tensor, rule in source.pairs if rule.gguf is not None]
-    selected = select_formats(
-        [rule for _, rule in kept],
-        recipe,
-        overrides,
-        [tensor.format for tensor, _ in kept],
-        grouped_query=source.config.num_attention_heads // source.config.num_key_value_heads
-        if "attention" in source.config.layers[0].blocks
-        else 0,
-        experts=source.config.num_local_experts,
-        imatrix=imatrix is not None,
-    )
-    rows: list[PlanRow] = []
-    for (tensor, rule), (codec, note) in zip(kept, ((s.format, s.note) for s in selected), strict=True):
-        _check_requantization(tensor, codec, allow_requantize)
-        importance = None
-        if imatrix is not None and codec.dtype is None:
-            importance = imatrix.importance(
-                str(rule.gguf), rule.role, rule.gguf_shape[-1], math.prod(rule.gguf_shape[:-2])
-            )
-            if importance is None:
-                note = "; ".join(filter(None, [note, "the importance matrix has no entry for it"]))
-        if importance is None and codec.name in recipe.needs_importance and rule.role not in MAY_BE_MISSING:
-            raise PlanError(
-                f"{recipe.name} stores tensors in {codec.name} only with an importance matrix",
-                where=f"tensor {rule.gguf}",
-                fix="give one with --imatrix, or choose a larger type",
-            )
-        transform = rule.transform if source.checkpoint.kind == "huggingface" else IDENTITY
-        rows.append(
-            PlanRow(
-                tensor,
-                str(rule.gguf),
-                rule.role,
-                transform,
-                codec,
-                rule.gguf_shape,
-                note=note,
-                importance=importance,
-            )
-        )
-    if imatrix is not None:
-        imatrix.check_used(row.name for row in rows)
-    placed, shard_count = _place_as_found(rows) if keep_split else _place(rows, split_max_bytes)
-    return Plan(
-        source.architecture.name,
-        recipe.name,
-        placed,
-        metadata,
-        source.skipped(),
-        notes,
-        shard_count,
-        source.config_only,
-        recipe.refine,
-    )
-
-
-def _check_requantization(tensor: StoredTensor, wanted: BlockCodec, allowed: bool) -> None:
-    if isinstance(tensor, PackedTensor) and wanted.dtype is not None:
-        return  # GGUF has no type for such codes, and plain numbers hold what they stand for
-    if tensor.format.dtype is None and wanted != tensor.format and not allowed:
-        raise PlanError(
-            "the input is quantized already, and quantizing it again loses more than quantizing the original",
-            where=f"{tensor.file}, tensor {tensor.name}",
-            found=tensor.format.name,
-            expected="f32, f16 or bf16",
-            fix="give the original, or accept the loss with --allow-requantize",
-        )
-
-
-def _place(rows: list[PlanRow], split_max_bytes: int | None) -> tuple[tuple[PlanRow, ...], int]:
-    """Give every row its shard and offset: a shard is closed before the tensor that would overfill it."""
-    placed: list[PlanRow] = []
-    shard, offset = 0, 0
-    for row in rows:
-        if split_max_bytes is not None and offset and offset + row.n_bytes > split_max_bytes:
-            shard, offset = shard + 1, 0
-        placed.append(replace(row, shard=shard, offset=offset))
-        offset += padded_size(row.n_bytes)
-    return tuple(placed), shard + 1
-
-
-def _place_as_found(rows: list[PlanRow]) -> tuple[tuple[PlanRow, ...], int]:
-    """Give every row the shard it has in the input."""
-    files = sorted({row.source.file for row in rows})
-    placed: list[PlanRow] = []
-    for shard, file in enumerate(files):
-        offset = 0
-        for row in rows:
-            if row.source.file == file:
-                placed.append(replace(row, shard=shard, offset=offset))
-                offset += padded_size(row.n_bytes)
-    return tuple(placed), len(files)
+    def paths(self, output: Path) -> dict[Path, int]:
+        """The files of the output at ``output``, weights first, with their bytes."""
+        if self.container == "safetensors":
+            return {output / name: n_bytes for name, n_bytes in self.sizes.items()}
+        count = len(self.shards)
+        names = [output] if count == 1 else [split_name(split_stem(output), n, count) for n in range(count)]
+        return {name: shard.n_bytes for name, shard in zip(names, self.shards, strict=True)}

@@ -1,10 +1,9 @@
-"""A Hugging Face checkpoint planned as a quantized one: every tensor, byte and small file, from headers alone."""
+"""Plans a directory with quantized weights from a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,105 +11,23 @@ from bamba_quant import __version__
 from bamba_quant.checkpoint import ReadOptions, StoredTensor
 from bamba_quant.checkpoint.imatrix import Imatrix
 from bamba_quant.codecs import BlockCodec, Method, SafetensorsCodec, codec_named
-from bamba_quant.codecs.arrays import F32
 from bamba_quant.errors import FormatError, PlanError, join_names
-from bamba_quant.families.transforms import IDENTITY
-from bamba_quant.planning.model import Model, SkippedTensor, config_dtype, open_model
-from bamba_quant.planning.plan import PlanRow
+from bamba_quant.planning.model import Model, config_dtype, open_model
+from bamba_quant.planning.plan import MAX_SHARD_BYTES, Plan, PlanRow
+from bamba_quant.planning.safetensors_layout import (
+    index_file,
+    place_safetensors,
+    safetensors_part,
+    safetensors_shards,
+)
 from bamba_quant.planning.small_files import small_files
 from bamba_quant.recipes.loading import loading_notes
 from bamba_quant.recipes.matrices import SHARED, Candidate, ignored_modules, select_matrices
-from bamba_quant.writers.safetensors import entry_of
-from bamba_quant.writers.shards import Entry, Shard, index_file, place, shards_of
 
-MAX_SHARD_BYTES = 5 * 10**9
 DTYPES = ("bf16", "stored")
 
-# What the recurrence is made of stays in its type: it is small, and runtimes compute with it in float32.
-_STAYS = frozenset({"ssm_a", "ssm_d", "ssm_dt"})
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A tensor that becomes several: where it comes from, and its parts in the order of the scheme's.
-
-    Matrices of the same ``unit`` share what the method measures. ``importance``, of shape (columns,), weighs the
-    columns' errors.
-    """
-
-    source: StoredTensor
-    module: str
-    role: str
-    unit: str
-    entries: tuple[Entry, ...]
-    importance: F32 | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        rows, columns = self.source.shape
-        return rows, columns
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """A plan: matrices and other tensors in place, shards, small files by name, and what was decided unasked.
-
-    A plan of a config-only model can be shown, not written.
-    """
-
-    source: Model
-    scheme: SafetensorsCodec
-    method: Method
-    matrices: tuple[Matrix, ...]
-    rows: tuple[PlanRow, ...]
-    shards: tuple[Shard, ...]
-    files: Mapping[str, bytes]
-    skipped: tuple[SkippedTensor, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every file of the directory."""
-        return {shard.name: shard.n_bytes for shard in self.shards} | {
-            name: len(content) for name, content in self.files.items()
-        }
-
-    @property
-    def bytes_by_dtype(self) -> dict[str, int]:
-        """Bytes of weights by safetensors' name of their dtype, most first."""
-        found: Counter[str] = Counter()
-        for shard in self.shards:
-            for entry in shard.entries:
-                found[entry.dtype] += entry.n_bytes
-        return dict(found.most_common())
-
-    @property
-    def sources(self) -> tuple[StoredTensor, ...]:
-        """The tensors that are read: of matrices, then of rows."""
-        return (*(matrix.source for matrix in self.matrices), *(row.source for row in self.rows))
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """The files that are read for weights."""
-        return tuple(sorted({file for source in self.sources for file in source.files}))
-
-    @property
-    def input_bytes(self) -> int:
-        return sum(source.n_bytes for source in self.sources)
-
-    @property
-    def work_bytes(self) -> int:
-        """Input bytes that are read, those of matrices twice where something is measured first."""
-        again = sum(matrix.source.n_bytes for matrix in self.matrices) if self.method.measure else 0
-        return self.input_bytes + again
-
-    @property
-    def elements(self) -> int:
-        return sum(source.elements for source in self.sources)
-
-    @property
-    def quantized_elements(self) -> int:
-        return sum(matrix.source.elements for matrix in self.matrices)
+# The recurrence's parameters keep their type: they are small, and runtimes compute with them in float32.
+_KEPT = frozenset({"ssm_a", "ssm_d", "ssm_dt"})
 
 
 def plan_quantization(
@@ -124,28 +41,30 @@ def plan_quantization(
     imatrix: Imatrix | None = None,
     allow_config_only: bool = False,
     reading: ReadOptions = ReadOptions(),
-) -> Quantization:
+) -> Plan:
     """Plan the directory that ``model``, a Hugging Face directory, becomes under ``scheme`` filled by ``method``.
 
     ``keep`` is ``select_matrices``'s. ``dtype`` is that of all other tensors: "bf16", or "stored", as they are.
-    ``imatrix`` weighs the columns' errors. With ``allow_config_only`` a directory with only a config.json will do, or
-    that file, and the plan is for show. Raises a ``BambaQuantError`` for an input that is quantized already or not
-    supported, for a matrix that does not divide as the scheme wants, and for a ``keep`` that cannot be followed.
+    ``imatrix`` weighs the columns' errors. ``allow_config_only`` accepts a directory with only a config.json, or that
+    file; the plan can then be printed, not written. The plan's rows are the matrices, then the other tensors. Raises
+    a ``BambaQuantError`` for an input that is quantized already or not supported, for a matrix that does not divide
+    as the scheme requires, and for a ``keep`` that cannot be followed.
     """
     if dtype not in DTYPES:
-        raise PlanError("no such dtype of the other tensors", found=dtype, expected=", ".join(DTYPES))
-    chosen_scheme = codec_named(scheme, SafetensorsCodec)
-    chosen_method = chosen_scheme.method(method)
+        raise PlanError("unknown dtype of the other tensors", found=dtype, expected=", ".join(DTYPES))
+    codec = codec_named(scheme, SafetensorsCodec)
+    chosen_method = codec.method(method)
     source = open_model(
         model,
         weights="optional" if allow_config_only else "required",
         allow_quantized=False,
         reading=reading,
     )
-    if source.checkpoint.kind != "huggingface":
+    checkpoint = source.checkpoint
+    if checkpoint.kind != "huggingface":
         raise PlanError(
             "quantized safetensors are made from a Hugging Face directory",
-            where=source.checkpoint.path,
+            where=checkpoint.path,
             found="a GGUF file",
             fix="make a directory of it first: bamba-quant export FILE.gguf DIRECTORY",
         )
@@ -153,50 +72,48 @@ def plan_quantization(
     loaders = source.architecture.loaders
     chosen = select_matrices(candidates, source.config, keep, loaders.units)
     if not chosen:
-        raise PlanError("nothing is left to quantize", where=source.checkpoint.path, fix="keep less")
-    matrices: list[Matrix] = []
-    rows: list[PlanRow] = []
-    groups: list[list[Entry]] = []
-    for candidate in candidates:
-        tensor = source.checkpoint.tensors[candidate.name]
-        if candidate.name in chosen:
-            matrices.append(_matrix(candidate, tensor, chosen_scheme, imatrix))
-            groups.append(list(matrices[-1].entries))
-        else:
-            rows.append(_row(candidate, tensor, dtype))
-            groups.append([entry_of(rows[-1])])
-    placed = [entry for group in place(groups, max_shard_bytes) for entry in group]
-    at = {entry.name: entry for entry in placed}
-    metadata = chosen_scheme.metadata(
-        {matrix.source.name: matrix.shape for matrix in matrices}, [row.name for row in rows]
-    )
-    shards = shards_of(placed, metadata)
-    plan = Quantization(
-        source,
-        chosen_scheme,
-        chosen_method,
-        tuple(replace(m, entries=tuple(at[entry.name] for entry in m.entries)) for m in matrices),
-        tuple(replace(row, shard=at[row.name].shard, offset=at[row.name].offset) for row in rows),
-        shards,
-        {},
-        source.skipped(),
-        (),
+        raise PlanError("nothing is left to quantize", where=checkpoint.path, fix="keep less")
+    unplaced = [
+        _matrix(candidate, checkpoint.tensors[candidate.name], codec, chosen_method, imatrix)
+        if candidate.name in chosen
+        else _other(candidate, checkpoint.tensors[candidate.name], dtype)
+        for candidate in candidates
+    ]
+    placed = place_safetensors([row.parts for row in unplaced], max_shard_bytes)
+    rows = [replace(row, parts=parts) for row, parts in zip(unplaced, placed, strict=True)]
+    rows.sort(key=lambda row: row.method is None)
+    matrices = {row.source.name: (row.shape[0], row.shape[1]) for row in rows if row.method}
+    metadata = codec.metadata(matrices, [row.name for row in rows if not row.method])
+    shards = safetensors_shards([part for parts in placed for part in parts], metadata)
+    plan = Plan(
+        checkpoint,
+        source.architecture.name,
+        codec.name,
+        tuple(rows),
+        "safetensors",
+        model=source,
+        method=chosen_method.name,
+        shards=shards,
+        skipped=source.skipped(),
     )
     rules = source.architecture.tensors(source.config)
-    configuration = chosen_scheme.configuration(ignored_modules(candidates, rules, chosen, loaders))
+    configuration = codec.configuration(ignored_modules(candidates, rules, chosen, loaders))
     loading = loading_notes(
         source.architecture,
         source.config,
-        source.checkpoint.metadata,
-        chosen_scheme,
+        checkpoint.metadata,
+        codec,
         {role for candidate in candidates if candidate.name in chosen for role in candidate.roles},
     )
     if imatrix is not None:
         imatrix.check_used(rule.gguf for candidate in candidates for rule in candidate.rules if rule.gguf)
-    account = [*_account(plan, imatrix is not None), *(f"Note: {note}." for note in loading)]
-    files, not_copied = small_files(source.checkpoint, configuration, account)
-    notes = [*source.checkpoint.notes, *_notes(plan, configuration, dtype), *loading]
-    without = [matrix.source.name for matrix in plan.matrices if matrix.importance is None]
+    account = [
+        *_account(plan, codec, chosen_method, imatrix is not None),
+        *(f"Note: {note}." for note in loading),
+    ]
+    files, not_copied = small_files(checkpoint, configuration, account)
+    notes = [*checkpoint.notes, *_notes(plan, source, configuration, dtype), *loading]
+    without = [row.source.name for row in plan.matrices if row.importance is None]
     if imatrix is not None and without:
         notes.append(
             f"the importance matrix has no entry for {len(without)} matrices: {join_names(without, 3)}"
@@ -206,22 +123,26 @@ def plan_quantization(
     return replace(plan, files={**index_file(shards), **files}, notes=tuple(notes))
 
 
-def _candidates(source: Model) -> list[Candidate]:
+def _candidates(model: Model) -> list[Candidate]:
     """The checkpoint's tensors that an output holds, each with its rules, in the order of these."""
     rules: dict[str, list[Any]] = {}
-    for tensor, rule in source.pairs:
+    for tensor, rule in model.pairs:
         if not rule.skipped:
             rules.setdefault(tensor.name, []).append(rule)
-    tensors = source.checkpoint.tensors
+    tensors = model.checkpoint.tensors
     return [Candidate(name, tensors[name].shape, tuple(served)) for name, served in rules.items()]
 
 
 def _matrix(
-    candidate: Candidate, tensor: StoredTensor, scheme: SafetensorsCodec, imatrix: Imatrix | None
-) -> Matrix:
+    candidate: Candidate,
+    tensor: StoredTensor,
+    codec: SafetensorsCodec,
+    method: Method,
+    imatrix: Imatrix | None,
+) -> PlanRow:
     rows, columns = tensor.shape
     try:
-        scheme.check(rows, columns)
+        codec.check(rows, columns)
     except FormatError as error:
         raise FormatError(
             error.what,
@@ -235,44 +156,40 @@ def _matrix(
     if imatrix is not None and rule.gguf is not None:
         importance = imatrix.importance(rule.gguf, rule.role, columns)
     group = candidate.group(SHARED)
-    return Matrix(
-        tensor,
-        candidate.module,
-        "+".join(sorted(candidate.roles)),
-        candidate.module if group is None else f"{group}",
-        tuple(
-            Entry(candidate.module + part.suffix, part.dtype, part.shape)
-            for part in scheme.parts(rows, columns)
-        ),
-        importance,
-    )
-
-
-def _row(candidate: Candidate, tensor: StoredTensor, dtype: str) -> PlanRow:
-    stays = dtype == "stored" or candidate.roles <= _STAYS
     return PlanRow(
         tensor,
-        candidate.name,
         "+".join(sorted(candidate.roles)),
-        IDENTITY,
-        tensor.format if stays else codec_named(dtype, BlockCodec),
+        codec,
         tensor.shape,
+        tuple(
+            safetensors_part(candidate.module + part.suffix, part.dtype, part.shape)
+            for part in codec.parts(rows, columns)
+        ),
+        method=method,
+        unit=candidate.module if group is None else f"{group}",
+        importance=importance,
     )
 
 
-def _notes(plan: Quantization, configuration: dict[str, Any], dtype: str) -> list[str]:
+def _other(candidate: Candidate, tensor: StoredTensor, dtype: str) -> PlanRow:
+    kept = dtype == "stored" or candidate.roles <= _KEPT
+    codec = tensor.format if kept else codec_named(dtype, BlockCodec)
+    part = safetensors_part(candidate.name, codec, tensor.shape)
+    return PlanRow(tensor, "+".join(sorted(candidate.roles)), codec, tensor.shape, (part,))
+
+
+def _notes(plan: Plan, model: Model, configuration: dict[str, Any], dtype: str) -> list[str]:
     """What a user would want to know before relying on the output."""
     notes: list[str] = []
-    asked = config_dtype(plan.source.checkpoint)
-    experts = sum(row.source.elements for row in plan.rows if _is_expert(row))
+    asked = config_dtype(model.checkpoint)
+    experts = sum(row.source.elements for row in plan.others if _is_expert(row))
     if experts:
         notes.append(
             f"the experts, {experts / plan.elements:.0%} of the weights, stay as they are: they are stacked in one "
             "tensor, for which transformers has no quantized layer in these forms"
         )
-    if plan.source.config_only:
-        notes.append(plan.source.note)
-    if any(row.source.format.name == "f16" and row.format.name == "bf16" for row in plan.rows):
+    notes += model.notes
+    if any(row.source.format.name == "f16" and row.codec.name == "bf16" for row in plan.others):
         notes.append(
             "float16 tensors that are not quantized lose three bits as bfloat16, which is not smaller: --dtype stored "
             "keeps them"
@@ -293,19 +210,19 @@ def _is_expert(row: PlanRow) -> bool:
     return "_exps" in row.role
 
 
-def _account(plan: Quantization, weighted: bool) -> list[str]:
+def _account(plan: Plan, codec: SafetensorsCodec, method: Method, weighted: bool) -> list[str]:
     """What was done, in the words of the card."""
     sizes = ", ".join(f"{n_bytes / 1e9:.3f} GB {dtype}" for dtype, n_bytes in plan.bytes_by_dtype.items())
     kept = sorted(
         row.name
-        for row in plan.rows
+        for row in plan.others
         if (len(row.shape) == 2 and row.name.endswith(".weight")) or _is_expert(row)
     )
     weights = " weighted by measured activations," if weighted else ""
     return [
         f"{len(plan.matrices)} matrices ({plan.quantized_elements:,} of {plan.elements:,} weights) were quantized by "
-        f"bamba-quant {__version__}: scheme `{plan.scheme.name}` ({plan.scheme.about}), method "
-        f"`{plan.method.name}` ({plan.method.about}),{weights} each code rounded once from the original in float32.",
+        f"bamba-quant {__version__}: scheme `{codec.name}` ({codec.about}), method "
+        f"`{method.name}` ({method.about}),{weights} each code rounded once from the original in float32.",
         f"All other tensors are not quantized, these matrices among them: {join_names([f'`{n}`' for n in kept], 8)}.",
         f"Weights take {sizes}; the input took {plan.input_bytes / 1e9:.3f} GB.",
     ]

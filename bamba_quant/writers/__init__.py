@@ -1,5 +1,5 @@
-"""Writers execute plans: streaming, atomic, deciding nothing."""
+"""The writer executes plans: it streams rows, writes whole outputs or none, and decides nothing."""
 
-from bamba_quant.writers.gguf import layout, write_gguf
+from bamba_quant.writers.plan_writer import write_plan
 
-__all__ = ["layout", "write_gguf"]
+__all__ = ["write_plan"]

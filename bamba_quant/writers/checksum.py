@@ -1,4 +1,4 @@
-"""The Adler-32 checksum of bytes that are written by pieces in any order, from any thread."""
+"""The Adler-32 checksum of bytes that are written in any order, from any thread."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class Checksum:
     """Of ``n_bytes`` bytes, zero where nothing is added: ``zlib.adler32(whole, 0)``.
 
     Its halves are the sum of all bytes, and the sum of each byte times the number of bytes from it to the end, so
-    pieces add up.
+    the checksums of slices add up.
     """
 
     def __init__(self, n_bytes: int) -> None:
         self._n_bytes = n_bytes
         self._sum = self._weighted = 0
-        self._adding = threading.Lock()
+        self._lock = threading.Lock()
 
-    def add(self, offset: int, piece: U8 | bytes) -> None:
-        """Count ``piece``, which lies at ``offset``; no byte may be counted twice."""
-        found = zlib.adler32(piece.data if isinstance(piece, np.ndarray) else piece, 0)
-        piece_sum, piece_weighted = found & 0xFFFF, found >> 16
-        behind = self._n_bytes - offset - len(piece)
-        with self._adding:
-            self._sum = (self._sum + piece_sum) % _MODULUS
-            self._weighted = (self._weighted + piece_weighted + behind * piece_sum) % _MODULUS
+    def add(self, offset: int, data: U8 | bytes) -> None:
+        """Count ``data``, which lies at ``offset``; no byte may be counted twice."""
+        found = zlib.adler32(data.data if isinstance(data, np.ndarray) else data, 0)
+        data_sum, data_weighted = found & 0xFFFF, found >> 16
+        after = self._n_bytes - offset - len(data)
+        with self._lock:
+            self._sum = (self._sum + data_sum) % _MODULUS
+            self._weighted = (self._weighted + data_weighted + after * data_sum) % _MODULUS
 
     @property
     def value(self) -> int:

@@ -10,24 +10,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from bamba_quant.errors import OutputError, join_names
+from bamba_quant.planning.small_files import CHAT_TEMPLATES, COPIED
 from bamba_quant.writers.journal import NAME
 from bamba_quant.writers.names import allocate, exchange, flush_directory, output_error
 
-CHAT_TEMPLATES = "additional_chat_templates"  # transformers' directory for all but the default one
-# Small files that belong to a model whatever its weights are: a quantized copy of the model has them too.
-COPIED = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.jinja",  # those of CHAT_TEMPLATES, too
-    "chat_template.json",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
 # What a model directory holds: only a directory of nothing else is ever replaced.
 _REPLACEABLE = (
     "config.json",
@@ -52,15 +38,10 @@ def place_of(target: Path) -> Path:
     return place
 
 
-def partial_of(target: Path, *, resumable: bool = True) -> Path:
-    """Where a run collects what will be ``target``; apart where that is not to go on with."""
+def partial_of(target: Path) -> Path:
+    """The directory in which a run collects what will be ``target``."""
     place = place_of(target)
-    return place.with_name(f"{place.name}.partial" if resumable else f"{place.name}.new.partial")
-
-
-def partials_of(target: Path) -> tuple[Path, Path]:
-    """Both places where runs collect what will be ``target``."""
-    return partial_of(target), partial_of(target, resumable=False)
+    return place.with_name(f"{place.name}.partial")
 
 
 def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
@@ -174,24 +155,24 @@ def publish(partial: Path, place: Path, *, overwrite: bool) -> None:
 
 def restore_replaced(place: Path) -> None:
     """Put back the directory that was to be replaced, where a run ended between moving it and its successor."""
-    for old in (partial / _OLD for partial in partials_of(place)):
-        if not old.is_dir():
-            continue
-        try:
-            old.rename(place)
-        except OSError as error:
-            raise OutputError(
-                "the directory that an interrupted run was replacing cannot be put back",
-                where=old,
-                found=error.strerror,
-                fix=f"move it away, or to {place}",
-            ) from error
-        flush_directory(place.parent)
+    old = partial_of(place) / _OLD
+    if not old.is_dir():
+        return
+    try:
+        old.rename(place)
+    except OSError as error:
+        raise OutputError(
+            "the directory that an interrupted run was replacing cannot be put back",
+            where=old,
+            found=error.strerror,
+            fix=f"move it away, or to {place}",
+        ) from error
+    flush_directory(place.parent)
 
 
 def remove_replaced(place: Path) -> None:
     """Remove the directory that ``place`` replaced, wherever the way of replacing left it."""
-    for old in (place / _OLD, *partials_of(place)):
+    for old in (place / _OLD, partial_of(place)):
         if old.is_dir() and not old.is_symlink() and not (old / NAME).exists():
             empty(old)
             old.rmdir()

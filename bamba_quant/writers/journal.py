@@ -31,11 +31,11 @@ Fingerprint = Mapping[str, Any]
 class Journal:
     """An open journal; ``done`` are the chunks it listed when it was opened, none unless ``resume``.
 
-    Without a ``fingerprint`` it stays empty. Locked while open: raises ``OutputError`` when another run has it, when
+    Locked while open: raises ``OutputError`` when another run has it, when
     what it began is not what ``fingerprint`` says, and when it cannot be read; then it is as it was.
     """
 
-    def __init__(self, directory: Path, fingerprint: Fingerprint | None, *, resume: bool) -> None:
+    def __init__(self, directory: Path, fingerprint: Fingerprint, *, resume: bool) -> None:
         self._file = directory / NAME
         self._descriptor = open_locked(self._file, os.O_CREAT)
         self._added: list[Chunk] = []
@@ -90,14 +90,14 @@ class Journal:
         except FileNotFoundError:
             return False
 
-    def _begin(self, fingerprint: Fingerprint | None, resume: bool) -> frozenset[Chunk]:
+    def _begin(self, fingerprint: Fingerprint, resume: bool) -> frozenset[Chunk]:
         if not resume:
             self.clear()
         begun, done, whole = parse(read(self._descriptor, self._file), self._file)
         if begun is not None:
-            self._check(begun, as_read(fingerprint or {}))
+            self._check(begun, as_read(fingerprint))
         os.ftruncate(self._descriptor, whole)
-        if begun is None and fingerprint is not None:
+        if begun is None:
             self._write(dict(fingerprint))
         return done
 

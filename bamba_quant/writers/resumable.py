@@ -19,7 +19,6 @@ from bamba_quant.writers.directory import (
     check_directory,
     empty,
     partial_of,
-    partials_of,
     place_of,
     publish,
     remove_replaced,
@@ -34,7 +33,7 @@ __all__ = ["check_output", "finished", "partial_of", "resumable_directory", "set
 @contextmanager
 def resumable_directory(
     target: Path,
-    fingerprint: Fingerprint | None,
+    fingerprint: Fingerprint,
     *,
     inputs: Collection[Path],
     overwrite: bool,
@@ -44,14 +43,14 @@ def resumable_directory(
     """A directory that becomes ``target`` when the block ends without error, and its journal.
 
     With ``resume`` one that an interrupt left is taken up, if it was begun under the same ``fingerprint``; with
-    ``overwrite`` alone it is begun anew. Without a ``fingerprint`` nothing is left to go on with. Where the journal
+    ``overwrite`` alone it is begun anew. Where the journal
     lists nothing the directory is empty. An error leaves nothing, but an interrupt, and an error once all is written,
     leave what ``resume`` needs. ``target`` is ``check_directory``'s, ``inputs`` are files that neither directory may
     hold. Raises ``OutputError`` likewise, for work left over where neither is given, for a directory of that name
     without a journal, and for another run at work.
     """
-    place, partial = place_of(target), partial_of(target, resumable=fingerprint is not None)
-    check_apart((place, *partials_of(place)), inputs)
+    place, partial = place_of(target), partial_of(target)
+    check_apart((place, partial_of(place)), inputs)
     settle(place)
     _check(place, partial, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     try:
@@ -68,11 +67,11 @@ def resumable_directory(
                 empty(partial)
             yield partial, journal
             flush_directory(partial)
-            keep = fingerprint is not None
+            keep = True
             publish(partial, place, overwrite=overwrite)
             _finish(place)
         except BaseException as error:
-            keep = keep or (fingerprint is not None and not isinstance(error, Exception))
+            keep = keep or not isinstance(error, Exception)
             if not keep:
                 with suppress(OSError, OutputError):  # the first error is told; the next run goes on here
                     _finish(place) if journal.is_in(place) else _discard(partial, journal)
@@ -85,7 +84,7 @@ def resumable_directory(
 def finished(target: Path, fingerprint: Fingerprint, inputs: Collection[Path]) -> bool:
     """Whether an interrupted run with ``fingerprint`` had only to tidy up; then that is done."""
     place = place_of(target)
-    check_apart((place, *partials_of(place)), inputs)
+    check_apart((place, partial_of(place)), inputs)
     if not _is_journal(place / NAME):
         return False
     try:
@@ -109,12 +108,12 @@ def settle(target: Path) -> None:
         if _is_journal(place / NAME):
             with _locked(place / NAME):
                 _finish(place)
-        for partial in partials_of(place):
-            if _is_journal(partial / NAME) and not partial.is_symlink():
-                with _locked(partial / NAME):
-                    restore_replaced(place)
-                    if not (partial / NAME).stat().st_size:  # nothing to go on with
-                        _remove(partial)
+        partial = partial_of(place)
+        if _is_journal(partial / NAME) and not partial.is_symlink():
+            with _locked(partial / NAME):
+                restore_replaced(place)
+                if not (partial / NAME).stat().st_size:  # nothing to resume
+                    _remove(partial)
     except OSError as error:
         raise output_error(error, place) from error
 
@@ -124,7 +123,7 @@ def check_output(
 ) -> None:
     """Raise ``OutputError`` when a run could not begin, or go on, to make ``target``; changes nothing."""
     place = place_of(target)
-    check_apart((place, *partials_of(place)), inputs)
+    check_apart((place, partial_of(place)), inputs)
     _check(place, partial_of(place), overwrite=overwrite, resume=resume, n_bytes=n_bytes)
 
 

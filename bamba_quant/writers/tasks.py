@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], None]  # called with the input bytes that were processed
 Task = Callable[[], int]
 
 
-def run_tasks(tasks: Iterable[Task], threads: int, progress: Progress) -> None:
-    """Execute ``tasks`` on ``threads`` threads; ``progress``, in this one, is told what each of them returns.
+def default_threads() -> int:
+    """The number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    ``tasks`` is drawn from in this thread, as threads become free. Raises the first error any task met, once no
-    thread is at work any more.
+
+def run_tasks(tasks: Iterable[Task], threads: int, progress: Progress) -> None:
+    """Execute ``tasks`` on ``threads`` threads; call ``progress`` in this thread with each result.
+
+    ``tasks`` is iterated in this thread, as threads become free. Raises the first error of any task, after all
+    threads have stopped.
     """
     waiting: set[Future[int]] = set()
     with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:

@@ -30,7 +30,7 @@ from bamba_quant_cli.options import (
     print_note,
     read_options,
 )
-from bamba_quant_cli.plans import files_of, notes_of, print_conversion, summary
+from bamba_quant_cli.plans import notes_of, print_conversion, summary
 from bamba_quant_cli.tuning import TuneArguments, print_tuned, tuned_as_json, tuning_teller, with_tune_options
 
 if TYPE_CHECKING:
@@ -171,12 +171,12 @@ def convert(
     Reads safetensors, pytorch_model.bin or GGUF, streams it in bounded memory, and writes the file whole or not at all.
     """
     from bamba_quant.calibration import PlaceholderImatrix
-    from bamba_quant.calibration.tuned_output import convert_tuned
+    from bamba_quant.calibration.tuned_output import write_tuned_output
     from bamba_quant.checkpoint.gguf_file import other_splits
     from bamba_quant.errors import PlanError, join_names
     from bamba_quant.planning.convert import plan_conversion
     from bamba_quant.recipes import TypeOverrides, read_recipe
-    from bamba_quant.writers import layout, write_gguf
+    from bamba_quant.writers import write_plan
     from bamba_quant.writers.atomic import check_target
 
     if resume and not asked.tune:
@@ -217,8 +217,7 @@ def convert(
         allow_config_only=dry_run,
         reading=reading,
     )
-    conversion = plan_with(imatrix=PlaceholderImatrix() if calibrate else imatrix)
-    plan = conversion.plan
+    plan = plan_with(imatrix=PlaceholderImatrix() if calibrate else imatrix)
     if calibrate and all(row.format.dtype is not None for row in plan.rows):
         raise PlanError(
             "there is nothing to calibrate: no tensor is quantized",
@@ -226,25 +225,23 @@ def convert(
             fix="choose a type such as q4_k_m, or leave out --calibrate",
         )
     if dry_run:
-        files = [(shard.file, shard.n_bytes) for shard in layout(plan, conversion.outfile)]
-        print_conversion(conversion, files, as_json)
+        print_conversion(plan, as_json)
         return
-    tuning = asked.plan(conversion.outfile, resume=resume, overwrite=overwrite)
-    announce_outputs(*files_of(plan, conversion.outfile), unfinished=tuning.options.state if tuning else None)
-    path = conversion.source.checkpoint.path
-    read = [path, *conversion.source.checkpoint.files]
+    tuning = asked.plan(plan.outfile, resume=resume, overwrite=overwrite)
+    announce_outputs(*plan.paths(plan.outfile), unfinished=tuning.options.state if tuning else None)
+    path = plan.checkpoint.path
+    read = [path, *plan.checkpoint.files]
     if path.is_dir():
         read = [each for each in path.iterdir() if each.suffix != ".gguf"]
     others = [*read, *(calibrate or ()), *filter(None, (imatrix, metadata, recipe_file))]
     started = time.monotonic()
     if calibrate:
-        for file in files_of(plan, conversion.outfile):
+        for file in plan.paths(plan.outfile):
             check_target(file, overwrite, others)
         measured = calibrate_imatrix(
             path, calibrate, calibrate_chunks, device, reading, strict=imatrix_strict
         )
-        conversion = plan_with(imatrix=measured)
-        plan = conversion.plan
+        plan = plan_with(imatrix=measured)
     writing: dict[str, Any] = {
         "threads": threads,
         "compiled": device != "numpy",
@@ -253,24 +250,22 @@ def convert(
     }
     tuned: Tuned | None = None
     with ExitStack() as shown:
-        writing["progress"] = shown.enter_context(
-            progress(sum(row.source.n_bytes for row in plan.rows), "converting")
-        )
+        writing["progress"] = shown.enter_context(progress(plan.work_bytes, "converting"))
         if tuning is None:
-            written = write_gguf(plan, conversion.outfile, **writing)
+            written = write_plan(plan, plan.outfile, **writing)
         else:
             tell = tuning_teller(shown.close)
-            written, tuned = convert_tuned(
-                conversion, tuning, **writing, reading=reading, tell=tell, note=print_note
+            written, tuned = write_tuned_output(
+                plan, plan.outfile, tuning, **writing, reading=reading, tell=tell, note=print_note
             )
     seconds = time.monotonic() - started
     n_bytes = sum(file.stat().st_size for file in written)
-    notes = notes_of(conversion)
+    notes = notes_of(plan)
     if stale := other_splits(written):
         notes.append(f"shards of another split of this name are still there: {join_names(stale)}")
     if as_json:
         sizes = [{"file": file, "bytes": file.stat().st_size} for file in written]
-        about = {**summary(conversion), "notes": notes}
+        about = {**summary(plan), "notes": notes}
         about |= tuned_as_json(tuned)
         print_json({"files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3), **about})
         return

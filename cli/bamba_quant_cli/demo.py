@@ -44,7 +44,7 @@ def demo(
     from bamba_quant.evaluation.evaluate import evaluate
     from bamba_quant.evaluation.run import EvaluationOptions
     from bamba_quant.report.write import write_reports
-    from bamba_quant.writers.candidates import candidate_path, make_candidate
+    from bamba_quant.writers.candidates import make_candidate, plan_candidate
 
     if out.exists() and not out.is_dir():
         raise OutputError("--out exists already and is not a directory", where=out)
@@ -55,7 +55,7 @@ def demo(
     source = embedded_model()
     text, report = out / "python-help.txt", out / "report"
     demo_files = DemoFiles(out)
-    demo_files.check([text, report, *(candidate_path(source, kind, out) for kind in KINDS)])
+    demo_files.check([text, report, *(plan_candidate(source, kind, out)[1] for kind in KINDS)])
     files = []
     for kind in KINDS:
         files.append(make_candidate(source, kind, out))

@@ -16,13 +16,14 @@ from bamba_quant_cli.options import (
     DryRun,
     MaxShardSize,
     OverwriteDirectory,
+    Resume,
     Threads,
     parse_size,
 )
 from bamba_quant_cli.plans import print_rows, rows_as_json
 
 if TYPE_CHECKING:
-    from bamba_quant.planning.export import Export
+    from bamba_quant.planning.plan import Plan
 
 EXAMPLES = """
 Examples:
@@ -32,6 +33,8 @@ Examples:
   bamba-quant export Bamba-9B-Q4_K_M.gguf ./Bamba-9B-from-Q4 --dtype bf16
 
   bamba-quant export Bamba-9B-BF16-00001-of-00005.gguf ./Bamba-9B --max-shard-size 2G
+
+  bamba-quant export Bamba-9B-BF16.gguf ./Bamba-9B --resume
 
   bamba-quant export Bamba-9B-BF16.gguf ./Bamba-9B --dry-run
 """
@@ -53,6 +56,7 @@ def export(
     max_shard_size: MaxShardSize = "5G",
     no_vocab: Annotated[bool, typer.Option("--no-vocab", help="Write no tokenizer files.")] = False,
     dry_run: DryRun = False,
+    resume: Resume = False,
     threads: Threads = None,
     overwrite: OverwriteDirectory = False,
     as_json: AsJson = False,
@@ -63,23 +67,24 @@ def export(
     quantization is restored whole. Quantized tensors are dequantized. Streams in bounded memory, and the directory
     appears whole or not at all.
     """
-    from bamba_quant.planning.export import plan_export, write_export
-    from bamba_quant.writers.directory import check_directory
-    from bamba_quant.writers.resumable import settle
+    from bamba_quant.planning.export import plan_export
+    from bamba_quant.writers import write_plan
+    from bamba_quant.writers.resumable import check_output, partial_of
 
     plan = plan_export(
         file, dtype=dtype, max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"), vocab=not no_vocab
     )
-    if not dry_run:
-        settle(directory)
-    check_directory(directory, overwrite=overwrite, n_bytes=sum(plan.sizes.values()))
+    n_bytes = sum(plan.sizes.values())
+    check_output(directory, inputs=plan.inputs, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     if dry_run:
         _print_plan(plan, directory, as_json)
         return
-    announce_outputs(directory)
+    announce_outputs(directory, unfinished=partial_of(directory))
     started = time.monotonic()
-    with progress(sum(row.source.n_bytes for row in plan.rows), "exporting") as tell:
-        written = write_export(plan, directory, threads=threads, overwrite=overwrite, progress=tell)
+    with progress(plan.work_bytes, "exporting") as tell:
+        written = write_plan(
+            plan, directory, threads=threads, overwrite=overwrite, resume=resume, progress=tell
+        )
     seconds = time.monotonic() - started
     n_bytes = sum(path.stat().st_size for path in written)
     if as_json:
@@ -93,24 +98,24 @@ def export(
         echo(f"note: {note}", err=True)
     echo(directory)
     echo(
-        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.dtype}, {size(n_bytes)} in "
+        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.recipe}, {size(n_bytes)} in "
         f"{len(written)} files, {seconds:.1f} s",
         err=True,
     )
 
 
-def _summary(plan: Export) -> dict[str, Any]:
+def _summary(plan: Plan) -> dict[str, Any]:
     return {
-        "model": plan.source.checkpoint.path,
-        "architecture": plan.source.architecture.name,
-        "dtype": plan.dtype,
+        "model": plan.checkpoint.path,
+        "architecture": plan.architecture,
+        "dtype": plan.recipe,
         "tensors": len(plan.rows),
         "weights": plan.elements,
         "notes": plan.notes,
     }
 
 
-def _print_plan(plan: Export, directory: Path, as_json: bool) -> None:
+def _print_plan(plan: Plan, directory: Path, as_json: bool) -> None:
     if as_json:
         files = [{"file": directory / name, "bytes": n_bytes} for name, n_bytes in plan.sizes.items()]
         print_json({"files": files, **_summary(plan), "plan": rows_as_json(plan.rows)})
@@ -119,6 +124,6 @@ def _print_plan(plan: Export, directory: Path, as_json: bool) -> None:
     for note in plan.notes:
         echo(f"note: {note}")
     echo()
-    echo(f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.dtype}")
+    echo(f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.recipe}")
     for name, n_bytes in plan.sizes.items():
         echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bamba_quant_cli.console import count, echo, print_json, print_table, size
 
 if TYPE_CHECKING:
-    from bamba_quant.planning.convert import Conversion
     from bamba_quant.planning.plan import Plan, PlanRow
-
-
-def files_of(plan: Plan, outfile: Path) -> list[Path]:
-    """The files that ``plan`` makes under the name ``outfile``."""
-    from bamba_quant.checkpoint.gguf_file import split_name, split_stem
-
-    count = plan.shard_count
-    return [outfile] if count == 1 else [split_name(split_stem(outfile), i, count) for i in range(count)]
 
 
 def rows_as_json(rows: Sequence[PlanRow]) -> list[dict[str, Any]]:
@@ -32,8 +22,8 @@ def rows_as_json(rows: Sequence[PlanRow]) -> list[dict[str, Any]]:
             "type": row.format.name,
             "shape": row.shape,
             "bytes": row.n_bytes,
-            "shard": row.shard,
-            "offset": row.offset,
+            "shard": row.parts[0].shard,
+            "offset": row.parts[0].offset,
         }
         for row in rows
     ]
@@ -61,38 +51,36 @@ def print_rows(rows: Sequence[PlanRow]) -> None:
     )
 
 
-def notes_of(conversion: Conversion) -> list[str]:
+def notes_of(plan: Plan) -> list[str]:
     """What was decided without being asked, of the whole and of single tensors."""
-    plan = conversion.plan
     return [
         *plan.notes,
         *(f"{row.name} is stored as {row.format.name}: {row.note}" for row in plan.rows if row.note),
     ]
 
 
-def summary(conversion: Conversion) -> dict[str, Any]:
+def summary(plan: Plan) -> dict[str, Any]:
     """What a conversion is, for a command's JSON."""
-    plan = conversion.plan
     return {
-        "model": conversion.source.checkpoint.path,
+        "model": plan.checkpoint.path,
         "architecture": plan.architecture,
         "type": plan.recipe,
         "tensors": len(plan.rows),
         "weights": plan.elements,
         "bits_per_weight": round(plan.bits_per_weight, 4),
         "skipped": {skipped.source.name: skipped.reason for skipped in plan.skipped},
-        "notes": notes_of(conversion),
+        "notes": notes_of(plan),
     }
 
 
-def print_conversion(conversion: Conversion, files: list[tuple[Path, int]], as_json: bool) -> None:
-    """The plan in full, and its ``files`` with their bytes."""
-    plan = conversion.plan
+def print_conversion(plan: Plan, as_json: bool) -> None:
+    """The plan in full, and its files with their bytes."""
+    files = plan.paths(plan.outfile).items()
     if as_json:
         print_json(
             {
                 "files": [{"file": file, "bytes": n_bytes} for file, n_bytes in files],
-                **summary(conversion),
+                **summary(plan),
                 "plan": rows_as_json(plan.rows),
             }
         )
@@ -100,7 +88,7 @@ def print_conversion(conversion: Conversion, files: list[tuple[Path, int]], as_j
     print_rows(plan.rows)
     for skipped in plan.skipped:
         echo(f"left out: {skipped.source.name} ({skipped.reason})")
-    for note in notes_of(conversion):
+    for note in notes_of(plan):
         echo(f"note: {note}")
     echo()
     echo(

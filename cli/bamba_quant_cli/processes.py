@@ -52,7 +52,7 @@ def run_in_processes(count: int, *files: Path | None) -> None:
             found=f"--processes {count}, and WORLD_SIZE={os.environ['WORLD_SIZE']} as torchrun sets it",
             fix="leave one of the two out",
         )
-    from bamba_quant.writers.gguf import default_threads
+    from bamba_quant.writers.tasks import default_threads
 
     most = max(_AT_LEAST_ALLOWED, default_threads())
     if count > most:

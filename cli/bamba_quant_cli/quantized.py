@@ -18,7 +18,7 @@ from bamba_quant_cli.tuning import TuneArguments, print_tuned, tuned_as_json, tu
 if TYPE_CHECKING:
     from bamba_quant.checkpoint import ReadOptions
     from bamba_quant.metadata.tune_record import Tuned
-    from bamba_quant.planning.quantize import Quantization
+    from bamba_quant.planning.plan import Plan
 
 
 def quantize(
@@ -45,9 +45,9 @@ def quantize(
 ) -> None:
     """Plan, then print the plan or execute it."""
     from bamba_quant.calibration import PlaceholderImatrix, read_imatrix
-    from bamba_quant.calibration.tuned_output import quantize_tuned
+    from bamba_quant.calibration.tuned_output import write_tuned_output
     from bamba_quant.planning.quantize import plan_quantization
-    from bamba_quant.writers.quantized import write_quantized
+    from bamba_quant.writers import write_plan
     from bamba_quant.writers.resumable import check_output, partial_of
 
     announce_outputs(directory, unfinished=partial_of(directory))
@@ -77,7 +77,7 @@ def quantize(
     if calibrate:
         plan = plan_with(
             imatrix=calibrate_imatrix(
-                plan.source.checkpoint.path,
+                plan.checkpoint.path,
                 calibrate,
                 calibrate_chunks,
                 device,
@@ -90,10 +90,10 @@ def quantize(
     with ExitStack() as shown:
         writing["progress"] = shown.enter_context(progress(plan.work_bytes, "quantizing"))
         if tuning is None:
-            written = write_quantized(plan, directory, **writing)
+            written = write_plan(plan, directory, **writing)
         else:
             tell = tuning_teller(shown.close)
-            written, tuned = quantize_tuned(
+            written, tuned = write_tuned_output(
                 plan, directory, tuning, **writing, reading=reading, tell=tell, note=print_note
             )
     seconds = time.monotonic() - started
@@ -111,25 +111,25 @@ def quantize(
     print_tuned(tuned)
     echo(directory)
     echo(
-        f"{len(plan.matrices)} matrices in {plan.scheme.name}, {count(plan.quantized_elements)} of "
+        f"{len(plan.matrices)} matrices in {plan.recipe}, {count(plan.quantized_elements)} of "
         f"{count(plan.elements)} weights, {size(n_bytes)} in {len(written)} files, {seconds:.1f} s",
         err=True,
     )
 
 
-def _notes(plan: Quantization) -> list[str]:
+def _notes(plan: Plan) -> list[str]:
     return [
         *plan.notes,
         *(f"left out: {skipped.source.name} ({skipped.reason})" for skipped in plan.skipped),
     ]
 
 
-def _summary(plan: Quantization) -> dict[str, Any]:
+def _summary(plan: Plan) -> dict[str, Any]:
     return {
-        "model": plan.source.checkpoint.path,
-        "architecture": plan.source.architecture.name,
-        "scheme": plan.scheme.name,
-        "method": plan.method.name,
+        "model": plan.checkpoint.path,
+        "architecture": plan.architecture,
+        "scheme": plan.recipe,
+        "method": plan.method,
         "matrices": len(plan.matrices),
         "quantized_weights": plan.quantized_elements,
         "weights": plan.elements,
@@ -139,7 +139,7 @@ def _summary(plan: Quantization) -> dict[str, Any]:
     }
 
 
-def _print_plan(plan: Quantization, directory: Path, as_json: bool) -> None:
+def _print_plan(plan: Plan, directory: Path, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -171,11 +171,12 @@ def _print_plan(plan: Quantization, directory: Path, as_json: bool) -> None:
     for note in _notes(plan):
         echo(f"note: {note}")
     stored: dict[str, int] = {}
-    for source in plan.sources:
-        stored[source.format.name] = stored.get(source.format.name, 0) + source.n_bytes
+    for row in plan.rows:
+        name = row.source.format.name
+        stored[name] = stored.get(name, 0) + row.source.n_bytes
     echo()
     echo(
-        f"{len(plan.matrices)} matrices in {plan.scheme.name} by {plan.method.name}, "
+        f"{len(plan.matrices)} matrices in {plan.recipe} by {plan.method}, "
         f"{count(plan.quantized_elements)} of {count(plan.elements)} weights"
     )
     echo()
@@ -195,31 +196,26 @@ def _print_plan(plan: Quantization, directory: Path, as_json: bool) -> None:
         echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")
 
 
-def _rows_as_json(plan: Quantization) -> list[dict[str, Any]]:
-    """A row for each tensor of the input, in the order of the checkpoint's rules."""
-    from bamba_quant.writers.safetensors import entry_of
-
-    found = [(matrix.source, matrix.role, plan.scheme.name, matrix.entries) for matrix in plan.matrices] + [
-        (row.source, row.role, "", (entry_of(row),)) for row in plan.rows
-    ]
+def _rows_as_json(plan: Plan) -> list[dict[str, Any]]:
+    """A row for each tensor of the input: the matrices, then the others."""
     return [
         {
-            "source": source.name,
-            "source_type": source.format.name,
-            "role": role,
-            "shape": source.shape,
-            "scheme": scheme,
+            "source": row.source.name,
+            "source_type": row.source.format.name,
+            "role": row.role,
+            "shape": row.source.shape,
+            "scheme": row.codec.name if row.method else "",
             "tensors": [
                 {
-                    "name": entry.name,
-                    "dtype": entry.dtype,
-                    "shape": entry.shape,
-                    "bytes": entry.n_bytes,
-                    "shard": entry.shard,
-                    "offset": entry.offset,
+                    "name": part.name,
+                    "dtype": part.dtype,
+                    "shape": part.shape,
+                    "bytes": part.n_bytes,
+                    "shard": part.shard,
+                    "offset": part.offset,
                 }
-                for entry in entries
+                for part in row.parts
             ],
         }
-        for source, role, scheme, entries in found
+        for row in plan.rows
     ]

@@ -10,7 +10,6 @@ import typer
 from bamba_quant_cli.console import echo, print_json, progress, size
 from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import AsJson, Overwrite, Threads
-from bamba_quant_cli.plans import files_of
 
 EXAMPLES = """
 Examples:
@@ -47,19 +46,19 @@ def repair(
     from bamba_quant.checkpoint.gguf_file import split_stem
     from bamba_quant.errors import OutputError
     from bamba_quant.planning.repair import plan_repair
-    from bamba_quant.writers import write_gguf
+    from bamba_quant.writers import write_plan
     from bamba_quant.writers.commit import restore
 
     if in_place and outfile is not None:
         raise OutputError("--in-place and --outfile contradict each other", fix="give one of them")
     if in_place:
         restore(file)  # an interrupted run may have replaced some shards
-    checkpoint, plan = plan_repair(file)
+    plan = plan_repair(file)
     stem = split_stem(file)
     target = outfile or stem.with_name(f"{stem.name}{'' if in_place else '-repaired'}.gguf")
-    announce_outputs(*files_of(plan, target))
-    with progress(checkpoint.n_bytes, "repairing") as tell:
-        written = write_gguf(
+    announce_outputs(*plan.paths(target))
+    with progress(plan.work_bytes, "repairing") as tell:
+        written = write_plan(
             plan,
             target,
             threads=threads,

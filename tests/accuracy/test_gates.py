@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import pytest
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation.gates import read_gates
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.writers import write_gguf
+from bamba_quant.planning.gguf_layout import with_key_values
+from bamba_quant.writers import write_plan
 from bamba_quant.writers.candidates import make_candidate
 from tests.accuracy.faults import (
     edited,
@@ -100,8 +100,8 @@ def test_each_fault_alone_is_exit_code_one(honest: dict[str, Path], tmp_path: Pa
 def test_a_tuning_without_gain_turns_them_red(tmp_path: Path) -> None:
     """A file that says it is tuned and has the codes of one that is not."""
     conversion = plan_conversion(MODEL, outtype="q4_k_m", outfile=tmp_path / "tuned.gguf")
-    metadata = {**conversion.plan.metadata, **RECORD.key_values()}
-    write_gguf(replace(conversion.plan, metadata=metadata), conversion.outfile)
+    metadata = {**conversion.metadata, **RECORD.key_values()}
+    write_plan(with_key_values(conversion, metadata), conversion.outfile)
     code, found = evaluated([conversion.outfile], tmp_path)
     assert code == 1
     (candidate,) = found.values()

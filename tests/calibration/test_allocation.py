@@ -17,19 +17,19 @@ from bamba_quant.errors import BambaQuantError, PlanError
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.recipes import read_recipe
 from bamba_quant.recipes.hybrid import HEADER_ROOM
-from bamba_quant.writers import layout, write_gguf
+from bamba_quant.writers import write_plan
 from bamba_quant_cli.app import app
 from tests.support.families import FAMILIES, save
 
 
 def file_bytes(model: Path, outtype: str, allow_config_only: bool = False) -> int:
     conversion = plan_conversion(model, outtype=outtype, allow_config_only=allow_config_only)
-    return sum(shard.n_bytes for shard in layout(conversion.plan, conversion.outfile))
+    return sum(conversion.paths(conversion.outfile).values())
 
 
 def written(allocation: Allocation, place: Path) -> int:
     conversion = plan_conversion(embedded_model(), outtype=allocation.recipe, outfile=place)
-    (file,) = write_gguf(conversion.plan, conversion.outfile)
+    (file,) = write_plan(conversion, conversion.outfile)
     return file.stat().st_size
 
 
@@ -58,7 +58,7 @@ def test_a_size_and_a_number_of_bits() -> None:
     assert 2_480_000 < found.allocated.n_bytes <= 2_500_000
     assert found.like.name == "iq4_xs"  # the nearest
     found = allocate(embedded_model(), costs, target_bpw=6.0, name="six")
-    plan = plan_conversion(embedded_model(), outtype=found.recipe).plan
+    plan = plan_conversion(embedded_model(), outtype=found.recipe)
     assert 5.95 < plan.bits_per_weight <= 6.0
     assert plan.recipe == "six"
     with pytest.raises(PlanError, match="smallest types"):
@@ -88,8 +88,8 @@ def test_a_hybrid_recipe_is_allocated_from_as_well(tmp_path: Path) -> None:
     assert costs["q6_k"] is None
     assert "nan" not in CliRunner().invoke(app, [*command, "--overwrite"]).output
     conversion = plan_conversion(embedded_model(), outtype=read_recipe(file))
-    assert {row.format.name for row in conversion.plan.rows} <= {"f32", "q4_k", "iq4_xs", "q5_k"}
-    size = sum(shard.n_bytes for shard in layout(conversion.plan, conversion.outfile))
+    assert {row.format.name for row in conversion.rows} <= {"f32", "q4_k", "iq4_xs", "q5_k"}
+    size = sum(conversion.paths(conversion.outfile).values())
     assert size == json.loads(done.stdout)["bytes"]
 
 
@@ -118,7 +118,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "ssm_out" in done.output
     assert ET.parse(svg).getroot().tag.endswith("svg")
     conversion = plan_conversion(embedded_model(), outtype=read_recipe(recipe))
-    size = sum(shard.n_bytes for shard in layout(conversion.plan, conversion.outfile))
+    size = sum(conversion.paths(conversion.outfile).values())
     assert size <= file_bytes(embedded_model(), "q3_k_m")
     out = tmp_path / "x.gguf"
     convert = ["convert", str(embedded_model()), "--recipe", str(recipe), "--outfile", str(out)]

@@ -15,7 +15,7 @@ from bamba_quant.checkpoint.activation_sums import ActivationSums
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.inference.loading import LoadedModel, load_model
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.writers import write_plan
 from tests.calibration.llama_imatrix import collect_imatrix
 from tests.calibration.oracle import hooked_sums
 from tests.support.conversion import to_gguf
@@ -83,7 +83,7 @@ def test_every_format_runs_with_the_weights_it_holds(kind: str, tmp_path: Path) 
     if kind in ("f32", "q8_0"):
         loaded = load_model(to_gguf(directory, tmp_path / "m.gguf", kind, vocab=False))
     else:
-        write_quantized(plan_quantization(directory, kind), tmp_path / "out")
+        write_plan(plan_quantization(directory, kind), tmp_path / "out")
         loaded = load_model(tmp_path / "out")
     oracle.load_state_dict(
         {name: torch.from_numpy(np.array(loaded.weights[name], np.float32)) for name in oracle.state_dict()}

@@ -43,7 +43,7 @@ def test_both_forms_hold_the_same(tmp_path: Path) -> None:
 
 def test_metadata_is_llama_quantizes(tmp_path: Path) -> None:
     random_imatrix(embedded_model(), tmp_path / "x.gguf")
-    plan = plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=tmp_path / "x.gguf").plan
+    plan = plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=tmp_path / "x.gguf")
     found = {key: value.value for key, value in plan.metadata.items() if key.startswith("quantize.")}
     assert found == {
         "quantize.imatrix.file": str(tmp_path / "x.gguf"),
@@ -62,8 +62,7 @@ def test_missing_and_misshapen_entries_are_named(tmp_path: Path) -> None:
         plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=missing, imatrix_strict=True)
     # llama-quantize warns and goes on without importance; so do the plans, with a note.
     rows = {
-        row.name: row
-        for row in plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=missing).plan.rows
+        row.name: row for row in plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=missing).rows
     }
     assert rows[name].importance is None
     assert "no entry" in rows[name].note
@@ -77,7 +76,7 @@ def test_missing_and_misshapen_entries_are_named(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=rf"{name}[\s\S]*7 values[\s\S]*512"):
         plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=misshapen)
     # Nothing to weigh in a file of plain numbers.
-    assert plan_conversion(embedded_model(), outtype="bf16", imatrix=missing).plan.rows
+    assert plan_conversion(embedded_model(), outtype="bf16", imatrix=missing).rows
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

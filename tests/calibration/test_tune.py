@@ -227,7 +227,7 @@ def test_every_type_is_tuned_in_one_file(model: Path, tmp_path: Path) -> None:
     types = [each.name for each in codecs(BlockCodec) if each.fields is not None and each.ggml_type >= 0]
     assert len(types) == 13
     conversion = plan_conversion(model, outtype="q4_k_m")
-    matrices = [row.name for row in conversion.plan.rows if row.format.fields is not None]
+    matrices = [row.name for row in conversion.rows if row.format.fields is not None]
     mixed = dict(zip(matrices, itertools.cycle(types), strict=False))
     overrides = TypeOverrides(tensor_types=tuple((f"^{name}$", mixed[name]) for name in matrices))
     file = to_gguf(model, tmp_path / "mixed.gguf", overrides=overrides, outtype="q4_k_m")

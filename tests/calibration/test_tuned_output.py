@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from bamba_quant.calibration.tune_options import TuneOptions
-from bamba_quant.calibration.tuned_output import convert_tuned, plan_tuning, quantize_tuned
+from bamba_quant.calibration.tuned_output import plan_tuning, write_tuned_output
+from bamba_quant.calibration.tuned_writer import write_tuned_gguf
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation.weights_compare import compare_weights
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers.tuned import write_tuned_gguf
 from bamba_reference.torch.forward import forward, load
 from tests.planning.test_integers_in_transformers import TOKENS, assert_right
 from tests.support import llama
@@ -59,7 +59,7 @@ def test_llama_cpp_computes_the_references_logits(
     plain = to_gguf(embedded_model(), tmp_path / "plain.gguf", outtype)
     conversion = plan_conversion(embedded_model(), outtype=outtype, outfile=tmp_path / "tuned.gguf")
     tuning = plan_tuning([text], OPTIONS, output=conversion.outfile)
-    (file,), tuned = convert_tuned(conversion, tuning)
+    (file,), tuned = write_tuned_output(conversion, conversion.outfile, tuning)
     assert tuned.record.better
     changed = {each.name: each.changed for each in compare_weights(plain, file).codes}
     assert sum(changed.values()) == tuned.record.codes_changed > 100
@@ -73,7 +73,7 @@ def test_llama_cpp_computes_the_references_logits(
 def test_llama_cpp_reads_whatever_codes_were_chosen(tokens: list[int], tmp_path: Path) -> None:
     plain = to_gguf(embedded_model(), tmp_path / "plain.gguf", "q4_k_m")
     conversion = plan_conversion(embedded_model(), outtype="q4_k_m", outfile=tmp_path / "rolled.gguf")
-    (file,), _ = write_tuned_gguf(conversion.plan, conversion.outfile, StandIn())
+    (file,), _ = write_tuned_gguf(conversion, conversion.outfile, StandIn())
     found = llama.logits(file, tokens)
     assert divergence(reference(file, tokens), found) < 0.05
     assert divergence(reference(plain, tokens), found) > 1
@@ -82,7 +82,7 @@ def test_llama_cpp_reads_whatever_codes_were_chosen(tokens: list[int], tmp_path:
 @pytest.mark.parametrize("scheme", ["w4a16-g128", "fp8-dynamic"])
 def test_transformers_loads_tuned_directories(scheme: str, text: Path, tmp_path: Path) -> None:
     plan, directory = plan_quantization(embedded_model(), scheme), tmp_path / "out"
-    _, tuned = quantize_tuned(plan, directory, plan_tuning([text], OPTIONS, output=directory))
+    _, tuned = write_tuned_output(plan, directory, plan_tuning([text], OPTIONS, output=directory))
     assert tuned is not None
     assert tuned.record.better
     dequantized = (

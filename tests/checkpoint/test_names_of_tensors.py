@@ -40,7 +40,7 @@ def test_a_prefix_is_named_and_removed(prefix: str, tmp_path: Path) -> None:
     assert list(found.weights) == list(expected.weights)
     assert all(np.array_equal(found.weights[name], expected.weights[name]) for name in expected.weights)
     assert any(prefix in note for note in found.checkpoint.notes)
-    assert plan_conversion(directory, vocab=False, reading=reading).plan.rows
+    assert plan_conversion(directory, vocab=False, reading=reading).rows
     assert not load_model(plain, reading=reading).checkpoint.notes
 
 
@@ -100,7 +100,7 @@ def test_an_index_that_lists_an_output_that_is_not_stored(tied: bool, tmp_path: 
     file.write_text(json.dumps(index))
     if tied:
         conversion = plan_conversion(directory, vocab=False)
-        assert any("lm_head.weight" in note and shard in note for note in conversion.plan.notes)
+        assert any("lm_head.weight" in note and shard in note for note in conversion.notes)
     else:
         with pytest.raises(PlanError, match=r"lm_head\.weight missing"):
             plan_conversion(directory, vocab=False)

@@ -247,5 +247,5 @@ def test_published_forms_of_scales(made: Made, tmp_path: Path) -> None:
         assert open_model(directory).pairs
         unread = f"{len(checkpoint.unused)} tensors for quantized activations are not read"
         assert unread in inspect_path(directory).remarks[0]
-        notes = plan_conversion(directory, vocab=False).plan.notes
+        notes = plan_conversion(directory, vocab=False).notes
         assert unread in notes[-1]

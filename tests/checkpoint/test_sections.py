@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 from bamba_quant.checkpoint import RawReader, Section, StoredTensor, read_tensor, row_runs
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.planning.export import plan_export, write_export
-from bamba_quant.writers import gguf as writer
-from bamba_quant.writers import safetensors, stream
+from bamba_quant.planning.export import plan_export
+from bamba_quant.writers import stream, write_plan
 from tests.recipes.test_llama_quantize import random_imatrix
 from tests.support.conversion import to_gguf
 from tests.support.families import FAMILIES, save
@@ -85,22 +84,15 @@ def test_chunks_cut_experts_anywhere(threads: int, tmp_path: Path, monkeypatch: 
         outfile=tmp_path / "x.gguf",
         imatrix=tmp_path / "imatrix.gguf",
     )
-    writer.write_gguf(planned.plan, planned.outfile)
+    write_plan(planned, planned.outfile)
     plain = to_gguf(directory, tmp_path / "plain.gguf", "bf16", vocab=False)
     expected = planned.outfile.read_bytes()
     for chunk_bytes in (1, 700, 5000):
-        monkeypatch.setattr(
-            writer, "chunks_of", lambda *a, chunk_bytes=chunk_bytes: stream.chunks_of(*a, chunk_bytes)
-        )
-        monkeypatch.setattr(
-            safetensors,
-            "chunks_of",
-            lambda *a, chunk_bytes=chunk_bytes: stream.chunks_of(*a[:4], chunk_bytes),
-        )
+        monkeypatch.setattr(stream, "CHUNK_BYTES", chunk_bytes)
         file = tmp_path / f"{chunk_bytes}.gguf"
-        assert writer.write_gguf(planned.plan, file, threads=threads)[0].read_bytes() == expected
+        assert write_plan(planned, file, threads=threads)[0].read_bytes() == expected
         back = tmp_path / f"back-{chunk_bytes}"
-        write_export(plan_export(plain, vocab=False), back, threads=threads)
+        write_plan(plan_export(plain, vocab=False), back, threads=threads)
         found = load_file(back / "model.safetensors")
         stored = load_file(directory / "model.safetensors")
         assert all((found[name] == tensor).all() for name, tensor in stored.items())

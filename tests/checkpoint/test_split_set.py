@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from bamba_quant.checkpoint.gguf_values import GgufValue, KeyValues, int32, stri
 from bamba_quant.errors import CheckpointError
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.export import plan_export
+from bamba_quant.planning.gguf_layout import with_key_values
 from bamba_quant.planning.inspection import inspect_path
-from bamba_quant.writers import gguf as writer
-from bamba_quant.writers import stream, write_gguf
+from bamba_quant.writers import stream, write_plan
 from tests.support import llama
 from tests.support.models import random_bamba, save_checkpoint
 
@@ -28,7 +27,7 @@ from tests.support.models import random_bamba, save_checkpoint
 def split(model: Path, target: Path, **options: Any) -> list[Path]:
     target.parent.mkdir(exist_ok=True)
     planned = plan_conversion(model, outfile=target, vocab=False, split_max_bytes=60_000, **options)
-    return list(write_gguf(planned.plan, planned.outfile))
+    return list(write_plan(planned, planned.outfile))
 
 
 def mark(file: Path) -> str:
@@ -48,7 +47,7 @@ def test_the_mark_depends_on_content_alone(
     assert len({mark(file)[:32] for file in first}) == 1
     assert len({mark(file)[32:] for file in first}) == len(first)
     shutil.copytree(model, tmp_path / "copy" / "m")
-    monkeypatch.setattr(writer, "chunks_of", lambda *a: stream.chunks_of(*a, chunk_bytes=1000))
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 1000)
     again = split(tmp_path / "copy" / "m", tmp_path / "b" / "x.gguf")
     assert [file.read_bytes() for file in again] == [file.read_bytes() for file in first]
     weights = tmp_path / "copy" / "m" / "model.safetensors"
@@ -97,7 +96,7 @@ def test_shards_of_other_tools_are_read(model: Path, tmp_path: Path) -> None:
 def test_llama_cpp_loads_marked_shards(tmp_path: Path) -> None:
     model = save_checkpoint(random_bamba(), tmp_path / "m")
     planned = plan_conversion(model, outtype="f32", outfile=tmp_path / "whole.gguf", vocab=False)
-    write_gguf(planned.plan, planned.outfile)
+    write_plan(planned, planned.outfile)
     files = split(model, tmp_path / "x.gguf", outtype="f32")
     tokens = [5, 7, 11, 100, 3]
     assert (llama.logits(files[0], tokens) == llama.logits(planned.outfile, tokens)).all()
@@ -106,10 +105,10 @@ def test_llama_cpp_loads_marked_shards(tmp_path: Path) -> None:
 def test_a_mark_is_not_handed_on(model: Path, tmp_path: Path) -> None:
     files = split(model, tmp_path / "x.gguf")
     planned = plan_conversion(files[0], outtype="q8_0", outfile=tmp_path / "y.gguf")
-    (whole,) = write_gguf(planned.plan, planned.outfile)
+    (whole,) = write_plan(planned, planned.outfile)
     assert FINGERPRINT_KEY not in open_checkpoint(whole).metadata
     planned = plan_conversion(files[0], outtype="q8_0", outfile=tmp_path / "z.gguf", keep_split=True)
-    again = write_gguf(planned.plan, planned.outfile)
+    again = write_plan(planned, planned.outfile)
     assert mark(again[0]) not in (mark(files[0]), UNKNOWN_FINGERPRINT)
 
 
@@ -184,5 +183,5 @@ def test_shards_of_another_split_are_found(tmp_path: Path) -> None:
 
 def test_plans_hold_no_mark(model: Path) -> None:
     planned = plan_conversion(model, vocab=False)
-    plan = replace(planned.plan, metadata={**planned.plan.metadata, FINGERPRINT_KEY: string("old")})
-    assert b"old" not in writer.layout(plan, Path("x.gguf"))[0].header
+    plan = with_key_values(planned, {**planned.metadata, FINGERPRINT_KEY: string("old")})
+    assert b"old" not in plan.shards[0].header

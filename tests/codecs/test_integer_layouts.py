@@ -34,7 +34,7 @@ from bamba_quant.codecs.integers.torchao_tiles import pack_tiles, unpack_tiles
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import FormatError, PlanError
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.writers import write_plan
 from tests.support.quantized import read_all, save_quantized, to_torch
 
 BAMBA_9B = {
@@ -146,7 +146,7 @@ def test_the_writer_streams_what_a_whole_matrix_becomes(scheme: str, method: str
     known = codec_named(scheme, SafetensorsCodec)
     expected = save_quantized(embedded_model(), tmp_path / "plain", known, method)
     plan = plan_quantization(embedded_model(), scheme, method=method, max_shard_bytes=1_000_000)
-    write_quantized(plan, tmp_path / "streamed", threads=2)
+    write_plan(plan, tmp_path / "streamed", threads=2)
     ours, theirs = read_all(tmp_path / "streamed"), read_all(expected)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():

@@ -239,7 +239,7 @@ COMMANDS = (
         read=lambda work: read_imatrix(work / "x.gguf"),
         threads=True,
     ),
-    _model_command("export", words=lambda i, w, seed: ["export", f"{i}/m{seed}.gguf", f"{w}/out"]),
+    _model_command("export", words=lambda i, w, seed: ["export", f"{i}/m{seed}.gguf", f"{w}/out"], again=("--resume",)),
     Command(
         "evaluate --report-dir",
         words=lambda i, w, seed: [

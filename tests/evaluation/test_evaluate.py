@@ -22,7 +22,7 @@ from bamba_quant.evaluation.scoring import EvaluationProgress
 from bamba_quant.inference.loading import load_model, load_model_and_tokenizer
 from bamba_quant.inference.weights import LazyWeights
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.writers import write_gguf
+from bamba_quant.writers import write_plan
 from bamba_reference.runtime.perplexity import cut_chunks
 from bamba_reference.torch.forward import forward, load
 from tests.evaluation.conftest import OPTIONS
@@ -339,7 +339,7 @@ def test_bamba_43m_in_shards(text: Path, tmp_path: Path) -> None:
     conversion = plan_conversion(
         model, outtype="q4_k_m", outfile=tmp_path / "q4.gguf", split_max_bytes=10_000_000
     )
-    shards = write_gguf(conversion.plan, conversion.outfile)
+    shards = write_plan(conversion, conversion.outfile)
     found = evaluate(model, [shards[0]], text, dataclasses.replace(OPTIONS, chunks=4))
     assert len(found.base.files) == 9 and len(found.candidates[0].model.files) == len(shards) > 1
     assert 0.01 < found.candidates[0].figures["kld_mean"].value < 0.1

@@ -18,7 +18,7 @@ from bamba_quant.evaluation.evaluate import evaluate
 from bamba_quant.evaluation.result import Candidate, Evaluation
 from bamba_quant.evaluation.run import EvaluationOptions
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.writers import write_plan
 from bamba_quant_cli.app import app
 from tests.support.conversion import to_gguf
 from tests.support.families import FAMILIES, save
@@ -79,7 +79,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     place = tmp_path_factory.mktemp(name)
     directory = with_tokenizer(name, case, place / "model")
     files = {outtype: to_gguf(directory, place / f"{outtype}.gguf", outtype) for outtype in ("f32", "q8_0")}
-    write_quantized(plan_quantization(directory, "fp8-dynamic"), place / "fp8")
+    write_plan(plan_quantization(directory, "fp8-dynamic"), place / "fp8")
     return Made(name, case, directory, {**files, "fp8": place / "fp8"})
 
 

@@ -38,7 +38,7 @@ from bamba_quant.evaluation.fp8_activations import (
 from bamba_quant.inference.loading import LoadedModel, load_model
 from bamba_quant.inference.weights import LazyWeights
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.writers import write_plan
 from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch.backend import TORCH
 from bamba_reference.torch.forward import to_tensor
@@ -284,7 +284,7 @@ def _scaled_mm(
 
 
 def test_an_evaluation_says_what_it_rounded(files: dict[str, Path], text: Path, tmp_path: Path) -> None:
-    write_quantized(plan_quantization(embedded_model(), "fp8-dynamic"), tmp_path / "float8")
+    write_plan(plan_quantization(embedded_model(), "fp8-dynamic"), tmp_path / "float8")
     few = dataclasses.replace(OPTIONS, chunks=4, floor_chunks=2, drift_chunks=1)
     kld = {}
     for kind in ("exact", "file"):

@@ -27,7 +27,6 @@ from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.planning.repair import plan_repair
 from bamba_quant.tokenizers.encoder import read_encoder
-from bamba_quant.writers import layout
 from bamba_quant_cli.app import main
 from bamba_reference.errors import BambaQuantError
 from tests.fuzz.runner import MOST_TEXT, WrongError
@@ -62,7 +61,7 @@ def read_stored(path: Path) -> None:
 def converted(path: Path, **options: Any) -> None:
     """``convert --dry-run``, and the headers it would write."""
     conversion = plan_conversion(path, **options)
-    layout(conversion.plan, conversion.outfile)
+    conversion.paths(conversion.outfile)
 
 
 def vocabulary_converted(path: Path) -> None:
@@ -85,7 +84,7 @@ def exported(path: Path) -> None:
 
 def repaired(path: Path) -> None:
     """``repair``, up to the headers it would write."""
-    layout(plan_repair(path)[1], path.with_name("repaired.gguf"))
+    plan_repair(path).paths(path.with_name("repaired.gguf"))
 
 
 def encoded(path: Path) -> None:

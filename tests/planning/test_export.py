@@ -21,9 +21,8 @@ from bamba_quant.families import read_config
 from bamba_quant.families.transforms import NEGATIVE_EXP, log_of_negative
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.planning.export import plan_export, write_export
-from bamba_quant.writers import write_gguf
-from bamba_quant.writers.safetensors import layout
+from bamba_quant.planning.export import plan_export
+from bamba_quant.writers import write_plan
 from tests.support.conversion import assert_same_tensors, random_tokens, to_gguf, transformers_logits
 from tests.support.directories import tensors
 from tests.support.exports import assert_same_checkpoint, exported
@@ -88,7 +87,7 @@ def test_vectors_of_a_wider_checkpoint_stay_wide(tmp_path: Path) -> None:
     assert types["model.layers.0.mamba.in_proj.weight"] == "bf16"
     assert types["model.layers.0.mamba.A_log"] == types["model.layers.0.input_layernorm.weight"] == "f32"
     assert any("stay f32" in note for note in plan.notes)
-    write_export(plan, tmp_path / "back")
+    write_plan(plan, tmp_path / "back")
     found, stored = tensors(tmp_path / "back"), tensors(original)
     assert torch.equal(found["model.layers.0.mamba.D"], stored["model.layers.0.mamba.D"])
 
@@ -177,7 +176,7 @@ def test_split_input(tmp_path: Path) -> None:
     planned = plan_conversion(
         embedded_model(), outtype="bf16", outfile=tmp_path / "s.gguf", split_max_bytes=3_000_000
     )
-    files = write_gguf(planned.plan, planned.outfile)
+    files = write_plan(planned, planned.outfile)
     assert len(files) > 2
     assert_same_checkpoint(exported(files[1], tmp_path / "back"), embedded_model())
 
@@ -185,13 +184,13 @@ def test_split_input(tmp_path: Path) -> None:
 def test_layout_is_aligned_and_without_gaps(tmp_path: Path) -> None:
     original = save_checkpoint(random_bamba(vocab_size=161), tmp_path / "model")
     plan = plan_export(to_gguf(original, tmp_path / "m.gguf", "bf16", vocab=False), max_shard_bytes=50_000)
-    for shard in layout(plan.rows):
+    for shard in plan.shards:
         assert len(shard.header) % 8 == 0
         ends = 0
-        for entry in sorted(shard.entries, key=lambda entry: entry.offset):
-            assert entry.offset == ends
-            assert entry.offset % (entry.n_bytes // math.prod(entry.shape)) == 0
-            ends += entry.n_bytes
+        for part in sorted(shard.parts, key=lambda part: part.offset):
+            assert part.offset == ends
+            assert part.offset % (part.n_bytes // math.prod(part.shape)) == 0
+            ends += part.n_bytes
         assert len(shard.header) + ends == shard.n_bytes
-        assert ends <= 50_000 or len(shard.entries) == 1
+        assert ends <= 50_000 or len(shard.parts) == 1
     assert sum(plan.sizes.values()) > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import TokenizerError
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.export import plan_export
+from bamba_quant.planning.gguf_layout import with_key_values
 from bamba_quant.tokenizers.encoder import read_encoder
-from bamba_quant.writers import write_gguf
+from bamba_quant.writers import write_plan
 from tests.support.conversion import to_gguf
 from tests.support.exports import exported
 from tests.support.models import random_bamba, save_checkpoint
@@ -148,8 +148,8 @@ def test_vocabularies_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["tokens", "merges"])
 def test_half_a_vocabulary(key: str, tmp_path: Path) -> None:
     planned = plan_conversion(embedded_model(), outtype="bf16", outfile=tmp_path / "m.gguf")
-    metadata = dict(planned.plan.metadata)
+    metadata = dict(planned.metadata)
     del metadata[f"tokenizer.ggml.{key}"]
-    write_gguf(replace(planned.plan, metadata=metadata), planned.outfile)
+    write_plan(with_key_values(planned, metadata), planned.outfile)
     with pytest.raises(TokenizerError, match=key):
         plan_export(planned.outfile)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 from bamba_quant.embedded import embedded_model
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.writers import write_plan
 from bamba_reference.torch.forward import forward, load
 from tests.support.conversion import random_tokens, transformers_logits
 from tests.support.quantized import int4_kernel
@@ -30,7 +30,7 @@ def written(scheme: str, place: Path) -> Path:
     """bamba-mini under a scheme, in two shards."""
     plan = plan_quantization(embedded_model(), scheme, max_shard_bytes=2_000_000)
     assert len(plan.shards) > 1
-    write_quantized(plan, place / "model")
+    write_plan(plan, place / "model")
     return place / "model"
 
 

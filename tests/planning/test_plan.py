@@ -14,7 +14,6 @@ from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.gguf_header import DEFAULT_ALIGNMENT
 from bamba_quant.errors import BambaQuantError, PlanError
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.writers import layout
 from tests.support.models import random_bamba, save_checkpoint
 
 
@@ -34,12 +33,13 @@ def change_config(path: Path, **keys: Any) -> None:
 
 
 def test_rows_lie_one_behind_another(tmp_path: Path) -> None:
-    plan = plan_conversion(model(tmp_path), outtype="q8_0", vocab=False).plan
+    plan = plan_conversion(model(tmp_path), outtype="q8_0", vocab=False)
     end = 0
     for row in plan.rows:
-        assert row.offset == end
-        assert row.offset % DEFAULT_ALIGNMENT == 0
-        end = row.offset + -(-row.n_bytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+        (part,) = row.parts
+        assert part.offset == end
+        assert part.offset % DEFAULT_ALIGNMENT == 0
+        end = part.offset + -(-row.n_bytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
     assert plan.n_bytes == end
 
 
@@ -48,11 +48,11 @@ def test_rows_lie_one_behind_another(tmp_path: Path) -> None:
 )
 def test_auto_keeps_the_sixteen_bit_type(dtype: Any, expected: str, tmp_path: Path) -> None:
     save_checkpoint(random_bamba(), tmp_path, dtype=dtype)
-    assert plan_conversion(tmp_path, vocab=False).plan.recipe == expected
+    assert plan_conversion(tmp_path, vocab=False).recipe == expected
 
 
 def test_types_by_role(tmp_path: Path) -> None:
-    plan = plan_conversion(model(tmp_path, attention_bias=True), outtype="q8_0", vocab=False).plan
+    plan = plan_conversion(model(tmp_path, attention_bias=True), outtype="q8_0", vocab=False)
     types = {row.role: row.format.name for row in plan.rows}
     assert {role for role, name in types.items() if name == "f32"} == {
         "norm",
@@ -66,7 +66,7 @@ def test_types_by_role(tmp_path: Path) -> None:
 
 
 def test_rows_that_blocks_do_not_fill_are_noted(tmp_path: Path) -> None:
-    plan = plan_conversion(model(tmp_path, intermediate_size=80), outtype="q8_0", vocab=False).plan
+    plan = plan_conversion(model(tmp_path, intermediate_size=80), outtype="q8_0", vocab=False)
     noted = {row.name: row.format.name for row in plan.rows if row.note}
     assert noted == {f"blk.{i}.ffn_down.weight": "f16" for i in range(4)}
 
@@ -75,13 +75,13 @@ def test_shards_by_size(tmp_path: Path) -> None:
     conversion = plan_conversion(
         model(tmp_path), outtype="f32", vocab=False, split_max_bytes=100_000, outfile=tmp_path / "m.gguf"
     )
-    plan = conversion.plan
-    assert plan.shard_count > 2
-    for shard in range(plan.shard_count):
-        assert 0 < plan.shard_bytes(shard) <= 100_000
-    files = [shard.file.name for shard in layout(plan, conversion.outfile)]
-    assert files[0] == f"m-00001-of-{plan.shard_count:05d}.gguf"
-    assert sum(len(shard.rows) for shard in layout(plan, conversion.outfile)) == len(plan.rows)
+    plan = conversion
+    assert len(plan.shards) > 2
+    for shard in plan.shards:
+        assert 0 < shard.n_bytes - len(shard.header) <= 100_000
+    files = [file.name for file in plan.paths(plan.outfile)]
+    assert files[0] == f"m-00001-of-{len(plan.shards):05d}.gguf"
+    assert sum(len(shard.parts) for shard in plan.shards) == len(plan.rows)
 
 
 def test_default_names(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_configurations_that_cannot_be_converted(
 
 def test_a_key_the_user_vouches_for(tmp_path: Path) -> None:
     change_config(model(tmp_path), new_mixing_factor=0.5)
-    assert plan_conversion(tmp_path, vocab=False, reading=ReadOptions(("new_mixing_factor",))).plan.rows
+    assert plan_conversion(tmp_path, vocab=False, reading=ReadOptions(("new_mixing_factor",))).rows
 
 
 def test_metadata_from_card_and_overrides(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_metadata_from_card_and_overrides(tmp_path: Path) -> None:
     (directory / "README.md").write_text("---\nlicense: mit\nlanguage: [en]\ntags: [x, y]\n---\n# Card\n")
     overrides = tmp_path / "overrides.json"
     overrides.write_text(json.dumps({"general.author": "Somebody", "general.url": "https://example.org"}))
-    plan = plan_conversion(directory, vocab=False, model_name="My Name", metadata=overrides).plan
+    plan = plan_conversion(directory, vocab=False, model_name="My Name", metadata=overrides)
     found = {key: value.value for key, value in plan.metadata.items()}
     assert found["general.name"] == "My Name"
     assert found["general.license"] == "mit"

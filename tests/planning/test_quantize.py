@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from bamba_quant.codecs import SafetensorsCodec, codecs
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, FormatError, PlanError
-from bamba_quant.planning.quantize import Quantization, plan_quantization
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.planning.plan import Plan
+from bamba_quant.planning.quantize import plan_quantization
+from bamba_quant.writers import write_plan
 from tests.support import directories, vllm
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
@@ -28,14 +29,14 @@ WIDE = {"hidden_size": 128, "intermediate_size": 256, "mamba_n_heads": 16, "mamb
         "mamba_d_state": 56, "num_key_value_heads": 4}  # fmt: skip
 
 
-def config_only(directory: Path, scheme: str, **options: Any) -> Quantization:
+def config_only(directory: Path, scheme: str, **options: Any) -> Plan:
     shutil.copy(BAMBA_9B, directory / "config.json")
     return plan_quantization(directory, scheme, allow_config_only=True, **options)
 
 
-def written(model: Path, directory: Path, scheme: str, **options: Any) -> Quantization:
+def written(model: Path, directory: Path, scheme: str, **options: Any) -> Plan:
     plan = plan_quantization(model, scheme, **options)
-    write_quantized(plan, directory)
+    write_plan(plan, directory)
     return plan
 
 
@@ -50,7 +51,7 @@ def test_the_table_of_the_model_card(tmp_path: Path) -> None:
     assert found["F8_E4M3"] == plan.quantized_elements == 8_727_822_336
     assert round(sum(config_only(tmp_path, "fp8-dynamic").bytes_by_dtype.values()) / 1e9, 2) == 10.84
     with pytest.raises(PlanError, match="no weights"):
-        write_quantized(plan, tmp_path / "out")
+        write_plan(plan, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_the_table_of_the_model_card(tmp_path: Path) -> None:
 def test_vllm_would_load_bamba_9b(scheme: str, tmp_path: Path) -> None:
     for keep in ([], ["hybrid"], ["*.layers.0.*", "ssm_in"]):
         plan = config_only(tmp_path, scheme, keep=keep)
-        shapes = {entry.name: entry.shape for shard in plan.shards for entry in shard.entries}
+        shapes = {part.name: part.shape for shard in plan.shards for part in shard.parts}
         config = json.loads(plan.files["config.json"])
         scales = {name: np.ones(shape) for name, shape in shapes.items() if "scale" in name}
         assert vllm.check(config, shapes, scales) == len(plan.matrices)
@@ -95,12 +96,12 @@ def test_what_stays_and_in_which_type(tmp_path: Path) -> None:
         assert torch.equal(stored[name], expected), name
     assert not any("o_proj" in name or "conv1d" in name for name in quantized)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
-    assert all(shard.n_bytes - len(shard.header) <= 40_000 for shard in plan.shards if len(shard.entries) > 2)
+    assert all(shard.n_bytes - len(shard.header) <= 40_000 for shard in plan.shards if len(shard.parts) > 2)
     for name, values in directories.dequantized(plan, stored).items():
         assert np.square(values - original[name].numpy()).mean() < 2e-3 * original[name].square().mean()
     kept = written(model, tmp_path / "kept", "fp8-dynamic", dtype="stored")
     stored = directories.tensors(tmp_path / "kept")
-    assert all(torch.equal(stored[row.name], original[row.name]) for row in kept.rows)
+    assert all(torch.equal(stored[row.name], original[row.name]) for row in kept.others)
 
 
 def test_float16_is_not_rounded_unsaid(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConf
 from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
 
 from bamba_quant.inference.loading import load_model
-from bamba_quant.planning.quantize import Quantization, plan_quantization
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.planning.plan import Plan
+from bamba_quant.planning.quantize import plan_quantization
+from bamba_quant.writers import write_plan
 from bamba_reference.torch import forward as torch_forward
 from tests.planning.test_quantized_models import assert_near, through_fp8
 from tests.support import directories, vllm
@@ -51,10 +52,10 @@ def model(name: str, case: str) -> Any:
     return wide_case(name, case)
 
 
-def made(name: str, case: str, scheme: str, place: Path, **options: Any) -> tuple[Path, Quantization]:
+def made(name: str, case: str, scheme: str, place: Path, **options: Any) -> tuple[Path, Plan]:
     source = save(model(name, case), place / "model", dtype="bfloat16")
     plan = plan_quantization(source, scheme, **options)
-    write_quantized(plan, place / "quantized")
+    write_plan(plan, place / "quantized")
     return place / "quantized", plan
 
 
@@ -111,7 +112,7 @@ def test_weights_and_activations(name: str, case: str, scheme: str, tmp_path: Pa
 def test_transformers_own_form(name: str, case: str, tmp_path: Path) -> None:
     source = save(model(name, case), tmp_path / "model")
     plan = plan_quantization(source, "fp8-block-inv", dtype="stored")
-    write_quantized(plan, tmp_path / "quantized")
+    write_plan(plan, tmp_path / "quantized")
     found = transformers_logits(loaded(tmp_path / "quantized", torch.float32), TOKENS)
     assert_near(found, reference_logits(tmp_path / "quantized"), 1e-5)
 
@@ -219,7 +220,7 @@ def test_vllm_would_load(name: str, case: str, scheme: str, keep: list[str], tmp
     )
     source = save(network, tmp_path / "model", dtype="bfloat16")
     plan = plan_quantization(source, scheme, keep=keep)
-    shapes = {entry.name: entry.shape for shard in plan.shards for entry in shard.entries}
+    shapes = {part.name: part.shape for shard in plan.shards for part in shard.parts}
     config = json.loads(plan.files["config.json"])
     scales = {key: np.ones(shape) for key, shape in shapes.items() if "scale" in key}
     assert vllm.check(config, shapes, scales) == len(plan.matrices)
@@ -264,7 +265,7 @@ def test_a_plan_says_where_vllm_refuses_blocks(
 
     def plan(scheme: str, keep: list[str]) -> tuple[list[str], bool]:
         found = plan_quantization(tmp_path, scheme, keep=keep, allow_config_only=True)
-        shapes = {entry.name: entry.shape for shard in found.shards for entry in shard.entries}
+        shapes = {part.name: part.shape for shard in found.shards for part in shard.parts}
         scales = {key: np.ones(shape) for key, shape in shapes.items() if "scale" in key}
         notes = [note for note in found.notes if "vLLM refuses" in note]
         assert all(note in found.files["README.md"].decode() for note in notes)
@@ -297,7 +298,7 @@ def test_names_of_state_spaces_are_for_this_package_alone(name: str, tmp_path: P
     network = random_case(name)
     source = save(network, tmp_path / "model", spelling="state-spaces")
     plan = plan_quantization(source, "w8a16-g32")
-    write_quantized(plan, tmp_path / "quantized")
+    write_plan(plan, tmp_path / "quantized")
     assert any("bamba-quant export" in note for note in plan.notes)
     original = transformers_logits(network, TOKENS)
     assert_near(reference_logits(tmp_path / "quantized"), original, 0.1)

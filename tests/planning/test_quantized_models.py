@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from bamba_quant.inference.loading import load_model
-from bamba_quant.planning.quantize import Quantization, plan_quantization
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.planning.plan import Plan
+from bamba_quant.planning.quantize import plan_quantization
+from bamba_quant.writers import write_plan
 from bamba_reference.torch import forward as torch_forward
 from tests.planning.test_quantize import WIDE
 from tests.support import directories
@@ -29,15 +30,15 @@ COMPRESSED = ["fp8-dynamic", "fp8-tensor", "fp8-block"]
 TOKENS = random_tokens(160, 60)
 
 
-def made(directory: Path, scheme: str, keep: list[str], **options: Any) -> tuple[Any, Path, Quantization]:
+def made(directory: Path, scheme: str, keep: list[str], **options: Any) -> tuple[Any, Path, Plan]:
     model = random_bamba(**WIDE)
     source = save_checkpoint(model, directory / "model")
     plan = plan_quantization(source, scheme, keep=keep, **options)
-    write_quantized(plan, directory / "quantized")
+    write_plan(plan, directory / "quantized")
     return model, directory / "quantized", plan
 
 
-def rounded_oracle(plan: Quantization, directory: Path, dtype: torch.dtype) -> Any:
+def rounded_oracle(plan: Plan, directory: Path, dtype: torch.dtype) -> Any:
     """transformers' own model on the weights of the plan, each rounded to ``dtype`` as loaders round them."""
     stored = directories.tensors(directory)
     state = {name: tensor for name, tensor in stored.items() if tensor.dtype != torch.float8_e4m3fn}

@@ -17,10 +17,11 @@ from bamba_quant.families import Family, family_of
 from bamba_quant.families.transforms import interleave_rotary
 from bamba_quant.metadata.general import TOOL_VERSION_KEY
 from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.gguf_layout import with_key_values
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.plan import PlanRow
 from bamba_quant.planning.repair import plan_repair
-from bamba_quant.writers import write_gguf
+from bamba_quant.writers import write_plan
 from tests.support import llama
 from tests.support.conversion import assert_same_tensors
 from tests.support.models import random_bamba, save_checkpoint
@@ -53,18 +54,18 @@ def faulty(model: Path, target: Path, outtype: str = "f32", **options: Any) -> P
             return row
         return replace(row, transform=interleave_rotary(row.transform.unit, row.transform.unit))
 
-    metadata = {key: value for key, value in planned.plan.metadata.items() if key != TOOL_VERSION_KEY}
-    plan = replace(planned.plan, rows=tuple(map(misplaced, planned.plan.rows)), metadata=metadata)
-    return write_gguf(plan, planned.outfile)[0]
+    metadata = {key: value for key, value in planned.metadata.items() if key != TOOL_VERSION_KEY}
+    plan = with_key_values(replace(planned, rows=tuple(map(misplaced, planned.rows))), metadata)
+    return write_plan(plan, planned.outfile)[0]
 
 
 def right(model: Path, target: Path, outtype: str = "f32") -> Path:
     planned = plan_conversion(model, outtype=outtype, outfile=target, vocab=False)
-    return write_gguf(planned.plan, planned.outfile)[0]
+    return write_plan(planned, planned.outfile)[0]
 
 
 def repaired(file: Path, target: Path) -> Path:
-    return write_gguf(plan_repair(file)[1], target)[0]
+    return write_plan(plan_repair(file), target)[0]
 
 
 def differing(a: Path, b: Path) -> set[str]:
@@ -101,9 +102,9 @@ def test_repaired_after_llama_quantize_equals_quantized_after_conversion(
 def test_split_file_keeps_its_shards(tmp_path: Path) -> None:
     directory = save_checkpoint(random_bamba(), tmp_path / "m")
     first = faulty(directory, tmp_path / "wrong.gguf", split_max_bytes=60_000)
-    _, plan = plan_repair(first)
-    files = write_gguf(plan, tmp_path / "repaired.gguf")
-    assert len(files) == plan.shard_count > 2
+    plan = plan_repair(first)
+    files = write_plan(plan, tmp_path / "repaired.gguf")
+    assert len(files) == len(plan.shards) > 2
     assert_same_tensors(files[0], right(directory, tmp_path / "right.gguf"))
 
 
@@ -150,9 +151,9 @@ def test_files_with_other_names_are_left_alone(tmp_path: Path) -> None:
 def test_key_values_that_do_not_fit(change: dict[str, GgufValue], complaint: str, tmp_path: Path) -> None:
     directory = save_checkpoint(random_bamba(), tmp_path / "m")
     planned = plan_conversion(directory, vocab=False, outfile=tmp_path / "x.gguf")
-    metadata = {key: value for key, value in planned.plan.metadata.items() if key != TOOL_VERSION_KEY}
+    metadata = {key: value for key, value in planned.metadata.items() if key != TOOL_VERSION_KEY}
     metadata |= {f"granitehybrid.{key}": value for key, value in change.items()}
-    write_gguf(replace(planned.plan, metadata=metadata), planned.outfile)
+    write_plan(with_key_values(planned, metadata), planned.outfile)
     with pytest.raises(CheckpointError, match=complaint):
         plan_repair(planned.outfile)
 

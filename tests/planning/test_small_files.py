@@ -14,7 +14,7 @@ from bamba_quant.files.reading import check_link
 from bamba_quant.metadata.general import read_general
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.writers import write_plan
 
 TEMPLATES = {
     "chat_template.jinja": "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}",
@@ -57,7 +57,7 @@ def test_chat_templates(cached: bool, model: Path, tmp_path: Path) -> None:
     source = in_the_cache(source, tmp_path / "hub") if cached else source
     out = tmp_path / "out"
     for overwrite in (False, True):
-        write_quantized(plan_quantization(source, "fp8-dynamic"), out, overwrite=overwrite)
+        write_plan(plan_quantization(source, "fp8-dynamic"), out, overwrite=overwrite)
     assert not [file for file in out.rglob("*") if file.is_symlink()]
     assert AutoTokenizer.from_pretrained(out).chat_template == {
         "default": TEMPLATES["chat_template.jinja"],

@@ -13,7 +13,6 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.recipes import TypeOverrides, recipes
-from bamba_quant.writers import layout
 from bamba_reference.torch import forward as torch_forward
 from tests.support import llama
 from tests.support.conversion import english_chunks, to_gguf
@@ -47,7 +46,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def size_of(model: Path, outtype: str, **options: Any) -> int:
     conversion = plan_conversion(model, outtype=outtype, allow_config_only=True, **options)
-    return sum(shard.n_bytes for shard in layout(conversion.plan, conversion.outfile))
+    return sum(conversion.paths(conversion.outfile).values())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -62,7 +61,7 @@ def test_never_a_byte_over(name: str, tmp_path: Path) -> None:
 
 def test_what_the_user_wishes_stays() -> None:
     overrides = TypeOverrides(tensor_types=(("ssm_out", "q2_k"),), token_embedding_type="q3_k")
-    plan = plan_conversion(embedded_model(), outtype="q4_k_m_h", overrides=overrides).plan
+    plan = plan_conversion(embedded_model(), outtype="q4_k_m_h", overrides=overrides)
     assert {row.format.name for row in plan.rows if row.role == "ssm_out"} == {"q2_k"}
     assert {row.format.name for row in plan.rows if row.role == "token_embd"} == {"q3_k"}
 

@@ -176,13 +176,13 @@ def test_wishes(
 def test_numpy_and_compiled_write_the_same_file(
     checkpoints: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    from bamba_quant.writers import write_gguf
+    from bamba_quant.writers import write_plan
 
     planned = plan_conversion(
         checkpoints["deep"][0], outtype="q4_k_m", vocab=False, outfile=tmp_path / "a.gguf"
     )
-    write_gguf(planned.plan, planned.outfile, threads=3)
-    write_gguf(planned.plan, tmp_path / "b.gguf", compiled=False)
+    write_plan(planned, planned.outfile, threads=3)
+    write_plan(planned, tmp_path / "b.gguf", compiled=False)
     assert planned.outfile.read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
@@ -203,8 +203,8 @@ def test_embedded_model_keeps_its_vocabulary(tmp_path: Path) -> None:
     planned = plan_conversion(bf16, outtype="q4_k_m")
     assert planned.outfile.name == "m-Q4_K_M.gguf"
     direct = plan_conversion(embedded_model(), outtype="q4_k_m")
-    for key, value in direct.plan.metadata.items():
-        assert planned.plan.metadata[key].value == pytest.approx(value.value), key
+    for key, value in direct.metadata.items():
+        assert planned.metadata[key].value == pytest.approx(value.value), key
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from bamba_quant.printable import printable
 from bamba_quant.recipes import Recipe, TypeOverrides, read_recipe, recipe_named, recipe_text, recipes
 from bamba_quant.recipes.hybrid import ROLE_COSTS
 from bamba_quant.recipes.recipe_file import quantized_roles
-from bamba_quant.writers import write_gguf
+from bamba_quant.writers import write_plan
 from bamba_quant_cli.app import app
 
 MIX = """
@@ -47,7 +47,7 @@ def test_every_built_in_recipe_is_read_back(recipe: Recipe, tmp_path: Path) -> N
 
 
 def planned(recipe: Recipe | str, **options: object) -> dict[str, str]:
-    plan = plan_conversion(embedded_model(), outtype=recipe, **options).plan
+    plan = plan_conversion(embedded_model(), outtype=recipe, **options)
     return {row.name: row.format.name for row in plan.rows}
 
 
@@ -63,7 +63,7 @@ def test_a_file_s_formats_are_the_plan_s(tmp_path: Path) -> None:
     conversion = plan_conversion(embedded_model(), outtype=recipe)
     assert conversion.outfile.name.endswith("-MIX.gguf")
     like = plan_conversion(embedded_model(), outtype="q4_k_m")
-    assert conversion.plan.metadata == {**like.plan.metadata, "bamba_quant.recipe": string("mix")}
+    assert conversion.metadata == {**like.metadata, "bamba_quant.recipe": string("mix")}
     assert set(planned(recipe, overrides=TypeOverrides(pure=True)).values()) == {"f32", "q4_k"}
 
 
@@ -90,11 +90,11 @@ def test_a_refined_file_has_the_same_layout_and_less_error(tmp_path: Path) -> No
     recipe = read_recipe(file)
     assert "refine = true" in recipe_text(recipe, "q5_k_m")
     refined = plan_conversion(embedded_model(), outtype=recipe, outfile=tmp_path / "refined.gguf")
-    assert (refined.plan.n_bytes, refined.plan.metadata) == (plain.plan.n_bytes, plain.plan.metadata)
+    assert (refined.n_bytes, refined.metadata) == (plain.n_bytes, plain.metadata)
     original = load_model(embedded_model()).weights
     lost = []
     for conversion in (plain, refined):
-        write_gguf(conversion.plan, conversion.outfile)
+        write_plan(conversion, conversion.outfile)
         weights = load_model(conversion.outfile).weights
         lost.append(sum(float(np.square(weights[name] - original[name]).sum()) for name in weights))
     assert 0.5 < lost[1] / lost[0] < 0.93

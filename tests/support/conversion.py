@@ -11,13 +11,13 @@ from tokenizers import Tokenizer
 
 from bamba_quant.checkpoint import RawReader, open_checkpoint
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.writers import write_gguf
+from bamba_quant.writers import write_plan
 
 
 def to_gguf(model: Path, target: Path, outtype: str = "f32", **options: Any) -> Path:
     """Convert the checkpoint directory ``model`` to the single file ``target``."""
     conversion = plan_conversion(model, outtype=outtype, outfile=target, **options)
-    (file,) = write_gguf(conversion.plan, conversion.outfile)
+    (file,) = write_plan(conversion, conversion.outfile)
     return file
 
 

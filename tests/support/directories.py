@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from bamba_quant.planning.quantize import Quantization
+from bamba_quant.planning.plan import Plan
 
 _NUMPY = {torch.bfloat16: ml_dtypes.bfloat16, torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn}
 
@@ -26,11 +26,11 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def dequantized(plan: Quantization, stored: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+def dequantized(plan: Plan, stored: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """The weight that each matrix of a plan stands for, by its name in the original."""
     found: dict[str, np.ndarray] = {}
     for matrix in plan.matrices:
-        parts = plan.scheme.parts(*matrix.shape)
-        values = {p.suffix: to_numpy(stored[e.name]) for p, e in zip(parts, matrix.entries, strict=True)}
-        found[matrix.source.name] = plan.scheme.decode(values, matrix.shape[1])
+        parts = matrix.scheme.parts(*matrix.matrix)
+        values = {p.suffix: to_numpy(stored[e.name]) for p, e in zip(parts, matrix.parts, strict=True)}
+        found[matrix.source.name] = matrix.scheme.decode(values, matrix.shape[1])
     return found

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from bamba_quant.planning.export import plan_export, write_export
+from bamba_quant.planning.export import plan_export
+from bamba_quant.writers import write_plan
 from tests.support.directories import tensors
 
 
 def exported(file: Path, target: Path, **options: Any) -> Path:
     """The directory ``target``, exported from a GGUF file; ``options`` are those of planning and of writing."""
     writing = {key: options.pop(key) for key in ("threads", "overwrite", "progress") if key in options}
-    write_export(plan_export(file, **options), target, **writing)
+    write_plan(plan_export(file, **options), target, **writing)
     return target
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from bamba_quant.checkpoint.gguf_values import GgufValue
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.writers import write_gguf
+from bamba_quant.planning.gguf_layout import with_key_values
+from bamba_quant.writers import write_plan
 from tests.support.llama import llama_cpp
 
 
@@ -22,8 +23,8 @@ def write_vocabulary(
 ) -> Path:
     """The vocabulary in ``directory`` as a GGUF, without the keys ``drop`` and with those of ``change``."""
     planned = plan_conversion(directory, outtype="f32", outfile=target, vocab_only=True, pre=pre)
-    kept = {key: value for key, value in planned.plan.metadata.items() if key not in drop}
-    (file,) = write_gguf(replace(planned.plan, metadata=kept | dict(change or {})), target)
+    kept = {key: value for key, value in planned.metadata.items() if key not in drop}
+    (file,) = write_plan(with_key_values(planned, kept | dict(change or {})), target)
     return file
 
 

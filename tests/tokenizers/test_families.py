@@ -15,11 +15,12 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.errors import TokenizerError
-from bamba_quant.planning.export import plan_export, write_export
+from bamba_quant.planning.export import plan_export
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.tokenizers import read_vocabulary
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_quant.tokenizers.pretokenizers import LLAMA3, PRETOKENIZERS
+from bamba_quant.writers import write_plan
 from tests.support import llama
 from tests.support.conversion import to_gguf
 from tests.support.families import FAMILIES, save
@@ -99,7 +100,7 @@ def test_llama_cpp_splits_alike_and_export_brings_it_back(kind: str, tmp_path: P
     expected = [encode(text) for text in TEXTS]
     assert llama.tokenize(file, TEXTS, special=False) == expected
     assert open_checkpoint(file).metadata["tokenizer.ggml.tokens"].value[-1].startswith("[PAD")
-    write_export(plan_export(file), tmp_path / "back")
+    write_plan(plan_export(file), tmp_path / "back")
     for checkpoint in (directory, file, tmp_path / "back"):
         encoder = read_encoder(open_checkpoint(checkpoint))
         # SentencePiece's own tokens are spelled by no text, and this one spells them.

@@ -14,7 +14,7 @@ from tests.writers.test_quantized import write
 
 
 @pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}, {}])
-@pytest.mark.parametrize("place", ["out.partial", "out.new.partial"])
+@pytest.mark.parametrize("place", ["out.partial"])
 @pytest.mark.parametrize("name", ["thesis.txt", "runs"])
 def test_a_journal_does_not_make_other_files_a_runs(
     name: str, place: str, options: dict[str, Any], tmp_path: Path
@@ -34,7 +34,7 @@ def test_a_journal_does_not_make_other_files_a_runs(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("place", ["out", "out.partial", "out.new.partial"])
+@pytest.mark.parametrize("place", ["out", "out.partial"])
 def test_a_journal_of_another_user_is_not_followed(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,30 +19,30 @@ from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.codecs.floats import to_float32
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, FormatError, OutputError
-from bamba_quant.planning.convert import Conversion, plan_conversion
-from bamba_quant.writers import commit, stream, write_gguf
-from bamba_quant.writers import gguf as writer
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.plan import Plan
+from bamba_quant.writers import commit, stream, write_plan
 from bamba_quant_cli.app import app
 from tests.recipes.test_llama_quantize import random_imatrix
 from tests.support.models import random_bamba, save_checkpoint
 
 
-def conversion(path: Path, target: Path, outtype: str = "bf16", **options: Any) -> Conversion:
+def conversion(path: Path, target: Path, outtype: str = "bf16", **options: Any) -> Plan:
     return plan_conversion(path, outtype=outtype, outfile=target, vocab=False, **options)
 
 
 def write(path: Path, target: Path, outtype: str = "bf16", overwrite: bool = False) -> Path:
     planned = conversion(path, target, outtype)
-    return write_gguf(planned.plan, planned.outfile, overwrite=overwrite)[0]
+    return write_plan(planned, planned.outfile, overwrite=overwrite)[0]
 
 
 @pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0"])
 def test_gguf_py_reads_what_was_planned(outtype: str, tmp_path: Path) -> None:
     planned = plan_conversion(embedded_model(), outtype=outtype, outfile=tmp_path / "x.gguf")
-    (file,) = write_gguf(planned.plan, planned.outfile)
+    (file,) = write_plan(planned, planned.outfile)
     reader = gguf.GGUFReader(str(file))
-    assert [tensor.name for tensor in reader.tensors] == [row.name for row in planned.plan.rows]
-    for tensor, row in zip(reader.tensors, planned.plan.rows, strict=True):
+    assert [tensor.name for tensor in reader.tensors] == [row.name for row in planned.rows]
+    for tensor, row in zip(reader.tensors, planned.rows, strict=True):
         assert tensor.tensor_type == row.format.ggml_type
         assert tuple(reversed(tensor.shape.tolist())) == row.shape
         assert tensor.n_bytes == row.n_bytes
@@ -55,7 +55,7 @@ def test_gguf_py_reads_what_was_planned(outtype: str, tmp_path: Path) -> None:
         elif row.format.name == "f16":
             expected = expected.astype(np.float16).astype(np.float32)
         np.testing.assert_array_equal(found, expected.reshape(row.matrix), err_msg=row.name)
-    for key, value in planned.plan.metadata.items():
+    for key, value in planned.metadata.items():
         expected_value = np.float32(value.value) if value.type == gguf.GGUFValueType.FLOAT32 else value.value
         assert reader.get_field(key).contents() == expected_value, key
 
@@ -69,11 +69,9 @@ def test_bytes_do_not_depend_on_threads_or_chunks(
     directory = save_checkpoint(random_bamba(**wide), tmp_path / "m", dtype="bfloat16")
     expected = write(directory, tmp_path / "whole.gguf", outtype).read_bytes()
     for threads, chunk in ((1, 512), (3, 5000), (2, 1 << 14), (7, 1 << 22)):
-        monkeypatch.setattr(
-            writer, "chunks_of", lambda *a, chunk=chunk: stream.chunks_of(*a, chunk_bytes=chunk)
-        )
+        monkeypatch.setattr(stream, "CHUNK_BYTES", chunk)
         planned = conversion(directory, tmp_path / f"{threads}.gguf", outtype)
-        (file,) = write_gguf(planned.plan, planned.outfile, threads=threads)
+        (file,) = write_plan(planned, planned.outfile, threads=threads)
         assert file.read_bytes() == expected
 
 
@@ -81,7 +79,7 @@ def test_split_file_holds_the_same_tensors(tmp_path: Path) -> None:
     directory = save_checkpoint(random_bamba(), tmp_path / "m")
     whole = open_checkpoint(write(directory, tmp_path / "whole.gguf"))
     planned = conversion(directory, tmp_path / "part.gguf", split_max_bytes=60_000)
-    files = write_gguf(planned.plan, planned.outfile)
+    files = write_plan(planned, planned.outfile)
     assert len(files) > 2
     parts = open_checkpoint(files[1])
     assert parts.tensors.keys() == whole.tensors.keys()
@@ -97,8 +95,8 @@ def test_split_file_holds_the_same_tensors(tmp_path: Path) -> None:
 def test_progress_counts_the_whole_input(tmp_path: Path) -> None:
     planned = conversion(save_checkpoint(random_bamba(), tmp_path / "m"), tmp_path / "x.gguf")
     told: list[int] = []
-    write_gguf(planned.plan, planned.outfile, progress=told.append)
-    assert sum(told) == sum(row.source.n_bytes for row in planned.plan.rows)
+    write_plan(planned, planned.outfile, progress=told.append)
+    assert sum(told) == sum(row.source.n_bytes for row in planned.rows)
 
 
 def spoil(
@@ -145,9 +143,9 @@ def test_existing_file_stays(tmp_path: Path) -> None:
     target.write_text("precious")
     planned = conversion(directory, target)
     with pytest.raises(OutputError, match="exists already"):
-        write_gguf(planned.plan, target)
+        write_plan(planned, target)
     assert target.read_text() == "precious"
-    write_gguf(planned.plan, target, overwrite=True)
+    write_plan(planned, target, overwrite=True)
     assert open_checkpoint(target).tensors
 
 
@@ -170,7 +168,7 @@ def test_failure_midway_leaves_the_old_file_and_nothing_else(
     monkeypatch.setattr(os, "pwrite", pwrite)
     expected: Any = OutputError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="disk is full" if isinstance(failure, OSError) else None):
-        write_gguf(planned.plan, target, overwrite=True)
+        write_plan(planned, target, overwrite=True)
     assert target.read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "x.gguf"]
 
@@ -188,7 +186,7 @@ def test_a_file_that_appears_meanwhile_stays(tmp_path: Path) -> None:
         planned.outfile.write_text("precious")
 
     with pytest.raises(OutputError, match="exists already"):
-        write_gguf(planned.plan, planned.outfile, progress=write_meanwhile)
+        write_plan(planned, planned.outfile, progress=write_meanwhile)
     assert planned.outfile.read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "x.gguf"]
 
@@ -196,17 +194,17 @@ def test_a_file_that_appears_meanwhile_stays(tmp_path: Path) -> None:
 def test_targets_that_are_not_regular_files(tmp_path: Path) -> None:
     directory = save_checkpoint(random_bamba(), tmp_path / "m")
     planned = conversion(directory, tmp_path / "x.gguf", split_max_bytes=60_000)
-    second = tmp_path / f"x-00002-of-{planned.plan.shard_count:05d}.gguf"
+    second = tmp_path / f"x-00002-of-{len(planned.shards):05d}.gguf"
     second.mkdir()
     with pytest.raises(OutputError, match="not a regular file"):
-        write_gguf(planned.plan, planned.outfile, overwrite=True)
+        write_plan(planned, planned.outfile, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", second.name]
-    single = conversion(directory, tmp_path / "pipe").plan
+    single = conversion(directory, tmp_path / "pipe")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OutputError, match="not a regular file"):
-        write_gguf(single, tmp_path / "pipe", overwrite=True)
+        write_plan(single, tmp_path / "pipe", overwrite=True)
     with pytest.raises(OutputError, match="too long"):
-        write_gguf(single, tmp_path / ("x" * 300), overwrite=True)
+        write_plan(single, tmp_path / ("x" * 300), overwrite=True)
 
 
 def test_an_input_is_not_replaced(tmp_path: Path) -> None:
@@ -248,7 +246,7 @@ def test_shards_are_published_all_or_none(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(commit, "put", fail_at_the_second)
     with pytest.raises(OutputError, match="cannot be written"):
-        write_gguf(planned.plan, planned.outfile)
+        write_plan(planned, planned.outfile)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
@@ -262,7 +260,7 @@ def test_files_are_flushed_before_they_appear(tmp_path: Path, monkeypatch: pytes
         flush(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    write_gguf(planned.plan, planned.outfile)
+    write_plan(planned, planned.outfile)
     assert flushed == [False, True]  # the file, then the directory with its name
 
 
@@ -271,7 +269,7 @@ def test_too_little_space_is_said_before_the_work(tmp_path: Path, monkeypatch: p
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OutputError, match="1,000 bytes free"):
-        write_gguf(planned.plan, planned.outfile)
+        write_plan(planned, planned.outfile)
 
 
 def test_directories_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,10 +279,10 @@ def test_directories_without_hard_links(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    (file,) = write_gguf(planned.plan, planned.outfile)
+    (file,) = write_plan(planned, planned.outfile)
     assert open_checkpoint(file).tensors
     with pytest.raises(OutputError, match="exists already"):
-        write_gguf(planned.plan, planned.outfile)
+        write_plan(planned, planned.outfile)
 
 
 def test_tied_head_that_is_no_copy(tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from bamba_quant.codecs import SafetensorsCodec, codecs
 from bamba_quant.errors import BambaQuantError, CheckpointError, OutputError
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers import journal, quantized
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.writers import journal, stream, write_plan
 from bamba_quant.writers.resumable import partial_of
 from tests.planning.test_quantize import WIDE
 from tests.support.models import random_bamba, save_checkpoint
@@ -37,7 +36,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def write(model: Path, directory: Path, scheme: str = "fp8-dynamic", **options: Any) -> dict[str, bytes]:
     writing = {k: options.pop(k) for k in ("threads", "resume", "overwrite", "progress") if k in options}
-    write_quantized(plan_quantization(model, scheme, **options), directory, **writing)
+    write_plan(plan_quantization(model, scheme, **options), directory, **writing)
     return contents(directory)
 
 
@@ -64,7 +63,7 @@ def test_bytes_do_not_depend_on_threads_or_chunks(
 ) -> None:
     expected = write(model, tmp_path / "whole", scheme)
     for threads, chunk in ((1, 512), (3, 100_000), (7, 1 << 22)):
-        monkeypatch.setattr(quantized, "CHUNK_BYTES", chunk)
+        monkeypatch.setattr(stream, "CHUNK_BYTES", chunk)
         assert write(model, tmp_path / f"{threads}", scheme, threads=threads) == expected
 
 
@@ -72,7 +71,7 @@ def test_bytes_do_not_depend_on_threads_or_chunks(
 def test_an_interrupted_run_goes_on(
     scheme: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantized, "CHUNK_BYTES", 1 << 15)
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 1 << 15)
     expected = write(model, tmp_path / "whole", scheme)
     threads = threading.active_count()
     reads: list[int] = []
@@ -88,7 +87,7 @@ def test_an_interrupted_run_goes_on(
     plan = plan_quantization(model, scheme)
     again: list[tuple[int, int]] = []
     monkeypatch.setattr(journal.Journal, "add", lambda self, chunk: again.append(chunk))
-    write_quantized(plan, tmp_path / "out", resume=True, progress=reads.append)
+    write_plan(plan, tmp_path / "out", resume=True, progress=reads.append)
     assert contents(tmp_path / "out") == expected
     assert done.isdisjoint(again)
     assert sum(reads) == plan.work_bytes
@@ -100,8 +99,8 @@ KILLED = """
 import os, sys, time
 from pathlib import Path
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers import journal, quantized
-quantized.CHUNK_BYTES, journal.SECONDS = 1 << 14, 0.0
+from bamba_quant.writers import journal, stream, write_plan
+stream.CHUNK_BYTES, journal.SECONDS = 1 << 14, 0.0
 told = 0
 def progress(n_bytes):
     global told
@@ -111,7 +110,7 @@ def progress(n_bytes):
         while len((Path(sys.argv[2] + ".partial") / journal.NAME).read_text().splitlines()) < 3:
             time.sleep(0.01)
         os._exit(9)
-quantized.write_quantized(plan_quantization(sys.argv[1], "fp8-tensor"), Path(sys.argv[2]), threads=1, progress=progress)
+write_plan(plan_quantization(sys.argv[1], "fp8-tensor"), Path(sys.argv[2]), threads=1, progress=progress)
 """
 
 
@@ -121,7 +120,7 @@ def test_a_killed_run_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.M
     partial = partial_of(tmp_path / "out")
     listed = (partial / journal.NAME).read_bytes()
     (partial / journal.NAME).write_bytes(listed + b"[[0,")  # and the last line torn
-    monkeypatch.setattr(quantized, "CHUNK_BYTES", 1 << 14)
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 1 << 14)
     assert write(model, tmp_path / "out", "fp8-tensor", resume=True) == write(
         model, tmp_path / "x", "fp8-tensor"
     )
@@ -138,7 +137,7 @@ def test_another_plan_or_input_does_not_go_on(tmp_path: Path) -> None:
     interrupted(model, out)
     before = contents(partial_of(out))
     for options, said in (
-        ({"scheme": "fp8-block"}, "another scheme"),
+        ({"scheme": "fp8-block"}, "another type"),
         ({"method": "absmax"}, "another method"),
         ({"keep": ["ssm_in"]}, "layout"),
         ({"max_shard_bytes": 200_000}, "layout"),
@@ -155,7 +154,7 @@ def test_another_plan_or_input_does_not_go_on(tmp_path: Path) -> None:
 
 
 def test_work_that_was_damaged(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "CHUNK_BYTES", 1 << 15)
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 1 << 15)
     interrupted(model, tmp_path / "out")
     os.truncate(partial_of(tmp_path / "out") / "model.safetensors", 100)
     with pytest.raises(OutputError, match="damaged"):

@@ -13,7 +13,7 @@ import pytest
 from bamba_quant.calibration import read_imatrix
 from bamba_quant.errors import OutputError
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers import directory, journal, quantized, resumable
+from bamba_quant.writers import directory, journal, resumable, stream
 from bamba_quant.writers.resumable import partial_of
 from tests.recipes.test_llama_quantize import random_imatrix
 from tests.support.conversion import to_gguf
@@ -24,7 +24,7 @@ from tests.writers.test_quantized import contents, interrupted, write
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(quantized, "CHUNK_BYTES", 1 << 14)
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 1 << 14)
     return save_checkpoint(random_bamba(), tmp_path / "m")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import pytest
 
+from bamba_quant.calibration.tuned_writer import write_tuned_directory, write_tuned_gguf
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, OutputError
@@ -17,10 +18,8 @@ from bamba_quant.metadata.tune_record import Tuned, read_record
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.inspection import inspect_path
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.writers import write_gguf
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.writers import write_plan
 from bamba_quant.writers.resumable import partial_of
-from bamba_quant.writers.tuned import write_tuned_gguf, write_tuned_quantized
 from tests.planning.test_quantize import WIDE
 from tests.support import directories
 from tests.support.conversion import assert_same_tensors
@@ -39,14 +38,14 @@ def tuned_gguf(target: Path, tune: Any, split: int | None = None, **options: Any
     planned = plan_conversion(
         embedded_model(), outtype="q4_k_m", outfile=target, vocab=False, split_max_bytes=split
     )
-    return write_tuned_gguf(planned.plan, planned.outfile, tune, **options)[0]
+    return write_tuned_gguf(planned, planned.outfile, tune, **options)[0]
 
 
 def plain_gguf(target: Path, split: int | None = None) -> tuple[Path, ...]:
     planned = plan_conversion(
         embedded_model(), outtype="q4_k_m", outfile=target, vocab=False, split_max_bytes=split
     )
-    return write_gguf(planned.plan, planned.outfile)
+    return write_plan(planned, planned.outfile)
 
 
 def test_a_tuned_gguf_holds_the_tuned_tensors_and_its_record(tmp_path: Path) -> None:
@@ -71,12 +70,12 @@ def test_files_say_what_they_are(tmp_path: Path) -> None:
     named = {}
     for outtype in ("q4_k_m", "q4_k_m_h"):
         planned = plan_conversion(embedded_model(), outtype=outtype, outfile=tmp_path / f"{outtype}.gguf")
-        write_tuned_gguf(planned.plan, planned.outfile, StandIn(WORSE if outtype == "q4_k_m" else RECORD))
+        write_tuned_gguf(planned, planned.outfile, StandIn(WORSE if outtype == "q4_k_m" else RECORD))
         (opened,) = open_models(None, [planned.outfile])
         named[outtype] = describe(opened).variant
     assert named == {"q4_k_m": "q4_k_m", "q4_k_m_h": "q4_k_m_h tuned"}
     again = plan_conversion(planned.outfile, outtype="q3_k_m", allow_requantize=True)
-    assert {key for key in again.plan.metadata if key.startswith("bamba_quant")} == {"bamba_quant.version"}
+    assert {key for key in again.metadata if key.startswith("bamba_quant")} == {"bamba_quant.version"}
 
 
 def test_shards_are_those_of_the_single_file(tmp_path: Path) -> None:
@@ -123,7 +122,7 @@ def test_outputs_are_checked_before_anything_is_tuned(tmp_path: Path) -> None:
 
 def tuned_directory(model: Path, place: Path, tune: Any, scheme: str = SCHEMES[0], **options: Any) -> Any:
     plan = plan_quantization(model, scheme)
-    return write_tuned_quantized(plan, place, tune, begun={"seed": 3}, **options)
+    return write_tuned_directory(plan, place, tune, begun={"seed": 3}, **options)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -132,7 +131,7 @@ def test_a_tuned_directory_holds_the_tuned_tensors_and_its_record(
 ) -> None:
     tune = StandIn()
     tuned_directory(model, tmp_path / "tuned", tune, scheme)
-    write_quantized(plan_quantization(model, scheme), tmp_path / "plain")
+    write_plan(plan_quantization(model, scheme), tmp_path / "plain")
     assert names_left(tmp_path) == ["plain", "tuned"]
     assert names_left(tmp_path / "tuned") == names_left(tmp_path / "plain")
     found, before = (directories.tensors(tmp_path / name) for name in ("tuned", "plain"))
@@ -152,7 +151,7 @@ def test_a_tuned_directory_holds_the_tuned_tensors_and_its_record(
 
 def test_a_directory_that_is_not_better_is_written_as_without_tuning(model: Path, tmp_path: Path) -> None:
     tuned_directory(model, tmp_path / "tuned", StandIn(WORSE))
-    write_quantized(plan_quantization(model, SCHEMES[0]), tmp_path / "plain")
+    write_plan(plan_quantization(model, SCHEMES[0]), tmp_path / "plain")
     for file in (tmp_path / "plain").iterdir():
         assert (tmp_path / "tuned" / file.name).read_bytes() == file.read_bytes()
 
@@ -166,7 +165,7 @@ def test_an_interrupted_tuning_of_a_directory_goes_on(model: Path, tmp_path: Pat
         tuned_directory(model, target, interrupt)
     assert names_left(tmp_path) == [partial_of(target).name]
     with pytest.raises(OutputError, match="another tuning"):
-        write_tuned_quantized(
+        write_tuned_directory(
             plan_quantization(model, SCHEMES[0]), target, StandIn(), begun={"seed": 4}, resume=True
         )
     tune = StandIn()
@@ -181,11 +180,11 @@ def test_an_interrupted_tuning_of_a_directory_goes_on(model: Path, tmp_path: Pat
 def test_a_directory_that_was_half_changed_is_begun_anew(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bamba_quant.writers import tuned
+    from bamba_quant.calibration import tuned_writer
 
     target, tune = tmp_path / "out", StandIn()
     with monkeypatch.context() as patched:
-        patched.setattr(tuned, "with_key", lambda *arguments: 1 / 0 if tune.given else None)
+        patched.setattr(tuned_writer, "with_key", lambda *arguments: 1 / 0 if tune.given else None)
         patched.setattr(
             "bamba_quant.writers.resumable._discard", lambda partial, journal: None
         )  # as if it were killed

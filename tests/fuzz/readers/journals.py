@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+from bamba_quant.writers import write_plan
 from bamba_quant.writers.journal import NAME
-from bamba_quant.writers.quantized import write_quantized
 from bamba_reference.errors import BambaQuantError
 from tests.fuzz.mutations.blind import blind, odd_entry
 from tests.fuzz.mutations.json_text import json_text
@@ -40,7 +40,7 @@ def _resumed(scheme: str, case: Case) -> None:
     honest = True if case.valid else _damage(case.random, left_over)
     before = listing(path)
     try:
-        write_quantized(quantized.planned(path, scheme), path / "out", threads=1, resume=True)
+        write_plan(quantized.planned(path, scheme), path / "out", threads=1, resume=True)
     except BambaQuantError:
         _check_left(path, before)
         raise
@@ -65,7 +65,7 @@ def _interrupt(path: Path, scheme: str, chunks: int) -> None:
             raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):
-        write_quantized(quantized.planned(path, scheme), path / "out", threads=1, progress=count)
+        write_plan(quantized.planned(path, scheme), path / "out", threads=1, progress=count)
 
 
 def _damage(random: Random, directory: Path) -> bool:

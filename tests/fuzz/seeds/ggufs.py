@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from bamba_quant.planning.convert import plan_conversion
-from bamba_quant.writers import write_gguf
+from bamba_quant.planning.gguf_layout import with_key_values
+from bamba_quant.writers import write_plan
 from tests.fuzz.mutations.gguf_file import ARRAY, STRING, Gguf, Info, Items, packed, parsed
 from tests.fuzz.seeds import models, tokenizers
 from tests.fuzz.tree import Tree, write_tree
@@ -48,10 +49,10 @@ def _written(tree: Tree, outtype: str, split: int | None) -> Tree:
             split_max_bytes=split,
             model_name="Mill",
         )
-        plan = conversion.plan
+        plan = conversion
         if outtype == "q4_k_m":
-            plan = replace(plan, metadata={**plan.metadata, **RECORD.key_values()})
-        written = write_gguf(plan, conversion.outfile, threads=1, compiled=False)
+            plan = with_key_values(plan, {**plan.metadata, **RECORD.key_values()})
+        written = write_plan(plan, conversion.outfile, threads=1, compiled=False)
         return {file.name: file.read_bytes() for file in written}
 
 

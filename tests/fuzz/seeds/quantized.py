@@ -9,8 +9,9 @@ from pathlib import Path
 from random import Random
 
 from bamba_quant.codecs import SafetensorsCodec, codec_named
-from bamba_quant.planning.quantize import Quantization, plan_quantization
-from bamba_quant.writers.quantized import write_quantized
+from bamba_quant.planning.plan import Plan
+from bamba_quant.planning.quantize import plan_quantization
+from bamba_quant.writers import write_plan
 from tests.fuzz.mutations.json_text import changed, dumped, json_text
 from tests.fuzz.mutations.values import Pairs
 from tests.fuzz.seeds import models
@@ -68,11 +69,11 @@ def written(scheme: str) -> Tree:
         place = Path(made)
         (place / "in").mkdir()
         write_tree(wide(), place / "in")
-        write_quantized(planned(place, scheme), place / "out", threads=1)
+        write_plan(planned(place, scheme), place / "out", threads=1)
         return read_tree(place / "out")
 
 
-def planned(place: Path, scheme: str) -> Quantization:
+def planned(place: Path, scheme: str) -> Plan:
     """The plan of a run that reads and writes below ``place``."""
     return plan_quantization(place / "in", scheme, max_shard_bytes=100_000)
 

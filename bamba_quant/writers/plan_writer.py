@@ -1,0 +1,285 @@
+"""Executes any plan: streams its rows through every core into files that appear whole or not at all.
+
+The bytes depend neither on the number of threads, nor on the size of a chunk, nor on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from bamba_quant import __version__
+from bamba_quant.checkpoint import RawReader
+from bamba_quant.checkpoint.gguf_file import insert_fingerprint
+from bamba_quant.codecs.base import Encode, Shared
+from bamba_quant.errors import OutputError, PlanError
+from bamba_quant.planning.plan import Plan
+from bamba_quant.writers import stream
+from bamba_quant.writers.atomic import atomic_files
+from bamba_quant.writers.checksum import Checksum
+from bamba_quant.writers.directory import reserve
+from bamba_quant.writers.journal import Journal
+from bamba_quant.writers.matrices import Measurement, encode
+from bamba_quant.writers.names import flush_directory
+from bamba_quant.writers.resumable import finished, resumable_directory
+from bamba_quant.writers.stream import (
+    OutputFile,
+    Streams,
+    check_equal,
+    chunks,
+    input_bytes,
+    quantizers,
+    write_at,
+)
+from bamba_quant.writers.tasks import Progress, Task, default_threads, run_tasks
+
+# Called with the directory that is being written, the descriptors of its files by name, and its journal.
+Finish = Callable[[Path, Mapping[str, int], Journal], None]
+Chunk = tuple[int, int, int]  # number of the row in the plan, first row, row after the last
+
+
+def write_plan(
+    plan: Plan,
+    output: Path,
+    *,
+    threads: int | None = None,
+    compiled: bool = True,
+    overwrite: bool = False,
+    replace_input: bool = False,
+    resume: bool = False,
+    inputs: Collection[Path] = (),
+    progress: Progress = lambda n_bytes: None,
+    finish: Finish | None = None,
+    finished_by: Mapping[str, Any] | None = None,
+) -> tuple[Path, ...]:
+    """Write ``plan`` to the file or directory ``output``; return the files, weights first.
+
+    With ``compiled=False`` numpy quantizes GGUF types, which is slower and gives the same bytes. ``replace_input``
+    allows ``overwrite`` to replace a file that the plan reads; ``inputs`` are other files that must stay.
+    ``progress`` is called with input bytes as they are processed.
+
+    A directory that is interrupted leaves what ``resume`` needs beside ``output``: with it a run continues where an
+    interrupted one of the same plan stopped, if there was one. ``finish`` may change a directory's files before it
+    appears, in ways that ``finished_by`` describes for ``resume``.
+
+    Raises ``OutputError`` for the output's sake, ``CheckpointError`` and ``FormatError`` for a weight's; then nothing
+    has appeared.
+    """
+    if plan.config_only:
+        raise PlanError("there are no weights to write", where=plan.checkpoint.path)
+    paths = plan.paths(output)
+    running: dict[str, Any] = {"threads": threads, "compiled": compiled, "progress": progress}
+    if plan.container == "gguf":
+        kept = {*inputs, *(() if replace_input else plan.inputs)}
+        with atomic_files(list(paths.items()), overwrite=overwrite, inputs=kept) as descriptors:
+            fill(plan, descriptors, **running)
+        return tuple(paths)
+    begun = {**fingerprint(plan), **(finished_by or {})}
+    if resume and finished(output, begun, plan.inputs):
+        progress(plan.work_bytes)
+        return tuple(paths)
+    with (
+        resumable_directory(
+            output,
+            begun,
+            inputs={*inputs, *plan.inputs},
+            overwrite=overwrite,
+            resume=resume,
+            n_bytes=sum(paths.values()),
+        ) as (place, journal),
+        ExitStack() as opened,
+    ):
+        descriptors = _open_files(plan, place, bool(journal.done), opened)
+        with journal.listing(partial(_flush, descriptors)):
+            fill(plan, descriptors, journal=journal, **running)
+        if finish is not None:
+            finish(place, dict(zip(plan.sizes, descriptors, strict=True)), journal)
+        _flush(descriptors)  # small files, too, and where nothing was left to list
+    return tuple(paths)
+
+
+def fill(
+    plan: Plan,
+    descriptors: Sequence[int],
+    *,
+    threads: int | None = None,
+    compiled: bool = True,
+    journal: Journal | None = None,
+    progress: Progress = lambda n_bytes: None,
+) -> None:
+    """Write the files of ``plan``, weights first, to open ``descriptors``; arguments and errors as above.
+
+    Chunks that ``journal`` lists are not written again.
+    """
+    is_set = plan.container == "gguf" and len(plan.shards) > 1
+    files = [
+        OutputFile(descriptor, len(shard.header), Checksum(shard.n_bytes) if is_set else None)
+        for shard, descriptor in zip(plan.shards, descriptors, strict=False)
+    ]
+    with RawReader() as reader:
+        for skipped in plan.skipped:
+            check_equal(skipped, reader)
+        for file in plan.inputs:
+            reader.open(file)
+        _Run(
+            plan, Streams(reader, files), journal, compiled, threads or default_threads(), progress
+        ).execute()
+    headers = _marked(plan, files) if is_set else [shard.header for shard in plan.shards]
+    for descriptor, content in zip(descriptors, [*headers, *plan.files.values()], strict=True):
+        write_at(descriptor, 0, content)
+
+
+def fingerprint(plan: Plan) -> dict[str, Any]:
+    """What an interrupted run must have in common with the one that continues it, by names that users know."""
+    layout, weights = hashlib.sha256(), hashlib.sha256()
+    for shard in plan.shards:
+        layout.update(shard.header)
+    small = hashlib.sha256(repr(sorted(plan.files.items())).encode())
+    for row in plan.rows:
+        weights.update(b"" if row.importance is None else row.importance.tobytes())
+    inputs = {str(file.resolve()): [file.stat().st_size, file.stat().st_mtime_ns] for file in plan.inputs}
+    return {
+        "version": __version__,
+        "type": plan.recipe,
+        "method": plan.method,
+        "layout": layout.hexdigest(),
+        "configuration or card": small.hexdigest(),
+        "importance matrix": weights.hexdigest(),
+        "chunk size": stream.CHUNK_BYTES,
+        "input": inputs,
+    }
+
+
+def _marked(plan: Plan, files: Sequence[OutputFile]) -> list[bytes]:
+    """The shards' headers with the mark of their set, a digest of all headers and weights.
+
+    It depends on nothing else, so the same conversion gives the same bytes anywhere, and shards with the same mark
+    are interchangeable.
+    """
+    digest = hashlib.sha256()
+    for shard, file in zip(plan.shards, files, strict=True):
+        digest.update(shard.header)
+        assert file.checksum is not None
+        digest.update(file.checksum.value.to_bytes(4, "little"))
+    return [insert_fingerprint(shard.header, digest.hexdigest()) for shard in plan.shards]
+
+
+def _flush(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.fsync(descriptor)
+
+
+def _open_files(plan: Plan, place: Path, resuming: bool, opened: ExitStack) -> list[int]:
+    """Descriptors of the directory's files; new ones have their blocks reserved unless the run is ``resuming``."""
+    descriptors: list[int] = []
+    for file, n_bytes in plan.paths(place).items():
+        file.parent.mkdir(exist_ok=True)
+        if resuming and (not file.is_file() or file.stat().st_size != n_bytes):
+            raise OutputError(
+                "the work of an interrupted run is damaged, and was removed",
+                where=file,
+                found=f"{file.stat().st_size} bytes" if file.exists() else "no such file",
+                expected=f"{n_bytes} bytes",
+                fix="begin anew",
+            )
+        descriptor = os.open(file, os.O_RDWR) if resuming else reserve(file, n_bytes)
+        opened.callback(os.close, descriptor)
+        descriptors.append(descriptor)
+    for directory in {file.parent for file in plan.paths(place)}:
+        flush_directory(directory)  # a chunk that the journal lists must not lack its file
+    return descriptors
+
+
+@dataclass
+class _Run:
+    """One execution. The journal counts rows in the plan's order."""
+
+    plan: Plan
+    streams: Streams
+    journal: Journal | None
+    compiled: bool
+    threads: int
+    progress: Progress
+
+    def execute(self) -> None:
+        rows = self.plan.rows
+        units: dict[str, list[int]] = {}
+        for number, row in enumerate(rows):
+            if row.method is not None:
+                units.setdefault(row.unit, []).append(number)
+        before: Iterator[Task] = iter(())
+        for unit in units.values():
+            method = rows[unit[0]].method
+            assert method is not None
+            encode_rows = method.compiled() if method.compiled else method.encode
+            if method.measure is None:
+                before = chain(before, self._encodings(unit, encode_rows, None))
+                continue
+            if not any(True for _ in self._chunks(unit)):
+                self.progress(2 * sum(rows[number].source.n_bytes for number in unit))
+                continue
+            measured = Measurement(method)
+            # A unit is measured while the one before it is encoded.
+            run_tasks(chain(before, self._measurements(unit, measured)), self.threads, self.progress)
+            before = self._encodings(unit, encode_rows, measured.shared())
+        run_tasks(chain(before, self._conversions()), self.threads, self.progress)
+
+    def _chunks(self, numbers: Sequence[int], told: Progress = lambda n_bytes: None) -> Iterator[Chunk]:
+        """The chunks of rows that the journal does not list; ``told`` is called with the bytes of the others."""
+        done = self.journal.done if self.journal is not None else frozenset()
+        for number in numbers:
+            for start, stop in chunks(self.plan.rows[number]):
+                if (number, start) in done:
+                    told(input_bytes(self.plan.rows[number], start, stop))
+                else:
+                    yield number, start, stop
+
+    def _finished(self, chunk: Chunk) -> int:
+        """Add ``chunk`` to the journal; its input bytes."""
+        number, start, stop = chunk
+        if self.journal is not None:
+            self.journal.add((number, start))
+        return input_bytes(self.plan.rows[number], start, stop)
+
+    def _measurements(self, unit: Sequence[int], measured: Measurement) -> Iterator[Task]:
+        method = measured.method
+        measure = method.compiled_measure() if method.compiled_measure else method.measure
+        assert measure is not None
+
+        def task(number: int, start: int, stop: int) -> int:
+            row = self.plan.rows[number]
+            measured.measure(self.streams, row, start, stop, measure)
+            return input_bytes(row, start, stop)
+
+        for number in unit:
+            for start, stop in chunks(self.plan.rows[number]):
+                yield partial(task, number, start, stop)
+
+    def _encodings(self, unit: Sequence[int], encode_rows: Encode, shared: Shared) -> Iterator[Task]:
+        def task(chunk: Chunk) -> int:
+            number, start, stop = chunk
+            encode(self.streams, self.plan.rows[number], start, stop, encode_rows, shared)
+            return self._finished(chunk)
+
+        for chunk in self._chunks(unit, self.progress):
+            yield partial(task, chunk)
+
+    def _conversions(self) -> Iterator[Task]:
+        rows = self.plan.rows
+        by_format = quantizers(self.plan.others, self.plan.refine, self.compiled)
+
+        def task(chunk: Chunk) -> int:
+            number, start, stop = chunk
+            self.streams.convert(rows[number], start, stop, by_format[rows[number].format.name])
+            return self._finished(chunk)
+
+        others = [number for number, row in enumerate(rows) if row.method is None]
+        for chunk in self._chunks(others, self.progress):
+            yield partial(task, chunk)
