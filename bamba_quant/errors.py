@@ -44,7 +44,7 @@ class OutputError(BambaQuantError):
     """An output that exists already, or that cannot be written."""
 
 
-def join_names(names: Sequence[str], most: int = 5) -> str:
-    """The first ``most`` names, and how many more there are."""
+def join_names(names: Sequence[object], most: int = 5) -> str:
+    """The first ``most`` names or numbers, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(str, names[:most])) + more

@@ -18,8 +18,8 @@ from bamba_quant.errors import TokenizerError, repr_short
 from bamba_quant.files.json_file import object_list, optional, read_json, required
 from bamba_quant.files.reading import TOKENIZER_BYTES, lexists
 from bamba_quant.tokenizers.settings import named_special_tokens
+from bamba_quant.tokenizers.vocabulary import LARGEST_ID, two_ids, two_texts
 
-LARGEST_ID = 2**31 - 1  # ids are 32-bit integers in llama.cpp
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 
@@ -168,22 +168,17 @@ class _Collector:
         """Raise ``TokenizerError`` when ``token`` or ``text`` is taken."""
         other, owner = self.owners.get(token, (text, file))
         if other != text:
-            raise _contradiction(
-                "two entries add different tokens under one id" if owner == file
-                else "two files add different tokens under one id", file, owner,
-                f"id {token} is {repr_short(other)} and {repr_short(text)}",
-            )  # fmt: skip
+            entries = "entries" if owner == file else "files"
+            what = f"two {entries} add different tokens under one id"
+            raise two_texts(token, other, text, _both(file, owner), what)
         held = self.tokens.get(text)
         if held is not None and held.token != token:
-            raise _two_ids(text, held.token, token, file, self.owners[held.token][1])
+            raise two_ids(text, held.token, token, _both(file, self.owners[held.token][1]))
         base_id, base_text = self.base.id_of(text), self.base.text_of(token)
         if base_id is not None and base_id != token:
-            raise _two_ids(text, base_id, token, file, self.file)
+            raise two_ids(text, base_id, token, _both(file, self.file))
         if not self.renames and base_text is not None and base_text != text:
-            raise _contradiction(
-                "the tokenizer has two texts under one id", file, self.file,
-                f"id {token} is {repr_short(base_text)} and {repr_short(text)}",
-            )  # fmt: skip
+            raise two_texts(token, base_text, text, _both(file, self.file))
 
     def add(self, one: AddedToken, file: Path) -> None:
         """Add a token, or give one that is there already the flags of a later file, as AutoTokenizer does."""
@@ -248,21 +243,8 @@ class _Collector:
         return None
 
 
-def _contradiction(what: str, file: Path, other: Path, found: str) -> TokenizerError:
-    where = f"{file}" if file == other else f"{other} and {file}"
-    return TokenizerError(
-        what, where=where, found=found, expected="one text for each id and one id for each text",
-        fix="take all files from one version of the tokenizer",
-    )  # fmt: skip
-
-
-def _two_ids(text: str, one: int, other: int, file: Path, owner: Path) -> TokenizerError:
-    return _contradiction(
-        "the tokenizer has one text under two ids",
-        file,
-        owner,
-        f"{repr_short(text)} as {one} and as {other}",
-    )
+def _both(file: Path, other: Path) -> str:
+    return f"{file}" if file == other else f"{other} and {file}"
 
 
 def _with_flags(token: int, text: str, flags: Mapping[str, Any], file: object) -> AddedToken:

@@ -14,7 +14,6 @@ from bamba_quant.errors import CheckpointError, TokenizerError, repr_short
 from bamba_quant.files.json_file import optional, parse_json, required
 from bamba_quant.files.reading import TOKENIZER_BYTES, read_bytes
 from bamba_quant.tokenizers.added_tokens import (
-    LARGEST_ID,
     AddedTokens,
     base_from_vocab,
     llama_cpp_notes,
@@ -29,7 +28,7 @@ from bamba_quant.tokenizers.pretokenizers import (
 )
 from bamba_quant.tokenizers.settings import tokenizer_config
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids
-from bamba_quant.tokenizers.vocabulary import Vocabulary, fill_embedding_rows
+from bamba_quant.tokenizers.vocabulary import LARGEST_ID, Vocabulary, fill_embedding_rows, two_texts
 
 _SPACE = "\u0120"  # how the byte-level alphabet writes a space
 
@@ -181,12 +180,7 @@ def _vocab(file: Path, vocab: dict[str, Any]) -> dict[str, int]:
                 expected=f"an integer from 0 to {LARGEST_ID}",
             )
         if texts.setdefault(token, text) != text:
-            raise TokenizerError(
-                "the tokenizer has two texts under one id",
-                where=file,
-                found=f"id {token} is {repr_short(texts[token])} and {repr_short(text)}",
-                expected="one text for each id",
-            )
+            raise two_texts(token, texts[token], text, file)
     return vocab
 
 

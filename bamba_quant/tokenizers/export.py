@@ -13,8 +13,8 @@ from bamba_quant.checkpoint.gguf_values import GgufValue
 from bamba_quant.errors import TokenizerError
 from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
 from bamba_quant.tokenizers.library_guard import library_errors
-from bamba_quant.tokenizers.pretokenizers import PRETOKENIZERS, PreTokenizer, find_pretokenizer
-from bamba_quant.tokenizers.vocabulary import Vocabulary, is_filler
+from bamba_quant.tokenizers.pretokenizers import PRETOKENIZERS, find_pretokenizer
+from bamba_quant.tokenizers.vocabulary import BPE, UNIGRAM, Vocabulary, is_filler
 
 _FIX = "leave the tokenizer out with --no-vocab, and copy the original's files into the directory"
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
@@ -155,23 +155,6 @@ def _tokenizer_json(path: Path, vocabulary: Vocabulary) -> bytes:
         return f"{tokenizer.to_str(pretty=True)}\n".encode()
 
 
-_UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
-
-
-def _pretokenizer_row(path: Path, vocabulary: Vocabulary, fix: str) -> PreTokenizer:
-    """The table's row for a file's pre-tokenizer. Raises ``TokenizerError`` for one that only llama.cpp knows."""
-    row = find_pretokenizer(vocabulary.pre)
-    if row is None:
-        raise TokenizerError(
-            "the file's pre-tokenizer is known to llama.cpp alone",
-            where=path,
-            found=repr(vocabulary.pre[:80]),
-            expected=", ".join(sorted({row.name for row in PRETOKENIZERS})),
-            fix=fix,
-        )
-    return row
-
-
 def build_bpe_tokenizer(
     path: Path, vocabulary: Vocabulary, fix: str = "give the original's directory as --tokenizer"
 ) -> Any:
@@ -181,7 +164,15 @@ def build_bpe_tokenizer(
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    row = _pretokenizer_row(path, vocabulary, fix)
+    row = find_pretokenizer(vocabulary.pre)
+    if row is None:
+        raise TokenizerError(
+            "the file's pre-tokenizer is known to llama.cpp alone",
+            where=path,
+            found=repr(vocabulary.pre[:80]),
+            expected=", ".join(sorted({row.name for row in PRETOKENIZERS})),
+            fix=fix,
+        )
     build: dict[str, Callable[..., Any]] = {
         "Split": lambda pattern, behaviour: pre_tokenizers.Split(Regex(pattern), behaviour.lower()),
         "Punctuation": lambda behaviour: pre_tokenizers.Punctuation(behaviour.lower()),
@@ -218,7 +209,7 @@ def build_sentencepiece_model(vocabulary: Vocabulary) -> Any:
     for text, score, piece_type in list(zip(tokens, scores, types, strict=True))[:count]:
         model.pieces.add(piece=text, score=score, type=piece_type)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    trainer.model_type = _BPE if vocabulary.model == "llama" else _UNIGRAM
+    trainer.model_type = BPE if vocabulary.model == "llama" else UNIGRAM
     trainer.vocab_size = count
     trainer.byte_fallback = int(TokenType.BYTE) in types
     for name in ("bos", "eos", "unk", "pad"):

@@ -10,8 +10,8 @@ from typing import Any
 
 from bamba_quant.tokenizers.added_tokens import AddedToken
 from bamba_quant.tokenizers.library_guard import check_charsmap
+from bamba_quant.tokenizers.vocabulary import UNIGRAM
 
-_UNIGRAM = 1  # TrainerSpec.ModelType of sentencepiece_model.proto
 _SPACE = "▁"
 
 
@@ -105,7 +105,7 @@ def _decoder(model: Any) -> Any:
     from tokenizers import decoders
 
     prefix = bool(model.normalizer_spec.add_dummy_prefix)
-    if model.trainer_spec.model_type == _UNIGRAM:
+    if model.trainer_spec.model_type == UNIGRAM:
         return decoders.Metaspace(replacement=_SPACE, prepend_scheme="always" if prefix else "never")
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)

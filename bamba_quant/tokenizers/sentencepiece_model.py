@@ -24,9 +24,8 @@ from bamba_quant.tokenizers.added_tokens import (
 from bamba_quant.tokenizers.library_guard import first_line
 from bamba_quant.tokenizers.settings import tokenizer_config
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_id, special_ids
-from bamba_quant.tokenizers.vocabulary import Vocabulary, fill_embedding_rows
+from bamba_quant.tokenizers.vocabulary import BPE, UNIGRAM, Vocabulary, fill_embedding_rows, two_ids
 
-_UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
 _INSIDE = frozenset({int(TokenType.CONTROL), int(TokenType.USER_DEFINED)})  # what is cut out of a text
 # Models of 256,000 pieces have 5 MB. A piece takes two bytes at least, and some 60 once it is parsed.
 _MODEL_BYTES = 16 << 20
@@ -49,7 +48,7 @@ class SentencePieceFiles:
 
     @property
     def unigram(self) -> bool:
-        return bool(self.model.trainer_spec.model_type == _UNIGRAM)
+        return bool(self.model.trainer_spec.model_type == UNIGRAM)
 
     @property
     def add_bos(self) -> bool:
@@ -106,12 +105,7 @@ def read_sentencepiece_files(file: Path) -> SentencePieceFiles:
     base: dict[str, int] = {}
     for token, piece in enumerate(model.pieces):
         if base.setdefault(piece.piece, token) != token:
-            raise TokenizerError(
-                "the tokenizer has one text under two ids",
-                where=file,
-                found=f"{repr_short(piece.piece)} as {base[piece.piece]} and as {token}",
-                expected="each text once",
-            )
+            raise two_ids(piece.piece, base[piece.piece], token, file)
     added = read_added_tokens(file.parent, settings, base_from_vocab(base), file, renames=True)
     # transformers cuts the model's own control and user-defined pieces out of a text, too.
     listed = {one.text for one in added.tokens}
@@ -132,7 +126,7 @@ def read_sentencepiece_files(file: Path) -> SentencePieceFiles:
     if prefix is not None:
         model.normalizer_spec.add_dummy_prefix = prefix
     once = (
-        model.trainer_spec.model_type != _UNIGRAM
+        model.trainer_spec.model_type != UNIGRAM
         and bool(model.normalizer_spec.add_dummy_prefix)
         and not _flag(settings, "legacy", file)
     )
@@ -225,23 +219,15 @@ def _parsed(file: Path) -> Any:
     try:
         model.ParseFromString(raw)
     except DecodeError as error:
-        raise TokenizerError(
-            "a tokenizer.model is damaged: the tokenizer cannot be run",
-            where=file,
-            found=first_line(str(error)),
-            expected="a SentencePiece model",
-        ) from error
+        raise _damaged(file, first_line(str(error))) from error
     # A piece that is not UTF-8 comes as bytes.
     sound = (
         isinstance(each.piece, str) and each.piece and math.isfinite(each.score) for each in model.pieces
     )
-    if not model.pieces or not all(sound):
-        raise TokenizerError(
-            "a tokenizer.model is damaged: the tokenizer cannot be run",
-            where=file,
-            found="a piece without text or with a score that is not finite" if model.pieces else "no pieces",
-            expected="a SentencePiece model",
-        )
+    if not model.pieces:
+        raise _damaged(file, "no pieces")
+    if not all(sound):
+        raise _damaged(file, "a piece without text or with a score that is not finite")
     for kind in ("bos", "eos", "unk", "pad"):
         token = getattr(model.trainer_spec, f"{kind}_id")
         if token >= len(model.pieces):
@@ -254,43 +240,51 @@ def _parsed(file: Path) -> Any:
     return model
 
 
+def _damaged(file: Path, found: str) -> TokenizerError:
+    return TokenizerError(
+        "a tokenizer.model is damaged: the tokenizer cannot be run",
+        where=file,
+        found=found,
+        expected="a SentencePiece model",
+    )
+
+
 def _check(file: Path, model: Any) -> None:
+    """Raise ``TokenizerError`` for the first setting of the model that llama.cpp does not follow."""
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    if trainer.model_type not in (_UNIGRAM, _BPE):
-        raise TokenizerError(
+    unigram, bpe = trainer.model_type == UNIGRAM, trainer.model_type == BPE
+    for wrong, what, found, expected in (
+        (
+            not (unigram or bpe),
             "llama.cpp has no tokenizer for this kind of SentencePiece model",
-            where=file,
-            found=f"model_type {trainer.model_type}",
-            expected="BPE or unigram",
-        )
-    if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
-        raise TokenizerError(
+            f"model_type {trainer.model_type}",
+            "BPE or unigram",
+        ),
+        (
+            trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces,
             "the SentencePiece model treats white space as llama.cpp cannot",
-            where=file,
-            found="treat_whitespace_as_suffix or no escape_whitespaces",
-            expected="spaces written as a leading ▁",
-        )
-    if trainer.model_type == _UNIGRAM:
-        if trainer.byte_fallback:
-            raise TokenizerError(
-                "llama.cpp's unigram tokenizer has no byte fallback",
-                where=file,
-                found="a unigram model with byte_fallback",
-                expected="BPE with, or unigram without",
-            )
-        return
-    if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
-        raise TokenizerError(
+            "treat_whitespace_as_suffix or no escape_whitespaces",
+            "spaces written as a leading ▁",
+        ),
+        (
+            unigram and trainer.byte_fallback,
+            "llama.cpp's unigram tokenizer has no byte fallback",
+            "a unigram model with byte_fallback",
+            "BPE with, or unigram without",
+        ),
+        (
+            bpe and (normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces),
             "the SentencePiece model normalizes text and llama.cpp's BPE tokenizer does not",
-            where=file,
-            found=f"normalizer {repr_short(normalizer.name)}, remove_extra_whitespaces = "
+            f"normalizer {repr_short(normalizer.name)}, remove_extra_whitespaces = "
             f"{normalizer.remove_extra_whitespaces}",
-            expected="normalizer 'identity' without remove_extra_whitespaces",
-        )
-    if not trainer.byte_fallback:
-        raise TokenizerError(
-            "the SentencePiece model has no byte pieces, without which llama.cpp stops at the "
-            "first unknown character",
-            where=file,
-            expected="a model trained with byte_fallback",
-        )
+            "normalizer 'identity' without remove_extra_whitespaces",
+        ),
+        (
+            bpe and not trainer.byte_fallback,
+            "the SentencePiece model has no byte pieces, without which llama.cpp stops at the first unknown character",
+            None,
+            "a model trained with byte_fallback",
+        ),
+    ):
+        if wrong:
+            raise TokenizerError(what, where=file, found=found, expected=expected)

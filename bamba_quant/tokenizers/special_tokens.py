@@ -10,11 +10,10 @@ from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.errors import TokenizerError, join_names, repr_short
 from bamba_quant.files.json_file import object_list, read_json, required
 from bamba_quant.files.reading import check_link, lexists, read_text
-from bamba_quant.tokenizers.added_tokens import LARGEST_ID
 from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
 from bamba_quant.tokenizers.llama_rules import END_OF_GENERATION_TEXTS, end_of_generation_tokens
 from bamba_quant.tokenizers.settings import special_token_text
-from bamba_quant.tokenizers.vocabulary import Vocabulary
+from bamba_quant.tokenizers.vocabulary import LARGEST_ID, Vocabulary
 
 _STOPS = ("eos", "eot", "eom")  # where llama.cpp looks for tokens that end a text
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
@@ -47,7 +46,7 @@ def special_ids(
             outside = [token for token in given if token >= vocab_size]
             if outside:
                 notes.append(
-                    f"{name} says {kind}_token_id = {_several(outside)}, which no row of the embedding has; it was "
+                    f"{name} says {kind}_token_id = {join_names(outside)}, which no row of the embedding has; it was "
                     "left out"
                 )
             if kind != "eos" and tokens:
@@ -93,11 +92,12 @@ def _assign_stop_kinds(
     lost = [token for token in wanted if token not in placed | by_text]
     if lost:
         yield (
-            f"{source} stops at token {_several(lost)} too; GGUF has room for three such tokens, so llama.cpp will not"
+            f"{source} stops at token {join_names(lost)} too; GGUF has room for three such tokens, so llama.cpp "
+            "will not"
         )
     more = sorted((placed | by_text) - set(stops))
     if more:
-        several = f"token {_several(more)}, which the tokenizer or its text says"
+        several = f"token {join_names(more)}, which the tokenizer or its text says"
         yield (
             f"llama.cpp also stops at {several}; {source} does not"
             if source
@@ -105,10 +105,6 @@ def _assign_stop_kinds(
         )
     if "eos" not in ids:
         yield "nothing in the directory says where a text ends"
-
-
-def _several(tokens: list[int]) -> str:
-    return join_names([str(token) for token in tokens])
 
 
 def chat_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:

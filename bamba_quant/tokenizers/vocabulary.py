@@ -38,6 +38,8 @@ FLAG_KEYS = {
 # True where a SentencePiece vocabulary puts its leading space before a whole text alone, as transformers does. GGUF
 # has no key for it, and llama.cpp puts it behind every added token, too.
 SPACE_PREFIX_ONCE_KEY = "bamba_quant.tokenizer.space_prefix_once"
+LARGEST_ID = 2**31 - 1  # ids are 32-bit integers in llama.cpp
+UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
 _MOST_ROWS = 2**21  # no model has more tokens; a damaged number would make billions of names for unused rows
 
 
@@ -166,13 +168,7 @@ def fill_embedding_rows(
     for token, (text, _) in known.items():
         other = ids.setdefault(text, token)
         if other != token:
-            raise TokenizerError(
-                "the tokenizer has one text under two ids",
-                where=where,
-                found=f"{repr_short(text)} as {other} and as {token}",
-                expected="each text once",
-                fix="correct the added tokens",
-            )
+            raise two_ids(text, other, token, where)
     filled = [known.get(token) or (_unused(token, ids), int(TokenType.UNUSED)) for token in range(vocab_size)]
     return tuple(text for text, _ in filled), tuple(kind for _, kind in filled)
 
@@ -188,3 +184,26 @@ def _unused(token: int, taken: Mapping[str, int]) -> str:
 def is_filler(token: int, text: str, kind: int) -> bool:
     """Whether an entry stands for a row of the embedding that has no token (``fill_embedding_rows``)."""
     return kind == TokenType.UNUSED and text == f"[PAD{token}]"
+
+
+def two_ids(text: str, one: int, other: int, where: object) -> TokenizerError:
+    """The error for one text under two ids."""
+    found = f"{repr_short(text)} as {one} and as {other}"
+    return _contradiction("the tokenizer has one text under two ids", found, where)
+
+
+def two_texts(
+    token: int, one: str, other: str, where: object, what: str = "the tokenizer has two texts under one id"
+) -> TokenizerError:
+    """The error for two texts under one id."""
+    return _contradiction(what, f"id {token} is {repr_short(one)} and {repr_short(other)}", where)
+
+
+def _contradiction(what: str, found: str, where: object) -> TokenizerError:
+    return TokenizerError(
+        what,
+        where=where,
+        found=found,
+        expected="one text for each id and one id for each text",
+        fix="take all files from one version of the tokenizer",
+    )

@@ -59,7 +59,7 @@ def whole_file(tmp_path: Path, vocab_size: int) -> Path:
 
 
 def test_bos_and_eos_around_a_text(tmp_path: Path) -> None:
-    test_pretokenizers.train(test_pretokenizers.TABLE[0], tmp_path / "m")
+    test_pretokenizers.train(test_pretokenizers.PRETOKENIZERS[0], tmp_path / "m")
     file = tmp_path / "m" / "tokenizer.json"
     changed = json.loads(file.read_text())
     changed["post_processor"]["single"].append({"SpecialToken": {"id": "<|end_of_text|>", "type_id": 0}})
@@ -125,7 +125,7 @@ def test_added_tokens(tmp_path: Path) -> None:
 
 
 def test_several_tokens_to_stop_at(tmp_path: Path) -> None:
-    test_pretokenizers.train(test_pretokenizers.TABLE[0], tmp_path / "m")
+    test_pretokenizers.train(test_pretokenizers.PRETOKENIZERS[0], tmp_path / "m")
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5, 6]}))
     back = exported(whole_file(tmp_path, 4010), tmp_path / "back")
     assert json.loads((back / "generation_config.json").read_text()) == {
