@@ -24,7 +24,7 @@ every_writable = pytest.mark.parametrize("codec", WRITABLE, ids=lambda f: f.name
 
 def test_the_formats_of_llama_quantize_are_writable() -> None:
     names = "f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs tq1_0 tq2_0 mxfp4"
-    assert {codec.name for codec in WRITABLE} == set(names.split())
+    assert {codec.name for codec in WRITABLE} >= set(names.split())
 
 
 @every_format

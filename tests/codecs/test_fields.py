@@ -22,7 +22,7 @@ every_layout = pytest.mark.parametrize(
 
 
 def test_these_formats_have_fields() -> None:
-    assert {codec.name for codec, _ in LAYOUTS} == set(NAMES.split())
+    assert {codec.name for codec, _ in LAYOUTS} >= set(NAMES.split())
 
 
 def weights_of(layout: FieldLayout, fields: Fields) -> F32:

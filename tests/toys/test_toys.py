@@ -1,0 +1,75 @@
+"""Adding a codec, a recipe or a family touches one place, and the tests of the registry run over it by themselves.
+
+Each is added to a tree of links to the package, in which the tests run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TOYS = Path(__file__).parent
+_RUN = "import sys, pytest; sys.path.insert(0, sys.argv[1]); import bamba_quant; sys.exit(pytest.main(sys.argv[2:]))"
+
+
+def package_with(addition: Path, parent: str, directory: Path) -> Path:
+    """``directory`` with ``bamba_quant`` as links to the real one, and a copy of ``addition`` in its ``parent``."""
+    real, linked = ROOT / "bamba_quant", directory / "bamba_quant"
+    while True:
+        linked.mkdir(parents=True)
+        head, _, parent = parent.partition("/")
+        for entry in real.iterdir():
+            if entry.name not in (head, "__pycache__"):
+                (linked / entry.name).symlink_to(entry)
+        if not head:
+            break
+        real, linked = real / head, linked / head
+    if addition.is_dir():
+        shutil.copytree(addition, linked / addition.name, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy(addition, linked / addition.name)
+    return directory
+
+
+def passed(directory: Path, selected: str, *tests: str, plugins: tuple[str, ...] = ()) -> set[str]:
+    """The names of the tests that passed with the package in ``directory``; any other result fails."""
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "cli", ROOT / "reference")))
+    ran = subprocess.run(
+        [
+            sys.executable, "-c", _RUN, str(directory), "-rA", "-q", "--tb=short", "-p", "no:cacheprovider", "-k",
+            selected, *(word for plugin in plugins for word in ("-p", plugin)), *tests,
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
+    assert not re.search(r"^SKIPPED", ran.stdout, re.MULTILINE), ran.stdout[-5000:]
+    return set(re.findall(r"^PASSED \S+?::(\w+)", ran.stdout, re.MULTILINE))
+
+
+def test_codec(tmp_path: Path) -> None:
+    """Q1_0 of ggml, in numpy alone: bytes and numbers are ggml's, and its fields and latent codes go both ways."""
+    package = package_with(TOYS / "codec" / "q1_0", "codecs", tmp_path)
+    tests = [f"tests/codecs/test_{name}.py" for name in ("bytes", "dispatch", "fields", "refinement")]
+    tests += ["tests/calibration/test_latents.py", "tests/evaluation/test_weights_compare.py"]
+    found = passed(
+        package, "(q1_0 or formats or which) and not cuda", *tests, plugins=("tests.toys.gguf_oracle",)
+    )
+    assert found >= {
+        "test_geometry_is_ggufs",
+        "test_bytes_are_ggmls",
+        "test_bytes_are_ggmls_for_any_weights",
+        "test_numbers_are_read_as_by_gguf_and_ggml",
+        "test_weights_up_to_max_abs_stay_finite",
+        "test_any_bytes_come_back",
+        "test_any_fields_come_back",
+        "test_chunks_and_threads_change_nothing",
+        "test_the_start_is_the_file",
+    }
