@@ -96,9 +96,9 @@ def recorded(file: Path) -> dict[str, str]:
     return {"": short_hash(raw)}
 
 
-# Keys of reports that hold times, paths and text.
+# Keys of reports that hold times, paths, text, and the noise floor, which no two processors have in common.
 _LEFT_OUT = re.compile(
-    r"seconds|speed|path|version|time|when|host|machine|processor|memory|threads|remarks|notes"
+    r"floor|timing|seconds|speed|path|version|time|when|host|machine|processor|memory|threads|remarks|notes"
 )
 
 
