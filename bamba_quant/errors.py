@@ -1,4 +1,4 @@
-"""The errors of the library: all derive from ``BambaQuantError``, and each subclass names the layer that refuses."""
+"""The errors of the library: all derive from ``BambaQuantError``, and each subclass names the layer that raises it."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ MOST_CHUNKS = 2**31 - 1  # that the older form has room for
 class TensorSums:
     """Over the tokens that reached each matrix of a tensor: Σ a² in ``squares`` and Σ a in ``sums``, for each column.
 
-    Both are float64 of shape (matrices, columns); ``counts`` (matrices,) are those tokens, int64. A tensor that is no
-    stack of experts is one matrix. ``sums`` is None where they were not measured.
+    Both are float64 of shape (matrices, columns); ``counts`` (matrices,) are those tokens, int64. A tensor that is
+    not a stack of experts is one matrix. ``sums`` is None where they were not measured.
     """
 
     squares: F64
@@ -51,7 +51,7 @@ class TensorSums:
 class ActivationSums:
     """``entries`` by the tensor's name in a GGUF, measured over ``chunks`` chunks of ``chunk_size`` tokens.
 
-    ``datasets`` are the texts' names. A file of the older form does not know its chunk size (0 here), and its counts
+    ``datasets`` are the texts' names. A file of the older form does not give its chunk size (0 here), and its counts
     are chunks instead of tokens.
     """
 

@@ -25,7 +25,7 @@ _FLOATS = ("f32", "bf16", "f16")
 class WeightAssembler:
     """Makes ``weights`` of a directory's tensors, and collects the names of those that are ``unused``.
 
-    ``prefix`` stands before the tensors' names in the headers of the files.
+    ``prefix`` precedes the tensors' names in the headers of the files.
     """
 
     def __init__(self, directory: Path, tensors: Mapping[str, StoredTensor], prefix: str = "") -> None:

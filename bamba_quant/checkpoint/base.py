@@ -45,7 +45,7 @@ class Section:
 
 
 def row_runs(section: Section | None, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Rows ``first`` to ``stop`` of a section as (row, row of the whole, count); the whole is its own single run."""
+    """Rows ``first`` to ``stop`` of a section as (row, row of the larger tensor, count); one run without a section."""
     if section is None:
         yield first, first, stop - first
         return
@@ -58,9 +58,9 @@ def row_runs(section: Section | None, first: int, stop: int) -> Iterator[tuple[i
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: ``shape`` in numpy's order (rows first), ``format`` of its bytes, byte range in ``file``.
+    """A tensor's location: ``shape`` in numpy's order (rows first), ``format`` of its bytes, byte range in ``file``.
 
-    With ``section`` it is those rows of the tensor that lies at ``offset`` under ``name``.
+    With ``section`` it is those rows of the tensor that begins at ``offset`` and is called ``name``.
     """
 
     name: str
@@ -193,9 +193,9 @@ class RawReader:
 
     def read_rows(self, tensor: StoredTensor, row_bytes: int, first: int, stop: int, buffer: U8) -> None:
         """Fill ``buffer`` with rows ``first`` to ``stop`` of ``tensor``, each ``row_bytes`` long. Raises likewise."""
-        for row, place, count in row_runs(tensor.section, first, stop):
+        for row, position, count in row_runs(tensor.section, first, stop):
             start = (row - first) * row_bytes
-            tensor.fetch(self, row_bytes, place, buffer[start : start + count * row_bytes])
+            tensor.fetch(self, row_bytes, position, buffer[start : start + count * row_bytes])
 
 
 def read_raw(tensor: StoredTensor) -> U8:
@@ -228,8 +228,8 @@ def read_tensor(tensor: StoredTensor) -> NDArray[Any]:
 class ReadOptions:
     """How to read a Hugging Face directory; GGUF files ignore all of it.
 
-    ``ignore_config_keys`` are keys of config.json that the user says change no logit. ``ignore_adapter`` reads the
-    base model where an adapter is stored beside it. ``strip_prefix`` is removed from every tensor name that begins
+    ``ignore_config_keys`` are keys of config.json that change no logit, as the user states. ``ignore_adapter`` reads
+    the base model where its directory has an adapter. ``strip_prefix`` is removed from every tensor name that begins
     with it.
     """
 

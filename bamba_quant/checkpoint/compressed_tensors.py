@@ -34,7 +34,7 @@ _STRATEGIES = "tensor, channel, block or group"
 def read_compressed_tensors(quantization: Mapping[str, Any], stored: WeightAssembler) -> None:
     """Assemble what is packed, or e4m3, and its scales. Raises ``CheckpointError`` naming what cannot be read."""
     transforms = quantization.get("transform_config")
-    if transforms:  # a rotated weight is right only behind the rotation that a runtime adds
+    if transforms:  # a rotated weight needs the inverse rotation of its input at run time
         found = f"transform_config {repr_short(transforms)}"
         raise stored.unsupported("quantization_config", found, "none", "the checkpoint")
     groups = ConfigGroups(quantization, stored)
@@ -86,7 +86,7 @@ def _said(weights: Mapping[str, Any]) -> str:
 
 
 def _symmetric(weights: Mapping[str, Any]) -> bool | None:
-    """True unless the configuration says false; None where it says anything else."""
+    """True by default; None where the configuration has something that is not a boolean."""
     found = weights.get("symmetric", True)
     return found if isinstance(found, bool) else None
 
@@ -104,8 +104,8 @@ def _tile(
         return 1, size
     if strategy == "block" and are_two_lengths(structure):
         return structure[0], structure[1]
-    said = f"strategy {repr_short(strategy)}, group_size {repr_short(size)}, block_structure {repr_short(structure)}"
-    found = f"{said}, {columns} columns"
+    sizes = f"strategy {repr_short(strategy)}, group_size {repr_short(size)}, block_structure {repr_short(structure)}"
+    found = f"{sizes}, {columns} columns"
     raise stored.unsupported(name, found, f"strategy {_STRATEGIES}, with its sizes")
 
 
@@ -238,7 +238,7 @@ _EXPECTED = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": True}
 
 
 def activations_of_group(group: Mapping[str, Any]) -> Activations | None:
-    """What a group of compressed-tensors' ``config_groups`` says, None where activations stay as they are."""
+    """The rounding of activations in a group of compressed-tensors' ``config_groups``, None without any."""
     inputs, outputs = group.get("input_activations"), group.get("output_activations")
     if not inputs and not outputs:
         return None

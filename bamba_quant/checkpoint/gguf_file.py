@@ -74,7 +74,7 @@ def split_files(file: Path) -> tuple[Path, ...]:
         shards.append(split_name(file.parent / match["stem"], each, count))
         if not shards[-1].is_file():
             missing.append(shards[-1].name)
-        if len(missing) == _MOST_NAMED:  # the name of one file may promise 99,999
+        if len(missing) == _MOST_NAMED:  # the count in a file's name may be 99,999
             break
     if missing:
         raise CheckpointError(
@@ -98,7 +98,7 @@ def split_name(stem: Path, number: int, count: int) -> Path:
 
 
 def other_splits(files: Sequence[Path]) -> list[str]:
-    """Names of shards beside ``files``, the whole of a GGUF, that have its stem and another count."""
+    """Names of shards in the directory of ``files``, all shards of a GGUF, with its stem and another count."""
     beside = files[0].parent.glob("*-of-*.gguf")
     return sorted(
         each.name for each in beside if each not in files and split_stem(each) == split_stem(files[0])
@@ -140,7 +140,7 @@ def _header(file: Path, cursor: Cursor, size: int) -> Header:
 
 
 def _tensors(file: Path, header: Header, size: int) -> dict[str, StoredTensor]:
-    """The tensors of one file, which lie end to end, each padded to the alignment."""
+    """The tensors of one file, which must be contiguous, each padded to the alignment."""
     known = {codec.ggml_type: codec for codec in codecs(BlockCodec)}
     tensors: dict[str, StoredTensor] = {}
     position, before = 0, "the header"
@@ -159,7 +159,7 @@ def _tensors(file: Path, header: Header, size: int) -> dict[str, StoredTensor]:
                 "the tensors of a GGUF file overlap, leave a gap or are not aligned",
                 where=where,
                 found=f"offset {entry.offset}",
-                expected=f"{position}, the first multiple of {header.alignment} behind {before}",
+                expected=f"{position}, the first multiple of {header.alignment} after {before}",
                 fix="fetch the file again, or convert the original checkpoint again",
             )
         if tensor.offset + n_bytes > size:
@@ -178,36 +178,38 @@ def _tensors(file: Path, header: Header, size: int) -> dict[str, StoredTensor]:
 
 FINGERPRINT_KEY = "bamba_quant.split.set"
 _OF_SET, _OF_SHARD = 32, 16  # hexadecimal digits
-UNKNOWN_FINGERPRINT = "0" * (_OF_SET + _OF_SHARD)  # the mark of a shard until its set is known
+UNKNOWN_FINGERPRINT = "0" * (_OF_SET + _OF_SHARD)  # the fingerprint of a shard until its set is known
 
 
 def insert_fingerprint(header: bytes, set_digest: str) -> bytes:
-    """A shard's header with its mark in place of ``UNKNOWN_FINGERPRINT``; ``set_digest`` are hexadecimal digits."""
+    """A shard's header with its fingerprint instead of ``UNKNOWN_FINGERPRINT``; ``set_digest`` is hexadecimal."""
     return header.replace(_packed(UNKNOWN_FINGERPRINT), _packed(set_digest[:_OF_SET] + _own_digest(header)))
 
 
 def _is_stale(cursor: Cursor, header: Header) -> bool:
-    """Whether the mark in ``header``, which ``cursor`` has read, is of another file than this one."""
-    mark = header.key_values[FINGERPRINT_KEY].value
-    if not isinstance(mark, str) or len(mark) != len(UNKNOWN_FINGERPRINT):
+    """Whether the fingerprint in ``header``, which ``cursor`` has read, was made for another file."""
+    fingerprint = header.key_values[FINGERPRINT_KEY].value
+    if not isinstance(fingerprint, str) or len(fingerprint) != len(UNKNOWN_FINGERPRINT):
         return True
     try:
         raw = cursor.before(header.data_start)
     except EOFError:
         return True
-    return _own_digest(raw.replace(_packed(mark), _packed(UNKNOWN_FINGERPRINT))) != mark[_OF_SET:]
+    return (
+        _own_digest(raw.replace(_packed(fingerprint), _packed(UNKNOWN_FINGERPRINT))) != fingerprint[_OF_SET:]
+    )
 
 
 def _own_digest(header: bytes) -> str:
     return hashlib.sha256(header).hexdigest()[:_OF_SHARD]
 
 
-def _packed(mark: str) -> bytes:
-    return pack_string(FINGERPRINT_KEY) + pack_value(string(mark))
+def _packed(fingerprint: str) -> bytes:
+    return pack_string(FINGERPRINT_KEY) + pack_value(string(fingerprint))
 
 
 def check_split(files: Sequence[Path], key_values: Sequence[KeyValues], tensors: int) -> None:
-    """Raise ``CheckpointError`` unless ``files``, all shards by their names, in order, are one set.
+    """Raise ``CheckpointError`` unless ``files``, all shards by name and in order, belong to one set.
 
     ``key_values`` are those of each file; ``tensors`` counts the tensors of all.
     """
@@ -222,12 +224,14 @@ def check_split(files: Sequence[Path], key_values: Sequence[KeyValues], tensors:
                 fix="give the shards the names they were written under",
             )
         return
-    marks = [(values.text(FINGERPRINT_KEY) or "")[:_OF_SET] for values in key_values]
-    if len(set(marks)) > 1:
-        common = Counter(marks).most_common(1)[0][0]
-        others = [file.name for file, mark in zip(files, marks, strict=True) if mark != common]
+    digests = [(values.text(FINGERPRINT_KEY) or "")[:_OF_SET] for values in key_values]
+    if len(set(digests)) > 1:
+        common = Counter(digests).most_common(1)[0][0]
+        others = [
+            file.name for file, fingerprint in zip(files, digests, strict=True) if fingerprint != common
+        ]
         raise CheckpointError(
-            "the shards are of different sets: files of two conversions stand side by side",
+            "the shards belong to different sets: the directory has files of two conversions",
             where=files[0].parent,
             found=f"another {FINGERPRINT_KEY} than in the other shards, or none: {join_names(others)}",
             expected="shards of one conversion",
@@ -242,7 +246,7 @@ def check_split(files: Sequence[Path], key_values: Sequence[KeyValues], tensors:
             found = values.integer(key, kind=kind)
             if found != expected and (found is not None or required):
                 raise CheckpointError(
-                    "the shards do not belong together: what one says of the split is not what is there",
+                    "the shards do not belong together: the split keys of one do not match the files",
                     where=file,
                     found=f"no {key}" if found is None else f"{key} = {found}",
                     expected=expected,

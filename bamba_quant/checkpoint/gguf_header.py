@@ -1,7 +1,7 @@
-"""Reads a GGUF header: key-values and tensor entries, refused where llama.cpp (ggml/src/gguf.cpp) refuses them.
+"""Reads a GGUF header: key-values and tensor entries, with an error wherever llama.cpp (ggml/src/gguf.cpp) has one.
 
-A count or a length in a header is believed only as far as the file could hold it. Nothing is mapped into memory, so a
-file that shrinks while it is read is an error instead of a SIGBUS.
+Counts and lengths are checked against the size of the file before anything is allocated. Nothing is mapped into memory,
+so a file that shrinks while it is read is an error instead of a SIGBUS.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def padded_size(n_bytes: int) -> int:
 
 
 _PIECE = 1 << 20  # bytes read at first; then as many again as are there
-_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_U64 = struct.Struct("<Q")
 _SCALARS = {kind: struct.Struct("<" + dtype.char) for kind, dtype in SCALAR_DTYPES.items()} | {
     GGUFValueType.UINT64: _U64,
     GGUFValueType.INT64: struct.Struct("<q"),
@@ -81,7 +81,7 @@ class Cursor:
         return self._buffer[self.position - count : self.position]
 
     def before(self, stop: int) -> bytes:
-        """The first ``stop`` bytes of the file, wherever the cursor stands."""
+        """The first ``stop`` bytes of the file; the position of the cursor stays."""
         self.position, position = 0, self.position
         try:
             self._need(stop)
@@ -146,7 +146,7 @@ class Cursor:
 
 
 def read_header(cursor: Cursor) -> Header:
-    """The header that ``cursor`` begins to read behind the magic bytes.
+    """The header; ``cursor`` is at the end of the magic bytes.
 
     Raises ``EOFError`` where the file ends inside the header and ``ValueError`` saying what is wrong with it.
     """

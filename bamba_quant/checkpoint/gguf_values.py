@@ -93,7 +93,7 @@ def _pack_untagged(value: GgufValue) -> bytes:
 
 
 class KeyValues(dict[str, GgufValue]):
-    """A GGUF's key-values, with one checked getter for each type: those that llama.cpp asks for, and no others.
+    """A GGUF's key-values, with one checked getter for each type that llama.cpp reads.
 
     A getter returns None where the key is missing, and raises ``CheckpointError`` naming ``file``, key and value
     where the value has another type or is out of range.

@@ -41,7 +41,7 @@ def read_hf_fp8(quantization: Mapping[str, Any], stored: WeightAssembler) -> Non
 
 
 def _activations_hf_fp8(quantization: Mapping[str, Any], width: int) -> Activations:
-    """What transformers' own FP8 form says: groups as wide as the weights' blocks (finegrained_fp8.py)."""
+    """The rounding of activations: in groups as wide as the weights' blocks (finegrained_fp8.py)."""
     scheme = quantization.get("activation_scheme", "dynamic")
     if scheme != "dynamic":
         return Activations(unknown=f"activation_scheme {repr_short(scheme)}")

@@ -22,7 +22,7 @@ Tensors = dict[str, StoredTensor]
 ReadFile = Callable[[Path], Tensors]
 
 # Index, single file, pattern of all: safetensors before pickles, as transformers looks for them, then mistral's name
-# for Codestral-Mamba's weights, which stand beside transformers' own shards in its directory.
+# for Codestral-Mamba's weights; its directory has transformers' shards too.
 _LAYOUTS: tuple[tuple[str, str, str, ReadFile], ...] = (
     ("model.safetensors.index.json", "model.safetensors", "model*.safetensors", read_safetensors),
     ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin", read_torch_file),
@@ -46,10 +46,10 @@ def read_huggingface(
     """The checkpoint in ``directory``, headers only; without ``weights`` its configuration alone.
 
     Raises ``CheckpointError`` for a missing configuration or weights, an index that names a missing shard or
-    tensor, a shard holding tensors the index does not know, two copies of the weights side by side, an adapter
-    that is not to be ignored, and, unless ``allow_quantized``, a configuration that says quantized.
+    tensor, a shard with tensors that are not in the index, two copies of the weights, an adapter without
+    ``ignore_adapter``, and, unless ``allow_quantized``, a quantized checkpoint.
     """
-    # Without weights an adapter changes nothing, but in a directory without config.json the error must name it.
+    # Without weights an adapter changes nothing; without config.json it is the cause, and the error names it.
     notes = adapter_notes(directory, ignore=reading.ignore_adapter or not weights)
     file = directory / "config.json"
     raw = read_bytes(file, "config.json is what says which model this is", JSON_BYTES)
@@ -103,7 +103,7 @@ def _quantized_already(config: Mapping[str, Any], file: Path) -> PlanError:
 
 
 def _stripped(tensors: Tensors, prefix: str) -> tuple[Tensors, tuple[str, ...]]:
-    """The tensors without ``prefix`` before their names, and a note that says how many had it."""
+    """The tensors without ``prefix`` before their names, and a note with the number of names that had it."""
     stripped: Tensors = {}
     for name, tensor in tensors.items():
         bare = name.removeprefix(prefix)
@@ -131,7 +131,7 @@ def _indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensors, tu
     for name, shard_name in weight_map.items():
         if not isinstance(shard_name, str) or not _is_file_name(shard_name):
             raise CheckpointError(
-                "the index places a tensor in something that is not a file of its directory",
+                "the index maps a tensor to something that is not a file of its directory",
                 where=f"{index}, tensor {name}",
                 found=repr_short(shard_name),
                 expected="a file name without a path",
@@ -143,7 +143,7 @@ def _indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensors, tu
             where=index.parent,
             found=f"{single_name} and {index.name}",
             expected="one of them",
-            fix="move the one that is not wanted away",
+            fix="remove one of them",
         )
     missing = sorted(name for name in shards if not (index.parent / name).is_file())
     if missing:
@@ -158,14 +158,14 @@ def _indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensors, tu
     placed: dict[str, set[str]] = {}
     for name, file_name in weight_map.items():
         placed.setdefault(file_name, set()).add(name)
-    for file_name, promised in sorted(placed.items()):
+    for file_name, indexed in sorted(placed.items()):
         shard = read(index.parent / file_name)
-        unstored = {name for name in promised - shard.keys() if _is_output(name)}
-        promised -= unstored
+        unstored = {name for name in indexed - shard.keys() if _is_output(name)}
+        indexed -= unstored
         notes += [f"{index.name} lists {name}, which {file_name} does not hold" for name in unstored]
         for complaint, names in (
-            ("the index promises tensors that a shard does not hold", promised - shard.keys()),
-            ("a shard holds tensors that the index does not place there", shard.keys() - promised),
+            ("a shard lacks tensors that the index maps to it", indexed - shard.keys()),
+            ("a shard has tensors that the index does not map to it", shard.keys() - indexed),
         ):
             if names:
                 raise CheckpointError(
@@ -194,7 +194,7 @@ def _merged(files: list[Path], read: ReadFile) -> Tensors:
         twice = sorted(shard.keys() & tensors.keys())
         if twice:
             raise CheckpointError(
-                "two files hold the same tensor and no index decides",
+                "two files hold the same tensor, and there is no index",
                 where=file,
                 found=f"{twice[0]}, also in {tensors[twice[0]].file.name}",
                 fix="leave one copy of the weights in the directory",
@@ -240,7 +240,7 @@ def adapter_notes(directory: Path, *, ignore: bool) -> tuple[str, ...]:
 
 
 def _described(directory: Path) -> str:
-    """Type and base model of the adapter, as far as its configuration says."""
+    """Type and base model of the adapter, from its configuration."""
     try:
         config = read_json(directory / ADAPTER_CONFIG, "the adapter's configuration")
     except CheckpointError as error:

@@ -24,10 +24,10 @@ from bamba_quant.codecs.arrays import F32
 from bamba_quant.errors import CheckpointError, PlanError, join_names
 from bamba_quant.files.reading import opened
 
-# No activations multiply the embedding, and llama-imatrix leaves the output out unless told otherwise.
+# No activations multiply the embedding, and llama-imatrix skips the output by default.
 MAY_BE_MISSING = frozenset({"token_embd", "output"})
 
-# What the GGUF form holds: key-values, and the ends of its tensors' names. llama.cpp passes over in_sum.
+# What the GGUF form holds: key-values, and the suffixes of its tensors' names. llama.cpp ignores in_sum.
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 MOST_TOKENS = 2**40
 PARTS = ("in_sum2", "counts", "in_sum")
@@ -37,8 +37,8 @@ PARTS = ("in_sum2", "counts", "in_sum")
 class Imatrix:
     """``entries`` by tensor name, float32 of shape (columns,), for a stack of matrices those of one after the other's.
 
-    ``dataset`` and ``chunks`` say where and over how much text they were measured; ``file`` is None where no file
-    holds them. Where ``strict``, a tensor without an entry is an error.
+    ``dataset`` and ``chunks`` are the name and the length of the text they were measured on; ``file`` is None where no
+    file holds them. Where ``strict``, a tensor without an entry is an error.
     """
 
     file: Path | None
@@ -64,7 +64,7 @@ class Imatrix:
         return values
 
     def importance(self, name: str, role: str, columns: int, matrices: int = 1) -> F32 | None:
-        """The importance of the columns of a tensor, or None where there is no entry, as llama-quantize has it.
+        """The importance of the columns of a tensor, or None without an entry, as in llama-quantize.
 
         Its shape is (columns,), of several stacked ``matrices`` (matrices, columns). Raises ``PlanError`` naming the
         tensor when its entry has another length, and when it is missing where ``strict``.
@@ -102,7 +102,7 @@ class Imatrix:
 
 
 class PlaceholderImatrix(Imatrix):
-    """Stands for an importance matrix with an entry for every matrix, to plan by before it is measured."""
+    """Has an entry of ones for every matrix, so that a plan can be made before anything is measured."""
 
     def __init__(self) -> None:
         super().__init__(None, {}, "", 0)
@@ -114,7 +114,7 @@ class PlaceholderImatrix(Imatrix):
         return np.ones((matrices, columns) if matrices > 1 else columns, np.float32)
 
     def check_used(self, names: Iterable[str]) -> None:
-        """It is."""
+        """Never an error: every tensor has an entry."""
 
 
 def imatrix_from_sums(sums: ActivationSums, file: Path | None = None, *, strict: bool = False) -> Imatrix:
@@ -221,7 +221,7 @@ def _entry(
 
 
 def _wide(values: NDArray[Any]) -> F64:
-    with np.errstate(invalid="ignore"):  # which numpy says of some kinds of NaN
+    with np.errstate(invalid="ignore"):  # numpy's warning for signalling NaNs
         return values.astype(np.float64)
 
 
@@ -231,7 +231,7 @@ def _read_dat(file: Path, stream: BinaryIO, size: int) -> ActivationSums:
         for name, calls, values in _dat_entries(stream, size):
             if name in entries:
                 raise ValueError(f"the entry {name!r} twice")
-            # Sums of means, so many that they count as one where there were no calls.
+            # Sums of means over ``calls`` chunks; 0 is taken as 1.
             entries[name] = TensorSums(_wide(values)[None], np.array([max(1, calls)], np.int64))
         left = stream.tell() < size
         chunks = _integer(stream, size) if left else 0

@@ -15,7 +15,7 @@ from bamba_quant.errors import CheckpointError, repr_short
 from bamba_quant.files.json_file import JSON_BYTES, parse_json
 from bamba_quant.files.reading import file_changed, opened
 
-# Names of the safetensors specification, as formats of weights and of what stands beside quantized ones.
+# Names of the safetensors specification: dtypes of weights, and of the codes and scales of quantized weights.
 DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _MOST_TENSORS = 1 << 17  # of one file, as of a GGUF
 SIDE_DTYPES = ("F8_E4M3", "I64", "I32", "I8", "U8")
@@ -66,9 +66,9 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(JSON_BYTES, size - 8):
             raise CheckpointError(
-                "not a whole safetensors file",
+                "the file is not a complete safetensors file",
                 where=file,
-                found=f"{size} bytes, a header said to be {length} bytes long",
+                found=f"{size} bytes, with a header length of {length} bytes",
                 expected=f"8 bytes of header length, a header of at most {JSON_BYTES:,} bytes, then the weights",
                 fix="fetch the file again (a Git LFS pointer is a small text file in its place)",
             )
@@ -146,7 +146,7 @@ def _tensor(
 
 
 def _check_tiling(file: Path, tensors: dict[str, StoredTensor], data_start: int, size: int) -> None:
-    """The specification's rule: tensors lie end to end, without a gap or an overlap, up to the end of the file."""
+    """The specification's rule: tensors are contiguous, without a gap or an overlap, up to the end of the file."""
     position, before = data_start, "the header"
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.n_bytes)):
         if tensor.offset != position:

@@ -26,7 +26,7 @@ _RESAVE = "load it with torch and save the model as safetensors"
 
 @dataclass(frozen=True)
 class _Record:
-    """A member of the archive: its bytes begin at ``offset`` of the file, behind its own local header."""
+    """A member of the archive: its bytes begin at ``offset`` of the file, after its local header."""
 
     name: str
     offset: int
@@ -46,7 +46,7 @@ class _Archive(io.BufferedReader):
 def read_torch_file(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file by name, without reading a weight.
 
-    The place of a record is read from its own header, because tools that pack an archive again use other places than
+    The offset of a record is read from its local header, because tools that repack an archive use other offsets than
     torch. Raises ``CheckpointError`` for a file of the format before torch 1.6, for compressed records, for
     anything but tensors, and for tensors that are not contiguous.
     """

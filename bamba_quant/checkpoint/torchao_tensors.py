@@ -1,6 +1,6 @@
 """torchao's tensors as its safetensors support flattens them: int4 plain or in tiles, e4m3 by row.
 
-Which tensor is what stands in the shards' headers, as JSON by name (torchao 0.18, prototype/safetensors).
+The shards' headers describe each tensor, as JSON by name (torchao 0.18, prototype/safetensors).
 """
 
 from __future__ import annotations
@@ -129,6 +129,6 @@ _JOIN = {"Int4Tensor": _int4, "Int4TilePackedTo4dTensor": _tiles, "Float8Tensor"
 
 
 def _activations_torchao(described: Mapping[str, Any]) -> Activations | None:
-    """What the ``_data`` of torchao's ``Float8Tensor`` says, None where activations stay as they are."""
+    """The rounding of activations in the ``_data`` of torchao's ``Float8Tensor``, None without any."""
     given = described.get("act_quant_kwargs")
     return None if given is None else Activations(unknown=f"act_quant_kwargs {repr_short(given)}")

@@ -38,7 +38,7 @@ def read_json(file: Path, purpose: str, limit: int = JSON_BYTES) -> dict[str, An
 def parse_json(raw: bytes, where: object) -> dict[str, Any]:
     """The JSON object in ``raw``.
 
-    A key that is repeated is refused: readers differ in which value they take. So are lone surrogates, which no
+    A key that is repeated is an error: readers differ in which value they take. So are lone surrogates, which no
     file can store, numbers beyond float64's range, and nesting that recursive code could not follow. Raises
     ``CheckpointError`` for these and for anything but an object.
     """
@@ -181,13 +181,14 @@ _INDENTED_KEY = re.compile(r'\{\s*?\n([ \t]+)"')
 
 
 def insert_key(raw: bytes, key: str, value: Any, where: object) -> bytes:
-    """The text of the object in ``raw`` with ``key`` behind its last entry, indented as that is.
+    """The text of the object in ``raw`` with ``key`` after its last entry, indented like it.
 
-    Raises ``CheckpointError`` when the text is no JSON object or has the key already.
+    Every other byte stays, so no reader and writer of JSON can change a value's spelling (transformers 5 writes
+    infinity as an object). Raises ``CheckpointError`` when the text is not a JSON object or has the key already.
     """
     if key in parse_json(raw, where):
         raise CheckpointError(
-            f"{key} stands in the configuration already",
+            f"the configuration has {key} already",
             where=where,
             fix="remove it where it is null, or give the checkpoint that was not quantized",
         )

@@ -135,7 +135,7 @@ _FIX = "replace the link by a copy of the file, or remove it"
 
 
 def check_link(file: Path, directory: Path) -> None:
-    """Raise ``CheckpointError`` unless what ``file`` leads to is part of the model in ``directory``.
+    """Raise ``CheckpointError`` unless the target of ``file`` is part of the model in ``directory``.
 
     Links may lead into the directory itself and to blobs of the Hub's cache (models--NAME/blobs/HASH): from
     models--NAME/snapshots/COMMIT, and from any directory that older versions of huggingface_hub downloaded a model

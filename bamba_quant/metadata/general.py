@@ -1,4 +1,4 @@
-"""GGUF's ``general.*`` keys, from the directory's name, its model card and the user's word, as llama.cpp's tools do."""
+"""GGUF's ``general.*`` keys, from the directory's name, its model card and options, as in llama.cpp's tools."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_general(
 
     gguf-py's own heuristics work on what the module ``model_card`` has checked; ``overrides`` is a JSON object of
     ``general.*`` keys, of which null takes a key away. Raises ``PlanError`` naming file and key for values that
-    have no place in a GGUF.
+    a GGUF cannot store.
     """
     # It warns of what is checked and named here.
     logging.getLogger("metadata").setLevel(logging.CRITICAL)
@@ -76,9 +76,9 @@ def read_general(
 
 
 def _named(file: Path, own: ModelName) -> dict[str, Any]:
-    """What config.json says of the model's name, else what the Hub calls it.
+    """The model's name in config.json, else its name on the Hub.
 
-    A path on its makers' disk is not a name: falcon-mamba-7b says "./".
+    A path on its authors' disk is not a name: falcon-mamba-7b has "./".
     """
     name = read_json(file, "config.json is what says which model this is").get("_name_or_path") or None
     if name is not None:
@@ -104,5 +104,5 @@ def tool_version_key() -> dict[str, GgufValue]:
 
 
 TOOL_VERSION_KEY = "bamba_quant.version"
-# What the file's mixture of types is called, where general.file_type knows no number for it.
+# Name of the file's recipe, where general.file_type has no number for it.
 RECIPE_KEY = "bamba_quant.recipe"

@@ -57,7 +57,7 @@ def _beginning(file: Path) -> str:
 
 
 def _check(file: Path, text: str) -> None:
-    """Refuse what takes more than linear time to load: deep nesting, merged keys, long numbers; and tags."""
+    """Raise for what takes more than linear time to load (deep nesting, merge keys, long numbers), and for tags."""
     depth = aliases = 0
     for event in yaml.parse(text, Loader=_LOADER):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -129,7 +129,7 @@ def render_model_card(values: KeyValues, title: str, origin: str) -> bytes:
         ("base_model", Keys.General.BASE_MODEL_COUNT, Keys.General.BASE_MODEL_REPO_URL),
         ("datasets", Keys.General.DATASET_COUNT, Keys.General.DATASET_REPO_URL),
     ):
-        # A number in a header is believed only as far as there are keys.
+        # A count in a header is bounded by the number of keys.
         numbers = range(min(values.integer(count) or 0, len(values)))
         addresses = [values.text(address.format(id=number)) for number in numbers]
         if any(addresses):

@@ -1,4 +1,4 @@
-"""What a model is called, from the place where it is stored."""
+"""The name of a model, from the path where it is stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CACHED = re.compile(
 class ModelName:
     """``organization`` and ``commit`` are empty for a model outside of the Hub's cache.
 
-    ``folder`` is where the model lies in its repository, empty for the top.
+    ``folder`` is the model's folder in its repository, empty for the top.
     """
 
     model: str
@@ -46,9 +46,9 @@ def name_of(path: str | Path) -> ModelName:
 
     A symbolic link has its own name, unless it leads to a model in the Hub's cache.
     """
-    place = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
-    for found in (place, place.resolve()):
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+    for found in (absolute, absolute.resolve()):
         match = _CACHED.search(found.as_posix())
         if match and (not match["folder"] or found.is_dir()):  # a file has a name of its own
             return ModelName(**match.groupdict(""))
-    return ModelName(place.name.removesuffix(".gguf"))
+    return ModelName(absolute.name.removesuffix(".gguf"))

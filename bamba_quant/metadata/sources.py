@@ -68,7 +68,7 @@ def _licence(key: str, value: Any, where: Path | None) -> str | None:
 
 
 def _models(key: str, value: Any, where: Path | None) -> list[str | dict[str, str]] | None:
-    """Models or data sets: names, or objects that say more."""
+    """Models or data sets: names, or objects with details."""
     join_names = _entries(key, value, where)
     found: list[str | dict[str, str]] = []
     for entry in join_names:

@@ -86,8 +86,8 @@ def read_added_tokens(
 ) -> AddedTokens:
     """What the files of ``directory`` add to ``base``, the vocabulary of ``file``.
 
-    ``tokenizer`` is its tokenizer.json, if that is parsed already. ``renames`` says whether an added token may take
-    the id of a base token, as for placeholders of a SentencePiece model. Raises ``TokenizerError`` where two files
+    ``tokenizer`` is its parsed tokenizer.json, if there is one already. With ``renames`` an added token may take the
+    id of a base token, as for placeholders of a SentencePiece model. Raises ``TokenizerError`` where two files
     contradict each other, and for a BOS or EOS without an id.
     """
     found = _Collector(base, file, renames)
@@ -140,7 +140,7 @@ def splits_special(settings: Mapping[str, Any], where: object) -> bool:
 def llama_cpp_notes(
     tokens: tuple[AddedToken, ...], settings: Mapping[str, Any], where: object
 ) -> Iterator[str]:
-    """Notes on flags and settings that GGUF has no place for."""
+    """Notes on flags and settings that a GGUF cannot store."""
     if splits_special(settings, where):
         yield (
             "tokenizer_config.json says split_special_tokens = true; GGUF cannot say so, and with llama.cpp the caller "

@@ -87,24 +87,24 @@ def json_without_model(raw: bytes, file: Path) -> dict[str, Any] | None:
     A model of 500,000 tokens takes as long to parse as the tokenizers library takes to load it. The library accepts
     no text that is not JSON; of ``raw`` that it has loaded this is everything but the model.
     """
-    places = sorted(place for key in _PARTS for place in _values(raw, key))
+    offsets = sorted(offset for key in _PARTS for offset in _values(raw, key))
     start = next(_values(raw, "model"), -1)
-    if start < 0 or places[-1] > start:
+    if start < 0 or offsets[-1] > start:
         return None
     try:
         return parse_json(raw[:start].rstrip().removesuffix(b",") + b"}", file)
-    except CheckpointError:  # this "model" is not a key of the whole
+    except CheckpointError:  # this "model" is not a key of the top level
         return None
 
 
 def _values(raw: bytes, key: str) -> Iterator[int]:
-    """Where ``key`` stands before a value that is not a number, as it is in a vocabulary that has such a token."""
+    """Offsets of ``key`` before a value that is not a number; a number is the id of such a token in a vocabulary."""
     name, value = b'"%s"' % key.encode(), re.compile(rb'"[a-z_]+"\s*:\s*[^\s0-9]')
-    place = raw.find(name)
-    while place >= 0:
-        if value.match(raw, place):
-            yield place
-        place = raw.find(name, place + 1)
+    offset = raw.find(name)
+    while offset >= 0:
+        if value.match(raw, offset):
+            yield offset
+        offset = raw.find(name, offset + 1)
 
 
 def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> Vocabulary:
@@ -202,7 +202,7 @@ def _merges(file: Path, vocab: Mapping[str, int], merges: list[Any]) -> tuple[st
                 "a merge is of tokens that the vocabulary does not have",
                 where=file,
                 found=f"{repr_short(left)} and {repr_short(right)}",
-                expected="both parts and their whole in vocab",
+                expected="both parts and their concatenation in vocab",
             )
         joined.append(f"{left.replace(' ', _SPACE)} {right.replace(' ', _SPACE)}")
     return tuple(joined)
@@ -211,7 +211,7 @@ def _merges(file: Path, vocab: Mapping[str, int], merges: list[Any]) -> tuple[st
 def _added_around(
     file: Path, tokenizer: dict[str, Any], special: dict[str, int], settings: dict[str, Any]
 ) -> tuple[bool, bool, tuple[str, ...]]:
-    """Whether encoding puts BOS before and EOS after a text, and notes."""
+    """Whether encoding adds BOS before and EOS after a text, and notes."""
     before, after = tokens_around(tokenizer, file)
     if before not in ([], [special.get("bos")]) or after not in ([], [special.get("eos")]):
         raise TokenizerError(

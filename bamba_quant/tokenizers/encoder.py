@@ -39,10 +39,10 @@ _PROBE = "a" * 64 + "!"
 
 @dataclass(frozen=True)
 class Encoder:
-    """``plain`` turns text into ids without adding any; ``bos`` is the token put before a text, if one is.
+    """``plain`` turns text into ids without adding any; ``bos`` is the token added before a text, None without one.
 
     Added and special tokens inside a text become their ids, as in transformers. ``decode`` writes them out again and
-    passes over ids that have no token, as rows of an embedding beyond the vocabulary have.
+    skips ids without a token, those of rows of the embedding beyond the vocabulary.
     """
 
     plain: Callable[[str], list[int]]
@@ -66,7 +66,7 @@ def read_encoder(checkpoint: Checkpoint) -> Encoder:
             raise TokenizerError(
                 "the text is not valid Unicode",
                 found=f"{lone[0]!a} at character {lone.start()}",
-                expected="text without halves of surrogate pairs, which stand for bytes that are not UTF-8",
+                expected="text without halves of surrogate pairs, as Python reads bytes that are not UTF-8",
                 fix="give the text in UTF-8",
             )
         with library_errors(path, "the tokenizer cannot encode the text"):
@@ -92,7 +92,7 @@ def _from_directory(directory: Path) -> Encoder:
     tokenizer, before = _tokenizer_json(file)
     if len(before) > 1:
         raise TokenizerError(
-            "the tokenizer puts several tokens before a text",
+            "the tokenizer adds several tokens before a text",
             where=file,
             found=repr_short(before),
             expected="at most one, BOS",
@@ -110,7 +110,7 @@ def _from_directory(directory: Path) -> Encoder:
 
 
 def _tokenizer_json(file: Path) -> tuple[Any, list[int]]:
-    """The library's tokenizer with all tokens that the directory adds, and the ids that it puts before a text.
+    """The library's tokenizer with all tokens that the directory adds, and the ids that it adds before a text.
 
     Truncation and padding belong to a call of the library; a file has them where they were switched on when it was
     saved.
@@ -133,7 +133,7 @@ Read = tuple[
 
 
 def _loaded(file: Path) -> Read | None:
-    """A tokenizer.json as the library reads it, without the JSON of its model; None where that is not enough."""
+    """A tokenizer.json as the library reads it, without the JSON of its model; None where that is not sufficient."""
     from tokenizers import Tokenizer
 
     raw = read_tokenizer_bytes(file)
@@ -143,7 +143,7 @@ def _loaded(file: Path) -> Read | None:
     try:
         with library_errors(file):
             tokenizer = Tokenizer.from_buffer(raw)
-    except TokenizerError:  # parsing says what is wrong with it
+    except TokenizerError:  # parsing it gives a better error
         return None
     settings = tokenizer_config(file.parent)
     added = read_added_tokens(
@@ -158,7 +158,7 @@ def _loaded(file: Path) -> Read | None:
 
 
 def _parsed(file: Path) -> Read:
-    """A tokenizer.json that is parsed whole, so that each token gets the id that the files say."""
+    """A tokenizer.json that is parsed completely, so that each token gets its id from the files."""
     from tokenizers import Tokenizer
 
     read = read_tokenizer_json(file)

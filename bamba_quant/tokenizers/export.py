@@ -125,15 +125,15 @@ def _sentencepiece_settings(vocabulary: Vocabulary) -> dict[str, Any]:
     }
     if vocabulary.model == "llama":
         prefix = vocabulary.prefixes_space
-        # legacy: the leading space stands behind each added token, too.
+        # legacy: the leading space is also added after each added token.
         legacy = prefix and not vocabulary.space_prefix_once
         return settings | {"legacy": legacy, "add_prefix_space": prefix}
-    # T5's sentinel tokens would otherwise be made up.
+    # Otherwise transformers adds T5's sentinel tokens.
     return settings | {"extra_ids": 0}
 
 
 def _tokenizer_json(path: Path, vocabulary: Vocabulary) -> bytes:
-    """tokenizer.json: its post-processor adds BOS before and EOS after a text where the file says so."""
+    """tokenizer.json; its post-processor adds BOS before and EOS after a text where the file does."""
     from tokenizers import processors
 
     with library_errors(path, "the vocabulary cannot be written as a tokenizer.json"):
@@ -197,7 +197,7 @@ def build_bpe_tokenizer(
 def build_sentencepiece_model(vocabulary: Vocabulary) -> Any:
     """A SentencePiece ModelProto with the file's pieces, scores and types, which are SentencePiece's own numbers.
 
-    It ends at the last piece that is a token; fillers between tokens stay, unused, since a piece's place is its id.
+    It ends at the last piece that is a token; fillers between tokens stay, since a piece's index is its id.
     """
     from sentencepiece import sentencepiece_model_pb2
 

@@ -37,7 +37,7 @@ def library_errors(
 
 
 class _QuietStderr:
-    """File descriptor 2 led to nowhere while any thread wants that, since it is the descriptor of the whole process."""
+    """Redirects file descriptor 2, which all threads share, to /dev/null while any thread is inside."""
 
     def __init__(self) -> None:
         self._changing = threading.Lock()
@@ -88,13 +88,13 @@ def check_post_processor(tokenizer: Mapping[str, Any], where: object) -> None:
 
     A panic prints a backtrace on stderr before it can be caught.
     """
-    left = [tokenizer.get("post_processor")]
-    while left:
-        step = left.pop()
+    pending = [tokenizer.get("post_processor")]
+    while pending:
+        step = pending.pop()
         if not isinstance(step, Mapping):
             continue  # the library refuses it
         if isinstance(step.get("processors"), list):
-            left += step["processors"]
+            pending += step["processors"]
         single, tokens = step.get("single"), step.get("special_tokens")
         if not isinstance(single, list) or not isinstance(tokens, Mapping):
             continue
@@ -111,9 +111,9 @@ def check_post_processor(tokenizer: Mapping[str, Any], where: object) -> None:
 
 
 def tokens_around(tokenizer: Mapping[str, Any], where: object) -> tuple[list[int], list[int]]:
-    """The ids that the post-processor puts before and behind a text.
+    """The ids that the post-processor adds before and after a text.
 
-    It runs behind a vocabulary of one token, whose id no real token has, so that what it adds stands out. Raises
+    It runs with a vocabulary of one token, whose id no real token has; all other ids are added ones. Raises
     ``TokenizerError`` for one that cannot be run, or whose result does not hold the text once.
     """
     from tokenizers import Tokenizer
@@ -134,8 +134,8 @@ def tokens_around(tokenizer: Mapping[str, Any], where: object) -> tuple[list[int
             expected="special tokens, sequence A once, special tokens",
             fix="fetch tokenizer.json again",
         )
-    place = whole.index(_TEXT)
-    return whole[:place], whole[place + 1 :]
+    position = whole.index(_TEXT)
+    return whole[:position], whole[position + 1 :]
 
 
 def _id(piece: object, kind: str) -> object:
@@ -197,13 +197,13 @@ def charsmap_growth(charsmap: bytes) -> int:
 
 def _flattened(whole: object, nested: str) -> Iterator[Mapping[str, Any]]:
     """The steps in order; the library refuses what is not an object."""
-    left = [whole]
-    while left:
-        step = left.pop()
+    pending = [whole]
+    while pending:
+        step = pending.pop()
         if isinstance(step, Mapping):
             inner = step.get(nested)
             if isinstance(inner, list):
-                left += reversed(inner)
+                pending += reversed(inner)
             else:
                 yield step
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from gguf import TokenType
 
-# llama.cpp's byte-level pre-tokenizers that put BOS before a text unless the file says otherwise.
+# llama.cpp's byte-level pre-tokenizers that add BOS before a text unless the file disagrees.
 ADD_BOS_NAMES = frozenset(
     "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken chameleon".split()
 )
-# Pre-tokenizers for which there is no BOS unless the file names one.
+# Pre-tokenizers without a BOS by default.
 _NO_BOS_NAMES = frozenset("chatglm-bpe glm4 glm5".split())
 
 

@@ -1,6 +1,6 @@
-"""Which of llama.cpp's pre-tokenizers splits text as a tokenizer.json does, told by its structure alone.
+"""Which of llama.cpp's pre-tokenizers splits text as a tokenizer.json does, by the structure of that file.
 
-A tokenizer.json spells its splitting out: a normalizer and a list of splits with their patterns. llama.cpp knows
+A tokenizer.json describes its splitting: a normalizer and a list of splits with their patterns. llama.cpp has
 a list of names, each standing for patterns in its source (src/llama-vocab.cpp). The table pairs the two; every
 row is tested by training a vocabulary with the left side and comparing tokens with llama.cpp under the right.
 """
@@ -65,7 +65,7 @@ def _split(pattern: str) -> tuple[Step, ...]:
 class PreTokenizer:
     """llama.cpp's ``name`` for ``steps``; ``ignore_merges`` is what that name implies for whole-word tokens.
 
-    ``differs`` says where llama.cpp's own pattern under that name only approximates the tokenizer's.
+    ``differs`` describes where llama.cpp's pattern of that name only approximates the tokenizer's.
     """
 
     name: str
@@ -87,7 +87,7 @@ PRETOKENIZERS: tuple[PreTokenizer, ...] = (
     PreTokenizer("falcon", FALCON, ignore_merges=False),
 )
 
-# llama.cpp's other names for what a row of the table does: the same patterns, and whole-word tokens treated alike.
+# llama.cpp's other names for rows of the table: the same patterns and the same treatment of whole-word tokens.
 _ALIASES: dict[str, str] = {
     alias: name
     for name, aliases in {
@@ -104,7 +104,7 @@ _ALIASES: dict[str, str] = {
 READ_NAMES = tuple(
     sorted({row.name for row in PRETOKENIZERS}.union(_ALIASES))
 )  # those whose splitting is known here
-# Names of llama.cpp's byte-level pre-tokenizers that --pre takes on the user's word.
+# Names of llama.cpp's byte-level pre-tokenizers that --pre accepts without a check.
 _OTHER_NAMES = """
     afmoe bailingmoe bloom chameleon chatglm-bpe codeshell command-r dbrx deepseek-coder
     deepseek-llm deepseek-r1-qwen deepseek-v3 exaone exaone-moe exaone4 falcon-h1 falcon3
@@ -117,7 +117,7 @@ KNOWN_NAMES = tuple(sorted({row.name for row in PRETOKENIZERS}.union(_OTHER_NAME
 
 
 def find_pretokenizer(name: str) -> PreTokenizer | None:
-    """The row whose splitting llama.cpp's ``name`` stands for, None where there is none."""
+    """The row of llama.cpp's ``name`` or alias, None without one."""
     return next((row for row in PRETOKENIZERS if row.name == _ALIASES.get(name, name)), None)
 
 
@@ -154,7 +154,7 @@ def recognize_pretokenizer(tokenizer: Mapping[str, Any], where: object) -> tuple
 
 
 def check_pretokenizer_name(name: str) -> str:
-    """``name`` when llama.cpp knows it. Raises ``TokenizerError`` listing the names."""
+    """``name`` if llama.cpp has it. Raises ``TokenizerError`` listing the names."""
     if name not in KNOWN_NAMES:
         raise TokenizerError(
             "--pre names a pre-tokenizer that llama.cpp does not have",
@@ -207,12 +207,12 @@ def _step(step: Mapping[str, Any]) -> Step:
 def _flattened(tokenizer: Mapping[str, Any], key: str, parts: str, where: object) -> list[dict[str, Any]]:
     """The steps under ``key`` in order, those of sequences within sequences too; each has a type."""
     whole = optional(tokenizer, key, dict, where, TokenizerError)
-    left, flat = [whole] if whole is not None else [], []
-    while left:
-        step = left.pop()
+    pending, flat = [whole] if whole is not None else [], []
+    while pending:
+        step = pending.pop()
         if required(step, "type", str, where, TokenizerError) == "Sequence":
             required(step, parts, list, where, TokenizerError)
-            left += reversed(object_list(step, parts, where, TokenizerError))
+            pending += reversed(object_list(step, parts, where, TokenizerError))
         else:
             flat.append(step)
     return flat

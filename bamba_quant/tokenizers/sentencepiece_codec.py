@@ -1,4 +1,4 @@
-"""Text to ids and back by a SentencePiece model with added tokens, which are cut out of the text before it is encoded.
+"""Text to ids and back by a SentencePiece model with added tokens, which are found in the text before it is encoded.
 
 The sentencepiece library itself finds neither control tokens nor tokens that other files add to the model.
 """
@@ -25,9 +25,9 @@ def sentencepiece_codec(
 ) -> tuple[Callable[[str], list[int]], Callable[[Sequence[int]], str]]:
     """Encoding and decoding by ``model``, a ModelProto.
 
-    ``tokens`` are the texts that ids decode to. The model's leading space is put before a whole text alone with
-    ``space_once``, else also behind each added token, as llama.cpp does. ``split_special`` leaves special tokens
-    inside a text to the model.
+    ``tokens`` are the texts that ids decode to. With ``space_once`` the model's leading space is added before a whole
+    text only, else also after each added token, as llama.cpp does. ``split_special`` leaves special tokens inside a
+    text to the model.
     """
     check_charsmap(model.normalizer_spec.precompiled_charsmap, "the SentencePiece model")
     first = _processor(model, add_dummy_prefix=model.normalizer_spec.add_dummy_prefix)
@@ -47,11 +47,11 @@ def sentencepiece_codec(
     return plain, lambda ids: str(decoder.decode([tokens[token] for token in ids if token in tokens]))
 
 
-Span = tuple[int | None, int, int]  # an added token or None, and where it stands in the text
+Span = tuple[int | None, int, int]  # an added token or None, and its start and end in the text
 
 
 def _finder(model: Any, added: Sequence[AddedToken], split_special: bool) -> Callable[[str], list[Span]]:
-    """What cuts a text into spans: the tokens found and what is left between them."""
+    """A function that splits a text into spans: added tokens, and the text between them."""
     if not added:
         return lambda text: [(None, 0, len(text))]
     from tokenizers import Tokenizer, models, normalizers

@@ -26,7 +26,9 @@ from bamba_quant.tokenizers.settings import tokenizer_config
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_id, special_ids
 from bamba_quant.tokenizers.vocabulary import BPE, UNIGRAM, Vocabulary, fill_embedding_rows, two_ids
 
-_INSIDE = frozenset({int(TokenType.CONTROL), int(TokenType.USER_DEFINED)})  # what is cut out of a text
+_INSIDE = frozenset(
+    {int(TokenType.CONTROL), int(TokenType.USER_DEFINED)}
+)  # found in a text before it is encoded
 # Models of 256,000 pieces have 5 MB. A piece takes two bytes at least, and some 60 once it is parsed.
 _MODEL_BYTES = 16 << 20
 _ADDED_SCORE = -1000.0  # llama.cpp's score for tokens that no merge makes
@@ -36,8 +38,8 @@ _ADDED_SCORE = -1000.0  # llama.cpp's score for tokens that no merge makes
 class SentencePieceFiles:
     """A tokenizer.model with all that its directory adds.
 
-    ``model`` is the ModelProto, in which added tokens have taken the place of pieces with their ids. ``space_once``
-    says whether transformers puts the leading space before a whole text alone, not behind each added token.
+    ``model`` is the ModelProto, in which added tokens have replaced pieces with their ids. ``space_once`` is true
+    where transformers adds the leading space before a whole text only, not after each added token.
     """
 
     file: Path
@@ -52,13 +54,13 @@ class SentencePieceFiles:
 
     @property
     def add_bos(self) -> bool:
-        """Whether BOS stands before a text, which it does by default where the model has one.
+        """Whether BOS is added before a text, by default where the model has one.
 
         This is the default of llama.cpp and of transformers 4, with which these models were published. Transformers 5
         documents it for LlamaTokenizer too, but its code adds none (TokenizersBackend, ``_add_bos_token``).
         """
-        said = _flag(self.settings, "add_bos_token", self.file)
-        return "bos" in self.own_ids if said is None else said
+        flag = _flag(self.settings, "add_bos_token", self.file)
+        return "bos" in self.own_ids if flag is None else flag
 
     @property
     def bos(self) -> int | None:

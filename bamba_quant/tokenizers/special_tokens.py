@@ -79,14 +79,14 @@ def special_id(
 def _assign_stop_kinds(
     ids: dict[str, int], stops: list[int], source: str, texts: Mapping[str, int]
 ) -> Iterator[str]:
-    """Put ``stops`` under the kinds of ``ids`` that end a text in llama.cpp; notes on all that differs there."""
+    """Add ``stops`` to ``ids`` under the kinds that end a text in llama.cpp; notes on what differs there."""
     if stops:
         ids.setdefault("eos", stops[0])
     by_text = {texts[text] for text in END_OF_GENERATION_TEXTS if text in texts}
     wanted = [token for token in stops if token not in (ids.get(kind) for kind in _STOPS)]
     free = [kind for kind in _STOPS if kind not in ids]
     if len(wanted) > len(free):
-        wanted.sort(key=lambda token: token in by_text)  # llama.cpp finds those by itself
+        wanted.sort(key=lambda token: token in by_text)  # llama.cpp finds those by their text
     ids.update(zip(free, wanted, strict=False))
     placed = {ids[kind] for kind in _STOPS if kind in ids}
     lost = [token for token in wanted if token not in placed | by_text]
@@ -148,7 +148,7 @@ def _add_template(templates: dict[str, str], name: str, text: str, where: Path) 
 
 
 def stop_tokens(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """The tokens that end a text; none where nothing says it."""
+    """The tokens that end a text, empty where no file names one."""
     if checkpoint.kind != "gguf":
         return tuple(directory_stop_tokens(checkpoint.path)[1])
     vocabulary = read_gguf_vocabulary(checkpoint.path, checkpoint.metadata)
@@ -166,7 +166,7 @@ def directory_stop_tokens(directory: Path) -> tuple[str, list[int]]:
 
 
 def token_ids(values: Mapping[str, Any], key: str, file: Path) -> list[int]:
-    """One id or a list of them without repetitions; -1 says that there is none."""
+    """One id or a list of them without repetitions; -1 means none."""
     listed = values.get(key)
     tokens = listed if isinstance(listed, list) else [] if listed is None else [listed]
     if not all(type(token) is int and -1 <= token <= LARGEST_ID for token in tokens):

@@ -35,8 +35,8 @@ FLAG_KEYS = {
     "add_space_prefix": Keys.Tokenizer.ADD_PREFIX,
     "remove_extra_whitespaces": Keys.Tokenizer.REMOVE_EXTRA_WS,
 }
-# True where a SentencePiece vocabulary puts its leading space before a whole text alone, as transformers does. GGUF
-# has no key for it, and llama.cpp puts it behind every added token, too.
+# True where a SentencePiece vocabulary adds its leading space before a whole text only, as transformers does. GGUF
+# has no key for it, and llama.cpp also adds it after every added token.
 SPACE_PREFIX_ONCE_KEY = "bamba_quant.tokenizer.space_prefix_once"
 LARGEST_ID = 2**31 - 1  # ids are 32-bit integers in llama.cpp
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
@@ -48,8 +48,8 @@ class Vocabulary:
     """Tokens by id with their types, and how text becomes tokens.
 
     ``model`` is ggml's tokenizer: "gpt2" (byte-level BPE with ``merges`` and the pre-tokenizer ``pre``), "llama"
-    (SentencePiece BPE with ``scores``) or "t5" (SentencePiece unigram with ``scores``). ``notes`` say what the
-    tool decided on its own. ``add_bos`` and the other flags are None where a file does not say them.
+    (SentencePiece BPE with ``scores``) or "t5" (SentencePiece unigram with ``scores``). ``notes`` are the
+    tool's own decisions. ``add_bos`` and the other flags are None where a file does not have them.
     ``space_prefix_once``: see ``SPACE_PREFIX_ONCE_KEY``.
     """
 
@@ -71,7 +71,7 @@ class Vocabulary:
 
     @property
     def defaults(self) -> LlamaDefaults:
-        """What llama.cpp takes where this vocabulary says nothing."""
+        """llama.cpp's defaults for what this vocabulary leaves open."""
         return llama_defaults(self.model, self.pre)
 
     @property
@@ -85,12 +85,12 @@ class Vocabulary:
         return self.all_special.get(kind)
 
     def token_around(self, kind: str) -> int | None:
-        """The token that is put around a text: ``kind`` "bos" before it, "eos" behind it.
+        """The token that is added to a text: ``kind`` "bos" before it, "eos" after it.
 
         Raises ``TokenizerError`` where one is to be added and there is none; llama.cpp aborts then.
         """
-        said = self.add_bos if kind == "bos" else self.add_eos
-        adds = said if said is not None else getattr(self.defaults, f"add_{kind}")
+        flag = self.add_bos if kind == "bos" else self.add_eos
+        adds = flag if flag is not None else getattr(self.defaults, f"add_{kind}")
         token = self.special(kind) if adds else None
         if adds and token is None:
             raise TokenizerError(
@@ -102,8 +102,8 @@ class Vocabulary:
 
     @property
     def prefixes_space(self) -> bool:
-        said = self.add_space_prefix
-        return self.defaults.add_space_prefix if said is None else said
+        flag = self.add_space_prefix
+        return self.defaults.add_space_prefix if flag is None else flag
 
     def metadata(self) -> dict[str, GgufValue]:
         """Every ``tokenizer.*`` key, in the order llama.cpp's converter writes them."""
@@ -182,7 +182,7 @@ def _unused(token: int, taken: Mapping[str, int]) -> str:
 
 
 def is_filler(token: int, text: str, kind: int) -> bool:
-    """Whether an entry stands for a row of the embedding that has no token (``fill_embedding_rows``)."""
+    """Whether an entry is the filler of a row of the embedding without a token (``fill_embedding_rows``)."""
     return kind == TokenType.UNUSED and text == f"[PAD{token}]"
 
 

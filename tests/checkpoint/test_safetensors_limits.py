@@ -64,5 +64,7 @@ def test_a_header_that_would_fill_the_memory(tmp_path: Path) -> None:
     with (tmp_path / "model.safetensors").open("wb") as stream:
         stream.write((90_000_000).to_bytes(8, "little"))
         stream.truncate(100_000_000)
-    with pytest.raises(CheckpointError, match=r"not a whole safetensors file[\s\S]*at most 25,165,824 bytes"):
+    with pytest.raises(
+        CheckpointError, match=r"not a complete safetensors file[\s\S]*at most 25,165,824 bytes"
+    ):
         open_checkpoint(tmp_path)
