@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 from typing import Any, TypeVar
 
@@ -10,7 +9,7 @@ from gguf import Keys
 
 from bamba_quant.checkpoint.gguf_values import KeyValues, float32, uint32
 from bamba_quant.errors import ArchitectureError
-from bamba_quant.families.hf_reading import MOST, MOST_HEAD_DIM, MOST_LAYERS
+from bamba_quant.families.hf_schema import MOST, MOST_HEAD_DIM, MOST_LAYERS
 from bamba_quant.families.rules import Metadata, Tensors
 from bamba_reference.config import Block, Config, single_block_layers
 
@@ -18,19 +17,6 @@ T = TypeVar("T")
 
 # llama.cpp wants these two keys of every model.
 NO_ATTENTION: Metadata = {"feed_forward_length": uint32(0), "attention.head_count": uint32(0)}
-# The fields of ``Config`` of a model whose layers are mixers and nothing else.
-ONLY_MIXERS: dict[str, Any] = {
-    "intermediate_size": 0,
-    "num_attention_heads": 0,
-    "num_key_value_heads": 0,
-    "head_dim": 0,
-    "rotary_dim": 0,
-    "rope_theta": 10000.0,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "hidden_act": "silu",
-    "residual_in_fp32": True,
-}
 
 
 def gguf_architecture_of(values: KeyValues) -> str:
@@ -199,8 +185,6 @@ class Reader:
             "mamba_d_state": self.count("ssm.state_size"),
             "mamba_d_conv": self.count("ssm.conv_kernel"),
             "mamba_conv_bias": self.has_convolution_bias(),
-            "mamba_proj_bias": False,
-            "time_step_limit": (0.0, math.inf),
         }
 
     def attention(self, feed_forward: tuple[Block, ...] = ("mlp",)) -> dict[str, Any]:

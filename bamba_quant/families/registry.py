@@ -9,7 +9,7 @@ from typing import Any
 from bamba_quant.checkpoint.gguf_values import KeyValues
 from bamba_quant.errors import ArchitectureError, ConfigError
 from bamba_quant.families.gguf_keys import gguf_architecture_of
-from bamba_quant.families.hf_reading import MOST
+from bamba_quant.families.hf_schema import MOST, HfSchema
 from bamba_quant.families.rules import Metadata, Rule, TensorRule, Tensors, fill_rules
 from bamba_quant.families.runtime_compat import Loaders
 from bamba_quant.families.small_models import SmallModels
@@ -27,9 +27,7 @@ class Family:
     ``name`` is transformers' ``model_type``; ``hf_architectures`` are the class names under ``architectures``.
     ``state_spaces_layer`` is the family's name in the ``ssm_cfg`` of state-spaces' own configurations, if any.
 
-    ``read_hf_config`` takes a config.json and the keys to ignore; ``hf_config`` gives the config.json that
-    transformers 4 and 5 both read, without the dtype. ``hf_keys`` are the keys that are read, ``inert_hf_keys``
-    those that change no logit, both beside the keys that every family has (``hf_reading``).
+    ``hf_schema`` has the keys of its config.json.
 
     ``gguf_architectures`` are the values of ``general.architecture``; ``gguf_name`` chooses one for a configuration,
     the first by default. ``reads_gguf`` tells a file from another family's with the same architecture.
@@ -45,10 +43,7 @@ class Family:
     hf_architectures: tuple[str, ...]
     gguf_architectures: tuple[str, ...]
     rules: tuple[Rule, ...]
-    read_hf_config: Callable[[Mapping[str, Any], Collection[str]], Config]
-    hf_config: Callable[[Config], dict[str, Any]]
-    hf_keys: frozenset[str]
-    inert_hf_keys: frozenset[str]
+    hf_schema: HfSchema
     gguf_metadata: Callable[[Config], Metadata]
     check_gguf: Callable[[Config], tuple[str, ...]]
     config_of_gguf: Callable[[KeyValues, Tensors], Config]
@@ -60,6 +55,11 @@ class Family:
 
     def __repr__(self) -> str:
         return f"<Family {self.name}>"
+
+    def hf_config(self, config: Config) -> dict[str, Any]:
+        """The config.json that transformers 4 and 5 both read, without the dtype."""
+        names = {"architectures": [self.hf_architectures[0]], "model_type": self.name}
+        return {**names, **self.hf_schema.write(config)}
 
     def gguf_architecture(self, config: Config) -> str:
         """The ``general.architecture`` of a model of this shape."""
@@ -104,7 +104,11 @@ def family_of(hf: Mapping[str, Any]) -> Family:
         ssm_cfg = hf.get("ssm_cfg")
         if "d_model" in hf and "n_layer" in hf:
             layer = ssm_cfg.get("layer", "Mamba1") if isinstance(ssm_cfg, Mapping) else "Mamba1"
-            found = [family for family in families() if family.state_spaces_layer == layer]
+            found = [
+                family
+                for family in families()
+                if family.state_spaces_layer and family.state_spaces_layer == layer
+            ]
         elif isinstance(model_type, str):
             found = [family for family in families() if family.name == model_type]
     if found:
@@ -122,7 +126,7 @@ def read_config(hf: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Confi
     ``ignore`` names keys that the caller knows to change no logit. Raises ``ArchitectureError`` for a family that is
     not supported, and ``ConfigError`` with the key, the value found and what is supported.
     """
-    config = family_of(hf).read_hf_config(hf, ignore)
+    config = family_of(hf).hf_schema.read(hf, ignore)
     sides = {
         "the mixer's width": config.mamba_d_inner,
         "the channels of its convolution": config.mamba_conv_dim,

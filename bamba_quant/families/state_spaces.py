@@ -6,91 +6,80 @@ transformers' converted checkpoints keep these keys beside its own. What both sa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from bamba_quant.families import hf_reading as reading
-from bamba_reference.errors import ConfigError, repr_short
+from bamba_quant.families import hf_keys
+from bamba_quant.families import hf_schema as schema
+from bamba_reference.config import Block, single_block_layers
 
-KEYS = frozenset(
-    """
-    d_model n_layer d_intermediate ssm_cfg attn_layer_idx rms_norm pad_vocab_size_multiple tie_embeddings d_inner
-    """.split()
-)
-
-# What attention layers would be like, of which there are none, and how kernels are fused.
-INERT = frozenset({"attn_cfg", "fused_add_norm"})
-
-_SSM_INERT = frozenset(
-    """
-    layer dt_min dt_max dt_init dt_scale dt_init_floor use_fast_path use_mem_eff_path A_init_range conv_init
+# What attention layers would be like, of which there are none, how dt was drawn, and which kernels run.
+INERT = frozenset({"attn_cfg", "fused_add_norm"}) | {
+    f"ssm_cfg.{key}"
+    for key in """
+    dt_min dt_max dt_init dt_scale dt_init_floor use_fast_path use_mem_eff_path A_init_range conv_init
     chunk_size sequence_parallel
     """.split()
-)
-
-# Choices that are not implemented, each with the value that stands for the usual.
-_SSM_FIXED = {"D_has_hdim": False, "rmsnorm": True, "norm_before_gate": False}
+}
 
 
-@dataclass(frozen=True)
-class Spellings:
-    """A configuration whose keys may have two names. ``original``: it has none of transformers' names."""
-
-    hf: Mapping[str, Any]
-    ssm_cfg: Mapping[str, Any]
-    original: bool
-
-    def top(self, key: str, other: str) -> tuple[Mapping[str, Any], str]:
-        """Where a value stands, transformers' ``key`` or state-spaces' ``other``: for ``reading``'s functions."""
-        return self._one((self.hf, key), (self.hf, other))
-
-    def ssm(self, key: str, other: str) -> tuple[Mapping[str, Any], str]:
-        """The same for a value that state-spaces keeps in ``ssm_cfg``."""
-        return self._one((self.hf, key), (self.ssm_cfg, other))
-
-    def vocab_size(self) -> int:
-        """Rows of the embedding, which state-spaces' code rounds up and transformers' takes as it stands."""
-        size = reading.vocab_size(self.hf)
-        multiple = reading.integer(self.hf, "pad_vocab_size_multiple", default=8, most=2**16)
-        return -(-size // multiple) * multiple if self.original else size
-
-    @staticmethod
-    def _one(*places: tuple[Mapping[str, Any], str]) -> tuple[Mapping[str, Any], str]:
-        given = [(values, key) for values, key in places if values.get(key) is not None]
-        if len(given) == 2 and given[0][0][given[0][1]] != given[1][0][given[1][1]]:
-            raise ConfigError(
-                f"{given[0][1]} and {given[1][1]} are two names of one thing and differ",
-                found=" and ".join(repr_short(values[key]) for values, key in given),
-                expected="the same value, or one of them alone",
-            )
-        return given[0] if given else places[0]
+def _ssm_cfg(value: Any) -> Mapping[str, Any]:
+    schema.require(isinstance(value, Mapping))
+    return dict(value)
 
 
-def spellings(
-    hf: Mapping[str, Any], layer: str, ssm_keys: Collection[str], ignore: Collection[str]
-) -> Spellings:
-    """Check what only state-spaces says and nothing here implements: ``layer`` is the family's name in ``ssm_cfg``.
+def mixer_keys(layer: str, state_size: int, **others: schema.HfKey) -> dict[str, schema.HfKey]:
+    """The keys of a model of mixers alone, in the order in which they are written, and then ``others``.
 
-    ``ssm_keys`` are those of ``ssm_cfg`` that the family reads.
+    ``layer`` is the name of the mixer in ``ssm_cfg``, ``state_size`` its default.
     """
-    ssm_cfg = hf.get("ssm_cfg")
-    ssm_cfg = {} if ssm_cfg is None else ssm_cfg
-    if not isinstance(ssm_cfg, Mapping):
-        raise reading.unsupported("ssm_cfg", ssm_cfg, "an object")
-    if hf.get("rms_norm") not in (None, True):
-        raise reading.unsupported("rms_norm", hf["rms_norm"], "true (LayerNorm is not implemented)")
-    if hf.get("d_intermediate") not in (None, 0):
-        raise reading.unsupported("d_intermediate", hf["d_intermediate"], "0 (no feed-forward network)")
-    if hf.get("attn_layer_idx") not in (None, []):
-        raise reading.unsupported("attn_layer_idx", hf["attn_layer_idx"], "[] (no attention layers)")
-    if ssm_cfg.get("layer", layer) != layer:
-        raise reading.unsupported("ssm_cfg.layer", ssm_cfg["layer"], layer)
-    for key, usual in _SSM_FIXED.items():
-        if ssm_cfg.get(key, usual) is not usual:
-            raise reading.unsupported(f"ssm_cfg.{key}", ssm_cfg[key], str(usual).lower())
-    known = {*ssm_keys, *_SSM_INERT, *_SSM_FIXED, *ignore}
-    for key, value in ssm_cfg.items():
-        if key not in known and value is not None:
-            raise reading.unsupported(f"ssm_cfg.{key}", value, f"one of {', '.join(sorted(ssm_keys))}")
-    return Spellings(hf, ssm_cfg, original="d_model" in hf and "hidden_size" not in hf)
+    return {
+        "vocab_size": schema.count(most=schema.MOST_TOKENS),
+        "hidden_size": schema.count(other_key="d_model"),
+        "num_hidden_layers": schema.count(
+            most=schema.MOST_LAYERS, other_key="n_layer", write=lambda config: config.num_hidden_layers
+        ),
+        "mamba_d_state": schema.count(state_size, key="state_size", other_key="ssm_cfg.d_state"),
+        "mamba_d_conv": schema.count(4, key="conv_kernel", other_key="ssm_cfg.d_conv"),
+        "mamba_expand": schema.count(2, key="expand", other_key="ssm_cfg.expand"),
+        "mamba_proj_bias": schema.flag(False, key="use_bias", other_key="ssm_cfg.bias"),
+        "mamba_conv_bias": schema.flag(True, key="use_conv_bias", other_key="ssm_cfg.conv_bias"),
+        "hidden_act": hf_keys.SILU,
+        "rms_norm_eps": schema.positive(1e-5, key="layer_norm_epsilon"),
+        "residual_in_fp32": schema.flag(True),
+        "tie_word_embeddings": schema.flag(None, other_key="tie_embeddings"),
+        **hf_keys.SPECIAL_TOKENS,
+        **hf_keys.USE_CACHE,
+        **others,
+        "ssm_cfg": schema.HfKey(_ssm_cfg, "an object", {}),
+        "pad_vocab_size_multiple": schema.count(8, most=2**16),
+        "rms_norm": schema.only(True, expected="true (LayerNorm is not implemented)"),
+        "d_intermediate": schema.only(0, expected="0 (no feed-forward network)"),
+        "attn_layer_idx": schema.only([], expected="[] (no attention layers)"),
+        "ssm_cfg.layer": schema.only(layer, expected=layer, null_is_default=False),
+        "ssm_cfg.D_has_hdim": schema.only(False, expected="false", null_is_default=False),
+        "ssm_cfg.rmsnorm": schema.only(True, expected="true", null_is_default=False),
+        "ssm_cfg.norm_before_gate": schema.only(False, expected="false", null_is_default=False),
+    }
+
+
+def complete_mixers(
+    values: Mapping[str, Any], hf: Mapping[str, Any], block: Block, tied: bool
+) -> dict[str, Any]:
+    """The fields that follow for a model of mixers alone; ``tied`` is transformers' default for the embedding.
+
+    state-spaces' code rounds the vocabulary up and ties the embedding; transformers' takes the former as it is.
+    """
+    size, multiple, original = values["vocab_size"], values["pad_vocab_size_multiple"], is_original(hf)
+    tie = values["tie_word_embeddings"]
+    return {
+        "vocab_size": -(-size // multiple) * multiple if original else size,
+        "layers": single_block_layers((block,) * values["num_hidden_layers"]),
+        "tie_word_embeddings": (tied or original) if tie is None else tie,
+        "max_position_embeddings": hf_keys.NO_POSITIONS,
+    }
+
+
+def is_original(hf: Mapping[str, Any]) -> bool:
+    """Whether a configuration is state-spaces' own, without transformers' names."""
+    return "d_model" in hf and "hidden_size" not in hf

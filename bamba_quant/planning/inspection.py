@@ -14,7 +14,7 @@ from bamba_quant.checkpoint.gguf_values import KeyValues
 from bamba_quant.errors import ArchitectureError, BambaQuantError, CheckpointError
 from bamba_quant.families import family_of, family_of_gguf, read_config
 from bamba_quant.families.gguf_keys import gguf_architecture_of
-from bamba_quant.families.hf_reading import MOST_LAYERS
+from bamba_quant.families.hf_schema import MOST_LAYERS
 from bamba_quant.families.rules import Tensors
 from bamba_quant.metadata.tune_record import TuneRecord, read_record
 from bamba_quant.planning.model import CONFIG, directory_of, has_weights, open_model, unused_note

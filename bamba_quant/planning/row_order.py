@@ -13,7 +13,7 @@ from gguf import Keys
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.gguf_values import KeyValues
 from bamba_quant.errors import PlanError
-from bamba_quant.families.hf_reading import MOST_HEAD_DIM
+from bamba_quant.families.hf_schema import MOST_HEAD_DIM
 from bamba_quant.metadata.general import TOOL_VERSION_KEY
 
 ARCHITECTURE = "granitehybrid"

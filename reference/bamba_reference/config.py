@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -31,7 +32,7 @@ def single_block_layers(blocks: Iterable[Block], feed_forward: tuple[Block, ...]
 
 @dataclass(frozen=True)
 class Config:
-    """One model, in Bamba's names where transformers has several; fields with a default are not Bamba's.
+    """One model, in Bamba's names where transformers has several.
 
     ``layers`` lists the blocks of each layer (see ``Layer``); all blocks of one kind have the same sizes. Sizes are
     counts of elements, 0 where a model has no such block: Mamba and Mamba-2 have no attention heads, Mamba's scan
@@ -52,40 +53,46 @@ class Config:
 
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
     layers: tuple[Layer, ...]
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rotary_dim: int
-    rope_theta: float
-    attention_bias: bool
-    mlp_bias: bool
-    hidden_act: str
-    mamba_expand: int
-    mamba_n_heads: int
-    mamba_d_head: int
-    mamba_n_groups: int
-    mamba_d_state: int
-    mamba_d_conv: int
-    mamba_conv_bias: bool
-    mamba_proj_bias: bool
-    time_step_limit: tuple[float, float]
     rms_norm_eps: float
     tie_word_embeddings: bool
     max_position_embeddings: int
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
+    # mlp
+    intermediate_size: int = 0
+    mlp_bias: bool = False
+    hidden_act: str = "silu"
+    # attention
+    num_attention_heads: int = 0
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    rotary_dim: int = 0
+    rope_theta: float = 10000.0
+    attention_bias: bool = False
+    # mamba2, and as far as sizes are alike mamba1
+    mamba_expand: int = 0
+    mamba_n_heads: int = 0
+    mamba_d_head: int = 0
+    mamba_n_groups: int = 0
+    mamba_d_state: int = 0
+    mamba_d_conv: int = 0
+    mamba_conv_bias: bool = False
+    mamba_proj_bias: bool = False
+    time_step_limit: tuple[float, float] = (0.0, math.inf)
+    # mamba1
+    mamba_time_step_rank: int = 0
+    mixer_rms_eps: float | None = None
+    # moe
+    num_local_experts: int = 0
+    num_experts_per_tok: int = 0
+    expert_intermediate_size: int = 0
+    # Granite's multipliers
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     attention_multiplier: float | None = None
     logits_scaling: float = 1.0
-    num_local_experts: int = 0
-    num_experts_per_tok: int = 0
-    expert_intermediate_size: int = 0
-    mamba_time_step_rank: int = 0
-    mixer_rms_eps: float | None = None
     residual_in_fp32: bool = False
 
     @property

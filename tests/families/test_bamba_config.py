@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from bamba_quant.errors import ArchitectureError, BambaQuantError, ConfigError
 from bamba_quant.families import family_of, read_config
 from bamba_quant.families.bamba import BAMBA
-from bamba_quant.families.bamba.hf_config import INERT, KEYS
-from bamba_quant.families.hf_reading import COMMON
-from bamba_quant.families.hf_reading import INERT as COMMON_INERT
+from bamba_quant.families.bamba.hf_config import SCHEMA
+from bamba_quant.families.hf_schema import FAMILY_KEYS
 
 GOOD: dict[str, Any] = {
     "architectures": ["BambaForCausalLM"],
@@ -56,7 +55,7 @@ JSON = st.recursive(
 
 
 @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(st.sampled_from(sorted(KEYS | COMMON)), JSON, min_size=1, max_size=3))
+@given(st.dictionaries(st.sampled_from(sorted(SCHEMA.names | FAMILY_KEYS)), JSON, min_size=1, max_size=3))
 def test_any_value_is_read_or_refused(values: dict[str, Any]) -> None:
     hf = GOOD | values
     try:
@@ -135,11 +134,7 @@ def test_what_switches_nothing_on_is_accepted() -> None:
 def test_every_key_that_transformers_writes_is_known() -> None:
     from transformers import BambaConfig
 
-    unknown = {
-        key
-        for key in BambaConfig().to_dict()
-        if key not in KEYS | COMMON | INERT | COMMON_INERT and not key.startswith("_")
-    }
+    unknown = {key for key in BambaConfig().to_dict() if key not in SCHEMA.known and not key.startswith("_")}
     assert not unknown
 
 

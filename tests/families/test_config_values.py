@@ -9,7 +9,7 @@ import pytest
 
 from bamba_quant.errors import ArchitectureError, ConfigError
 from bamba_quant.families import families, read_config
-from bamba_quant.families.hf_reading import COMMON, INERT, MOST_HEAD_DIM, MOST_LAYERS, MOST_TOKENS
+from bamba_quant.families.hf_schema import MOST_HEAD_DIM, MOST_LAYERS, MOST_TOKENS
 from bamba_reference import Config
 
 BASES: dict[str, dict[str, Any]] = {
@@ -49,9 +49,10 @@ def read(values: dict[str, Any]) -> Config | None:
 def test_every_key_under_every_value(family: Any) -> None:
     good = base(family.name)
     assert read(good)
-    for key in sorted(family.hf_keys | family.inert_hf_keys | COMMON | INERT | {"unknown_key"}):
+    for key in sorted(family.hf_schema.known | {"unknown_key"}):
         for value in VALUES:
-            found = read({**good, key: value})
+            outer, dot, inner = key.partition(".")
+            found = read({**good, outer: {inner: value} if dot else value})
             if found is not None:
                 assert found.vocab_size <= 2 * MOST_TOKENS
                 assert found.num_hidden_layers <= MOST_LAYERS

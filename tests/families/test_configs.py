@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bamba_quant.errors import ArchitectureError, ConfigError
 from bamba_quant.families import families, family_of, read_config
-from bamba_quant.families.hf_reading import COMMON, INERT
+from bamba_quant.families.hf_schema import FAMILY_KEYS
 from tests.families.test_bamba_config import JSON
 from tests.support.families import CASES, FAMILIES, SPELLED, random_case, save
 from tests.support.published import PUBLISHED
@@ -39,7 +39,7 @@ def test_every_family_is_tested() -> None:
 @given(data=st.data())
 def test_any_value_is_read_or_refused(name: str, data: st.DataObject) -> None:
     good = written(name)
-    keys = st.sampled_from(sorted(FAMILY[name].hf_keys | COMMON))
+    keys = st.sampled_from(sorted(FAMILY[name].hf_schema.names | FAMILY_KEYS))
     values = data.draw(st.dictionaries(keys, JSON, min_size=1, max_size=3))
     try:
         config = read_config(good | values)
@@ -54,7 +54,7 @@ def test_any_value_is_read_or_refused(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_that_transformers_writes_is_known(name: str) -> None:
-    known = FAMILY[name].hf_keys | FAMILY[name].inert_hf_keys | COMMON | INERT
+    known = FAMILY[name].hf_schema.known
     assert not {key for key in written(name) if key not in known and not key.startswith("_")}
 
 

@@ -42,7 +42,7 @@ def test_large_numbers(family: Any, tmp_path: Path) -> None:
     good = base(family.name)
     tracemalloc.start()
     try:
-        for key in sorted(family.hf_keys | {"vocab_size"}):
+        for key in sorted(family.hf_schema.names | {"vocab_size"}):
             for number in NUMBERS:
                 (tmp_path / "config.json").write_text(json.dumps(good | {key: number}))
                 plan_all(tmp_path)

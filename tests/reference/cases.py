@@ -13,7 +13,7 @@ import torch
 from transformers import BambaForCausalLM, DynamicCache
 
 from bamba_quant.families import read_config
-from bamba_quant.families.hf_reading import NO_POSITIONS
+from bamba_quant.families.hf_keys import NO_POSITIONS
 from bamba_reference import Config
 from bamba_reference.kernels.cpu.backend import NUMBA
 from bamba_reference.torch.backend import TORCH

@@ -61,6 +61,5 @@ def read(values: KeyValues, tensors: Tensors) -> Config:
         **attention,
         rotary_dim=reader.rotary_dim(attention["head_dim"]),
         mlp_bias=reader.has_bias("ffn_up"),
-        hidden_act="silu",
         **reader.mamba2(),
     )

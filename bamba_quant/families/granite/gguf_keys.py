@@ -98,8 +98,6 @@ def read(values: KeyValues, tensors: Tensors) -> Config:
         rotary_dim=reader.rotary_dim(attention["head_dim"])
         if reader.flag("rope.scaling.finetuned", True)
         else 0,
-        mlp_bias=False,
-        hidden_act="silu",
         embedding_multiplier=reader.scale("embedding_scale") or 1.0,
         residual_multiplier=reader.scale("residual_scale") or 1.0,
         attention_multiplier=reader.scale("attention.scale"),

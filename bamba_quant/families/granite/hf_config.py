@@ -1,145 +1,104 @@
-"""Reads Granite 4.0's configurations (``GraniteMoeHybridForCausalLM``): dense or with experts, hybrid or all
-attention.
+"""Granite 4.0's config.json; defaults are those of transformers' ``GraniteMoeHybridConfig``.
 
-Defaults are those of transformers' ``GraniteMoeHybridConfig``. Its ``intermediate_size`` is the experts';
-``shared_intermediate_size`` that of the feed-forward network every layer has.
+Its ``intermediate_size`` is the width of an expert, ``shared_intermediate_size`` that of the feed-forward network that
+every layer has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from bamba_quant.families import hf_reading as reading
-from bamba_quant.families import hf_writing as writing
-from bamba_reference.config import Config, single_block_layers
-
-KEYS = frozenset(
-    """
-    hidden_size intermediate_size shared_intermediate_size num_hidden_layers num_attention_heads
-    num_key_value_heads head_dim layer_types layers_block_type position_embedding_type rope_theta rope_parameters
-    rope_scaling partial_rotary_factor attention_bias hidden_act normalization_function mamba_expand mamba_n_heads
-    mamba_d_head mamba_n_groups mamba_d_state mamba_d_conv mamba_conv_bias mamba_proj_bias time_step_limit
-    rms_norm_eps tie_word_embeddings max_position_embeddings embedding_multiplier residual_multiplier
-    attention_multiplier logits_scaling num_local_experts num_experts_per_tok
-    """.split()
-)
-
-# How training began and what it was told: of no consequence afterwards.
-INERT = frozenset({"init_method", "pad_vocab_size_multiple"})
+from bamba_quant.families import hf_keys
+from bamba_quant.families import hf_schema as schema
+from bamba_reference.config import Block, single_block_layers
 
 
-def read(hf: Mapping[str, Any], ignore: Collection[str]) -> Config:
-    reading.refuse_unknown_keys(hf, KEYS | INERT, ignore, "transformers' GraniteMoeHybridConfig")
-    if hf.get("normalization_function") not in (None, "rmsnorm"):
-        raise reading.unsupported("normalization_function", hf["normalization_function"], "rmsnorm")
-    count = reading.integer(hf, "num_hidden_layers", default=32, most=reading.MOST_LAYERS)
-    hidden_size = reading.integer(hf, "hidden_size", default=4096)
-    heads = reading.integer(hf, "num_attention_heads", default=32)
-    kv_heads = reading.integer(hf, "num_key_value_heads", default=heads)
-    head_dim = reading.head_dim(hf, hidden_size, heads)
-    reading.quotient(heads, kv_heads, "num_attention_heads", "num_key_value_heads")
-    expand = reading.integer(hf, "mamba_expand", default=2)
-    mamba_heads = reading.integer(hf, "mamba_n_heads", default=128)
-    d_head = reading.mamba2_head_dim(hf, expand, hidden_size, mamba_heads, "mamba_d_head")
-    groups = reading.integer(hf, "mamba_n_groups", default=1)
-    reading.quotient(mamba_heads, groups, "mamba_n_heads", "mamba_n_groups")
-    rotary_dim, rope_theta = _rotary(hf, head_dim)
-    experts = reading.integer(hf, "num_local_experts", default=8, least=0)
-    return Config(
-        vocab_size=reading.vocab_size(hf, default=32000),
-        hidden_size=hidden_size,
-        intermediate_size=reading.integer(hf, "shared_intermediate_size", default=1024),
-        layers=single_block_layers(
-            reading.agreed(reading.layer_types_named(hf, count), default=reading.alike("mamba2", count)),
-            feed_forward=("moe", "mlp") if experts else ("mlp",),
-        ),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        rotary_dim=rotary_dim,
-        rope_theta=rope_theta,
-        attention_bias=reading.boolean(hf, "attention_bias", default=False),
-        mlp_bias=False,
-        hidden_act=reading.only_silu(hf),
-        mamba_expand=expand,
-        mamba_n_heads=mamba_heads,
-        mamba_d_head=d_head,
-        mamba_n_groups=groups,
-        mamba_d_state=reading.integer(hf, "mamba_d_state", default=256),
-        mamba_d_conv=reading.integer(hf, "mamba_d_conv", default=4),
-        mamba_conv_bias=reading.boolean(hf, "mamba_conv_bias", default=True),
-        mamba_proj_bias=reading.boolean(hf, "mamba_proj_bias", default=False),
-        time_step_limit=reading.time_step_limit("time_step_limit", hf.get("time_step_limit")),
-        rms_norm_eps=reading.positive("rms_norm_eps", hf.get("rms_norm_eps"), default=1e-6),
-        tie_word_embeddings=reading.boolean(hf, "tie_word_embeddings", default=False),
-        max_position_embeddings=reading.integer(hf, "max_position_embeddings", default=2048),
-        bos_token_id=reading.token_id(hf, "bos_token_id"),
-        eos_token_ids=reading.token_ids("eos_token_id", hf.get("eos_token_id")),
-        pad_token_id=reading.token_id(hf, "pad_token_id"),
-        embedding_multiplier=_multiplier(hf, "embedding_multiplier"),
-        residual_multiplier=_multiplier(hf, "residual_multiplier"),
-        attention_multiplier=_multiplier(hf, "attention_multiplier"),
-        logits_scaling=_multiplier(hf, "logits_scaling"),
-        num_local_experts=experts,
-        num_experts_per_tok=_experts_per_token(hf, experts),
-        expert_intermediate_size=reading.integer(hf, "intermediate_size", default=11008) if experts else 0,
-    )
+def _position_embedding(value: Any) -> Any:
+    schema.require(value in ("nope", "rope"))
+    return value
 
 
-def _multiplier(hf: Mapping[str, Any], key: str) -> float:
-    return reading.positive(key, hf.get(key), default=1.0)
+_KEYS = {
+    "vocab_size": schema.count(32000, most=schema.MOST_TOKENS),
+    "hidden_size": schema.count(4096),
+    "expert_intermediate_size": schema.count(
+        11008,
+        least=0,
+        key="intermediate_size",
+        write=lambda config: config.expert_intermediate_size or config.intermediate_size,
+    ),
+    "intermediate_size": schema.count(1024, key="shared_intermediate_size"),
+    "num_local_experts": schema.count(8, least=0),
+    "num_experts_per_tok": schema.count(None, least=0),
+    "num_hidden_layers": schema.count(
+        32, most=schema.MOST_LAYERS, write=lambda config: config.num_hidden_layers
+    ),
+    **hf_keys.listed_layers(write=lambda config: list(config.layer_types)),
+    "position_embedding_type": schema.HfKey(
+        _position_embedding,
+        "rope, nope or null",
+        "nope",
+        write=lambda config: "rope" if config.rotary_dim else "nope",
+    ),
+    **hf_keys.attention(32),
+    "embedding_multiplier": schema.positive(1.0),
+    "residual_multiplier": schema.positive(1.0),
+    "attention_multiplier": schema.positive(
+        1.0, write=lambda config: schema.shortest(config.attention_scale)
+    ),
+    "logits_scaling": schema.positive(1.0),
+    "hidden_act": hf_keys.SILU,
+    "normalization_function": schema.only("rmsnorm", expected="rmsnorm"),
+    **hf_keys.MAMBA2,
+    "rms_norm_eps": schema.positive(1e-6),
+    "tie_word_embeddings": schema.flag(False),
+    "max_position_embeddings": schema.count(2048),
+    **hf_keys.SPECIAL_TOKENS,
+    **hf_keys.USE_CACHE,
+    **hf_keys.rope_keys(),
+}
 
 
-def _experts_per_token(hf: Mapping[str, Any], experts: int) -> int:
-    if experts == 0:
-        return 0
-    return reading.integer(hf, "num_experts_per_tok", default=2 if experts > 1 else None, most=experts)
-
-
-def _rotary(hf: Mapping[str, Any], head_dim: int) -> tuple[int, float]:
-    """Width and base of the rotary embedding: the whole head under "rope", else nothing."""
-    rope = reading.rope_sources(hf)
-    theta, kind = reading.rope_theta(rope), hf.get("position_embedding_type")
-    for prefix, source in rope:
-        # transformers' Granite rotates whole heads whatever this key says.
-        if source.get("partial_rotary_factor") not in (None, 1):
-            raise reading.unsupported(
-                f"{prefix}partial_rotary_factor", source["partial_rotary_factor"], "1, or nothing"
-            )
-    if kind not in (None, "nope", "rope"):
-        raise reading.unsupported("position_embedding_type", kind, "rope, nope or null")
-    if kind != "rope":
-        return 0, theta
-    if head_dim % 2:
-        raise reading.unsupported("head_dim", head_dim, "an even number, for the rotary embedding")
-    return head_dim, theta
-
-
-def write(config: Config) -> dict[str, Any]:
-    """config.json in the keys of transformers 4 (configuration_granitemoehybrid.py), which 5 reads too."""
+def _complete(values: dict[str, Any], hf: Mapping[str, Any]) -> dict[str, Any]:
+    attention = hf_keys.complete_attention(values)
+    theta, factors = hf_keys.rope(values)
+    for key, factor in factors.items():
+        if factor != 1:  # transformers' Granite rotates whole heads whatever this key says
+            raise schema.unsupported(key, factor, "1, or nothing")
+    rotary_dim = attention["head_dim"] if values["position_embedding_type"] == "rope" else 0
+    if rotary_dim % 2:
+        raise schema.unsupported("head_dim", rotary_dim, "an even number, for the rotary embedding")
+    experts = _experts(values) if values["num_local_experts"] else dict.fromkeys(_EXPERTS, 0)
+    feed_forward: tuple[Block, ...] = ("moe", "mlp") if values["num_local_experts"] else ("mlp",)
     return {
-        "architectures": ["GraniteMoeHybridForCausalLM"],
-        "model_type": "granitemoehybrid",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.expert_intermediate_size or config.intermediate_size,
-        "shared_intermediate_size": config.intermediate_size,
-        "num_local_experts": config.num_local_experts,
-        "num_experts_per_tok": config.num_experts_per_tok,
-        "num_hidden_layers": config.num_hidden_layers,
-        "layer_types": list(config.layer_types),
-        "position_embedding_type": "rope" if config.rotary_dim else "nope",
-        **writing.attention(config),
-        "embedding_multiplier": writing.shortest(config.embedding_multiplier),
-        "residual_multiplier": writing.shortest(config.residual_multiplier),
-        "attention_multiplier": writing.shortest(config.attention_scale),
-        "logits_scaling": writing.shortest(config.logits_scaling),
-        "hidden_act": config.hidden_act,
-        **writing.mamba2(config),
-        "rms_norm_eps": writing.shortest(config.rms_norm_eps),
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "max_position_embeddings": config.max_position_embeddings,
-        **writing.special_tokens(config),
-        "use_cache": True,
+        "layers": single_block_layers(hf_keys.blocks(values), feed_forward),
+        **attention,
+        **hf_keys.complete_mamba2(values, _KEYS),
+        **experts,
+        "rope_theta": theta,
+        "rotary_dim": rotary_dim,
     }
+
+
+_EXPERTS = ("num_experts_per_tok", "expert_intermediate_size")
+
+
+def _experts(values: Mapping[str, Any]) -> dict[str, int]:
+    """Experts of a token, two by default where there are several, and the width of each."""
+    experts, used = values["num_local_experts"], values["num_experts_per_tok"]
+    used = 2 if used is None and experts > 1 else used
+    if used is None or not 1 <= used <= experts:
+        raise schema.unsupported("num_experts_per_tok", used, f"a whole number from 1 to {experts}")
+    if values["expert_intermediate_size"] < 1:
+        raise schema.unsupported("intermediate_size", 0, "the width of an expert")
+    return {"num_experts_per_tok": used, "expert_intermediate_size": values["expert_intermediate_size"]}
+
+
+# How training began.
+SCHEMA = schema.HfSchema(
+    "transformers' GraniteMoeHybridConfig",
+    _KEYS,
+    _complete,
+    inert=frozenset({"init_method", "pad_vocab_size_multiple"}),
+)

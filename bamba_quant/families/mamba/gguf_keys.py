@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from bamba_quant.checkpoint.gguf_values import KeyValues, boolean, float32, uint32
 from bamba_quant.families import gguf_keys as shared
 from bamba_quant.families import limitations
@@ -55,17 +53,12 @@ def read(values: KeyValues, tensors: Tensors) -> Config:
     shape = reader.shape()
     return Config(
         **shape,
-        **shared.ONLY_MIXERS,
         **reader.layers("mamba1"),
         mamba_expand=reader.expansion(),
-        mamba_n_heads=0,
-        mamba_d_head=0,
-        mamba_n_groups=0,
         mamba_d_state=reader.count("ssm.state_size"),
         mamba_d_conv=reader.count("ssm.conv_kernel"),
         mamba_conv_bias=reader.has_convolution_bias(),
-        mamba_proj_bias=False,
-        time_step_limit=(0.0, math.inf),
         mamba_time_step_rank=reader.count("ssm.time_step_rank"),
+        residual_in_fp32=True,
         mixer_rms_eps=reader.positive(_NORMED_EPSILON, shape["rms_norm_eps"]) if is_falcon(values) else None,
     )

@@ -23,9 +23,4 @@ def check(config: Config) -> tuple[str, ...]:
 def read(values: KeyValues, tensors: Tensors) -> Config:
     """``write`` inverted; biases show in tensor names. Raises ``ArchitectureError`` for missing keys."""
     reader = shared.Reader(values, tensors)
-    return Config(
-        **reader.shape(),
-        **shared.ONLY_MIXERS,
-        **reader.layers("mamba2"),
-        **reader.mamba2(),
-    )
+    return Config(**reader.shape(), **reader.layers("mamba2"), **reader.mamba2(), residual_in_fp32=True)
