@@ -6,7 +6,7 @@
         [--device cuda] [--jobs N] [--out DIR]
 
 Mean KL divergence from MODEL in nats a token, weights alone, on the second halves of the first --chunks chunks of 512
-of each --eval text: what ``bamba-quant evaluate --activations exact`` gives. A file is made by ``bamba-quant convert``
+of each --eval text: what ``bamba-quant evaluate --activations none`` gives. A file is made by ``bamba-quant convert``
 with an importance matrix of --calibrate (``int4`` and ``fp8`` for directories), an allocated one by its recipe
 TYPE.toml in --recipes. --set holds for all tuning, every --sweep is tuned by itself; ``TuneOptions`` has the names.
 What begins with a type's first letters and a colon is for those types alone. --jobs run on each GPU that is visible.

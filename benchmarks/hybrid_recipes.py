@@ -66,7 +66,7 @@ def _losses(options: argparse.Namespace) -> None:
             EvaluationOptions(
                 chunks=options.chunks,
                 device=options.device,
-                activations="exact",
+                activations="none",
                 noise_floor="none",
                 drift_chunks=0,
             ),

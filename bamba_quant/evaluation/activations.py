@@ -20,11 +20,11 @@ from bamba_quant.inference.weights import LazyWeights
 from bamba_reference.tensors import stack_of
 from bamba_reference.torch.backend import Backend
 
-CHOICES = ("auto", "exact", "file", "llama.cpp")
+CHOICES = ("auto", "none", "checkpoint", "llama.cpp")
 
 
 def resolve(activations: str, kinds: Iterable[str]) -> str:
-    """ "auto" is "llama.cpp" where all models are GGUF files, so that the table is llama-perplexity's; else "exact".
+    """ "auto" is "llama.cpp" where all models are GGUF files, so that the table is llama-perplexity's; else "none".
 
     Raises ``BambaQuantError`` for a word that is none of ``CHOICES``.
     """
@@ -32,7 +32,7 @@ def resolve(activations: str, kinds: Iterable[str]) -> str:
         raise BambaQuantError("no such activations", found=activations, expected=", ".join(CHOICES))
     if activations != "auto":
         return activations
-    return "llama.cpp" if set(kinds) == {"gguf"} else "exact"
+    return "llama.cpp" if set(kinds) == {"gguf"} else "none"
 
 
 def with_activations(
@@ -40,13 +40,13 @@ def with_activations(
 ) -> Backend:
     """``backend`` for a model, with what enters each matrix rounded as ``activations``, resolved, has it.
 
-    "file" rounds as what runs a file would: a GGUF's as llama.cpp, FP8 as its configuration says, on a GPU by scaled
-    products where these are to be had; whatever says nothing stays exact. The name tells what was done. Raises
-    ``BambaQuantError`` for what cannot be rounded so.
+    "checkpoint" rounds as the file's own runtime does: GGUF as llama.cpp, FP8 as its configuration says, on a GPU by
+    scaled products if it supports them; inputs of other matrices are not rounded. The backend's name says what was
+    done. Raises ``BambaQuantError`` for a rounding that is not implemented.
     """
-    if activations == "llama.cpp" or (activations == "file" and model.checkpoint.kind == "gguf"):
+    if activations == "llama.cpp" or (activations == "checkpoint" and model.checkpoint.kind == "gguf"):
         return with_llama_activations(backend, model.weights)
-    if activations == "file":
+    if activations == "checkpoint":
         _check_cache(model)
         return with_fp8_activations(backend, model.weights, scaled=has_scaled_products(device, dtype))
     return backend
@@ -61,7 +61,7 @@ def _check_cache(model: LoadedModel) -> None:
             where=model.checkpoint.path,
             found=f"kv_cache_scheme {reprlib.repr(scheme)}",
             expected="a cache that is not quantized",
-            fix="evaluate with --activations exact",
+            fix="evaluate with --activations none",
         )
 
 
@@ -112,7 +112,7 @@ def with_llama_activations(backend: Backend, weights: LazyWeights) -> Backend:
             "llama.cpp's activations go with its own types",
             found=", ".join(unknown),
             expected=", ".join(ROUNDINGS),
-            fix="evaluate with --activations exact",
+            fix="evaluate with --activations none",
         )
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:

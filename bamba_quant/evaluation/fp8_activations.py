@@ -104,7 +104,7 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
             "activations are rounded in a way that is not emulated",
             found=join_names(unknown, 1),
             expected="e4m3 under scales found as activations come",
-            fix="evaluate with --activations exact",
+            fix="evaluate with --activations none",
         )
     cut = [
         f"{name}: {packed[name].columns} columns, {rule}"
@@ -116,7 +116,7 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
             "groups of activations do not divide what enters a matrix",
             found=join_names(cut, 1),
             expected="columns that are a multiple of the group",
-            fix="evaluate with --activations exact",
+            fix="evaluate with --activations none",
         )
     if not rules:
         return backend

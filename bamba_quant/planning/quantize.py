@@ -149,7 +149,7 @@ def _matrix(
             where=f"{tensor.file}, tensor {tensor.name}",
             found=error.found,
             expected=error.expected,
-            fix="choose another scheme, or keep what does not divide with --keep",
+            fix="choose another scheme, or keep what does not divide with --ignore",
         ) from None
     rule = candidate.rules[0]
     importance = None

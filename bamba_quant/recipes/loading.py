@@ -33,7 +33,7 @@ def loading_notes(
         notes.append(
             f"transformers 5.23 initializes {', '.join(touched)} of this family by a weight that packed layers lack: "
             f"load with {_DEQUANTIZED}, or keep these matrices: "
-            + " ".join(f"--keep {role}" for role in touched)
+            + " ".join(f"--ignore {role}" for role in touched)
         )
     if scheme.kernels:
         notes.append(
@@ -72,6 +72,6 @@ def _cut_blocks(
             f"vLLM refuses to load this: it computes {', '.join(quantized)} as one product with outputs of "
             f"{', '.join(map(str, outputs))}, of which all but the last would have to be multiples of "
             f"{scheme.block_rows}; choose a scheme without blocks, or keep these matrices: "
-            + " ".join(f"--keep {role}" for role in sorted(unit & set(roles)))
+            + " ".join(f"--ignore {role}" for role in sorted(unit & set(roles)))
         )
     return notes

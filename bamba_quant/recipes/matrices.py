@@ -106,7 +106,7 @@ def select_matrices(
             )
             raise PlanError(
                 "nothing in the model matches what is to be kept",
-                found=f"--keep {entry}",
+                found=f"--ignore {entry}",
                 expected=f"a preset ({', '.join(PRESETS)}), a role ({', '.join(roles)}) or a pattern of names such "
                 "as '*.layers.0.*'",
             )
@@ -145,9 +145,11 @@ def _check_units(
                 found=f"{', '.join(kept)} kept, {', '.join(others)} quantized",
                 expected="all of them kept, or none",
                 fix="keep these too: "
-                + " ".join(f"--keep {module}" for module in others)
+                + " ".join(f"--ignore {module}" for module in others)
                 + "; or in every layer: "
-                + " ".join(f"--keep {role}" for m in members if m.name in chosen for role in sorted(m.roles)),
+                + " ".join(
+                    f"--ignore {role}" for m in members if m.name in chosen for role in sorted(m.roles)
+                ),
             )
 
 

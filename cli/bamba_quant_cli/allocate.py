@@ -7,14 +7,15 @@ import time
 from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bamba_quant_cli.console import echo, echo_progress, print_json, print_table, size
+from bamba_quant_cli.console import Progress, echo, print_json, print_table, size
 from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import (
     AsJson,
+    Ctx,
     Device,
     Dtype,
     IgnoreAdapter,
@@ -74,7 +75,7 @@ def allocate(
         typer.Option(metavar="TYPE,…", help="The formats to choose from, such as q3_k,q4_k,q5_k,q6_k."),
     ] = None,
     method: Annotated[
-        str,
+        Literal["gradient", "direct"],
         typer.Option(
             help="gradient: an estimate of all tensors at once by gradients; direct: one tensor at a time."
         ),
@@ -85,7 +86,7 @@ def allocate(
             help="Search scales further than llama-quantize does, here and in what convert makes of the recipe."
         ),
     ] = True,
-    ctx: Annotated[int, typer.Option(help="Tokens of a chunk.")] = 512,
+    ctx: Ctx = 512,
     chunks: Annotated[int, typer.Option(help="Chunks at most, spread over the text.")] = 32,
     batch: Annotated[int, typer.Option(min=1, help="Chunks that are run together.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the labels that the gradient method draws.")] = 0,
@@ -131,16 +132,17 @@ def allocate(
         from bamba_quant.calibration.measuring import Measuring, text_costs
 
         options = Measuring(method, ctx, chunks, batch, seed, device, dtype, refine=refine)
-        costs = text_costs(
-            model,
-            text,
-            options,
-            formats=asked or FORMATS,
-            imatrix=imatrix,
-            reading=reading,
-            threads=threads,
-            progress=_tell,
-        )
+        with Progress("") as bar:
+            costs = text_costs(
+                model,
+                text,
+                options,
+                formats=asked or FORMATS,
+                imatrix=imatrix,
+                reading=reading,
+                threads=threads,
+                progress=lambda stage, done, total: bar.update(done, total, doing=f"{stage}:"),
+            )
         how = f"measured by {method} on {', '.join(each.name for each in text)}, {chunks} chunks of {ctx} tokens"
     else:
         from bamba_quant.calibration.allocation import known_costs
@@ -198,11 +200,6 @@ def _bytes(text: str) -> int:
     binary = "i" in text.lower()
     scale = 1024 ** " KMGT".index(unit.upper() or " ") if binary else _UNITS[unit.upper()]
     return int(float(number) * scale)
-
-
-def _tell(stage: str, done: int, total: int) -> None:
-    if done in (0, total) or done % max(1, total // 20) == 0:
-        echo_progress(f"{stage}: {done} of {total}", last=done == total)
 
 
 def _print(allocation: Allocation) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli.console import echo, print_json, print_table, progress
+from bamba_quant_cli.console import Progress, echo, print_json, print_table
 from bamba_quant_cli.options import (
     AsJson,
     IgnoreAdapter,
@@ -52,8 +52,8 @@ def compare(
     from bamba_quant.evaluation.weights_compare import compare_weights
 
     reading = read_options(ignore_config_key, ignore_adapter, strip_prefix)
-    with progress(open_checkpoint(b, reading=reading).n_bytes, "comparing") as tell:
-        found = compare_weights(a, b, reading=reading, progress=tell, note=print_note)
+    with Progress("comparing", open_checkpoint(b, reading=reading).n_bytes, in_bytes=True) as bar:
+        found = compare_weights(a, b, reading=reading, progress=bar.advance, note=print_note)
     if as_json:
         print_json(asdict(found) | {"same": found.same})
         return

@@ -13,9 +13,9 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -54,14 +54,6 @@ def echo_lines(text: object, *, err: bool = False) -> None:
 def echo_text(text: str) -> None:
     """A piece of what a model generates: as it is, or on a terminal without what would act on it."""
     _write(sys.stdout, printable(text, keep=_KEPT_IN_TEXT) if sys.stdout and sys.stdout.isatty() else text)
-
-
-def echo_progress(line: str, last: bool) -> None:
-    """To stderr: on a terminal over the progress line before, and kept if it is the ``last``; else as any line."""
-    if sys.stderr and sys.stderr.isatty():
-        _write(sys.stderr, f"\r\x1b[K{printable(line, keep='')}" + "\n" * last)
-    else:
-        echo(line, err=True)
 
 
 def _write(stream: TextIO | None, text: str) -> None:
@@ -146,32 +138,107 @@ def print_table(
             echo("  ".join("-" * width for width in widths))
 
 
-@contextmanager
-def progress(total: int, doing: str) -> Iterator[Callable[[int], None]]:
-    """A function that is told bytes done: a bar with bytes and rate on a terminal, else a line now and then."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn as Rate
+class Progress:
+    """Progress of a command on stderr: a bar by rich on a terminal, elsewhere a line every few seconds.
 
-        columns = (TextColumn(doing), BarColumn(), DownloadColumn(), Rate(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(doing, total=total)
-            yield lambda n_bytes: bar.advance(task, n_bytes)
-        return
-    started = told = time.monotonic()
-    done = 0
+    A context manager that removes the bar at its end. Nothing is printed before the first update. ``total`` of work
+    counted ``in_bytes`` is given here, of steps at each update.
+    """
 
-    def tell(n_bytes: int) -> None:
-        nonlocal done, told
-        done += n_bytes
+    def __init__(self, doing: str, total: int = 0, *, in_bytes: bool = False) -> None:
+        self._doing, self._total, self._in_bytes = doing, total, in_bytes
+        self._done = self._first = 0
+        self._started = self._printed = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def advance(self, n_bytes: int) -> None:
+        """So many bytes more are done."""
+        self._done += n_bytes
+        self._show("")
+
+    def update(
+        self,
+        done: int,
+        total: int,
+        detail: str = "",
+        *,
+        doing: str | None = None,
+        seconds_left: float | None = None,
+        print_now: bool = False,
+    ) -> None:
+        """``done`` of ``total`` steps, with further text for the line; a new ``doing`` begins a new stage.
+
+        ``seconds_left`` is estimated from the steps so far if it is not given. ``print_now`` prints a line however
+        short the time since the last one is.
+        """
+        if (doing or self._doing) != self._doing or not self._total:
+            self._doing = doing or self._doing
+            self._started = self._printed = time.monotonic()
+            self._first = done
+        self._done, self._total = done, total
+        if seconds_left is None and done > self._first:
+            seconds_left = (time.monotonic() - self._started) / (done - self._first) * (total - done)
+        minutes, seconds = divmod(round(seconds_left or 0), 60)
+        self._show(detail + (f", {minutes}:{seconds:02} left" if seconds_left is not None else ""), print_now)
+        if done == total:
+            self.close()
+
+    def _show(self, detail: str, print_now: bool = False) -> None:
+        if sys.stderr and sys.stderr.isatty():
+            self._show_bar(printable(detail, keep=""))
+            return
         now = time.monotonic()
-        if now - told >= _SECONDS_BETWEEN_LINES:
-            told = now
+        if not print_now and now - self._printed < _SECONDS_BETWEEN_LINES:
+            return
+        self._printed = now
+        if self._in_bytes:
+            rate = size(self._done / max(1e-9, now - self._started))
+            percent = 100 * self._done // max(1, self._total)
             echo(
-                f"{doing}: {100 * done // max(1, total)} % ({size(done)} of {size(total)}, "
-                f"{size(done / (now - started))}/s)",
-                err=True,
+                f"{self._doing}: {percent} % ({size(self._done)} of {size(self._total)}, {rate}/s)", err=True
             )
+        else:
+            echo(f"{self._doing} {self._done:,} of {self._total:,}{detail}", err=True)
 
-    yield tell
+    def _show_bar(self, detail: str) -> None:
+        if not self._bar:
+            from rich import progress
+            from rich.console import Console
+            from rich.table import Column
+
+            bytes_done = (
+                progress.DownloadColumn(),
+                progress.TransferSpeedColumn(),
+                progress.TimeRemainingColumn(),
+            )
+            rest = Column(ratio=1, no_wrap=True)
+            steps_done = (
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[detail]}", markup=False, table_column=rest),
+            )
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(),
+                *(bytes_done if self._in_bytes else steps_done),
+                console=Console(stderr=True),
+                transient=True,
+                expand=True,
+                redirect_stdout=False,
+            )
+            self._bar.add_task("")
+        (task,) = self._bar.task_ids
+        shown = detail.removeprefix(", ")
+        self._bar.update(task, description=self._doing, completed=self._done, total=self._total, detail=shown)
+        self._bar.start()  # does nothing where it is shown already

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
+from bamba_quant_cli.console import Progress, count, echo, print_json, print_table, size
 from bamba_quant_cli.imatrix import calibrate_imatrix
 from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import (
@@ -31,7 +30,7 @@ from bamba_quant_cli.options import (
     read_options,
 )
 from bamba_quant_cli.plans import notes_of, print_conversion, summary
-from bamba_quant_cli.tuning import TuneArguments, print_tuned, tuned_as_json, tuning_teller, with_tune_options
+from bamba_quant_cli.tuning import TuneArguments, print_tuned, show_tuning, tuned_as_json, with_tune_options
 
 if TYPE_CHECKING:
     from bamba_quant.metadata.tune_record import Tuned
@@ -249,12 +248,12 @@ def convert(
         "inputs": others,
     }
     tuned: Tuned | None = None
-    with ExitStack() as shown:
-        writing["progress"] = shown.enter_context(progress(plan.work_bytes, "converting"))
+    with Progress("converting", plan.work_bytes, in_bytes=True) as bar, Progress("tuning: step") as steps:
+        writing["progress"] = bar.advance
         if tuning is None:
             written = write_plan(plan, plan.outfile, **writing)
         else:
-            tell = tuning_teller(shown.close)
+            tell = show_tuning(steps, bar)
             written, tuned = write_tuned_output(
                 plan, plan.outfile, tuning, **writing, reading=reading, tell=tell, note=print_note
             )

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bamba_quant_cli.console import echo, echo_progress, print_json
+from bamba_quant_cli.console import Progress, echo, print_json
 from bamba_quant_cli.evaluation_tables import gate_lines, print_evaluation
 from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import (
     Activations,
     AsJson,
     Backend,
+    Chunks,
     Device,
     Dtype,
     IgnoreAdapter,
@@ -57,7 +57,6 @@ Examples:
   torchrun --nproc-per-node 2 -m bamba_quant_cli evaluate ./Bamba-9B q4.gguf --text wiki.test.raw --device cuda
 """
 
-_SECONDS_BETWEEN_LINES = 5.0
 # EvaluationOptions of this command that are gates, in the order of its help.
 _GATES = {
     "max-kld": "Greatest mean KLD.",
@@ -94,7 +93,7 @@ def evaluate(
     ctx: Annotated[
         int, typer.Option(help="Tokens of a chunk; its second half is scored. A file of logits has its own.")
     ] = 512,
-    chunks: Annotated[int | None, typer.Option(help="Chunks at most; by default the whole text.")] = None,
+    chunks: Chunks = None,
     save_base: Annotated[
         Path | None,
         typer.Option(
@@ -107,8 +106,8 @@ def evaluate(
     ] = None,
     activations: Activations = "auto",
     noise_floor: Annotated[
-        str,
-        typer.Option(help="The base against itself by another path: order (of sums), bfloat16, or none."),
+        Literal["order", "bfloat16", "none"],
+        typer.Option(help="Path of the base's comparison with itself: order (of the sums), or bfloat16."),
     ] = "order",
     seed: Annotated[int, typer.Option(help="Of the bootstrap; the same seed gives the same intervals.")] = 0,
     resamples: Annotated[int, typer.Option(min=1000, help="Of the bootstrap.")] = 10_000,
@@ -169,7 +168,7 @@ def evaluate(
     }
     read = [path for path in (base, *candidates, text, gates, tokenizer) if path]
     kept = [*read, *([save_base] if save_base else [])]
-    with join_ranks() as ranks, ExitStack() as stack:
+    with join_ranks() as ranks, ExitStack() as stack, Progress("") as bar:
         if ranks.first and save_base:
             check_output(save_base, overwrite=overwrite, inputs=read)
         if ranks.first and report_dir:
@@ -200,7 +199,7 @@ def evaluate(
             command=shlex.join(
                 ["bamba-quant", *sys.argv[1:]] if processes > 1 else ranks.command(sys.argv[1:])
             ),
-            progress=_teller() if ranks.first else lambda progress: None,
+            progress=_show(bar) if ranks.first else lambda progress: None,
             note=print_note,
             ranks=ranks,
         )
@@ -240,27 +239,14 @@ def _limits(given: dict[str, float | None], more: list[str]) -> list[Limit]:
     return limits
 
 
-def _teller() -> Callable[[EvaluationProgress], None]:
-    """Tells how far it is, how long it will take and, once tokens are scored, the figures so far."""
-    stage, began, told = "", 0.0, 0.0
+def _show(bar: Progress) -> Callable[[EvaluationProgress], None]:
+    """A function that shows in ``bar`` how far the run is and, once tokens are scored, the figures so far."""
 
-    def tell(progress: EvaluationProgress) -> None:
-        nonlocal stage, began, told
-        now = time.monotonic()
-        if progress.stage != stage:
-            stage, began, told = progress.stage, now, now
-            first = progress.done
-            if first < progress.total:
-                return
-        last = progress.done == progress.total
-        if not sys.stderr.isatty() and now - told < _SECONDS_BETWEEN_LINES:
-            return
-        told = now
-        left = (now - began) / max(1, progress.done - 1) * (progress.total - progress.done)
-        line = f"{progress.done} of {progress.total} {progress.stage}"
-        line += f", {left:.0f} s left" if left else ""
-        for label, figures in list(progress.estimates.items())[:3]:
-            line += f"; {label} KLD {figures['kld_mean']:.5f}, PPL ratio {figures['ppl_ratio']:.4f}"
-        echo_progress(line, last)
+    def show(now: EvaluationProgress) -> None:
+        estimates = (
+            f"; {label} KLD {figures['kld_mean']:.5f}, PPL ratio {figures['ppl_ratio']:.4f}"
+            for label, figures in list(now.estimates.items())[:3]
+        )
+        bar.update(now.done, now.total, "".join(estimates), doing=f"{now.stage}:")
 
-    return tell
+    return show

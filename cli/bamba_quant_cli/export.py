@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bamba_quant_cli.console import count, echo, print_json, progress, size
+from bamba_quant_cli.console import Progress, count, echo, print_json, size
 from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import (
     AsJson,
@@ -47,9 +47,9 @@ def export(
     ],
     directory: Directory,
     dtype: Annotated[
-        str,
+        Literal["auto", "f32", "f16", "bf16"],
         typer.Option(
-            help="Type of every tensor: f32, f16 or bf16. auto restores the checkpoint's own: plain matrices keep "
+            help="Type of every tensor. auto restores the checkpoint's own: plain matrices keep "
             "their type, quantized ones take the file's 16-bit type, vectors that it holds exactly too."
         ),
     ] = "auto",
@@ -81,9 +81,9 @@ def export(
         return
     announce_outputs(directory, unfinished=partial_of(directory))
     started = time.monotonic()
-    with progress(plan.work_bytes, "exporting") as tell:
+    with Progress("exporting", plan.work_bytes, in_bytes=True) as bar:
         written = write_plan(
-            plan, directory, threads=threads, overwrite=overwrite, resume=resume, progress=tell
+            plan, directory, threads=threads, overwrite=overwrite, resume=resume, progress=bar.advance
         )
     seconds = time.monotonic() - started
     n_bytes = sum(path.stat().st_size for path in written)

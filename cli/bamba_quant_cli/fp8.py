@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,12 +11,13 @@ from bamba_quant_cli.options import (
     Directory,
     DryRun,
     HuggingFaceModel,
+    Ignore,
     IgnoreAdapter,
     IgnoreConfigKey,
     Imatrix,
     ImatrixStrict,
-    Keep,
     MaxShardSize,
+    OldIgnore,
     OtherDtype,
     OverwriteDirectory,
     Resume,
@@ -32,7 +33,7 @@ Examples:
 
   bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8
 
-  bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --scheme tensor --keep hybrid
+  bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --scheme tensor --ignore hybrid
 
   bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --format fp8
 
@@ -56,7 +57,7 @@ def fp8(
     model: HuggingFaceModel,
     directory: Directory,
     scheme: Annotated[
-        str | None,
+        Literal["dynamic", "tensor", "block"] | None,
         typer.Option(
             help="What shares a scale. dynamic: a row, activations by token. tensor: a matrix, or those that run "
             "fused; the one for tensor parallelism in vLLM. block: 128 × 128. By default dynamic, or block with "
@@ -64,20 +65,21 @@ def fp8(
         ),
     ] = None,
     layout: Annotated[
-        str,
+        Literal["compressed-tensors", "fp8"],
         typer.Option(
             "--format",
-            help="compressed-tensors, which vLLM and transformers read; or fp8, transformers' own form, which has "
-            "blocks only and wants both sides of every matrix to divide by 128.",
+            help="compressed-tensors, which vLLM and transformers read; or fp8, transformers' own form, which only has "
+            "blocks and needs both sides of every matrix to be multiples of 128.",
         ),
     ] = "compressed-tensors",
     scales: Annotated[
-        str,
+        Literal["search", "absmax"],
         typer.Option(
             help="search: the scale of least squared error. absmax: the largest weight becomes 448."
         ),
     ] = "search",
-    keep: Keep = None,
+    ignore: Ignore = None,
+    keep: OldIgnore = None,
     dtype: OtherDtype = "bf16",
     imatrix: Imatrix = None,
     imatrix_strict: ImatrixStrict = False,
@@ -105,7 +107,7 @@ def fp8(
         directory,
         _scheme(layout, scheme),
         method=scales,
-        keep=keep or (),
+        ignore=[*(ignore or ()), *(keep or ())],
         dtype=dtype,
         imatrix=imatrix,
         imatrix_strict=imatrix_strict,
@@ -122,13 +124,8 @@ def fp8(
 
 def _scheme(layout: str, kind: str | None) -> str:
     """The scheme's name. Raises ``BadParameter`` for options that do not go together."""
-    kinds = [known for form, known in _SCHEMES if form == layout]
-    if not kinds:
-        formats = ", ".join(dict.fromkeys(form for form, _ in _SCHEMES))
-        raise typer.BadParameter(f"{layout!r} is none of {formats}", param_hint="--format")
-    if kind is not None and kind not in kinds:
+    kind = kind or next(known for form, known in _SCHEMES if form == layout)
+    if (layout, kind) not in _SCHEMES:
         known = "; ".join(f"--format {form} --scheme {other}" for form, other in _SCHEMES)
-        raise typer.BadParameter(
-            f"{kind!r} is none that {layout} has; there are {known}", param_hint="--scheme"
-        )
-    return _SCHEMES[layout, kind or kinds[0]]
+        raise typer.BadParameter(f"{layout} has no scheme {kind!r}; use {known}", param_hint="--scheme")
+    return _SCHEMES[layout, kind]

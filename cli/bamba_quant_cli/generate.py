@@ -47,7 +47,7 @@ def generate(
         list[int] | None,
         typer.Option(metavar="ID", help="Stop at this token instead of the model's own. Repeatable."),
     ] = None,
-    activations: Activations = "exact",
+    activations: Activations = "none",
     dtype: Dtype = "float32",
     device: Device = "cpu",
     backend: Backend = "auto",

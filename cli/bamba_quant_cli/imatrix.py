@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bamba_quant_cli.console import count, echo, echo_progress, print_json, size
+from bamba_quant_cli.console import Progress, count, echo, print_json, size
 from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import (
     AsJson,
+    Ctx,
     Device,
     Dtype,
     IgnoreAdapter,
@@ -21,6 +21,7 @@ from bamba_quant_cli.options import (
     Model,
     Overwrite,
     StripPrefix,
+    Texts,
     Tokenizer,
     print_note,
     read_options,
@@ -41,15 +42,10 @@ Examples:
   bamba-quant imatrix bamba-9b-Q8_0.gguf --text more.txt --merge imatrix.gguf -o imatrix-2.gguf
 """
 
-_SECONDS_BETWEEN_LINES = 5.0
-
 
 def imatrix(
     model: Model,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="UTF-8 text to calibrate on, plain or .xz. Repeatable."),
-    ] = None,
+    text: Texts = None,
     outfile: Annotated[
         Path,
         typer.Option(
@@ -60,7 +56,7 @@ def imatrix(
         int | None,
         typer.Option(help="Chunks at most, from each text in proportion to its length; by default all."),
     ] = None,
-    ctx: Annotated[int, typer.Option(help="Tokens of a chunk.")] = 512,
+    ctx: Ctx = 512,
     output_tensor: Annotated[
         bool, typer.Option("--output-tensor", help="Measure what enters output.weight, too.")
     ] = False,
@@ -90,19 +86,20 @@ def imatrix(
     check_imatrix_target(outfile, overwrite=overwrite, inputs=inputs)
     announce_outputs(outfile)
     started = time.monotonic()
-    measured = measure_imatrix(
-        model,
-        texts,
-        chunks=chunks,
-        ctx=ctx,
-        output=output_tensor,
-        merge=earlier,
-        tokenizer=tokenizer,
-        device=device,
-        dtype=dtype,
-        reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
-        progress=layer_teller("imatrix"),
-    )
+    with Progress("imatrix: layer") as bar:
+        measured = measure_imatrix(
+            model,
+            texts,
+            chunks=chunks,
+            ctx=ctx,
+            output=output_tensor,
+            merge=earlier,
+            tokenizer=tokenizer,
+            device=device,
+            dtype=dtype,
+            reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
+            progress=show_layers(bar),
+        )
     seconds = time.monotonic() - started
     sums = measured.sums
     write_imatrix(sums, outfile, overwrite=overwrite, inputs=inputs)
@@ -156,35 +153,26 @@ def calibrate_imatrix(
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = "cpu" if device == "numpy" else device
-    imatrix, notes = measure(
-        model,
-        texts,
-        chunks=chunks,
-        device=device,
-        strict=strict,
-        reading=reading,
-        progress=layer_teller("calibrating"),
-    )
+    with Progress("calibrating: layer") as bar:
+        imatrix, notes = measure(
+            model,
+            texts,
+            chunks=chunks,
+            device=device,
+            strict=strict,
+            reading=reading,
+            progress=show_layers(bar),
+        )
     for note in notes:
         print_note(note)
     return imatrix
 
 
-def layer_teller(doing: str) -> Callable[[Round], None]:
-    """Tells the layers done and the time left: on a terminal each, else one now and then."""
-    started = told = time.monotonic()
+def show_layers(bar: Progress) -> Callable[[Round], None]:
+    """A function that shows in ``bar`` how many layers are done."""
 
-    def tell(now: Round) -> None:
-        nonlocal told
-        moment = time.monotonic()
-        done = now.round * now.layers + now.layer
-        total = now.rounds * now.layers
-        if sys.stderr.isatty() or moment - told >= _SECONDS_BETWEEN_LINES:
-            told = moment
-            left = (moment - started) / done * (total - done)
-            part = f", round {now.round + 1} of {now.rounds}" if now.rounds > 1 else ""
-            echo_progress(
-                f"{doing}: layer {now.layer} of {now.layers}{part}, {left:.0f} s left", last=done == total
-            )
+    def show(now: Round) -> None:
+        part = f", round {now.round + 1} of {now.rounds}" if now.rounds > 1 else ""
+        bar.update(now.round * now.layers + now.layer, now.rounds * now.layers, part)
 
-    return tell
+    return show

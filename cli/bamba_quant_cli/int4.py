@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,12 +14,13 @@ from bamba_quant_cli.options import (
     Directory,
     DryRun,
     HuggingFaceModel,
+    Ignore,
     IgnoreAdapter,
     IgnoreConfigKey,
     Imatrix,
     ImatrixStrict,
-    Keep,
     MaxShardSize,
+    OldIgnore,
     OtherDtype,
     OverwriteDirectory,
     Resume,
@@ -35,7 +36,7 @@ Examples:
 
   bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16
 
-  bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16 --imatrix imatrix.gguf --keep hybrid
+  bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16 --imatrix imatrix.gguf --ignore hybrid
 
   bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16 --calibrate calibration.txt
 
@@ -48,23 +49,21 @@ Examples:
   bamba-quant int4 ./Bamba-9B/config.json ./Bamba-9B-w4a16 --dry-run
 """
 
-FORMATS = ("compressed-tensors", "torchao", "torchao-tile-packed")
-
 
 @with_tune_options
 def int4(
     model: HuggingFaceModel,
     directory: Directory,
     layout: Annotated[
-        str,
+        Literal["compressed-tensors", "torchao", "torchao-tile-packed"],
         typer.Option(
             "--format",
             help="compressed-tensors (pack-quantized), which vLLM and transformers read; torchao, Int4Tensor in plain "
             "packing; or torchao-tile-packed, for CUDA's tinygemm kernel.",
         ),
     ] = "compressed-tensors",
-    bits: Annotated[int, typer.Option(help="4, or 8 with compressed-tensors.")] = 4,
-    group_size: Annotated[int, typer.Option(help="Columns that share a scale: 128, 64 or 32.")] = 128,
+    bits: Annotated[Literal[4, 8], typer.Option(help="4, or 8 with compressed-tensors.")] = 4,
+    group_size: Annotated[Literal[128, 64, 32], typer.Option(help="Columns that share a scale.")] = 128,
     symmetric: Annotated[
         bool | None,
         typer.Option(
@@ -74,13 +73,14 @@ def int4(
         ),
     ] = None,
     method: Annotated[
-        str,
+        Literal["hqq", "mse", "rtn"],
         typer.Option(
             help="hqq: scales searched, then refitted with the integers by least squares. mse: the clipped range of "
             "least squared error. rtn: round to nearest over the whole range."
         ),
     ] = "hqq",
-    keep: Keep = None,
+    ignore: Ignore = None,
+    keep: OldIgnore = None,
     dtype: OtherDtype = "bf16",
     imatrix: Imatrix = None,
     imatrix_strict: ImatrixStrict = False,
@@ -111,7 +111,7 @@ def int4(
         directory,
         _scheme(layout, bits, group_size, symmetric),
         method=method,
-        keep=keep or (),
+        ignore=[*(ignore or ()), *(keep or ())],
         dtype=dtype,
         imatrix=imatrix,
         imatrix_strict=imatrix_strict,
@@ -133,20 +133,13 @@ def _scheme(layout: str, bits: int, group: int, symmetric: bool | None) -> str:
     """The scheme's name. Raises ``BadParameter`` for options that do not go together."""
     from bamba_quant.codecs.integers import pack_quantized, torchao_plain
 
-    if layout not in FORMATS:
-        raise typer.BadParameter(f"{layout!r} is none of {', '.join(FORMATS)}", param_hint="--format")
-    if group not in pack_quantized.GROUPS:
-        raise typer.BadParameter(
-            f"{group} is none of {', '.join(map(str, pack_quantized.GROUPS))}", param_hint="--group-size"
-        )
     if layout == "compressed-tensors":
-        if bits not in (4, 8):
-            raise typer.BadParameter(f"{bits} is neither 4 nor 8", param_hint="--bits")
         return pack_quantized.scheme_name(bits, symmetric is not False, group)
     if bits != 4:
         raise typer.BadParameter(f"{layout} has 4 bits, not {bits}", param_hint="--bits")
     if symmetric is not None:
         raise typer.BadParameter(
-            f"{layout} has float zeros, so it is neither", param_hint="--symmetric/--asymmetric"
+            f"{layout} has float zero points, so this option does not apply",
+            param_hint="--symmetric/--asymmetric",
         )
     return torchao_plain.scheme_name(group, tile_packed=layout == "torchao-tile-packed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,23 +13,43 @@ from bamba_quant_cli.console import echo
 if TYPE_CHECKING:
     from bamba_quant.checkpoint import ReadOptions
 
+_ACTIVATIONS = ("auto", "none", "checkpoint", "llama.cpp")
+_OLD_ACTIVATIONS = {"exact": "none", "file": "checkpoint"}  # old names, still accepted
+
+
+def _activations(value: str) -> str:
+    value = _OLD_ACTIVATIONS.get(value, value)
+    if value not in _ACTIVATIONS:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, _ACTIVATIONS))}.")
+    return value
+
+
 Activations = Annotated[
     str,
     typer.Option(
-        help="Rounding of what enters each matrix. exact: none, what the weights alone give; llama.cpp: as its CPU "
-        "backend rounds; file: as each file has it, FP8 by its configuration (on a GPU in bfloat16 by FP8 products), "
-        "GGUF as llama.cpp; auto: llama.cpp where all models are GGUF files, else exact."
+        parser=_activations,
+        metavar=f"<{'|'.join(_ACTIVATIONS)}>",
+        autocompletion=lambda: list(_ACTIVATIONS),
+        help="How the inputs of each matrix are rounded. none: not at all; llama.cpp: as its CPU backend does; "
+        "checkpoint: as each checkpoint says, FP8 by its configuration (on a GPU in bfloat16 by FP8 products), GGUF as "
+        "llama.cpp; auto: llama.cpp if all models are GGUF, else none.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Backend = Annotated[
     str,
     typer.Option(
-        help="Whose operations: torch, numba (a CPU's, in float32), triton and mamba-ssm (a GPU's), auto (triton on a "
-        "GPU, numba on a CPU in float32, else torch); for perplexity also numpy: the definition, slow."
+        help="Implementation of the operations: torch, numba (CPU, float32), triton and mamba-ssm (GPU), or auto "
+        "(triton on a GPU, numba on a CPU in float32, else torch); for perplexity also numpy, the slow reference."
     ),
 ]
 Device = Annotated[str, typer.Option(help="torch's name of the device.")]
+Chunks = Annotated[int | None, typer.Option(help="Chunks at most; by default the whole text.")]
+Ctx = Annotated[int, typer.Option(help="Tokens of a chunk.")]
+ScoredCtx = Annotated[int, typer.Option(help="Tokens of a chunk; its second half is scored.")]
+Texts = Annotated[
+    list[Path] | None, typer.Option("--text", metavar="FILE", help="UTF-8 text, plain or .xz. Repeatable.")
+]
 Calibrate = Annotated[
     list[Path] | None,
     typer.Option(
@@ -42,7 +62,9 @@ CalibrateChunks = Annotated[
     int | None, typer.Option(help="Chunks of 512 tokens of --calibrate's texts at most; by default all.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16", "float64"], typer.Option(help="Type to compute in.")
+]
 Directory = Annotated[
     Path, typer.Argument(metavar="OUT_DIR", help="Directory to write: a new name, or an empty directory.")
 ]
@@ -50,13 +72,14 @@ HuggingFaceModel = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL",
-        help="A checkpoint directory that is not quantized; for a --dry-run its config.json will do.",
+        help="A checkpoint directory that is not quantized; for a --dry-run its config.json is enough.",
     ),
 ]
 IgnoreConfigKey = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="KEY", help="Vouch that an unknown key of config.json changes no logit. Repeatable."
+        metavar="KEY",
+        help="Accept this unknown key of config.json: you know that it changes no logit. Repeatable.",
     ),
 ]
 IgnoreAdapter = Annotated[
@@ -79,25 +102,26 @@ ImatrixStrict = Annotated[
         help="Make a tensor without an entry in the importance matrix an error, not a note.",
     ),
 ]
-Keep = Annotated[
+Ignore = Annotated[
     list[str] | None,
     typer.Option(
         metavar="ROLE|PATTERN|hybrid",
-        help="Leave these matrices as they are: a role such as ssm_in, a pattern of names such as '*.layers.0.*', or "
+        help="Do not quantize these matrices: a role such as ssm_in, a pattern of names such as '*.layers.0.*', or "
         "hybrid: attention and the Mamba layer before it. Repeatable.",
     ),
 ]
+OldIgnore = Annotated[list[str] | None, typer.Option("--keep", hidden=True)]  # the old name of --ignore
 MaxShardSize = Annotated[
     str, typer.Option(metavar="N(K|M|G)", help="Split the weights into files of at most this many bytes.")
 ]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint directory or a .gguf file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")]
 OtherDtype = Annotated[
-    str,
+    Literal["bf16", "stored"],
     typer.Option(
         "--dtype",
-        help="Type of what is not quantized: bf16, or stored, as it is in the input. A_log, D and dt_bias always "
-        "stay as they are.",
+        help="Type of the tensors that are not quantized: bf16, or stored, their type in the input. A_log, D and "
+        "dt_bias always keep theirs.",
     ),
 ]
 OverwriteDirectory = Annotated[
@@ -107,13 +131,11 @@ Processes = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Split the text among so many processes, each with a GPU of its own with --device cuda; the figures are "
-        "one process's. Parts are of some thousand tokens at least. On several machines torchrun starts them.",
+        help="Split the text among this many processes, with --device cuda each on its own GPU; the figures are those "
+        "of one process. A part has at least some thousand tokens. On several machines, start them with torchrun.",
     ),
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on where an interrupted run of the same command stopped.")
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
 StripPrefix = Annotated[
     str,
     typer.Option(metavar="PREFIX", help="Remove this from the start of tensor names, such as _orig_mod."),
@@ -156,6 +178,6 @@ def parse_size(text: str, option: str) -> int:
     match = re.fullmatch(r"(\d+)([KMG])", text)
     if match is None or int(match[1]) == 0:
         raise typer.BadParameter(
-            f"{text!r} is no size; write a whole number and K, M or G, such as 4G", param_hint=option
+            f"invalid size {text!r}; write a whole number and K, M or G, such as 4G", param_hint=option
         )
     return int(match[1]) * _UNITS[match[2]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bamba_quant_cli.console import echo, echo_progress, print_json
+from bamba_quant_cli.console import Progress, echo, print_json
 from bamba_quant_cli.options import (
     Activations,
     AsJson,
     Backend,
+    Chunks,
     Device,
     Dtype,
     IgnoreAdapter,
     IgnoreConfigKey,
     Model,
     Processes,
+    ScoredCtx,
     StripPrefix,
     Tokenizer,
     print_note,
@@ -51,12 +52,12 @@ Examples:
 def perplexity(
     model: Model,
     text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text to score.")],
-    ctx: Annotated[int, typer.Option(help="Tokens of a chunk; its second half is scored.")] = 512,
-    chunks: Annotated[int | None, typer.Option(help="Chunks at most; by default the whole text.")] = None,
+    ctx: ScoredCtx = 512,
+    chunks: Chunks = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Run layer by layer: one layer in memory instead of the model.")
     ] = False,
-    activations: Activations = "exact",
+    activations: Activations = "none",
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -77,7 +78,7 @@ def perplexity(
     from bamba_quant.inference.loading import load_model_and_tokenizer, read_text
     from bamba_reference.runtime.perplexity import perplexity as measure
 
-    with join_ranks() as ranks:
+    with join_ranks() as ranks, Progress("") as bar:
         words, digest = read_text(text)
         loaded, encoder = load_model_and_tokenizer(
             model, tokenizer, read_options(ignore_config_key, ignore_adapter, strip_prefix)
@@ -85,7 +86,7 @@ def perplexity(
         for note in loaded.checkpoint.notes if ranks.first else ():
             print_note(note)
         started = time.monotonic()
-        scorer, chosen = _scorer(loaded, stream, activations, backend, dtype, device, ranks)
+        scorer, chosen = _scorer(loaded, stream, activations, backend, dtype, device, ranks, bar)
         estimate = measure(
             scorer,
             encoder.encode(words),
@@ -93,7 +94,7 @@ def perplexity(
             ctx=ctx,
             bos=encoder.bos,
             chunks=chunks,
-            progress=_teller(ranks) if ranks.first else None,
+            progress=_show_estimate(bar, ranks) if ranks.first else None,
         )
         seconds = time.monotonic() - started
     if not ranks.first:
@@ -133,6 +134,7 @@ def _scorer(
     dtype: str,
     device: str,
     ranks: Ranks,
+    bar: Progress,
 ) -> tuple[Scorer, str]:
     """The scorer over all processes' parts, and the name of the backend it came to."""
     from bamba_quant.errors import BambaQuantError
@@ -147,10 +149,10 @@ def _scorer(
 
     rounding = resolve(activations, [loaded.checkpoint.kind])
     if backend == "numpy":
-        plain = device == "cpu" and dtype in ("float32", "float64") and rounding == "exact"
+        plain = device == "cpu" and dtype in ("float32", "float64") and rounding == "none"
         if stream or not plain:
             raise BambaQuantError(
-                "the numpy backend runs whole models on the CPU in float32 or float64, activations exact",
+                "the numpy backend runs whole models on the CPU in float32 or float64, activations none",
                 found=f"--stream {stream}, --device {device}, --dtype {dtype}, --activations {rounding}",
                 fix="take --backend torch for these",
             )
@@ -166,7 +168,7 @@ def _scorer(
             dtype=number,
             device=where,
             backend=kernels,
-            on_layer=_layer_teller(ranks),
+            on_layer=_show_layers(bar, ranks),
         )
         return spread_over_ranks(scorer, lambda ctx: together(ctx, where), ranks), kernels.name
     from bamba_reference.torch.forward import load
@@ -176,47 +178,25 @@ def _scorer(
     return spread_over_ranks(torch_scorer(ready), batched, ranks), kernels.name
 
 
-_SECONDS_BETWEEN_LINES = 5.0
-
-
-def _layer_teller(ranks: Ranks) -> Callable[[int, int], None]:
-    told = time.monotonic()
-
-    def tell(done: int, layers: int) -> None:
-        nonlocal told
+def _show_layers(bar: Progress, ranks: Ranks) -> Callable[[int, int], None]:
+    def show(done: int, layers: int) -> None:
         ranks.check()
-        if not ranks.first:
-            return
-        if sys.stderr.isatty() or time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            echo_progress(f"layer {done} of {layers}", last=done == layers)
+        if ranks.first:
+            bar.update(done, layers, doing="layer")
 
-    return tell
+    return show
 
 
-def _teller(ranks: Ranks) -> Callable[[Estimate], None]:
-    """Tells the running estimate; the time left is reckoned from the second chunk on, when all is warm.
+def _show_estimate(bar: Progress, ranks: Ranks) -> Callable[[Estimate], None]:
+    """A function that shows the running estimate.
 
-    Of several processes the first tells its part, which is the text's beginning; the others' come when it is done.
+    Of several processes the first shows its own part, which is the beginning of the text; the others' estimates follow
+    when it is done, so the time left is that of the first part.
     """
-    first = told = time.monotonic()
 
-    def tell(estimate: Estimate) -> None:
-        nonlocal first, told
-        now = time.monotonic()
-        if estimate.chunks == 1:
-            first = told = now
-            return
-        last = estimate.chunks == estimate.total
-        if sys.stderr.isatty() or now - told >= _SECONDS_BETWEEN_LINES:
-            told = now
-            left = (
-                (now - first) / (estimate.chunks - 1) * max(0, estimate.total / ranks.size - estimate.chunks)
-            )
-            echo_progress(
-                f"chunk {estimate.chunks} of {estimate.total}: perplexity {estimate.perplexity:.4f} ± "
-                f"{estimate.error:.4f}, {left:.0f} s left",
-                last,
-            )
+    def show(now: Estimate) -> None:
+        part = -(-now.total // ranks.size)
+        detail = f": perplexity {now.perplexity:.4f} ± {now.error:.4f}"
+        bar.update(now.chunks, part if now.chunks <= part else now.total, detail, doing="chunk")
 
-    return tell
+    return show

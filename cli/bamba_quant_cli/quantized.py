@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bamba_quant_cli.console import count, echo, print_json, print_table, progress, size
+from bamba_quant_cli.console import Progress, count, echo, print_json, print_table, size
 from bamba_quant_cli.imatrix import calibrate_imatrix
 from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import check_one_imatrix, print_note
-from bamba_quant_cli.tuning import TuneArguments, print_tuned, tuned_as_json, tuning_teller
+from bamba_quant_cli.tuning import TuneArguments, print_tuned, show_tuning, tuned_as_json
 
 if TYPE_CHECKING:
     from bamba_quant.checkpoint import ReadOptions
@@ -27,7 +26,7 @@ def quantize(
     scheme: str,
     *,
     method: str,
-    keep: Sequence[str],
+    ignore: Sequence[str],
     dtype: str,
     imatrix: Path | None,
     imatrix_strict: bool,
@@ -57,7 +56,7 @@ def quantize(
         model,
         scheme,
         method=method,
-        keep=keep,
+        keep=ignore,
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         allow_config_only=dry_run,
@@ -87,12 +86,12 @@ def quantize(
         )
     writing: dict[str, Any] = {"threads": threads, "overwrite": overwrite, "resume": resume}
     tuned: Tuned | None = None
-    with ExitStack() as shown:
-        writing["progress"] = shown.enter_context(progress(plan.work_bytes, "quantizing"))
+    with Progress("quantizing", plan.work_bytes, in_bytes=True) as bar, Progress("tuning: step") as steps:
+        writing["progress"] = bar.advance
         if tuning is None:
             written = write_plan(plan, directory, **writing)
         else:
-            tell = tuning_teller(shown.close)
+            tell = show_tuning(steps, bar)
             written, tuned = write_tuned_output(
                 plan, directory, tuning, **writing, reading=reading, tell=tell, note=print_note
             )

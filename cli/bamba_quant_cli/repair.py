@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bamba_quant_cli.console import echo, print_json, progress, size
+from bamba_quant_cli.console import Progress, echo, print_json, size
 from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import AsJson, Overwrite, Threads
 
@@ -57,14 +57,14 @@ def repair(
     stem = split_stem(file)
     target = outfile or stem.with_name(f"{stem.name}{'' if in_place else '-repaired'}.gguf")
     announce_outputs(*plan.paths(target))
-    with progress(plan.work_bytes, "repairing") as tell:
+    with Progress("repairing", plan.work_bytes, in_bytes=True) as bar:
         written = write_plan(
             plan,
             target,
             threads=threads,
             overwrite=overwrite or in_place,
             replace_input=in_place,
-            progress=tell,
+            progress=bar.advance,
         )
     moved = [row.name for row in plan.rows if row.transform.name]
     n_bytes = sum(path.stat().st_size for path in written)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import wraps
@@ -13,14 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from bamba_quant_cli.console import echo, echo_progress
+from bamba_quant_cli.console import Progress, echo
 
 if TYPE_CHECKING:
     from bamba_quant.calibration.tune_options import TuneProgress
     from bamba_quant.calibration.tuned_output import Tuning
     from bamba_quant.metadata.tune_record import Tuned
-
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
@@ -102,27 +98,20 @@ def with_tune_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def tuning_teller(before: Callable[[], None]) -> Callable[[TuneProgress], None]:
-    """Tells how tuning goes: on a terminal in one line that changes, else in a line now and then.
+def show_tuning(steps: Progress, writing: Progress) -> Callable[[TuneProgress], None]:
+    """A function that shows in ``steps`` how far tuning is, and ends the bar of ``writing`` before."""
 
-    ``before`` is called first, to end what else is shown.
-    """
-    told = 0.0
+    def show(at: TuneProgress) -> None:
+        writing.close()
+        steps.update(
+            at.step,
+            at.steps,
+            f", loss {at.loss:.4g}, held-out KLD {at.held_out_kld:.4g} ({at.before:.4g} without)",
+            seconds_left=at.seconds_left,
+            print_now=at.step in (1, at.steps),
+        )
 
-    def tell(at: TuneProgress) -> None:
-        nonlocal told
-        before()
-        last = at.step == at.steps
-        if last or sys.stderr.isatty() or time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            minutes, seconds = divmod(round(at.seconds_left), 60)
-            echo_progress(
-                f"tuning: step {at.step:,} of {at.steps:,}, loss {at.loss:.4g}, held-out KLD {at.held_out_kld:.4g} "
-                f"({at.before:.4g} without), {minutes}:{seconds:02} left",
-                last,
-            )
-
-    return tell
+    return show
 
 
 def tuned_as_json(tuned: Tuned | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from bamba_quant.errors import OutputError
 from bamba_quant.report.json_report import read_report
 from bamba_quant_cli.app import app
 from tests.planning.test_repair import faulty
+from tests.support.command import run
 from tests.support.models import random_bamba, save_checkpoint
 
 COMMANDS = (
@@ -38,19 +39,6 @@ COMMANDS = (
     "compare",
     "demo",
 )
-
-
-def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "bamba_quant_cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 @pytest.mark.parametrize("command", COMMANDS)

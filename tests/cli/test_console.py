@@ -25,7 +25,7 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.printable import printable, printable_json
 from bamba_quant_cli import console
 from bamba_quant_cli.app import main
-from bamba_quant_cli.console import echo, echo_lines, echo_progress, echo_text, print_json, print_table
+from bamba_quant_cli.console import Progress, echo, echo_lines, echo_text, print_json, print_table
 
 # A title, an erased line, a return, C1 controls, DEL, turned directions, a line separator and a lone surrogate.
 HOSTILE = "\x1b]0;x\x07\x1b[2K\r\b\x9b2K\x85\x7f\u202e\u2066\u2028\udc80\n\t"
@@ -270,15 +270,42 @@ def test_generated_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert set(unsafe(shown)) == {"\u200f", "\t"}
 
 
-def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    echo_progress(f"1 of 2 {HOSTILE}", False)
-    assert not unsafe(capsys.readouterr().err)
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    for last in (False, True):
-        echo_progress(f"1 of 2 {HOSTILE}", last)
-    assert terminal.getvalue().count("\r\x1b[K1 of 2 ") == 2 and terminal.getvalue().count("\n") == 1
-    assert not unsafe(terminal.getvalue().replace("\r\x1b[K", ""))
+def test_progress_of_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with Progress(f"{HOSTILE}step") as bar:
+        for step in range(1, 8):
+            bar.update(step, 2000, f"; {HOSTILE}")
+        bar.update(1, 2, doing="next:", seconds_left=61, print_now=True)
+        bar.update(2, 2, doing="next:")
+    err = capsys.readouterr().err
+    first, *more, last = err.splitlines()
+    assert not unsafe(err) and "of 2,000; \\u001b" in first and first.endswith(" left")
+    assert 1 <= len(more) < 4 and last == "next: 1 of 2, 1:01 left"
+
+
+def test_progress_of_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter(range(0, 100, 3))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with Progress("copying", 4000, in_bytes=True) as bar:
+        for _ in range(4):
+            bar.advance(1000)
+    assert capsys.readouterr().err.splitlines() == [
+        "copying: 50 % (2.00 kB of 4.00 kB, 333 B/s)",
+        "copying: 100 % (4.00 kB of 4.00 kB, 333 B/s)",
+    ]
+
+
+def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress("step") as bar, Progress("copying", 2000, in_bytes=True) as copying:
+        bar.update(1, 2, f"; {HOSTILE}")
+        bar.update(2, 2)
+        copying.advance(1000)
+    written = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert "step" in written and "1/2" in written and "copying" in written and "1.0/2.0 kB" in written
+    assert not unsafe(written.replace("\r", "")) and terminal.getvalue().endswith("\x1b[2K")
 
 
 def test_json_of_any_value(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from bamba_quant.errors import OutputError
 from bamba_quant.evaluation.input_files import REPORTS
 from bamba_quant.report.json_report import read_report
 from bamba_quant_cli.app import app
-from tests.cli.test_commands import run
+from tests.support.command import run
 from tests.support.conversion import to_gguf
 
 SMALL = ("--ctx", 64, "--chunks", 8, "--resamples", 1000, "--floor-chunks", 2, "--drift-chunks", 1)
@@ -129,10 +129,10 @@ def test_bases_saved_and_used(q8: Path, text: Path, tmp_path: Path) -> None:
         (("--gate", "max-flips=5"), "for 5 % give 0.05"),
         (("--gate", "max-kdl=1"), "no gate has this name"),
         (("--gate", "max-kld"), "NAME=LIMIT"),
-        (("--noise-floor", "gpu"), "no such noise floor"),
-        (("--activations", "int8"), "no such activations"),
+        (("--noise-floor", "gpu"), "'gpu' is not one of"),
+        (("--activations", "int8"), "'int8' is not one of"),
         (("--chunks", "7", "--max-kld", "1"), "so short a text gives none"),
-        (("--dtype", "int8"), "no such dtype"),
+        (("--dtype", "int8"), "'int8' is not one of"),
     ],
 )  # fmt: skip
 def test_bad_usage(words: tuple[str, ...], complaint: str, q8: Path, text: Path) -> None:

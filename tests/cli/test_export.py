@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bamba_quant.embedded import embedded_model
-from tests.cli.test_commands import run
 from tests.planning.test_repair import faulty
+from tests.support.command import run
 from tests.support.conversion import to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bamba_quant.embedded import embedded_model
-from tests.cli.test_commands import run
+from tests.support.command import run
 from tests.support.models import random_bamba, save_checkpoint
 
 TEXT = "The miller looked at the river, and the river went on turning his wheel. " * 60
@@ -61,12 +61,12 @@ def test_a_dry_run_of_a_configuration_adds_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     (
-        (("--bits", "3"), "3 is neither 4 nor 8"),
+        (("--bits", "3"), "'3' is not one of '4', '8'"),
         (("--bits", "8", "--format", "torchao"), "torchao has 4 bits, not 8"),
-        (("--symmetric", "--format", "torchao"), "float zeros"),
-        (("--group-size", "100"), "100 is none of 128, 64, 32"),
-        (("--format", "gptq"), "'gptq' is none of"),
-        (("--method", "gptq"), "no method called 'gptq'"),
+        (("--symmetric", "--format", "torchao"), "float zero points"),
+        (("--group-size", "100"), "'100' is not one of '128', '64', '32'"),
+        (("--format", "gptq"), "'gptq' is not one of 'compressed-tensors'"),
+        (("--method", "gptq"), "'gptq' is not one of 'hqq', 'mse', 'rtn'"),
     ),
 )
 def test_options_that_mean_nothing(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_what_does_not_divide_is_named_or_kept(tmp_path: Path) -> None:
     done = run("int4", model, tmp_path / "out", "--group-size", "64", code=2)
     assert "down_proj.weight" in done.stderr
     assert "columns in multiples of 64" in done.stderr
-    assert "--keep" in done.stderr
-    kept = ("--keep", "ffn_down", "--keep", "ffn_gate", "--keep", "ffn_up")
+    assert "--ignore" in done.stderr
+    kept = ("--ignore", "ffn_down", "--ignore", "ffn_gate", "--ignore", "ffn_up")
     run("int4", model, tmp_path / "out", "--group-size", "64", *kept)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     patterns = [entry[3:] for entry in config["quantization_config"]["ignore"] if entry.startswith("re:")]

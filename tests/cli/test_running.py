@@ -14,7 +14,7 @@ from bamba_quant.inference.loading import load_model
 from bamba_quant.inference.weights import LazyWeights, Timings
 from bamba_quant_cli.app import app
 from bamba_reference.runtime import stream
-from tests.cli.test_commands import run
+from tests.support.command import run
 from tests.support.conversion import to_gguf
 
 TEXT = "The function returns a list of the names that are bound in the module, in the order of their definition.\n"

@@ -80,7 +80,7 @@ def test_the_record_is_complete_and_plain(evaluation: Evaluation, files: dict[st
     assert timing.reading + timing.dequantizing + timing.compiling + timing.computing == pytest.approx(1)
     assert min(timing.reading, timing.dequantizing, timing.computing) > 0
     assert timing.seconds_per_token == pytest.approx(timing.seconds / 640)
-    assert evaluation.run.options["activations"] == "exact" and evaluation.run.versions["torch"]
+    assert evaluation.run.options["activations"] == "none" and evaluation.run.versions["torch"]
 
 
 def test_more_bits_lose_less(evaluation: Evaluation) -> None:
@@ -263,7 +263,7 @@ def test_a_saved_base_stands_for_the_model(
     saved = tmp_path / "base.kld"
     options = dataclasses.replace(OPTIONS, save_base=saved, drift_chunks=0, noise_floor="none")
     evaluate(embedded_model(), [files["q8_0"]], text, options)
-    options = dataclasses.replace(OPTIONS, activations="exact")
+    options = dataclasses.replace(OPTIONS, activations="none")
     found = evaluate(saved, [files["q8_0"], files["q4_k_m"]], None, options)
     assert found.base.kind == "logits" and found.noise_floor is None and found.text.chunks == 10
     for mine, whole in zip(found.candidates, evaluation.candidates, strict=True):
@@ -318,7 +318,7 @@ def test_experts_with_llama_cpps_activations(text: Path, tmp_path: Path) -> None
     files = [to_gguf(base, tmp_path / f"{name}.gguf", name) for name in ("bf16", "q8_0")]
     found = evaluate(files[0], files[1:], text, OPTIONS)
     assert found.run.options["activations"] == "llama.cpp"
-    exact = evaluate(files[0], files[1:], text, dataclasses.replace(OPTIONS, activations="exact"))
+    exact = evaluate(files[0], files[1:], text, dataclasses.replace(OPTIONS, activations="none"))
     kld = [each.candidates[0].figures["kld_mean"].value for each in (exact, found)]
     assert 0 < kld[0] < kld[1] < 0.01
 

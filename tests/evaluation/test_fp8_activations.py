@@ -121,9 +121,9 @@ def test_a_model_is_transformers(name: str, made: dict[str, Path]) -> None:
                 lambda module, given: (forward_quantize(module, given[0], "input", args),)
             )
     theirs = transformers_logits(oracle, TOKENS)
-    assert relative_error(run(loaded, "exact"), exact) < 1e-5
+    assert relative_error(run(loaded, "none"), exact) < 1e-5
     # A digit of float32 decides now and then which of two codes is the nearest.
-    assert relative_error(run(loaded, "file"), theirs) < 0.05 < relative_error(exact, theirs)
+    assert relative_error(run(loaded, "checkpoint"), theirs) < 0.05 < relative_error(exact, theirs)
 
 
 @pytest.mark.parametrize("scheme", codecs(SafetensorsCodec), ids=lambda scheme: scheme.name)
@@ -140,7 +140,7 @@ def test_what_every_scheme_says(scheme: SafetensorsCodec, tmp_path: Path, base: 
     }
     assert rules == {expected.get(scheme.name)}
     loaded = load_model(directory)
-    backend = with_activations(TORCH, loaded, "file", CPU, torch.float32)
+    backend = with_activations(TORCH, loaded, "checkpoint", CPU, torch.float32)
     if scheme.name in expected:
         assert backend.name == f"torch, activations {expected[scheme.name]} (emulated)"
     else:
@@ -167,9 +167,9 @@ def test_other_roundings_are_refused_by_name(
     with configuration_of(directory) as config:
         config["config_groups"]["group_0"]["input_activations"] |= change
     loaded = load_model(directory)
-    assert with_activations(TORCH, loaded, "exact", CPU, torch.float32) is TORCH
+    assert with_activations(TORCH, loaded, "none", CPU, torch.float32) is TORCH
     with pytest.raises(BambaQuantError, match=r"not emulated(.|\n)*in_proj.weight: input_activations"):
-        with_activations(TORCH, loaded, "file", CPU, torch.float32)
+        with_activations(TORCH, loaded, "checkpoint", CPU, torch.float32)
 
 
 def test_a_rounded_cache_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
@@ -177,9 +177,9 @@ def test_a_rounded_cache_is_refused(made: dict[str, Path], tmp_path: Path) -> No
     with configuration_of(directory) as config:
         config["kv_cache_scheme"] = {"num_bits": 8, "type": "float"}
     loaded = load_model(directory)
-    assert with_activations(TORCH, loaded, "exact", CPU, torch.float32) is TORCH
+    assert with_activations(TORCH, loaded, "none", CPU, torch.float32) is TORCH
     with pytest.raises(BambaQuantError, match=r"cache is rounded(.|\n)*kv_cache_scheme"):
-        with_activations(TORCH, loaded, "file", CPU, torch.float32)
+        with_activations(TORCH, loaded, "checkpoint", CPU, torch.float32)
 
 
 def test_groups_that_do_not_divide_a_row_are_refused(made: dict[str, Path]) -> None:
@@ -192,13 +192,15 @@ def test_groups_that_do_not_divide_a_row_are_refused(made: dict[str, Path]) -> N
 
 def test_a_gguf_is_rounded_as_llama_cpp_has_it(base: Path, tmp_path: Path) -> None:
     loaded = load_model(to_gguf(base, tmp_path / "model.gguf", "q8_0", vocab=False))
-    names = [with_activations(TORCH, loaded, kind, CPU, torch.float32).name for kind in ("file", "llama.cpp")]
+    names = [
+        with_activations(TORCH, loaded, kind, CPU, torch.float32).name for kind in ("checkpoint", "llama.cpp")
+    ]
     assert names == ["torch, activations as llama.cpp's"] * 2
     assert (
         resolve("auto", ["gguf", "gguf"]) == "llama.cpp"
-        and resolve("auto", ["huggingface", "gguf"]) == "exact"
+        and resolve("auto", ["huggingface", "gguf"]) == "none"
     )
-    assert resolve("file", ["gguf"]) == "file"
+    assert resolve("checkpoint", ["gguf"]) == "checkpoint"
 
 
 @pytest.mark.parametrize(("dtype", "power"), [("bf16", -99), ("f16", -13), ("f32", -99)])
@@ -287,7 +289,7 @@ def test_an_evaluation_says_what_it_rounded(files: dict[str, Path], text: Path, 
     write_plan(plan_quantization(embedded_model(), "fp8-dynamic"), tmp_path / "float8")
     few = dataclasses.replace(OPTIONS, chunks=4, floor_chunks=2, drift_chunks=1)
     kld = {}
-    for kind in ("exact", "file"):
+    for kind in ("none", "checkpoint"):
         options = dataclasses.replace(few, activations=kind)
         found = evaluate(embedded_model(), [tmp_path / "float8", files["q8_0"]], text, options)
         assert found.run.options["activations"] == kind
@@ -296,4 +298,4 @@ def test_an_evaluation_says_what_it_rounded(files: dict[str, Path], text: Path, 
         found.run.backend
         == "numba; numba, activations e4m3 by token (emulated); numba, activations as llama.cpp's"
     )
-    assert all(1.2 * exact < rounded for exact, rounded in zip(kld["exact"], kld["file"], strict=True))
+    assert all(1.2 * exact < rounded for exact, rounded in zip(kld["none"], kld["checkpoint"], strict=True))

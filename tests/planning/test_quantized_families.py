@@ -153,7 +153,7 @@ def test_packed_out_proj_fails_to_load(name: str, scheme: str, tmp_path: Path) -
     with pytest.raises(AttributeError, match="no attribute 'weight'"):
         loaded(directory, torch.bfloat16)
     (note,) = (note for note in plan.notes if "CompressedTensorsConfig(dequantize=True)" in note)
-    assert "--keep ssm_out" in note
+    assert "--ignore ssm_out" in note
     assert note in (directory / "README.md").read_text()
 
 
@@ -280,7 +280,7 @@ def test_a_plan_says_where_vllm_refuses_blocks(
     assert len(notes) == refused
     assert plan("fp8-dynamic", []) == ([], False)
     if notes:
-        advice = notes[0].split("keep these matrices: ")[1].removeprefix("--keep ").split(" --keep ")
+        advice = notes[0].split("keep these matrices: ")[1].removeprefix("--ignore ").split(" --ignore ")
         assert role in advice
         assert plan("fp8-block", [*keep, *advice]) == ([], False)
 

@@ -10,13 +10,7 @@ import pytest
 from bamba_quant.codecs import Ignored
 from bamba_quant.errors import PlanError
 from bamba_quant.families import family_of, read_config
-from bamba_quant.recipes.matrices import (
-    PRESETS,
-    QUANTIZED,
-    Candidate,
-    ignored_modules,
-    select_matrices,
-)
+from bamba_quant.recipes.matrices import PRESETS, QUANTIZED, Candidate, ignored_modules, select_matrices
 from bamba_reference.config import Config
 from tests.support.models import SMALL
 from tests.support.vllm import VIEWS, ignores, layers
@@ -127,5 +121,5 @@ def test_a_unit_is_not_split(keep: str, left: str, others: list[str]) -> None:
 
 
 def test_what_matches_nothing_is_named() -> None:
-    with pytest.raises(PlanError, match=r"--keep attn_z[\s\S]*hybrid[\s\S]*ssm_in"):
+    with pytest.raises(PlanError, match=r"--ignore attn_z[\s\S]*hybrid[\s\S]*ssm_in"):
         selected("attn_z")

@@ -98,7 +98,7 @@ def as_stored(scale: F32) -> Array:
         raise FormatError(
             "weights are too large for a bfloat16 scale",
             expected="a range below 3.4e38 in each group",
-            fix="keep the tensor unquantized (--keep)",
+            fix="keep the tensor unquantized (--ignore)",
         )
     return scale.astype(ml_dtypes.bfloat16)
 
