@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -84,11 +85,8 @@ def describe(opened: OpenedModel) -> ModelFile:
     totals: dict[str, list[int]] = {}
     for name in weights:
         info = weights.info(name)
-        elements = 1
-        for length in info.shape:
-            elements *= length
         total = totals.setdefault(info.format, [0, 0, 0])
-        for place, more in enumerate((1, elements, info.n_bytes)):
+        for place, more in enumerate((1, math.prod(info.shape), info.n_bytes)):
             total[place] += more
     types = tuple(
         TypeTotal(name, *total) for name, total in sorted(totals.items(), key=lambda item: -item[1][2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,18 +81,15 @@ def summary(evaluation: Evaluation) -> Markup:
         ]
         for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True)
     ]
-    foot = (
-        [
-            TableCell("noise floor", words=True),
-            TableCell(""),
-            TableCell(""),
-            *(TableCell(_floor(evaluation, key)) for key in LEADING),
-        ]
-        if evaluation.noise_floor
-        else []
-    )
+    floors = (TableCell(_floor(evaluation, key)) for key in LEADING)
+    foot = [TableCell("noise floor", words=True), TableCell(""), TableCell(""), *floors]
     header = ("candidate", "file size", "bits per weight", *LEADING.values())
-    return table("Each candidate against the base, with 95 % intervals", header, rows, foot=foot)
+    return table(
+        "Each candidate against the base, with 95 % intervals",
+        header,
+        rows,
+        foot=foot if evaluation.noise_floor else (),
+    )
 
 
 def gates(caption: str, found: Sequence[tuple[str, Candidate, Gate]]) -> Markup:
@@ -157,7 +155,7 @@ def tensors(name: str, candidate: Candidate) -> Markup:
                 TableCell("" if tensor.layer is None else str(tensor.layer), value=tensor.layer),
                 TableCell(tensor.role, words=True),
                 TableCell(tensor.format, words=True),
-                TableCell("×".join(map(str, tensor.shape)), value=_product(tensor.shape)),
+                TableCell("×".join(map(str, tensor.shape)), value=math.prod(tensor.shape)),
                 TableCell(wording.size(tensor.n_bytes), value=tensor.n_bytes),
                 _decibels(tensor.weight_sqnr),
                 _decibels(tensor.output_sqnr, none="–"),
@@ -191,13 +189,6 @@ def _decibels(value: float | None, none: str = "exact") -> TableCell:
     return TableCell(
         none if value is None else wording.decibels(value), value=1e9 if value is None else value
     )
-
-
-def _product(shape: Sequence[int]) -> int:
-    elements = 1
-    for extent in shape:
-        elements *= extent
-    return elements
 
 
 def _row(cells: Sequence[TableCell]) -> Markup:

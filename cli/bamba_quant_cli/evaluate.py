@@ -75,6 +75,7 @@ def _gate(name: str) -> typer.models.OptionInfo:
 
 
 def evaluate(
+    context: typer.Context,
     base: Annotated[
         Path,
         typer.Argument(
@@ -157,15 +158,7 @@ def evaluate(
     from bamba_quant.inference.distributed import join_ranks
     from bamba_quant.report.write import check_output, prepared_directory, write_reports
 
-    given = {
-        "max-kld": max_kld,
-        "max-kld-99": max_kld_99,
-        "max-kld-99-9": max_kld_99_9,
-        "max-ppl-ratio": max_ppl_ratio,
-        "max-delta-p-rms": max_delta_p_rms,
-        "max-flips": max_flips,
-        "min-same-top": min_same_top,
-    }
+    given = {name: context.params[name.replace("-", "_")] for name in _GATES}
     read = [path for path in (base, *candidates, text, gates, tokenizer) if path]
     kept = [*read, *([save_base] if save_base else [])]
     with join_ranks() as ranks, ExitStack() as stack, Progress("") as bar:
