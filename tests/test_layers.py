@@ -38,8 +38,8 @@ LAYERS = (
 MOST_LINES_OF_A_FILE = 300
 
 # Bounds that may only go down: lines of the three packages, and lines of their import statements.
-MOST_LINES = 41_611
-MOST_IMPORT_LINES = 3_525
+MOST_LINES = 41_470
+MOST_IMPORT_LINES = 3_384
 
 # What does not follow the rules yet. These may only shrink.
 AGAINST_LAYERS: tuple[tuple[str, str], ...] = ()

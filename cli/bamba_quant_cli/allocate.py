@@ -11,22 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, echo, print_json, print_table, size
 from bamba_quant_cli.interrupts import announce_outputs
-from bamba_quant_cli.options import (
-    AsJson,
-    Ctx,
-    Device,
-    Dtype,
-    IgnoreAdapter,
-    IgnoreConfigKey,
-    Imatrix,
-    Model,
-    Overwrite,
-    StripPrefix,
-    Threads,
-    read_options,
-)
 
 if TYPE_CHECKING:
     from bamba_quant.calibration.allocation import Allocation, Move
@@ -47,7 +34,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def allocate(
-    model: Model,
+    model: opt.Model,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Recipe to write, for convert --recipe."),
@@ -69,7 +56,7 @@ def allocate(
             "of the kind lost decides.",
         ),
     ] = None,
-    imatrix: Imatrix = None,
+    imatrix: opt.Imatrix = None,
     types: Annotated[
         str | None,
         typer.Option(metavar="TYPE,…", help="The formats to choose from, such as q3_k,q4_k,q5_k,q6_k."),
@@ -86,12 +73,12 @@ def allocate(
             help="Search scales further than llama-quantize does, here and in what convert makes of the recipe."
         ),
     ] = True,
-    ctx: Ctx = 512,
+    ctx: opt.Ctx = 512,
     chunks: Annotated[int, typer.Option(help="Chunks at most, spread over the text.")] = 32,
     batch: Annotated[int, typer.Option(min=1, help="Chunks that are run together.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the labels that the gradient method draws.")] = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    device: opt.Device = "cpu",
+    dtype: opt.Dtype = "float32",
     chart: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Picture of size against predicted divergence: .svg or .html."),
@@ -99,12 +86,12 @@ def allocate(
     name: Annotated[
         str | None, typer.Option(help="The recipe's name; by default the type's with _a.")
     ] = None,
-    threads: Threads = None,
-    ignore_config_key: IgnoreConfigKey = None,
-    ignore_adapter: IgnoreAdapter = False,
-    strip_prefix: StripPrefix = "",
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
+    threads: opt.Threads = None,
+    ignore_config_key: opt.IgnoreConfigKey = None,
+    ignore_adapter: opt.IgnoreAdapter = False,
+    strip_prefix: opt.StripPrefix = "",
+    overwrite: opt.Overwrite = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Move bits between tensors to where the model needs them, within the exact bytes of the final file.
 
@@ -121,7 +108,7 @@ def allocate(
         )
     if chart is not None and chart.suffix not in (".svg", ".html"):
         raise PlanError("a chart is an .svg or an .html file", found=chart.name)
-    reading = read_options(ignore_config_key, ignore_adapter, strip_prefix)
+    reading = opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
     inputs = [*(text or ()), *filter(None, (imatrix,)), model]
     for file in filter(None, (output, chart)):
         check_target(file, overwrite, inputs)

@@ -7,15 +7,8 @@ from typing import Annotated
 
 import typer
 
+from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, echo, print_json, print_table
-from bamba_quant_cli.options import (
-    AsJson,
-    IgnoreAdapter,
-    IgnoreConfigKey,
-    StripPrefix,
-    print_note,
-    read_options,
-)
 
 EXAMPLES = """
 Examples:
@@ -36,10 +29,10 @@ def compare(
     ],
     b: Annotated[Path, typer.Argument(metavar="B", help="The other, of any types.")],
     every: Annotated[bool, typer.Option("--all", help="List tensors that are the same too.")] = False,
-    ignore_config_key: IgnoreConfigKey = None,
-    ignore_adapter: IgnoreAdapter = False,
-    strip_prefix: StripPrefix = "",
-    as_json: AsJson = False,
+    ignore_config_key: opt.IgnoreConfigKey = None,
+    ignore_adapter: opt.IgnoreAdapter = False,
+    strip_prefix: opt.StripPrefix = "",
+    as_json: opt.AsJson = False,
 ) -> None:
     """Compare two models tensor by tensor: signal-to-noise ratio, greatest error, cosine; reads each file once.
 
@@ -51,7 +44,7 @@ def compare(
     from bamba_quant.checkpoint import open_checkpoint
     from bamba_quant.evaluation.weights_compare import compare_weights
 
-    reading = read_options(ignore_config_key, ignore_adapter, strip_prefix)
+    reading = opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
     with Progress("comparing", open_checkpoint(b, reading=reading).n_bytes, in_bytes=True) as bar:
         found = compare_weights(a, b, reading=reading, progress=bar.advance, note=print_note)
     if as_json:

@@ -9,26 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, count, echo, print_json, print_table, size
 from bamba_quant_cli.imatrix import calibrate_imatrix
 from bamba_quant_cli.interrupts import announce_outputs
-from bamba_quant_cli.options import (
-    AsJson,
-    Calibrate,
-    CalibrateChunks,
-    DryRun,
-    IgnoreAdapter,
-    IgnoreConfigKey,
-    ImatrixStrict,
-    Overwrite,
-    Resume,
-    StripPrefix,
-    Threads,
-    check_one_imatrix,
-    parse_size,
-    print_note,
-    read_options,
-)
 from bamba_quant_cli.plans import notes_of, print_conversion, summary
 from bamba_quant_cli.tuning import TuneArguments, print_tuned, show_tuning, tuned_as_json, with_tune_options
 
@@ -107,9 +91,9 @@ def convert(
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix of llama-imatrix, .gguf or .dat.")
     ] = None,
-    imatrix_strict: ImatrixStrict = False,
-    calibrate: Calibrate = None,
-    calibrate_chunks: CalibrateChunks = None,
+    imatrix_strict: opt.ImatrixStrict = False,
+    calibrate: opt.Calibrate = None,
+    calibrate_chunks: opt.CalibrateChunks = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mixture.")] = False,
     output_tensor_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")
@@ -139,8 +123,8 @@ def convert(
         bool, typer.Option("--no-vocab", help="Write no vocabulary: the file takes token ids.")
     ] = False,
     asked: TuneArguments = TuneArguments(),
-    resume: Resume = False,
-    dry_run: DryRun = False,
+    resume: opt.Resume = False,
+    dry_run: opt.DryRun = False,
     split_max_size: Annotated[
         str | None,
         typer.Option(metavar="N(K|M|G)", help="Split into shards of at most this many bytes of weights."),
@@ -156,12 +140,12 @@ def convert(
     pre: Annotated[
         str | None, typer.Option(metavar="NAME", help="llama.cpp's pre-tokenizer, when it is not recognised.")
     ] = None,
-    ignore_config_key: IgnoreConfigKey = None,
-    ignore_adapter: IgnoreAdapter = False,
-    strip_prefix: StripPrefix = "",
-    threads: Threads = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
+    ignore_config_key: opt.IgnoreConfigKey = None,
+    ignore_adapter: opt.IgnoreAdapter = False,
+    strip_prefix: opt.StripPrefix = "",
+    threads: opt.Threads = None,
+    overwrite: opt.Overwrite = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Convert a checkpoint to a GGUF file, in one pass to its final type.
 
@@ -192,12 +176,12 @@ def convert(
         pure=pure,
         leave_output_tensor=leave_output_tensor,
     )
-    check_one_imatrix(imatrix, calibrate, calibrate_chunks)
+    opt.check_one_imatrix(imatrix, calibrate, calibrate_chunks)
     if device not in _DEVICES:
         raise PlanError("unknown device", found=repr(device), expected="one of " + ", ".join(_DEVICES))
     if device == "cuda" and not calibrate:
-        print_note("--device cuda has no effect without --calibrate: quantizing runs on the CPU")
-    reading = read_options(ignore_config_key, ignore_adapter, strip_prefix)
+        opt.print_note("--device cuda has no effect without --calibrate: quantizing runs on the CPU")
+    reading = opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
     plan_with = partial(
         plan_conversion,
         model,
@@ -207,7 +191,7 @@ def convert(
         imatrix_strict=imatrix_strict,
         allow_requantize=allow_requantize,
         keep_split=keep_split,
-        split_max_bytes=parse_size(split_max_size, "--split-max-size") if split_max_size else None,
+        split_max_bytes=opt.parse_size(split_max_size, "--split-max-size") if split_max_size else None,
         model_name=model_name,
         metadata=metadata,
         pre=pre,
@@ -255,7 +239,7 @@ def convert(
         else:
             tell = show_tuning(steps, bar)
             written, tuned = write_tuned_output(
-                plan, plan.outfile, tuning, **writing, reading=reading, tell=tell, note=print_note
+                plan, plan.outfile, tuning, **writing, reading=reading, tell=tell, note=opt.print_note
             )
     seconds = time.monotonic() - started
     n_bytes = sum(file.stat().st_size for file in written)

@@ -12,25 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, echo, print_json
 from bamba_quant_cli.evaluation_tables import gate_lines, print_evaluation
 from bamba_quant_cli.interrupts import announce_outputs
-from bamba_quant_cli.options import (
-    Activations,
-    AsJson,
-    Backend,
-    Chunks,
-    Device,
-    Dtype,
-    IgnoreAdapter,
-    IgnoreConfigKey,
-    Overwrite,
-    Processes,
-    StripPrefix,
-    Tokenizer,
-    print_note,
-    read_options,
-)
 from bamba_quant_cli.processes import run_in_processes
 
 if TYPE_CHECKING:
@@ -94,18 +79,18 @@ def evaluate(
     ctx: Annotated[
         int, typer.Option(help="Tokens of a chunk; its second half is scored. A file of logits has its own.")
     ] = 512,
-    chunks: Chunks = None,
+    chunks: opt.Chunks = None,
     save_base: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Write the base's logits as llama-perplexity's --kl-divergence-base does."
         ),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: opt.Overwrite = False,
     report_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write report.json, report.md and report.html there.")
     ] = None,
-    activations: Activations = "auto",
+    activations: opt.Activations = "auto",
     noise_floor: Annotated[
         Literal["order", "bfloat16", "none"],
         typer.Option(help="Path of the base's comparison with itself: order (of the sums), or bfloat16."),
@@ -135,15 +120,15 @@ def evaluate(
     max_delta_p_rms: Annotated[float | None, _gate("max-delta-p-rms")] = None,
     max_flips: Annotated[float | None, _gate("max-flips")] = None,
     min_same_top: Annotated[float | None, _gate("min-same-top")] = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    backend: Backend = "auto",
-    processes: Processes = 1,
-    tokenizer: Tokenizer = None,
-    ignore_config_key: IgnoreConfigKey = None,
-    ignore_adapter: IgnoreAdapter = False,
-    strip_prefix: StripPrefix = "",
-    as_json: AsJson = False,
+    dtype: opt.Dtype = "float32",
+    device: opt.Device = "cpu",
+    backend: opt.Backend = "auto",
+    processes: opt.Processes = 1,
+    tokenizer: opt.Tokenizer = None,
+    ignore_config_key: opt.IgnoreConfigKey = None,
+    ignore_adapter: opt.IgnoreAdapter = False,
+    strip_prefix: opt.StripPrefix = "",
+    as_json: opt.AsJson = False,
 ) -> None:
     """Prove what quantized files lost: perplexity, divergence and drift of any formats, in one pass over a text.
 
@@ -183,7 +168,7 @@ def evaluate(
                 drift_chunks=drift_chunks,
                 activations=activations,
                 tokenizer=tokenizer,
-                reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
+                reading=opt.read_options(ignore_config_key, ignore_adapter, strip_prefix),
                 save_base=save_base,
                 overwrite=overwrite,
             ),
@@ -193,7 +178,7 @@ def evaluate(
                 ["bamba-quant", *sys.argv[1:]] if processes > 1 else ranks.command(sys.argv[1:])
             ),
             progress=_show(bar) if ranks.first else lambda progress: None,
-            note=print_note,
+            note=opt.print_note,
             ranks=ranks,
         )
     if not ranks.first:

@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, count, echo, print_json, size
 from bamba_quant_cli.interrupts import announce_outputs
-from bamba_quant_cli.options import (
-    AsJson,
-    Directory,
-    DryRun,
-    MaxShardSize,
-    OverwriteDirectory,
-    Resume,
-    Threads,
-    parse_size,
-)
 from bamba_quant_cli.plans import print_rows, rows_as_json
 
 if TYPE_CHECKING:
@@ -45,7 +36,7 @@ def export(
         Path,
         typer.Argument(metavar="FILE.gguf", help="A Bamba GGUF of any type, or any shard of a split one."),
     ],
-    directory: Directory,
+    directory: opt.Directory,
     dtype: Annotated[
         Literal["auto", "f32", "f16", "bf16"],
         typer.Option(
@@ -53,13 +44,13 @@ def export(
             "their type, quantized ones take the file's 16-bit type, vectors that it holds exactly too."
         ),
     ] = "auto",
-    max_shard_size: MaxShardSize = "5G",
+    max_shard_size: opt.MaxShardSize = "5G",
     no_vocab: Annotated[bool, typer.Option("--no-vocab", help="Write no tokenizer files.")] = False,
-    dry_run: DryRun = False,
-    resume: Resume = False,
-    threads: Threads = None,
-    overwrite: OverwriteDirectory = False,
-    as_json: AsJson = False,
+    dry_run: opt.DryRun = False,
+    resume: opt.Resume = False,
+    threads: opt.Threads = None,
+    overwrite: opt.OverwriteDirectory = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Export a GGUF file to a Hugging Face directory: weights, configuration, tokenizer and model card.
 
@@ -72,7 +63,10 @@ def export(
     from bamba_quant.writers.resumable import check_output, partial_of
 
     plan = plan_export(
-        file, dtype=dtype, max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"), vocab=not no_vocab
+        file,
+        dtype=dtype,
+        max_shard_bytes=opt.parse_size(max_shard_size, "--max-shard-size"),
+        vocab=not no_vocab,
     )
     n_bytes = sum(plan.sizes.values())
     check_output(directory, inputs=plan.inputs, overwrite=overwrite, resume=resume, n_bytes=n_bytes)

@@ -6,26 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bamba_quant_cli.options import (
-    AsJson,
-    Directory,
-    DryRun,
-    HuggingFaceModel,
-    Ignore,
-    IgnoreAdapter,
-    IgnoreConfigKey,
-    Imatrix,
-    ImatrixStrict,
-    MaxShardSize,
-    OldIgnore,
-    OtherDtype,
-    OverwriteDirectory,
-    Resume,
-    StripPrefix,
-    Threads,
-    parse_size,
-    read_options,
-)
+from bamba_quant_cli import options as opt
 from bamba_quant_cli.tuning import TuneArguments, with_tune_options
 
 EXAMPLES = """
@@ -54,8 +35,8 @@ _SCHEMES = {
 
 @with_tune_options
 def fp8(
-    model: HuggingFaceModel,
-    directory: Directory,
+    model: opt.HuggingFaceModel,
+    directory: opt.Directory,
     scheme: Annotated[
         Literal["dynamic", "tensor", "block"] | None,
         typer.Option(
@@ -78,21 +59,21 @@ def fp8(
             help="search: the scale of least squared error. absmax: the largest weight becomes 448."
         ),
     ] = "search",
-    ignore: Ignore = None,
-    keep: OldIgnore = None,
-    dtype: OtherDtype = "bf16",
-    imatrix: Imatrix = None,
-    imatrix_strict: ImatrixStrict = False,
+    ignore: opt.Ignore = None,
+    keep: opt.OldIgnore = None,
+    dtype: opt.OtherDtype = "bf16",
+    imatrix: opt.Imatrix = None,
+    imatrix_strict: opt.ImatrixStrict = False,
     asked: TuneArguments = TuneArguments(),
-    max_shard_size: MaxShardSize = "5G",
-    dry_run: DryRun = False,
-    resume: Resume = False,
-    ignore_config_key: IgnoreConfigKey = None,
-    ignore_adapter: IgnoreAdapter = False,
-    strip_prefix: StripPrefix = "",
-    threads: Threads = None,
-    overwrite: OverwriteDirectory = False,
-    as_json: AsJson = False,
+    max_shard_size: opt.MaxShardSize = "5G",
+    dry_run: opt.DryRun = False,
+    resume: opt.Resume = False,
+    ignore_config_key: opt.IgnoreConfigKey = None,
+    ignore_adapter: opt.IgnoreAdapter = False,
+    strip_prefix: opt.StripPrefix = "",
+    threads: opt.Threads = None,
+    overwrite: opt.OverwriteDirectory = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Quantize a checkpoint's linear layers to FP8 (e4m3), in one pass over its rows and in bounded memory.
 
@@ -112,10 +93,10 @@ def fp8(
         imatrix=imatrix,
         imatrix_strict=imatrix_strict,
         asked=asked,
-        max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"),
+        max_shard_bytes=opt.parse_size(max_shard_size, "--max-shard-size"),
         dry_run=dry_run,
         resume=resume,
-        reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
+        reading=opt.read_options(ignore_config_key, ignore_adapter, strip_prefix),
         threads=threads,
         overwrite=overwrite,
         as_json=as_json,

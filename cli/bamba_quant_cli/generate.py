@@ -6,22 +6,9 @@ from typing import Annotated
 
 import typer
 
+from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import echo, echo_text, print_json
 from bamba_quant_cli.interrupts import set_interrupt_message
-from bamba_quant_cli.options import (
-    Activations,
-    AsJson,
-    Backend,
-    Device,
-    Dtype,
-    IgnoreAdapter,
-    IgnoreConfigKey,
-    Model,
-    StripPrefix,
-    Tokenizer,
-    print_note,
-    read_options,
-)
 
 EXAMPLES = """
 Examples:
@@ -33,7 +20,7 @@ Examples:
 
 
 def generate(
-    model: Model,
+    model: opt.Model,
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 100,
     temperature: Annotated[
@@ -47,15 +34,15 @@ def generate(
         list[int] | None,
         typer.Option(metavar="ID", help="Stop at this token instead of the model's own. Repeatable."),
     ] = None,
-    activations: Activations = "none",
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    backend: Backend = "auto",
-    tokenizer: Tokenizer = None,
-    ignore_config_key: IgnoreConfigKey = None,
-    ignore_adapter: IgnoreAdapter = False,
-    strip_prefix: StripPrefix = "",
-    as_json: AsJson = False,
+    activations: opt.Activations = "none",
+    dtype: opt.Dtype = "float32",
+    device: opt.Device = "cpu",
+    backend: opt.Backend = "auto",
+    tokenizer: opt.Tokenizer = None,
+    ignore_config_key: opt.IgnoreConfigKey = None,
+    ignore_adapter: opt.IgnoreAdapter = False,
+    strip_prefix: opt.StripPrefix = "",
+    as_json: opt.AsJson = False,
 ) -> None:
     """Continue a prompt with any model this tool reads; the text appears as it is made."""
     from bamba_quant.checkpoint import open_checkpoint
@@ -73,10 +60,10 @@ def generate(
     if temperature == 0 and top_p != 1:
         raise BambaQuantError("--top-p draws nothing at temperature 0", fix="give a --temperature above 0")
     loaded, encoder = load_model_and_tokenizer(
-        model, tokenizer, read_options(ignore_config_key, ignore_adapter, strip_prefix)
+        model, tokenizer, opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
     )
     for note in loaded.checkpoint.notes:
-        print_note(note)
+        opt.print_note(note)
     outside = [token for token in stop or () if not 0 <= token < loaded.config.vocab_size]
     if outside:
         raise BambaQuantError(

@@ -9,23 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, count, echo, print_json, size
 from bamba_quant_cli.interrupts import announce_outputs
-from bamba_quant_cli.options import (
-    AsJson,
-    Ctx,
-    Device,
-    Dtype,
-    IgnoreAdapter,
-    IgnoreConfigKey,
-    Model,
-    Overwrite,
-    StripPrefix,
-    Texts,
-    Tokenizer,
-    print_note,
-    read_options,
-)
 
 if TYPE_CHECKING:
     from bamba_quant.calibration import Imatrix
@@ -44,8 +30,8 @@ Examples:
 
 
 def imatrix(
-    model: Model,
-    text: Texts = None,
+    model: opt.Model,
+    text: opt.Texts = None,
     outfile: Annotated[
         Path,
         typer.Option(
@@ -56,7 +42,7 @@ def imatrix(
         int | None,
         typer.Option(help="Chunks at most, from each text in proportion to its length; by default all."),
     ] = None,
-    ctx: Ctx = 512,
+    ctx: opt.Ctx = 512,
     output_tensor: Annotated[
         bool, typer.Option("--output-tensor", help="Measure what enters output.weight, too.")
     ] = False,
@@ -64,14 +50,14 @@ def imatrix(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Importance matrix, .gguf or .dat, to add to. Repeatable."),
     ] = None,
-    tokenizer: Tokenizer = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    ignore_config_key: IgnoreConfigKey = None,
-    ignore_adapter: IgnoreAdapter = False,
-    strip_prefix: StripPrefix = "",
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
+    tokenizer: opt.Tokenizer = None,
+    device: opt.Device = "cpu",
+    dtype: opt.Dtype = "float32",
+    ignore_config_key: opt.IgnoreConfigKey = None,
+    ignore_adapter: opt.IgnoreAdapter = False,
+    strip_prefix: opt.StripPrefix = "",
+    overwrite: opt.Overwrite = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Measure an importance matrix: the mean square of each input channel of each matrix over a text.
 
@@ -97,7 +83,7 @@ def imatrix(
             tokenizer=tokenizer,
             device=device,
             dtype=dtype,
-            reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
+            reading=opt.read_options(ignore_config_key, ignore_adapter, strip_prefix),
             progress=show_layers(bar),
         )
     seconds = time.monotonic() - started
@@ -124,7 +110,7 @@ def imatrix(
         )
         return
     for note in measured.notes:
-        print_note(note)
+        opt.print_note(note)
     echo(outfile)
     echo(
         f"{len(sums.entries)} entries, {count(measured.tokens)} tokens measured, {sums.chunks} chunks of {ctx} in all, "
@@ -164,7 +150,7 @@ def calibrate_imatrix(
             progress=show_layers(bar),
         )
     for note in notes:
-        print_note(note)
+        opt.print_note(note)
     return imatrix
 
 

@@ -6,29 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bamba_quant_cli.options import (
-    AsJson,
-    Calibrate,
-    CalibrateChunks,
-    Device,
-    Directory,
-    DryRun,
-    HuggingFaceModel,
-    Ignore,
-    IgnoreAdapter,
-    IgnoreConfigKey,
-    Imatrix,
-    ImatrixStrict,
-    MaxShardSize,
-    OldIgnore,
-    OtherDtype,
-    OverwriteDirectory,
-    Resume,
-    StripPrefix,
-    Threads,
-    parse_size,
-    read_options,
-)
+from bamba_quant_cli import options as opt
 from bamba_quant_cli.tuning import TuneArguments, with_tune_options
 
 EXAMPLES = """
@@ -52,8 +30,8 @@ Examples:
 
 @with_tune_options
 def int4(
-    model: HuggingFaceModel,
-    directory: Directory,
+    model: opt.HuggingFaceModel,
+    directory: opt.Directory,
     layout: Annotated[
         Literal["compressed-tensors", "torchao", "torchao-tile-packed"],
         typer.Option(
@@ -79,24 +57,24 @@ def int4(
             "least squared error. rtn: round to nearest over the whole range."
         ),
     ] = "hqq",
-    ignore: Ignore = None,
-    keep: OldIgnore = None,
-    dtype: OtherDtype = "bf16",
-    imatrix: Imatrix = None,
-    imatrix_strict: ImatrixStrict = False,
-    calibrate: Calibrate = None,
-    calibrate_chunks: CalibrateChunks = None,
-    device: Device = "cpu",
+    ignore: opt.Ignore = None,
+    keep: opt.OldIgnore = None,
+    dtype: opt.OtherDtype = "bf16",
+    imatrix: opt.Imatrix = None,
+    imatrix_strict: opt.ImatrixStrict = False,
+    calibrate: opt.Calibrate = None,
+    calibrate_chunks: opt.CalibrateChunks = None,
+    device: opt.Device = "cpu",
     asked: TuneArguments = TuneArguments(),
-    max_shard_size: MaxShardSize = "5G",
-    dry_run: DryRun = False,
-    resume: Resume = False,
-    ignore_config_key: IgnoreConfigKey = None,
-    ignore_adapter: IgnoreAdapter = False,
-    strip_prefix: StripPrefix = "",
-    threads: Threads = None,
-    overwrite: OverwriteDirectory = False,
-    as_json: AsJson = False,
+    max_shard_size: opt.MaxShardSize = "5G",
+    dry_run: opt.DryRun = False,
+    resume: opt.Resume = False,
+    ignore_config_key: opt.IgnoreConfigKey = None,
+    ignore_adapter: opt.IgnoreAdapter = False,
+    strip_prefix: opt.StripPrefix = "",
+    threads: opt.Threads = None,
+    overwrite: opt.OverwriteDirectory = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Quantize a checkpoint's linear layers to integers of 4 or 8 bits, in one pass over its rows.
 
@@ -119,10 +97,10 @@ def int4(
         calibrate_chunks=calibrate_chunks,
         device=device,
         asked=asked,
-        max_shard_bytes=parse_size(max_shard_size, "--max-shard-size"),
+        max_shard_bytes=opt.parse_size(max_shard_size, "--max-shard-size"),
         dry_run=dry_run,
         resume=resume,
-        reading=read_options(ignore_config_key, ignore_adapter, strip_prefix),
+        reading=opt.read_options(ignore_config_key, ignore_adapter, strip_prefix),
         threads=threads,
         overwrite=overwrite,
         as_json=as_json,

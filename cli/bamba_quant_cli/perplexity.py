@@ -9,24 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, echo, print_json
-from bamba_quant_cli.options import (
-    Activations,
-    AsJson,
-    Backend,
-    Chunks,
-    Device,
-    Dtype,
-    IgnoreAdapter,
-    IgnoreConfigKey,
-    Model,
-    Processes,
-    ScoredCtx,
-    StripPrefix,
-    Tokenizer,
-    print_note,
-    read_options,
-)
 from bamba_quant_cli.processes import run_in_processes
 
 if TYPE_CHECKING:
@@ -50,23 +34,23 @@ Examples:
 
 
 def perplexity(
-    model: Model,
+    model: opt.Model,
     text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text to score.")],
-    ctx: ScoredCtx = 512,
-    chunks: Chunks = None,
+    ctx: opt.ScoredCtx = 512,
+    chunks: opt.Chunks = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Run layer by layer: one layer in memory instead of the model.")
     ] = False,
-    activations: Activations = "none",
-    backend: Backend = "auto",
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    processes: Processes = 1,
-    tokenizer: Tokenizer = None,
-    ignore_config_key: IgnoreConfigKey = None,
-    ignore_adapter: IgnoreAdapter = False,
-    strip_prefix: StripPrefix = "",
-    as_json: AsJson = False,
+    activations: opt.Activations = "none",
+    backend: opt.Backend = "auto",
+    dtype: opt.Dtype = "float32",
+    device: opt.Device = "cpu",
+    processes: opt.Processes = 1,
+    tokenizer: opt.Tokenizer = None,
+    ignore_config_key: opt.IgnoreConfigKey = None,
+    ignore_adapter: opt.IgnoreAdapter = False,
+    strip_prefix: opt.StripPrefix = "",
+    as_json: opt.AsJson = False,
 ) -> None:
     """Perplexity exactly as llama-perplexity defines it, of safetensors and GGUF alike.
 
@@ -81,10 +65,10 @@ def perplexity(
     with join_ranks() as ranks, Progress("") as bar:
         words, digest = read_text(text)
         loaded, encoder = load_model_and_tokenizer(
-            model, tokenizer, read_options(ignore_config_key, ignore_adapter, strip_prefix)
+            model, tokenizer, opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
         )
         for note in loaded.checkpoint.notes if ranks.first else ():
-            print_note(note)
+            opt.print_note(note)
         started = time.monotonic()
         scorer, chosen = _scorer(loaded, stream, activations, backend, dtype, device, ranks, bar)
         estimate = measure(

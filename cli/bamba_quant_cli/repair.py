@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, echo, print_json, size
 from bamba_quant_cli.interrupts import announce_outputs
-from bamba_quant_cli.options import AsJson, Overwrite, Threads
 
 EXAMPLES = """
 Examples:
@@ -33,9 +33,9 @@ def repair(
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Replace the input, once the new file is whole.")
     ] = False,
-    threads: Threads = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
+    threads: opt.Threads = None,
+    overwrite: opt.Overwrite = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Repair the q/k row order that llama.cpp's converter gives to Bamba, without loss in any quantization.
 
