@@ -46,7 +46,7 @@ def compare(
 
     reading = opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
     with Progress("comparing", open_checkpoint(b, reading=reading).n_bytes, in_bytes=True) as bar:
-        found = compare_weights(a, b, reading=reading, progress=bar.advance, note=print_note)
+        found = compare_weights(a, b, reading=reading, progress=bar.advance, note=opt.print_note)
     if as_json:
         print_json(asdict(found) | {"same": found.same})
         return
