@@ -16,9 +16,9 @@ from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.plan import Plan, PlanRow
 from bamba_quant.recipes import Recipe, recipe_named, recipes
 from bamba_quant.recipes.assignments import with_formats
+from bamba_quant.recipes.base import ALWAYS_F32
 from bamba_quant.recipes.hybrid import HEADER_ROOM, estimated_costs
 from bamba_quant.recipes.least_cost import Option, least_cost
-from bamba_quant.recipes.selection import ALWAYS_F32
 
 Costs = Mapping[str, Mapping[str, float]]  # tensor by its GGUF name -> format -> nats a token
 

@@ -32,7 +32,7 @@ from bamba_quant.planning.safetensors_layout import (
     safetensors_part,
     safetensors_shards,
 )
-from bamba_quant.recipes.selection import ALWAYS_F32
+from bamba_quant.recipes.base import ALWAYS_F32
 from bamba_quant.tokenizers.export import as_json, generation_config, tokenizer_files
 
 DTYPES = ("auto", "f32", "f16", "bf16")

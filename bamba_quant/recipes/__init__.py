@@ -1,16 +1,7 @@
 """Which role of tensor is stored in which number format, under the names users know."""
 
-from bamba_quant.recipes import hybrid, llama_quantize  # register the recipes
-from bamba_quant.recipes.base import (
-    Assignment,
-    Choice,
-    Recipe,
-    TensorPosition,
-    plain_recipe,
-    recipe_named,
-    recipes,
-)
-from bamba_quant.recipes.recipe_file import read_recipe, recipe_text
+from bamba_quant.recipes.base import Assignment, Choice, Recipe, TensorPosition
+from bamba_quant.recipes.recipe_file import plain_recipe, read_recipe, recipe_named, recipe_text, recipes
 from bamba_quant.recipes.selection import Selected, TypeOverrides, select_formats
 
 __all__ = [
@@ -20,8 +11,6 @@ __all__ = [
     "Selected",
     "TensorPosition",
     "TypeOverrides",
-    "hybrid",
-    "llama_quantize",
     "plain_recipe",
     "read_recipe",
     "recipe_named",

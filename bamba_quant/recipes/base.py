@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 
 from gguf import LlamaFileType
 
-from bamba_quant.errors import PlanError
-
 # What a row takes whose length its format's blocks do not fill (llama-quant.cpp, ``tensor_type_fallback``).
 FALLBACKS = {
     "iq4_xs": "iq4_nl",
@@ -21,6 +19,11 @@ FALLBACKS = {
     "q5_k": "q5_1",
     "q6_k": "q8_0",
 }
+
+
+# llama.cpp keeps these in float32 in every file (convert_hf_to_gguf.py: 1-D tensors, norms, the convolution and
+# the router; llama-quantize leaves the same ones alone).
+ALWAYS_F32 = frozenset({"norm", "bias", "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_d", "ffn_gate_inp"})
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,31 @@ Condition = Callable[[TensorPosition], bool]
 
 def anywhere(position: TensorPosition) -> bool:
     return True
+
+
+def _use_more_bits(position: TensorPosition) -> bool:
+    """The first and the last eighth, and every third between (llama-quant.cpp, ``use_more_bits``)."""
+    eighth = position.count // 8
+    return (
+        position.index < eighth
+        or position.index >= 7 * position.count // 8
+        or (position.index - eighth) % 3 == 2
+    )
+
+
+# The conditions that a recipe file can name; "measured" means that there is an importance matrix.
+CONDITIONS: Mapping[str, Condition] = {
+    "more_bits": _use_more_bits,
+    "first_eighth": lambda position: position.index < position.count // 8,
+    "first_sixteenth": lambda position: position.index < position.count // 16,
+    "first_two": lambda position: position.index < 2,
+    "first_four": lambda position: position.index < 4,
+    "grouped_query": lambda position: position.grouped_query >= 4,
+    "eight_experts": lambda position: position.experts == 8,
+    "several_experts": lambda position: position.experts > 1,
+    "first_eighth_measured": lambda position: position.imatrix and position.index < position.count // 8,
+    "first_eighth_unmeasured": lambda position: not position.imatrix and position.index < position.count // 8,
+}
 
 
 @dataclass(frozen=True)
@@ -108,34 +136,3 @@ class Recipe:
         """The format of a matrix of this role at this position."""
         fitting = (choice.format for choice in self.roles.get(role, ()) if choice.when(position))
         return next(fitting, self.default)
-
-
-_registry: dict[str, Recipe] = {}
-_aliases: dict[str, str] = {}
-
-
-def register(recipe: Recipe, *aliases: str) -> Recipe:
-    """Make a recipe known by its name and any further ones."""
-    _registry[recipe.name] = recipe
-    _aliases.update(dict.fromkeys(aliases, recipe.name))
-    return recipe
-
-
-def plain_recipe(file_type: int | None) -> Recipe | None:
-    """The recipe that ``general.file_type`` stands for, which others may be like; None for other numbers."""
-    return next((known for known in recipes() if known.file_type == file_type), None)
-
-
-def recipes() -> tuple[Recipe, ...]:
-    return tuple(_registry.values())
-
-
-def recipe_named(name: str) -> Recipe:
-    """The recipe users call ``name``, in any case. Raises ``PlanError`` listing the names there are."""
-    key = name.lower()
-    try:
-        return _registry[_aliases.get(key, key)]
-    except KeyError:
-        raise PlanError(
-            f"no output type is called {name!r}", expected="auto, " + ", ".join([*_registry, *_aliases])
-        ) from None

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 from bamba_quant.checkpoint.gguf_header import padded_size
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.families import TensorRule
-from bamba_quant.recipes import llama_quantize  # noqa: F401 - registers what these are like
-from bamba_quant.recipes.base import FALLBACKS, recipe_named, register
+from bamba_quant.recipes.base import FALLBACKS
 from bamba_quant.recipes.least_cost import Option, least_cost
 
 # Cost of a format beside q4_k's, without an importance matrix, scales refined; on bamba-43m most tensors' within 5 %.
@@ -58,9 +56,6 @@ _FIRST, _EARLY, _LATE = 4.0, 1.4, 0.6
 
 # Left for key-values that the plain file does not have: the recipe's name, and a record of tuning.
 HEADER_ROOM = 4096
-
-_K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
-_BASES = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 
 
 def estimated_costs(rule: TensorRule, layers: int, formats: Collection[str], tied: bool) -> dict[str, float]:
@@ -119,25 +114,3 @@ def move_bits(
 def _tensor_bytes(rule: TensorRule, name: str) -> int:
     *rows, columns = rule.gguf_shape
     return padded_size(math.prod(rows) * codec_named(name, BlockCodec).row_bytes(columns))
-
-
-for _name in _BASES:
-    _base = recipe_named(_name)
-    register(
-        replace(
-            _base,
-            name=f"{_name}_h",
-            about=f"at most the bytes of {_name}, moved to where hybrids need them",
-            candidates=_K_QUANTS,
-            refine=True,
-        )
-    )
-register(
-    replace(
-        recipe_named("iq4_xs"),
-        name="iq4_xs_h",
-        about="at most the bytes of iq4_xs, moved to where hybrids need them",
-        candidates=("iq4_xs", *_K_QUANTS),
-        refine=True,
-    )
-)

@@ -1,28 +1,80 @@
-"""Recipes as TOML: strict reading of a user's file, and any recipe written in the same form."""
+"""Recipes as TOML: the built-in ones, strict reading of a user's file, and any recipe written in the same form."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from gguf import LlamaFileType
 
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import BambaQuantError, PlanError, join_names
 from bamba_quant.families import families
 from bamba_quant.files.toml_file import read_toml
 from bamba_quant.printable import printable
-from bamba_quant.recipes.base import Assignment, Choice, Condition, InLayers, Recipe, anywhere, recipe_named
-from bamba_quant.recipes.llama_quantize import CONDITIONS
-from bamba_quant.recipes.selection import ALWAYS_F32
+from bamba_quant.recipes.base import (
+    ALWAYS_F32,
+    CONDITIONS,
+    Assignment,
+    Choice,
+    Condition,
+    InLayers,
+    Recipe,
+    anywhere,
+)
 
 _KEYS = frozenset({"name", "like", "about", "default", "roles", "tensors", "candidates", "refine"})
+_BUILTIN = Path(__file__).with_name("builtin.toml")
+_BUILTIN_KEYS = (_KEYS - {"name"}) | {"aliases", "file_type", "needs_importance"}
 _MOST_TENSORS = 1 << 16
 _MOST_CANDIDATES = 64
 _MOST_LAYERS = 1024  # of a configuration
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@functools.cache
+def _builtin() -> tuple[dict[str, Recipe], dict[str, str]]:
+    """The built-in recipes by name, and the names that their aliases stand for."""
+    known: dict[str, Recipe] = {}
+    aliases: dict[str, str] = {}
+    for name, table in tomllib.loads(_BUILTIN.read_text()).items():
+        where = f"{_BUILTIN.name}, {name}"
+        _check_keys(table, _BUILTIN_KEYS, where)
+        if "like" in table:
+            like = known[table["like"]]
+        else:
+            file_type, needs = LlamaFileType[table["file_type"]], frozenset(table.get("needs_importance", ()))
+            like = Recipe(name, file_type, table["default"], "", needs_importance=needs)
+        known[name] = _recipe(table, name, like, where)
+        aliases |= dict.fromkeys(table.get("aliases", ()), name)
+    return known, aliases
+
+
+def recipes() -> tuple[Recipe, ...]:
+    """The built-in recipes."""
+    return tuple(_builtin()[0].values())
+
+
+def recipe_named(name: str) -> Recipe:
+    """The built-in recipe with this name or alias, in any case. Raises ``PlanError`` listing the names."""
+    known, aliases = _builtin()
+    key = name.lower()
+    if aliases.get(key, key) not in known:
+        raise PlanError(
+            f"no output type is called {name!r}", expected="auto, " + ", ".join([*known, *aliases])
+        )
+    return known[aliases.get(key, key)]
+
+
+def plain_recipe(file_type: int | None) -> Recipe | None:
+    """The recipe that ``general.file_type`` stands for, which others may be like; None for other numbers."""
+    return next((known for known in recipes() if known.file_type == file_type), None)
 
 
 def read_recipe(file: Path) -> Recipe:
@@ -33,7 +85,7 @@ def read_recipe(file: Path) -> Recipe:
     Raises ``PlanError`` for unknown keys, roles and formats, and for values of another type.
     """
     table = read_toml(file, "recipe's tables", PlanError)
-    _known(table, _KEYS, file)
+    _check_keys(table, _KEYS, file)
     name = _text(table, "name", file, file.stem)
     if not _NAME.fullmatch(name):
         raise PlanError(
@@ -49,36 +101,40 @@ def read_recipe(file: Path) -> Recipe:
             where=file,
             expected='a line such as like = "q4_k_m"',
         )
-    like = recipe_named(_text(table, "like", file))
+    return _recipe(table, name, recipe_named(_text(table, "like", file)), file)
+
+
+def _recipe(table: Mapping[str, Any], name: str, like: Recipe, where: object) -> Recipe:
+    """``like`` with what ``table`` says."""
     roles = dict(like.roles)
-    for role, given in _table(table, "roles", file).items():
+    for role, given in _table(table, "roles", where).items():
         if role not in quantized_roles():
             raise PlanError(
                 "no tensor that can be quantized has this role",
-                where=f"{file}, [roles]",
+                where=f"{where}, [roles]",
                 found=role[:80],
                 expected=", ".join(sorted(quantized_roles())),
             )
         choices = given if isinstance(given, list) else [given]
-        roles[role] = tuple(_choice(each, f"{file}, role {role}") for each in choices)
+        roles[role] = tuple(_choice(each, f"{where}, role {role}") for each in choices)
     candidates = table.get("candidates", list(like.candidates))
     if not isinstance(candidates, list) or len(candidates) > _MOST_CANDIDATES:
-        raise PlanError("candidates is not a list of formats", where=file)
+        raise PlanError("candidates is not a list of formats", where=where)
     refine = table.get("refine", like.refine)
     if not isinstance(refine, bool):
-        raise PlanError("refine is neither true nor false", where=file)
+        raise PlanError("refine is neither true nor false", where=where)
     tensors = table.get("tensors", [])
     if not isinstance(tensors, list) or len(tensors) > _MOST_TENSORS:
-        raise PlanError(f"tensors is not a list of at most {_MOST_TENSORS} tables", where=file)
+        raise PlanError(f"tensors is not a list of at most {_MOST_TENSORS} tables", where=where)
     return replace(
         like,
         name=name,
         refine=refine,
-        about=_text(table, "about", file, ""),
-        default=_format(table["default"], f"{file}, default") if "default" in table else like.default,
+        about=_text(table, "about", where, ""),
+        default=_format(table["default"], f"{where}, default") if "default" in table else like.default,
         roles=roles,
-        candidates=tuple(dict.fromkeys(_format(each, f"{file}, candidates") for each in candidates)),
-        tensors=(*(_assignment(each, f"{file}, [[tensors]]") for each in tensors), *like.tensors),
+        candidates=tuple(dict.fromkeys(_format(each, f"{where}, candidates") for each in candidates)),
+        tensors=(*(_assignment(each, f"{where}, [[tensors]]") for each in tensors), *like.tensors),
     )
 
 
@@ -131,7 +187,7 @@ def _choice(given: Any, where: str) -> Choice:
     """A format, or a table of one with the layers or the named condition it is for."""
     if not isinstance(given, dict):
         return Choice(_format(given, where))
-    _known(given, {"format", "layers", "when"}, where)
+    _check_keys(given, {"format", "layers", "when"}, where)
     if len(given) != 2 or "format" not in given:
         raise PlanError(
             "a choice is not a format and one place",
@@ -165,7 +221,7 @@ def _condition(given: Mapping[str, Any], where: str) -> Condition:
 def _assignment(given: Any, where: str) -> Assignment:
     if not isinstance(given, dict):
         raise PlanError("an entry of tensors is not a table", where=where)
-    _known(given, {"name", "pattern", "format"}, where)
+    _check_keys(given, {"name", "pattern", "format"}, where)
     if len(given) != 2 or "format" not in given:
         raise PlanError(
             "an entry of tensors is not a name or a pattern with a format",
@@ -214,7 +270,7 @@ def _table(table: Mapping[str, Any], key: str, where: object) -> Mapping[str, An
     return value
 
 
-def _known(table: Mapping[str, Any], keys: frozenset[str] | set[str], where: object) -> None:
+def _check_keys(table: Mapping[str, Any], keys: frozenset[str] | set[str], where: object) -> None:
     unknown = [key[:80] for key in table if key not in keys]
     if unknown:
         raise PlanError(

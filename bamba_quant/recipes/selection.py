@@ -10,12 +10,8 @@ from dataclasses import dataclass
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import PlanError
 from bamba_quant.families import TensorRule
-from bamba_quant.recipes.base import FALLBACKS, Recipe, TensorPosition
+from bamba_quant.recipes.base import ALWAYS_F32, FALLBACKS, Recipe, TensorPosition
 from bamba_quant.recipes.hybrid import move_bits
-
-# llama.cpp keeps these in float32 in every file (convert_hf_to_gguf.py: 1-D tensors, norms, the convolution and
-# the router; llama-quantize leaves the same ones alone).
-ALWAYS_F32 = frozenset({"norm", "bias", "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_d", "ffn_gate_inp"})
 
 # Experts, and the feed-forward network beside them, are stored like the feed-forward network of a model without
 # (llama-quant.cpp, ``tensor_get_category``, looks for the first part of these names).
