@@ -125,6 +125,7 @@ def one_layer(repeats: int) -> None:
     from bamba_reference.torch import forward as torch_forward
     from bamba_reference.torch.backend import Backend
     from bamba_reference.torch.mixers import TORCH_MIXERS, LayerWeights
+    from bamba_reference.torch.scan import ScanArguments
 
     torch.manual_seed(0)
     oracle = BambaMixer(BambaConfig(**BAMBA_9B), layer_idx=0).eval()
@@ -178,7 +179,7 @@ def one_layer(repeats: int) -> None:
 
     def our_scan(backend: Backend) -> torch.Tensor:
         limit = config.time_step_limit
-        return backend.scan(x, dt, A_log, B, C, D, dt_bias, limit, h, chunk, None, None)[0]
+        return backend.scan(ScanArguments(x, dt, A_log, B, C, D, dt_bias, limit, h, chunk, None, None))[0]
 
     report("Bamba-9B scan", turns(their_scan, our_scan))
 

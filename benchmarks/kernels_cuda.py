@@ -90,6 +90,8 @@ class Mixer:
 def mixer_contests(theirs: Any, dtype: torch.dtype, shape: Shape, timed: bool) -> Iterator[Contest]:
     from bamba_reference.kernels import convolution, norms, scan
     from bamba_reference.torch import ops as torch_ops
+    from bamba_reference.torch import scan as torch_scan
+    from bamba_reference.torch.scan import ScanArguments
 
     m = Mixer.random(shape, dtype)
     B, L, G, packed, N, P = shape.batch, shape.length, shape.groups, shape.packed, shape.state, shape.head
@@ -141,8 +143,8 @@ def mixer_contests(theirs: Any, dtype: torch.dtype, shape: Shape, timed: bool) -
     yield Contest(
         "step" if L == 1 else "scan",
         case,
-        lambda: torch_ops.scan(*doubles(*args), 64, m.sequence_starts, None),
-        lambda: scan.scan(*args, 64, m.sequence_starts, None),
+        lambda: torch_scan.scan(ScanArguments(*doubles(*args), 64, m.sequence_starts, None)),
+        lambda: scan.scan(ScanArguments(*args, 64, m.sequence_starts, None)),
         their_step if L == 1 and not packed else their_scan,
         timed,
     )

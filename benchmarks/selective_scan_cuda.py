@@ -37,7 +37,8 @@ def contest(
 ) -> Contest:
     """Inputs as a mixer has them: strided parts of projections, steps and decays as trained."""
     from bamba_reference.kernels.selective_scan import selective_scan
-    from bamba_reference.torch import selective_scan as definition
+    from bamba_reference.torch import scan as torch_scan
+    from bamba_reference.torch.scan import SelectiveScanArguments
 
     steps = torch.exp(torch.empty(INNER, device="cuda").uniform_(-6.9, -2.3))  # 0.001 to 0.1
     sequence_starts = None
@@ -68,9 +69,13 @@ def contest(
     return Contest(
         "selective scan",
         f"{str(dtype)[6:]:9}B{batch} L{length:<4} N{state}{' packed' if packed else ' state' if goes_on else ''}",
-        lambda: definition.selective_scan(*doubles(*args), CHUNK, sequence_starts, None),
-        lambda: selective_scan(*args, CHUNK, sequence_starts, None),
-        their_scan if fits else lambda: definition.selective_scan(*args, CHUNK, sequence_starts, None),
+        lambda: torch_scan.selective_scan(
+            SelectiveScanArguments(*doubles(*args), CHUNK, sequence_starts, None)
+        ),
+        lambda: selective_scan(SelectiveScanArguments(*args, CHUNK, sequence_starts, None)),
+        their_scan
+        if fits
+        else lambda: torch_scan.selective_scan(SelectiveScanArguments(*args, CHUNK, sequence_starts, None)),
         timed,
         "mamba_ssm" if fits else "torch",
         0.0 if fits else FLOOR,

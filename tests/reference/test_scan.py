@@ -12,6 +12,7 @@ from bamba_reference import chunked_scan
 from bamba_reference import model as numpy_model
 from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch.backend import Backend
+from bamba_reference.torch.scan import ScanArguments
 from tests.reference.cases import RANDOM, every_backend, random_case, random_tokens, relative_error
 
 TOLERANCE = 2e-5
@@ -71,18 +72,20 @@ def test_backends_are_sequential(backend: Backend, L: int, chunk: int, G: int, s
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, TOLERANCE)):
         raw = torch.log(torch.expm1(batch("dt", torch.float64)))  # softplus undone
         y, h = backend.scan(
-            batch("x", dtype),
-            raw.to(dtype),
-            torch.from_numpy(np.log(-A)).to(dtype),
-            batch("B", dtype),
-            batch("C", dtype),
-            torch.from_numpy(D).to(dtype),
-            torch.zeros(4, dtype=dtype),
-            (0.0, float("inf")),
-            batch("h", dtype),
-            chunk,
-            batch("sequence_starts", torch.bool),
-            None,
+            ScanArguments(
+                batch("x", dtype),
+                raw.to(dtype),
+                torch.from_numpy(np.log(-A)).to(dtype),
+                batch("B", dtype),
+                batch("C", dtype),
+                torch.from_numpy(D).to(dtype),
+                torch.zeros(4, dtype=dtype),
+                (0.0, float("inf")),
+                batch("h", dtype),
+                chunk,
+                batch("sequence_starts", torch.bool),
+                None,
+            )
         )
         assert relative_error(y, np.stack([y for y, _ in expected])) <= tolerance
         assert relative_error(h, np.stack([h for _, h in expected])) <= tolerance

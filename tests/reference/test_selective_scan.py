@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from bamba_reference import chunked_scan
 from bamba_reference import model as numpy_model
 from bamba_reference.numpy_ops import silu
-from bamba_reference.torch import selective_scan
+from bamba_reference.torch import scan as torch_scan
+from bamba_reference.torch.scan import SelectiveScanArguments
 from tests.reference.cases import relative_error
 
 TOLERANCE = 2e-5
@@ -96,8 +97,8 @@ def test_torch_is_sequential(L: int, chunk: int, elements: int, seed: int) -> No
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, TOLERANCE)):
         batch = in_torch(rows, dtype, seed)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(selective_scan, "_CPU_ELEMENTS", elements)
-            y, h = selective_scan.selective_scan(**batch, chunk=chunk)
+            patch.setattr(torch_scan, "_CPU_ELEMENTS", elements)
+            y, h = torch_scan.selective_scan(SelectiveScanArguments(**batch, chunk=chunk))
         for i, row in enumerate(rows):
             expected, last = numpy_model.mamba1_scan(**row)
             expected = (expected + batch["D"].double().numpy() * row["x"]) * silu(
@@ -110,7 +111,7 @@ def test_torch_is_sequential(L: int, chunk: int, elements: int, seed: int) -> No
 def test_padding_leaves_the_state() -> None:
     batch = in_torch([arguments(8, 1)], torch.float64, 1) | {"sequence_starts": None}
     real = torch.zeros(1, 8, dtype=torch.bool)
-    _, h = selective_scan.selective_scan(**batch | {"real": real}, chunk=3)
+    _, h = torch_scan.selective_scan(SelectiveScanArguments(**batch | {"real": real}, chunk=3))
     assert torch.equal(h, batch["h"])
 
 
@@ -128,6 +129,6 @@ def test_gradients_are_those_of_finite_differences(chunk: int, packed: bool) -> 
 
     def run(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         given_ = dict(zip(names, values, strict=True)) | {"sequence_starts": sequence_starts, "real": None}
-        return selective_scan.selective_scan(**given_, chunk=chunk)
+        return torch_scan.selective_scan(SelectiveScanArguments(**given_, chunk=chunk))
 
     assert torch.autograd.gradcheck(run, tuple(batch[name].requires_grad_() for name in names))

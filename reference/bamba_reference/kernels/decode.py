@@ -23,6 +23,7 @@ from bamba_reference.model import rotary_angles
 from bamba_reference.torch.backend import Backend
 from bamba_reference.torch.forward import BatchTokens, Model, Output, embed, final_norm, head, layer
 from bamba_reference.torch.ops import wide
+from bamba_reference.torch.scan import ScanArguments, SelectiveScanArguments
 from bamba_reference.torch.state import AttentionState, LayerState, MambaState, State
 
 _PRODUCTS: dict[str, Any] = {
@@ -143,26 +144,12 @@ def _in_place(backend: Backend, place: Tensor, padding: Tensor) -> Backend:
     another is recorded CUDA forbids that.
     """
 
-    def scan(
-        x: Tensor,
-        dt: Tensor,
-        A_log: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        dt_bias: Tensor,
-        limit: tuple[float, float],
-        h: Tensor,
-        chunk: int,
-        sequence_starts: Tensor | None,
-        real: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        return scan_step(x, dt, A_log, B, C, D, dt_bias, limit, h, h, sequence_starts, real)
+    def scan(arguments: ScanArguments) -> tuple[Tensor, Tensor]:
+        return scan_step(arguments, after=arguments.h)
 
-    def selective_scan(*given: Any) -> tuple[Tensor, Tensor]:
-        h = given[8]
-        y, after = backend.selective_scan(*given)
-        return y, h.copy_(after)
+    def selective_scan(arguments: SelectiveScanArguments) -> tuple[Tensor, Tensor]:
+        y, after = backend.selective_scan(arguments)
+        return y, arguments.h.copy_(after)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *_: Any) -> Tensor:
         return attend(q, k, v, scale, place, padding)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bamba_reference.torch.backend import Backend, BackendError
+from bamba_reference.torch.scan import ScanArguments, SelectiveScanArguments
 
 _CHUNK = 256  # mamba_ssm's own default, and the one its kernels are tuned for
 _CHANNELS = 8  # which causal_conv1d reads at once
@@ -60,19 +61,9 @@ def backend() -> Backend:
         return y.transpose(1, 2)
 
     def scan(
-        x: Tensor,
-        dt: Tensor,
-        A_log: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        dt_bias: Tensor,
-        dt_limit: tuple[float, float],
-        h: Tensor,
-        chunk: int,
-        sequence_starts: Tensor | None,
-        real: Tensor | None,
+        arguments: ScanArguments,
     ) -> tuple[Tensor, Tensor]:
+        x, dt, A_log, B, C, D, dt_bias, dt_limit, h, _, sequence_starts, real = arguments
         if real is not None and dt_limit[0] > 0:
             raise BackendError(
                 "mamba_ssm cannot skip padding where dt has a lower limit",
@@ -97,19 +88,9 @@ def backend() -> Backend:
         return y, after.to(h.dtype)
 
     def selective_scan(
-        x: Tensor,
-        dt: Tensor,
-        A_log: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        z: Tensor,
-        dt_bias: Tensor,
-        h: Tensor,
-        chunk: int,
-        sequence_starts: Tensor | None,
-        real: Tensor | None,
+        arguments: SelectiveScanArguments,
     ) -> tuple[Tensor, Tensor]:
+        x, dt, A_log, B, C, D, z, dt_bias, h, _, sequence_starts, real = arguments
         A, dtype = -A_log.exp(), z.dtype
         # They want one dtype, and B and C are wide where a norm has made them.
         x, dt, z = (v.to(B.dtype) for v in (x, _without_padding(dt, real), z))

@@ -26,6 +26,7 @@ from bamba_reference.kernels.arithmetic import load
 from bamba_reference.kernels.chunks import decays, pairs
 from bamba_reference.kernels.launch import INTERPRETED, check, padded, rows_apart
 from bamba_reference.kernels.step import step
+from bamba_reference.torch.scan import ScanArguments
 
 # With 8, Triton 3.6 compiles the scan of float16 and 256 columns into one that reads outside its memory.
 _WARPS = 4
@@ -51,30 +52,19 @@ DEFAULT = ScanTuning()
 
 
 def scan(
-    x: Tensor,
-    dt: Tensor,
-    A_log: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    dt_limit: tuple[float, float],
-    h: Tensor,
-    chunk: int,
-    sequence_starts: Tensor | None,
-    real: Tensor | None,
+    arguments: ScanArguments,
     *,
     tuning: ScanTuning = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
     """``torch.ops.scan``: y (B, L, H, P) in x's dtype and h (B, H, P, N) after the last token, float32.
 
-    x, dt, B and C may be strided along every dimension but the last. ``chunk`` is the caller's choice for
-    other backends and changes nothing here.
+    x, dt, B and C may be strided along every dimension but the last. ``chunk`` is not used.
     """
+    x, dt, A_log, B, C, D, dt_bias, dt_limit, h, _, sequence_starts, real = arguments
     check(x)
     h = h.contiguous()
     if x.shape[1] == 1:
-        return step(x, dt, A_log, B, C, D, dt_bias, dt_limit, h, torch.empty_like(h), sequence_starts, real)
+        return step(arguments._replace(h=h), torch.empty_like(h))
     x, B, C = rows_apart(x), rows_apart(B), rows_apart(C)
     rows, L, H, P = x.shape
     G, N = B.shape[2:]

@@ -1,4 +1,4 @@
-"""Mamba's recurrence in Triton: ``selective_scan.selective_scan`` with the states kept on the chip.
+"""Mamba's recurrence in Triton: ``torch.scan.selective_scan`` with the states kept on the chip.
 
 A program owns the states of some channels and walks through a chunk of tokens, a few of which are fetched at a time so
 that their loads overlap. Where rows and channels alone do not fill a GPU the tokens are cut into chunks that run side
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bamba_reference.kernels.arithmetic import LOG2_E, exp, load, softplus
 from bamba_reference.kernels.launch import INTERPRETED, check, padded, rows_apart
+from bamba_reference.torch.scan import SelectiveScanArguments
 
 
 @dataclass(frozen=True)
@@ -51,27 +52,16 @@ DEFAULT = SelectiveScanTuning(channels=256) if INTERPRETED else SelectiveScanTun
 
 
 def selective_scan(
-    x: Tensor,
-    dt: Tensor,
-    A_log: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor,
-    dt_bias: Tensor,
-    h: Tensor,
-    chunk: int,
-    sequence_starts: Tensor | None,
-    real: Tensor | None,
+    arguments: SelectiveScanArguments,
     *,
     tuning: SelectiveScanTuning = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
-    """``selective_scan.selective_scan``: y (B, L, I) in z's dtype and h (B, I, N) after the last token, float32, laid
+    """``torch.scan.selective_scan``: y (B, L, I) in z's dtype and h (B, I, N) after the last token, float32, laid
     out as (B, N, I), which costs nothing to take up again.
 
-    All inputs may be strided along every dimension but the last. ``chunk`` is the caller's choice for other backends
-    and changes nothing here.
+    All inputs may be strided along every dimension but the last. ``chunk`` is not used.
     """
+    x, dt, A_log, B, C, D, z, dt_bias, h, _, sequence_starts, real = arguments
     check(x)
     x, dt, B, C, z = (rows_apart(v) for v in (x, dt, B, C, z))
     rows, L, inner = x.shape

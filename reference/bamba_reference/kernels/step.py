@@ -10,30 +10,19 @@ from torch import Tensor
 
 from bamba_reference.kernels.arithmetic import exp, softplus
 from bamba_reference.kernels.launch import check, padded, rows_apart
+from bamba_reference.torch.scan import ScanArguments
 
 # Rows of a head's state that a program updates.
 _ROWS = 16
 
 
-def step(
-    x: Tensor,
-    dt: Tensor,
-    A_log: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    dt_limit: tuple[float, float],
-    h: Tensor,
-    after: Tensor,
-    sequence_starts: Tensor | None,
-    real: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """``torch.ops.scan`` of one token a row, the new state written to ``after``, which may be ``h`` itself.
+def step(arguments: ScanArguments, after: Tensor) -> tuple[Tensor, Tensor]:
+    """``torch.scan.scan`` of one token a row, the new state written to ``after``, which may be ``h`` itself.
 
-    x (B, 1, H, P), dt (B, 1, H), B and C (B, 1, G, N), h and ``after`` (B, H, P, N), float32 and contiguous: y as x,
-    and ``after``. Raises ``BackendError`` as ``launch.check`` does.
+    h and ``after`` (B, H, P, N), float32 and contiguous: y as x, and ``after``. Raises ``BackendError`` as
+    ``launch.check`` does.
     """
+    x, dt, A_log, B, C, D, dt_bias, dt_limit, h, _, sequence_starts, real = arguments
     check(x)
     x, B, C = rows_apart(x), rows_apart(B), rows_apart(C)
     rows, _, H, P = x.shape

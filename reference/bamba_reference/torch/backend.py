@@ -14,7 +14,7 @@ from typing import Any
 
 from bamba_reference.errors import BambaQuantError
 from bamba_reference.torch import ops as torch_ops
-from bamba_reference.torch import selective_scan
+from bamba_reference.torch.scan import scan, selective_scan
 
 
 class BackendError(BambaQuantError):
@@ -53,7 +53,7 @@ class Backend:
     next_tail: Callable[..., Any] = torch_ops.next_tail
     decoder: Callable[..., Any] | None = None
     arrange: Callable[..., Any] = dict
-    selective_scan: Callable[..., Any] = selective_scan.selective_scan
+    selective_scan: Callable[..., Any] = selective_scan
 
     def with_linear(self, linear: Callable[..., Any], **others: Any) -> Backend:
         """The same with ``linear`` for every product in a layer, and ``others`` in place of the fields they name."""
@@ -65,7 +65,7 @@ TORCH = Backend(
     linear=torch_ops.linear,
     rms_norm=torch_ops.rms_norm,
     conv=torch_ops.conv,
-    scan=torch_ops.scan,
+    scan=scan,
     gated_norm=torch_ops.gated_norm,
     rotary=torch_ops.rotary,
     attention=torch_ops.attention,

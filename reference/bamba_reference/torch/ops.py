@@ -12,12 +12,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bamba_reference.torch import onednn_matmul
-from bamba_reference.torch.chunking import pieces
-
-# Elements of the (chunks, H, q, q) matrix of a scan that are worked on at once: 2 MB stay in a core's cache. A GPU
-# needs as many as it has memory for to be busy.
-_SCAN_ELEMENTS = 1 << 19
-_SCAN_ELEMENTS_ON_GPU = 1 << 27
 
 # Rows of the vocabulary that are widened at once for the logits.
 _HEAD_ROWS = 16384
@@ -87,95 +81,6 @@ def ages(sequence_starts: Tensor) -> Tensor:
     """How many tokens of its own packed sequence stand before each token: (B, L)."""
     index = torch.arange(sequence_starts.shape[1], device=sequence_starts.device).expand_as(sequence_starts)
     return index - torch.where(sequence_starts, index, 0).cummax(dim=1).values
-
-
-def scan(
-    x: Tensor,
-    dt: Tensor,
-    A_log: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    dt_limit: tuple[float, float],
-    h: Tensor,
-    chunk: int,
-    sequence_starts: Tensor | None,
-    real: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The state-space recurrence in chunks (Dao and Gu 2024, section 6): y (B, L, H, P) and h after the last
-    token.
-
-    x (B, L, H, P), raw dt (B, L, H), B and C (B, L, G, N), A_log, D and dt_bias (H,), h (B, H, P, N) wide.
-    dt = clamp(softplus(dt + dt_bias), dt_limit), A = -exp(A_log). ``sequence_starts`` (B, L): tokens that begin a
-    packed sequence. ``real`` (B, L): false at padding, which leaves the state as it is. The result is wide.
-    """
-    dtype = h.dtype
-    x, B, C = x.to(dtype), B.to(dtype), C.to(dtype)
-    dt = F.softplus(dt.to(dtype) + dt_bias.to(dtype)).clamp(*dt_limit)  # (B, L, H)
-    if real is not None:
-        dt = dt * real[..., None]
-    dtA = dt * -torch.exp(A_log.to(dtype))  # (B, L, H)
-    outputs = []
-    elements = _SCAN_ELEMENTS if x.device.type == "cpu" else _SCAN_ELEMENTS_ON_GPU
-    for start, stop, q in pieces(x.shape[1], chunk, most=elements // (x.shape[0] * x.shape[2] * chunk**2)):
-        now = slice(start, stop)
-        starts = None if sequence_starts is None else sequence_starts[:, now]
-        y, h = _scan_chunks(
-            x[:, now], dt[:, now], dtA[:, now], B[:, now], C[:, now], D.to(dtype), h, q, starts
-        )
-        outputs.append(y)
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), h
-
-
-def _scan_chunks(
-    x: Tensor,
-    dt: Tensor,
-    dtA: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    h: Tensor,
-    q: int,
-    sequence_starts: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """``scan`` over c whole chunks of q tokens, for dt and dtA (b, c * q, H) already discretized."""
-    b, _, H, P = x.shape
-    G, N = B.shape[2:]
-    x, B, C = x.unflatten(1, (-1, q)), B.unflatten(1, (-1, q)), C.unflatten(1, (-1, q))  # (b, c, q, H, P), …
-    c = x.shape[1]
-    dt = dt.unflatten(1, (c, q)).transpose(2, 3)  # (b, c, H, q)
-    # The sum grows to hundreds while the differences that matter are small: float64 keeps their last digits.
-    a = dtA.unflatten(1, (c, q)).transpose(2, 3).double().cumsum(-1)  # (b, c, H, q)
-    # Above the diagonal minus infinity, so that exp gives zero; a falls, so below it exp cannot overflow.
-    mask = torch.full((q, q), -torch.inf, dtype=x.dtype, device=x.device).triu(1)  # (q, q)
-    # (b, c, H, q): of h into token i, of token j into h
-    reach, keep = a.to(x.dtype).exp(), (a[..., -1:] - a).to(x.dtype).exp() * dt
-    if sequence_starts is not None:
-        segment = sequence_starts.unflatten(1, (c, q)).cumsum(-1)[:, :, None]  # (b, c, 1, q)
-        apart = segment[..., :, None] != segment[..., None, :]  # (b, c, 1, q, q)
-        mask = mask.expand_as(apart).masked_fill(apart, -torch.inf)
-        reach = reach * (segment == 0)
-        keep = keep * (segment == segment[..., -1:])
-    CB = C.transpose(2, 3) @ B.permute(0, 1, 3, 4, 2)  # (b, c, G, q, q), once a group, not once a head
-    difference = (a[..., :, None] - a[..., None, :]).to(x.dtype)  # (b, c, H, q, q)
-    M = (difference + mask).exp() * dt[..., None, :]  # (b, c, H, q, q)
-    M = (M.unflatten(2, (G, -1)) * CB[:, :, :, None]).flatten(2, 3)  # (b, c, H, q, q)
-    M.diagonal(dim1=-2, dim2=-1).add_(D[:, None])  # y = … + D x
-    y = (M @ x.transpose(2, 3)).transpose(2, 3)  # (b, c, q, H, P)
-    xs = (x * keep.transpose(2, 3)[..., None]).view(b, c, q, G, H // G * P)  # (b, c, q, G, HP/G)
-    decay = reach[..., -1]  # (b, c, H)
-    out = []
-    # unbind: each slice's gradient alone would be as large as the whole.
-    for yi, Bi, Ci, xi, reached, kept in zip(
-        *(t.unbind(1) for t in (y, B, C, xs, reach, decay)), strict=True
-    ):
-        from_h = Ci.transpose(1, 2) @ h.view(b, G, -1, N).transpose(2, 3)  # (b, G, q, HP/G)
-        from_h = from_h.transpose(1, 2).reshape(b, q, H, P)
-        out.append(torch.addcmul(yi, from_h, reached.transpose(1, 2)[..., None]))  # (b, q, H, P)
-        added = xi.permute(0, 2, 3, 1) @ Bi.transpose(1, 2)  # (b, G, HP/G, N)
-        h = torch.addcmul(added.view(b, H, P, N), h, kept[..., None, None])  # (b, H, P, N)
-    return out[0] if c == 1 else torch.cat(out, dim=1), h
 
 
 def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:

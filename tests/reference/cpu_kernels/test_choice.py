@@ -38,6 +38,7 @@ import torch
 from bamba_reference.torch import ops as torch_ops
 from bamba_reference.kernels.cpu import tiles
 from bamba_reference.kernels.cpu.backend import NUMBA
+from bamba_reference.torch.scan import ScanArguments, scan
 assert (tiles.LANES, tiles.ROWS) == {tile}, tiles.LANES
 x, w = torch.randn(70, 100), torch.randn(90, 100)
 assert torch.equal(NUMBA.linear(x, w, None, ""), torch_ops.linear(x, w, None, ""))
@@ -45,7 +46,7 @@ H, P, N = 3, 20, 24
 args = [torch.randn(1, 50, H, P), torch.randn(1, 50, H), torch.rand(H), *torch.randn(2, 1, 50, 1, N), torch.randn(H),
         torch.randn(H), (0.0, float("inf")), torch.randn(1, H, P, N), 32, None, None]
 q = torch.randn(1, 70, 4, 20)
-for ours, theirs in ((NUMBA.scan(*args)[0], torch_ops.scan(*args)[0]),
+for ours, theirs in ((NUMBA.scan(ScanArguments(*args))[0], scan(ScanArguments(*args))[0]),
                      (NUMBA.attention(q, q, q, .2, None, None), torch_ops.attention(q, q, q, .2, None, None))):
     assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
 """

@@ -16,7 +16,9 @@ from torch import Tensor
 from bamba_reference.kernels.cpu import elementwise, matmul, norms, threads
 from bamba_reference.kernels.cpu.backend import NUMBA
 from bamba_reference.torch import ops as torch_ops
+from bamba_reference.torch import scan as torch_scan
 from bamba_reference.torch.backend import TORCH
+from bamba_reference.torch.scan import ScanArguments
 from tests.reference.cases import relative_error
 
 EXACT = 1e-6  # float32 against float64
@@ -82,7 +84,7 @@ STATE = dict(zip(("x", "dt", "A", "B", "C", "D", "bias", "h"), (
 
 def scanned(ops: Any, **other: tuple[int, ...]) -> Any:
     x, dt, A, B, C, D, bias, h = (ONES(other.get(name, shape)) for name, shape in STATE.items())
-    return ops.scan(x, dt, A, B, C, D, bias, (0.0, torch.inf), h, 32, None, None)
+    return ops.scan(ScanArguments(x, dt, A, B, C, D, bias, (0.0, torch.inf), h, 32, None, None))
 
 
 # Where one of the sizes is wrong.
@@ -198,9 +200,9 @@ def test_scan(L: int, shape: tuple[int, int, int], chunk: int, padding: str, see
         real = torch.ones(B, L, dtype=torch.bool)
         real[0, : L // 3 + 1] = False
     before = arguments[8].clone()
-    found = NUMBA.scan(*arguments, chunk, sequence_starts, real)
+    found = NUMBA.scan(ScanArguments(*arguments, chunk, sequence_starts, real))
     assert torch.equal(arguments[8], before)
-    truth = torch_ops.scan(*doubles(*arguments), 32, sequence_starts, real)
+    truth = torch_scan.scan(ScanArguments(*doubles(*arguments), 32, sequence_starts, real))
     for ours, expected in zip(found, truth, strict=True):
         assert relative_error(ours, expected) <= 2 * EXACT
 
@@ -215,7 +217,9 @@ def test_a_scan_of_steps_in_any_order_in_memory(order: tuple[int, int, int]) -> 
     assert torch.equal(stored, dt)
     x, Bs, Cs, h = normal(B, L, H, P), normal(B, L, 2, N), normal(B, L, 2, N), normal(B, H, P, N)
     found, expected = (
-        NUMBA.scan(x, some, ONES(H), Bs, Cs, ONES(H), ONES(H), (0.0, torch.inf), h, 32, None, None)
+        NUMBA.scan(
+            ScanArguments(x, some, ONES(H), Bs, Cs, ONES(H), ONES(H), (0.0, torch.inf), h, 32, None, None)
+        )
         for some in (stored, dt)
     )
     for ours, theirs in zip(found, expected, strict=True):
@@ -282,10 +286,10 @@ def test_what_is_not_float32_or_wants_a_gradient_is_torchs() -> None:
         "swiglu": lambda ops, x, w: ops.swiglu(x, x * w[0]),
         "rotary": lambda ops, x, w: ops.rotary(x.view(1, 80, 6, 8), *w[:2, None, :4].expand(2, 80, 4)[:, None]),
         "conv": lambda ops, x, w: ops.conv(x[None], w[:, :4], None, x[None, :3], None),
-        "scan": lambda ops, x, w: ops.scan(
+        "scan": lambda ops, x, w: ops.scan(ScanArguments(
             x.view(1, 80, 6, 8), x[None, :, :6], w[0, :6], x.view(1, 80, 2, 24), x.view(1, 80, 2, 24),
             w[0, :6], w[1, :6], (0.0, torch.inf), torch.zeros(1, 6, 8, 24, dtype=x.dtype), 32, None, None,
-        )[0],
+        ))[0],
         "attention": lambda ops, x, w: ops.attention(*(x.view(1, 80, 6, 8),) * 3, 1.0, None, None),
     }  # fmt: skip
     fields = (field.name for field in dataclasses.fields(NUMBA))

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from bamba_reference.kernels.mamba_ssm import backend
 from bamba_reference.torch import ops as torch_ops
-from bamba_reference.torch import selective_scan as mamba1
+from bamba_reference.torch import scan as torch_scan
 from bamba_reference.torch.backend import Backend, BackendError
+from bamba_reference.torch.scan import ScanArguments, SelectiveScanArguments
 from tests.reference.cases import relative_error
 
 EXACT = 1e-6
@@ -206,7 +207,10 @@ def test_scan(limit: tuple[float, float], kind: str, packages: Backend) -> None:
     if kind == "padded":
         real = torch.ones(2, 9, dtype=torch.bool)
         real[1, :5] = False
-    found, expected = packages.scan(*args, marks, real), torch_ops.scan(*args, marks, real)
+    found, expected = (
+        packages.scan(ScanArguments(*args, marks, real)),
+        torch_scan.scan(ScanArguments(*args, marks, real)),
+    )
     for ours, truth in zip(found, expected, strict=True):
         assert relative_error(ours, truth) <= EXACT
 
@@ -214,9 +218,12 @@ def test_scan(limit: tuple[float, float], kind: str, packages: Backend) -> None:
 def test_a_lower_limit_leaves_no_way_to_skip_padding(packages: Backend) -> None:
     real = torch.ones(2, 9, dtype=torch.bool)
     with pytest.raises(BackendError, match="lower limit"):
-        packages.scan(*mamba2_arguments(9, (0.1, 1.0)), None, real)
+        packages.scan(ScanArguments(*mamba2_arguments(9, (0.1, 1.0)), None, real))
     args = mamba2_arguments(9, (0.1, 1.0))
-    found, expected = packages.scan(*args, None, None), torch_ops.scan(*args, None, None)
+    found, expected = (
+        packages.scan(ScanArguments(*args, None, None)),
+        torch_scan.scan(ScanArguments(*args, None, None)),
+    )
     for ours, truth in zip(found, expected, strict=True):
         assert relative_error(ours, truth) <= EXACT
 
@@ -248,7 +255,10 @@ def test_selective_scan(L: int, padded: bool, packages: Backend) -> None:
     if padded:
         real = torch.ones(2, L, dtype=torch.bool)
         real[1, : (L + 1) // 2] = False
-    found, expected = packages.selective_scan(*args, None, real), mamba1.selective_scan(*args, None, real)
+    found, expected = (
+        packages.selective_scan(SelectiveScanArguments(*args, None, real)),
+        torch_scan.selective_scan(SelectiveScanArguments(*args, None, real)),
+    )
     for ours, truth in zip(found, expected, strict=True):
         assert relative_error(ours, truth) <= EXACT
 
@@ -260,8 +270,8 @@ def test_selective_scan_of_16_bits(L: int, normed: bool, packages: Backend) -> N
     args = scan_arguments(L)
     for i in (1, 6) if normed else (1, 3, 4, 6):
         args[i] = args[i].bfloat16()
-    y, h = packages.selective_scan(*args, None, None)
-    truth = mamba1.selective_scan(*args, None, None)
+    y, h = packages.selective_scan(SelectiveScanArguments(*args, None, None))
+    truth = torch_scan.selective_scan(SelectiveScanArguments(*args, None, None))
     assert y.dtype == torch.bfloat16 and h.dtype == torch.float32
     assert relative_error(y, truth[0]) <= 0.02 and relative_error(h, truth[1]) <= 0.02
 
@@ -270,7 +280,10 @@ def test_a_selective_scan_of_one_token_goes_on(packages: Backend) -> None:
     args = scan_arguments(1)
     args[8] = before = torch.randn(2, 6, 5)
     kept = before.clone()
-    found, expected = packages.selective_scan(*args, None, None), mamba1.selective_scan(*args, None, None)
+    found, expected = (
+        packages.selective_scan(SelectiveScanArguments(*args, None, None)),
+        torch_scan.selective_scan(SelectiveScanArguments(*args, None, None)),
+    )
     assert torch.equal(before, kept)
     for ours, truth in zip(found, expected, strict=True):
         assert relative_error(ours, truth) <= EXACT
@@ -279,10 +292,10 @@ def test_a_selective_scan_of_one_token_goes_on(packages: Backend) -> None:
 def test_selective_scans_there_are_not(packages: Backend) -> None:
     args = scan_arguments(9)
     with pytest.raises(BackendError, match="packed"):
-        packages.selective_scan(*args, sequence_starts(0, 4), None)
+        packages.selective_scan(SelectiveScanArguments(*args, sequence_starts(0, 4), None))
     args[8] = torch.ones(2, 6, 5)
     with pytest.raises(BackendError, match="goes on"):
-        packages.selective_scan(*args, None, None)
+        packages.selective_scan(SelectiveScanArguments(*args, None, None))
 
 
 @pytest.mark.parametrize("missing", ["mamba_ssm.ops.triton.ssd_combined", "causal_conv1d"])

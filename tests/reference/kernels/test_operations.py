@@ -12,7 +12,9 @@ from torch import Tensor
 
 from bamba_reference.kernels import attention, convolution, elementwise, launch, matmul, norms, scan
 from bamba_reference.torch import ops as torch_ops
+from bamba_reference.torch import scan as torch_scan
 from bamba_reference.torch.backend import BackendError
+from bamba_reference.torch.scan import ScanArguments
 from tests.reference.cases import relative_error
 
 EXACT = 1e-6  # float32 against float64
@@ -108,9 +110,9 @@ def test_scan(dtype: torch.dtype, L: int, shape: tuple[int, int, int], padding: 
     if padding == "padded":
         real = torch.ones(2, L, dtype=torch.bool, device=DEVICE)
         real[0, : L // 3 + 1] = False
-    truth = torch_ops.scan(*doubles(*args), 32, sequence_starts, real)
+    truth = torch_scan.scan(ScanArguments(*doubles(*args), 32, sequence_starts, real))
     before = args[8].clone()
-    found = scan.scan(*args, 32, sequence_starts, real)
+    found = scan.scan(ScanArguments(*args, 32, sequence_starts, real))
     assert torch.equal(args[8], before)
     # float32's products are exact; two bfloat16 parts of a float32 leave 2^-17.
     besides = RECURRENT if dtype == torch.float32 else 2e-5
@@ -125,7 +127,9 @@ def test_scan_of_small_steps_and_limits() -> None:
     for limit in ((0.0, float("inf")), (1e-5, 2e-5)):
         args[7] = limit
         for found, truth in zip(
-            scan.scan(*args, 32, None, None), torch_ops.scan(*doubles(*args), 32, None, None), strict=True
+            scan.scan(ScanArguments(*args, 32, None, None)),
+            torch_scan.scan(ScanArguments(*doubles(*args), 32, None, None)),
+            strict=True,
         ):
             assert relative_error(found.cpu(), truth.cpu()) <= RECURRENT
 
@@ -134,11 +138,11 @@ def test_scan_of_small_steps_and_limits() -> None:
 def test_scan_in_pieces_and_chunks(chunk: int) -> None:
     args = scan_arguments(torch.float32, 90, 2, 16, 16, 1)
     tuning = scan.ScanTuning(chunk=chunk, rows=16)
-    whole = scan.scan(*args, 32, None, None, tuning=tuning)
+    whole = scan.scan(ScanArguments(*args, 32, None, None), tuning=tuning)
     first = [v[:, :50] if i in (0, 1, 3, 4) else v for i, v in enumerate(args)]
     second = [v[:, 50:] if i in (0, 1, 3, 4) else v for i, v in enumerate(args)]
-    y, second[8] = scan.scan(*first, 32, None, None, tuning=tuning)
-    rest, h = scan.scan(*second, 32, None, None, tuning=tuning)
+    y, second[8] = scan.scan(ScanArguments(*first, 32, None, None), tuning=tuning)
+    rest, h = scan.scan(ScanArguments(*second, 32, None, None), tuning=tuning)
     assert relative_error(torch.cat([y, rest], dim=1).cpu(), whole[0].cpu()) <= RECURRENT
     assert relative_error(h.cpu(), whole[1].cpu()) <= RECURRENT
 
@@ -174,10 +178,10 @@ def test_any_layout_of_memory() -> None:
     assert torch.equal(norms.gated_norm(turned, z, weight, 2, EPS), expected)
     for L in (1, 2):
         args = scan_arguments(torch.float32, L, 2, 16, 24, L)
-        expected = scan.scan(*args, 32, None, None)
+        expected = scan.scan(ScanArguments(*args, 32, None, None))
         for i in (0, 3, 4, 8):
             args[i] = args[i].transpose(-1, -2).contiguous().transpose(-1, -2)
-        for ours, same in zip(scan.scan(*args, 32, None, None), expected, strict=True):
+        for ours, same in zip(scan.scan(ScanArguments(*args, 32, None, None)), expected, strict=True):
             assert torch.equal(ours, same)
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from bamba_reference.kernels.backend import TRITON
 from bamba_reference.kernels.selective_scan import SelectiveScanTuning, selective_scan
-from bamba_reference.torch import selective_scan as definition
+from bamba_reference.torch import scan as torch_scan
 from bamba_reference.torch.backend import BackendError
+from bamba_reference.torch.scan import SelectiveScanArguments
 from tests.reference.cases import relative_error
 from tests.reference.kernels.test_operations import (
     DEVICE,
@@ -52,8 +53,10 @@ def agree(
     args: list[Any], sequence_starts: Tensor | None, real: Tensor | None, tuning: SelectiveScanTuning
 ) -> None:
     dtype, before = args[6].dtype, args[8].clone()
-    y, h = selective_scan(*args, 32, sequence_starts, real, tuning=tuning)
-    truth, last = definition.selective_scan(*doubles(*args), 32, sequence_starts, real)
+    y, h = selective_scan(SelectiveScanArguments(*args, 32, sequence_starts, real), tuning=tuning)
+    truth, last = torch_scan.selective_scan(
+        SelectiveScanArguments(*doubles(*args), 32, sequence_starts, real)
+    )
     assert torch.equal(args[8], before)
     assert_rounded_once(y, truth, dtype, RECURRENT)
     assert_rounded_once(h, last, torch.float32, RECURRENT)
@@ -105,11 +108,11 @@ def test_wide_inputs_and_a_narrow_gate() -> None:
 @pytest.mark.parametrize("at", [1, 20])
 def test_in_pieces(at: int) -> None:
     args = arguments(torch.float32, 40, 20, 16, 1)
-    y, h = selective_scan(*args, 32, None, None)
+    y, h = selective_scan(SelectiveScanArguments(*args, 32, None, None))
     first = [v[:, :at] if i in BY_TOKEN else v for i, v in enumerate(args)]
     second = [v[:, at:] if i in BY_TOKEN else v for i, v in enumerate(args)]
-    begun, second[8] = selective_scan(*first, 32, None, None)
-    rest, last = selective_scan(*second, 32, None, None)
+    begun, second[8] = selective_scan(SelectiveScanArguments(*first, 32, None, None))
+    rest, last = selective_scan(SelectiveScanArguments(*second, 32, None, None))
     assert relative_error(torch.cat([begun, rest], dim=1).cpu(), y.cpu()) <= RECURRENT
     assert relative_error(last.cpu(), h.cpu()) <= RECURRENT
 
@@ -117,7 +120,7 @@ def test_in_pieces(at: int) -> None:
 def test_padding_leaves_the_state() -> None:
     args = arguments(torch.float32, 8, 6, 16, 2)
     real = torch.zeros(2, 8, dtype=torch.bool, device=DEVICE)
-    assert torch.equal(selective_scan(*args, 32, None, real)[1], args[8])
+    assert torch.equal(selective_scan(SelectiveScanArguments(*args, 32, None, real))[1], args[8])
 
 
 def test_small_steps_keep_their_digits() -> None:
@@ -129,4 +132,6 @@ def test_small_steps_keep_their_digits() -> None:
 def test_the_backend_has_it_and_refuses_float64() -> None:
     assert TRITON.selective_scan is selective_scan
     with pytest.raises(BackendError, match="float64"):
-        selective_scan(*doubles(*arguments(torch.float32, 4, 6, 5, 0)), 32, None, None)
+        selective_scan(
+            SelectiveScanArguments(*doubles(*arguments(torch.float32, 4, 6, 5, 0)), 32, None, None)
+        )

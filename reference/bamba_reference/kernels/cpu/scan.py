@@ -18,7 +18,8 @@ from bamba_reference.kernels.cpu.arithmetic import exp
 from bamba_reference.kernels.cpu.compilation import FLOATS, SIZE, SIZES, compiled, inlined
 from bamba_reference.kernels.cpu.threads import Integers, Memory, empty, memory, share, takes
 from bamba_reference.kernels.cpu.tiles import LANES, ROWS, multiply_1, multiply_2
-from bamba_reference.torch import ops as torch_ops
+from bamba_reference.torch import scan as torch_scan
+from bamba_reference.torch.scan import ScanArguments
 
 _STEP = max(LANES, ROWS)
 
@@ -27,20 +28,10 @@ LEAST_TOKENS = 16
 
 
 def scan(
-    x: Tensor,
-    dt: Tensor,
-    A_log: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    dt_limit: tuple[float, float],
-    h: Tensor,
-    chunk: int,
-    sequence_starts: Tensor | None,
-    real: Tensor | None,
+    arguments: ScanArguments,
 ) -> tuple[Tensor, Tensor]:
-    """``torch.ops.scan``: y (B, L, H, P) and the state (B, H, P, N) after the last token."""
+    """``torch.scan.scan``: y (B, L, H, P) and the state (B, H, P, N) after the last token."""
+    x, dt, A_log, B, C, D, dt_bias, dt_limit, h, chunk, sequence_starts, real = arguments
     (rows, L, H, P), (G, N) = x.shape, B.shape[2:]
     fits = (
         L >= LEAST_TOKENS
@@ -51,7 +42,7 @@ def scan(
         and A_log.shape == D.shape == dt_bias.shape == (H,)
     )
     if not fits or not takes(x, dt, A_log, B, C, D, dt_bias, h):
-        return torch_ops.scan(x, dt, A_log, B, C, D, dt_bias, dt_limit, h, chunk, sequence_starts, real)
+        return torch_scan.scan(arguments)
     dt = F.softplus(dt.contiguous() + dt_bias).clamp(*dt_limit)  # (B, L, H)
     if real is not None:
         dt = dt * real[..., None]

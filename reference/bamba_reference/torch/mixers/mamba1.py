@@ -8,6 +8,7 @@ from torch import Tensor
 from bamba_reference.config import Config
 from bamba_reference.torch.mixers.base import BatchTokens, LayerWeights, MambaState, Model, TorchMixer
 from bamba_reference.torch.ops import unit_norm, wide
+from bamba_reference.torch.scan import SelectiveScanArguments
 
 
 def mix(model: Model, w: LayerWeights, u: Tensor, sequences: BatchTokens, state: MambaState | None) -> Tensor:
@@ -25,18 +26,20 @@ def mix(model: Model, w: LayerWeights, u: Tensor, sequences: BatchTokens, state:
         dt, B, C = (unit_norm(v, config.mixer_rms_eps) for v in (dt, B, C))
     dt = w.linear("mamba.dt_proj", dt.to(u.dtype), bias=False)  # (B, L, I); the scan adds the bias, wide
     y, h = ops.selective_scan(
-        convolved,
-        dt,
-        w["mamba.A_log"],
-        B,
-        C,
-        w["mamba.D"],
-        z,
-        w["mamba.dt_proj.bias"],
-        now.h,
-        model.chunk,
-        sequences.sequence_starts,
-        sequences.real,
+        SelectiveScanArguments(
+            convolved,
+            dt,
+            w["mamba.A_log"],
+            B,
+            C,
+            w["mamba.D"],
+            z,
+            w["mamba.dt_proj.bias"],
+            now.h,
+            model.chunk,
+            sequences.sequence_starts,
+            sequences.real,
+        )
     )  # (B, L, I)
     if state is not None:
         state.advance(ops, x, h)

@@ -8,6 +8,7 @@ from torch import Tensor
 from bamba_reference.config import Config
 from bamba_reference.torch.mixers.base import BatchTokens, LayerWeights, MambaState, Model, TorchMixer
 from bamba_reference.torch.ops import wide
+from bamba_reference.torch.scan import ScanArguments
 
 
 def mix(model: Model, w: LayerWeights, u: Tensor, sequences: BatchTokens, state: MambaState | None) -> Tensor:
@@ -24,18 +25,20 @@ def mix(model: Model, w: LayerWeights, u: Tensor, sequences: BatchTokens, state:
     )
     x, B, C = convolved.split([inner, G * N, G * N], dim=-1)
     y, h = ops.scan(
-        x.unflatten(-1, (H, P)),  # (B, L, H, P)
-        dt,
-        w["mamba.A_log"],
-        B.unflatten(-1, (G, N)),  # (B, L, G, N)
-        C.unflatten(-1, (G, N)),
-        w["mamba.D"],
-        w["mamba.dt_bias"],
-        config.time_step_limit,
-        now.h,
-        model.chunk,
-        sequences.sequence_starts,
-        sequences.real,
+        ScanArguments(
+            x.unflatten(-1, (H, P)),  # (B, L, H, P)
+            dt,
+            w["mamba.A_log"],
+            B.unflatten(-1, (G, N)),  # (B, L, G, N)
+            C.unflatten(-1, (G, N)),
+            w["mamba.D"],
+            w["mamba.dt_bias"],
+            config.time_step_limit,
+            now.h,
+            model.chunk,
+            sequences.sequence_starts,
+            sequences.real,
+        )
     )
     if state is not None:
         state.advance(ops, xBC, h)
