@@ -106,7 +106,7 @@ def backends() -> dict[str, Any]:
     """The pure torch backend, and the one that a CPU gets by itself."""
     import torch
 
-    from bamba_reference.kernels import backend_named
+    from bamba_reference.backends import backend_named
 
     cpu = torch.device("cpu")
     chosen = backend_named("auto", cpu, torch.float32)

@@ -230,7 +230,7 @@ def main() -> None:
     import transformers
 
     from bamba_quant.families import read_config
-    from bamba_reference.kernels import backend_named
+    from bamba_reference.backends import backend_named
     from bamba_reference.runtime.generate import generate
     from bamba_reference.torch.backend import TORCH, BackendError
     from bamba_reference.torch.forward import forward, load

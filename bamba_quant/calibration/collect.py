@@ -22,7 +22,7 @@ from bamba_quant.inference.loading import LoadedModel, torch_device, torch_dtype
 from bamba_quant.inference.prefetch import prefetcher_for
 from bamba_quant.inference.stream_weights import StreamWeights, prefetch_order
 from bamba_quant.inference.weights import LazyWeights, Timings
-from bamba_reference.kernels import backend_named
+from bamba_reference.backends import backend_named
 from bamba_reference.runtime.stream import final_hidden
 from bamba_reference.tensors import head_name, stack_of
 from bamba_reference.torch.backend import Backend

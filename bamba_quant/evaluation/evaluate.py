@@ -58,7 +58,7 @@ from bamba_quant.inference.loading import first_product, torch_device, torch_dty
 from bamba_quant.inference.prefetch import prefetcher_for
 from bamba_quant.inference.stream_weights import StreamWeights, prefetch_order
 from bamba_quant.inference.weights import Timings
-from bamba_reference.kernels import backend_named
+from bamba_reference.backends import backend_named
 from bamba_reference.runtime.stream import Pass, final_hidden
 
 # To compare all weights and watch what drifts, tensor by tensor, takes a GPU about as long as so many tokens do

@@ -51,7 +51,7 @@ def generate(
     from bamba_quant.inference.loading import load_model_and_tokenizer, torch_device, torch_dtype
     from bamba_quant.inference.weights import weights_on
     from bamba_quant.tokenizers.special_tokens import stop_tokens
-    from bamba_reference.kernels import backend_named
+    from bamba_reference.backends import backend_named
     from bamba_reference.runtime.generate import Sampling
     from bamba_reference.runtime.generate import generate as steps
     from bamba_reference.torch.forward import load

@@ -127,7 +127,7 @@ def _scorer(
     from bamba_quant.inference.loading import torch_device, torch_dtype
     from bamba_quant.inference.stream_weights import StreamWeights
     from bamba_quant.inference.weights import Timings, weights_on
-    from bamba_reference.kernels import backend_named
+    from bamba_reference.backends import backend_named
     from bamba_reference.runtime.perplexity import batched, numpy_scorer, stream_scorer, torch_scorer
     from bamba_reference.runtime.stream import together
 

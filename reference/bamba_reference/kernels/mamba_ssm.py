@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bamba_reference.kernels.backend import TRITON
 from bamba_reference.torch.backend import Backend, BackendError
 from bamba_reference.torch.scan import ScanArguments, SelectiveScanArguments
 
@@ -34,7 +35,6 @@ def backend() -> Backend:
         from causal_conv1d import causal_conv1d_fn
     except ImportError as error:
         raise _missing("causal_conv1d", "causal-conv1d", error) from error
-    from bamba_reference.kernels.backend import TRITON
 
     def conv(
         xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, sequence_starts: Tensor | None

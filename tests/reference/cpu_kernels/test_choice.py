@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bamba_reference.kernels import backend_named
+from bamba_reference.backends import backend_named
 from bamba_reference.kernels.cpu.backend import NUMBA
 from bamba_reference.torch.backend import TORCH, BackendError
 

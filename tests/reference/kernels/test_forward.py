@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_reference.kernels import backend_named
+from bamba_reference.backends import backend_named
 from bamba_reference.kernels.decode import Decoder
 from bamba_reference.runtime import stream
 from bamba_reference.runtime.generate import generate_batch
