@@ -124,7 +124,7 @@ def one_layer(repeats: int) -> None:
     from bamba_reference.tensors import layer_prefix
     from bamba_reference.torch import forward as torch_forward
     from bamba_reference.torch.backend import Backend
-    from bamba_reference.torch.mixers import TORCH_MIXERS, LayerWeights
+    from bamba_reference.torch.blocks import BLOCKS, LayerWeights
     from bamba_reference.torch.scan import ScanArguments
 
     torch.manual_seed(0)
@@ -141,7 +141,7 @@ def one_layer(repeats: int) -> None:
 
     def mixer(backend: Backend) -> torch.Tensor:
         model = torch_forward.Model(config, weights, torch.float32, cpu, backend, chunk)
-        return TORCH_MIXERS["mamba2"].mix(model, LayerWeights(model, layer_prefix(0)), u, sequences, None)
+        return BLOCKS["mamba2"](model, LayerWeights(model, layer_prefix(0)), u, sequences, None)
 
     ours = backends()
     for backend in ours.values():

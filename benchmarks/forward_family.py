@@ -79,12 +79,12 @@ def block(what: str, kind: Any, oracle: Any, hf: Any, weights: dict[str, Any], r
     import torch
 
     from bamba_reference.packing import layout
+    from bamba_reference.torch.blocks import BLOCKS
     from bamba_reference.torch.forward import prepare
-    from bamba_reference.torch.mixers import TORCH_MIXERS
 
     w, u = layer_of(hf, weights), torch.randn(1, TOKENS, hf.hidden_size)
     sequences = prepare(w.model.config, layout((1, TOKENS)), torch.float32, w.model.device)
-    compare(what, lambda: oracle(u), lambda: TORCH_MIXERS[kind].mix(w.model, w, u, sequences, None), repeats)
+    compare(what, lambda: oracle(u), lambda: BLOCKS[kind](w.model, w, u, sequences, None), repeats)
 
 
 def layer_of(hf: Any, weights: dict[str, Any]) -> Any:
@@ -95,8 +95,8 @@ def layer_of(hf: Any, weights: dict[str, Any]) -> Any:
 
     from bamba_quant.families import read_config
     from bamba_reference.torch.backend import TORCH
+    from bamba_reference.torch.blocks import LayerWeights, Model
     from bamba_reference.torch.forward import default_chunk
-    from bamba_reference.torch.mixers import LayerWeights, Model
 
     config, cpu = read_config(json.loads(hf.to_json_string(use_diff=False))), torch.device("cpu")
     return LayerWeights(Model(config, weights, torch.float32, cpu, TORCH, default_chunk(cpu)), "")

@@ -16,7 +16,7 @@ from bamba_reference import model as numpy_model
 from bamba_reference.packing import layout
 from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch.backend import TORCH, Backend
-from bamba_reference.torch.mixers import TORCH_MIXERS, LayerWeights
+from bamba_reference.torch.blocks import BLOCKS, LayerWeights
 from tests.reference.cases import (
     BACKENDS,
     RANDOM,
@@ -132,7 +132,7 @@ def test_experts_are_chosen_by_unrounded_logits(name: str) -> None:
     model = torch_forward.load(case.config, rounded, dtype=torch.bfloat16, backend=backend)
     weights = LayerWeights(model, "model.layers.0.")
     sequences = torch_forward.prepare(case.config, layout((1, len(u))), model.dtype, model.device)
-    TORCH_MIXERS["moe"].mix(model, weights, u[None], sequences, None)
+    BLOCKS["moe"](model, weights, u[None], sequences, None)
     truth = (u.double() @ weight.double().T).topk(k).indices.sort().values
     layer = case.oracle.model.layers[0].block_sparse_moe.router
     theirs = type(layer)(case.oracle.config).bfloat16()

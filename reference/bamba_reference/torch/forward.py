@@ -36,7 +36,7 @@ from bamba_reference.tensors import (
     tensor_shapes,
 )
 from bamba_reference.torch.backend import TORCH, Backend
-from bamba_reference.torch.mixers import TORCH_MIXERS, BatchTokens, LayerWeights, Model, gated
+from bamba_reference.torch.blocks import BLOCKS, BatchTokens, LayerWeights, Model, gated
 from bamba_reference.torch.ops import wide
 from bamba_reference.torch.state import LayerState, State
 
@@ -215,8 +215,7 @@ def layer(
 
     def sum_of(blocks: tuple[Block, ...], u: Tensor) -> Tensor:
         first, *others = (
-            TORCH_MIXERS[block].mix(model, w, u, sequences, state.get(block) if state else None)
-            for block in blocks
+            BLOCKS[block](model, w, u, sequences, state.get(block) if state else None) for block in blocks
         )
         return sum(others, first).to(u.dtype)
 
@@ -229,7 +228,7 @@ def layer(
         x = torch.add(x, y, alpha=added)
         u = norm(NORMS[1])
     if plain and ops.add_linear is not None and steps.feed_forward == ("mlp",):
-        return ops.add_linear(x, gated(model, w, u), *w.given("feed_forward.down_proj"))
+        return ops.add_linear(x, gated(model, w, u), *w.matrix("feed_forward.down_proj"))
     return torch.add(x, sum_of(steps.feed_forward, u), alpha=added)
 
 

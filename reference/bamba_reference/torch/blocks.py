@@ -1,0 +1,200 @@
+"""The blocks of a layer in torch, batched; names, shapes and sources are those of ``model``, with a batch B in front.
+
+A block is a function of the model, the layer's tensors, the normed hidden states u (B, L, d) in the model's dtype,
+``BatchTokens`` and the block's state: None in a pass without a state, and for blocks that keep none. It returns what is
+added to the residual stream, (B, L, d), in the model's dtype or wider, and updates the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bamba_reference.config import Block, Config
+from bamba_reference.torch.backend import Backend
+from bamba_reference.torch.ops import unit_norm, wide
+from bamba_reference.torch.scan import ScanArguments, SelectiveScanArguments
+from bamba_reference.torch.state import AttentionState, MambaState, empty_mamba_state
+
+
+@dataclass(frozen=True)
+class Model:
+    """A configuration with its weights as tensors by the names in ``tensors``, on one device.
+
+    ``dtype`` is that of the matrices and of the activations; ``stored_dtype`` has each tensor's. ``chunk`` is the
+    chunk size of scans; it suits the device and may differ from the checkpoint's, because chunking is exact.
+    """
+
+    config: Config
+    weights: Mapping[str, Tensor]
+    dtype: torch.dtype
+    device: torch.device
+    backend: Backend
+    chunk: int
+
+
+@dataclass(frozen=True)
+class BatchTokens:
+    """A ``packing.Layout`` as the blocks read it: tensors on the model's device."""
+
+    cos: Tensor  # (B or 1, L, rotary_dim / 2), wide
+    sin: Tensor
+    sequence_starts: Tensor | None  # (B, L)
+    real: Tensor | None  # (B, L)
+    padding: Tensor | None  # (B,)
+    packed: list[tuple[int, int, int]] | None  # (row, start, stop) of each packed sequence
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer's tensors by their names within it."""
+
+    model: Model
+    prefix: str
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.model.weights[self.prefix + name]
+
+    def get(self, name: str) -> Tensor | None:
+        return self.model.weights.get(self.prefix + name)
+
+    def matrix(self, name: str) -> tuple[Tensor, Tensor | None, str]:
+        """The matrix ``name``, its bias if it has one, and the matrix's full name: the last arguments of ``linear``."""
+        return self[f"{name}.weight"], self.get(f"{name}.bias"), f"{self.prefix}{name}.weight"
+
+    def linear(self, name: str, x: Tensor, *, bias: bool = True) -> Tensor:
+        """x (…, in) times the matrix ``name`` transposed, plus its bias if it has one, unless ``bias`` is false."""
+        weight, added, full_name = self.matrix(name)
+        return self.model.backend.linear(x, weight, added if bias else None, full_name)
+
+
+def mamba2(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: MambaState | None) -> Tensor:
+    config, ops = model.config, model.backend
+    H, P, G, N = config.mamba_n_heads, config.mamba_d_head, config.mamba_n_groups, config.mamba_d_state
+    inner = config.mamba_d_inner
+    zxBCdt = w.linear("mamba.in_proj", u)  # (B, L, I + (I + 2GN) + H), in the order z | x, B, C | dt
+    z, xBC, dt = zxBCdt.split([inner, config.mamba_conv_dim, H], dim=-1)
+    if batch.real is not None:
+        xBC = xBC * batch.real[..., None]
+    before = state or empty_mamba_state(config, "mamba2", len(u), u.dtype, u.device)
+    convolved = ops.conv(
+        xBC, w["mamba.conv1d.weight"][:, 0], w.get("mamba.conv1d.bias"), before.tail, batch.sequence_starts
+    )  # (B, L, I + 2GN), wide
+    x, B, C = convolved.split([inner, G * N, G * N], dim=-1)
+    y, h = ops.scan(
+        ScanArguments(
+            x=x.unflatten(-1, (H, P)),
+            dt=dt,
+            A_log=w["mamba.A_log"],
+            B=B.unflatten(-1, (G, N)),
+            C=C.unflatten(-1, (G, N)),
+            D=w["mamba.D"],
+            dt_bias=w["mamba.dt_bias"],
+            dt_limit=config.time_step_limit,
+            h=before.h,
+            chunk=model.chunk,
+            sequence_starts=batch.sequence_starts,
+            real=batch.real,
+        )
+    )  # (B, L, H, P)
+    if state is not None:
+        state.update(ops, xBC, h)
+    y = ops.gated_norm(y.flatten(2), z, w["mamba.norm.weight"], G, config.rms_norm_eps)  # (B, L, I)
+    return w.linear("mamba.out_proj", y)
+
+
+def mamba1(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: MambaState | None) -> Tensor:
+    config, ops = model.config, model.backend
+    inner, N, R = config.mamba_d_inner, config.mamba_d_state, config.mamba_time_step_rank
+    x, z = w.linear("mamba.in_proj", u).split([inner, inner], dim=-1)  # (B, L, I) each
+    if batch.real is not None:
+        x = x * batch.real[..., None]
+    before = state or empty_mamba_state(config, "mamba1", len(u), u.dtype, u.device)
+    convolved = ops.conv(
+        x, w["mamba.conv1d.weight"][:, 0], w.get("mamba.conv1d.bias"), before.tail, batch.sequence_starts
+    )  # (B, L, I), wide
+    dt, B, C = w.linear("mamba.x_proj", convolved.to(u.dtype)).split([R, N, N], dim=-1)
+    if config.mixer_rms_eps is not None:
+        dt, B, C = (unit_norm(v, config.mixer_rms_eps) for v in (dt, B, C))
+    y, h = ops.selective_scan(
+        SelectiveScanArguments(
+            x=convolved,
+            dt=w.linear("mamba.dt_proj", dt.to(u.dtype), bias=False),  # the scan adds the bias, wide
+            A_log=w["mamba.A_log"],
+            B=B,
+            C=C,
+            D=w["mamba.D"],
+            z=z,
+            dt_bias=w["mamba.dt_proj.bias"],
+            h=before.h,
+            chunk=model.chunk,
+            sequence_starts=batch.sequence_starts,
+            real=batch.real,
+        )
+    )  # (B, L, I)
+    if state is not None:
+        state.update(ops, x, h)
+    return w.linear("mamba.out_proj", y)
+
+
+def attention(
+    model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: AttentionState | None
+) -> Tensor:
+    config, ops = model.config, model.backend
+    q, k, v = (
+        w.linear(f"self_attn.{name}_proj", u).unflatten(-1, (-1, config.head_dim)) for name in "qkv"
+    )  # (B, L, heads, E), (B, L, kv, E), (B, L, kv, E)
+    if config.rotary_dim:
+        q, k = (ops.rotary(x, batch.cos, batch.sin) for x in (q, k))
+    if state is not None:
+        k, v = state.append(k, v)  # (B, S, kv, E)
+    y = ops.attention(q, k, v, config.attention_scale, batch.padding, batch.packed)  # (B, L, heads, E)
+    return w.linear("self_attn.o_proj", y.flatten(2))
+
+
+def mlp(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: None) -> Tensor:
+    return w.linear("feed_forward.down_proj", gated(model, w, u))
+
+
+def gated(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
+    """The input of the down projection, silu(gate(u)) * up(u): (B, L, ffn)."""
+    ops = model.backend
+    if ops.gate_up is None:
+        return ops.swiglu(w.linear("feed_forward.gate_proj", u), w.linear("feed_forward.up_proj", u))
+    return ops.gate_up(u, w.matrix("feed_forward.gate_proj"), w.matrix("feed_forward.up_proj"))
+
+
+def moe(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: None) -> Tensor:
+    """The weighted sum of each token's experts, wide.
+
+    The router's product is wide too: a logit rounded to bfloat16 chooses other experts. ``linear`` receives the
+    matrix of expert e under the stacked tensor's name and ``[e]``.
+    """
+    ops, x = model.backend, u.flatten(0, -2)  # (T, d)
+    logits = w.linear("moe.router", x.to(wide(x.dtype)))  # (T, E)
+    largest, chosen = logits.topk(model.config.num_experts_per_tok, dim=-1)  # (T, k), (T, k)
+    weights = largest.softmax(dim=-1)  # (T, k)
+    y = torch.zeros_like(x, dtype=logits.dtype)
+    for e in chosen.unique().tolist():
+        token, rank = (chosen == e).nonzero(as_tuple=True)  # (n,), (n,)
+
+        def linear(name: str, x: Tensor, e: int = e) -> Tensor:
+            return ops.linear(x, w[f"moe.{name}.weight"][e], None, f"{w.prefix}moe.{name}.weight[{e}]")
+
+        some = x[token]  # (n, d)
+        out = linear("down_proj", ops.swiglu(linear("gate_proj", some), linear("up_proj", some)))
+        y.index_add_(0, token, out.to(y.dtype) * weights[token, rank, None])
+    return y.view(*u.shape[:-1], -1)
+
+
+BLOCKS: dict[Block, Callable[[Model, LayerWeights, Tensor, BatchTokens, Any], Tensor]] = {
+    "mamba2": mamba2,
+    "mamba1": mamba1,
+    "attention": attention,
+    "mlp": mlp,
+    "moe": moe,
+}
