@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,10 @@ _BETA1, _BETA2 = 0.9, 0.99
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters by name, and their learning rate at the beginning."""
+    """Parameters by name, and their learning rate at the beginning of a schedule of so many steps."""
 
-    parameters: Mapping[str, Tensor]
-    rate: float
+    parameters: dict[str, Tensor]
+    rate: Callable[[int], float]
 
 
 class Adam:
@@ -35,11 +35,11 @@ class Adam:
         self._rates = [group.rate for group in groups]
         self._now = [torch.zeros((), device=self.parameters[0].device) for _ in groups]
 
-    def prepare(self, step: int, factor: float) -> None:
-        """For the step of this number, counted from 1, at ``factor`` of the first learning rates."""
+    def prepare(self, step: int, steps: int, factor: float) -> None:
+        """For step number ``step`` of ``steps``, counted from 1, at ``factor`` of the first learning rates."""
         corrected = (1 - _BETA2**step) ** 0.5 / (1 - _BETA1**step)
         for now, rate in zip(self._now, self._rates, strict=True):
-            now.fill_(rate * factor * corrected)
+            now.fill_(rate(steps) * factor * corrected)
 
     @torch.no_grad()
     def step(self) -> None:

@@ -104,11 +104,11 @@ def tune(
 
 
 def _least_bytes(source: LoadedModel, target: LoadedModel) -> int:
-    """Original and student in float32; of what is learned also latents, both moments and gradients."""
+    """Original and student in float32; of what is learned also latents, their mean, both moments and gradients."""
     tensors = (target.weights.stored(name)[0] for name in target.weights)
     learned = sum(tensor.rows * tensor.columns for tensor in tensors if tensor.format.fields is not None)
     shapes = tensor_shapes(source.config).values()
-    return 8 * sum(map(math.prod, shapes)) + 16 * learned
+    return 8 * sum(map(math.prod, shapes)) + 20 * learned
 
 
 def latents_of(

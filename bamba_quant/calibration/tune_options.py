@@ -28,11 +28,14 @@ class TuneOptions:
 
     ``train`` says what is learned: "codes", "scales" (integers of groups: scales and minima), "blocks" (their floats d
     and dmin), "floats" (norms, convolutions, A, D, dt's bias where they are stored in F32). ``lr`` is in steps of a
-    code, by default 5e-3 for 4 bits and more, 1e-2 for 3, 2e-2 for 2; ``lr_scales`` in steps of a scale's code,
-    ``lr_blocks`` relative to a float, ``lr_floats`` in a tensor's mean magnitude. All fall linearly to 0.
+    code, by default 3.5 over the number of optimizer steps, but at most 1e-2 for codes of 2 and 3 bits and 5e-3 for
+    others; ``lr_scales`` is in steps of a scale's code; ``lr_blocks`` is relative to a float, by default 2e-3, and half
+    of that for every bit that a code has above 4; ``lr_floats`` is in a tensor's mean magnitude, by default 3e-3 and
+    likewise less, by the mean number of bits. All fall linearly to 0.
 
-    ``reach`` is how many steps a code may move from the file's. ``ema`` evaluates a running mean of the latent codes
-    with this decay (0: the codes themselves). ``recompute`` saves memory: activations of a layer are
+    ``reach`` is how many steps a code may move from the file's. What is evaluated and kept is a running mean of the
+    latents, whose decay is ``ema``: by default its window is a fifth of the steps, and 100 at most; 0 takes the latents
+    themselves. ``recompute`` saves memory: activations of a layer are
     computed again in its backward pass.
 
     ``held_out`` chunks of text that is learned from nowhere choose the best of the file as it is and ``evaluations``
@@ -46,14 +49,14 @@ class TuneOptions:
     ctx: int = 512
     batch: int | None = None
     micro_batch: int | None = None
-    train: tuple[str, ...] = ("codes",)
+    train: tuple[str, ...] = ("codes", "blocks", "floats")
     lr: float | None = None
     lr_scales: float = 1e-2
-    lr_blocks: float = 1e-4
-    lr_floats: float = 1e-4
+    lr_blocks: float | None = None
+    lr_floats: float | None = None
     reach: float = 1.5
     eps: float = 1e-8
-    ema: float = 0.0
+    ema: float | None = None
     recompute: bool = False
     held_out: int = 64
     evaluations: int | None = None

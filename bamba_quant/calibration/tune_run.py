@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,26 @@ _NUMBERS = ("factor", "before", "best_kld", "last_kld", "step", "remaining")  # 
 # Measuring a chunk takes up to 40 % of the time that learning from it takes: a tenth of the whole.
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.25
 
+# As measured on bamba-43m: how far a latent code may travel over a schedule, the window of the running mean, and the
+# learning rates of block scales and float tensors.
+_TRAVEL, _MEAN_STEPS, _BLOCKS, _FLOATS = 3.5, 100.0, 2e-3, 3e-3
+
 Snapshot = dict[str, dict[str, Tensor]]
 
 
-def rate_of(matrix: LatentMatrix, options: TuneOptions) -> float:
-    """The learning rate of codes, in steps."""
-    if options.lr is not None:
-        return options.lr
-    return 5e-3 if matrix.bits > 3.5 else 1e-2 if matrix.bits > 2.5 else 2e-2
+def code_rate(bits: float, steps: int) -> float:
+    """The default learning rate of codes, in steps of a code: a schedule moves them equally far, however long it is."""
+    return min(_TRAVEL / steps, 5e-3 if bits > 3.5 else 1e-2)
+
+
+def finer(rate: float, bits: float) -> float:
+    """A learning rate of scales or floats beside codes of so many bits: halved for each bit above 4."""
+    return rate * min(1.0, float(2.0 ** (4 - bits)))
+
+
+def mean_decay(options: TuneOptions, steps: int) -> float:
+    """The decay of the running mean of the latents in a schedule of so many steps."""
+    return 1 - 1 / max(1.0, min(_MEAN_STEPS, steps / 5)) if options.ema is None else options.ema
 
 
 def evaluations_of(options: TuneOptions, chunks: int, held_out: int) -> int:
@@ -49,20 +62,27 @@ def evaluations_of(options: TuneOptions, chunks: int, held_out: int) -> int:
 
 def groups_of(latents: Sequence[LatentTensor], options: TuneOptions) -> list[Group]:
     """The parameters by their learning rates; a name is the tensor's and the part's."""
-    rates = {
-        "scales": options.lr_scales, "minima": options.lr_scales, "d": options.lr_blocks,
-        "dmin": options.lr_blocks, "floats": options.lr_floats,
-    }  # fmt: skip
-    by_rate: dict[float, dict[str, Tensor]] = {}
+    matrices = [latent for latent in latents if isinstance(latent, LatentMatrix)]
+    weights = sum(matrix.start.numel() for matrix in matrices)
+    mean_bits = sum(matrix.bits * matrix.start.numel() for matrix in matrices) / weights if weights else 4.0
+    groups: dict[tuple[str, float], Group] = {}
     for latent in latents:
+        bits = latent.bits if isinstance(latent, LatentMatrix) else mean_bits
         for part, parameter in latent.parameters.items():
-            rate = (
-                rate_of(latent, options)
-                if part == "codes" and isinstance(latent, LatentMatrix)
-                else rates[part]
-            )
-            by_rate.setdefault(rate, {})[f"{latent.name}:{part}"] = parameter
-    return [Group(parameters, rate) for rate, parameters in by_rate.items()]
+            group = groups.setdefault((part, bits), Group({}, partial(rate_of, options, part, bits)))
+            group.parameters[f"{latent.name}:{part}"] = parameter
+    return list(groups.values())
+
+
+def rate_of(options: TuneOptions, part: str, bits: float, steps: int) -> float:
+    """The learning rate at the beginning of a schedule of so many steps, of a part beside codes of so many bits."""
+    if part == "codes":
+        return code_rate(bits, steps) if options.lr is None else options.lr
+    if part in ("scales", "minima"):
+        return options.lr_scales
+    if part == "floats":
+        return finer(_FLOATS, bits) if options.lr_floats is None else options.lr_floats
+    return finer(_BLOCKS, bits) if options.lr_blocks is None else options.lr_blocks
 
 
 class Run:
@@ -74,7 +94,9 @@ class Run:
         self._latents, self._constants, self._data, self._held_out = latents, constants, data, held_out
         self._options, self._add_gradients, self._device, self._note = options, add_gradients, device, note
         self._adam = Adam(groups_of(latents, options), options.eps)
-        self._means = [p.detach().clone() for p in self._adam.parameters] if options.ema else []
+        averaged = options.ema is None or options.ema > 0
+        self._means = [p.detach().clone() for p in self._adam.parameters] if averaged else []
+        self._mean_weight = torch.zeros((), device=device)
         self.steps = steps
         self._every = -(-steps // evaluations_of(options, steps * batch, len(data.held_out)))
         self._ids = torch.zeros(batch, options.ctx, dtype=torch.int64, device=device)
@@ -145,7 +167,9 @@ class Run:
         """One step of the optimizer."""
         for held, values in zip((self._ids, self._numbers), self._data.batches.step(self.step), strict=True):
             held.copy_(torch.from_numpy(values))
-        self._adam.prepare(self.step + 1, self._factor)
+        steps = self.step + self._remaining
+        self._adam.prepare(self.step + 1, steps, self._factor)
+        self._mean_weight.fill_(1 - mean_decay(self._options, steps))
         if not self._graphs:
             self._loss = self._work()
         elif self._graph is not None:
@@ -187,7 +211,9 @@ class Run:
             for latent in self._latents:
                 latent.clamp()
             if self._means:
-                torch._foreach_lerp_(self._means, self._adam.parameters, 1 - self._options.ema)
+                ahead = torch._foreach_sub(self._adam.parameters, self._means)
+                torch._foreach_mul_(ahead, self._mean_weight)
+                torch._foreach_add_(self._means, ahead)
         return loss
 
     @torch.no_grad()
