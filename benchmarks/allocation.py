@@ -51,7 +51,7 @@ def _ranks(options: argparse.Namespace) -> list[Point]:
     import torch
 
     from bamba_quant.calibration.candidates import FORMATS, quantize_candidates
-    from bamba_quant.calibration.measuring import spread
+    from bamba_quant.calibration.costs import spread
     from bamba_quant.calibration.sensitivity import (
         gradient_costs,
         measured_costs,

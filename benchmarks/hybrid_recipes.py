@@ -84,7 +84,7 @@ def _losses(options: argparse.Namespace) -> None:
 def _roles(options: argparse.Namespace) -> None:
     """A line a role: what its layers together cost in q4_k, and what other formats cost beside q4_k."""
     from bamba_quant.calibration.candidates import FORMATS
-    from bamba_quant.calibration.measuring import Measuring, text_costs
+    from bamba_quant.calibration.costs import Measuring, text_costs
     from bamba_quant.planning.model import open_model
 
     costs = text_costs(options.model, [options.text], Measuring(chunks=options.chunks, device=options.device))

@@ -30,7 +30,7 @@ def speed(directory: Path, count: int, repeats: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from bamba_quant.calibration.collect import collect
+    from bamba_quant.calibration.imatrix import collect
     from bamba_quant.inference.loading import load_model
 
     torch.set_grad_enabled(False)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 THEIRS = """
 import sys
 from pathlib import Path
-from bamba_quant.calibration import read_imatrix
+from bamba_quant.checkpoint.imatrix import read_imatrix
 from tests.support import llama
 source, target, file_type, imatrix = sys.argv[1:]
 importance = {k: v.copy() for k, v in read_imatrix(Path(imatrix)).entries.items()} if imatrix else None

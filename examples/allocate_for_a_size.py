@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from bamba_quant.calibration.allocation import allocate
-from bamba_quant.calibration.measuring import Measuring, text_costs
+from bamba_quant.calibration.costs import Measuring, text_costs
 from bamba_quant.embedded import embedded_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.recipes import recipe_text

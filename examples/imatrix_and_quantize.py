@@ -6,9 +6,9 @@ Usage: python examples/imatrix_and_quantize.py TEXT [MODEL [DIRECTORY]]
 import sys
 from pathlib import Path
 
-from bamba_quant.calibration import read_imatrix
+from bamba_quant.calibration.imatrix import measure_imatrix
 from bamba_quant.calibration.imatrix_writer import write_imatrix
-from bamba_quant.calibration.measure import measure_imatrix
+from bamba_quant.checkpoint.imatrix import read_imatrix
 from bamba_quant.embedded import embedded_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.quantize import plan_quantization

@@ -1,5 +1,1 @@
-"""What was measured of a model's activations: importance matrices."""
-
-from bamba_quant.checkpoint.imatrix import MAY_BE_MISSING, Imatrix, PlaceholderImatrix, read_imatrix
-
-__all__ = ["MAY_BE_MISSING", "Imatrix", "PlaceholderImatrix", "read_imatrix"]
+"""Measures and improves what files keep of a model: importance matrices, allocation of bits, tuned rounding."""

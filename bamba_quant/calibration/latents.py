@@ -18,10 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bamba_quant.calibration.straight_through import looked_up, narrowed, rounded
+from bamba_quant.calibration.straight_through import codes_of, looked_up, narrowed, rounded, sorted_table
 from bamba_quant.checkpoint import PackedTensor, StoredTensor
 from bamba_quant.codecs.arrays import F32, U8
-from bamba_quant.codecs.fields import FieldLayout
 from bamba_quant.families import TensorRule
 from bamba_quant.families.transforms import IDENTITY, Transform
 
@@ -71,7 +70,7 @@ class LatentMatrix(LatentTensor):
         weights = np.ascontiguousarray(original, np.float32).reshape(tensor.rows, tensor.columns)
         if moved:
             weights = rule.transform.apply(weights, 0)
-        self._table, places = _sorted_table(layout)
+        self._table, places = sorted_table(layout)
         codes = self.fields.codes[:, : self.columns]
         start = codes if places is None else places[codes]
         self.start = torch.from_numpy(start.astype(np.int16)).to(device)
@@ -195,7 +194,7 @@ class LatentMatrix(LatentTensor):
         if self._table is None:
             inside[:] = places.astype(codes.dtype)
         else:
-            inside[:] = np.where(moved == 0, inside, _codes_of(self.layout, self._table)[places])
+            inside[:] = np.where(moved == 0, inside, codes_of(self.layout, self._table)[places])
         return codes
 
     def changed(self, found: dict[str, Tensor]) -> int:
@@ -258,21 +257,6 @@ def _by_group(values: Tensor, step: Tensor, low: Tensor | None, group: int, colu
     if low is not None:
         w = w - low[:, :groups]
     return w.reshape(rows, -1)[:, :columns]
-
-
-def _sorted_table(layout: FieldLayout) -> tuple[F32 | None, NDArray[np.int16] | None]:
-    """The distinct values of a table in rising order, and the place of each code among them."""
-    if layout.table is None:
-        return None, None
-    finite = np.where(np.isfinite(layout.table), layout.table, np.float32(0))
-    values, places = np.unique(finite + np.float32(0), return_inverse=True)
-    return values, places.astype(np.int16)
-
-
-def _codes_of(layout: FieldLayout, values: F32) -> NDArray[Any]:
-    """The first code of each distinct value."""
-    assert layout.table is not None
-    return np.array([np.flatnonzero(layout.table == value)[0] for value in values], np.uint8)
 
 
 def _fraction(matrix: LatentMatrix, weights: F32, start: NDArray[Any]) -> Tensor:

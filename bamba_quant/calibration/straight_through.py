@@ -1,12 +1,17 @@
-"""Rounding that passes gradients as if it were not there."""
+"""Rounding to a grid with straight-through gradients, and the grids of codecs whose codes index a table."""
 # mypy: disable-error-code="misc"
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from bamba_quant.codecs.arrays import F32
+from bamba_quant.codecs.fields import FieldLayout
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -25,6 +30,21 @@ def looked_up(offset: Tensor, start: Tensor, table: Tensor) -> Tensor:
     """The rising table's value at place start + round(offset); the gradient is that of the line between neighbours."""
     y: Tensor = _LookUp.apply(offset, start, table)
     return y
+
+
+def sorted_table(layout: FieldLayout) -> tuple[F32 | None, NDArray[np.int16] | None]:
+    """The distinct values of a table in rising order, and the place of each code among them."""
+    if layout.table is None:
+        return None, None
+    finite = np.where(np.isfinite(layout.table), layout.table, np.float32(0))
+    values, places = np.unique(finite + np.float32(0), return_inverse=True)
+    return values, places.astype(np.int16)
+
+
+def codes_of(layout: FieldLayout, values: F32) -> NDArray[Any]:
+    """The first code of each distinct value."""
+    assert layout.table is not None
+    return np.array([np.flatnonzero(layout.table == value)[0] for value in values], np.uint8)
 
 
 class _Round(torch.autograd.Function):

@@ -1,4 +1,5 @@
 """The tokens that are learned from, step by step, and those that are held out."""
+# mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
 
@@ -7,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from bamba_quant.calibration.self_text import write_text
 from bamba_quant.calibration.texts import Text, split_held_out, token_chunks
 from bamba_quant.calibration.tune_options import TuneError, TuneOptions
 from bamba_quant.metadata.tune_record import SELF
 from bamba_quant.tokenizers.encoder import Encoder
-from bamba_reference.packing import check_tokens
-from bamba_reference.torch.forward import Model
+from bamba_reference.packing import InputError, check_tokens
+from bamba_reference.torch.forward import Model, forward, new_state
 
 Ints = NDArray[np.int64]
 
@@ -137,3 +138,29 @@ def _limited(parts: list[Ints], tokens: int | None) -> list[Ints]:
     if tokens is None or tokens >= total:
         return parts
     return [part[: round(len(part) * tokens / total)] for part in parts]
+
+
+_ROWS = {"cpu": 64, "cuda": 1024}  # sequences that are written together
+
+
+@torch.no_grad()
+def write_text(model: Model, chunks: int, ctx: int, bos: int | None, seed: int) -> NDArray[np.int64]:
+    """``chunks`` sequences (chunks, ctx) drawn at temperature 1, each behind BOS; the same seed draws the same.
+
+    Raises ``InputError`` for a model without a BOS token.
+    """
+    if bos is None:
+        raise InputError("the model has no BOS token to begin its own text with", fix="give a text")
+    generator = torch.Generator(model.device).manual_seed(seed)
+    written = []
+    rows = _ROWS.get(model.device.type, _ROWS["cpu"])
+    for start in range(0, chunks, rows):
+        state = new_state(model, min(rows, chunks - start))
+        tokens = torch.full((state.batch, 1), bos, dtype=torch.int64, device=model.device)
+        columns = [tokens]
+        for _ in range(ctx - 1):
+            logits = forward(model, tokens, state=state).logits[:, -1]
+            tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            columns.append(tokens)
+        written.append(torch.cat(columns, dim=1).cpu().numpy())
+    return np.concatenate(written)

@@ -94,8 +94,7 @@ class Run:
         self._latents, self._constants, self._data, self._held_out = latents, constants, data, held_out
         self._options, self._add_gradients, self._device, self._note = options, add_gradients, device, note
         self._adam = Adam(groups_of(latents, options), options.eps)
-        averaged = options.ema is None or options.ema > 0
-        self._means = [p.detach().clone() for p in self._adam.parameters] if averaged else []
+        self._means = [p.detach().clone() for p in self._adam.parameters] if options.ema != 0 else []
         self._mean_weight = torch.zeros((), device=device)
         self.steps = steps
         self._every = -(-steps // evaluations_of(options, steps * batch, len(data.held_out)))

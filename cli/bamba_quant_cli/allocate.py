@@ -116,7 +116,7 @@ def allocate(
     asked = [each.strip().lower() for each in types.split(",")] if types else None
     if text:
         from bamba_quant.calibration.candidates import FORMATS
-        from bamba_quant.calibration.measuring import Measuring, text_costs
+        from bamba_quant.calibration.costs import Measuring, text_costs
 
         options = Measuring(method, ctx, chunks, batch, seed, device, dtype, refine=refine)
         with Progress("") as bar:

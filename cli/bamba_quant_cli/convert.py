@@ -153,9 +153,9 @@ def convert(
     quantizer makes of a 16-bit file, unless --tune finds a rounding of its own with logits nearer to the original's.
     Reads safetensors, pytorch_model.bin or GGUF, streams it in bounded memory, and writes the file whole or not at all.
     """
-    from bamba_quant.calibration import PlaceholderImatrix
     from bamba_quant.calibration.tuned_output import write_tuned_output
     from bamba_quant.checkpoint.gguf_file import other_splits
+    from bamba_quant.checkpoint.imatrix import PlaceholderImatrix
     from bamba_quant.errors import PlanError, join_names
     from bamba_quant.planning.convert import plan_conversion
     from bamba_quant.recipes import TypeOverrides, read_recipe

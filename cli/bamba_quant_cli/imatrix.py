@@ -14,9 +14,9 @@ from bamba_quant_cli.console import Progress, count, echo, print_json, size
 from bamba_quant_cli.interrupts import announce_outputs
 
 if TYPE_CHECKING:
-    from bamba_quant.calibration import Imatrix
-    from bamba_quant.calibration.collect import Round
+    from bamba_quant.calibration.imatrix import Round
     from bamba_quant.checkpoint import ReadOptions
+    from bamba_quant.checkpoint.imatrix import Imatrix
 
 EXAMPLES = """
 Examples:
@@ -64,8 +64,8 @@ def imatrix(
     The definition and the file are llama-imatrix's, and llama-quantize takes it as well as convert, int4 and fp8 do
     (--imatrix). Runs every model and format this tool reads, one layer in memory at a time.
     """
+    from bamba_quant.calibration.imatrix import measure_imatrix
     from bamba_quant.calibration.imatrix_writer import check_imatrix_target, write_imatrix
-    from bamba_quant.calibration.measure import measure_imatrix
 
     texts, earlier = text or [], merge or []
     inputs = [each for each in (*texts, *earlier, model) if each.is_file()]
@@ -132,7 +132,7 @@ def calibrate_imatrix(
 
     ``device`` "auto" is a GPU where there is one, "numpy" is the CPU.
     """
-    from bamba_quant.calibration.measure import calibrated as measure
+    from bamba_quant.calibration.imatrix import calibrated as measure
 
     if device == "auto":
         import torch

@@ -43,8 +43,8 @@ def quantize(
     as_json: bool,
 ) -> None:
     """Plan, then print the plan or execute it."""
-    from bamba_quant.calibration import PlaceholderImatrix, read_imatrix
     from bamba_quant.calibration.tuned_output import write_tuned_output
+    from bamba_quant.checkpoint.imatrix import PlaceholderImatrix, read_imatrix
     from bamba_quant.planning.quantize import plan_quantization
     from bamba_quant.writers import write_plan
     from bamba_quant.writers.resumable import check_output, partial_of

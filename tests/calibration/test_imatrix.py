@@ -1,96 +1,121 @@
-"""Importance matrices in both forms are read as llama-quantize reads them; what does not fit is named."""
+"""What is added up is what enters the matrices of transformers' models, for every family and every format."""
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from bamba_quant.calibration import read_imatrix
-from bamba_quant.embedded import embedded_model
-from bamba_quant.errors import CheckpointError, PlanError
-from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.calibration import imatrix as module
+from bamba_quant.calibration.imatrix import Round, collect
+from bamba_quant.checkpoint.activation_sums import ActivationSums
+from bamba_quant.errors import BambaQuantError
+from bamba_quant.inference.loading import LoadedModel, load_model
 from bamba_quant.planning.quantize import plan_quantization
-from tests.recipes.test_llama_quantize import random_imatrix
+from bamba_quant.writers import write_plan
+from tests.calibration.llama_imatrix import collect_imatrix
+from tests.calibration.oracle import hooked_sums
 from tests.support.conversion import to_gguf
+from tests.support.families import random_case, save, wide_case
+
+MODELS = [
+    ("bamba", "groups 2"),
+    ("granitemoehybrid", "plain"),
+    ("granitemoehybrid", "six experts"),
+    ("granitemoehybrid", "attention alone, experts"),
+    ("mamba2", "groups 2"),
+    ("mamba", "untied"),
+    ("falcon_mamba", "untied"),
+]
 
 
-def write_dat(file: Path, entries: dict[str, np.ndarray], calls: int = 4, tail: bytes | None = None) -> Path:
-    """The older form: sums are means times calls."""
-    raw = struct.pack("<i", len(entries))
-    for name, values in entries.items():
-        text = name.encode()
-        raw += struct.pack("<i", len(text)) + text + struct.pack("<ii", calls, values.size)
-        raw += (values * np.float32(calls)).astype("<f4").tobytes()
-    dataset = b"some text"
-    raw += struct.pack("<ii", 7, len(dataset)) + dataset if tail is None else tail
-    file.write_bytes(raw)
-    return file
+def random_chunks(vocab_size: int = 160, count: int = 3, ctx: int = 40) -> np.ndarray:
+    return np.random.default_rng(1).integers(3, vocab_size, (count, ctx))
 
 
-def test_both_forms_hold_the_same(tmp_path: Path) -> None:
-    expected = random_imatrix(embedded_model(), tmp_path / "x.gguf")
-    for file in (tmp_path / "x.gguf", write_dat(tmp_path / "x.dat", expected)):
-        found = read_imatrix(file)
-        assert found.entries.keys() == expected.keys()
-        for name, values in expected.items():
-            np.testing.assert_array_equal(found.entries[name], values)
-        assert (found.dataset, found.chunks) == ("some text", 7)
-    assert read_imatrix(write_dat(tmp_path / "bare.dat", expected, tail=b"")).chunks == 0
+def assert_same(sums: ActivationSums, oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> None:
+    expected = hooked_sums(oracle, loaded, chunks)
+    assert sums.entries.keys() == expected.keys()
+    for name, (squares, plain, counts) in expected.items():
+        entry = sums.entries[name]
+        np.testing.assert_array_equal(entry.counts, counts, err_msg=name)
+        np.testing.assert_allclose(entry.squares, squares, rtol=1e-4, atol=1e-12, err_msg=name)
+        assert entry.sums is not None
+        tokens = np.sqrt(np.maximum(counts, 1))[:, None]
+        assert (np.abs(entry.sums - plain) <= 1e-4 * tokens * np.sqrt(squares) + 1e-12).all(), name
 
 
-def test_metadata_is_llama_quantizes(tmp_path: Path) -> None:
-    random_imatrix(embedded_model(), tmp_path / "x.gguf")
-    plan = plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=tmp_path / "x.gguf")
-    found = {key: value.value for key, value in plan.metadata.items() if key.startswith("quantize.")}
-    assert found == {
-        "quantize.imatrix.file": str(tmp_path / "x.gguf"),
-        "quantize.imatrix.dataset": "some text",
-        "quantize.imatrix.entries_count": len(read_imatrix(tmp_path / "x.gguf").entries),
-        "quantize.imatrix.chunks_count": 7,
-    }
-    assert any("has no entry" in row.note for row in plan.rows if row.name == "token_embd.weight")
+@pytest.mark.parametrize(("name", "case"), MODELS)
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_every_family(name: str, case: str, backend: str, tmp_path: Path) -> None:
+    oracle = random_case(name, case)
+    loaded = load_model(save(oracle, tmp_path / "m"))
+    chunks = random_chunks()
+    sums = collect(loaded, chunks, ("text",), output=True, backend=backend)
+    assert (sums.datasets, sums.chunks, sums.chunk_size) == (("text",), 3, 40)
+    assert_same(sums, oracle, loaded, chunks)
 
 
-def test_missing_and_misshapen_entries_are_named(tmp_path: Path) -> None:
-    entries = random_imatrix(embedded_model(), tmp_path / "x.gguf")
-    name = "blk.1.ssm_out.weight"
-    missing = write_dat(tmp_path / "missing.dat", {key: v for key, v in entries.items() if key != name})
-    with pytest.raises(PlanError, match=name):
-        plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=missing, imatrix_strict=True)
-    # llama-quantize warns and goes on without importance; so do the plans, with a note.
-    rows = {
-        row.name: row for row in plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=missing).rows
-    }
-    assert rows[name].importance is None
-    assert "no entry" in rows[name].note
-    assert rows["blk.1.ssm_in.weight"].importance is not None
-    scheme = plan_quantization(embedded_model(), "w4a16-g128", imatrix=read_imatrix(missing))
-    assert any("no entry for" in note and "layers.1.mamba.out_proj" in note for note in scheme.notes)
-    other = write_dat(tmp_path / "other.dat", {"blk.0.other.weight": np.ones(4, np.float32)})
-    with pytest.raises(PlanError, match=r"any tensor of this model"):
-        plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=other)
-    misshapen = write_dat(tmp_path / "misshapen.dat", entries | {name: np.ones(7, np.float32)})
-    with pytest.raises(PlanError, match=rf"{name}[\s\S]*7 values[\s\S]*512"):
-        plan_conversion(embedded_model(), outtype="q4_k_m", imatrix=misshapen)
-    # Nothing to weigh in a file of plain numbers.
-    assert plan_conversion(embedded_model(), outtype="bf16", imatrix=missing).rows
+@pytest.mark.parametrize(
+    ("name", "case"), [("bamba", "plain"), ("granitemoehybrid", "six experts"), ("falcon_mamba", "untied")]
+)
+def test_what_llama_imatrix_adds_up(name: str, case: str, tmp_path: Path) -> None:
+    """The same tensors, tokens and sums, in llama.cpp's own graph of the model."""
+    directory = save(random_case(name, case), tmp_path / "m")
+    chunks = random_chunks()
+    expected = collect_imatrix(to_gguf(directory, tmp_path / "m.gguf", "f32", vocab=False), chunks)
+    sums = collect(load_model(directory), chunks, (), output=True)
+    assert sums.entries.keys() == expected.keys()
+    for tensor, (squares, counts) in expected.items():
+        np.testing.assert_array_equal(sums.entries[tensor].counts, counts, err_msg=tensor)
+        np.testing.assert_allclose(
+            sums.entries[tensor].squares, squares, rtol=1e-3, atol=1e-6 * squares.max(), err_msg=tensor
+        )
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
-    entries = {"a": np.ones(4, np.float32)}
-    whole = write_dat(tmp_path / "x.dat", entries).read_bytes()
-    for size in (0, 2, 6, 9, 20):
-        (tmp_path / "cut.dat").write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match=r"cut\.dat"):
-            read_imatrix(tmp_path / "cut.dat")
-    for value in (np.nan, np.inf, -1):
-        write_dat(tmp_path / "bad.dat", {"a": np.full(4, value, np.float32)})
-        with pytest.raises(CheckpointError, match="tensor a"):
-            read_imatrix(tmp_path / "bad.dat")
-    with pytest.raises(CheckpointError, match="is not an importance matrix"):
-        read_imatrix(to_gguf(embedded_model(), tmp_path / "model.gguf"))
-    with pytest.raises(CheckpointError, match="nowhere is missing"):
-        read_imatrix(tmp_path / "nowhere")
+@pytest.mark.parametrize("kind", ["f32", "q8_0", "fp8-dynamic", "w4a16-g128"])
+def test_every_format_runs_with_the_weights_it_holds(kind: str, tmp_path: Path) -> None:
+    oracle = wide_case("bamba")
+    directory = save(oracle, tmp_path / "m")
+    if kind in ("f32", "q8_0"):
+        loaded = load_model(to_gguf(directory, tmp_path / "m.gguf", kind, vocab=False))
+    else:
+        write_plan(plan_quantization(directory, kind), tmp_path / "out")
+        loaded = load_model(tmp_path / "out")
+    oracle.load_state_dict(
+        {name: torch.from_numpy(np.array(loaded.weights[name], np.float32)) for name in oracle.state_dict()}
+    )
+    chunks = random_chunks()
+    assert_same(collect(loaded, chunks, (), output=True), oracle, loaded, chunks)
+
+
+def test_a_text_in_several_rounds_has_the_same_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model(save(random_case("granitemoehybrid", "six experts"), tmp_path / "m"))
+    whole = collect(loaded, random_chunks(), ())
+    monkeypatch.setattr(module, "_HIDDEN_BYTES", 2 * 4 * 40 * 64)
+    told: list[Round] = []
+    parts = collect(loaded, random_chunks(), (), progress=told.append)
+    assert [(now.round, now.layer) for now in told] == [(i, layer) for i in (0, 1) for layer in (1, 2, 3, 4)]
+    assert {(now.rounds, now.layers) for now in told} == {(2, 4)}
+    for name, entry in whole.entries.items():
+        np.testing.assert_array_equal(parts.entries[name].counts, entry.counts)
+        np.testing.assert_allclose(parts.entries[name].squares, entry.squares, rtol=1e-5, atol=1e-9)
+
+
+def test_the_output_is_measured_on_demand_alone(tmp_path: Path) -> None:
+    loaded = load_model(save(random_case("bamba"), tmp_path / "m"))
+    assert "output.weight" not in collect(loaded, random_chunks(), ()).entries
+    tied = load_model(save(random_case("bamba", "tied"), tmp_path / "tied"))
+    names = collect(tied, random_chunks(), (), output=True).entries.keys()
+    assert names.isdisjoint({"output.weight", "token_embd.weight"})
+
+
+def test_activations_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
+    oracle = random_case("bamba")
+    oracle.model.layers[1].input_layernorm.weight.data[:] = 1e30
+    loaded = load_model(save(oracle, tmp_path / "m"))
+    with pytest.raises(BambaQuantError, match="not finite"):
+        collect(loaded, random_chunks(), ())

@@ -8,8 +8,8 @@ import gguf
 import numpy as np
 import pytest
 
+from bamba_quant.calibration.imatrix import calibrated, measure_imatrix
 from bamba_quant.calibration.imatrix_writer import check_imatrix_target, write_imatrix
-from bamba_quant.calibration.measure import calibrated, measure_imatrix
 from bamba_quant.checkpoint.activation_sums import ActivationSums, TensorSums, merge_sums, sums_for_model
 from bamba_quant.checkpoint.imatrix import imatrix_from_sums, read_imatrix, read_sums
 from bamba_quant.embedded import embedded_model
@@ -74,7 +74,7 @@ def test_llama_cpp_quantizes_by_it_to_our_bytes(recipe: str, tmp_path: Path) -> 
 
 
 def collected(model: Path, chunks: np.ndarray) -> ActivationSums:
-    from bamba_quant.calibration.collect import collect
+    from bamba_quant.calibration.imatrix import collect
     from bamba_quant.inference.loading import load_model
 
     return collect(load_model(model), chunks, ("text",))

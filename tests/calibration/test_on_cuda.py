@@ -11,11 +11,11 @@ from tests.support.kernels import DEVICE, needs_triton
 
 needs_triton()
 
-from bamba_quant.calibration import collect as module
-from bamba_quant.calibration.collect import collect
+from bamba_quant.calibration import imatrix as module
+from bamba_quant.calibration.imatrix import collect
 from bamba_quant.inference.loading import load_model
 from bamba_quant.inference.prefetch import Prefetcher
-from tests.calibration.test_collect import random_chunks
+from tests.calibration.test_imatrix import random_chunks
 from tests.support.conversion import to_gguf
 from tests.support.families import random_case, save
 

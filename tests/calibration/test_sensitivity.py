@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bamba_quant.calibration.candidates import quantize_candidates
-from bamba_quant.calibration.measuring import Measuring, spread, text_costs
+from bamba_quant.calibration.costs import Measuring, spread, text_costs
 from bamba_quant.calibration.sensitivity import gradient_costs, measured_costs
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, PlanError

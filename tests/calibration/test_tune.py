@@ -17,11 +17,10 @@ import torch
 
 from bamba_quant.calibration import narrow_gradients
 from bamba_quant.calibration.latents import LatentMatrix, LatentVector
-from bamba_quant.calibration.self_text import write_text
 from bamba_quant.calibration.student import HeldOut, gradients, model_of, sequences_of, weights_now
 from bamba_quant.calibration.texts import Text
 from bamba_quant.calibration.tune import latents_of, tune
-from bamba_quant.calibration.tune_data import Batches, customary_steps, tune_data
+from bamba_quant.calibration.tune_data import Batches, customary_steps, tune_data, write_text
 from bamba_quant.calibration.tune_options import TuneError, TuneOptions, TuneProgress
 from bamba_quant.calibration.tune_run import evaluations_of
 from bamba_quant.checkpoint.gguf_file import read_gguf

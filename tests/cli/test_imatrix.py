@@ -9,8 +9,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from bamba_quant.calibration import read_imatrix
 from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.checkpoint.imatrix import read_imatrix
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant_cli.app import app

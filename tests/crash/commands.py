@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.calibration import read_imatrix, tune
+from bamba_quant.calibration import tune
 from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.checkpoint.imatrix import read_imatrix
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import evaluate
 from bamba_quant.report.html import to_html

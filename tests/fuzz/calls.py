@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from bamba_quant.calibration import read_imatrix
 from bamba_quant.calibration.imatrix_writer import write_imatrix
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.checkpoint.activation_sums import merge_sums, sums_for_model
-from bamba_quant.checkpoint.imatrix import read_sums
+from bamba_quant.checkpoint.imatrix import read_imatrix, read_sums
 from bamba_quant.evaluation.models import OpenedModel, describe, files_of, tokenizer_hash
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion

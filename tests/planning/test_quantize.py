@@ -206,7 +206,7 @@ def test_the_trained_models(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["fp8-dynamic", "fp8-tensor"])
 def test_importance_weighs_the_columns(scheme: str, tmp_path: Path) -> None:
-    from bamba_quant.calibration import read_imatrix
+    from bamba_quant.checkpoint.imatrix import read_imatrix
     from tests.recipes.test_llama_quantize import random_imatrix
 
     model = save_checkpoint(random_bamba(), tmp_path / "m")

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from bamba_quant.calibration import MAY_BE_MISSING
+from bamba_quant.checkpoint.imatrix import MAY_BE_MISSING
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, PlanError
 from bamba_quant.planning.convert import plan_conversion

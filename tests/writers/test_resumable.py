@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bamba_quant.calibration import read_imatrix
+from bamba_quant.checkpoint.imatrix import read_imatrix
 from bamba_quant.errors import OutputError
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import directory, journal, resumable, stream

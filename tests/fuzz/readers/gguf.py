@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from random import Random
 
-from bamba_quant.calibration import read_imatrix
+from bamba_quant.checkpoint.imatrix import read_imatrix
 from tests.fuzz import calls, oracles
 from tests.fuzz.mutations.blind import files
 from tests.fuzz.mutations.gguf import gguf
