@@ -27,7 +27,7 @@ print(f"predicted divergence: {allocation.allocated.predicted:.4f} nats a token"
 for move in allocation.moves[:5]:
     print(f"  {move.tensor}: {move.before} -> {move.after}")
 
-conversion = plan_conversion(model, outtype=allocation.recipe, outfile=directory)
-(file,) = write_plan(conversion, conversion.outfile, overwrite=True)
+plan = plan_conversion(model, outtype=allocation.recipe, outfile=directory)
+(file,) = write_plan(plan, plan.outfile, overwrite=True)
 print(f"{file}: {file.stat().st_size:,} of {size:,} bytes")
 assert file.stat().st_size <= size

@@ -15,11 +15,10 @@ model = Path(sys.argv[1]) if len(sys.argv) > 1 else embedded_model()
 directory = Path(sys.argv[2] if len(sys.argv) > 2 else ".")
 
 # The plan has every tensor's name, type and size. Only headers and small files have been read so far.
-conversion = plan_conversion(model, outtype="q4_k_m", outfile=directory)
-plan = conversion
+plan = plan_conversion(model, outtype="q4_k_m", outfile=directory)
 print(f"{len(plan.rows)} tensors, {plan.elements:,} weights, {plan.bits_per_weight:.2f} bits per weight")
 
-(file,) = write_plan(plan, conversion.outfile, overwrite=True)
+(file,) = write_plan(plan, plan.outfile, overwrite=True)
 print(f"wrote {file}, {file.stat().st_size:,} bytes")
 
 comparison = compare_weights(model, file)

@@ -20,8 +20,8 @@ directory = Path(sys.argv[3] if len(sys.argv) > 3 else ".")
 
 files = []
 for outtype in ("q8_0", "q4_k_m"):
-    conversion = plan_conversion(model, outtype=outtype, outfile=directory)
-    files += write_plan(conversion, conversion.outfile, overwrite=True)
+    plan = plan_conversion(model, outtype=outtype, outfile=directory)
+    files += write_plan(plan, plan.outfile, overwrite=True)
 
 evaluation = evaluate(model, files, text, EvaluationOptions(ctx=256, chunks=8))
 reports = write_reports(evaluation, directory / "report", overwrite=True)

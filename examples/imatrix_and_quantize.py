@@ -25,8 +25,8 @@ write_imatrix(measured.sums, file, overwrite=True)
 imatrix = read_imatrix(file)
 print(f"{file}: {len(measured.sums.entries)} matrices over {measured.tokens:,} tokens")
 
-conversion = plan_conversion(model, outtype="q4_k_m", outfile=directory, imatrix=imatrix)
-(file,) = write_plan(conversion, conversion.outfile, overwrite=True)
+plan = plan_conversion(model, outtype="q4_k_m", outfile=directory, imatrix=imatrix)
+(file,) = write_plan(plan, plan.outfile, overwrite=True)
 print(f"{file}: {file.stat().st_size:,} bytes")
 
 quantization = plan_quantization(model, "w4a16-g128", imatrix=imatrix)
