@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType
 
 from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.base import Codec, Encode, Method, Part, Parts, Shared
 from bamba_quant.codecs.fields import FieldLayout
+from bamba_quant.codecs.layout import BlockLayout
 from bamba_quant.errors import FormatError
 
 Quantize = Callable[[F32, "F32 | None"], U8]
@@ -25,8 +27,9 @@ class BlockCodec(Codec):
 
     ``dequantize`` takes uint8 (rows, ``row_bytes(n)``) and returns float32 (rows, n). ``dtype`` is set for plain
     numbers; weights up to the magnitude ``max_abs`` never overflow a block's scale. Tensors of a codec that is not
-    ``readable`` can only be listed. ``fields`` gives codes and scales as arrays. ``gpu`` names a module whose
-    ``WEIGHTS[name]`` is a Triton function that reads one weight, for codecs that ``fields`` do not describe.
+    ``readable`` can only be listed. ``fields`` gives codes and scales as arrays. ``layout`` is the table of its
+    blocks; where there is none, ``gpu`` names a module whose ``WEIGHTS[name]`` is a Triton function that reads one
+    weight.
     ``ggml_type`` is negative for what no GGUF holds.
     """
 
@@ -38,6 +41,7 @@ class BlockCodec(Codec):
     max_abs: float = math.inf
     readable: bool = True
     fields: FieldLayout | None = None
+    layout: BlockLayout | None = None
     gpu: str = ""
 
     @property
@@ -158,22 +162,23 @@ def _encoder(kernel: Any, block: tuple[int, int]) -> Encode:
 
 def block_codec(
     name: str,
-    ggml_type: int,
-    layout: Any,
+    layout: BlockLayout,
     quantize: Quantize,
     *,
     compiled: str = "",
     max_abs: float = math.inf,
+    with_fields: bool = True,
 ) -> BlockCodec:
-    """The codec whose rows are blocks of ``layout``, a ``BlockLayout``; other arguments as ``block_methods``'s."""
-    fields = layout.rows()
+    """The codec ``name`` of ggml whose rows are blocks of ``layout``; other arguments as ``block_methods``'s."""
+    fields = layout.rows() if with_fields else None
     return BlockCodec(
         name=name,
-        ggml_type=ggml_type,
+        ggml_type=GGMLQuantizationType[name.upper()],
         block_size=layout.block,
         block_bytes=layout.block_bytes,
         dequantize=layout.dequantize,
         methods=block_methods(name, (layout.block, layout.block_bytes), quantize, compiled, fields),
         max_abs=max_abs,
         fields=fields,
+        layout=layout,
     )

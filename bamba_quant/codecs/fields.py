@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.codecs.arrays import F32, U8, Bytes
-from bamba_quant.codecs.layout import from_blocks, to_blocks
+from bamba_quant.codecs.arrays import F32, U8
 
 Integers = NDArray[Any]  # int8, or uint8 where codes index a table
 Floats = NDArray[Any]  # in the type that the file stores them in, so that nothing is lost
@@ -24,7 +23,8 @@ Floats = NDArray[Any]  # in the type that the file stores them in, so that nothi
 class Fields:
     """What the bytes of some rows hold: (rows, columns), (rows, groups) or (rows, blocks) each.
 
-    Without ``dmin`` minima are multiples of d (integer zero points); without ``minima`` dmin counts once.
+    Without ``dmin`` minima are multiples of d (integer zero points); without ``minima`` dmin counts once. ``layout``
+    has fields of n blocks side by side too: (weights of a block, n), (groups of a block, n) or (n,) each.
     """
 
     codes: Integers
@@ -32,6 +32,10 @@ class Fields:
     scales: Integers | None = None
     dmin: Floats | None = None
     minima: Integers | None = None
+
+    def present(self) -> list[tuple[str, NDArray[Any]]]:
+        """The fields that there are, by name."""
+        return [(name, part) for name, part in vars(self).items() if part is not None]
 
 
 @dataclass(frozen=True)
@@ -69,77 +73,3 @@ class FieldLayout:
             return step, None
         low = d if fields.dmin is None else np.repeat(fields.dmin.astype(np.float32), each, axis=1)
         return step, low if fields.minima is None else low * fields.minima.astype(np.float32)
-
-
-@dataclass(frozen=True)
-class BlockFields(Fields):
-    """``Fields`` of n blocks side by side: ``codes`` (block, n), ``scales`` and ``minima`` (groups, n), d (n,)."""
-
-
-@dataclass(frozen=True)
-class BlockLayout:
-    """ggml's blocks: ``split`` takes bytes (block_bytes, n_blocks) apart and ``join`` puts them together again.
-
-    The other entries are ``FieldLayout``'s.
-    """
-
-    block: int
-    block_bytes: int
-    group: int
-    codes: tuple[int, int]
-    split: Callable[[Bytes], BlockFields]
-    join: Callable[[BlockFields], Bytes]
-    scales: tuple[int, int] | None = None
-    minima: tuple[int, int] | None = None
-    table: F32 | None = None
-
-    def dequantize(self, raw: U8) -> F32:
-        """``Format.dequantize``: the formula on blocks side by side."""
-        parts = self.split(to_blocks(raw, self.block_bytes))
-        codes = parts.codes.astype(np.float32) if self.table is None else self.table[parts.codes]
-        d = parts.d.astype(np.float32)
-        step = d[None] if parts.scales is None else d * parts.scales.astype(np.float32)  # (groups, n)
-        weights = step[:, None] * codes.reshape(len(step), -1, len(d))
-        if parts.dmin is not None:
-            low = parts.dmin.astype(np.float32)[None]
-            weights -= (low if parts.minima is None else low * parts.minima.astype(np.float32))[:, None]
-        return from_blocks(raw.shape[1] // self.block_bytes, weights.reshape(self.block, -1))
-
-    def rows(self) -> FieldLayout:
-        """The same of whole rows."""
-
-        def unpack(raw: U8) -> Fields:
-            per_row = raw.shape[1] // self.block_bytes
-            parts = self.split(to_blocks(raw, self.block_bytes))
-            return Fields(**{name: _of_rows(part, per_row) for name, part in _there(parts)})
-
-        def pack(fields: Fields) -> U8:
-            per_row = fields.d.shape[1]
-            parts = {name: _of_blocks(part, per_row) for name, part in _there(fields)}
-            flat = {name: part[0] if name in ("d", "dmin") else part for name, part in parts.items()}
-            return from_blocks(per_row, self.join(BlockFields(**flat)))
-
-        return FieldLayout(
-            self.block, self.group, self.codes, unpack, pack, self.scales, self.minima, self.table,
-            refinable=self.split(np.zeros((self.block_bytes, 1), np.uint8)).d.dtype == np.float16,
-        )  # fmt: skip
-
-
-def given(part: NDArray[Any] | None) -> NDArray[Any]:
-    """A field that the format has."""
-    assert part is not None
-    return part
-
-
-def _there(fields: Fields) -> list[tuple[str, NDArray[Any]]]:
-    return [(name, part) for name, part in vars(fields).items() if part is not None]
-
-
-def _of_rows(part: NDArray[Any], per_row: int) -> NDArray[Any]:
-    """(size, n_blocks) or (n_blocks,) to (rows, per_row · size)."""
-    return from_blocks(per_row, part.reshape(-1, part.shape[-1]))
-
-
-def _of_blocks(part: NDArray[Any], per_row: int) -> NDArray[Any]:
-    """The inverse of ``_of_rows``: (size, n_blocks)."""
-    return to_blocks(part, part.shape[1] // per_row)

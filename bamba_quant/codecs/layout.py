@@ -1,13 +1,20 @@
-"""How integers lie in the bytes of ggml's blocks; blocks run along the trailing axis, all packed at once."""
+"""Where the fields of ggml's blocks lie, as a table for each codec, and numpy's packing and unpacking by it.
+
+``compiled.packing`` makes the functions of compiled kernels of the same tables, ``gpu`` the decoder of a GPU. Blocks
+run along the trailing axis here, so that all are packed at once.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.codecs.arrays import F32, Bytes
+from bamba_quant.codecs.arithmetic import as_bytes, half_bytes
+from bamba_quant.codecs.arrays import F32, U8, Bytes
+from bamba_quant.codecs.fields import FieldLayout, Fields, Integers
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -33,74 +40,187 @@ def halves(pair: Bytes) -> NDArray[np.float16]:
     return np.ascontiguousarray(pair.T).view("<f2")[:, 0]
 
 
-def pack_nibbles(L: Bytes, group: int = 32) -> Bytes:
-    """In each group, the first half takes the low four bits and the second the high: (n, …) to (n/2, …)."""
-    pairs = L.reshape(len(L) // group, 2, group // 2, *L.shape[1:])
-    packed: Bytes = pairs[:, 0] | pairs[:, 1] << 4
-    return packed.reshape(len(L) // 2, *L.shape[1:])
+def half_powers(e: U8) -> F32:
+    """2^(e - 128) in float32, the lowest two as subnormals (``ggml_e8m0_to_fp32_half``, ggml-impl.h:489)."""
+    wide = e.astype(np.int32)
+    bits = np.where(wide < 2, 0x00200000 << np.minimum(wide, 1), wide - 1 << 23)
+    return bits.astype(np.int32).view(np.float32)
 
 
-def unpack_nibbles(packed: Bytes, group: int = 32) -> Bytes:
-    """The inverse of ``pack_nibbles``."""
-    pairs = packed.reshape(2 * len(packed) // group, group // 2, *packed.shape[1:])
-    return np.stack((pairs & 15, pairs >> 4), axis=1).reshape(2 * len(packed), *packed.shape[1:])
+def _exponents(d: F32) -> U8:
+    """The inverse of ``half_powers``."""
+    bits = d.view(np.int32)
+    return as_bytes(np.where(bits < 0x00800000, bits >> 22, (bits >> 23) + 1))
 
 
-def pack_two_bit_codes(L: Bytes) -> Bytes:
-    """Two bits each; in every 128, byte j holds integers j, j+32, j+64, j+96: (256, …) to (64, …)."""
-    q = L.reshape(2, 4, 32, *L.shape[1:])
-    packed: Bytes = q[:, 0] | q[:, 1] << 2 | q[:, 2] << 4 | q[:, 3] << 6
-    return packed.reshape(64, *L.shape[1:])
+@dataclass(frozen=True)
+class Bits:
+    """``width`` bits, from bit ``low`` on, of ``count`` integers from number ``first`` on, in bytes from ``at`` on.
 
-
-def unpack_two_bit_codes(packed: Bytes) -> Bytes:
-    """The inverse of ``pack_two_bit_codes``."""
-    q = packed.reshape(2, 32, *packed.shape[1:])
-    return np.stack([q >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(256, *packed.shape[1:])
-
-
-def pack_bits(L: Bytes) -> Bytes:
-    """One bit each; bit k of byte j belongs to integer 32·k + j: (256, …) of 0 and 1 to (32, …)."""
-    packed: Bytes = np.bitwise_or.reduce([L.reshape(8, 32, *L.shape[1:])[k] << k for k in range(8)])
-    return packed
-
-
-def unpack_bits(packed: Bytes) -> Bytes:
-    """The inverse of ``pack_bits``."""
-    return np.concatenate([packed >> k & 1 for k in range(8)])
-
-
-def pack_scales_and_minima(scales: Bytes, minima: Bytes) -> Bytes:
-    """Eight scales and minima of six bits, (8, …) each, to 12 bytes of Q4_K or Q5_K (ggml-quants.c:1498).
-
-    A byte above 63, which a search may hand on, spills into its neighbour's high bits exactly as in ggml.
+    Byte i of each ``run`` bytes holds integers i, i + run, i + 2·run, …, ``per_byte`` of them (by default as many as
+    fit), the first one at bit ``shift``. Higher bits of an integer are cut off, unless it ``spills``: then they are
+    combined with the neighbouring bits by OR, as ggml's code does.
     """
-    return np.concatenate(
-        (
-            scales[:4] | scales[4:] >> 4 << 6,
-            minima[:4] | minima[4:] >> 4 << 6,
-            scales[4:] & 15 | (minima[4:] & 15) << 4,
+
+    at: int
+    width: int
+    count: int
+    run: int = 1
+    low: int = 0
+    first: int = 0
+    shift: int = 0
+    per_byte: int = field(default=0)
+    spills: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "per_byte", self.per_byte or 8 // self.width)
+
+    @property
+    def mask(self) -> int:
+        return 255 if self.spills else (1 << self.width) - 1
+
+    @property
+    def stored_in(self) -> slice:
+        """The bytes of a block that hold them."""
+        return slice(self.at, self.at + self.count // self.per_byte)
+
+    @property
+    def _shifts(self) -> Bytes:
+        return (self.shift + self.width * np.arange(self.per_byte, dtype=np.uint8))[:, None, None]
+
+    def unpack(self, blocks: Bytes) -> Bytes:
+        """These bits of blocks (block_bytes, n), as the lowest ones, (count, n)."""
+        runs = blocks[self.stored_in].reshape(-1, 1, self.run, blocks.shape[1])
+        parts = runs >> self._shifts & np.uint8((1 << self.width) - 1)
+        return parts.reshape(self.count, -1)
+
+    def pack(self, integers: Bytes, blocks: Bytes) -> None:
+        """Put these bits of integers (n_integers, n) into blocks (block_bytes, n), beside the bits that are set."""
+        taken = integers[self.first : self.first + self.count] >> np.uint8(self.low) & np.uint8(self.mask)
+        parts = taken.reshape(-1, self.per_byte, self.run, blocks.shape[1]) << self._shifts
+        blocks[self.stored_in] |= np.bitwise_or.reduce(parts, axis=1).reshape(-1, blocks.shape[1])
+
+
+@dataclass(frozen=True)
+class Field:
+    """Integers of a block by their bits: ``zero`` is added before they are stored, or they are ``signed`` bytes."""
+
+    bits: tuple[Bits, ...]
+    zero: int = 0
+    signed: bool = False
+
+    @property
+    def count(self) -> int:
+        return max(bits.first + bits.count for bits in self.bits)
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The least and the greatest integer that the bits hold."""
+        size = 1 << max(bits.low + bits.width for bits in self.bits)
+        zero = size // 2 if self.signed else self.zero
+        return -zero, size - 1 - zero
+
+    def unpack(self, blocks: Bytes) -> Integers:
+        """Blocks (block_bytes, n) to int8 or, where none is negative, uint8 (count, n)."""
+        stored = np.zeros((self.count, blocks.shape[1]), np.uint8)
+        for bits in self.bits:
+            stored[bits.first : bits.first + bits.count] |= bits.unpack(blocks) << np.uint8(bits.low)
+        if self.zero:
+            stored -= np.uint8(self.zero)
+        return stored.view(np.int8) if self.zero or self.signed else stored
+
+    def pack(self, integers: Integers, blocks: Bytes) -> None:
+        """The inverse of ``unpack``, into blocks whose bits of this field are 0."""
+        stored = integers.view(np.uint8) + np.uint8(self.zero)
+        for bits in self.bits:
+            bits.pack(stored, blocks)
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """ggml's blocks of ``block`` weights in ``block_bytes`` bytes, ``group`` of them under a scale.
+
+    ``d`` and ``dmin`` are the offsets of two float16 numbers, dmin with its sign turned where the block's minimum is
+    ``added``; with ``exponent`` d is a power of two in a byte. ``table`` gives each code's value.
+    """
+
+    block: int
+    block_bytes: int
+    group: int
+    codes: Field
+    d: int
+    scales: Field | None = None
+    dmin: int | None = None
+    minima: Field | None = None
+    added: bool = False
+    exponent: bool = False
+    table: F32 | None = None
+
+    def split(self, blocks: Bytes) -> Fields:
+        """What blocks (block_bytes, n) hold: codes (block, n), scales and minima (groups, n), d and dmin (n,)."""
+        dmin = None if self.dmin is None else halves(blocks[self.dmin : self.dmin + 2])
+        return Fields(
+            self.codes.unpack(blocks),
+            half_powers(blocks[self.d]) if self.exponent else halves(blocks[self.d : self.d + 2]),
+            None if self.scales is None else self.scales.unpack(blocks),
+            -dmin if self.added and dmin is not None else dmin,
+            None if self.minima is None else self.minima.unpack(blocks),
         )
-    )
+
+    def join(self, fields: Fields) -> Bytes:
+        """The inverse of ``split``; d and dmin may be float32, which is rounded."""
+        blocks = np.zeros((self.block_bytes, len(fields.d)), np.uint8)
+        if self.exponent:
+            blocks[self.d] = _exponents(fields.d)
+        else:
+            blocks[self.d : self.d + 2] = half_bytes(fields.d)
+        if self.dmin is not None and fields.dmin is not None:
+            blocks[self.dmin : self.dmin + 2] = half_bytes(-fields.dmin if self.added else fields.dmin)
+        for part, integers in ((self.scales, fields.scales), (self.minima, fields.minima)):
+            if part is not None and integers is not None:
+                part.pack(integers, blocks)
+        self.codes.pack(fields.codes, blocks)
+        return blocks
+
+    def packed(self, per_row: int, fields: Fields) -> U8:
+        """``fields`` of blocks side by side to rows of ``per_row`` blocks, uint8 (rows, row_bytes)."""
+        return from_blocks(per_row, self.join(fields))
+
+    def dequantize(self, raw: U8) -> F32:
+        """``BlockCodec.dequantize``: the formula of ``fields`` on blocks side by side."""
+        parts = self.split(to_blocks(raw, self.block_bytes))
+        codes = parts.codes.astype(np.float32) if self.table is None else self.table[parts.codes]
+        d = parts.d.astype(np.float32)
+        step = d[None] if parts.scales is None else d * parts.scales.astype(np.float32)  # (groups, n)
+        weights = step[:, None] * codes.reshape(len(step), -1, len(d))
+        if parts.dmin is not None:
+            low = parts.dmin.astype(np.float32)[None]
+            weights -= (low if parts.minima is None else low * parts.minima.astype(np.float32))[:, None]
+        return from_blocks(raw.shape[1] // self.block_bytes, weights.reshape(self.block, -1))
+
+    def rows(self) -> FieldLayout:
+        """The same of whole rows."""
+
+        def unpack(raw: U8) -> Fields:
+            per_row = raw.shape[1] // self.block_bytes
+            parts = self.split(to_blocks(raw, self.block_bytes))
+            return Fields(**{name: _of_rows(part, per_row) for name, part in parts.present()})
+
+        def pack(fields: Fields) -> U8:
+            per_row = fields.d.shape[1]
+            parts = {name: to_blocks(part, part.shape[1] // per_row) for name, part in fields.present()}
+            return self.packed(
+                per_row, Fields(**parts | {k: parts[k][0] for k in ("d", "dmin") if k in parts})
+            )
+
+        return FieldLayout(
+            self.block, self.group, self.codes.range, unpack, pack,
+            None if self.scales is None else self.scales.range,
+            None if self.minima is None else self.minima.range,
+            self.table, refinable=not self.exponent,
+        )  # fmt: skip
 
 
-def unpack_scales_and_minima(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """12 bytes to eight scales and eight minima (``get_scale_min_k4``)."""
-    low_scales, low_minima, rest = packed[:4], packed[4:8], packed[8:]
-    scales = np.concatenate((low_scales & 63, rest & 15 | low_scales >> 6 << 4))
-    minima = np.concatenate((low_minima & 63, rest >> 4 | low_minima >> 6 << 4))
-    return scales, minima
-
-
-def pack_signed_scales(scales: Bytes) -> Bytes:
-    """Sixteen 6-bit scales, (16, …), to the 12 bytes of Q3_K: low nibbles in 8, then high pairs in 4."""
-    high = (scales >> 4).reshape(4, 4, *scales.shape[1:])
-    low = scales & 15
-    return np.concatenate((low[:8] | low[8:] << 4, high[0] | high[1] << 2 | high[2] << 4 | high[3] << 6))
-
-
-def unpack_signed_scales(packed: Bytes) -> Bytes:
-    """The inverse of ``pack_signed_scales``."""
-    low = np.concatenate((packed[:8] & 15, packed[:8] >> 4))
-    scales: Bytes = low | np.concatenate([packed[8:] >> shift & 3 for shift in (0, 2, 4, 6)]) << 4
-    return scales
+def _of_rows(part: NDArray[Any], per_row: int) -> NDArray[Any]:
+    """(size, n_blocks) or (n_blocks,) to (rows, per_row · size)."""
+    return from_blocks(per_row, part.reshape(-1, part.shape[-1]))

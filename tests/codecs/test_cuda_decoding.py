@@ -47,8 +47,8 @@ def test_every_format(codec: BlockCodec) -> None:
             np.testing.assert_array_equal(narrow.float().numpy(), expected.float().numpy())
 
 
-def test_others_are_refused() -> None:
-    unknown = replace(codec_named("q8_0", BlockCodec), name="unheard of")
+def test_a_codec_without_layout_or_function_is_an_error() -> None:
+    unknown = replace(codec_named("q8_0", BlockCodec), name="unheard of", layout=None)
     with pytest.raises(FormatError, match="unheard of cannot be read on a GPU"):
         decode(unknown, torch.zeros(1, 66, dtype=torch.uint8))
 

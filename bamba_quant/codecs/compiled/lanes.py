@@ -1,4 +1,4 @@
-"""Vectors of sixteen lanes as numba types: kernels read like scalar C, and every lane computes what C would.
+"""Vectors of sixteen lanes as numba types: kernels read like scalar C, and each lane computes what C would.
 
 A lane is one block, so each lane keeps C's order of operations while LLVM spends one instruction on all of
 them: sixteen lanes are one AVX-512 register, two of AVX2, four of SSE2 or NEON. No operation carries a
@@ -248,6 +248,18 @@ def load(typing_context: Any, rows: types.Type, i: types.Type) -> Any:
         return builder.load(pointer, align=4)
 
     return FLOATS(rows, types.unliteral(i)), generate
+
+
+@primitive
+def load_bytes(typing_context: Any, rows: types.Type, i: types.Type) -> Any:
+    """Row i of uint8 scratch of shape (n, 16), as integers."""
+
+    def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
+        index = _row(builder, context, args[1], call.args[1])
+        pointer = pointer_to(context, builder, args[0], call.args[0], index, vector_of(BYTE))
+        return builder.zext(builder.load(pointer, align=1), vector_of(INT))
+
+    return INTS(rows, types.unliteral(i)), generate
 
 
 @primitive

@@ -1,4 +1,4 @@
-"""How a thread reads one weight's share of a block's bytes: ``formats.layout`` from the weight's side."""
+"""What a thread reads of a block's bytes."""
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -31,29 +31,12 @@ def half(at: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def nibble(at: tl.tensor, j: tl.tensor, GROUP: tl.constexpr) -> tl.tensor:
-    """``layout.unpack_nibbles``: of each group the first half lies in the low four bits, the second in the high."""
+    """Of each group the first half lies in the low four bits, the second in the high."""
     both = byte(at + j // GROUP * (GROUP // 2) + j % (GROUP // 2))
     return (both >> (j % GROUP // (GROUP // 2) * 4)) & 15
-
-
-@triton.jit
-def crumb(at: tl.tensor, j: tl.tensor) -> tl.tensor:
-    """``layout.unpack_two_bit_codes``."""
-    return (byte(at + j // 128 * 32 + j % 32) >> (j % 128 // 32 * 2)) & 3
-
-
-@triton.jit
-def bit(at: tl.tensor, j: tl.tensor) -> tl.tensor:
-    """``layout.unpack_bits``."""
-    return (byte(at + j % 32) >> (j // 32)) & 1
 
 
 @triton.jit
 def field(at: tl.tensor, j: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
     """Number j of those of 1, 2 or 4 bits that follow one another, the lowest bits of a byte first."""
     return (byte(at + j // (8 // BITS)) >> (j % (8 // BITS) * BITS)) & ((1 << BITS) - 1)
-
-
-@triton.jit
-def signed(one: tl.tensor) -> tl.tensor:
-    return ((one ^ 128) - 128).to(tl.float32)

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from bamba_quant.codecs.arithmetic import (
     ONE,
     ZERO,
-    half_bytes,
     largest,
     nearest_clipped,
     quiet,
     reciprocal,
     serial_sum,
 )
-from bamba_quant.codecs.arrays import F32, U8, Bytes
+from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.blocks import block_codec
-from bamba_quant.codecs.fields import BlockFields, BlockLayout, given
-from bamba_quant.codecs.layout import (
-    broadcast_rows,
-    from_blocks,
-    halves,
-    pack_nibbles,
-    to_blocks,
-    unpack_nibbles,
-)
+from bamba_quant.codecs.fields import Fields
+from bamba_quant.codecs.layout import Bits, BlockLayout, Field, broadcast_rows, to_blocks
 from bamba_quant.codecs.search import GROUP_MAX_EPS
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
@@ -38,6 +29,19 @@ _COMPILED = f"{__name__}.compiled"
 
 SUPERBLOCK = 256
 GROUPS = SUPERBLOCK // GROUP
+
+NL = BlockLayout(
+    block=GROUP, block_bytes=18, group=GROUP, codes=Field((Bits(2, 4, GROUP, run=16),)), d=0, table=VALUES
+)
+XS = BlockLayout(
+    block=SUPERBLOCK,
+    block_bytes=136,
+    group=GROUP,
+    codes=Field((Bits(8, 4, SUPERBLOCK, run=16),)),
+    d=0,
+    scales=Field((Bits(4, 4, GROUPS), Bits(2, 2, GROUPS, low=4)), zero=32),
+    table=VALUES,
+)
 
 
 def nearest_value(v: F32) -> U8:
@@ -76,7 +80,7 @@ def _quantize_nl(rows: F32, importance: F32 | None = None) -> U8:
     weights = None if importance is None else to_blocks(broadcast_rows(importance, rows), GROUP)
     sigma2 = serial_sum(x * x) * np.float32(2 / GROUP)
     d = fit_scales(x, sigma2, weights)
-    return from_blocks(rows.shape[1] // GROUP, half_bytes(d), pack_nibbles(nearest_value(reciprocal(d) * x)))
+    return NL.packed(rows.shape[1] // GROUP, Fields(nearest_value(reciprocal(d) * x), d))
 
 
 @quiet
@@ -92,27 +96,7 @@ def _quantize_xs(rows: F32, importance: F32 | None = None) -> U8:
     fitted = nearest_clipped(reciprocal(d) * scales, -32, 31)
     # The integers are fitted to the scale before float16 rounds it (ggml-quants.c:5022).
     L = nearest_value(reciprocal(d * fitted) * x).swapaxes(0, 1).reshape(SUPERBLOCK, -1)
-    return from_blocks(rows.shape[1] // SUPERBLOCK, _join_xs(BlockFields(L, d, fitted.astype(np.int8))))
-
-
-def _split_xs(blocks: Bytes) -> BlockFields:
-    high = np.stack([blocks[2:4] >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(GROUPS, -1)
-    low = np.stack((blocks[4:8] & 15, blocks[4:8] >> 4), axis=1).reshape(GROUPS, -1)
-    scales = (low | high << 4).astype(np.int8) - np.int8(32)
-    return BlockFields(unpack_nibbles(blocks[8:]), halves(blocks[:2]), scales)
-
-
-def _join_xs(fields: BlockFields) -> Bytes:
-    codes = (given(fields.scales) + np.int8(32)).astype(np.uint8)
-    high = (codes >> 4).reshape(2, 4, -1)
-    return np.concatenate(
-        (
-            half_bytes(fields.d),
-            high[:, 0] | high[:, 1] << 2 | high[:, 2] << 4 | high[:, 3] << 6,
-            codes[::2] & 15 | (codes[1::2] & 15) << 4,
-            pack_nibbles(fields.codes),
-        )
-    )
+    return XS.packed(rows.shape[1] // SUPERBLOCK, Fields(L, d, fitted.astype(np.int8)))
 
 
 def _grouped(flat: F32) -> F32:
@@ -120,40 +104,7 @@ def _grouped(flat: F32) -> F32:
     return np.ascontiguousarray(flat.reshape(GROUPS, GROUP, -1).swapaxes(0, 1))
 
 
-FIELDS_NL = BlockLayout(
-    block=GROUP,
-    block_bytes=18,
-    group=GROUP,
-    codes=(0, 15),
-    split=lambda blocks: BlockFields(unpack_nibbles(blocks[2:]), halves(blocks[:2])),
-    join=lambda fields: np.concatenate((half_bytes(fields.d), pack_nibbles(fields.codes))),
-    table=VALUES,
-)
-FIELDS_XS = BlockLayout(
-    block=SUPERBLOCK,
-    block_bytes=136,
-    group=GROUP,
-    codes=(0, 15),
-    split=_split_xs,
-    join=_join_xs,
-    scales=(-32, 31),
-    table=VALUES,
-)
 CODECS = (
-    block_codec(
-        "iq4_nl",
-        GGMLQuantizationType.IQ4_NL,
-        FIELDS_NL,
-        _quantize_nl,
-        compiled=_COMPILED,
-        max_abs=16 * 65504.0,
-    ),
-    block_codec(
-        "iq4_xs",
-        GGMLQuantizationType.IQ4_XS,
-        FIELDS_XS,
-        _quantize_xs,
-        compiled=_COMPILED,
-        max_abs=512 * 65504.0,
-    ),
+    block_codec("iq4_nl", NL, _quantize_nl, compiled=_COMPILED, max_abs=16 * 65504.0),
+    block_codec("iq4_xs", XS, _quantize_xs, compiled=_COMPILED, max_abs=512 * 65504.0),
 )

@@ -15,40 +15,41 @@ from bamba_quant.codecs.compiled.lanes import (
     magnitude,
     negative,
     store,
-    store_bytes,
-    to_ints,
     where,
 )
-from bamba_quant.codecs.compiled.packing import pack_nibbles
+from bamba_quant.codecs.compiled.packing import packers
 from bamba_quant.codecs.compiled.search import square_sum, weigh
 from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
-from bamba_quant.codecs.iq4 import GROUP, GROUPS, MIDPOINTS, SUPERBLOCK, TRIES, VALUES
+from bamba_quant.codecs.iq4 import GROUP, GROUPS, MIDPOINTS, NL, SUPERBLOCK, TRIES, VALUES, XS
 from bamba_quant.codecs.search import GROUP_MAX_EPS
 
 _GAPS = np.diff(VALUES)
 _TRIED = np.arange(-TRIES, TRIES + 1, dtype=np.float32) + VALUES[0]
+NL_BYTES, NL_D, XS_BYTES, XS_D = NL.block_bytes, NL.d, XS.block_bytes, XS.d
+(_PACK_NL,) = packers(NL.codes)
+_PACK_SCALES, _PACK_XS = packers(XS.scales, XS.codes)
 
 
 def _iq4_nl(x: Any, importance: Any, out: Any) -> None:
     n_blocks = x.size // GROUP
     starts = np.empty(LANES, np.intp)
-    tile, w, packed = scratch(GROUP), scratch(GROUP), byte_scratch(18)
+    tile, w, packed = scratch(GROUP), scratch(GROUP), byte_scratch(NL_BYTES)
     for first in range(0, n_blocks, LANES):
         places(first, n_blocks, n_blocks, GROUP, starts)
         read(x, starts, GROUP, tile)
         _read_weights(importance, first, n_blocks, x.shape[1], GROUP, starts, tile, w)
         d = _fit_scale(tile, 0, w)
         _choose(tile, 0, reciprocal(d))
-        store_half(packed, 0, to_half(d))
-        pack_nibbles(tile, GROUP, GROUP, packed, 2)
-        places(first, n_blocks, n_blocks, 18, starts)
-        write(packed, 18, out, starts)
+        store_half(packed, NL_D, to_half(d))
+        _PACK_NL(tile, packed)
+        places(first, n_blocks, n_blocks, NL_BYTES, starts)
+        write(packed, NL_BYTES, out, starts)
 
 
 def _iq4_xs(x: Any, importance: Any, out: Any) -> None:
     n_blocks = x.size // SUPERBLOCK
     starts = np.empty(LANES, np.intp)
-    tile, w, packed = scratch(SUPERBLOCK), scratch(SUPERBLOCK), byte_scratch(136)
+    tile, w, packed = scratch(SUPERBLOCK), scratch(SUPERBLOCK), byte_scratch(XS_BYTES)
     scales, codes = scratch(GROUPS), scratch(GROUPS)
     for first in range(0, n_blocks, LANES):
         places(first, n_blocks, n_blocks, SUPERBLOCK, starts)
@@ -62,24 +63,11 @@ def _iq4_xs(x: Any, importance: Any, out: Any) -> None:
             code = nearest_clipped(inverse * load(scales, g), -32, 31)
             store(codes, g, code + 32)
             _choose(tile, g * GROUP, reciprocal(d * code))
-        store_half(packed, 0, to_half(d))
-        for k in range(2):
-            byte = to_ints(load(codes, 4 * k)) >> 4
-            for i in range(1, 4):
-                byte = byte | ((to_ints(load(codes, 4 * k + i)) >> 4) << (2 * i))
-            store_bytes(packed, 2 + k, byte)
-        _pack_pairs(codes, packed)
-        pack_nibbles(tile, SUPERBLOCK, GROUP, packed, 8)
-        places(first, n_blocks, n_blocks, 136, starts)
-        write(packed, 136, out, starts)
-
-
-@inlined
-def _pack_pairs(codes: Any, packed: Any) -> None:
-    """The low nibbles of eight codes."""
-    for k in range(4):
-        low, high = to_ints(load(codes, 2 * k)), to_ints(load(codes, 2 * k + 1))
-        store_bytes(packed, 4 + k, (low & 15) | ((high & 15) << 4))
+        store_half(packed, XS_D, to_half(d))
+        _PACK_SCALES(codes, packed)
+        _PACK_XS(tile, packed)
+        places(first, n_blocks, n_blocks, XS_BYTES, starts)
+        write(packed, XS_BYTES, out, starts)
 
 
 @inlined

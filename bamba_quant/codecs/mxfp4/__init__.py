@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from bamba_quant.codecs.arithmetic import as_bytes, quiet, truncate
 from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.blocks import block_codec
-from bamba_quant.codecs.fields import BlockFields, BlockLayout
-from bamba_quant.codecs.layout import from_blocks, pack_nibbles, to_blocks, unpack_nibbles
+from bamba_quant.codecs.fields import Fields
+from bamba_quant.codecs.layout import Bits, BlockLayout, Field, half_powers, to_blocks
 
 BLOCK = 32
 VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)  # twice e2m1
-
-
-def half_powers(e: U8) -> F32:
-    """2^(e - 128) in float32, the lowest two as subnormals (``ggml_e8m0_to_fp32_half``, ggml-impl.h:489)."""
-    wide = e.astype(np.int32)
-    return (
-        np.where(wide < 2, 0x00200000 << np.minimum(wide, 1), wide - 1 << 23)
-        .astype(np.int32)
-        .view(np.float32)
-    )
-
-
-def _bytes_of(d: F32) -> U8:
-    """The inverse of ``half_powers``."""
-    bits = d.view(np.int32)
-    return as_bytes(np.where(bits < 0x00800000, bits >> 22, (bits >> 23) + 1))
+LAYOUT = BlockLayout(
+    block=BLOCK,
+    block_bytes=17,
+    group=BLOCK,
+    codes=Field((Bits(1, 4, BLOCK, run=16),)),
+    d=0,
+    exponent=True,
+    table=VALUES,
+)
 
 
 def exponents(amax: F32) -> U8:
@@ -55,18 +47,7 @@ def _quantize(rows: F32, importance: F32 | None = None) -> U8:
         nearer = error < best
         index = np.where(nearer, np.uint8(i), index)
         best = np.where(nearer, error, best)
-    return from_blocks(rows.shape[1] // BLOCK, e[None], pack_nibbles(index))
+    return LAYOUT.packed(rows.shape[1] // BLOCK, Fields(index, d))
 
 
-FIELDS = BlockLayout(
-    block=BLOCK,
-    block_bytes=17,
-    group=BLOCK,
-    codes=(0, 15),
-    split=lambda blocks: BlockFields(unpack_nibbles(blocks[1:]), half_powers(blocks[0])),
-    join=lambda fields: np.concatenate((_bytes_of(fields.d)[None], pack_nibbles(fields.codes))),
-    table=VALUES,
-)
-CODECS = (
-    block_codec("mxfp4", GGMLQuantizationType.MXFP4, FIELDS, _quantize, compiled=f"{__name__}.compiled"),
-)
+CODECS = (block_codec("mxfp4", LAYOUT, _quantize, compiled=f"{__name__}.compiled"),)

@@ -20,15 +20,18 @@ from bamba_quant.codecs.compiled.lanes import (
     to_ints,
     where,
 )
-from bamba_quant.codecs.compiled.packing import pack_nibbles
+from bamba_quant.codecs.compiled.packing import packers
 from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
-from bamba_quant.codecs.mxfp4 import BLOCK, VALUES
+from bamba_quant.codecs.mxfp4 import BLOCK, LAYOUT, VALUES
+
+SIZE, D = LAYOUT.block_bytes, LAYOUT.d
+(PACK,) = packers(LAYOUT.codes)
 
 
 def _mxfp4(x: Any, importance: Any, out: Any) -> None:
     n_blocks = x.size // BLOCK
     starts = np.empty(LANES, np.intp)
-    tile, exponents, packed = scratch(BLOCK), scratch(1), byte_scratch(17)
+    tile, exponents, packed = scratch(BLOCK), scratch(1), byte_scratch(SIZE)
     for first in range(0, n_blocks, LANES):
         places(first, n_blocks, n_blocks, BLOCK, starts)
         read(x, starts, BLOCK, tile)
@@ -36,7 +39,7 @@ def _mxfp4(x: Any, importance: Any, out: Any) -> None:
         for lane in range(LANES):
             exponents[0, lane] = _exponent(exponents[0, lane])
         e = to_ints(load(exponents, 0))
-        store_bytes(packed, 0, e)
+        store_bytes(packed, D, e)
         d = from_bits(where(e < 2, (e + 1) * 0x00200000, (e - 1) << 23))
         for i in range(BLOCK):
             value = load(tile, i)
@@ -47,9 +50,9 @@ def _mxfp4(x: Any, importance: Any, out: Any) -> None:
                 index = where(nearer, floats(k), index)
                 best = where(nearer, error, best)
             store(tile, i, index)
-        pack_nibbles(tile, BLOCK, BLOCK, packed, 1)
-        places(first, n_blocks, n_blocks, 17, starts)
-        write(packed, 17, out, starts)
+        PACK(tile, packed)
+        places(first, n_blocks, n_blocks, SIZE, starts)
+        write(packed, SIZE, out, starts)
 
 
 @inlined

@@ -6,73 +6,73 @@ its minima.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from bamba_quant.codecs.arithmetic import (
     ZERO,
     as_bytes,
-    half_bytes,
     nearest_clipped,
     nearest_int,
     quiet,
     serial_sum,
     through_half,
 )
-from bamba_quant.codecs.arrays import F32, U8, Bytes
+from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.blocks import BlockCodec, block_codec
-from bamba_quant.codecs.fields import BlockFields, BlockLayout, given
-from bamba_quant.codecs.layout import (
-    broadcast_rows,
-    from_blocks,
-    halves,
-    pack_bits,
-    pack_nibbles,
-    pack_scales_and_minima,
-    pack_two_bit_codes,
-    to_blocks,
-    unpack_bits,
-    unpack_nibbles,
-    unpack_scales_and_minima,
-    unpack_two_bit_codes,
-)
+from bamba_quant.codecs.fields import Fields
+from bamba_quant.codecs.layout import Bits, BlockLayout, Field, broadcast_rows, to_blocks
 from bamba_quant.codecs.search import Grid, make_qkx_quants, make_qp_quants
 
 BLOCK = 256
 
 
-@dataclass(frozen=True)
-class KQuantLayout:
-    """What tells the three formats apart.
+def _six_bits(at: int, high_shift: int) -> Field:
+    """Eight scales or minima of Q4_K and Q5_K (``get_scale_min_k4``): four whole, of four the high bits, in four bytes.
 
-    ``group`` weights share a scale; ``levels`` is the greatest code of a scale or a minimum, and ``capped``
-    tells where ggml enforces that (without importance, with it). ``plain`` is the grid searched without
-    importance, by absolute error when ``absolute``; ``sigma_factor`` multiplies the mean square in the
-    weights with importance. ``d_at``, ``codes_at`` and ``integers_at`` are byte positions in the block;
-    dmin follows d.
+    A number above 63, which a search can return, spills into the high bits of another (ggml-quants.c:1498).
+    """
+    return Field((
+        Bits(at, 6, 4, per_byte=1, spills=True),
+        Bits(12, 4, 4, first=4, shift=high_shift, per_byte=1),
+        Bits(at, 2, 4, first=4, low=4, shift=6, per_byte=1),
+    ))  # fmt: skip
+
+
+def _six_bit_layout(block_bytes: int, *codes: Bits) -> BlockLayout:
+    scales, minima = _six_bits(4, 0), _six_bits(8, 4)
+    return BlockLayout(BLOCK, block_bytes, 32, Field(codes), d=0, scales=scales, dmin=2, minima=minima)
+
+
+@dataclass(frozen=True)
+class KQuant:
+    """A layout, and how its search differs from the other two.
+
+    ``capped`` tells where ggml limits scales and minima to what their bits hold (without importance, with it).
+    ``plain`` is the grid searched without importance, by absolute error when ``absolute``; ``sigma_factor`` multiplies
+    the mean square in the weights with importance.
     """
 
-    bits: int
-    group: int
-    levels: int
+    layout: BlockLayout
     capped: tuple[bool, bool]
     plain: Grid
     absolute: bool
     sigma_factor: float
-    d_at: int
-    codes_at: slice
-    integers_at: slice
-    pack_codes: Callable[[Bytes, Bytes], Bytes]
-    unpack_codes: Callable[[Bytes], tuple[Bytes, Bytes]]
-    pack: Callable[[Bytes], Bytes]
-    unpack: Callable[[Bytes], Bytes]
+
+    @property
+    def group(self) -> int:
+        return self.layout.group
 
     @property
     def nmax(self) -> int:
-        return (1 << self.bits) - 1
+        return self.layout.codes.range[1]
+
+    @property
+    def levels(self) -> int:
+        """The greatest scale or minimum."""
+        assert self.layout.scales is not None
+        return self.layout.scales.range[1]
 
     @property
     def weighted(self) -> Grid:
@@ -84,11 +84,42 @@ class KQuantLayout:
         return np.ascontiguousarray(flat.reshape(BLOCK // self.group, self.group, -1).swapaxes(0, 1))
 
 
-# d, dmin (n_blocks,); codes of scales and of minima (groups, n_blocks); integers (group, groups, n_blocks).
+Q2 = KQuant(
+    BlockLayout(
+        BLOCK,
+        84,
+        16,
+        Field((Bits(16, 2, BLOCK, run=32),)),
+        d=80,
+        dmin=82,
+        scales=Field((Bits(0, 4, 16, per_byte=1, spills=True),)),
+        minima=Field((Bits(0, 4, 16, shift=4, per_byte=1),)),
+    ),
+    capped=(False, False),
+    plain=Grid(3, -0.5, 0.1, 15),
+    absolute=True,
+    sigma_factor=1,
+)
+Q4 = KQuant(
+    _six_bit_layout(144, Bits(16, 4, BLOCK, run=32)),
+    capped=(True, False),
+    plain=Grid(15, -1.0, 0.1, 20),
+    absolute=False,
+    sigma_factor=2,
+)
+Q5 = KQuant(
+    _six_bit_layout(176, Bits(48, 4, BLOCK, run=32), Bits(16, 1, BLOCK, run=32, low=4)),
+    capped=(True, True),
+    plain=Grid(31, -0.5, 0.1, 15),
+    absolute=False,
+    sigma_factor=2,
+)
+
+# d, dmin (n_blocks,); scales and minima (groups, n_blocks); codes (group, groups, n_blocks).
 Fit = tuple[F32, F32, U8, U8, F32]
 
 
-def _fit_plain(kind: KQuantLayout, x: F32) -> Fit:
+def _fit_plain(kind: KQuant, x: F32) -> Fit:
     """Without importance (ggml-quants.c:891, :1457, :1644): scales and minima are coded by plain rounding."""
     weights = np.abs(x)
     if not kind.absolute:
@@ -109,7 +140,7 @@ def _code(values: F32, levels: int) -> tuple[F32, U8]:
     return greatest / np.float32(levels), as_bytes(np.where(positive, codes, 0))
 
 
-def _fit_weighted(kind: KQuantLayout, x: F32, sigma2: F32, importance: F32) -> Fit:
+def _fit_weighted(kind: KQuant, x: F32, sigma2: F32, importance: F32) -> Fit:
     """With importance (ggml-quants.c:1149, :1553, :1758): scales and minima are fitted in their turn."""
     weights = importance * np.sqrt(sigma2 + x * x)
     scales, minima, L = make_qkx_quants(x, weights, kind.weighted)
@@ -119,7 +150,9 @@ def _fit_weighted(kind: KQuantLayout, x: F32, sigma2: F32, importance: F32) -> F
     return d, dmin, as_bytes(scale_codes), as_bytes(minimum_codes), L
 
 
-def _codec(name: str, block_bytes: int, max_abs: float, kind: KQuantLayout) -> BlockCodec:
+def _codec(name: str, max_abs: float, kind: KQuant) -> BlockCodec:
+    layout = kind.layout
+
     @quiet
     def quantize(rows: F32, importance: F32 | None = None) -> U8:
         flat = to_blocks(rows, BLOCK)
@@ -132,100 +165,23 @@ def _codec(name: str, block_bytes: int, max_abs: float, kind: KQuantLayout) -> B
             d, dmin, scales, minima, L = _fit_weighted(kind, x, sigma2, weights)
         if kind.capped[importance is not None]:
             scales, minima = np.minimum(scales, kind.levels), np.minimum(minima, kind.levels)
-        codes = kind.pack_codes(scales.astype(np.uint8), minima.astype(np.uint8))
-        scales, minima = kind.unpack_codes(codes)
-        step = through_half(d) * scales.astype(np.float32)
-        low = through_half(dmin) * minima.astype(np.float32)
-        # A group whose step vanished keeps what the search left.
+        empty = np.zeros((BLOCK, x.shape[-1]), np.uint8)
+        # Codes follow the scales and minima that a reader finds in the bytes.
+        stored = layout.split(layout.join(Fields(empty, d, scales, dmin, minima)))
+        assert stored.scales is not None and stored.minima is not None
+        step = through_half(d) * stored.scales.astype(np.float32)
+        low = through_half(dmin) * stored.minima.astype(np.float32)
+        # A group whose step vanished keeps the codes of the search.
         L = np.where(step != 0, nearest_clipped((x + low) / step, 0, kind.nmax), L)
         q = L.swapaxes(0, 1).astype(np.uint8).reshape(BLOCK, -1)
-        return from_blocks(rows.shape[1] // BLOCK, join(BlockFields(q, d, scales, dmin, minima)))
+        fields = Fields(q, d, stored.scales, dmin, stored.minima)
+        return layout.packed(rows.shape[1] // BLOCK, fields)
 
-    def split(blocks: Bytes) -> BlockFields:
-        scales, minima = kind.unpack_codes(blocks[kind.codes_at])
-        d, dmin = (halves(blocks[at : at + 2]) for at in (kind.d_at, kind.d_at + 2))
-        return BlockFields(kind.unpack(blocks[kind.integers_at]), d, scales, dmin, minima)
+    return block_codec(name, layout, quantize, compiled=f"{__name__}.compiled", max_abs=max_abs)
 
-    def join(fields: BlockFields) -> Bytes:
-        out = np.empty((block_bytes, len(fields.d)), np.uint8)
-        out[kind.d_at : kind.d_at + 2] = half_bytes(fields.d)
-        out[kind.d_at + 2 : kind.d_at + 4] = half_bytes(given(fields.dmin))
-        out[kind.codes_at] = kind.pack_codes(given(fields.scales), given(fields.minima))
-        out[kind.integers_at] = kind.pack(fields.codes)
-        return out
-
-    levels = (0, kind.levels)
-    fields = BlockLayout(BLOCK, block_bytes, kind.group, (0, kind.nmax), split, join, levels, levels)
-    return block_codec(
-        name,
-        GGMLQuantizationType[name.upper()],
-        fields,
-        quantize,
-        compiled=f"{__name__}.compiled",
-        max_abs=max_abs,
-    )
-
-
-def _pack_five_bits(L: Bytes) -> Bytes:
-    return np.concatenate((pack_bits(L >> 4), pack_nibbles(L & 15, group=64)))
-
-
-def _unpack_five_bits(packed: Bytes) -> Bytes:
-    L: Bytes = unpack_nibbles(packed[32:], group=64) | unpack_bits(packed[:32]) << 4
-    return L
-
-
-Q2 = KQuantLayout(
-    bits=2,
-    group=16,
-    levels=15,
-    capped=(False, False),
-    plain=Grid(3, -0.5, 0.1, 15),
-    absolute=True,
-    sigma_factor=1,
-    d_at=80,
-    codes_at=slice(0, 16),
-    integers_at=slice(16, 80),
-    pack_codes=lambda scales, minima: scales | minima << 4,
-    unpack_codes=lambda packed: (packed & 15, packed >> 4),
-    pack=pack_two_bit_codes,
-    unpack=unpack_two_bit_codes,
-)
-Q4 = KQuantLayout(
-    bits=4,
-    group=32,
-    levels=63,
-    capped=(True, False),
-    plain=Grid(15, -1.0, 0.1, 20),
-    absolute=False,
-    sigma_factor=2,
-    d_at=0,
-    codes_at=slice(4, 16),
-    integers_at=slice(16, 144),
-    pack_codes=pack_scales_and_minima,
-    unpack_codes=unpack_scales_and_minima,
-    pack=lambda L: pack_nibbles(L, group=64),
-    unpack=lambda packed: unpack_nibbles(packed, group=64),
-)
-Q5 = KQuantLayout(
-    bits=5,
-    group=32,
-    levels=63,
-    capped=(True, True),
-    plain=Grid(31, -0.5, 0.1, 15),
-    absolute=False,
-    sigma_factor=2,
-    d_at=0,
-    codes_at=slice(4, 16),
-    integers_at=slice(16, 176),
-    pack_codes=pack_scales_and_minima,
-    unpack_codes=unpack_scales_and_minima,
-    pack=_pack_five_bits,
-    unpack=_unpack_five_bits,
-)
 
 CODECS = (
-    _codec("q2_k", 84, 9 * 16376.0, Q2),
-    _codec("q4_k", 144, 41 * 16376.0, Q4),
-    _codec("q5_k", 176, 41 * 16376.0, Q5),
+    _codec("q2_k", 9 * 16376.0, Q2),
+    _codec("q4_k", 41 * 16376.0, Q4),
+    _codec("q5_k", 41 * 16376.0, Q5),
 )

@@ -24,41 +24,80 @@ from bamba_quant.codecs.compiled.lanes import (
     negative,
     square_root,
     store,
-    store_bytes,
     to_floats,
     to_ints,
     where,
 )
-from bamba_quant.codecs.compiled.packing import pack_bits, pack_nibbles, pack_two_bit_codes
+from bamba_quant.codecs.compiled.packing import Pack, packers, unpacker
 from bamba_quant.codecs.compiled.search import fit_qkx, fit_qp, square_sum, weigh
 from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
-from bamba_quant.codecs.q2_q4_q5_k import BLOCK, Q2, Q4, Q5
+from bamba_quant.codecs.q2_q4_q5_k import BLOCK, Q2, Q4, Q5, KQuant
 from bamba_quant.codecs.search import spans_around
 
 _SPANS_2, _SPANS_4, _SPANS_5 = Q2.plain.spans, Q4.plain.spans, Q5.plain.spans
 _WEIGHTED_2, _WEIGHTED_4, _WEIGHTED_5 = Q2.weighted.spans, Q4.weighted.spans, Q5.weighted.spans
-_LEVELS_15, _LEVELS_63 = spans_around(15, 4), spans_around(63, 4)
+_LEVELS_15, _LEVELS_63 = spans_around(Q2.levels, 4), spans_around(Q4.levels, 4)
+
+
+def _packers_of(kind: KQuant) -> tuple[Any, Pack]:
+    """A function that packs scales and minima and replaces them by what a reader finds, and one that packs codes."""
+    layout = kind.layout
+    pack_scales, pack_minima, pack_codes = packers(layout.scales, layout.minima, layout.codes)
+    unpack_scales, unpack_minima = unpacker(layout.scales), unpacker(layout.minima)
+
+    @inlined
+    def pack_groups(scales: Any, minima: Any, packed: Any) -> None:
+        pack_scales(scales, packed)
+        pack_minima(minima, packed)
+        unpack_scales(scales, packed)
+        unpack_minima(minima, packed)
+
+    return pack_groups, pack_codes
+
+
+def _numbers_of(kind: KQuant) -> tuple[int, ...]:
+    """What tells kernels the layout and the search of a codec apart, as numbers that they are compiled for."""
+    layout = kind.layout
+    assert layout.dmin is not None
+    sizes = layout.block_bytes, layout.d, layout.dmin, layout.group, kind.nmax, kind.levels
+    return *sizes, *map(int, kind.capped), int(kind.absolute), int(kind.sigma_factor)
+
+
+_GROUPS_2, _CODES_2 = _packers_of(Q2)
+_GROUPS_4, _CODES_4 = _packers_of(Q4)
+_GROUPS_5, _CODES_5 = _packers_of(Q5)
+_OF_2, _OF_4, _OF_5 = map(_numbers_of, (Q2, Q4, Q5))
 
 
 def _q2_k(x: Any, importance: Any, out: Any) -> None:
-    _offset(x, importance, out, 2, 84, _SPANS_2 if importance is None else _WEIGHTED_2, _LEVELS_15)
+    spans = _SPANS_2 if importance is None else _WEIGHTED_2
+    _quantize(x, importance, out, _OF_2, spans, _LEVELS_15, _GROUPS_2, _CODES_2)
 
 
 def _q4_k(x: Any, importance: Any, out: Any) -> None:
-    _offset(x, importance, out, 4, 144, _SPANS_4 if importance is None else _WEIGHTED_4, _LEVELS_63)
+    spans = _SPANS_4 if importance is None else _WEIGHTED_4
+    _quantize(x, importance, out, _OF_4, spans, _LEVELS_63, _GROUPS_4, _CODES_4)
 
 
 def _q5_k(x: Any, importance: Any, out: Any) -> None:
-    _offset(x, importance, out, 5, 176, _SPANS_5 if importance is None else _WEIGHTED_5, _LEVELS_63)
+    spans = _SPANS_5 if importance is None else _WEIGHTED_5
+    _quantize(x, importance, out, _OF_5, spans, _LEVELS_63, _GROUPS_5, _CODES_5)
 
 
 @inlined
-def _offset(x: Any, importance: Any, out: Any, bits: int, size: int, spans: Any, level_spans: Any) -> None:
-    nmax = (1 << bits) - 1
-    group = 16 if bits == 2 else 32
+def _quantize(
+    x: Any,
+    importance: Any,
+    out: Any,
+    numbers: Any,
+    spans: Any,
+    level_spans: Any,
+    pack_groups: Any,
+    pack_codes: Any,
+) -> None:
+    size, d_at, dmin_at, group, nmax, levels, capped_plain, capped_weighted, absolute, sigma_factor = numbers
     groups = BLOCK // group
-    levels = 15 if bits == 2 else 63
-    capped = bits == 5 or (bits == 4 and importance is None)
+    capped = capped_plain if importance is None else capped_weighted
     n_blocks = x.size // BLOCK
     starts = np.empty(LANES, np.intp)
     tile, w, trial, packed = scratch(BLOCK), scratch(BLOCK), scratch(group), byte_scratch(size)
@@ -68,15 +107,15 @@ def _offset(x: Any, importance: Any, out: Any, bits: int, size: int, spans: Any,
         places(first, n_blocks, n_blocks, BLOCK, starts)
         read(x, starts, BLOCK, tile)
         if importance is None:
-            _plain_weights(tile, group, bits == 2, w)
+            _plain_weights(tile, group, absolute, w)
         else:
             places(first, n_blocks, x.shape[1] // BLOCK, BLOCK, starts)
             read(importance, starts, BLOCK, w)
-            weigh(tile, BLOCK, square_sum(tile, BLOCK) * (1 if bits == 2 else 2) / float(BLOCK), w)
+            weigh(tile, BLOCK, square_sum(tile, BLOCK) * sigma_factor / float(BLOCK), w)
         for g in range(groups):
             at = g * group
-            absolute = bits == 2 and importance is None
-            scale, low, inverse, origin = fit_qkx(tile, at, group, nmax, spans, absolute, w, at, trial)
+            by_magnitude = importance is None and absolute
+            scale, low, inverse, origin = fit_qkx(tile, at, group, nmax, spans, by_magnitude, w, at, trial)
             store(scales, g, scale)
             store(minima, g, negative(low))
             store(inverses, g, inverse)
@@ -94,21 +133,19 @@ def _offset(x: Any, importance: Any, out: Any, bits: int, size: int, spans: Any,
             dmin = fit_qp(minima, groups, levels, level_spans, group_weights, minimum_codes)
         half_d, half_dmin = to_half(d), to_half(dmin)
         d, dmin = from_half(half_d), from_half(half_dmin)
-        _pack_codes(scale_codes, minimum_codes, capped, bits, packed)
+        if capped:
+            for g in range(groups):
+                store(scale_codes, g, to_floats(at_most(to_ints(load(scale_codes, g)), levels)))
+                store(minimum_codes, g, to_floats(at_most(to_ints(load(minimum_codes, g)), levels)))
+        # Codes follow the scales and minima that a reader finds in the bytes.
+        pack_groups(scale_codes, minimum_codes, packed)
         for g in range(groups):
             step = d * load(scale_codes, g)
             low = dmin * load(minimum_codes, g)
             _requantize(tile, g * group, group, nmax, step, low, load(inverses, g), load(origins, g))
-        if bits == 2:
-            pack_two_bit_codes(tile, 0, packed, 16)
-            store_half(packed, 80, half_d)
-            store_half(packed, 82, half_dmin)
-        else:
-            store_half(packed, 0, half_d)
-            store_half(packed, 2, half_dmin)
-            if bits == 5:
-                pack_bits(tile, 4, packed, 16)
-            pack_nibbles(tile, BLOCK, 64, packed, 48 if bits == 5 else 16)
+        store_half(packed, d_at, half_d)
+        store_half(packed, dmin_at, half_dmin)
+        pack_codes(tile, packed)
         places(first, n_blocks, n_blocks, size, starts)
         write(packed, size, out, starts)
 
@@ -127,7 +164,7 @@ def _plain_weights(tile: Any, group: int, absolute: bool, w: Any) -> None:
 
 @inlined
 def _code(values: Any, groups: int, levels: int, codes: Any) -> Any:
-    """Codes of the values as multiples of what is returned; see ``bamba_quant.codecs.q2_q4_q5_k``."""
+    """Codes of the values as multiples of what is returned; see ``q2_q4_q5_k``."""
     greatest = floats(0)
     for g in range(groups):
         greatest = where(load(values, g) > greatest, load(values, g), greatest)
@@ -136,33 +173,6 @@ def _code(values: Any, groups: int, levels: int, codes: Any) -> Any:
         code = nearest_int(inverse * load(values, g)) & 255
         store(codes, g, to_floats(where(greatest > 0, code, 0)))
     return greatest / float(levels)
-
-
-@inlined
-def _pack_codes(scales: Any, minima: Any, capped: bool, bits: int, packed: Any) -> None:
-    """The codes' bytes; scales and minima become what a reader will see in them."""
-    if bits == 2:
-        for g in range(16):
-            byte = (to_ints(load(scales, g)) | (to_ints(load(minima, g)) << 4)) & 255
-            store_bytes(packed, g, byte)
-            store(scales, g, to_floats(byte & 15))
-            store(minima, g, to_floats(byte >> 4))
-    else:
-        for g in range(4):
-            scale, high_scale = to_ints(load(scales, g)), to_ints(load(scales, g + 4))
-            low, high_low = to_ints(load(minima, g)), to_ints(load(minima, g + 4))
-            if capped:
-                scale, high_scale = at_most(scale, 63), at_most(high_scale, 63)
-                low, high_low = at_most(low, 63), at_most(high_low, 63)
-            scale = (scale | ((high_scale >> 4) << 6)) & 255
-            low = (low | ((high_low >> 4) << 6)) & 255
-            store_bytes(packed, 4 + g, scale)
-            store_bytes(packed, 8 + g, low)
-            store_bytes(packed, 12 + g, (high_scale & 15) | ((high_low & 15) << 4))
-            store(scales, g, to_floats(scale & 63))
-            store(scales, g + 4, to_floats((high_scale & 15) | ((scale >> 6) << 4)))
-            store(minima, g, to_floats(low & 63))
-            store(minima, g + 4, to_floats((high_low & 15) | ((low >> 6) << 4)))
 
 
 @inlined

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from bamba_quant.codecs.arithmetic import (
     ONE,
     ZERO,
     as_bytes,
-    half_bytes,
     largest,
     nearest_clipped,
     nearest_int,
@@ -20,27 +18,31 @@ from bamba_quant.codecs.arithmetic import (
 )
 from bamba_quant.codecs.arrays import F32, U8, Bytes
 from bamba_quant.codecs.blocks import block_codec
-from bamba_quant.codecs.fields import BlockFields, BlockLayout, given
-from bamba_quant.codecs.layout import (
-    broadcast_rows,
-    from_blocks,
-    halves,
-    pack_bits,
-    pack_nibbles,
-    pack_signed_scales,
-    pack_two_bit_codes,
-    to_blocks,
-    unpack_bits,
-    unpack_nibbles,
-    unpack_signed_scales,
-    unpack_two_bit_codes,
-)
+from bamba_quant.codecs.fields import Fields
+from bamba_quant.codecs.layout import Bits, BlockLayout, Field, broadcast_rows, from_blocks, to_blocks
 from bamba_quant.codecs.search import GROUP_MAX_EPS, make_q3_quants, make_qx_quants
 
 BLOCK = 256
 GROUP = 16
 GROUPS = BLOCK // GROUP
 _COMPILED = f"{__name__}.compiled"
+
+Q3 = BlockLayout(
+    block=BLOCK,
+    block_bytes=110,
+    group=GROUP,
+    codes=Field((Bits(32, 2, BLOCK, run=32), Bits(0, 1, BLOCK, run=32, low=2)), zero=4),
+    d=108,
+    scales=Field((Bits(96, 4, GROUPS, run=8), Bits(104, 2, GROUPS, run=4, low=4)), zero=32),
+)
+Q6 = BlockLayout(
+    block=BLOCK,
+    block_bytes=210,
+    group=GROUP,
+    codes=Field((Bits(0, 4, BLOCK, run=64), Bits(128, 2, BLOCK, run=32, low=4)), zero=32),
+    d=208,
+    scales=Field((Bits(192, 8, GROUPS),), signed=True),
+)
 
 
 def _grouped(flat: F32) -> F32:
@@ -76,20 +78,7 @@ def _quantize_q3_k(rows: F32, importance: F32 | None = None) -> U8:
         codes = fitted.astype(np.uint8)
     step = through_half(d) * (codes.astype(np.float32) - np.float32(32))
     q = _requantize(x, step, 4, L)
-    return from_blocks(rows.shape[1] // BLOCK, _join_q3_k(BlockFields(q, d, _signed(codes, 32))))
-
-
-def _split_q3_k(blocks: Bytes) -> BlockFields:
-    q = unpack_two_bit_codes(blocks[32:96]) | unpack_bits(blocks[:32]) << 2
-    scales = unpack_signed_scales(blocks[96:108])
-    return BlockFields(_signed(q, 4), halves(blocks[108:]), _signed(scales, 32))
-
-
-def _join_q3_k(fields: BlockFields) -> Bytes:
-    q, scales = _unsigned(fields.codes, 4), _unsigned(given(fields.scales), 32)
-    return np.concatenate(
-        (pack_bits(q >> 2), pack_two_bit_codes(q & 3), pack_signed_scales(scales), half_bytes(fields.d))
-    )
+    return Q3.packed(rows.shape[1] // BLOCK, Fields(q, d, _signed(codes, 32)))
 
 
 @quiet
@@ -103,65 +92,16 @@ def _quantize_q6_k(rows: F32, importance: F32 | None = None) -> U8:
     d = ONE / iscale
     codes = as_bytes(np.minimum(nearest_int(iscale * scales), 127))
     step = through_half(d) * codes.view(np.int8).astype(np.float32)
-    out = _join_q6_k(BlockFields(_requantize(x, step, 32, L), d, codes.view(np.int8)))
+    out = Q6.join(Fields(_requantize(x, step, 32, L), d, codes.view(np.int8)))
     out[:, np.abs(greatest) < GROUP_MAX_EPS] = 0
     return from_blocks(rows.shape[1] // BLOCK, out)
-
-
-def _split_q6_k(blocks: Bytes) -> BlockFields:
-    q = unpack_nibbles(blocks[:128], group=128) | unpack_two_bit_codes(blocks[128:192]) << 4
-    scales = np.ascontiguousarray(blocks[192:208]).view(np.int8)
-    return BlockFields(_signed(q, 32), halves(blocks[208:]), scales)
-
-
-def _join_q6_k(fields: BlockFields) -> Bytes:
-    q, scales = _unsigned(fields.codes, 32), given(fields.scales).view(np.uint8)
-    return np.concatenate(
-        (pack_nibbles(q & 15, group=128), pack_two_bit_codes(q >> 4), scales, half_bytes(fields.d))
-    )
 
 
 def _signed(q: Bytes, zero: int) -> NDArray[np.int8]:
     return (q - np.uint8(zero)).view(np.int8)
 
 
-def _unsigned(q: NDArray[np.int8], zero: int) -> Bytes:
-    return q.view(np.uint8) + np.uint8(zero)
-
-
-FIELDS_Q3_K = BlockLayout(
-    block=BLOCK,
-    block_bytes=110,
-    group=GROUP,
-    codes=(-4, 3),
-    split=_split_q3_k,
-    join=_join_q3_k,
-    scales=(-32, 31),
-)
-FIELDS_Q6_K = BlockLayout(
-    block=BLOCK,
-    block_bytes=210,
-    group=GROUP,
-    codes=(-32, 31),
-    split=_split_q6_k,
-    join=_join_q6_k,
-    scales=(-128, 127),
-)
 CODECS = (
-    block_codec(
-        "q3_k",
-        GGMLQuantizationType.Q3_K,
-        FIELDS_Q3_K,
-        _quantize_q3_k,
-        compiled=_COMPILED,
-        max_abs=32 * 65504.0,
-    ),
-    block_codec(
-        "q6_k",
-        GGMLQuantizationType.Q6_K,
-        FIELDS_Q6_K,
-        _quantize_q6_k,
-        compiled=_COMPILED,
-        max_abs=2048 * 65504.0,
-    ),
+    block_codec("q3_k", Q3, _quantize_q3_k, compiled=_COMPILED, max_abs=32 * 65504.0),
+    block_codec("q6_k", Q6, _quantize_q6_k, compiled=_COMPILED, max_abs=2048 * 65504.0),
 )

@@ -24,24 +24,25 @@ from bamba_quant.codecs.compiled.lanes import (
     load,
     magnitude,
     store,
-    store_bytes,
     to_floats,
-    to_ints,
     where,
 )
-from bamba_quant.codecs.compiled.packing import pack_bits, pack_nibbles, pack_two_bit_codes
+from bamba_quant.codecs.compiled.packing import packers
 from bamba_quant.codecs.compiled.search import fit_q3, fit_qx, square_sum, weigh
 from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
-from bamba_quant.codecs.q3_q6_k import BLOCK, GROUP, GROUPS
+from bamba_quant.codecs.q3_q6_k import BLOCK, GROUP, GROUPS, Q3, Q6
 from bamba_quant.codecs.search import GROUP_MAX_EPS, spans_around
 
 _SPANS_4, _SPANS_32 = spans_around(4, 9), spans_around(32, 9)
+Q3_BYTES, Q3_D, Q6_BYTES, Q6_D = Q3.block_bytes, Q3.d, Q6.block_bytes, Q6.d
+_PACK_SCALES_3, _PACK_3 = packers(Q3.scales, Q3.codes)
+_PACK_SCALES_6, _PACK_6 = packers(Q6.scales, Q6.codes)
 
 
 def _q3_k(x: Any, importance: Any, out: Any) -> None:
     n_blocks = x.size // BLOCK
     starts = np.empty(LANES, np.intp)
-    tile, w, L, packed = scratch(BLOCK), scratch(BLOCK), scratch(BLOCK), byte_scratch(110)
+    tile, w, L, packed = scratch(BLOCK), scratch(BLOCK), scratch(BLOCK), byte_scratch(Q3_BYTES)
     scales, group_weights, codes = scratch(GROUPS), scratch(GROUPS), scratch(GROUPS)
     for first in range(0, n_blocks, LANES):
         places(first, n_blocks, n_blocks, BLOCK, starts)
@@ -78,19 +79,18 @@ def _q3_k(x: Any, importance: Any, out: Any) -> None:
         d = from_half(half)
         for g in range(GROUPS):
             _requantize(tile, g * GROUP, d * (load(codes, g) - 32), 4, L)
-        pack_bits(L, 2, packed, 0)
-        pack_two_bit_codes(L, 0, packed, 32)
-        _pack_scales(codes, packed, 96)
-        store_half(packed, 108, half)
-        places(first, n_blocks, n_blocks, 110, starts)
-        write(packed, 110, out, starts)
+        _PACK_SCALES_3(codes, packed)
+        _PACK_3(L, packed)
+        store_half(packed, Q3_D, half)
+        places(first, n_blocks, n_blocks, Q3_BYTES, starts)
+        write(packed, Q3_BYTES, out, starts)
 
 
 def _q6_k(x: Any, importance: Any, out: Any) -> None:
     n_blocks = x.size // BLOCK
     starts = np.empty(LANES, np.intp)
-    tile, w, L, packed = scratch(BLOCK), scratch(BLOCK), scratch(BLOCK), byte_scratch(210)
-    scales = scratch(GROUPS)
+    tile, w, L, packed = scratch(BLOCK), scratch(BLOCK), scratch(BLOCK), byte_scratch(Q6_BYTES)
+    scales, codes = scratch(GROUPS), scratch(GROUPS)
     for first in range(0, n_blocks, LANES):
         places(first, n_blocks, n_blocks, BLOCK, starts)
         read(x, starts, BLOCK, tile)
@@ -116,15 +116,15 @@ def _q6_k(x: Any, importance: Any, out: Any) -> None:
             # The code is an int8, whatever the search handed on.
             code = (at_most(nearest_int(inverse * load(scales, g)), 127) << 24) >> 24
             _requantize(tile, g * GROUP, d * to_floats(code), 32, L)
-            store_bytes(packed, 192 + g, where(empty, 0, code))
+            store(codes, g, to_floats(where(empty, 0, code)))
         if any_lane(empty):
             for i in range(BLOCK):
                 store(L, i, where(empty, 0, load(L, i)))
-        pack_nibbles(L, BLOCK, 128, packed, 0)
-        pack_two_bit_codes(L, 4, packed, 128)
-        store_half(packed, 208, where(empty, 0, half))
-        places(first, n_blocks, n_blocks, 210, starts)
-        write(packed, 210, out, starts)
+        _PACK_SCALES_6(codes, packed)
+        _PACK_6(L, packed)
+        store_half(packed, Q6_D, where(empty, 0, half))
+        places(first, n_blocks, n_blocks, Q6_BYTES, starts)
+        write(packed, Q6_BYTES, out, starts)
 
 
 @inlined
@@ -137,19 +137,6 @@ def _requantize(tile: Any, at: int, step: Any, nmax: int, L: Any) -> None:
         if keeps:
             q = where(vanished, load(L, i), q)
         store(L, i, q)
-
-
-@inlined
-def _pack_scales(codes: Any, packed: Any, at: int) -> None:
-    """Sixteen codes of six bits: low nibbles in eight bytes, then high pairs in four."""
-    for g in range(8):
-        low, high = to_ints(load(codes, g)), to_ints(load(codes, g + 8))
-        store_bytes(packed, at + g, (low & 15) | ((high & 15) << 4))
-    for g in range(4):
-        byte = to_ints(load(codes, g)) >> 4
-        for k in range(1, 4):
-            byte = byte | ((to_ints(load(codes, g + 4 * k)) >> 4) << (2 * k))
-        store_bytes(packed, at + 8 + g, byte)
 
 
 KERNELS = {"q3_k": _q3_k, "q6_k": _q6_k}

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from gguf import GGMLQuantizationType
-from numpy.typing import NDArray
 
-from bamba_quant.codecs.arithmetic import as_bytes, extremes, half_bytes, largest, quiet, reciprocal, truncate
-from bamba_quant.codecs.arrays import F32, U8, Bytes
+from bamba_quant.codecs.arithmetic import as_bytes, extremes, largest, quiet, reciprocal, truncate
+from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.blocks import BlockCodec, block_codec
-from bamba_quant.codecs.fields import BlockFields, BlockLayout, given
-from bamba_quant.codecs.layout import from_blocks, halves, pack_nibbles, to_blocks, unpack_nibbles
+from bamba_quant.codecs.fields import Fields
+from bamba_quant.codecs.layout import Bits, BlockLayout, Field, to_blocks
 from bamba_quant.codecs.search import Grid, make_qkx_quants, make_qx_quants
 
 BLOCK = 32
@@ -26,8 +22,23 @@ def row_weights(x: F32, importance: F32) -> F32:
     return weights
 
 
+def layout_of(bits: int, offset: bool) -> BlockLayout:
+    """Q4_0's or Q5_0's blocks, with ``offset`` Q4_1's or Q5_1's; the fifth bits come before the nibbles."""
+    size = (4 if offset else 2) + 4 * bits
+    nibbles, fifth = Bits(size - 16, 4, BLOCK, run=16), Bits(size - 20, 1, BLOCK, low=4)
+    return BlockLayout(
+        block=BLOCK,
+        block_bytes=size,
+        group=BLOCK,
+        codes=Field((nibbles,) if bits == 4 else (nibbles, fifth), zero=0 if offset else 1 << (bits - 1)),
+        d=0,
+        dmin=2 if offset else None,
+        added=offset,
+    )
+
+
 def _signed(bits: int) -> BlockCodec:
-    nmax = 1 << (bits - 1)
+    nmax, layout = 1 << (bits - 1), layout_of(bits, offset=False)
 
     @quiet
     def quantize(x: F32, importance: F32 | None = None) -> U8:
@@ -40,22 +51,11 @@ def _signed(bits: int) -> BlockCodec:
         else:
             d, fitted = make_qx_quants(v, nmax, to_blocks(row_weights(x, importance), BLOCK))
             L = fitted.astype(np.uint8)
-        return from_blocks(x.shape[1] // BLOCK, _joined(L, bits, d))
+        return layout.packed(x.shape[1] // BLOCK, Fields((L - np.uint8(nmax)).view(np.int8), d))
 
-    fields = BlockLayout(
-        block=BLOCK,
-        block_bytes=2 + 4 * bits,
-        group=BLOCK,
-        codes=(-nmax, nmax - 1),
-        split=lambda blocks: BlockFields(
-            (_integers(blocks[2:], bits) - np.uint8(nmax)).view(np.int8), halves(blocks[:2])
-        ),
-        join=lambda fields: _joined(fields.codes.view(np.uint8) + np.uint8(nmax), bits, fields.d),
-    )
     return block_codec(
         f"q{bits}_0",
-        GGMLQuantizationType[f"Q{bits}_0"],
-        fields,
+        layout,
         quantize,
         compiled=f"{__name__}.compiled",
         max_abs=(nmax - 1) / 1.5 * 65504.0,
@@ -68,7 +68,7 @@ def offset_grid(bits: int) -> Grid:
 
 
 def _offset(bits: int) -> BlockCodec:
-    nmax = (1 << bits) - 1
+    nmax, layout = (1 << bits) - 1, layout_of(bits, offset=True)
 
     @quiet
     def quantize(x: F32, importance: F32 | None = None) -> U8:
@@ -83,43 +83,15 @@ def _offset(bits: int) -> BlockCodec:
             weights = to_blocks(row_weights(x, importance), BLOCK)
             d, low, fitted = make_qkx_quants(v, weights, offset_grid(bits))
             L, m = fitted.astype(np.uint8), -low
-        return from_blocks(x.shape[1] // BLOCK, _joined(L, bits, d, m))
+        return layout.packed(x.shape[1] // BLOCK, Fields(L, d, dmin=-m))
 
-    fields = BlockLayout(
-        block=BLOCK,
-        block_bytes=4 + 4 * bits,
-        group=BLOCK,
-        codes=(0, nmax),
-        split=lambda blocks: BlockFields(
-            _integers(blocks[4:], bits), halves(blocks[:2]), dmin=-halves(blocks[2:4])
-        ),
-        join=lambda fields: _joined(fields.codes, bits, fields.d, -given(fields.dmin)),
-    )
     return block_codec(
         f"q{bits}_1",
-        GGMLQuantizationType[f"Q{bits}_1"],
-        fields,
+        layout,
         quantize,
         compiled=f"{__name__}.compiled",
         max_abs=16376.0,
     )
-
-
-def _joined(L: Bytes, bits: int, *halves: NDArray[Any]) -> Bytes:
-    """A block's bytes: float16 numbers, then integers."""
-    return np.concatenate((*map(half_bytes, halves), *_high_bits(L, bits), pack_nibbles(L & 15)))
-
-
-def _high_bits(L: Bytes, bits: int) -> tuple[Bytes, ...]:
-    """Bit 4 of integer j as bit j of 32, in four bytes; nothing where integers have four bits."""
-    return () if bits == 4 else (np.packbits(L >> 4 & 1, axis=0, bitorder="little"),)
-
-
-def _integers(packed: Bytes, bits: int) -> Bytes:
-    if bits == 4:
-        return unpack_nibbles(packed)
-    L: Bytes = unpack_nibbles(packed[4:]) | np.unpackbits(packed[:4], axis=0, bitorder="little") << 4
-    return L
 
 
 CODECS = (_signed(4), _signed(5), _offset(4), _offset(5))

@@ -20,39 +20,41 @@ from bamba_quant.codecs.compiled.lanes import (
     at_most,
     load,
     store,
-    store_bytes,
     to_floats,
-    to_ints,
     where,
 )
-from bamba_quant.codecs.compiled.packing import pack_nibbles
+from bamba_quant.codecs.compiled.packing import packers
 from bamba_quant.codecs.compiled.search import fit_qkx, fit_qx, weigh
 from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
-from bamba_quant.codecs.q4_q5 import BLOCK, offset_grid
+from bamba_quant.codecs.q4_q5 import BLOCK, layout_of, offset_grid
 from bamba_quant.codecs.search import spans_around
 
 _SPANS_8, _SPANS_16 = spans_around(8, 9), spans_around(16, 9)
 _GRID_4, _GRID_5 = offset_grid(4).spans, offset_grid(5).spans
+(_PACK_Q4_0,), (_PACK_Q5_0,) = (packers(layout_of(bits, offset=False).codes) for bits in (4, 5))
+(_PACK_Q4_1,), (_PACK_Q5_1,) = (packers(layout_of(bits, offset=True).codes) for bits in (4, 5))
 
 
 def _q4_0(x: Any, importance: Any, out: Any) -> None:
-    _quantize(x, importance, out, 4, False, 18, _SPANS_8)
+    _quantize(x, importance, out, 4, False, 18, _SPANS_8, _PACK_Q4_0)
 
 
 def _q5_0(x: Any, importance: Any, out: Any) -> None:
-    _quantize(x, importance, out, 5, False, 22, _SPANS_16)
+    _quantize(x, importance, out, 5, False, 22, _SPANS_16, _PACK_Q5_0)
 
 
 def _q4_1(x: Any, importance: Any, out: Any) -> None:
-    _quantize(x, importance, out, 4, True, 20, _GRID_4)
+    _quantize(x, importance, out, 4, True, 20, _GRID_4, _PACK_Q4_1)
 
 
 def _q5_1(x: Any, importance: Any, out: Any) -> None:
-    _quantize(x, importance, out, 5, True, 24, _GRID_5)
+    _quantize(x, importance, out, 5, True, 24, _GRID_5, _PACK_Q5_1)
 
 
 @inlined
-def _quantize(x: Any, importance: Any, out: Any, bits: int, offset: bool, size: int, spans: Any) -> None:
+def _quantize(
+    x: Any, importance: Any, out: Any, bits: int, offset: bool, size: int, spans: Any, pack: Any
+) -> None:
     n_blocks, per_row = x.size // BLOCK, x.shape[1] // BLOCK
     starts = np.empty(LANES, np.intp)
     tile, w, trial, packed = scratch(BLOCK), scratch(BLOCK), scratch(BLOCK), byte_scratch(size)
@@ -75,9 +77,7 @@ def _quantize(x: Any, importance: Any, out: Any, bits: int, offset: bool, size: 
         else:
             d = _signed(tile, importance, w, bits, spans)
         store_half(packed, 0, to_half(d))
-        if bits == 5:
-            _pack_fifth_bits(tile, packed, size - 20)
-        pack_nibbles(tile, BLOCK, BLOCK, packed, size - 16)
+        pack(tile, packed)
         places(first, n_blocks, n_blocks, size, starts)
         write(packed, size, out, starts)
 
@@ -136,16 +136,6 @@ def _offset(tile: Any, importance: Any, w: Any, bits: int, spans: Any, trial: An
 def _as_byte(q: Any, greatest: int) -> Any:
     """What is left of an integer as an int8, at most ``greatest``, in a uint8."""
     return to_floats(at_most((q << 24) >> 24, greatest) & 255)
-
-
-@inlined
-def _pack_fifth_bits(tile: Any, packed: Any, at: int) -> None:
-    """Bit 4 of integer j as bit j of 32."""
-    for k in range(4):
-        byte = (to_ints(load(tile, 8 * k)) >> 4) & 1
-        for i in range(1, 8):
-            byte = byte | (((to_ints(load(tile, 8 * k + i)) >> 4) & 1) << i)
-        store_bytes(packed, at + k, byte)
 
 
 KERNELS = {"q4_0": _q4_0, "q5_0": _q5_0, "q4_1": _q4_1, "q5_1": _q5_1}

@@ -7,12 +7,17 @@ from gguf import GGMLQuantizationType
 
 from bamba_quant.codecs.arithmetic import half_bytes, quiet, reciprocal, round_half_away, truncate
 from bamba_quant.codecs.arrays import F32, I32, U8
-from bamba_quant.codecs.blocks import BlockCodec, Dequantize, Quantize, block_methods
-from bamba_quant.codecs.layout import from_blocks, halves, pack_two_bit_codes, to_blocks, unpack_two_bit_codes
+from bamba_quant.codecs.blocks import BlockCodec, block_codec, block_methods
+from bamba_quant.codecs.fields import Fields
+from bamba_quant.codecs.layout import Bits, BlockLayout, Field, from_blocks, halves, to_blocks
 
 BLOCK = 256
 # TQ1_0 keeps five trits a byte in 32 bytes, then in 16, then four a byte in 4: (bytes, trits in each).
 RUNS = ((32, 5), (16, 5), (4, 4))
+TQ2_0 = BlockLayout(
+    block=BLOCK, block_bytes=66, group=BLOCK, codes=Field((Bits(0, 2, BLOCK, run=32),), zero=1), d=64
+)
+_COMPILED = f"{__name__}.compiled"
 
 
 def _trits(flat: F32) -> tuple[F32, I32]:
@@ -56,28 +61,19 @@ def _dequantize_tq1(raw: U8) -> F32:
 def _quantize_tq2(rows: F32, importance: F32 | None = None) -> U8:
     """ggml-quants.c:2382; importance changes nothing there either."""
     d, trits = _trits(to_blocks(rows, BLOCK))
-    return from_blocks(rows.shape[1] // BLOCK, pack_two_bit_codes(trits.astype(np.uint8)), half_bytes(d))
-
-
-def _dequantize_tq2(raw: U8) -> F32:
-    blocks = to_blocks(raw, 66)
-    trits = unpack_two_bit_codes(blocks[:64]).astype(np.float32)
-    return from_blocks(raw.shape[1] // 66, (trits - np.float32(1)) * halves(blocks[64:]).astype(np.float32))
-
-
-def _codec(name: str, block_bytes: int, quantize: Quantize, dequantize: Dequantize) -> BlockCodec:
-    return BlockCodec(
-        name=name,
-        ggml_type=GGMLQuantizationType[name.upper()],
-        block_size=BLOCK,
-        block_bytes=block_bytes,
-        dequantize=dequantize,
-        methods=block_methods(name, (BLOCK, block_bytes), quantize, f"{__name__}.compiled"),
-        max_abs=65504.0,
-    )
+    return TQ2_0.packed(rows.shape[1] // BLOCK, Fields(trits.astype(np.int8) - np.int8(1), d))
 
 
 CODECS = (
-    _codec("tq1_0", 54, _quantize_tq1, _dequantize_tq1),
-    _codec("tq2_0", 66, _quantize_tq2, _dequantize_tq2),
+    BlockCodec(
+        name="tq1_0",
+        ggml_type=GGMLQuantizationType.TQ1_0,
+        block_size=BLOCK,
+        block_bytes=54,
+        dequantize=_dequantize_tq1,
+        methods=block_methods("tq1_0", (BLOCK, 54), _quantize_tq1, _COMPILED),
+        max_abs=65504.0,
+        gpu=f"{__name__}.gpu",
+    ),
+    block_codec("tq2_0", TQ2_0, _quantize_tq2, compiled=_COMPILED, max_abs=65504.0, with_fields=False),
 )

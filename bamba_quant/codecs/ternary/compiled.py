@@ -18,11 +18,12 @@ from bamba_quant.codecs.compiled.lanes import (
     to_floats,
     to_ints,
 )
-from bamba_quant.codecs.compiled.packing import pack_two_bit_codes
+from bamba_quant.codecs.compiled.packing import packers
 from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
-from bamba_quant.codecs.ternary import BLOCK, RUNS
+from bamba_quant.codecs.ternary import BLOCK, RUNS, TQ2_0
 
 (_RUN_1, _RUN_2, _RUN_3) = RUNS
+(_PACK_TQ2,) = packers(TQ2_0.codes)
 
 
 def _tq1_0(x: Any, importance: Any, out: Any) -> None:
@@ -48,7 +49,7 @@ def _tq2_0(x: Any, importance: Any, out: Any) -> None:
         places(first, n_blocks, n_blocks, BLOCK, starts)
         read(x, starts, BLOCK, tile)
         store_half(packed, 64, to_half(_trits(tile)))
-        pack_two_bit_codes(tile, 0, packed, 0)
+        _PACK_TQ2(tile, packed)
         places(first, n_blocks, n_blocks, 66, starts)
         write(packed, 66, out, starts)
 
