@@ -39,7 +39,7 @@ test: $(VENV)/test.stamp ## Install the test tools and run all tests (about 12 m
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Some of every package. Each path exists (tests/test_project_files.py).
-FAST_TESTS := tests/checkpoint/test_gguf.py tests/checkpoint/test_huggingface.py tests/checkpoint/test_targets.py \
+FAST_TESTS := tests/checkpoint/test_gguf.py tests/checkpoint/test_huggingface.py tests/checkpoint/test_config_groups.py \
 	tests/cli/test_console.py tests/codecs/test_bytes.py tests/codecs/test_dispatch.py tests/evaluation/test_gates.py \
 	tests/evaluation/test_intervals.py tests/families tests/inference/test_weights.py tests/metadata \
 	tests/planning/test_plan.py tests/planning/test_repair.py tests/recipes/test_least_cost.py \

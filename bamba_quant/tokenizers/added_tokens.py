@@ -17,7 +17,7 @@ from gguf import TokenType
 from bamba_quant.errors import TokenizerError, repr_short
 from bamba_quant.files.json_file import object_list, optional, read_json, required
 from bamba_quant.files.reading import TOKENIZER_BYTES, lexists
-from bamba_quant.tokenizers.settings import named_special_tokens
+from bamba_quant.tokenizers.settings import TokenizerConfig
 from bamba_quant.tokenizers.vocabulary import LARGEST_ID, two_ids, two_texts
 
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
@@ -76,31 +76,29 @@ def base_from_tokenizer(tokenizer: Any) -> BaseVocabulary:
 
 
 def read_added_tokens(
-    directory: Path,
-    settings: Mapping[str, Any],
+    config: TokenizerConfig,
     base: BaseVocabulary,
     file: Path,
     *,
     tokenizer: Mapping[str, Any] | None = None,
     renames: bool = False,
 ) -> AddedTokens:
-    """What the files of ``directory`` add to ``base``, the vocabulary of ``file``.
+    """What the files of the directory add to ``base``, the vocabulary of ``file``.
 
     ``tokenizer`` is its parsed tokenizer.json, if there is one already. With ``renames`` an added token may take the
     id of a base token, as for placeholders of a SentencePiece model. Raises ``TokenizerError`` where two files
     contradict each other, and for a BOS or EOS without an id.
     """
     found = _Collector(base, file, renames)
-    json_file = directory / "tokenizer.json"
+    json_file = config.directory / "tokenizer.json"
     if tokenizer is None:
         tokenizer = read_json(json_file, "the tokenizer", TOKENIZER_BYTES) if lexists(json_file) else {}
     for entry in object_list(tokenizer, "added_tokens", json_file, TokenizerError):
         found.add(_added(entry, json_file), json_file)
-    config = directory / "tokenizer_config.json"
-    decoder = optional(settings, "added_tokens_decoder", dict, config, TokenizerError)
+    decoder = optional(config.values, "added_tokens_decoder", dict, config.file, TokenizerError)
     with_flags = set() if decoder is not None else set(found.tokens)
-    named = list(named_special_tokens(settings, config))
-    listed = directory / "added_tokens.json"
+    named = list(config.special_tokens())
+    listed = config.directory / "added_tokens.json"
     if lexists(listed):
         special = {text for _, text, _ in named}
         texts = read_json(listed, "tokens added to the model")
@@ -111,19 +109,19 @@ def read_added_tokens(
                 found.add(AddedToken(token, text, text in special, normalized=text not in special), listed)
         with_flags |= set() if decoder is not None else set(texts)
     for key in decoder or {}:
-        entry = required(decoder or {}, key, dict, config, TokenizerError)
+        entry = required(decoder or {}, key, dict, config.file, TokenizerError)
         if not (key.isascii() and key.isdigit() and len(key) < 11):
             raise TokenizerError(
                 "added_tokens_decoder has a key that is not an id",
-                where=config,
+                where=config.file,
                 found=repr_short(key),
                 expected="digits",
             )
-        one = _added({**entry, "id": int(key)}, config)
-        found.add(one, config)
+        one = _added({**entry, "id": int(key)}, config.file)
+        found.add(one, config.file)
         with_flags.add(one.text)
     for kind, text, flags in named:
-        found.name(kind, text, flags if text not in with_flags else None, config)
+        found.name(kind, text, flags if text not in with_flags else None, config.file)
     return found.sorted()
 
 
@@ -132,16 +130,9 @@ def token_type(one: AddedToken) -> TokenType:
     return TokenType.CONTROL if one.special else TokenType.USER_DEFINED
 
 
-def splits_special(settings: Mapping[str, Any], where: object) -> bool:
-    """Whether a special token inside a text is encoded as ordinary text."""
-    return bool(optional(settings, "split_special_tokens", bool, where, TokenizerError))
-
-
-def llama_cpp_notes(
-    tokens: tuple[AddedToken, ...], settings: Mapping[str, Any], where: object
-) -> Iterator[str]:
+def llama_cpp_notes(tokens: tuple[AddedToken, ...], config: TokenizerConfig) -> Iterator[str]:
     """Notes on flags and settings that a GGUF cannot store."""
-    if splits_special(settings, where):
+    if config.splits_special:
         yield (
             "tokenizer_config.json says split_special_tokens = true; GGUF cannot say so, and with llama.cpp the caller "
             "decides"

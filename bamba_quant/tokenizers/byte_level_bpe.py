@@ -26,7 +26,7 @@ from bamba_quant.tokenizers.pretokenizers import (
     normalizer_notes,
     recognize_pretokenizer,
 )
-from bamba_quant.tokenizers.settings import tokenizer_config
+from bamba_quant.tokenizers.settings import TokenizerConfig, read_tokenizer_config
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids
 from bamba_quant.tokenizers.vocabulary import LARGEST_ID, Vocabulary, fill_embedding_rows, two_texts
 
@@ -54,7 +54,7 @@ class TokenizerJson:
     file: Path
     raw: bytes
     parsed: dict[str, Any]
-    settings: dict[str, Any]
+    config: TokenizerConfig
     base: dict[str, int]
     added: AddedTokens
 
@@ -71,9 +71,9 @@ def read_tokenizer_json(file: Path, *, for_llama: bool = False) -> TokenizerJson
     if for_llama:
         _check_model(file, model)
     base = _vocab(file, model["vocab"]) if isinstance(model.get("vocab"), dict) else {}
-    settings = tokenizer_config(file.parent)
-    added = read_added_tokens(file.parent, settings, base_from_vocab(base), file, tokenizer=parsed)
-    return TokenizerJson(file, raw, parsed, settings, base, added)
+    config = read_tokenizer_config(file.parent)
+    added = read_added_tokens(config, base_from_vocab(base), file, tokenizer=parsed)
+    return TokenizerJson(file, raw, parsed, config, base, added)
 
 
 def read_tokenizer_bytes(file: Path) -> bytes:
@@ -114,7 +114,7 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
     ``TokenizerError`` for any tokenizer that llama.cpp would not follow token by token.
     """
     read = read_tokenizer_json(file, for_llama=True)
-    tokenizer, settings, model = read.parsed, read.settings, read.parsed["model"]
+    tokenizer, config, model = read.parsed, read.config, read.parsed["model"]
     if pre is None:
         name, notes = recognize_pretokenizer(tokenizer, file)
     else:
@@ -124,8 +124,8 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
         known[added.token] = (added.text, int(token_type(added)))
     tokens, types = fill_embedding_rows(known, vocab_size, file)
     ids = {text: token for token, (text, _) in known.items()}
-    special, special_notes = special_ids(file.parent, settings, vocab_size, ids, {})
-    add_bos, add_eos, more = _added_around(file, tokenizer, special, settings)
+    special, special_notes = special_ids(config, vocab_size, ids, {})
+    add_bos, add_eos, more = _added_around(file, tokenizer, special, config)
     return Vocabulary(
         model="gpt2",
         pre=name,
@@ -135,11 +135,11 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
         special_ids=special,
         add_bos=add_bos,
         add_eos=add_eos,
-        chat_templates=chat_templates(file.parent, settings),
+        chat_templates=chat_templates(config),
         notes=(
             *notes,
             *read.added.notes,
-            *llama_cpp_notes(read.added.tokens, settings, file.parent / "tokenizer_config.json"),
+            *llama_cpp_notes(read.added.tokens, config),
             *more,
             *special_notes,
         ),
@@ -209,7 +209,7 @@ def _merges(file: Path, vocab: Mapping[str, int], merges: list[Any]) -> tuple[st
 
 
 def _added_around(
-    file: Path, tokenizer: dict[str, Any], special: dict[str, int], settings: dict[str, Any]
+    file: Path, tokenizer: dict[str, Any], special: dict[str, int], config: TokenizerConfig
 ) -> tuple[bool, bool, tuple[str, ...]]:
     """Whether encoding adds BOS before and EOS after a text, and notes."""
     before, after = tokens_around(tokenizer, file)
@@ -220,13 +220,12 @@ def _added_around(
             found=f"{repr_short(before)} before and {repr_short(after)} after a text",
             expected=f"at most BOS ({special.get('bos')}) before and EOS ({special.get('eos')}) after",
         )
-    where = file.parent / "tokenizer_config.json"
     notes = tuple(
         f"tokenizer_config.json says add_{kind}_token = {str(flag).lower()}, tokenizer.json does otherwise; "
         "tokenizer.json was followed"
         for kind, flag, does in (
-            ("bos", optional(settings, "add_bos_token", bool, where, TokenizerError), bool(before)),
-            ("eos", optional(settings, "add_eos_token", bool, where, TokenizerError), bool(after)),
+            ("bos", config.flag("add_bos_token"), bool(before)),
+            ("eos", config.flag("add_eos_token"), bool(after)),
         )
         if flag is not None and flag != does
     )

@@ -18,7 +18,6 @@ from bamba_quant.tokenizers.added_tokens import (
     AddedToken,
     base_from_tokenizer,
     read_added_tokens,
-    splits_special,
 )
 from bamba_quant.tokenizers.byte_level_bpe import (
     json_without_model,
@@ -30,7 +29,7 @@ from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
 from bamba_quant.tokenizers.library_guard import check_pipeline, library_errors, quiet_stderr, tokens_around
 from bamba_quant.tokenizers.sentencepiece_codec import sentencepiece_codec, to_library_token
 from bamba_quant.tokenizers.sentencepiece_model import read_sentencepiece_files
-from bamba_quant.tokenizers.settings import tokenizer_config, tokenizer_file
+from bamba_quant.tokenizers.settings import read_tokenizer_config, tokenizer_file
 from bamba_quant.tokenizers.vocabulary import Vocabulary, is_filler
 
 # Patterns that take exponential time often show it at a repeated letter.
@@ -84,9 +83,12 @@ def _from_directory(directory: Path) -> Encoder:
     if file.name != "tokenizer.json":
         files = read_sentencepiece_files(file)
         texts = {token: text for token, (text, _) in files.known.items()}
-        split = splits_special(files.settings, directory / "tokenizer_config.json")
         plain, decode = sentencepiece_codec(
-            files.model, texts, files.added.tokens, space_once=files.space_once, split_special=split
+            files.model,
+            texts,
+            files.added.tokens,
+            space_once=files.space_once,
+            split_special=files.config.splits_special,
         )
         return Encoder(plain, decode, files.bos)
     tokenizer, before = _tokenizer_json(file)
@@ -118,12 +120,11 @@ def _tokenizer_json(file: Path) -> tuple[Any, list[int]]:
     tokenizer, parsed = _loaded(file) or _parsed(file)
     check_pipeline(parsed, file)
     before, _ = tokens_around(parsed, file)
-    settings = tokenizer_config(file.parent)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):
         tokenizer.model.dropout = None  # of training: it would draw other tokens each time
-    tokenizer.encode_special_tokens = splits_special(settings, file.parent / "tokenizer_config.json")
+    tokenizer.encode_special_tokens = read_tokenizer_config(file.parent).splits_special
     return tokenizer, before
 
 
@@ -145,10 +146,8 @@ def _loaded(file: Path) -> Read | None:
             tokenizer = Tokenizer.from_buffer(raw)
     except TokenizerError:  # parsing it gives a better error
         return None
-    settings = tokenizer_config(file.parent)
-    added = read_added_tokens(
-        file.parent, settings, base_from_tokenizer(tokenizer), file, tokenizer=parsed
-    ).tokens
+    config = read_tokenizer_config(file.parent)
+    added = read_added_tokens(config, base_from_tokenizer(tokenizer), file, tokenizer=parsed).tokens
     if {one.content for one in tokenizer.get_added_tokens_decoder().values()} - {one.text for one in added}:
         return None  # a key that only the library recognised, by escapes
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):

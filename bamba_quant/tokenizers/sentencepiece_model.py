@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from gguf import TokenType
 
 from bamba_quant.errors import TokenizerError, repr_short
-from bamba_quant.files.json_file import optional
 from bamba_quant.files.reading import read_bytes
 from bamba_quant.tokenizers.added_tokens import (
     AddedToken,
@@ -22,7 +21,7 @@ from bamba_quant.tokenizers.added_tokens import (
     token_type,
 )
 from bamba_quant.tokenizers.library_guard import first_line
-from bamba_quant.tokenizers.settings import tokenizer_config
+from bamba_quant.tokenizers.settings import TokenizerConfig, read_tokenizer_config
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_id, special_ids
 from bamba_quant.tokenizers.vocabulary import BPE, UNIGRAM, Vocabulary, fill_embedding_rows, two_ids
 
@@ -44,7 +43,7 @@ class SentencePieceFiles:
 
     file: Path
     model: Any
-    settings: dict[str, Any]
+    config: TokenizerConfig
     added: AddedTokens
     space_once: bool
 
@@ -59,7 +58,7 @@ class SentencePieceFiles:
         This is the default of llama.cpp and of transformers 4, with which these models were published. Transformers 5
         documents it for LlamaTokenizer too, but its code adds none (TokenizersBackend, ``_add_bos_token``).
         """
-        flag = _flag(self.settings, "add_bos_token", self.file)
+        flag = self.config.flag("add_bos_token")
         return "bos" in self.own_ids if flag is None else flag
 
     @property
@@ -68,7 +67,7 @@ class SentencePieceFiles:
         if not self.add_bos:
             return None
         ids = {text: token for token, (text, _) in self.known.items()}
-        token = special_id(self.file.parent, self.settings, "bos", ids, self.own_ids)
+        token = special_id(self.config, "bos", ids, self.own_ids)
         if token is None:
             raise TokenizerError(
                 "the tokenizer adds BOS to a text and has no such token",
@@ -80,7 +79,7 @@ class SentencePieceFiles:
 
     @property
     def add_eos(self) -> bool:
-        return bool(_flag(self.settings, "add_eos_token", self.file))
+        return bool(self.config.flag("add_eos_token"))
 
     @property
     def own_ids(self) -> dict[str, int]:
@@ -103,12 +102,12 @@ class SentencePieceFiles:
 def read_sentencepiece_files(file: Path) -> SentencePieceFiles:
     """Read ``file`` and the files beside it. Raises a ``BambaQuantError`` for ids and tokens that contradict."""
     model = _parsed(file)
-    settings = tokenizer_config(file.parent)
+    config = read_tokenizer_config(file.parent)
     base: dict[str, int] = {}
     for token, piece in enumerate(model.pieces):
         if base.setdefault(piece.piece, token) != token:
             raise two_ids(piece.piece, base[piece.piece], token, file)
-    added = read_added_tokens(file.parent, settings, base_from_vocab(base), file, renames=True)
+    added = read_added_tokens(config, base_from_vocab(base), file, renames=True)
     # transformers cuts the model's own control and user-defined pieces out of a text, too.
     listed = {one.text for one in added.tokens}
     renamed = {one.token for one in added.tokens}
@@ -124,19 +123,15 @@ def read_sentencepiece_files(file: Path) -> SentencePieceFiles:
         if one.token < len(model.pieces) and model.pieces[one.token].piece != one.text:
             model.pieces[one.token].piece = one.text
             model.pieces[one.token].type = int(token_type(one))
-    prefix = _flag(settings, "add_prefix_space", file)
+    prefix = config.flag("add_prefix_space")
     if prefix is not None:
         model.normalizer_spec.add_dummy_prefix = prefix
     once = (
         model.trainer_spec.model_type != UNIGRAM
         and bool(model.normalizer_spec.add_dummy_prefix)
-        and not _flag(settings, "legacy", file)
+        and not config.flag("legacy")
     )
-    return SentencePieceFiles(file, model, settings, AddedTokens(tokens, added.notes), once)
-
-
-def _flag(settings: Mapping[str, Any], key: str, file: Path) -> bool | None:
-    return optional(settings, key, bool, file.parent / "tokenizer_config.json", TokenizerError)
+    return SentencePieceFiles(file, model, config, AddedTokens(tokens, added.notes), once)
 
 
 def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
@@ -145,14 +140,14 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
     Raises ``TokenizerError`` for a model that llama.cpp would not follow.
     """
     read = read_sentencepiece_files(file)
-    model, settings, unigram = read.model, read.settings, read.unigram
+    model, config, unigram = read.model, read.config, read.unigram
     _check(file, model)
     known = read.known
     tokens, types = fill_embedding_rows(known, vocab_size, file)
     scores = [piece.score for piece in model.pieces]
     scores += [_ADDED_SCORE] * (vocab_size - len(scores))
     ids = {text: token for token, (text, _) in known.items()}
-    special, special_notes = special_ids(file.parent, settings, vocab_size, ids, read.own_ids)
+    special, special_notes = special_ids(config, vocab_size, ids, read.own_ids)
     prefix = bool(model.normalizer_spec.add_dummy_prefix)
     return Vocabulary(
         model="t5" if unigram else "llama",
@@ -166,20 +161,20 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
         add_space_prefix=prefix,
         remove_extra_whitespaces=bool(model.normalizer_spec.remove_extra_whitespaces) if unigram else None,
         charsmap=model.normalizer_spec.precompiled_charsmap if unigram else b"",
-        chat_templates=chat_templates(file.parent, settings),
+        chat_templates=chat_templates(config),
         notes=(
             *_notes(tokens, types, special.values(), read.space_once),
-            *_bos_note(settings, read),
+            *_bos_note(read),
             *read.added.notes,
-            *llama_cpp_notes(read.added.tokens, settings, file.parent / "tokenizer_config.json"),
+            *llama_cpp_notes(read.added.tokens, config),
             *special_notes,
         ),
         space_prefix_once=read.space_once,
     )
 
 
-def _bos_note(settings: Mapping[str, Any], read: SentencePieceFiles) -> tuple[str, ...]:
-    if read.add_bos and settings.get("add_bos_token") is None:
+def _bos_note(read: SentencePieceFiles) -> tuple[str, ...]:
+    if read.add_bos and read.config.flag("add_bos_token") is None:
         return (
             "tokenizer_config.json does not say add_bos_token; BOS is added, as in llama.cpp and transformers 4, while "
             "transformers 5 adds none for some classes of tokenizers",

@@ -12,7 +12,7 @@ from bamba_quant.files.json_file import object_list, read_json, required
 from bamba_quant.files.reading import check_link, lexists, read_text
 from bamba_quant.tokenizers.gguf_vocabulary import read_gguf_vocabulary
 from bamba_quant.tokenizers.llama_rules import END_OF_GENERATION_TEXTS, end_of_generation_tokens
-from bamba_quant.tokenizers.settings import special_token_text
+from bamba_quant.tokenizers.settings import TokenizerConfig
 from bamba_quant.tokenizers.vocabulary import LARGEST_ID, Vocabulary
 
 _STOPS = ("eos", "eot", "eom")  # where llama.cpp looks for tokens that end a text
@@ -20,8 +20,7 @@ _KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
 
 
 def special_ids(
-    directory: Path,
-    settings: Mapping[str, Any],
+    config: TokenizerConfig,
     vocab_size: int,
     ids: Mapping[str, int],
     own: Mapping[str, int],
@@ -32,11 +31,11 @@ def special_ids(
     "eom". Notes name those beyond, ids that the embedding has no row for, and where llama.cpp stops besides. Raises
     ``TokenizerError`` for a special token that is not in the vocabulary and for settings of another kind.
     """
-    named = ((kind, special_id(directory, settings, kind, ids, own)) for kind in (*own, *_KINDS))
+    named = ((kind, special_id(config, kind, ids, own)) for kind in (*own, *_KINDS))
     special = {kind: token for kind, token in named if token is not None}
     notes: list[str] = []
     for name in ("config.json", "generation_config.json"):
-        file = directory / name
+        file = config.directory / name
         if not lexists(file):
             continue
         values = read_json(file, "the model's settings")
@@ -51,25 +50,25 @@ def special_ids(
                 )
             if kind != "eos" and tokens:
                 special.setdefault(kind, tokens[0])
-    source, stops = directory_stop_tokens(directory)
+    source, stops = directory_stop_tokens(config.directory)
     stops = [token for token in stops if token < vocab_size]
     return special, (*notes, *_assign_stop_kinds(special, stops, source, ids))
 
 
 def special_id(
-    directory: Path, settings: Mapping[str, Any], kind: str, ids: Mapping[str, int], own: Mapping[str, int]
+    config: TokenizerConfig, kind: str, ids: Mapping[str, int], own: Mapping[str, int]
 ) -> int | None:
     """The id of a special token: as the settings name it, else the tokenizer's ``own``.
 
     Raises ``TokenizerError`` for one that is not in the vocabulary.
     """
-    text = special_token_text(settings, kind, directory / "tokenizer_config.json")
+    text = config.special_token(kind)
     if text is None:
         return own.get(kind)
     if text not in ids:
         raise TokenizerError(
             f"the {kind} token is not in the vocabulary",
-            where=directory,
+            where=config.directory,
             found=repr_short(text),
             fix=f"correct {kind}_token in tokenizer_config.json",
         )
@@ -107,9 +106,9 @@ def _assign_stop_kinds(
         yield "nothing in the directory says where a text ends"
 
 
-def chat_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+def chat_templates(config: TokenizerConfig) -> dict[str, str]:
     """Templates by name, the usual one under "default": from chat_template.jinja, .json or the tokenizer's settings."""
-    found, where = settings.get("chat_template"), directory / "tokenizer_config.json"
+    directory, found, where = config.directory, config.values.get("chat_template"), config.file
     if lexists(directory / "chat_template.jinja"):
         check_link(directory / "chat_template.jinja", directory)
         found = read_text(directory / "chat_template.jinja", "a chat template")
