@@ -41,10 +41,10 @@ def read_compressed_tensors(quantization: Mapping[str, Any], stored: WeightAssem
     for name, tensor in list(stored.remaining().items()):
         if name.endswith(".weight_packed"):
             module = name.removesuffix(".weight_packed")
-            _packed(stored, module, groups.find(module, "int"))
+            _assemble_integers(stored, module, groups.find(module, "int"))
         elif name.endswith(".weight") and tensor.format.name == E4M3:
             module = name.removesuffix(".weight")
-            _float(stored, module, tensor, groups.find(module, "float"))
+            _assemble_float8(stored, module, tensor, groups.find(module, "float"))
     for name in stored.remaining():
         if _UNUSED.search(name):
             stored.unused.add(name)
@@ -55,15 +55,17 @@ def read_compressed_tensors(quantization: Mapping[str, Any], stored: WeightAssem
             )
 
 
-def _float(stored: WeightAssembler, module: str, codes: StoredTensor, group: Mapping[str, Any]) -> None:
+def _assemble_float8(
+    stored: WeightAssembler, module: str, codes: StoredTensor, group: Mapping[str, Any]
+) -> None:
     weights = group["weights"]
     strategy, name = weights.get("strategy"), f"{module}.weight"
     bits = weights.get("num_bits")
     if type(bits) is not int or bits != 8 or not _symmetric(weights) or len(codes.shape) != 2:
-        found = f"{_said(weights)}, shape {codes.shape}"
+        found = f"{_describe_weights(weights)}, shape {codes.shape}"
         raise stored.unsupported(name, found, "8 bits, symmetric, a matrix")
     rows, columns = codes.shape
-    height, width = _tile(stored, name, weights, rows, columns)
+    height, width = _tile_shape(stored, name, weights, rows, columns)
     tall, wide = -(-rows // height), -(-columns // width)
     shapes = {"tensor": ((1,), (), (1, 1)), "channel": ((rows, 1), (rows,))}.get(
         str(strategy), ((tall, wide),)
@@ -81,7 +83,7 @@ def _float(stored: WeightAssembler, module: str, codes: StoredTensor, group: Map
     )
 
 
-def _said(weights: Mapping[str, Any]) -> str:
+def _describe_weights(weights: Mapping[str, Any]) -> str:
     return f"num_bits {repr_short(weights.get('num_bits'))}, symmetric {repr_short(weights.get('symmetric', True))}"
 
 
@@ -91,7 +93,7 @@ def _symmetric(weights: Mapping[str, Any]) -> bool | None:
     return found if isinstance(found, bool) else None
 
 
-def _tile(
+def _tile_shape(
     stored: WeightAssembler, name: str, weights: Mapping[str, Any], rows: int, columns: int
 ) -> tuple[int, int]:
     """Rows and columns that share a scale."""
@@ -109,15 +111,15 @@ def _tile(
     raise stored.unsupported(name, found, f"strategy {_STRATEGIES}, with its sizes")
 
 
-def _packed(stored: WeightAssembler, module: str, described: Mapping[str, Any]) -> None:
+def _assemble_integers(stored: WeightAssembler, module: str, described: Mapping[str, Any]) -> None:
     weights = described["weights"]
     name, bits, symmetric = f"{module}.weight", weights.get("num_bits"), _symmetric(weights)
     if type(bits) is not int or bits not in (4, 8) or symmetric is None:
-        raise stored.unsupported(name, _said(weights), "4 or 8 bits, symmetric true or false")
+        raise stored.unsupported(name, _describe_weights(weights), "4 or 8 bits, symmetric true or false")
     if stored.get(f"{module}.weight_g_idx") is not None:
         raise stored.unsupported(name, "weight_g_idx", "groups in order")
-    rows, columns = _shape(stored, f"{module}.weight_shape")
-    _, group = _tile(stored, name, weights, rows, columns)
+    rows, columns = _weight_shape(stored, f"{module}.weight_shape")
+    _, group = _tile_shape(stored, name, weights, rows, columns)
     if weights.get("strategy") not in ("group", "channel") or group % 32 or columns % group:
         strategy = repr_short(weights.get("strategy"))
         found = f"strategy {strategy}, {group} of {columns} columns share a scale"
@@ -148,7 +150,7 @@ def _unpack_zeros(words: Any, count: int, bits: int) -> Any:
     return unpack_zeros(words, bits, count)
 
 
-def _shape(stored: WeightAssembler, name: str) -> tuple[int, int]:
+def _weight_shape(stored: WeightAssembler, name: str) -> tuple[int, int]:
     """The two numbers that ``weight_shape`` holds."""
     tensor = stored.take(name, ("i64", "i32"), ((2,),))
     raw = np.empty(tensor.n_bytes, np.uint8)

@@ -122,7 +122,7 @@ class KeyValues(dict[str, GgufValue]):
         kind: GGUFValueType = GGUFValueType.UINT32,
     ) -> int | None:
         """An integer from ``least`` to ``most``."""
-        found: int | None = self._get(key, (kind,), _from_to(least, most))
+        found: int | None = self._get(key, (kind,), _in_range(least, most))
         return found
 
     def number(self, key: str) -> float | None:
@@ -144,7 +144,7 @@ class KeyValues(dict[str, GgufValue]):
         kinds: tuple[GGUFValueType, ...] = (GGUFValueType.UINT32, GGUFValueType.INT32),
     ) -> list[int] | None:
         """An array of integers, each from ``least`` to ``most``; by default of 32 bits."""
-        found: list[int] | None = self._get(key, kinds, _from_to(least, most), array=True)
+        found: list[int] | None = self._get(key, kinds, _in_range(least, most), array=True)
         return found
 
     def numbers(self, key: str) -> list[float] | None:
@@ -187,7 +187,7 @@ class KeyValues(dict[str, GgufValue]):
 _Fits = tuple[str, Callable[[Any], bool] | None]
 
 
-def _from_to(least: int, most: int) -> _Fits:
+def _in_range(least: int, most: int) -> _Fits:
     return f"from {least} to {most}", lambda number: least <= number <= most
 
 

@@ -65,17 +65,17 @@ def read_huggingface(
             read = partial(read_safetensors, quantized=True)
         index = directory / index_name
         if lexists(index):
-            tensors, more = _indexed(index, single_name, read)
+            tensors, more = _read_indexed(index, single_name, read)
             notes += more
         elif files := sorted(directory.glob(pattern)):
-            tensors = _merged(files, read)
+            tensors = _read_unindexed(files, read)
         else:
             continue
         if not tensors:
             raise CheckpointError("the checkpoint's files hold no tensor", where=directory)
         used = tuple(sorted({tensor.file for tensor in tensors.values()}))
         if reading.strip_prefix:
-            tensors, more = _stripped(tensors, reading.strip_prefix)
+            tensors, more = _strip_prefix(tensors, reading.strip_prefix)
             notes += more
         if not quantized:
             return replace(found, tensors=tensors, files=used, notes=notes)
@@ -102,7 +102,7 @@ def _quantized_already(config: Mapping[str, Any], file: Path) -> PlanError:
     )
 
 
-def _stripped(tensors: Tensors, prefix: str) -> tuple[Tensors, tuple[str, ...]]:
+def _strip_prefix(tensors: Tensors, prefix: str) -> tuple[Tensors, tuple[str, ...]]:
     """The tensors without ``prefix`` before their names, and a note with the number of names that had it."""
     stripped: Tensors = {}
     for name, tensor in tensors.items():
@@ -119,7 +119,7 @@ def _stripped(tensors: Tensors, prefix: str) -> tuple[Tensors, tuple[str, ...]]:
     return stripped, ((f"removed {prefix!r} from {count} of {len(tensors)} tensor names",) if count else ())
 
 
-def _indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensors, tuple[str, ...]]:
+def _read_indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensors, tuple[str, ...]]:
     """The tensors of all shards, and notes on the index.
 
     An output matrix that the index lists and no shard stores is accepted, because some tools list it where it is tied
@@ -187,7 +187,7 @@ def _is_file_name(name: str) -> bool:
     return Path(name).name == name and "\0" not in name and len(name.encode()) <= _MOST_NAME
 
 
-def _merged(files: list[Path], read: ReadFile) -> Tensors:
+def _read_unindexed(files: list[Path], read: ReadFile) -> Tensors:
     tensors: Tensors = {}
     for file in files:
         shard = read(file)
@@ -220,7 +220,7 @@ def adapter_notes(directory: Path, *, ignore: bool) -> tuple[str, ...]:
     found = [name for name in ADAPTER_FILES if lexists(directory / name)]
     if not found:
         return ()
-    described = _described(directory)
+    described = _describe_adapter(directory)
     if not lexists(directory / "config.json"):
         raise CheckpointError(
             "the directory holds an adapter, not a model",
@@ -239,7 +239,7 @@ def adapter_notes(directory: Path, *, ignore: bool) -> tuple[str, ...]:
     return (f"the adapter beside the model is not applied ({', '.join(found)}; {described})",)
 
 
-def _described(directory: Path) -> str:
+def _describe_adapter(directory: Path) -> str:
     """Type and base model of the adapter, from its configuration."""
     try:
         config = read_json(directory / ADAPTER_CONFIG, "the adapter's configuration")

@@ -50,8 +50,8 @@ class Imatrix:
     def metadata(self) -> dict[str, GgufValue]:
         """The key-values llama-quantize writes; its strings are cut at 127 bytes."""
         values = {
-            "quantize.imatrix.file": string(_cut(str(self.file))),
-            "quantize.imatrix.dataset": string(_cut(self.dataset)),
+            "quantize.imatrix.file": string(_truncate(str(self.file))),
+            "quantize.imatrix.dataset": string(_truncate(self.dataset)),
             "quantize.imatrix.entries_count": uint32(len(self.entries)),
             "quantize.imatrix.chunks_count": uint32(self.chunks),
         }
@@ -214,13 +214,13 @@ def _entry(
         )
     shape = (len(numbers), -1)
     return TensorSums(
-        _wide(read_tensor(squares)).reshape(shape),
+        _to_float64(read_tensor(squares)).reshape(shape),
         numbers.astype(np.int64),
-        None if sums is None else _wide(read_tensor(sums)).reshape(shape),
+        None if sums is None else _to_float64(read_tensor(sums)).reshape(shape),
     )
 
 
-def _wide(values: NDArray[Any]) -> F64:
+def _to_float64(values: NDArray[Any]) -> F64:
     with np.errstate(invalid="ignore"):  # numpy's warning for signalling NaNs
         return values.astype(np.float64)
 
@@ -232,10 +232,10 @@ def _read_dat(file: Path, stream: BinaryIO, size: int) -> ActivationSums:
             if name in entries:
                 raise ValueError(f"the entry {name!r} twice")
             # Sums of means over ``calls`` chunks; 0 is taken as 1.
-            entries[name] = TensorSums(_wide(values)[None], np.array([max(1, calls)], np.int64))
+            entries[name] = TensorSums(_to_float64(values)[None], np.array([max(1, calls)], np.int64))
         left = stream.tell() < size
         chunks = _integer(stream, size) if left else 0
-        dataset = _take(stream, size, _integer(stream, size, least=0)) if left else b""
+        dataset = _read_exactly(stream, size, _integer(stream, size, least=0)) if left else b""
     except ValueError as error:
         raise CheckpointError(
             "not an importance matrix, or a damaged one",
@@ -247,28 +247,28 @@ def _read_dat(file: Path, stream: BinaryIO, size: int) -> ActivationSums:
 
 
 def _dat_entries(stream: BinaryIO, size: int) -> Iterator[tuple[str, int, F32]]:
-    """Name, calls and sums of each entry. Raises ``ValueError`` as ``_take``."""
+    """Name, calls and sums of each entry. Raises ``ValueError`` as ``_read_exactly``."""
     count = _integer(stream, size, least=1)
     if count > MAX_TENSORS:
         raise ValueError(f"{count} entries; at most {MAX_TENSORS} are supported")
     for _ in range(count):
-        name = _take(stream, size, _integer(stream, size, least=0)).decode("utf-8", "surrogateescape")
+        name = _read_exactly(stream, size, _integer(stream, size, least=0)).decode("utf-8", "surrogateescape")
         calls = _integer(stream, size)
         yield (
             name,
             calls,
-            np.frombuffer(_take(stream, size, 4 * _integer(stream, size, least=1)), dtype="<f4"),
+            np.frombuffer(_read_exactly(stream, size, 4 * _integer(stream, size, least=1)), dtype="<f4"),
         )
 
 
 def _integer(stream: BinaryIO, size: int, least: int = -(2**31)) -> int:
-    (found,) = struct.unpack("<i", _take(stream, size, 4))
+    (found,) = struct.unpack("<i", _read_exactly(stream, size, 4))
     if found < least:
         raise ValueError(f"a count of {found}")
     return int(found)
 
 
-def _take(stream: BinaryIO, size: int, count: int) -> bytes:
+def _read_exactly(stream: BinaryIO, size: int, count: int) -> bytes:
     """The next ``count`` bytes of a file of ``size``. Raises ``ValueError`` where there are not as many."""
     raw = stream.read(count) if stream.tell() + count <= size else b""
     if len(raw) < count:
@@ -276,5 +276,5 @@ def _take(stream: BinaryIO, size: int, count: int) -> bytes:
     return raw
 
 
-def _cut(text: str) -> str:
+def _truncate(text: str) -> str:
     return text.encode("utf-8", "surrogateescape")[:127].decode("utf-8", "ignore")

@@ -115,18 +115,18 @@ class _PickleMachine:
             items = [stack.pop()] if name == "APPEND" else stack
             target = stack[-1] if name == "APPEND" else self._to_mark()[-1]
             if type(target) is not list:
-                raise PickleError(f"items added to {_described(target)}")
+                raise PickleError(f"items added to {_describe(target)}")
             target += items
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else stack
             _set_items(stack[-1] if name == "SETITEM" else self._to_mark()[-1], items)
         elif name == "REDUCE":
             arguments = stack.pop()
-            stack[-1] = _called(stack[-1], arguments)
+            stack[-1] = _call(stack[-1], arguments)
         elif name == "BUILD":  # a state_dict's versions of modules
             stack.pop()
             if type(stack[-1]) is not dict:
-                raise PickleError(f"a state set on {_described(stack[-1])}")
+                raise PickleError(f"a state set on {_describe(stack[-1])}")
         elif name == "BINPERSID":
             stack[-1] = _storage(stack[-1])
         elif name != "PROTO":
@@ -143,17 +143,17 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 def _set_items(target: Any, items: list[Any]) -> None:
     if type(target) is not dict or len(items) % 2:
-        raise PickleError(f"items added to {_described(target)}")
+        raise PickleError(f"items added to {_describe(target)}")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str):
-            raise PickleError(f"a key that is not text: {_described(key)}")
+            raise PickleError(f"a key that is not text: {_describe(key)}")
         target[key] = value
 
 
-def _called(function: Any, arguments: Any) -> Any:
+def _call(function: Any, arguments: Any) -> Any:
     """The result of one of torch's own functions or classes."""
     if type(function) is not _Global or type(arguments) is not tuple:
-        raise PickleError(f"a call of {_described(function)}")
+        raise PickleError(f"a call of {_describe(function)}")
     name = str(function)
     if name == "collections.OrderedDict" and not arguments:
         return {}
@@ -162,12 +162,12 @@ def _called(function: Any, arguments: Any) -> Any:
     if name.startswith("torch._utils._rebuild_parameter") and arguments:
         return _only_tensor(arguments[0])
     if name == "torch._tensor._rebuild_from_type_v2" and len(arguments) == 4:  # with attributes of its own
-        return _only_tensor(_called(arguments[0], arguments[2]))
-    raise PickleError(f"a call of {_described(function)}")
+        return _only_tensor(_call(arguments[0], arguments[2]))
+    raise PickleError(f"a call of {_describe(function)}")
 
 
 def _only_tensor(value: Any) -> PickledTensor:
-    return value if type(value) is PickledTensor else _refused(value)
+    return value if type(value) is PickledTensor else _not_a_tensor(value)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, metadata: Any = None) -> PickledTensor:
@@ -179,7 +179,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, metadata: Any = 
         and are_counts((offset, *stride))
     ):
         raise PickleError(
-            f"a tensor of {_described(storage)}, offset {repr_short(offset)}, shape {repr_short(shape)}, "
+            f"a tensor of {_describe(storage)}, offset {repr_short(offset)}, shape {repr_short(shape)}, "
             f"stride {repr_short(stride)}"
         )
     return PickledTensor(storage, offset, shape, stride, not metadata)
@@ -192,12 +192,12 @@ def _storage(found: Any) -> PickledStorage:
             "torch.storage",
         ) and are_counts((elements,)):
             return PickledStorage(kind.name, key, elements)
-    return _refused(found)
+    return _not_a_tensor(found)
 
 
-def _refused(value: Any) -> NoReturn:
-    raise PickleError(f"{_described(value)} where a tensor is expected")
+def _not_a_tensor(value: Any) -> NoReturn:
+    raise PickleError(f"{_describe(value)} where a tensor is expected")
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     return repr(str(value)[:200]) if type(value) is _Global else f"a {type(value).__name__}"

@@ -66,8 +66,8 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
                 raise zipfile.BadZipFile(f"{len(pickles)} members called data.pkl")
             folder = pickles[0].removesuffix("data.pkl")
             if folder + "byteorder" in records:
-                _check_byte_order(file, _content(descriptor, records[folder + "byteorder"]))
-            state = read_state_dict(_content(descriptor, records[pickles[0]]))
+                _check_byte_order(file, _read_record(descriptor, records[folder + "byteorder"]))
+            state = read_state_dict(_read_record(descriptor, records[pickles[0]]))
     # What zipfile, pickletools and the interpreter of their opcodes raise for damaged bytes.
     except (
         OSError, ValueError, LookupError, EOFError, OverflowError, RuntimeError, struct.error, zipfile.BadZipFile
@@ -91,10 +91,12 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(
             "a .bin file does not hold a dictionary of tensors", where=file, found=type(state).__name__
         )
-    return {name: _stored(file, name, value, folder, records) for name, value in state.items()}
+    return {name: _locate_tensor(file, name, value, folder, records) for name, value in state.items()}
 
 
-def _stored(file: Path, name: str, value: object, folder: str, records: dict[str, _Record]) -> StoredTensor:
+def _locate_tensor(
+    file: Path, name: str, value: object, folder: str, records: dict[str, _Record]
+) -> StoredTensor:
     where = f"{file}, tensor {name}"
     if type(value) is not PickledTensor:
         raise CheckpointError(
@@ -168,7 +170,7 @@ def _records(file: Path, stream: BinaryIO, size: int) -> dict[str, _Record]:
     return records
 
 
-def _content(descriptor: int, record: _Record) -> bytes:
+def _read_record(descriptor: int, record: _Record) -> bytes:
     """The bytes of a small record."""
     if record.size > _PICKLE_BYTES:
         raise PickleError(f"{record.name} of {record.size:,} bytes, more than {_PICKLE_BYTES:,}")

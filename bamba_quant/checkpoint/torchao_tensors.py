@@ -33,14 +33,14 @@ def read_torchao(quantization: Mapping[str, Any], stored: WeightAssembler) -> No
         data = described.get("_data")
         shape, block = ((data if isinstance(data, dict) else {}).get(key) for key in ("shape", "block_size"))
         if kind == "Float8Tensor":
-            qdata = stored.get(_part(name, "qdata"))
+            qdata = stored.get(_part_name(name, "qdata"))
             shape = list(qdata.shape) if shape is None and qdata is not None else shape
         parts = described.get("_tensor_data_names")
-        has_parts = isinstance(parts, list) and _named(parts, _KINDS[kind])
+        has_parts = isinstance(parts, list) and _has_parts(parts, _KINDS[kind])
         if not (are_two_lengths(shape) and are_two_lengths(block) and has_parts):
             expected = f"{kind} of {sorted(_KINDS[kind])}"
             raise stored.unsupported(f"tensor {name}", repr_short(described), expected)
-        _JOIN[kind](stored, name, *shape, *block)
+        _ASSEMBLE[kind](stored, name, *shape, *block)
         activations = _activations_torchao(data) if isinstance(data, dict) else None
         stored.weights[name] = replace(stored.weights[name], activations=activations)
 
@@ -67,21 +67,21 @@ def _descriptions(stored: WeightAssembler) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _named(parts: list[Any], expected: set[str]) -> bool:
+def _has_parts(parts: list[Any], expected: set[str]) -> bool:
     return all(isinstance(part, str) for part in parts) and set(parts) == expected
 
 
-def _part(name: str, part: str) -> str:
+def _part_name(name: str, part: str) -> str:
     module, _, leaf = name.rpartition(".")
     return f"{module}._{leaf}_{part}"
 
 
 def _int4(stored: WeightAssembler, name: str, rows: int, columns: int, height: int, group: int) -> None:
     _check_groups(stored, name, columns, height, group)
-    codes = stored.take(_part(name, "qdata"), ("i8", "u8"), ((rows, columns // 2),))
+    codes = stored.take(_part_name(name, "qdata"), ("i8", "u8"), ((rows, columns // 2),))
     transposed = (columns // group, rows)
-    scale = stored.take(_part(name, "scale"), shapes=(transposed,))
-    zero = stored.take(_part(name, "zero_point"), shapes=(transposed,))
+    scale = stored.take(_part_name(name, "scale"), shapes=(transposed,))
+    zero = stored.take(_part_name(name, "zero_point"), shapes=(transposed,))
     values = IntegerDequantizer(Grid(4, "float", group), 0, columns, scale.format.name)
     described = f"torchao-int4-g{group}"
     stored.add(
@@ -92,10 +92,10 @@ def _int4(stored: WeightAssembler, name: str, rows: int, columns: int, height: i
 def _tiles(stored: WeightAssembler, name: str, rows: int, columns: int, height: int, group: int) -> None:
     _check_groups(stored, name, columns, height, group)
     wide = padded(columns)
-    tiles = stored.take(_part(name, "qdata"), ("i32",), ((-(-rows // TILE), wide // 128, 4 * TILE, 4),))
+    tiles = stored.take(_part_name(name, "qdata"), ("i32",), ((-(-rows // TILE), wide // 128, 4 * TILE, 4),))
     tall = tiles.shape[0] * TILE
     both = stored.take(
-        _part(name, "scale_and_zero"), shapes=((wide // group, tall, 2), (wide // group, rows, 2))
+        _part_name(name, "scale_and_zero"), shapes=((wide // group, tall, 2), (wide // group, rows, 2))
     )
     codes = CodeTensor(tiles, columns // 2, TILE, TorchaoTiles(columns))
     values = IntegerDequantizer(Grid(4, "float", group), 0, columns, both.format.name)
@@ -113,8 +113,8 @@ def _check_groups(stored: WeightAssembler, name: str, columns: int, height: int,
 def _float8(stored: WeightAssembler, name: str, rows: int, columns: int, height: int, width: int) -> None:
     if (height, width) != (1, columns):
         raise stored.unsupported(f"tensor {name}", f"blocks of {height} × {width}", "a scale a row")
-    codes = stored.take(_part(name, "qdata"), (E4M3,), ((rows, columns),))
-    scale = stored.take(_part(name, "scale"), shapes=((rows, 1),))
+    codes = stored.take(_part_name(name, "qdata"), (E4M3,), ((rows, columns),))
+    scale = stored.take(_part_name(name, "scale"), shapes=((rows, 1),))
     stored.add(
         name,
         "e4m3 by row",
@@ -125,7 +125,7 @@ def _float8(stored: WeightAssembler, name: str, rows: int, columns: int, height:
     )
 
 
-_JOIN = {"Int4Tensor": _int4, "Int4TilePackedTo4dTensor": _tiles, "Float8Tensor": _float8}
+_ASSEMBLE = {"Int4Tensor": _int4, "Int4TilePackedTo4dTensor": _tiles, "Float8Tensor": _float8}
 
 
 def _activations_torchao(described: Mapping[str, Any]) -> Activations | None:

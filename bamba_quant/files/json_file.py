@@ -68,7 +68,7 @@ def parse_json(raw: bytes, where: object) -> dict[str, Any]:
         text = raw.decode("utf-8")
         value = json.loads(text, object_pairs_hook=once, parse_float=_finite)
     except RecursionError:
-        raise _nested(where) from None
+        raise _nested_too_deeply(where) from None
     except ValueError as error:
         raise CheckpointError("the text cannot be read as JSON", where=where, found=str(error)) from error
     if not isinstance(value, dict):
@@ -78,7 +78,7 @@ def parse_json(raw: bytes, where: object) -> dict[str, Any]:
             found=type(value).__name__,
             expected="an object, { … }",
         )
-    _refuse_nesting(value, where)
+    _check_nesting(value, where)
     if lone := _lone_surrogate(text):
         raise CheckpointError(
             "a JSON string is not text: it holds half of a surrogate pair",
@@ -140,13 +140,13 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _nested(where: object) -> CheckpointError:
+def _nested_too_deeply(where: object) -> CheckpointError:
     return CheckpointError(
         "a JSON text is nested too deeply", where=where, expected=f"at most {_MOST_NESTED} levels"
     )
 
 
-def _refuse_nesting(value: Any, where: object) -> None:
+def _check_nesting(value: Any, where: object) -> None:
     level = [value]
     for _ in range(_MOST_NESTED):
         level = [
@@ -157,7 +157,7 @@ def _refuse_nesting(value: Any, where: object) -> None:
         ]
         if not level:
             return
-    raise _nested(where)
+    raise _nested_too_deeply(where)
 
 
 def _lone_surrogate(text: str) -> str | None:

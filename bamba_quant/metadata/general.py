@@ -55,7 +55,7 @@ def read_general(
     metadata = Metadata.apply_metadata_heuristic(
         Metadata(),
         card,
-        _named(directory / "config.json", own),
+        _name_or_path(directory / "config.json", own),
         Path(own.name),
         elements,
     )
@@ -72,10 +72,12 @@ def read_general(
     recorder = GGUFWriter(None, architecture)
     recorder.add_type("model")
     metadata.set_gguf_meta_model(recorder)
-    return GeneralMetadata({key: _typed(value) for key, value in recorder.kv_data[0].items()}, metadata)
+    return GeneralMetadata(
+        {key: _to_gguf_value(value) for key, value in recorder.kv_data[0].items()}, metadata
+    )
 
 
-def _named(file: Path, own: ModelName) -> dict[str, Any]:
+def _name_or_path(file: Path, own: ModelName) -> dict[str, Any]:
     """The model's name in config.json, else its name on the Hub.
 
     A path on its authors' disk is not a name: falcon-mamba-7b has "./".
@@ -89,7 +91,7 @@ def _named(file: Path, own: ModelName) -> dict[str, Any]:
     return {} if name is None else {"_name_or_path": name}
 
 
-def _typed(recorded: GGUFValue) -> GgufValue:
+def _to_gguf_value(recorded: GGUFValue) -> GgufValue:
     item = recorded.sub_type
     if recorded.type == GGUFValueType.ARRAY and item is None:
         item = GGUFValueType.get_type(recorded.value[0])

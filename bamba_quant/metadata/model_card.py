@@ -29,23 +29,23 @@ def read_front_matter(file: Path) -> dict[str, Any]:
     Tabs and the language ``no`` in a list are read as gguf-py reads them. Raises ``PlanError`` for what is not plain
     YAML, and ``CheckpointError`` for a file that is not UTF-8 text.
     """
-    lines = _beginning(file).splitlines()
+    lines = _read_start(file).splitlines()
     if not lines or lines[0] != "---":
         return {}
     end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
     text = ("\n".join(lines[1:end]) + "\n").replace("- no\n", '- "no"\n').replace("\t", "  ")
     if len(text) > _MOST_CHARACTERS:
-        raise _refused(file, f"{len(text):,} characters", f"at most {_MOST_CHARACTERS:,}")
+        raise _not_plain_yaml(file, f"{len(text):,} characters", f"at most {_MOST_CHARACTERS:,}")
     try:
         _check(file, text)
         found = yaml.load(text, Loader=_LOADER)
     # PyYAML does not wrap the errors of its constructors: a date of month 99, an empty number.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise _refused(file, str(error)) from error
+        raise _not_plain_yaml(file, str(error)) from error
     return found if isinstance(found, dict) else {}
 
 
-def _beginning(file: Path) -> str:
+def _read_start(file: Path) -> str:
     """As much of a card as can hold front matter; the rest may be of any length."""
     with opened(file) as (stream, size):
         raw = stream.read(_MOST_BYTES)
@@ -68,21 +68,21 @@ def _check(file: Path, text: str) -> None:
             aliases += 1
         elif isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
             if event.value == "<<":
-                raise _refused(file, "a merge key, <<", "keys written out")
+                raise _not_plain_yaml(file, "a merge key, <<", "keys written out")
             if _LONG_NUMBER.fullmatch(event.value):
-                raise _refused(file, f"a number of {len(event.value)} characters", "text in quotes")
+                raise _not_plain_yaml(file, f"a number of {len(event.value)} characters", "text in quotes")
         tag = getattr(event, "tag", None)
         if tag not in (None, "!"):
-            raise _refused(file, f"a tag, {repr_short(tag)}", "plain values")
+            raise _not_plain_yaml(file, f"a tag, {repr_short(tag)}", "plain values")
         if depth > _MOST_NESTED or aliases > _MOST_ALIASES:
-            raise _refused(
+            raise _not_plain_yaml(
                 file,
                 f"nesting of {depth} levels, {aliases} aliases",
                 f"at most {_MOST_NESTED} levels and {_MOST_ALIASES} aliases",
             )
 
 
-def _refused(file: Path, found: str, expected: str | None = None) -> PlanError:
+def _not_plain_yaml(file: Path, found: str, expected: str | None = None) -> PlanError:
     return PlanError(
         "the model card's front matter cannot be read as plain YAML",
         where=file,

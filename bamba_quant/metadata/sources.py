@@ -33,14 +33,14 @@ def checked_text(key: str, value: Any, where: Path | None) -> str:
     finite = not isinstance(value, float) or math.isfinite(value)
     if isinstance(value, int | float | datetime.date) and not isinstance(value, bool) and finite:
         value = str(value)
-    if not isinstance(value, str) or "\0" in value or not _storable(value):
-        raise _wrong(key, value, where, "text")
+    if not isinstance(value, str) or "\0" in value or not _is_storable(value):
+        raise _invalid(key, value, where, "text")
     if len(value) > _MOST_CHARACTERS:
-        raise _wrong(key, value, where, f"text of at most {_MOST_CHARACTERS:,} characters")
+        raise _invalid(key, value, where, f"text of at most {_MOST_CHARACTERS:,} characters")
     return value
 
 
-def _storable(value: str) -> bool:
+def _is_storable(value: str) -> bool:
     try:
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -59,7 +59,7 @@ def _texts(key: str, value: Any, where: Path | None) -> list[str] | None:
 def _entries(key: str, value: Any, where: Path | None) -> list[Any]:
     join_names = value if isinstance(value, list) else [value]
     if len(join_names) > _MOST_ENTRIES:
-        raise _wrong(key, value, where, f"at most {_MOST_ENTRIES:,} entries")
+        raise _invalid(key, value, where, f"at most {_MOST_ENTRIES:,} entries")
     return join_names
 
 
@@ -81,35 +81,35 @@ def _models(key: str, value: Any, where: Path | None) -> list[str | dict[str, st
             if entry.get(part) is not None
         }
         if not parts:
-            raise _wrong(key, entry, where, "an object with some of " + ", ".join(_ABOUT))
+            raise _invalid(key, entry, where, "an object with some of " + ", ".join(_ABOUT))
         found.append(parts)
     return found or None
 
 
-def _described(key: str, value: Any, where: Path | None) -> list[dict[str, str]] | None:
+def _model_objects(key: str, value: Any, where: Path | None) -> list[dict[str, str]] | None:
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise _wrong(key, value, where, "a list of objects")
+        raise _invalid(key, value, where, "a list of objects")
     for entry in value:
         unknown = sorted(entry.keys() - set(_ABOUT))
         if unknown:
-            raise _wrong(f"{key}.{unknown[0]}", entry[unknown[0]], where, "keys among " + ", ".join(_ABOUT))
+            raise _invalid(f"{key}.{unknown[0]}", entry[unknown[0]], where, "keys among " + ", ".join(_ABOUT))
     return _models(key, value, where)  # type: ignore[return-value]
 
 
 def _number(key: str, value: Any, where: Path | None) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e38:
-        raise _wrong(key, value, where, "a finite number")
+        raise _invalid(key, value, where, "a finite number")
     return float(value)
 
 
-def _whole(key: str, value: Any, where: Path | None) -> int:
+def _integer(key: str, value: Any, where: Path | None) -> int:
     number = _number(key, value, where)
     if not number.is_integer() or abs(number) >= 2**31:
-        raise _wrong(key, value, where, "a whole number of 32 bits")
+        raise _invalid(key, value, where, "a whole number of 32 bits")
     return int(number)
 
 
-def _wrong(key: str, value: Any, where: Path | None, expected: str) -> PlanError:
+def _invalid(key: str, value: Any, where: Path | None, expected: str) -> PlanError:
     return PlanError(
         f"{key} has a value that a GGUF cannot hold",
         where=where,
@@ -123,15 +123,15 @@ def _wrong(key: str, value: Any, where: Path | None, expected: str) -> PlanError
 # Attributes of gguf-py's Metadata by the end of their key, with the check of their values.
 _SAMPLING: dict[str, Check] = {
     "sequence": checked_text,
-    "top_k": _whole,
+    "top_k": _integer,
     "top_p": _number,
     "min_p": _number,
     "xtc_probability": _number,
     "xtc_threshold": _number,
     "temp": _number,
-    "penalty_last_n": _whole,
+    "penalty_last_n": _integer,
     "penalty_repeat": _number,
-    "mirostat": _whole,
+    "mirostat": _integer,
     "mirostat_tau": _number,
     "mirostat_eta": _number,
 }
@@ -149,8 +149,8 @@ _OVERRIDES: dict[str, tuple[str, Check]] = {
     },
     Keys.General.TAGS: ("tags", _texts),
     Keys.General.LANGUAGES: ("languages", _texts),
-    "general.base_models": ("base_models", _described),
-    "general.datasets": ("datasets", _described),
+    "general.base_models": ("base_models", _model_objects),
+    "general.datasets": ("datasets", _model_objects),
 }
 
 

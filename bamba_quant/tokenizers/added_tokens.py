@@ -161,20 +161,20 @@ class _Collector:
         if other != text:
             entries = "entries" if owner == file else "files"
             what = f"two {entries} add different tokens under one id"
-            raise two_texts(token, other, text, _both(file, owner), what)
+            raise two_texts(token, other, text, _both_files(file, owner), what)
         held = self.tokens.get(text)
         if held is not None and held.token != token:
-            raise two_ids(text, held.token, token, _both(file, self.owners[held.token][1]))
+            raise two_ids(text, held.token, token, _both_files(file, self.owners[held.token][1]))
         base_id, base_text = self.base.id_of(text), self.base.text_of(token)
         if base_id is not None and base_id != token:
-            raise two_ids(text, base_id, token, _both(file, self.file))
+            raise two_ids(text, base_id, token, _both_files(file, self.file))
         if not self.renames and base_text is not None and base_text != text:
-            raise two_texts(token, base_text, text, _both(file, self.file))
+            raise two_texts(token, base_text, text, _both_files(file, self.file))
 
     def add(self, one: AddedToken, file: Path) -> None:
         """Add a token, or give one that is there already the flags of a later file, as AutoTokenizer does."""
         self.check(one.token, one.text, file)
-        self._own(one, file)
+        self._store(one, file)
 
     def name(self, kind: str, text: str, flags: Mapping[str, Any] | None, file: Path) -> None:
         """Make ``text`` a special token, with ``flags`` unless None; AutoTokenizer adds one that is missing."""
@@ -191,9 +191,9 @@ class _Collector:
             token = max(self.base.largest_id(), *self.owners, -1) + 1
             self.unstated.append(AddedToken(token, text))
         one = held if held is not None and flags is None else _with_flags(token, text, flags or {}, file)
-        self._own(replace(one, special=True), file)
+        self._store(replace(one, special=True), file)
 
-    def _own(self, one: AddedToken, file: Path) -> None:
+    def _store(self, one: AddedToken, file: Path) -> None:
         self.owners.setdefault(one.token, (one.text, file))
         self.tokens[one.text] = one
 
@@ -234,7 +234,7 @@ class _Collector:
         return None
 
 
-def _both(file: Path, other: Path) -> str:
+def _both_files(file: Path, other: Path) -> str:
     return f"{file}" if file == other else f"{other} and {file}"
 
 

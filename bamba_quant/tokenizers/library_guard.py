@@ -80,7 +80,7 @@ def first_line(text: str, most: int = 200) -> str:
     return line if len(line) <= most else line[:most] + "…"
 
 
-_TEXT = 2**32 - 1  # the largest id that the library has
+_TEXT_ID = 2**32 - 1  # the largest id that the library has
 
 
 def check_post_processor(tokenizer: Mapping[str, Any], where: object) -> None:
@@ -122,11 +122,11 @@ def tokens_around(tokenizer: Mapping[str, Any], where: object) -> tuple[list[int
     bare: dict[str, Any] = {
         "added_tokens": [],
         "post_processor": tokenizer.get("post_processor"),
-        "model": {"type": "BPE", "vocab": {"a": _TEXT}, "merges": []},
+        "model": {"type": "BPE", "vocab": {"a": _TEXT_ID}, "merges": []},
     }
     with library_errors(where, "the tokenizer's post-processor cannot be run"), quiet_stderr():
         whole = Tokenizer.from_str(json.dumps(bare)).encode("a").ids
-    if whole.count(_TEXT) != 1:
+    if whole.count(_TEXT_ID) != 1:
         raise TokenizerError(
             "the tokenizer's post-processor cannot be run: its result does not hold the text once",
             where=where,
@@ -134,7 +134,7 @@ def tokens_around(tokenizer: Mapping[str, Any], where: object) -> tuple[list[int
             expected="special tokens, sequence A once, special tokens",
             fix="fetch tokenizer.json again",
         )
-    position = whole.index(_TEXT)
+    position = whole.index(_TEXT_ID)
     return whole[:position], whole[position + 1 :]
 
 

@@ -144,7 +144,7 @@ def recognize_pretokenizer(tokenizer: Mapping[str, Any], where: object) -> tuple
     raise TokenizerError(
         "llama.cpp is not known to have this pre-tokenizer",
         where=where,
-        found="\n    ".join(["", *map(_shown, steps[:6]), *(["…"] if steps[6:] else [])])
+        found="\n    ".join(["", *map(_describe_step, steps[:6]), *(["…"] if steps[6:] else [])])
         if steps
         else "none",
         expected="the structure of one of: " + ", ".join(sorted({row.name for row in PRETOKENIZERS})),
@@ -218,5 +218,5 @@ def _flattened(tokenizer: Mapping[str, Any], key: str, parts: str, where: object
     return flat
 
 
-def _shown(step: Step) -> str:
+def _describe_step(step: Step) -> str:
     return first_line(f"{step[0]}({', '.join(map(str, step[1:]))})", 600)

@@ -107,8 +107,15 @@ def test_only_the_key_is_added(text: str) -> None:
     assert ("\n" in added) == ("\n" in text[: text.rindex("}")])
 
 
-@given(st.dictionaries(st.text(), st.recursive(st.integers() | st.text() | st.none(), st.lists)),
-       st.sampled_from([None, 1, 2, 4, "\t"]), st.booleans())  # fmt: skip
+@given(
+    st.dictionaries(
+        st.text(max_size=8),
+        st.recursive(st.integers() | st.text(max_size=8) | st.none(), st.lists, max_leaves=8),
+        max_size=5,
+    ),
+    st.sampled_from([None, 1, 2, 4, "\t"]),
+    st.booleans(),
+)
 def test_a_key_is_added_to_any_object(value: dict[str, Any], indent: Any, ascii_only: bool) -> None:
     if "k" in value:
         return
