@@ -33,7 +33,7 @@ def test_bounds(value: Any) -> None:
         str(value) if isinstance(value, str) else "wrong", where=value, found=value, expected=value
     )
     assert len(str(error)) < 5000 and str(error).count("\n") < 60
-    assert "more characters)" in str(error) or "cannot be shown" in str(error)
+    assert "more characters)" in str(error) or "cannot be printed" in str(error)
     assert error.found is value
 
 

@@ -28,7 +28,7 @@ def backend_named(name: str, device: torch.device, dtype: torch.dtype) -> Backen
         return TORCH
     if name == "numpy":
         raise BackendError(
-            "numpy's forward pass is a definition of its own, for perplexity alone",
+            "numpy's forward pass is a definition of its own, for perplexity only",
             found=name,
             expected=", ".join(NAMES),
         )

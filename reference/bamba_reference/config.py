@@ -1,4 +1,4 @@
-"""A model's shape as one frozen record for the whole family: what the forward pass and every converter read."""
+"""A model's configuration as one frozen record for all families, which the forward pass and every converter read."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Config:
     counts of elements, 0 where a model has no such block: Mamba and Mamba-2 have no attention heads, Mamba's scan
     has no heads or groups.
 
-    ``rotary_dim`` of the ``head_dim`` elements of each query and key head are rotated, the rest pass.
+    ``rotary_dim`` of the ``head_dim`` elements of each query and key head are rotated, the rest unchanged.
     ``time_step_limit`` bounds dt after softplus. ``max_position_embeddings`` is 2^20 for a family whose
-    configurations say nothing about positions. Token ids may be absent.
+    configurations have no such key. Token ids may be None.
 
     Embeddings, and what each mixer and feed-forward network adds to the stream, are multiplied by
-    ``embedding_multiplier`` and ``residual_multiplier``, attention scores by ``attention_multiplier``, for which
-    none stands for head_dim^-1/2; logits are divided by ``logits_scaling``. ``intermediate_size`` is the width of
+    ``embedding_multiplier`` and ``residual_multiplier``, attention scores by ``attention_multiplier``, where
+    None means head_dim^-1/2; logits are divided by ``logits_scaling``. ``intermediate_size`` is the width of
     ``mlp``; ``moe`` uses ``num_experts_per_tok`` of ``num_local_experts`` experts, each ``expert_intermediate_size``
     wide.
     Mamba's dt comes from ``mamba_time_step_rank`` elements; where ``mixer_rms_eps`` is given, these and B and C
@@ -124,7 +124,7 @@ class Config:
 
     @property
     def attention_scale(self) -> float:
-        """What attention scores are multiplied by before the softmax."""
+        """The factor of attention scores before the softmax."""
         return self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
 
     @property

@@ -66,7 +66,7 @@ def _bounded(value: object) -> str:
     try:
         text = str(value)
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists nested as deep
-        text = f"a value that cannot be shown ({error})"
+        text = f"a value that cannot be printed ({error})"
     lines = text.split("\n", _MOST_LINES)[:_MOST_LINES]
     kept = "\n".join(lines)[:_MOST_CHARACTERS]
     left = len(text) - len(kept)

@@ -20,7 +20,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 class InputError(BambaQuantError):
-    """Tokens, masks or positions that no forward pass can be run on."""
+    """Tokens, masks or positions that cannot be run."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Layout:
 
     ``positions`` (B, L) are the rotary embedding's. ``sequence_starts`` (B, L) marks tokens that begin a packed
     sequence and must see nothing before them; none where rows are not packed. ``real`` (B, L) is false at
-    padding; none where there is none. ``padding`` (B,) counts the padding at the beginning of each row since
-    its first token.
+    padding; None without padding. ``padding`` (B,) counts the padding tokens at the beginning of each row, those of
+    earlier calls included.
     """
 
     positions: Ints
@@ -65,12 +65,12 @@ def layout(
     seq_idx: Any = None,
     cu_seq_lens: Any = None,
 ) -> Layout:
-    """Bring what the caller says about a (B, L) batch that follows ``past`` tokens into one form.
+    """The layout of a (B, L) batch that follows ``past`` tokens, from the caller's description.
 
     ``attention_mask`` (B, past + L), or (B, L) of the new tokens alone: 1 for tokens, 0 for padding on the
     left. ``position_ids`` (B, L) or (L,). ``seq_idx`` (B, L) or (L,): a number for each packed sequence.
-    ``cu_seq_lens`` (n + 1,): the sequences' borders in a batch of one row. ``padding`` (B,): the padding that
-    earlier calls saw. Raises ``InputError`` for shapes that do not fit, padding after a token, packing
+    ``cu_seq_lens`` (n + 1,): the sequences' borders in a batch of one row. ``padding`` (B,): the padding in
+    earlier calls. Raises ``InputError`` for shapes that do not fit, padding after a token, packing
     together with padding or with a state, and descriptions of the packing that contradict each other.
     """
     B, L = shape
@@ -121,14 +121,14 @@ def _checked_padding(
     real = mask[:, mask.shape[1] - L :].astype(bool)
     if mask.shape[1] > L and (mask[:, :past].astype(bool) != (np.arange(past) >= padding[:, None])).any():
         raise InputError(
-            "attention_mask pads other tokens than the earlier calls did",
+            "attention_mask pads other tokens than in the earlier calls",
             expected=f"padding of {padding.tolist()} tokens on the left",
         )
     behind = np.logical_or.accumulate(real, axis=1) | (padding < past)[:, None]
     if (behind & ~real).any():
         row, column = (int(i) for i in np.argwhere(behind & ~real)[0])
         raise InputError(
-            "padding stands after a token; a state-space layer forgets while it reads padding",
+            "padding follows a token; padding would change the state of a state-space layer",
             where=f"row {row}, token {past + column}",
             expected="padding on the left only",
             fix="pad on the left, or pack the sequences without padding (seq_idx)",
@@ -139,7 +139,7 @@ def _checked_padding(
 def _sequence_starts(
     shape: tuple[int, int], position_ids: Ints | None, seq_idx: Any, cu_seq_lens: Any
 ) -> Bools | None:
-    """Where packed sequences begin, each row's first token included; none where rows are not packed."""
+    """Where packed sequences begin, each row's first token included; None where rows are not packed."""
     B, L = shape
     said: dict[str, Bools] = {}
     if seq_idx is not None:
@@ -175,7 +175,7 @@ def _sequence_starts(
         if (marks != first).any():
             row, column = (int(i) for i in np.argwhere(marks != first)[0])
             raise InputError(
-                f"{name} and {other} disagree about where the packed sequences begin",
+                f"{name} and {other} give different starts of the packed sequences",
                 where=f"row {row}, token {column}",
                 expected="the same borders from both",
             )

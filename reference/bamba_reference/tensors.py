@@ -1,4 +1,4 @@
-"""Every tensor of a model by name and shape, and the check that a mapping holds exactly these.
+"""The names and shapes of all tensors of a model, and the check that a mapping has exactly these.
 
 All families share one set of names: Bamba's in transformers (``BambaForCausalLM``) where it has the tensor,
 ``model.final_layernorm.weight`` for every final norm, ``model.layers.{i}.mamba.*`` for every state-space layer. A
@@ -132,7 +132,7 @@ def layer_tensors(config: Config, layer: int) -> Shapes:
 
 
 def tensor_shapes(config: Config) -> Shapes:
-    """Full name -> shape, for the whole model in the order in which a forward pass meets them."""
+    """Full name -> shape, for the whole model in the order of a forward pass."""
     shapes: Shapes = {EMBEDDING: (config.vocab_size, config.hidden_size)}
     for layer in range(config.num_hidden_layers):
         prefix = layer_prefix(layer)
@@ -144,7 +144,7 @@ def tensor_shapes(config: Config) -> Shapes:
 
 
 def head_name(config: Config) -> str:
-    """The tensor that turns hidden states into logits: the embedding itself where it is tied."""
+    """The tensor that maps hidden states to logits: the embedding where it is tied."""
     return EMBEDDING if config.tie_word_embeddings else HEAD
 
 
@@ -169,10 +169,10 @@ def check_names(config: Config, names: Iterable[str]) -> None:
 
 
 def check_shape(name: str, found: Iterable[int], expected: Shape) -> None:
-    """Raise ``TensorError`` unless tensor ``name`` has the shape its configuration asks for."""
+    """Raise ``TensorError`` unless tensor ``name`` has the ``expected`` shape."""
     if tuple(found) != expected:
         raise TensorError(
-            "a tensor has another shape than its configuration asks for",
+            "a tensor has another shape than its configuration implies",
             where=name,
             found=tuple(found),
             expected=expected,
@@ -185,6 +185,6 @@ def _listed(names: list[str], most: int = 8) -> str:
 
 
 def stack_of(name: str) -> tuple[str, int | None]:
-    """The tensor that the matrix of a product lies in, and which of its experts that is: x.weight[3] in x.weight."""
+    """The stacked tensor and the expert of a matrix name: ("x.weight", 3) of x.weight[3]; None without an expert."""
     stack, bracket, expert = name.partition("[")
     return stack, int(expert.removesuffix("]")) if bracket else None

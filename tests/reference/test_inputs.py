@@ -60,7 +60,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "mask of another shape": ({"attention_mask": np.ones((2, 5))}, "attention_mask does not fit"),
     "padding on the right": (
         {"attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]]},
-        "padding stands after a token",
+        "padding follows a token",
     ),
     "positions of another shape": ({"position_ids": [[0, 1]]}, "position_ids does not fit"),
     "sequence numbers of another shape": ({"seq_idx": [0, 1, 2]}, "seq_idx does not fit"),
@@ -71,7 +71,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "two packings": (
         {"seq_idx": [0, 0, 1, 1], "position_ids": [0, 1, 2, 0]},
-        "disagree about where the packed sequences begin",
+        "give different starts of the packed sequences",
     ),
 }
 
@@ -108,7 +108,7 @@ def test_a_state_cannot_change_its_batch_its_padding_or_be_packed() -> None:
         torch_forward.forward(model, [[1]], state=state)
     with pytest.raises(InputError, match="pads other tokens"):
         torch_forward.forward(model, [[1], [2]], attention_mask=[[1, 1, 1], [1, 1, 1]], state=state)
-    with pytest.raises(InputError, match="padding stands after a token"):
+    with pytest.raises(InputError, match="padding follows a token"):
         torch_forward.forward(model, [[1], [2]], attention_mask=[[0], [1]], state=state)
     with pytest.raises(InputError, match="cannot be combined"):
         torch_forward.forward(model, [[1, 2], [3, 4]], seq_idx=[0, 1], state=state)

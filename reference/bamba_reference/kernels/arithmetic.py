@@ -1,4 +1,4 @@
-"""What kernels compute alike: exponentials exact to the last digit, softplus, and loads of whole blocks."""
+"""Functions that several kernels call: exponentials exact to the last digit, softplus, and loads of blocks."""
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from triton.language.extra import libdevice
 
 from bamba_reference.kernels.launch import INTERPRETED
 
-# libdevice's functions, which the interpreter does not have, err by one unit in the last place; Triton's own exp
-# multiplies by log2 e first, and loses as many digits as that has before the point.
+# libdevice's functions, which the interpreter lacks, have an error of one unit in the last place; Triton's own exp
+# multiplies by log2 e first and loses as many digits as the product has before the point.
 _LIBDEVICE: tl.constexpr = tl.constexpr(not INTERPRETED)
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -38,7 +38,7 @@ def softplus(v: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def load(at: tl.tensor, mask: tl.tensor, WHOLE: tl.constexpr) -> tl.tensor:
-    """What stands there, 0 outside of the mask, which is not asked where everything is whole."""
+    """The values at these addresses, 0 outside of the mask. WHOLE says that the mask is all true."""
     if WHOLE:
         return tl.load(at)
     else:

@@ -1,6 +1,6 @@
 """Attention: torch's kernels for many tokens; for one new token a row a kernel that reads the length on the device.
 
-For one token the places are divided among programs that each keep a softmax of their own, and a second kernel
+For one token the positions are divided among programs that each keep a softmax of their own, and a second kernel
 joins them (flash decoding, Dao et al. 2023). Sums are float32.
 """
 # mypy: disable-error-code="untyped-decorator"
@@ -16,9 +16,9 @@ from torch import Tensor
 from bamba_reference.kernels.launch import INTERPRETED, padded
 from bamba_reference.torch import ops as torch_ops
 
-# Programs among which a head's places are divided, and places each looks at together.
+# Programs among which a head's positions are divided, and positions that each reads at once.
 _PARTS = 2 if INTERPRETED else 16
-_PLACES = 64
+_POSITIONS = 64
 
 
 def attention(
@@ -29,12 +29,12 @@ def attention(
     padding: Tensor | None,
     sequences: list[tuple[int, int, int]] | None,
 ) -> Tensor:
-    """``torch.ops.attention``, without repeating keys and values where torch's kernels take them as they are.
+    """``torch.ops.attention``, without repeating keys and values where torch's kernels support grouped queries.
 
     q (B, L, heads, E), k and v (B, S, kv, E) of one dtype, ``padding`` and ``sequences`` as there: (B, L, heads, E).
     """
     L, S = q.shape[1], k.shape[1]
-    # Of fewer heads only the 16-bit kernel takes them; float32 would hold every score, L × S of them a head.
+    # Only torch's 16-bit kernel takes fewer key than query heads; in float32 it would store all L × S scores a head.
     narrow = q.dtype != torch.float32 or q.shape[2] == k.shape[2]
     if not (q.is_cuda and narrow) or padding is not None or sequences is not None or 1 < L < S:
         return torch_ops.attention(q, k, v, scale, padding, sequences)
@@ -50,9 +50,9 @@ def attention(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, last: Tensor, padding: Tensor) -> Tensor:
-    """q (B, 1, heads, E) over places padding[b] … last of k and v (B, S, kv, E), contiguous: (B, 1, heads, E).
+    """q (B, 1, heads, E) over positions padding[b] … last of k and v (B, S, kv, E), contiguous: (B, 1, heads, E).
 
-    ``last`` (1,), the place of the new token, and ``padding`` (B,), the padding, are int64 on the device.
+    ``last`` (1,), the position of the new token, and ``padding`` (B,), the padding, are int64 on the device.
     """
     B, _, heads, E = q.shape
     S, kv = k.shape[1:3]
@@ -78,7 +78,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, last: Tensor, padding:
         heads // kv,
         E,
         PARTS=_PARTS,
-        PLACES=_PLACES,
+        POSITIONS=_POSITIONS,
         WIDTH=width,
     )
     _join[(heads, B)](sums, highest, weight, out, heads, E, PARTS=_PARTS, WIDTH=width)
@@ -102,7 +102,7 @@ def _attend(
     shared: tl.tensor,
     E: tl.tensor,
     PARTS: tl.constexpr,
-    PLACES: tl.constexpr,
+    POSITIONS: tl.constexpr,
     WIDTH: tl.constexpr,
 ) -> None:
     row, head, part = tl.program_id(2).to(tl.int64), tl.program_id(0), tl.program_id(1)
@@ -117,12 +117,12 @@ def _attend(
     total = tl.zeros((WIDTH,), tl.float32)
     top = tl.full((), -float("inf"), tl.float32)
     norm = tl.full((), 0.0, tl.float32)
-    for start in range(begin, end, PLACES):
-        place = start + tl.arange(0, PLACES)  # (s,)
-        here = (place < end)[:, None] & (e < E)[None, :]
-        at = source + place[:, None] * kv * E + e[None, :]
+    for start in range(begin, end, POSITIONS):
+        position = start + tl.arange(0, POSITIONS)  # (s,)
+        here = (position < end)[:, None] & (e < E)[None, :]
+        at = source + position[:, None] * kv * E + e[None, :]
         keys = tl.load(k + at, mask=here, other=0).to(tl.float32)  # (s, E)
-        score = tl.where(place < end, tl.sum(keys * query[None, :], axis=1), -float("inf"))  # (s,)
+        score = tl.where(position < end, tl.sum(keys * query[None, :], axis=1), -float("inf"))  # (s,)
         higher = tl.maximum(top, tl.max(score, axis=0))
         p = tl.exp(score - higher)  # (s,)
         values = tl.load(v + at, mask=here, other=0).to(tl.float32)

@@ -1,4 +1,4 @@
-"""What the tokens of a chunk are to one another in the Mamba-2 recurrence: their decays, and the masked C·Bᵀ.
+"""The decays within the chunks of Mamba-2's recurrence, and the masked C·Bᵀ.
 
 The scan reads both for every head and chunk, in several arrangements, so they are computed once beforehand: decays
 for each head, pairs for each group of heads.
@@ -22,10 +22,10 @@ _HEADS = 16
 
 @dataclass(frozen=True)
 class Decays:
-    """Of every head's tokens (B, H, tokens), float32, those behind the last with a dt of 0.
+    """For every head and token (B, H, tokens), float32; padding after the last token has dt 0.
 
-    ``steps`` is dt; ``sums`` log2 of what is left of the chunk's beginning after each token, ``reaches`` that share
-    itself; ``keeps`` dt times the share of the token that is left at the chunk's end.
+    ``steps`` is dt; ``sums`` is log2 of the decay from the chunk's beginning to each token, ``reaches`` that decay
+    itself; ``keeps`` is dt times the decay from the token to the chunk's end.
     """
 
     steps: Tensor
@@ -37,7 +37,7 @@ class Decays:
 def decays(
     dt: Tensor, A_log: Tensor, dt_bias: Tensor, limit: tuple[float, float], real: Tensor | None, Q: int
 ) -> Decays:
-    """Of raw dt (B, L, H), strided anyhow, in chunks of Q tokens; ``real`` (B, L) is false at padding, of dt 0."""
+    """From raw dt (B, L, H), any strides, in chunks of Q tokens; ``real`` (B, L) is false at padding, of dt 0."""
     rows, L, H = dt.shape
     chunks = -(-L // Q)
     found = Decays(*torch.empty(4, rows, H, chunks * Q, dtype=torch.float32, device=dt.device))
@@ -64,7 +64,7 @@ def pairs(B: Tensor, C: Tensor, segment: Tensor | None, Q: int, state: int, wide
     """B_j · C_i for tokens j ≤ i of one chunk and one segment, 0 for others: float32 (B, chunks, G, j, i).
 
     B and C (B, L, G, N), their last elements side by side; ``segment`` (B, L) int32. ``state`` is N padded to a block
-    of Triton's, and ``wide`` has the products made of float32 factors.
+    of Triton's, and ``wide`` multiplies in float32.
     """
     rows, L, G, N = B.shape
     chunks = -(-L // Q)
@@ -115,7 +115,7 @@ def _decays(
     A = -LOG2_E * exp(tl.load(A_log + head, mask=head < H, other=0).to(tl.float32))[None, :]
     step = _steps(dt, bias, real, t, t < L, mine, low, high, dt_token)  # (q, H)
     a = tl.cumsum(step * A, axis=0)
-    # Summed from the chunk's end, so that tokens near it, of which most is left, are the most exact.
+    # Summed from the chunk's end, so that tokens near it, which decay least, are the most exact.
     after = _steps(dt, bias, real, t + 1, (t + 1 < L) & (i + 1 < Q), mine, low, high, dt_token)
     left = tl.cumsum(after * A, axis=0, reverse=True)
     place = (row * H + head[None, :]) * (tl.num_programs(0) * Q) + t[:, None]
@@ -137,7 +137,7 @@ def _steps(
     high: tl.tensor,
     dt_token: tl.tensor,
 ) -> tl.tensor:
-    """dt (q, H) of tokens t (q,), 0 where they are not ``there`` or padding."""
+    """dt (q, H) of tokens t (q,), 0 where ``there`` is false or the token is padding."""
     here = there[:, None] & mine
     raw = tl.load(dt + t.to(tl.int64)[:, None] * dt_token, mask=here, other=0).to(tl.float32)
     step = tl.where(here, tl.minimum(tl.maximum(softplus(raw + bias), low), high), 0)

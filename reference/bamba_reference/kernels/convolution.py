@@ -52,9 +52,9 @@ def conv(
 def conv_in_place(
     xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, sequence_starts: Tensor | None
 ) -> Tensor:
-    """``conv`` of one token a row (B, 1, W), after which ``tail`` ends with that token: nothing is allocated twice.
+    """``conv`` of one token a row (B, 1, W), which also appends the token to ``tail`` in place.
 
-    Each channel reads its own tail alone, so that it may write it.
+    Each channel reads only its own tail, so that it may write it.
     """
     xBC = rows_apart(xBC)
     B, _, W = xBC.shape
@@ -101,7 +101,7 @@ def _conv(
     total = tl.zeros((TOKENS, CHANNELS), tl.float32)
     if bias is not None:
         total += tl.load(bias + c, mask=c < W, other=0).to(tl.float32)[None, :]
-    seen = t < L  # whether the token `back` places ago is of the same sequence
+    seen = t < L  # whether the token `back` positions ago belongs to the same sequence
     for back in tl.static_range(K):
         tap = tl.load(weight + c * weight_channel + (K - 1 - back) * weight_tap, mask=c < W, other=0)
         at = t - back  # (T,)

@@ -1,7 +1,7 @@
 """Decoding with every kernel of a step recorded once in a CUDA graph and replayed for each token.
 
-A step's launches cost a processor more than its kernels cost a GPU; a graph has them launched by the GPU itself.
-For that the step reads its token, its place and the layers' states from fixed memory and updates them there.
+Launching a step's kernels takes the CPU longer than running them takes the GPU; a graph is launched at once. For that
+the step reads its token, its position and the layers' states at fixed addresses and updates them there.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _PRODUCTS: dict[str, Any] = {
 
 
 class _Keys(AttentionState):
-    """Keys and values (B, room, kv, E) at fixed addresses; the place to write stands on the device."""
+    """Keys and values (B, room, kv, E) at fixed addresses; the position to write is on the device."""
 
-    def __init__(self, empty: Tensor, place: Tensor) -> None:
+    def __init__(self, empty: Tensor, position: Tensor) -> None:
         super().__init__(empty)
         self._buffers = (torch.zeros_like(empty), torch.zeros_like(empty))
-        self._place = place
+        self._position = position
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         for buffer, new in zip(self._buffers, (k, v), strict=True):
-            buffer.index_copy_(1, self._place, new)
+            buffer.index_copy_(1, self._position, new)
         return self._buffers
 
     def take(self, k: Tensor, v: Tensor) -> None:
@@ -53,21 +53,21 @@ class _Keys(AttentionState):
 
 
 class Decoder:
-    """Continues from a state token by token, for as many places as there is ``room`` for.
+    """Continues from a state token by token, up to ``room`` tokens in total.
 
-    ``state`` is read when the decoder is made and not brought up to date. Called with tokens (B, 1), it gives
-    what ``torch.forward.forward`` gives with a state; logits and hidden states are overwritten by the next
-    call. Without a GPU, where the kernels are interpreted, the step runs without a graph. Raises ``ValueError`` for
-    less ``room`` than the state already takes, and ``BackendError`` as ``launch.check`` does.
+    ``state`` is read when the decoder is made and not updated. Called with tokens (B, 1), it returns what
+    ``torch.forward.forward`` returns with a state; the next call overwrites logits and hidden states. Without a GPU,
+    where the kernels are interpreted, the step runs without a graph. Raises ``ValueError`` for a ``room`` smaller than
+    the state, and ``BackendError`` as ``launch.check`` does.
     """
 
     def __init__(self, model: Model, state: State, room: int) -> None:
         device, B = model.device, state.batch
         if room < state.length:
-            raise ValueError(f"room for {room} places, of which the state takes {state.length}")
+            raise ValueError(f"room for {room} tokens, but the state already has {state.length}")
         self.room, self.length = room, state.length
         self._tokens = torch.zeros(B, 1, dtype=torch.int64, device=device)
-        self._place = torch.zeros(1, dtype=torch.int64, device=device)
+        self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._padding = torch.from_numpy(state.padding).to(device)
         angles = torch.from_numpy(rotary_angles(model.config, np.arange(room)[None]))[0]  # (room, r/2)
         self._cos = angles.cos().to(device, wide(model.dtype))
@@ -75,7 +75,7 @@ class Decoder:
         self._layers: list[LayerState] = [
             {block: self._fixed(kept, room) for block, kept in blocks.items()} for blocks in state.layers
         ]
-        self._model = replace(model, backend=_in_place(model.backend, self._place, self._padding))
+        self._model = replace(model, backend=_in_place(model.backend, self._position, self._padding))
         self._graph: tuple[torch.cuda.CUDAGraph, Output] | None = None
         if device.type == "cuda":
             self._graph = self._recorded()
@@ -87,12 +87,12 @@ class Decoder:
                 elif isinstance(mine, MambaState) and isinstance(given, MambaState):
                     mine.tail.copy_(given.tail)
                     mine.h.copy_(given.h)
-        self._place.fill_(state.length)
+        self._position.fill_(state.length)
 
     def __call__(self, tokens: Any) -> Output:
-        """The next step's output for tokens (B, 1). Raises ``IndexError`` where there is no more room."""
+        """The next step's output for tokens (B, 1). Raises ``IndexError`` when ``room`` is used up."""
         if self.length >= self.room:
-            raise IndexError(f"the decoder was made for {self.room} places, and all are taken")
+            raise IndexError(f"the decoder was made for {self.room} tokens, and all are used")
         self._tokens.copy_(torch.as_tensor(tokens, dtype=torch.int64).view_as(self._tokens))
         self.length += 1
         if self._graph is None:
@@ -105,11 +105,11 @@ class Decoder:
         if isinstance(state, MambaState):
             return MambaState(torch.zeros_like(state.tail), torch.zeros_like(state.h))
         k, _ = state.filled()
-        return _Keys(k.new_empty(k.shape[0], room, *k.shape[2:]), self._place)
+        return _Keys(k.new_empty(k.shape[0], room, *k.shape[2:]), self._position)
 
     def _step(self) -> Output:
         model = self._model
-        positions = (self._place - self._padding).clamp(min=0)  # (B,)
+        positions = (self._position - self._padding).clamp(min=0)  # (B,)
         cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]  # (B, 1, r/2)
         sequences = BatchTokens(cos, sin, sequence_starts=None, real=None, padding=None, packed=None)
         with torch.no_grad():
@@ -118,30 +118,30 @@ class Decoder:
                 x = layer(model, i, x, sequences, state)
             last = final_norm(model, x)
             out = Output(head(model, last), last, None)
-        self._place += 1
+        self._position += 1
         return out
 
     def _recorded(self) -> tuple[torch.cuda.CUDAGraph, Output]:
-        """The step as a graph; the runs before recording compile the kernels and leave states to be overwritten."""
+        """The step as a graph. The runs before recording compile the kernels; the states they leave are overwritten."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self._place.zero_()
+                self._position.zero_()
                 self._step()
         torch.cuda.current_stream().wait_stream(stream)
-        gc.collect()  # of graphs that others left in cycles
+        gc.collect()  # graphs in reference cycles
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             out = self._step()
         return graph, out
 
 
-def _in_place(backend: Backend, place: Tensor, padding: Tensor) -> Backend:
-    """The backend with the operations of one token at ``place`` that update what they are given.
+def _in_place(backend: Backend, position: Tensor, padding: Tensor) -> Backend:
+    """The backend with operations for one token at ``position`` that update their arguments in place.
 
-    It must not refer to the decoder: a graph in a cycle is freed by the garbage collector at any time, and while
-    another is recorded CUDA forbids that.
+    It must not refer to the decoder: the garbage collector frees a graph in a cycle at any time, which CUDA forbids
+    while another graph is recorded.
     """
 
     def scan(arguments: ScanArguments) -> tuple[Tensor, Tensor]:
@@ -152,9 +152,9 @@ def _in_place(backend: Backend, place: Tensor, padding: Tensor) -> Backend:
         return y, arguments.h.copy_(after)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *_: Any) -> Tensor:
-        return attend(q, k, v, scale, place, padding)
+        return attend(q, k, v, scale, position, padding)
 
-    # A step writes no weights. A function that someone put in place of ours is left as it is.
+    # A step writes no weights. Functions that a caller has replaced stay.
     early: dict[str, Any] = {
         name: partial(function, settled=True)
         for name, function in _PRODUCTS.items()

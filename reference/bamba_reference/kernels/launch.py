@@ -1,4 +1,4 @@
-"""What every kernel's launch needs: block sizes, views with neighbouring last elements, dtypes it may be given."""
+"""What every launch of a Triton kernel needs: block sizes, contiguous rows, a check of dtype and device."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from torch import Tensor
 from bamba_reference.runtime.triton_cache import name_errors
 from bamba_reference.torch.backend import BackendError
 
-# Read by Triton when a kernel is defined, so it does not change after this module's siblings are imported.
+# Triton reads this when a kernel is defined, so that later changes have no effect.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 name_errors()
 
 
 def padded(size: int, least: int = 16, most: int = 1 << 30) -> int:
-    """The next power of two, in which Triton's blocks come, between ``least`` and ``most``."""
+    """The next power of two, which a Triton block must be, between ``least`` and ``most``."""
     return min(most, max(least, 1 << (size - 1).bit_length()))
 
 
 def rows_apart(x: Tensor) -> Tensor:
-    """x itself where neighbours of the last dimension lie side by side, else a copy in which they do."""
+    """x itself if its last dimension is contiguous, else a contiguous copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def check(x: Tensor) -> None:
-    """What every kernel asks of its input.
+    """Raise ``BackendError`` for float64, because the kernels compute in float32, and for a GPU that is not current.
 
-    Raises ``BackendError`` for a dtype that the kernels, which compute in float32, would narrow, and on a GPU other
-    than torch's current one, on which Triton starts its kernels wherever their inputs lie.
+    Triton starts its kernels on torch's current GPU, wherever their inputs are.
     """
     if x.dtype == torch.float64:
         raise BackendError(
             "the Triton kernels compute in float32",
             found="float64",
             expected="float32, bfloat16 or float16",
-            fix="take the torch backend for float64",
+            fix="use the torch backend for float64",
         )
     if x.is_cuda and x.get_device() != torch.cuda.current_device():
         raise BackendError(

@@ -1,7 +1,7 @@
-"""What the packages mamba_ssm and causal_conv1d compute, where they are installed; the rest is the Triton backend's.
+"""The backend of the packages mamba_ssm and causal_conv1d, completed by the Triton backend.
 
-Theirs are the convolution, both scans and the gated norm. Of decoding, which runs in a recorded graph, the convolution
-and Mamba-2's recurrence are Triton's. What they cannot compute is an error, not another path.
+The packages compute the convolution, both scans and the gated norm; in decoding, which runs in a recorded graph, the
+convolution and Mamba-2's recurrence are Triton's. What they do not support is an error; nothing falls back silently.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bamba_reference.torch.scan import ScanArguments, SelectiveScanArguments
 _CHUNK = 256  # mamba_ssm's own default, and the one its kernels are tuned for
 _CHANNELS = 8  # which causal_conv1d reads at once
 _TAPS = (2, 3, 4)
-_OTHERWISE = "take --backend triton or torch"
+_OTHERWISE = "use --backend triton or torch"
 
 
 def backend() -> Backend:
@@ -42,7 +42,7 @@ def backend() -> Backend:
         W, K = weight.shape
         if K not in _TAPS or W % _CHANNELS:
             raise BackendError(
-                "causal_conv1d has no convolution of this shape",
+                "causal_conv1d does not support a convolution of this shape",
                 found=f"{W} channels, {K} taps",
                 expected=f"channels in multiples of {_CHANNELS}, 2 to 4 taps",
                 fix=_OTHERWISE,
@@ -53,7 +53,7 @@ def backend() -> Backend:
             xBC.transpose(1, 2),
             weight.contiguous(),
             bias,
-            # Packed sequences go on from nothing (``packing.layout``), and it does not take both.
+            # Packed sequences have no state before them (``packing.layout``), and the package does not take both.
             seq_idx=None if sequence_starts is None else _segments(sequence_starts),
             initial_states=tail.contiguous().transpose(1, 2) if sequence_starts is None else None,
             activation="silu",
@@ -92,7 +92,7 @@ def backend() -> Backend:
     ) -> tuple[Tensor, Tensor]:
         x, dt, A_log, B, C, D, z, dt_bias, h, _, sequence_starts, real = arguments
         A, dtype = -A_log.exp(), z.dtype
-        # They want one dtype, and B and C are wide where a norm has made them.
+        # The package wants one dtype, and B and C are wide after a norm.
         x, dt, z = (v.to(B.dtype) for v in (x, _without_padding(dt, real), z))
         if x.shape[1] == 1 and sequence_starts is None:
             after = h.clone()
@@ -102,8 +102,8 @@ def backend() -> Backend:
             return y[:, None].to(dtype), after
         if sequence_starts is not None or h.any():
             raise BackendError(
-                "mamba_ssm's selective scan begins one sequence a row",
-                found="packed sequences" if sequence_starts is not None else "a sequence that goes on",
+                "mamba_ssm's selective scan supports one sequence a row, from its beginning",
+                found="packed sequences" if sequence_starts is not None else "a state before the first token",
                 fix=_OTHERWISE,
             )
         x, dt, B, C, z = (v.transpose(1, 2).contiguous() for v in (x, dt, B, C, z))  # (B, I or N, L)
@@ -126,17 +126,17 @@ def backend() -> Backend:
 def _missing(package: str, distribution: str, error: ImportError) -> BackendError:
     build = "MAMBA_FORCE_BUILD=TRUE " if package == "mamba_ssm" else ""
     return BackendError(
-        f"{package} is not installed, or not whole",
+        f"{package} is not installed, or incompletely",
         found=str(error),
         fix=f"{build}pip install --no-build-isolation {distribution} (it compiles CUDA)",
     )
 
 
 def _segments(sequence_starts: Tensor) -> Tensor:
-    """The number of each token's sequence in its row, of the marks of first tokens (B, L)."""
+    """The number of each token's sequence in its row (B, L)."""
     return sequence_starts.cumsum(1, dtype=torch.int32)
 
 
 def _without_padding(dt: Tensor, real: Tensor | None) -> Tensor:
-    """Raw dt (B, L, …) of which their softplus makes nothing at padding."""
+    """Raw dt (B, L, …) whose softplus is 0 at padding."""
     return dt if real is None else dt.masked_fill(~real[..., None], -1e4)

@@ -1,8 +1,7 @@
 """Matrix products: cuBLAS for many rows, and for a few rows a Triton kernel that reads each weight once.
 
-A product of a few rows takes as long as its matrix takes to cross the memory bus; what surrounds it (bias,
-SwiGLU, the addition to the residual stream) is done where the sums already are. The kernel's sums are float32; cuBLAS's
-are as torch's settings have them.
+A product of a few rows takes as long as reading its matrix from memory; the operations around it (bias, SwiGLU, the
+addition to the residual stream) are fused into the kernel. The kernel sums in float32; cuBLAS as torch's settings say.
 """
 # mypy: disable-error-code="untyped-decorator"
 
@@ -40,7 +39,7 @@ DEFAULT = MatmulTuning()
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str, *, settled: bool = False) -> Tensor:
     """``torch.ops.linear``: x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out).
 
-    ``settled``, here and below: no kernel still under way writes the weight, so that it may be read early.
+    ``settled``, here and below: no running kernel writes the weight, so that it may be read early.
     """
     if _few(x, weight):
         return few_rows(x, weight, bias=bias, settled=settled)
@@ -66,7 +65,7 @@ def gate_up(
     *,
     settled: bool = False,
 ) -> Tensor:
-    """silu(linear(x, gate)) * linear(x, up), each given as weight (ffn, d), bias and name: (…, ffn)."""
+    """silu(linear(x, gate)) * linear(x, up), each a tuple of weight (ffn, d), bias and name: (…, ffn)."""
     if gate[1] is None and up[1] is None and _few(x, gate[0]) and gate[0].stride() == up[0].stride():
         return few_rows(x, gate[0], gated=up[0], settled=settled)
     both = _joined(gate[0], up[0]) if gate[1] is None and up[1] is None else None
@@ -136,7 +135,7 @@ def few_rows(
     flat = x.reshape(-1, terms)
     out = torch.empty(*x.shape[:-1], rows, dtype=dtype or x.dtype, device=x.device)
     overlap = settled and overlaps(x.device)
-    # Programs that multiply the same rows of the matrix stand side by side, so that one of them reads it for all.
+    # Programs that multiply the same rows of the matrix are neighbours, so that the first one caches it for all.
     _few_rows[(len(flat) * -(-rows // tuning.rows),)](
         flat,
         weight,
@@ -181,7 +180,7 @@ def _few_rows(
     here = (r < rows)[:, None] & (k < terms)[None, :]
     total = tl.zeros((ROWS, TERMS), tl.float32)
     second = tl.zeros((ROWS, TERMS), tl.float32)
-    # With OVERLAP the weights are on their way before the kernel that makes x has ended.
+    # With OVERLAP the weights are fetched before the kernel that computes x has ended.
     w = tl.load(weight + line, mask=here, other=0)
     v = w
     if gated is not None:

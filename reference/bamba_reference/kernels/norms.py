@@ -1,4 +1,4 @@
-"""RMS norms in Triton, a program a row: plain, behind the addition to the residual stream, and gated by groups."""
+"""RMS norms in Triton, one program per row: plain, after the addition to the residual stream, and gated by groups."""
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) ->
 
 
 def _warps(width: int) -> int:
-    """So that a thread holds sixteen elements of the row, where that is possible."""
+    """As many warps as give each thread sixteen elements of the row, if possible."""
     return min(16, max(1, width // 512))
 
 

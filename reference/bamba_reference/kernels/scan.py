@@ -1,15 +1,14 @@
-"""The Mamba-2 state-space recurrence in Triton: ``torch.ops.scan`` with the state kept on the chip.
+"""Mamba-2's recurrence in Triton: ``torch.scan.scan`` with the state in registers.
 
-The tokens are cut into chunks (Dao and Gu 2024, section 6), of which ``chunks`` computes the decays and the masked
-C·Bᵀ. Then a program owns one head's state and walks through the chunks, so that no chunk's state ever crosses the
-memory bus.
+The tokens are cut into chunks (Dao and Gu 2024, section 6), for which ``chunks`` computes the decays and the masked
+C·Bᵀ. Then one program per head walks through the chunks, so that no chunk's state is written to memory.
 
 dt, decay and the state are float32. A product of a float32 matrix (M, the state, the weighted x) with one of the
 model's dtype runs on tensor cores, the float32 matrix split in two bfloat16 ones, which leaves an error of
 2^-17; float16 is split as well, because its range would not hold the state. float32 models, and the
 interpreter, multiply in float32.
 """
-# Triton reads this syntax otherwise: tuples grow by adding.
+# Triton's own meaning of this syntax: tuples grow by adding.
 # mypy: disable-error-code="untyped-decorator, assignment"
 # ruff: noqa: RUF005
 
@@ -56,7 +55,7 @@ def scan(
     *,
     tuning: ScanTuning = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
-    """``torch.ops.scan``: y (B, L, H, P) in x's dtype and h (B, H, P, N) after the last token, float32.
+    """``torch.scan.scan``: y (B, L, H, P) in x's dtype and h (B, H, P, N) after the last token, float32.
 
     x, dt, B and C may be strided along every dimension but the last. ``chunk`` is not used.
     """

@@ -1,11 +1,11 @@
-"""Mamba's recurrence in Triton: ``torch.scan.selective_scan`` with the states kept on the chip.
+"""Mamba's recurrence in Triton: ``torch.scan.selective_scan`` with the states in registers.
 
-A program owns the states of some channels and walks through a chunk of tokens, a few of which are fetched at a time so
-that their loads overlap. Where rows and channels alone do not fill a GPU the tokens are cut into chunks that run side
-by side: a first run leaves what each chunk adds to a state of nothing, ``_pass_on`` makes of these the states that the
-chunks begin with, and a second run begins with them. dt, decays, states and sums are float32.
+A program keeps the states of some channels and walks through a chunk of tokens, which it fetches a few at a time so
+that the loads overlap. Where rows and channels do not fill a GPU, the tokens are cut into chunks that run in parallel:
+a first run computes each chunk's final state from a zero state, ``_pass_on`` turns these into the states that the
+chunks begin with, and a second run starts from them. dt, decays, states and sums are float32.
 """
-# Triton reads this syntax otherwise: tuples grow by adding.
+# Triton's own meaning of this syntax: tuples grow by adding.
 # mypy: disable-error-code="untyped-decorator, assignment, unreachable"
 # ruff: noqa: RUF005
 
@@ -40,7 +40,7 @@ class SelectiveScanTuning:
     def chunk(self, rows: int, L: int, inner: int) -> int:
         """Tokens of a chunk, whole fetches of them: as few chunks as fill the GPU, and none too long for float32.
 
-        Decays multiplied token by token gather roundings, those of a chunk as a whole have one.
+        Decays multiplied token by token accumulate rounding errors; the decay of a whole chunk is rounded once.
         """
         chunks = -(-self.programs // (rows * -(-inner // self.channels)))
         tokens = min(max(-(-L // chunks), self.least), self.most)
@@ -56,8 +56,8 @@ def selective_scan(
     *,
     tuning: SelectiveScanTuning = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
-    """``torch.scan.selective_scan``: y (B, L, I) in z's dtype and h (B, I, N) after the last token, float32, laid
-    out as (B, N, I), which costs nothing to take up again.
+    """``torch.scan.selective_scan``: y (B, L, I) in z's dtype and h (B, I, N) after the last token, float32, stored
+    as (B, N, I), the order in which the kernel reads it.
 
     All inputs may be strided along every dimension but the last. ``chunk`` is not used.
     """
@@ -70,7 +70,7 @@ def selective_scan(
     chunks = -(-L // length)
     y = torch.empty(x.shape, dtype=z.dtype, device=x.device)
     after = torch.empty(rows, N, inner, dtype=torch.float32, device=x.device)
-    # In memory channels lie side by side, so that each is a thread's, which then sums its states by itself.
+    # Channels are neighbours in memory, so that a thread has one channel and sums its states alone.
     A_log = A_log.t().contiguous()  # (N, I)
     begins = h.transpose(1, 2).contiguous()[:, None]  # (B, chunks, N, I)
     blocks = -(-inner // tuning.channels)
@@ -218,7 +218,7 @@ def _pass_on(
     CHANNELS: tl.constexpr,
     STATE: tl.constexpr,
 ) -> None:
-    """Each chunk begins with what the one before added and what is left of that one's own beginning."""
+    """Turn final states from zero into first states: the chunk before's first state, decayed, plus its final one."""
     row = tl.program_id(1).to(tl.int64)
     i, n = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, STATE)  # (I,), (N,)
     mine = i < inner
@@ -231,7 +231,7 @@ def _pass_on(
     for _ in range(chunks - 1):
         begins += inner * N
         span = tl.load(spans + i, mask=mine, other=0)
-        # Nothing is left behind the start of a sequence, which makes the span infinite.
+        # A sequence start within the chunk, marked by an infinite span, leaves nothing of the state.
         begun = span == float("inf")
         left = tl.where(begun[None, :], 0, tl.exp2(tl.where(begun, 0, span)[None, :] * A))
         hs = hs * left + tl.load(begins + of_state, mask=stored, other=0)

@@ -1,4 +1,4 @@
-"""The state-space recurrence of one token a row in Triton: each state is read once, and may be written in place."""
+"""Mamba-2's recurrence for one token a row in Triton: each state is read once, and may be written in place."""
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Continue prompts token by token; the same seed gives the same tokens, alone or in a batch."""
+"""Generates tokens that continue prompts; the same seed gives the same tokens, alone or in a batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from bamba_reference.packing import InputError
 from bamba_reference.torch.forward import Model, forward, new_state
 
-# Prompt tokens run at once; longer prompts go in pieces, which is exact and bounds the memory of a prefill.
+# Prompt tokens run at once; longer prompts run in pieces, which is exact and bounds the memory of a prefill.
 _PIECE = 2048
 
 
@@ -20,7 +20,7 @@ _PIECE = 2048
 class Sampling:
     """How the next token is drawn from the logits.
 
-    ``temperature`` divides the logits; 0 takes the likeliest token. ``top_p`` keeps the likeliest tokens
+    ``temperature`` divides the logits; 0 chooses the likeliest token. ``top_p`` keeps the likeliest tokens
     whose probabilities first reach it (Holtzman et al. 2019, 1904.09751), 1 keeps all.
     """
 
@@ -95,7 +95,7 @@ def _steps(
     sampling: Sampling,
     stop: Sequence[int] | None,
 ) -> Iterator[list[int | None]]:
-    """For each step the new token of each row, none for rows that have stopped."""
+    """For each step the new token of each row, None for rows that have stopped."""
     lengths = [len(prompt) for prompt in prompts]
     if not lengths or min(lengths) == 0:
         raise InputError(
@@ -119,7 +119,7 @@ def _steps(
             out = forward(model, piece, attention_mask=seen, state=state, logits_to_keep=1)
     going = [True] * rows
     decoder = None
-    # Which experts a step runs depends on its tokens, so no recorded step can run them.
+    # The experts of a step depend on its tokens, so a recorded step cannot run them.
     if model.backend.decoder is not None and not model.config.layers_of("moe"):
         decoder = model.backend.decoder(model, state, L + max_new_tokens)
     for step in range(max_new_tokens):

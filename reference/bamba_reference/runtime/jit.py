@@ -1,8 +1,8 @@
-"""Compiles functions with numba on first use and keeps them on disk, until any of their sources changes.
+"""Compiles functions with numba on first use and caches them on disk until any of their sources changes.
 
 The cache lies in ``bamba-quant`` under ``$NUMBA_CACHE_DIR`` where that is set, else ``$XDG_CACHE_HOME``, else
-``~/.cache``, so that an installed package need not be writable. Where that directory cannot be used, a warning says
-so once, and every process compiles the kernels that it uses: slower to start, the same bytes.
+``~/.cache``, so that an installed package need not be writable. If that directory cannot be used, there is one
+warning, and every process compiles the kernels that it uses: a slower start, the same results.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _compiling = threading.Lock()
 
 
 def inlined(function: Function) -> Function:
-    """A part of a kernel, compiled into each place that calls it."""
+    """A function that is inlined into each kernel that calls it."""
     compiled: Function = numba.njit(forceinline=True)(function)
     return compiled
 
@@ -41,8 +41,8 @@ def compile_kernel(
 ) -> Function:
     """``function`` compiled for one signature, without the interpreter lock, once on this machine.
 
-    ``packages`` are the directories of all sources that it is made of, since numba looks for changes only in its
-    own file. ``allowed`` names LLVM's fast-math flags: "contract" lets a product and a sum become one operation,
+    ``packages`` are the directories of all its sources, since numba notices changes only in the function's own
+    file. ``allowed`` names LLVM's fast-math flags: "contract" lets a product and a sum become one operation,
     "reassoc" lets sums change their order.
     """
     with _compiling:
@@ -51,7 +51,7 @@ def compile_kernel(
 
 
 def transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """As many vectors as they have lanes to their columns, by rounds that exchange ever closer neighbours."""
+    """Transpose n vectors of n lanes, by rounds of exchanges at half the distance each."""
     lanes = len(rows)
     kind, distance = ir.VectorType(ir.IntType(32), lanes), lanes // 2
     while distance:
@@ -69,7 +69,7 @@ def transposed(builder: Any, rows: list[Any]) -> list[Any]:
 
 @cache
 def _compiled(function: Any, signature: Any, packages: tuple[Path, ...], allowed: frozenset[str]) -> Any:
-    # C's division: left to itself numba tests every divisor, which costs the vectors.
+    # C's division: numba's default tests every divisor, which prevents vectorization.
     dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=set(allowed))(function)
     directory = _directory(numba.config.CACHE_DIR, packages)
     if directory is not None:
@@ -81,13 +81,13 @@ def _compiled(function: Any, signature: Any, packages: tuple[Path, ...], allowed
 
 @cache
 def _directory(given: str, packages: tuple[Path, ...]) -> Path | None:
-    """Named by a digest of all sources and of the compiler's version; None where nothing says which base it has."""
+    """The directory, named by a digest of all sources and of the compiler's version; None without a home directory."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version}".encode())
     for source in (*_SOURCES, *(file for package in packages for file in sorted(package.glob("*.py")))):
         digest.update(source.read_bytes())
     try:
         base = Path(given or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
-        warnings.warn(f"compiled kernels are not kept: {error}; set NUMBA_CACHE_DIR", stacklevel=2)
+        warnings.warn(f"compiled kernels are not cached: {error}; set NUMBA_CACHE_DIR", stacklevel=2)
         return None
     return base / "bamba-quant" / f"kernels-{digest.hexdigest()[:16]}"

@@ -1,9 +1,9 @@
-"""Keeps compiled kernels on disk, a file each, in a directory that nobody else can write.
+"""Caches compiled kernels on disk, a file each, in a directory that no other user can write.
 
-numba's own cache is not used: its errors become the caller's, it unpickles what it finds without a check, and of two
-processes that compile different kernels under one name at a time, one can be given the other's code. Here a kernel's
-file is named by all that determines its code, begins with a digest of its content, and appears by a rename. What
-cannot be read or written is a warning, and the kernel is compiled.
+numba's own cache is not used: its errors reach the caller, it unpickles files without a check, and when two processes
+compile different kernels of one name at a time, one can load the other's code. Here a kernel's file is named by a
+digest of everything that determines its code, begins with a digest of its content, and appears by a rename. A file
+that cannot be read or written is a warning, and the kernel is compiled.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class KernelCache:
-    """What numba's dispatcher asks for code and gives code to, of one function; ``about`` names all its sources."""
+    """The cache of one function for numba's dispatcher; ``about`` identifies its compiler options."""
 
     def __init__(self, function: Any, directory: Path, about: object) -> None:
         self._function, self._directory, self._about = function, directory, about
-        self.cache_path = str(directory)  # which the dispatcher's statistics name
+        self.cache_path = str(directory)  # read by the dispatcher's statistics
 
     def load_overload(self, signature: Any, target: Any) -> Any:
-        """The kept code for ``signature``, or None."""
+        """The cached code for ``signature``, or None."""
         descriptor = _opened(self._directory)
         if descriptor is None:
             return None
@@ -50,13 +50,13 @@ class KernelCache:
         if digest == _digest(name, raw):
             try:
                 return compiler.CompileResult._rebuild(target, *pickle.loads(raw))
-            except Exception:  # noqa: BLE001 - whatever numba and LLVM raise for code that is not theirs
+            except Exception:  # noqa: BLE001 - numba and LLVM raise anything for foreign code
                 pass
         _warn(self._directory, "a kept kernel is damaged")
         return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep ``compiled``, where that can be done."""
+        """Cache ``compiled``, if possible."""
         descriptor = _opened(self._directory)
         if descriptor is None or compiled.library.has_dynamic_globals:
             return
@@ -91,9 +91,9 @@ class KernelCache:
 
 @cache
 def _opened(directory: Path) -> int | None:
-    """A descriptor of the directory, made if it is missing; None, with a warning, where it cannot be used.
+    """A descriptor of the directory, created if it is missing; None, with a warning, if it cannot be used.
 
-    It must be this user's, and no other may write there: what is kept in it is unpickled and run.
+    It must be this user's, and no other may write there, because its files are unpickled and run.
     """
     descriptor = None
     try:

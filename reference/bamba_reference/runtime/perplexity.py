@@ -126,7 +126,7 @@ def numpy_scorer(config: Config, weights: Mapping[str, Any], dtype: npt.DTypeLik
 
 
 def torch_scorer(model: Model) -> Scorer:
-    """Score by ``torch.forward``, several chunks at a time."""
+    """Score by ``torch.forward.forward``, several chunks at a time."""
     import torch
 
     from bamba_reference.torch.forward import forward
@@ -144,8 +144,8 @@ def torch_scorer(model: Model) -> Scorer:
 
 
 def batched(ctx: int) -> int:
-    """How many chunks of ``ctx`` tokens ``torch_scorer`` scores at a time: a text parted between such batches has
-    the same likelihoods to the last bit. ``stream.together`` says the same of ``stream_scorer``.
+    """How many chunks of ``ctx`` tokens ``torch_scorer`` scores at a time: a text split between such batches has
+    the same likelihoods to the last bit. ``stream.together`` is the same for ``stream_scorer``.
     """
     return max(1, _BATCH_TOKENS // ctx)
 
@@ -159,7 +159,7 @@ def stream_scorer(
 ) -> Scorer:
     """Score layer by layer (``stream``); ``options`` are ``stream.final_hidden``'s.
 
-    The estimate begins to run when the last layer is done.
+    The estimate begins when the last layer is done.
     """
     from bamba_reference.runtime.stream import final_hidden, head_blocks, logit_blocks
     from bamba_reference.torch.backend import TORCH

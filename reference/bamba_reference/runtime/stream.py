@@ -1,8 +1,7 @@
-"""Run a model larger than memory: all texts through layer i, for every weight set, before layer i + 1 is
-loaded.
+"""Run a model larger than memory: all texts through layer i, for every weight set, before layer i + 1 is loaded.
 
-What is held is one layer's weights, the texts' hidden states once for each weight set, and in the end some
-rows of the head and the logits of a block of tokens; logits of a whole text never exist at once.
+Memory holds one layer's weights, the texts' hidden states for each weight set, and in the end some rows of the head
+and the logits of a block of tokens; logits of a whole text never exist at once.
 
 The last bits of a product depend on its shape. Chunks of a text go through layers and head in groups of
 ``together``, so that those of a part which begins at a multiple of it get the same bits as in the whole text.
@@ -55,10 +54,10 @@ _HEAD_ROWS = 8192
 
 @dataclass(frozen=True)
 class Pass:
-    """One weight set's way through one layer, told while the layer is still loaded.
+    """One weight set's pass through one layer, reported while the layer is still loaded.
 
     ``before``: hidden states (watched, L, d) of the first texts before the layer; ``after``: those of all texts
-    (n, L, d) after it, which the next layer will replace.
+    (n, L, d) after it, which the next layer overwrites.
     """
 
     layer: int
@@ -85,10 +84,10 @@ def final_hidden(
     """The final hidden states (n, L, d), after the final norm, of n texts of L tokens under each weight set.
 
     Each of ``sources`` is a lazy mapping: reading a name loads that tensor, numpy's or torch's, and nothing
-    of it is kept after its layer. ``config`` and ``backend`` are one for all or one for each; the configurations
-    agree in the number of layers.
-    ``on_layer(done, layers)`` is called after each layer, ``on_pass`` after each weight set has passed it, with
-    what the first ``watched`` texts were before. Raises ``TensorError`` for tensors that do not fit and
+    of it is kept after its layer. ``config`` and ``backend`` are one for all or one for each; the
+    configurations have the same number of layers.
+    ``on_layer(done, layers)`` is called after each layer, ``on_pass`` after each weight set's pass through it, with
+    the hidden states of the first ``watched`` texts before it. Raises ``TensorError`` for tensors that do not fit and
     ``InputError`` for tokens that cannot be run.
     """
     ids = np.asarray(tokens, np.int64)  # (n, L)
@@ -102,7 +101,7 @@ def final_hidden(
     device = torch.device(device)
     with torch.no_grad():
         runs = [
-            # One row of positions serves every row: texts begin at 0 and have no padding.
+            # All rows share one row of positions: texts begin at 0 and have no padding.
             (
                 each,
                 ops,
@@ -153,7 +152,7 @@ def logit_blocks(
         with torch.no_grad():  # around the products, because the caller runs between the blocks
             logits = some.new_empty((len(some), config.vocab_size), dtype=wide(some.dtype))
             for start in range(0, config.vocab_size, _HEAD_ROWS):
-                # On a CPU read anew each time, so that a table mapped from a file is let go with its rows.
+                # On a CPU read again each time, so that a table mapped from a file is freed with its rows.
                 rows = (source[name] if kept is None else kept)[start : start + _HEAD_ROWS]
                 part = backend.head(some, to_tensor(rows, some.dtype, some.device), name)
                 logits[:, start : start + _HEAD_ROWS] = logits_of(config, part)
@@ -161,7 +160,7 @@ def logit_blocks(
 
 
 def together(ctx: int, device: str | torch.device = "cpu", most: int = _HEAD_TOKENS) -> int:
-    """How many chunks of ``ctx`` tokens are the least that a text may be parted by; see ``head_blocks``."""
+    """The smallest number of chunks of ``ctx`` tokens by which a text may be split; see ``head_blocks``."""
     rows = _rows(ctx, device)
     return rows * max(1, most // (ctx - 1 - ctx // 2) // rows)
 
@@ -171,7 +170,7 @@ def head_blocks(
 ) -> list[int]:
     """Lengths, ``most`` at most, of the blocks in which ``chunks`` chunks' second halves go through the head.
 
-    The ``ctx - 1 - ctx // 2`` tokens of each are cut into blocks anew after every ``together`` chunks.
+    The ``ctx - 1 - ctx // 2`` tokens of each are cut into blocks separately for every ``together`` chunks.
     """
     step, scored, blocks = together(ctx, device, most), ctx - 1 - ctx // 2, []
     for start in range(0, chunks, step):

@@ -1,4 +1,4 @@
-"""Triton's cache of compiled kernels, whose errors are reported as its own and not as those of a file in work."""
+"""Triton's cache of compiled kernels, with errors that name it instead of looking like errors of a model's file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bamba_reference.torch.backend import BackendError
 
 
 class NamedCacheManager(FileCacheManager):  # type: ignore[misc]
-    """Triton's own manager; raises ``BackendError`` where that cannot read or write its directory."""
+    """Triton's own manager; raises ``BackendError`` if it cannot read or write its directory."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with _named():
@@ -29,9 +29,9 @@ class NamedCacheManager(FileCacheManager):  # type: ignore[misc]
 
 
 def name_errors() -> None:
-    """Have Triton use it, unless the user has chosen another manager."""
+    """Make Triton use it, unless the user has chosen another manager."""
     if knobs.cache.manager_class in (None, FileCacheManager):
-        # Not by assignment, which would put it into the environment of programs that may not have it.
+        # Not by assignment, which would export it to the environment of child processes that may not have it.
         vars(knobs.cache)["manager_class"] = NamedCacheManager
 
 
@@ -39,7 +39,7 @@ def name_errors() -> None:
 def _named() -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:  # of an index that is not JSON
+    except (OSError, ValueError) as error:  # ValueError: an index that is not JSON
         raise BackendError(
             "Triton cannot use its cache of compiled kernels",
             where=knobs.cache.dir,

@@ -1,9 +1,8 @@
 """The operations of the torch forward pass that a set of kernels may replace, one field each.
 
 ``TORCH`` computes them in plain torch on any device and is differentiable. A kernel backend is this record
-with some fields replaced (``dataclasses.replace(TORCH, scan=…)``); each of its functions takes and returns
-what the function of the same name in ``torch.ops`` or in ``selective_scan`` does, where the shapes, dtypes and
-formulas are written down.
+with some fields replaced (``dataclasses.replace(TORCH, scan=…)``). Its functions have the arguments and results of
+those of the same name in ``torch.ops`` or ``torch.scan``, which document shapes, dtypes and formulas.
 """
 
 from __future__ import annotations
@@ -18,23 +17,22 @@ from bamba_reference.torch.scan import scan, selective_scan
 
 
 class BackendError(BambaQuantError):
-    """A backend that does not exist, is not installed, or does not run on the device or the dtype asked for."""
+    """A backend that does not exist, is not installed, or does not support the device or dtype."""
 
 
 @dataclass(frozen=True)
 class Backend:
     """Which function computes each operation.
 
-    ``linear`` and ``head`` receive the name of the tensor they multiply by, so that calibration can watch
-    what enters each matrix and a quantized product can find its scales.
+    ``linear`` and ``head`` receive the name of the tensor they multiply by, so that calibration can observe each
+    matrix's input and a quantized product can find its scales.
 
-    The last entries join operations in one pass where a backend can. Those that are None are put together from
-    the others by ``torch.forward``. ``add_norm(x, delta, weight, eps)`` gives x + delta and its rms_norm;
-    ``add_linear(x, y, weight, bias, name)`` gives x + linear(y, …) and may write it over x;
-    ``gate_up(x, gate, up)``, each of them (weight, bias, name), gives swiglu of the two products.
-    ``next_tail(tail, xBC)`` is what of a convolution's inputs the next call needs. ``decoder(model, state,
-    room)`` continues from a state as ``kernels.decode.Decoder`` does. ``arrange(weights)`` gives a model's
-    weights as the products want them in memory.
+    The last entries fuse operations; where one is None, ``torch.forward`` composes it from the others.
+    ``add_norm(x, delta, weight, eps)`` returns x + delta and its rms_norm; ``add_linear(x, y, weight, bias, name)``
+    returns x + linear(y, …) and may overwrite x; ``gate_up(x, gate, up)``, each of them (weight, bias, name),
+    returns swiglu of the two products. ``next_tail(tail, xBC)`` returns the inputs of a convolution that the next call
+    needs. ``decoder(model, state, room)`` continues from a state as ``kernels.decode.Decoder`` does.
+    ``arrange(weights)`` puts a model's weights into the memory order that the products read.
     """
 
     name: str
@@ -56,7 +54,7 @@ class Backend:
     selective_scan: Callable[..., Any] = selective_scan
 
     def with_linear(self, linear: Callable[..., Any], **others: Any) -> Backend:
-        """The same with ``linear`` for every product in a layer, and ``others`` in place of the fields they name."""
+        """The same with ``linear`` for every product in a layer, and ``others`` replacing other fields."""
         return replace(self, linear=linear, add_linear=None, gate_up=None, **others)
 
 

@@ -1,10 +1,9 @@
 """What a model of the family computes, in torch: the same definition as ``model``, batched, on any device.
 
-The structure and the names are ``model``'s, where the sources of the formulas are given. Activations
-and weights have the model's dtype; what ``torch.ops`` calls wide is float32 at least: logits, and the stream
-between layers where the model keeps it in float32.
+Structure, names and formulas are those of ``model``. Activations and weights have the model's dtype; what ``torch.ops``
+calls wide is float32 at least: logits, and the residual stream where ``residual_in_fp32`` is set.
 
-In 16-bit dtypes transformers 5.23 rounds at more places: each norm before its weight, the stream before a norm,
+In 16-bit dtypes transformers 5.23 rounds more often: each norm before its weight, the stream before a norm,
 sums and activations of convolutions, dt and its bias before softplus, the selective scan's state before every
 product with C, the router's logits, and all logits.
 """
@@ -62,10 +61,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Output:
-    """What a pass gives: ``logits`` (B, kept, V), float32 at least.
+    """The result of a pass: ``logits`` (B, kept, V), float32 at least.
 
-    ``hidden_states``, each (B, L, d), stand before every layer and after the last; ``last_hidden`` is the
-    last of them after the final norm, which the head multiplies.
+    ``hidden_states``, each (B, L, d), are those before every layer and after the last; ``last_hidden`` is the last of
+    them after the final norm, the input of the head.
     """
 
     logits: Tensor
@@ -87,10 +86,10 @@ def load(
     backend: Backend = TORCH,
     chunk: int | None = None,
 ) -> Model:
-    """Bring weights, by the names in ``tensors``, to their dtypes and one device.
+    """A model from weights by the names in ``tensors``, converted to their dtypes and moved to one device.
 
     They may be numpy arrays or tensors of any float dtype. Raises ``TensorError`` where they do not fit the
-    configuration. Tensors already right are shared, not copied, so that gradients reach them.
+    configuration. Tensors that need no conversion are shared, not copied, so that gradients reach them.
     """
     check_names(config, weights)
     device = torch.device(device)
@@ -102,7 +101,7 @@ def load(
 
 
 def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a model of ``dtype`` holds a tensor: wide for what only enters wide arithmetic.
+    """The dtype in which a model of ``dtype`` holds a tensor: wide for tensors that are used in wide arithmetic only.
 
     These are the norms, the convolution, dt's bias, A_log and D, and the router.
     """
@@ -134,10 +133,10 @@ def forward(
 ) -> Output:
     """Run tokens (B, L) of integers through the model.
 
-    ``state`` (``new_state``) is read and brought up to date, so that a prompt may come in pieces and
-    decoding go on from it. ``attention_mask`` (1 for tokens) allows padding on the left; ``position_ids``,
+    ``state`` (``new_state``) is read and updated, so that a prompt may be run in pieces and decoding
+    continue from it. ``attention_mask`` (1 for tokens) allows padding on the left; ``position_ids``,
     ``seq_idx`` and ``cu_seq_lens`` describe packed sequences: ``packing.layout`` has the shapes.
-    ``logits_to_keep`` is a number of last tokens, 0 for all, or a tensor of places. Raises ``InputError``
+    ``logits_to_keep`` is a number of last tokens, 0 for all, or a tensor of positions. Raises ``InputError``
     for what cannot be run.
     """
     ids = torch.as_tensor(tokens, dtype=torch.int64)
@@ -177,7 +176,7 @@ def new_state(model: Model, batch: int) -> State:
 
 def prepare(config: Config, where: Layout, dtype: torch.dtype, device: torch.device) -> BatchTokens:
     """Rotary factors and masks, once for all layers."""
-    # Rows that stand at the same places, as all do without packing and padding, share one row of angles.
+    # Rows with the same positions, as without packing and padding, share one row of angles.
     same = (where.positions == where.positions[:1]).all()
     positions = where.positions[:1] if same else where.positions  # (B or 1, L)
     angles = torch.from_numpy(rotary_angles(config, positions))  # (B or 1, L, r/2)
@@ -207,7 +206,7 @@ def layer(
     """One layer on the stream x (B, L, d): its one or two steps, each added to it."""
     config, ops, w = model.config, model.backend, LayerWeights(model, layer_prefix(index))
     steps, added = config.layers[index], config.residual_multiplier
-    # Joined operations add as they stand, in the model's dtype.
+    # Fused operations add without a multiplier, in the model's dtype.
     plain = added == 1 and not config.residual_in_fp32
 
     def norm(name: str) -> Tensor:
@@ -238,13 +237,13 @@ def embed(model: Model, ids: Tensor) -> Tensor:
 
 
 def stream_of(config: Config, embedded: Tensor) -> Tensor:
-    """What the first layer is given of rows of the embedding, in any shape."""
+    """The residual stream before the first layer, from rows of the embedding, in any shape."""
     x = embedded if config.embedding_multiplier == 1 else embedded * config.embedding_multiplier
     return x.to(wide(x.dtype)) if config.residual_in_fp32 else x
 
 
 def final_norm(model: Model, x: Tensor) -> Tensor:
-    """What the head is given, in the model's dtype, of the stream x (…, d) after the last layer."""
+    """The head's input, in the model's dtype, from the stream x (…, d) after the last layer."""
     return model.backend.rms_norm(x, model.weights[FINAL_NORM], model.config.rms_norm_eps).to(model.dtype)
 
 
@@ -255,12 +254,12 @@ def head(model: Model, x: Tensor) -> Tensor:
 
 
 def logits_of(config: Config, products: Tensor) -> Tensor:
-    """Logits of the head's products, in any shape."""
+    """Logits from the head's products, in any shape."""
     return products if config.logits_scaling == 1 else products / config.logits_scaling
 
 
 def _marks(marks: Bools, device: torch.device) -> Tensor:
-    """(B, L), row after row in memory, as kernels read it: masks in numpy's other order keep that order till here."""
+    """(B, L), contiguous, as kernels read it; numpy's masks may be in Fortran order."""
     return torch.from_numpy(np.ascontiguousarray(marks)).to(device)
 
 

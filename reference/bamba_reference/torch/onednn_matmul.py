@@ -1,10 +1,10 @@
 """Matrix products of float32 on a CPU, faster than torch's own and with smaller rounding errors.
 
 torch gives plain float32 products to MKL, which leaves half of an AMD processor's vector width unused; its
-convolutions go to oneDNN, which does not. A product is a convolution of width one. oneDNN adds up each sum
-in one go, though, and its error grows with the square root of the terms: 4e-7 of the result for 512 terms,
-6e-7 for 1,280, where MKL has 2.5e-7. Sums of 128 terms, added up afterwards, have 2.1e-7, and the additions
-cost little as long as the tile of the result they go to stays in the cache.
+convolutions go to oneDNN, which does not. A product is a convolution of width one. But oneDNN computes each sum
+in one go, and its error grows with the square root of the terms: 4e-7 of the result for 512 terms, 6e-7 for 1,280,
+where MKL has 2.5e-7. Sums of 128 terms, added up afterwards, have 2.1e-7; the additions cost little as long as
+the result's tile stays in the cache.
 
 Measured on two Zen 5 cores, 1,024 rows by (16768, 4096) and (2320, 512): 356 and 398 GFLOP/s, MKL 197 and
 213.
@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-# Terms that are summed in one go, and columns of the result that are worked on at once.
+# Terms that are summed in one go, and columns of the result that are computed at once.
 TERMS, COLUMNS = 128, 1024
 
-# Fewer rows do not pay for oneDNN's rearranging of the weights.
+# With fewer rows, rearranging the weights for oneDNN costs more than it saves.
 LEAST_ROWS = 256
 
 
 def worthwhile(x: Tensor, weight: Tensor) -> bool:
-    """Whether ``matmul`` is the faster way to x weightᵀ here; it is not differentiable."""
+    """Whether ``matmul`` may be used for x weightᵀ and is faster; it is not differentiable."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

@@ -1,8 +1,7 @@
 """Each operation of the forward pass in plain torch: any device, any float dtype, differentiable.
 
-Sums that lose what they add are kept wide: dt, A, decays, states, norms, softmax and rotary angles are
-float32 whatever the model's dtype, and float64 where that is float64. Shapes are named as in
-``model``, with a batch B in front.
+dt, A, decays, states, norms, softmax and rotary angles are "wide": float32 whatever the model's dtype, and float64 for
+a float64 model. Shapes are named as in ``model``, with a batch B in front.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from torch import Tensor
 
 from bamba_reference.torch import onednn_matmul
 
-# Rows of the vocabulary that are widened at once for the logits.
+# Rows of the vocabulary that are converted at once for the logits.
 _HEAD_ROWS = 16384
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of what must not be rounded to the model's: float32, or float64 for a float64 model."""
+    """The dtype of values that must not be rounded to the model's: float32, or float64 for a float64 model."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -78,7 +77,7 @@ def next_tail(tail: Tensor, xBC: Tensor) -> Tensor:
 
 
 def ages(sequence_starts: Tensor) -> Tensor:
-    """How many tokens of its own packed sequence stand before each token: (B, L)."""
+    """How many tokens of its own packed sequence precede each token: (B, L)."""
     index = torch.arange(sequence_starts.shape[1], device=sequence_starts.device).expand_as(sequence_starts)
     return index - torch.where(sequence_starts, index, 0).cummax(dim=1).values
 
@@ -109,8 +108,8 @@ def attention(
 ) -> Tensor:
     """Causal softmax attention of q (B, L, heads, E) over k and v (B, S, kv, E): (B, L, heads, E).
 
-    Query i of the L stands at place S - L + i. ``padding`` (B,): places before it are padding and not seen.
-    ``sequences``: rows' packed sequences as (row, start, stop), each of which sees itself alone. Both absent
+    Query i of the L is at position S - L + i. ``padding`` (B,): keys before this position are padding and not seen.
+    ``sequences``: packed sequences as (row, start, stop), each of which sees only itself. None for both
     means that all rows are whole.
     """
     if sequences is not None:
@@ -122,14 +121,16 @@ def attention(
     L, S = q.shape[1], k.shape[1]
     mask = None
     if padding is not None or 1 < L < S:
-        place = torch.arange(S, device=q.device)
-        mask = (place <= place[S - L :, None])[None]  # (1, L, S)
+        position = torch.arange(S, device=q.device)
+        mask = (position <= position[S - L :, None])[None]  # (1, L, S)
         if padding is not None:
             # Padding sees itself, because a query that sees nothing has no softmax.
-            seen = (place >= padding[:, None])[:, None] | (place == place[S - L :, None])  # (B, L, S)
+            seen = (position >= padding[:, None])[:, None] | (
+                position == position[S - L :, None]
+            )  # (B, L, S)
             mask = mask & seen
         mask = mask[:, None]  # (B or 1, 1, L, S)
-    # Repeated, because with enable_gqa a CPU computes all scores at once (measured: 4 times as long).
+    # Repeated, because with enable_gqa torch computes all scores at once on a CPU (measured: 4 times slower).
     k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], dim=2) for t in (k, v))  # (B, S, heads, E)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),

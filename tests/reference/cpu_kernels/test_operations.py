@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bamba_reference.kernels.cpu import elementwise, matmul, norms, threads
+from bamba_reference.kernels.cpu import elementwise, launch, matmul, norms
 from bamba_reference.kernels.cpu.backend import NUMBA
 from bamba_reference.torch import ops as torch_ops
 from bamba_reference.torch import scan as torch_scan
@@ -148,7 +148,7 @@ def test_what_a_thread_raises_is_raised() -> None:
             raise MemoryError("no memory")
 
     with pytest.raises(MemoryError):
-        threads.share(kernel, count=9)
+        launch.share(kernel, count=9)
     assert sorted(ran) == [(0, 3), (3, 6), (6, 9)]
 
 

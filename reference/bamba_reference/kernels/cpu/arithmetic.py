@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from bamba_reference.kernels.cpu.compilation import inlined
+from bamba_reference.kernels.cpu.launch import inlined
 
 _LOG2_E = np.float32(1.4426950408889634)
 # ln 2 in two parts, the first of so few digits that n times it is exact (Cody and Waite 1980).

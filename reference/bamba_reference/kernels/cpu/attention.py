@@ -1,7 +1,7 @@
 """Causal attention, a tile of queries at a time, whose scores against all keys stay in a core's cache.
 
-Scores lie transposed, (keys, queries): each lane of a vector is one query, so that a softmax needs no sum across
-lanes, and the second product finds the numbers for the rows of its tiles side by side.
+Scores are stored transposed, (keys, queries): each lane of a vector is one query, so that a softmax needs no sum across
+lanes, and the second product reads the numbers for the rows of its tiles in order.
 """
 
 from __future__ import annotations
@@ -11,13 +11,25 @@ import torch
 from torch import Tensor
 
 from bamba_reference.kernels.cpu.arithmetic import exp
-from bamba_reference.kernels.cpu.compilation import FLOAT, FLOATS, SIZE, SIZES, compiled, inlined
+from bamba_reference.kernels.cpu.launch import (
+    FLOAT,
+    FLOATS,
+    SIZE,
+    SIZES,
+    Floats,
+    Integers,
+    compiled,
+    empty,
+    inlined,
+    memory,
+    share,
+    takes,
+)
 from bamba_reference.kernels.cpu.matmul import TERMS
-from bamba_reference.kernels.cpu.threads import Integers, Memory, empty, memory, share, takes
 from bamba_reference.kernels.cpu.tiles import LANES, ROWS, WIDTH, multiply_1, multiply_2, multiply_3
 from bamba_reference.torch import ops as torch_ops
 
-# Fewer queries leave too much of a tile empty.
+# With fewer queries too much of a tile is unused.
 LEAST_QUERIES = 16
 
 
@@ -62,8 +74,8 @@ def _first_seen(
     SIZE, SIZE, SIZE, SIZE, SIZE, FLOAT, SIZE, SIZE,
 )  # fmt: skip
 def _attention(
-    q: Memory, q_row: int, q_step: int, k: Memory, k_row: int, k_step: int, v: Memory, v_row: int, v_step: int,
-    out: Memory, first: Integers, L: int, S: int, heads: int, kv: int, E: int, scale: float, start: int, stop: int,
+    q: Floats, q_row: int, q_step: int, k: Floats, k_row: int, k_step: int, v: Floats, v_row: int, v_step: int,
+    out: Floats, first: Integers, L: int, S: int, heads: int, kv: int, E: int, scale: float, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Heads start … stop of all rows' heads."""
     Ss, Es = (S + ROWS - 1) // ROWS * ROWS, (E + LANES - 1) // LANES * LANES
@@ -88,17 +100,17 @@ def _attention(
                     KT[e * Ss + j] = key[e]
                     row[e] = value[e]
         for i0 in range(0, L, WIDTH):
-            queries, place = min(WIDTH, L - i0), S - L + i0  # place: the first query's among the keys
+            queries, position = min(WIDTH, L - i0), S - L + i0  # position: the position of the first query
             low = first[b * L + i0]
             for i in range(queries):
                 low = min(low, first[b * L + i0 + i])
                 query = q[b * q_row + (i0 + i) * q_step + head * E :][:E]
                 for e in range(E):
                     QT[e * WIDTH + i] = query[e] * scale
-            low, seen = low // ROWS * ROWS, place + queries
+            low, seen = low // ROWS * ROWS, position + queries
             for j in range(low, seen, ROWS):
                 multiply_3(KT, j, Ss, QT, 0, WIDTH, scores, j * WIDTH, WIDTH, E, np.float32(0))
-            _mask(scores, first, b * L + i0, place, low, seen, queries)
+            _mask(scores, first, b * L + i0, position, low, seen, queries)
             _softmax(scores, largest, sums, part, low, seen)
             for j in range(low, seen, TERMS):
                 some, kept = min(TERMS, seen - j), np.float32(0 if j == low else 1)
@@ -119,17 +131,17 @@ def _attention(
 
 
 @inlined
-def _mask(scores: Memory, first: Integers, at: int, place: int, low: int, seen: int, queries: int) -> None:
-    """Minus infinity where query i, whose place is place + i, does not see a key."""
+def _mask(scores: Floats, first: Integers, at: int, position: int, low: int, seen: int, queries: int) -> None:
+    """Minus infinity where query i, at position position + i, does not see a key."""
     for i in range(queries):
         for j in range(low, first[at + i]):
             scores[j * WIDTH + i] = -np.float32(np.inf)
-        for j in range(place + i + 1, seen):
+        for j in range(position + i + 1, seen):
             scores[j * WIDTH + i] = -np.float32(np.inf)
 
 
 @inlined
-def _softmax(scores: Memory, largest: Memory, sums: Memory, part: Memory, low: int, seen: int) -> None:
+def _softmax(scores: Floats, largest: Floats, sums: Floats, part: Floats, low: int, seen: int) -> None:
     """Each query's scores (columns) to exp of their distance from the largest, and the sums of these."""
     largest[:] = scores[low * WIDTH : (low + 1) * WIDTH]
     for j in range(low + 1, seen):

@@ -6,8 +6,19 @@ import torch
 from torch import Tensor
 
 from bamba_reference.kernels.cpu.arithmetic import silu
-from bamba_reference.kernels.cpu.compilation import FLOATS, SIZE, SIZES, compiled, inlined
-from bamba_reference.kernels.cpu.threads import Integers, Memory, empty, memory, share, takes
+from bamba_reference.kernels.cpu.launch import (
+    FLOATS,
+    SIZE,
+    SIZES,
+    Floats,
+    Integers,
+    compiled,
+    empty,
+    inlined,
+    memory,
+    share,
+    takes,
+)
 from bamba_reference.torch import ops as torch_ops
 
 
@@ -34,7 +45,7 @@ def conv(
 
 @compiled(FLOATS, SIZE, SIZE, FLOATS, FLOATS, FLOATS, SIZES, FLOATS, SIZE, SIZE, SIZE, SIZE, SIZE)
 def _conv(
-    x: Memory, row: int, step: int, tail: Memory, taps: Memory, bias: Memory, age: Integers, out: Memory,
+    x: Floats, row: int, step: int, tail: Floats, taps: Floats, bias: Floats, age: Integers, out: Floats,
     L: int, W: int, K: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Tokens start … stop of all rows' tokens, one after another."""
@@ -63,8 +74,8 @@ def _conv(
 
 
 @inlined
-def _four(x: Memory, now: int, step: int, taps: Memory, bias: Memory, y: Memory) -> None:
-    """The token at x[now] with three before it, in two passes: LLVM checks but a few arrays for overlaps."""
+def _four(x: Floats, now: int, step: int, taps: Floats, bias: Floats, y: Floats) -> None:
+    """The token at x[now] with three before it, in two passes: LLVM checks few arrays for overlaps."""
     W = len(y)
     oldest, older, old = x[now - 3 * step :][:W], x[now - 2 * step :][:W], x[now - step :][:W]
     newest = x[now : now + W]

@@ -5,8 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from bamba_reference.kernels.cpu.arithmetic import silu
-from bamba_reference.kernels.cpu.compilation import FLOATS, SIZE, compiled
-from bamba_reference.kernels.cpu.threads import LEAST_ROWS, Memory, empty, memory, rows_apart, share, takes
+from bamba_reference.kernels.cpu.launch import (
+    FLOATS,
+    LEAST_ROWS,
+    SIZE,
+    Floats,
+    compiled,
+    empty,
+    memory,
+    rows_apart,
+    share,
+    takes,
+)
 from bamba_reference.torch import ops as torch_ops
 
 
@@ -26,7 +36,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 @compiled(FLOATS, SIZE, FLOATS, SIZE, FLOATS, SIZE, SIZE, SIZE)
 def _swiglu(
-    gate: Memory, gate_step: int, up: Memory, up_step: int, out: Memory, n: int, start: int, stop: int
+    gate: Floats, gate_step: int, up: Floats, up_step: int, out: Floats, n: int, start: int, stop: int
 ) -> None:
     for r in range(start, stop):
         g, u = gate[r * gate_step : r * gate_step + n], up[r * up_step : r * up_step + n]
@@ -54,10 +64,10 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @compiled(FLOATS, SIZE, FLOATS, FLOATS, FLOATS, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE)
 def _rotary(
-    x: Memory, step: int, cos: Memory, sin: Memory, out: Memory,
+    x: Floats, step: int, cos: Floats, sin: Floats, out: Floats,
     angles: int, heads: int, E: int, half: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """angles: rows of cos and sin, which rows of x beyond them share."""
+    """``angles``: rows of cos and sin; rows of x beyond them start again from the first."""
     for t in range(start, stop):
         first = t % angles * half
         c, s = cos[first : first + half], sin[first : first + half]

@@ -2,8 +2,8 @@
 
 Both matrices are rearranged in memory first, so that a tile of the result reads them in order (Goto and van de
 Geijn 2008): the activations once, the weights a block at a time, which costs less than reading them does. A sum
-in one go errs with the square root of its terms; of parts of 128, added up where the result lies, it has 2.1e-7
-of the result for 512 terms, MKL 2.4e-7.
+in one go has an error that grows with the square root of its terms; in parts of 128 that are added to the result it is
+2.1e-7 for 512 terms, where MKL's is 2.4e-7.
 """
 
 from __future__ import annotations
@@ -13,8 +13,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bamba_reference.kernels.cpu.compilation import FLOATS, SIZE, compiled, has, inlined
-from bamba_reference.kernels.cpu.threads import Memory, empty, memory, rows_apart, share, takes
+from bamba_reference.kernels.cpu.launch import (
+    FLOATS,
+    SIZE,
+    Floats,
+    compiled,
+    empty,
+    has,
+    inlined,
+    memory,
+    rows_apart,
+    share,
+    takes,
+)
 from bamba_reference.kernels.cpu.tiles import (
     LANES,
     ROWS,
@@ -31,11 +42,11 @@ from bamba_reference.torch import ops as torch_ops
 # Terms that are summed in one go.
 TERMS = 128
 
-# What is worked on at once: columns and terms of the weights (1.5 MB), and rows of the activations with as many
+# Block sizes: columns and terms of the weights (1.5 MB), and rows of the activations with as many
 # terms (0.4 MB, of a core's second cache).
 BLOCK_COLUMNS, BLOCK_TERMS, BLOCK_ROWS = 8 * WIDTH, 1024, 12 * ROWS
 
-# Fewer rows do not pay for the rearranging of the weights.
+# With fewer rows, rearranging the weights costs more than it saves.
 LEAST_ROWS = 64
 
 
@@ -78,7 +89,7 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @inlined
 def _pack(
-    x: Memory, x0: int, step: int, count: int, K: int, full: int, out: Memory, o0: int, width: int
+    x: Floats, x0: int, step: int, count: int, K: int, full: int, out: Floats, o0: int, width: int
 ) -> None:
     """out[o0 + k width + r] = x[x0 + r step + k] for r < full, which is ROWS or LANES; 0 for r >= count."""
     whole = K // LANES * LANES if count == full else 0
@@ -93,7 +104,7 @@ def _pack(
 
 
 @compiled(FLOATS, SIZE, SIZE, SIZE, FLOATS, SIZE, SIZE)
-def _pack_rows(x: Memory, M: int, K: int, step: int, out: Memory, start: int, stop: int) -> None:
+def _pack_rows(x: Floats, M: int, K: int, step: int, out: Floats, start: int, stop: int) -> None:
     """Panels start … stop of x: out (panels, K, ROWS)."""
     for i in range(start, stop):
         _pack(x, i * ROWS * step, step, min(ROWS, M - i * ROWS), K, ROWS, out, i * K * ROWS, ROWS)
@@ -101,7 +112,7 @@ def _pack_rows(x: Memory, M: int, K: int, step: int, out: Memory, start: int, st
 
 @compiled(FLOATS, FLOATS, FLOATS, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE)
 def _products(
-    a: Memory, weight: Memory, c: Memory, M: int, N: int, K: int, step: int, start: int, stop: int
+    a: Floats, weight: Floats, c: Floats, M: int, N: int, K: int, step: int, start: int, stop: int
 ) -> None:
     """The LANES columns of the result from number start to stop, of packed activations a."""
     b = np.empty(BLOCK_COLUMNS * BLOCK_TERMS, np.float32)
@@ -148,11 +159,11 @@ def _products(
 @inlined
 def _tile(
     vectors: int,
-    a: Memory,
+    a: Floats,
     a0: int,
-    b: Memory,
+    b: Floats,
     b0: int,
-    c: Memory,
+    c: Floats,
     c0: int,
     step: int,
     terms: int,

@@ -1,4 +1,4 @@
-"""The norms, each with what stands before it in one pass: a gate, or an addition to the stream."""
+"""The norms, fused with the gate or the addition to the residual stream before them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ import numpy as np
 from torch import Tensor
 
 from bamba_reference.kernels.cpu.arithmetic import silu
-from bamba_reference.kernels.cpu.compilation import FLOAT, FLOATS, SIZE, compiled
-from bamba_reference.kernels.cpu.threads import LEAST_ROWS, Memory, empty, memory, rows_apart, share, takes
+from bamba_reference.kernels.cpu.launch import (
+    FLOAT,
+    FLOATS,
+    LEAST_ROWS,
+    SIZE,
+    Floats,
+    compiled,
+    empty,
+    memory,
+    rows_apart,
+    share,
+    takes,
+)
 from bamba_reference.torch import ops as torch_ops
 
 
@@ -59,7 +70,7 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) ->
 
 @compiled(FLOATS, SIZE, FLOATS, FLOATS, SIZE, FLOAT, SIZE, SIZE, sums=True)
 def _rms_norm(
-    x: Memory, step: int, weight: Memory, out: Memory, n: int, eps: float, start: int, stop: int
+    x: Floats, step: int, weight: Floats, out: Floats, n: int, eps: float, start: int, stop: int
 ) -> None:
     for r in range(start, stop):
         v, y = x[r * step : r * step + n], out[r * n : (r + 1) * n]
@@ -73,7 +84,7 @@ def _rms_norm(
 
 @compiled(FLOATS, SIZE, FLOATS, SIZE, FLOATS, FLOATS, FLOATS, SIZE, FLOAT, SIZE, SIZE, sums=True)
 def _add_norm(
-    x: Memory, x_step: int, delta: Memory, delta_step: int, weight: Memory, total: Memory, out: Memory,
+    x: Floats, x_step: int, delta: Floats, delta_step: int, weight: Floats, total: Floats, out: Floats,
     n: int, eps: float, start: int, stop: int,
 ) -> None:  # fmt: skip
     for r in range(start, stop):
@@ -90,7 +101,7 @@ def _add_norm(
 
 @compiled(FLOATS, SIZE, FLOATS, SIZE, FLOATS, FLOATS, SIZE, SIZE, FLOAT, SIZE, SIZE, sums=True)
 def _gated_norm(
-    y: Memory, y_step: int, z: Memory, z_step: int, weight: Memory, out: Memory,
+    y: Floats, y_step: int, z: Floats, z_step: int, weight: Floats, out: Floats,
     groups: int, n: int, eps: float, start: int, stop: int,
 ) -> None:  # fmt: skip
     """n: elements of a group."""

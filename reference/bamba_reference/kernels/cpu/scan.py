@@ -1,8 +1,8 @@
-"""The state-space scan, chunk after chunk with what a chunk needs in a core's cache, heads shared among threads.
+"""Mamba-2's scan, chunk by chunk so that a chunk's data stay in a core's cache; threads divide the heads.
 
-The formulas are ``torch.ops.scan``'s. Matrices that ``tiles.multiply`` takes numbers from lie transposed, so that
-the numbers for the rows of a tile are neighbours; a transposed matrix is named with T. P is padded to whole
-vectors, N and a chunk's tokens to whole tiles, with zeros.
+The formulas are those of ``torch.scan.scan``. The left operands of ``tiles.multiply`` are stored transposed, so that
+the numbers for the rows of a tile are neighbours; a transposed matrix has T in its name. P is padded with zeros to
+whole vectors, N and a chunk's tokens to whole tiles.
 """
 
 from __future__ import annotations
@@ -15,15 +15,26 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bamba_reference.kernels.cpu.arithmetic import exp
-from bamba_reference.kernels.cpu.compilation import FLOATS, SIZE, SIZES, compiled, inlined
-from bamba_reference.kernels.cpu.threads import Integers, Memory, empty, memory, share, takes
+from bamba_reference.kernels.cpu.launch import (
+    FLOATS,
+    SIZE,
+    SIZES,
+    Floats,
+    Integers,
+    compiled,
+    empty,
+    inlined,
+    memory,
+    share,
+    takes,
+)
 from bamba_reference.kernels.cpu.tiles import LANES, ROWS, multiply_1, multiply_2
 from bamba_reference.torch import scan as torch_scan
 from bamba_reference.torch.scan import ScanArguments
 
 _STEP = max(LANES, ROWS)
 
-# Fewer tokens do not pay for turning the states over.
+# With fewer tokens, transposing the states costs more than it saves.
 LEAST_TOKENS = 16
 
 
@@ -63,7 +74,7 @@ def scan(
 
 
 @inlined
-def _zeros(n: int) -> Memory:
+def _zeros(n: int) -> Floats:
     return np.zeros(n, np.float32)
 
 
@@ -74,12 +85,12 @@ def _padded(n: int) -> int:
 
 @inlined
 def _multiply(
-    a: Memory,
+    a: Floats,
     a0: int,
     a_step: int,
-    b: Memory,
+    b: Floats,
     b_step: int,
-    c: Memory,
+    c: Floats,
     c0: int,
     width: int,
     terms: int,
@@ -98,8 +109,8 @@ def _multiply(
     SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE,
 )  # fmt: skip
 def _scan(
-    x: Memory, x_row: int, x_step: int, B: Memory, B_row: int, B_step: int, C: Memory, C_row: int, C_step: int,
-    dt: Memory, dtA: Memory, D: Memory, segments: Integers, h: Memory, y: Memory,
+    x: Floats, x_row: int, x_step: int, B: Floats, B_row: int, B_step: int, C: Floats, C_row: int, C_step: int,
+    dt: Floats, dtA: Floats, D: Floats, segments: Integers, h: Floats, y: Floats,
     L: int, H: int, P: int, G: int, N: int, q: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Heads start … stop of all rows' heads; h (rows, H, P, N) becomes the state after the last token."""
@@ -155,8 +166,8 @@ def _scan(
 
 @inlined
 def _decays(
-    dt: Memory, dtA: Memory, first: int, apart: int, segment: Integers, before: int,
-    a: Any, step: Memory, reach: Memory, keep: Memory,
+    dt: Floats, dtA: Floats, first: int, apart: int, segment: Integers, before: int,
+    a: Any, step: Floats, reach: Floats, keep: Floats,
 ) -> None:  # fmt: skip
     """Of a chunk's tokens: the sums a of dt A, dt, and the decays of the state into each, of each into the state."""
     now, total = len(segment), 0.0
@@ -170,7 +181,7 @@ def _decays(
 
 
 @inlined
-def _matrix(a: Any, step: Memory, segment: Integers, BCT: Memory, D: Any, qs: int, MT: Memory) -> None:
+def _matrix(a: Any, step: Floats, segment: Integers, BCT: Floats, D: Any, qs: int, MT: Floats) -> None:
     """M transposed, (qs, qs): what the input of token j adds to the output of token i >= j, D x among it."""
     now = len(segment)
     for j in range(qs):
@@ -191,7 +202,7 @@ def _matrix(a: Any, step: Memory, segment: Integers, BCT: Memory, D: Any, qs: in
 
 @inlined
 def _inputs(
-    x: Memory, first: int, apart: int, P: int, Ps: int, keep: Memory, now: int, xs: Memory, kept: Memory
+    x: Floats, first: int, apart: int, P: int, Ps: int, keep: Floats, now: int, xs: Floats, kept: Floats
 ) -> None:
     """One head's x, and x times the decay to the chunk's end: (now, Ps) both."""
     for i in range(now):
@@ -204,7 +215,7 @@ def _inputs(
 
 @inlined
 def _group(
-    v: Memory, v0: int, step: int, q: int, qs: int, N: int, Ns: int, out: Memory, transposed: Memory
+    v: Floats, v0: int, step: int, q: int, qs: int, N: int, Ns: int, out: Floats, transposed: Floats
 ) -> None:
     """B or C of one group and chunk: out (qs, Ns) and transposed (Ns, qs)."""
     for i in range(q):

@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from bamba_reference.kernels.cpu.compilation import has
+from bamba_reference.kernels.cpu.launch import has
 from bamba_reference.runtime.jit import transposed
 
 # Numbers in a register, rows of a tile, and the most vectors across it.

@@ -1,20 +1,67 @@
-"""Shares the work of compiled kernels over torch's number of threads, and shows them tensors as plain memory."""
+"""What every CPU kernel needs: compilation for this processor, tensors as plain memory, and work shared by threads."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
+from llvmlite import binding
+from numba import types
 from torch import Tensor
 
-Memory = npt.NDArray[np.float32]
+from bamba_reference.runtime.jit import compile_kernel
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Kernels receive a tensor as the memory from its first element to its last, and its strides.
+FLOATS = types.Array(types.float32, 1, "C")
+SIZE, SIZES = types.int64, types.Array(types.int64, 1, "C")
+FLOAT = types.float32
+
+_PACKAGES = (Path(__file__).parent,)
+
+
+def inlined(function: Function) -> Function:
+    """A function that is inlined into each kernel that calls it; a product and a sum may become one operation."""
+    part: Function = numba.njit(forceinline=True, error_model="numpy", fastmath={"contract"})(function)
+    return part
+
+
+def compiled(*arguments: Any, sums: bool = False) -> Callable[[Function], Function]:
+    """Compiles at the first call, for arguments of these types; ``sums`` allows sums to change their order."""
+    allowed = frozenset({"contract", "reassoc"} if sums else {"contract"})
+
+    def decorate(function: Function) -> Function:
+        @cache
+        def code() -> Any:
+            return compile_kernel(function, types.void(*arguments), _PACKAGES, allowed)
+
+        def call(*given: Any) -> Any:
+            return code()(*given)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+@cache
+def has(feature: str) -> bool:
+    """Whether numba compiles for a processor with this feature, as LLVM names it ("avx512f")."""
+    if numba.config.CPU_FEATURES is not None:
+        return f"+{feature}" in numba.config.CPU_FEATURES.split(",")
+    return bool(binding.get_host_cpu_features().get(feature, False))
+
+
+Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 # Rows of a norm or an elementwise operation for which a second thread is not woken.
@@ -34,13 +81,13 @@ def takes(*tensors: Tensor | None) -> bool:
     )
 
 
-def memory(tensor: Tensor) -> Memory:
+def memory(tensor: Tensor) -> Floats:
     """The floats from a tensor's first to its last: (span,), not copied."""
     if tensor.is_contiguous():
-        whole: Memory = tensor.detach().view(-1).numpy()
+        whole: Floats = tensor.detach().view(-1).numpy()
         return whole
     span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    flat: Memory = tensor.detach().as_strided((span,), (1,)).numpy()
+    flat: Floats = tensor.detach().as_strided((span,), (1,)).numpy()
     return flat
 
 
