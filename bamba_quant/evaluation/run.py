@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bamba_quant import __version__
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.evaluation.intervals import RESAMPLES
 from bamba_quant.evaluation.provenance import Run, Timing
@@ -61,13 +62,13 @@ def run_record(
         for key, value in (vars(options) | vars(options.reading)).items()
         if key != "reading"
     }
-    versions = {name: version(name) for name in ("bamba-quant", "numpy", "torch", "gguf", "tokenizers")}
+    packages = {name: version(name) for name in ("numpy", "torch", "gguf", "tokenizers")}
     return Run(
         command=command,
         options=plain | {"ignore_config_keys": ",".join(options.reading.ignore_config_keys)},
         seed=options.seed,
         resamples=options.resamples,
-        versions=versions | {"python": platform.python_version()},
+        versions={"bamba-quant": __version__, **packages, "python": platform.python_version()},
         backend=backend,
         device=options.device if ranks.size == 1 else f"{options.device} in {ranks.size} processes",
         dtype=options.dtype,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bamba_quant import __version__
 from bamba_quant_cli import (
     allocate,
     compare,
@@ -58,9 +59,7 @@ app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        echo(f"bamba-quant {version('bamba-quant')}")
+        echo(f"bamba-quant {__version__}")
         raise typer.Exit
 
 
@@ -110,6 +109,12 @@ def _run() -> None:
     except OSError as error:  # of stdout, or of a file no layer below has a better word for
         echo(f"error: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
         _abandon(1)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "triton"):
+            raise
+        fix = "pip install 'bamba-quant[torch]'" if error.name == "torch" else "pip install triton"
+        echo_lines(f"error: this needs {error.name}, which is not installed\n  fix: {fix}", err=True)
         sys.exit(2)
     except FailedElsewhereError:
         sys.exit(processes.code_elsewhere())
