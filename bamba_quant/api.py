@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bamba_quant.checkpoint import ReadOptions
 
 if TYPE_CHECKING:
-    from bamba_quant.calibration.measure import Measured
+    from bamba_quant.calibration.imatrix import Measured
     from bamba_quant.evaluation.gates import Limit
     from bamba_quant.evaluation.result import Evaluation
     from bamba_quant.inference.loading import LoadedModel
@@ -120,11 +120,11 @@ def imatrix(
     """Measure the importance matrix of ``model`` on UTF-8 ``texts``, plain or .xz, and write it as llama-imatrix does.
 
     A name that ends in .dat gives the older format. ``options`` are arguments of
-    ``calibration.measure.measure_imatrix``, such as ``ctx``, ``chunks``, ``device`` and ``merge``. Raises
+    ``calibration.imatrix.measure_imatrix``, such as ``ctx``, ``chunks``, ``device`` and ``merge``. Raises
     ``CheckpointError`` for texts that cannot be read, ``OutputError`` for a file that exists unless ``overwrite``.
     """
+    from bamba_quant.calibration.imatrix import measure_imatrix
     from bamba_quant.calibration.imatrix_writer import check_imatrix_target, write_imatrix
-    from bamba_quant.calibration.measure import measure_imatrix
 
     files, target = [Path(text) for text in texts], Path(outfile)
     check_imatrix_target(target, overwrite=overwrite, inputs=files)
@@ -247,7 +247,7 @@ def _plan_directory(
     imatrix: StrPath | None,
     options: Mapping[str, Any],
 ) -> Plan:
-    from bamba_quant.calibration import read_imatrix
+    from bamba_quant.checkpoint.imatrix import read_imatrix
     from bamba_quant.planning.quantize import plan_quantization
 
     weights = read_imatrix(Path(imatrix)) if imatrix else None

@@ -112,7 +112,9 @@ def test_measuring(tmp_path: Path) -> None:
         bamba_quant.imatrix(MINI, [str(text)], f"{tmp_path}/i.gguf")
     (file,) = bamba_quant.convert(MINI, f"{tmp_path}/q.gguf", outtype="q4_k_m", imatrix=f"{tmp_path}/i.gguf")
     reports = f"{tmp_path}/report"
-    found = bamba_quant.evaluate(MINI, [str(file)], str(text), report_dir=reports, ctx=64, chunks=8, drift_chunks=0)
+    found = bamba_quant.evaluate(
+        MINI, [str(file)], str(text), report_dir=reports, ctx=64, chunks=8, drift_chunks=0
+    )
     assert 0 < found.candidates[0].figures["kld_mean"].value < 1
     assert (tmp_path / "report" / "report.html").is_file()
 

@@ -17,21 +17,13 @@ from pathlib import Path
 
 import torch
 
-from bamba_quant.evaluation import figures
+from bamba_quant.evaluation import figures, models, scoring
 from bamba_quant.evaluation.activations import resolve, with_activations
 from bamba_quant.evaluation.drift import DriftWatch, worst
 from bamba_quant.evaluation.gates import Limit, check_enough, check_sections, judge, limits_for
 from bamba_quant.evaluation.input_files import FileHasher, input_files
 from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.logits_file import is_logits_file, read_logits_file, writing
-from bamba_quant.evaluation.models import (
-    ComparisonError,
-    describe,
-    describe_logits,
-    files_of,
-    open_models,
-    tell_notes,
-)
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
 from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import (
@@ -45,13 +37,6 @@ from bamba_quant.evaluation.result import (
 )
 from bamba_quant.evaluation.run import EvaluationOptions, command_line, run_record, time_compilation, timing
 from bamba_quant.evaluation.scores import Scores, check_finite, collect
-from bamba_quant.evaluation.scoring import (
-    EvaluationProgress,
-    ProgressCallback,
-    ScoreBlocks,
-    chunks_together,
-    score_part,
-)
 from bamba_quant.evaluation.tokens import file_tokens, text_tokens
 from bamba_quant.inference.distributed import SINGLE_PROCESS, Ranks
 from bamba_quant.inference.loading import first_product, torch_device, torch_dtype
@@ -75,7 +60,7 @@ def evaluate(
     gates: Mapping[str, Sequence[Limit]] | None = None,
     limits: Sequence[Limit] = (),
     command: str | None = None,
-    progress: ProgressCallback = lambda progress: None,
+    progress: scoring.ProgressCallback = lambda progress: None,
     note: Callable[[str], None] = lambda note: None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Evaluation:
@@ -90,14 +75,14 @@ def evaluate(
     started = datetime.datetime.now(datetime.UTC)
     given = read_logits_file(base) if is_logits_file(base) else None
     if given and options.save_base:
-        raise ComparisonError(
+        raise models.ComparisonError(
             "the base is a file of logits already",
             where=base,
             fix="leave out --save-base, or give a model as base",
         )
-    opened = open_models(None if given else base, candidates, options.reading)
+    opened = models.open_models(None if given else base, candidates, options.reading)
     if ranks.first:
-        tell_notes(opened, note)
+        models.tell_notes(opened, note)
     others = opened if given else opened[1:]
     kinds = [each.model.checkpoint.kind for each in opened]
     options = replace(options, activations=resolve(options.activations, kinds))
@@ -106,7 +91,7 @@ def evaluate(
     with ThreadPoolExecutor(1) as beside:
         beside.submit(first_product, device, dtype)
         tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
-    files = [describe(each) for each in others]
+    files = [models.describe(each) for each in others]
     if gates is not None:
         check_sections(gates, files)
     chosen = [limits_for(gates or {}, file, limits) for file in files]
@@ -123,7 +108,7 @@ def evaluate(
     backends = [with_activations(backend, each.model, options.activations, device, dtype) for each in opened]
     vocab_size = opened[0].model.config.vocab_size
     watched = max(floor_chunks, drift_chunks)
-    at_once = chunks_together(tokens.text.ctx, device, vocab_size)
+    at_once = scoring.chunks_together(tokens.text.ctx, device, vocab_size)
     besides = floor_chunks + drift_chunks
     if drift_chunks and device.type == "cuda":
         besides += _DRIFT_ON_GPU // tokens.text.ctx
@@ -138,7 +123,7 @@ def evaluate(
         else None
     )
 
-    def tell(now: EvaluationProgress) -> None:
+    def tell(now: scoring.EvaluationProgress) -> None:
         ranks.check()
         progress(now)
 
@@ -153,8 +138,8 @@ def evaluate(
         nonlocal hashing
         if ahead and ranks.first and not hashing:
             # A GPU leaves the cores to it once the kernels are made, and what one has read the other finds cached.
-            hashing = stack.enter_context(FileHasher(map(files_of, opened)))
-        tell(EvaluationProgress("layers", done, total, {}))
+            hashing = stack.enter_context(FileHasher(map(models.files_of, opened)))
+        tell(scoring.EvaluationProgress("layers", done, total, {}))
 
     with ExitStack() as stack:
         stack.enter_context(time_compilation(timings, device))
@@ -188,15 +173,15 @@ def evaluate(
             on_pass=watch if floor or drift else None,
             watched=watched,
         )
-        found = score_part(given, opened, sources, hidden, tokens, part, floor, write, backends, tell)
+        found = scoring.score_part(given, opened, sources, hidden, tokens, part, floor, write, backends, tell)
         losses = drift.finish() if drift else [()] * len(others)
-        measured = ScoreBlocks.of_parts(ranks.gather(found, ScoreBlocks))
+        measured = scoring.ScoreBlocks.of_parts(ranks.gather(found, scoring.ScoreBlocks))
         scored = measured.scores(tokens.text.chunks)
         for file, scores in zip(files, scored, strict=True):
             check_finite(scores, base.name, file.label)
         seconds = time.perf_counter() - clock
         if ranks.first:
-            hashing = hashing or stack.enter_context(FileHasher(map(files_of, opened)))
+            hashing = hashing or stack.enter_context(FileHasher(map(models.files_of, opened)))
             hashed = hashing.finish()
         hashing_seconds = time.perf_counter() - clock - seconds
     if not drawn:
@@ -227,7 +212,7 @@ def evaluate(
             ranks,
         ),
         text=tokens.text,
-        base=describe_logits(given) if given else replace(describe(opened[0]), files=hashed[0]),
+        base=models.describe_logits(given) if given else replace(models.describe(opened[0]), files=hashed[0]),
         candidates=results,
         noise_floor=NoiseFloor(floor.described, floor_chunks, measured_floors, tuple(floor.layers))
         if floor and measured_floors

@@ -14,7 +14,7 @@ from bamba_quant.report.charts.size_divergence import size_divergence
 from bamba_quant.report.charts.tensors import tensor_cells, tensor_map
 from bamba_quant.report.markup import Markup, element, joined, unbroken
 from bamba_quant.report.tables import definitions, facts, hashes
-from bamba_quant.report.wording import short_names, verdict
+from bamba_quant.report.wording import named_candidates, short_names, verdict
 
 _WIDTHS = {"desk": 1032.0, "tablet": 600.0, "phone": 328.0}  # page.css shows the one that fits
 _FEW_GATES = 6
@@ -108,7 +108,7 @@ def _gates(evaluation: Evaluation) -> Markup:
     """The gates that failed in full view, and all of them at hand; in full view too where they are few."""
     found = [
         (name, candidate, gate)
-        for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True)
+        for name, candidate in named_candidates(evaluation)
         for gate in candidate.gates
     ]
     if len(found) <= _FEW_GATES:
@@ -182,9 +182,7 @@ def _layers(evaluation: Evaluation) -> Markup:
     span = drift_scale(evaluation)
     watched = [
         (i, name, candidate)
-        for i, (name, candidate) in enumerate(
-            zip(short_names(evaluation), evaluation.candidates, strict=True)
-        )
+        for i, (name, candidate) in enumerate(named_candidates(evaluation))
         if candidate.layers
     ]
     if span is None or not watched:
@@ -216,7 +214,7 @@ def _drift(name: str, candidate: Candidate, kind: int, span: tuple[float, float]
 
 
 def _tensors(evaluation: Evaluation) -> Markup:
-    named = list(zip(short_names(evaluation), evaluation.candidates, strict=True))
+    named = list(named_candidates(evaluation))
     if not any(candidate.tensors for _, candidate in named):
         return Markup()
     maps = [

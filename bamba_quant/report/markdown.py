@@ -8,15 +8,6 @@ from collections.abc import Iterable, Sequence
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure
 from bamba_quant.printable import printable
 from bamba_quant.report import wording
-from bamba_quant.report.wording import (
-    LEADING,
-    gate_condition,
-    gate_finding,
-    gate_word,
-    short_names,
-    value_and_interval,
-    verdict,
-)
 
 _SIGNS = {"pass": "✅ ", "fail": "❌ ", "none": ""}
 # What Markdown, its tables and the HTML inside it would take for markup: also addresses, which become links, and
@@ -63,11 +54,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) 
 
 
 def _heading(evaluation: Evaluation) -> str:
-    found = verdict(evaluation)
+    found = wording.verdict(evaluation)
     text = evaluation.text
     return (
         f"## {_SIGNS[found.state]}{found.word}: {found.title}\n\n{literal(found.detail)}\n\n"
-        f"{literal(', '.join(short_names(evaluation)))} against {literal(evaluation.base.label)}: "
+        f"{literal(', '.join(wording.short_names(evaluation)))} against {literal(evaluation.base.label)}: "
         f"{text.scored:,} tokens of {literal(text.file)} in {text.chunks} chunks of {text.ctx}; "
         "95 % intervals by paired bootstrap over chunks."
     )
@@ -80,12 +71,12 @@ def _gates(evaluation: Evaluation) -> str:
             gate.passed,
             (
                 literal(name),
-                "✅ pass" if gate.passed else f"❌ **{gate_word(gate)}**",
-                literal(gate_condition(gate)),
-                literal(gate_finding(gate, candidate)),
+                "✅ pass" if gate.passed else f"❌ **{wording.gate_word(gate)}**",
+                literal(wording.gate_condition(gate)),
+                literal(wording.gate_finding(gate, candidate)),
             ),
         )
-        for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True)
+        for name, candidate in wording.named_candidates(evaluation)
         for gate in candidate.gates
     ]
     header = ("candidate", "verdict", "gate", "tested")
@@ -98,32 +89,32 @@ def _gates(evaluation: Evaluation) -> str:
 
 
 def _figures(evaluation: Evaluation) -> str:
-    header = ("candidate", "size", "bits/weight", *(literal(name) for name in LEADING.values()))
+    header = ("candidate", "size", "bits/weight", *(literal(name) for name in wording.LEADING.values()))
     rows = [
         (
             f"**{literal(name)}**",
             wording.size(candidate.model.file_bytes),
             "–" if candidate.model.bits_per_weight is None else f"{candidate.model.bits_per_weight:.2f}",
-            *(_with_interval(key, candidate.figures[key]) for key in LEADING),
+            *(_with_interval(key, candidate.figures[key]) for key in wording.LEADING),
         )
-        for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True)
+        for name, candidate in wording.named_candidates(evaluation)
     ]
     floor = evaluation.noise_floor
     if floor is not None:
-        found = (wording.floor(FIGURES[key], floor.figures.get(key)) or "–" for key in LEADING)
+        found = (wording.floor(FIGURES[key], floor.figures.get(key)) or "–" for key in wording.LEADING)
         rows.append(("noise floor", "", "", *found))
     note = f"Noise floor: {literal(floor.path)}." if floor else "No noise floor was measured."
     return f"### Figures\n\n{table(header, rows)}\n\n{note}"
 
 
 def _with_interval(key: str, figure: Figure) -> str:
-    value, interval = value_and_interval(key, figure)
+    value, interval = wording.value_and_interval(key, figure)
     return f"{value}<br><sub>{interval}</sub>" if interval else value
 
 
 def _worst(evaluation: Evaluation) -> str:
     rows = []
-    for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True):
+    for name, candidate in wording.named_candidates(evaluation):
         known = {tensor.name: tensor for tensor in candidate.tensors}
         for tensor in (known[found] for found in candidate.worst if found in known):
             rows.append(
@@ -144,7 +135,7 @@ def _worst(evaluation: Evaluation) -> str:
 def _drift(evaluation: Evaluation) -> str:
     """The layer where each candidate's own loss is greatest, and what has gathered at the end."""
     rows = []
-    for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True):
+    for name, candidate in wording.named_candidates(evaluation):
         lossy = [layer for layer in candidate.layers if layer.local is not None]
         if lossy:
             least = min(lossy, key=lambda layer: layer.local or 0.0)

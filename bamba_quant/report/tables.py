@@ -10,15 +10,6 @@ from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import FIGURES, Candidate, Evaluation, Figure, Gate
 from bamba_quant.report import wording
 from bamba_quant.report.markup import Markup, breakable, element, escaped, joined, unbroken
-from bamba_quant.report.wording import (
-    LEADING,
-    figure_label,
-    gate_condition,
-    gate_finding,
-    gate_word,
-    short_names,
-    value_and_interval,
-)
 
 _SHORT = 16  # characters of a name that is not worth breaking into lines
 
@@ -77,13 +68,13 @@ def summary(evaluation: Evaluation) -> Markup:
             TableCell(name, words=True),
             TableCell(wording.size(candidate.model.file_bytes), value=candidate.model.file_bytes),
             _bits(candidate),
-            *(_figure(key, candidate.figures[key]) for key in LEADING),
+            *(_figure(key, candidate.figures[key]) for key in wording.LEADING),
         ]
-        for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True)
+        for name, candidate in wording.named_candidates(evaluation)
     ]
-    floors = (TableCell(_floor(evaluation, key)) for key in LEADING)
+    floors = (TableCell(_floor(evaluation, key)) for key in wording.LEADING)
     foot = [TableCell("noise floor", words=True), TableCell(""), TableCell(""), *floors]
-    header = ("candidate", "file size", "bits per weight", *LEADING.values())
+    header = ("candidate", "file size", "bits per weight", *wording.LEADING.values())
     return table(
         "Each candidate against the base, with 95 % intervals",
         header,
@@ -98,10 +89,12 @@ def gates(caption: str, found: Sequence[tuple[str, Candidate, Gate]]) -> Markup:
         [
             TableCell(name, words=True),
             TableCell(
-                f"{'✓' if gate.passed else '✗'} {gate_word(gate)}", value=float(gate.passed), words=True
+                f"{'✓' if gate.passed else '✗'} {wording.gate_word(gate)}",
+                value=float(gate.passed),
+                words=True,
             ),
-            TableCell(gate_condition(gate), words=True),
-            TableCell(gate_finding(gate, candidate), words=True),
+            TableCell(wording.gate_condition(gate), words=True),
+            TableCell(wording.gate_finding(gate, candidate), words=True),
             _figure(gate.figure, candidate.figures[gate.figure]),
             TableCell(wording.floor(FIGURES[gate.figure], gate.floor) or "–", value=gate.floor),
         ]
@@ -115,14 +108,14 @@ def all_figures(evaluation: Evaluation) -> Markup:
     """Every figure under llama-perplexity's name, a column a candidate."""
     rows = [
         [
-            TableCell(figure_label(key), words=True),
+            TableCell(wording.figure_label(key), words=True),
             *(_figure(key, candidate.figures[key], sorted_by=False) for candidate in evaluation.candidates),
             TableCell(_floor(evaluation, key)),
         ]
         for key in FIGURES
         if all(key in candidate.figures for candidate in evaluation.candidates)
     ]
-    header = ("figure", *short_names(evaluation), "noise floor")
+    header = ("figure", *wording.short_names(evaluation), "noise floor")
     return table("All figures, by llama-perplexity's definitions and names", header, rows, sortable=False)
 
 
@@ -170,7 +163,7 @@ def tensors(name: str, candidate: Candidate) -> Markup:
 
 
 def _figure(key: str, figure: Figure, *, sorted_by: bool = True) -> TableCell:
-    text, below = value_and_interval(key, figure)
+    text, below = wording.value_and_interval(key, figure)
     return TableCell(text, below, figure.value if sorted_by else None)
 
 

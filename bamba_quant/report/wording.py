@@ -184,13 +184,14 @@ def short_names(evaluation: Evaluation) -> tuple[str, ...]:
     )
 
 
+def named_candidates(evaluation: Evaluation) -> list[tuple[str, Candidate]]:
+    """Each candidate behind its short name."""
+    return list(zip(short_names(evaluation), evaluation.candidates, strict=True))
+
+
 def verdict(evaluation: Evaluation) -> Verdict:
     """Whether every gate of every candidate holds, in one line, and which do not."""
-    gates = [
-        (name, gate)
-        for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True)
-        for gate in candidate.gates
-    ]
+    gates = [(name, gate) for name, candidate in named_candidates(evaluation) for gate in candidate.gates]
     files = _counted(len(evaluation.candidates), "file")
     if not gates:
         return Verdict(
@@ -201,11 +202,7 @@ def verdict(evaluation: Evaluation) -> Verdict:
         )
     failed = [(name, gate) for name, gate in gates if not gate.passed]
     judged = sum(bool(candidate.gates) for candidate in evaluation.candidates)
-    unjudged = [
-        name
-        for name, candidate in zip(short_names(evaluation), evaluation.candidates, strict=True)
-        if not candidate.gates
-    ]
+    unjudged = [name for name, candidate in named_candidates(evaluation) if not candidate.gates]
     left = f" No gate was set for {', '.join(unjudged)}." if unjudged else ""
     if not failed:
         return Verdict(
