@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bamba_quant.evaluation.result import LayerDrift, RowClass, TensorLoss
-from bamba_quant.evaluation.tensor_loss import CPU, TensorDifference, row_classes, sqnr, tensor_difference
+from bamba_quant.evaluation.tensor_loss import CPU, TensorDifference, sqnr, tensor_difference
 from bamba_quant.inference.weights import DeviceWeights, LazyWeights, Timings
 from bamba_reference.config import Config
 from bamba_reference.runtime.stream import Pass
@@ -91,9 +92,7 @@ class DriftWatch:
         apart = tensor_difference(
             self.weights[0], self.weights[source], name, self.timings, device=self.device
         )
-        self.tensors[source].append(
-            tensor_loss(self.weights[0], self.weights[source], name, apart, self.config, noise)
-        )
+        self.tensors[source].append(tensor_loss(self.weights[0], self.weights[source], name, apart, noise))
 
 
 @dataclass(frozen=True)
@@ -115,19 +114,21 @@ def tensor_loss(
     other: LazyWeights | DeviceWeights,
     name: str,
     apart: TensorDifference,
-    config: Config,
     noise: Noise | None = None,
 ) -> TensorLoss:
     """A tensor's ``TensorDifference`` and its product's noise as the record that a report shows."""
     info, original = other.info(name), base.info(name)
+    stops = accumulate(info.row_sections.values())
     classes = tuple(
         RowClass(
             label,
-            rows.stop - rows.start,
-            sqnr(apart.signal[rows].sum(), apart.noise[rows].sum()),
-            sqnr(noise[0][rows].sum(), noise[1][rows].sum()) if noise is not None else None,
+            count,
+            sqnr(apart.signal[stop - count : stop].sum(), apart.noise[stop - count : stop].sum()),
+            sqnr(noise[0][stop - count : stop].sum(), noise[1][stop - count : stop].sum())
+            if noise is not None
+            else None,
         )
-        for label, rows in row_classes(info.role, info.shape[0], config).items()
+        for (label, count), stop in zip(info.row_sections.items(), stops, strict=True)
     )
     return TensorLoss(
         name,

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.inference.weights import DeviceWeights, LazyWeights, Timings
-from bamba_reference.config import Config
 from bamba_reference.torch.forward import to_tensor
 
 F64 = NDArray[np.float64]
@@ -92,30 +91,6 @@ def tensor_difference(
             fix="make the file again, from a checkpoint whose weights are finite",
         )
     return TensorDifference(np.concatenate(signal), np.concatenate(noise), lengths, products, worst)
-
-
-def row_classes(role: str, rows: int, config: Config) -> dict[str, slice]:
-    """Rows of a matrix that mean different things: those of ssm_in, and of Mamba's ssm_x; of others none."""
-    inner, states = config.mamba_d_inner, config.mamba_n_groups * config.mamba_d_state
-    if config.layers_of("mamba1"):
-        split = {
-            "ssm_in": {"x": inner, "z": inner},
-            "ssm_x": {
-                "dt": config.mamba_time_step_rank,
-                "B": config.mamba_d_state,
-                "C": config.mamba_d_state,
-            },
-        }
-    else:
-        split = {"ssm_in": {"z": inner, "x": inner, "B": states, "C": states, "dt": config.mamba_n_heads}}
-    sizes = split.get(role, {})
-    if sum(sizes.values()) != rows:
-        return {}
-    found, start = {}, 0
-    for name, size in sizes.items():
-        found[name] = slice(start, start + size)
-        start += size
-    return found
 
 
 def _squares(x: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def compare_weights(
     losses, codes, signal, noise = [], [], 0.0, 0.0
     for name in first.model.weights:
         apart = tensor_difference(first.model.weights, second.model.weights, name)
-        losses.append(tensor_loss(first.model.weights, second.model.weights, name, apart, first.model.config))
+        losses.append(tensor_loss(first.model.weights, second.model.weights, name, apart))
         signal, noise = signal + math.fsum(apart.signal), noise + math.fsum(apart.noise)
         stored = [each.model.weights.stored(name)[0] for each in (first, second)]
         if (changed := codes_changed(*stored)) is not None:

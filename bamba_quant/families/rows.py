@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bamba_quant.families.rules import Rule
 from bamba_quant.families.transforms import IDENTITY, NEGATIVE_EXP, Transform, interleave_rotary
-from bamba_reference.config import Config
+from bamba_reference.config import Block, Config
 
 LAYER = "model.layers.{i}."
 BLOCK = "blk.{i}."
@@ -16,7 +18,7 @@ _MIXERS = {
     "input_layernorm": "norm",
     ".mamba.": ".mixer.",
 }
-MIXER_DIALECTS = (
+MIXER_NAMES = (
     {"model.embed_tokens": "backbone.embeddings", **_MIXERS},
     {"model.embed_tokens": "backbone.embedding", **_MIXERS},
     {
@@ -28,12 +30,20 @@ MIXER_DIALECTS = (
 )
 
 
-def mamba2_layers(config: Config) -> tuple[int, ...]:
-    return config.mamba_layers
+def of_block(block: Block, *rules: Rule) -> tuple[Rule, ...]:
+    """``rules`` for the layers that have this block."""
+    return tuple(replace(rule, layers=lambda config: config.layers_of(block)) for rule in rules)
 
 
-def attention_layers(config: Config) -> tuple[int, ...]:
-    return config.attention_layers
+def feed_forward_layers(config: Config) -> tuple[int, ...]:
+    """The layers with a second step."""
+    return tuple(i for i, layer in enumerate(config.layers) if layer.feed_forward)
+
+
+def in_proj_sections(config: Config) -> dict[str, int]:
+    """The rows of Mamba-2's in_proj, in their order."""
+    inner, states = config.mamba_d_inner, config.mamba_n_groups * config.mamba_d_state
+    return {"z": inner, "x": inner, "B": states, "C": states, "dt": config.mamba_n_heads}
 
 
 def has_attention_bias(config: Config) -> bool:
@@ -119,47 +129,47 @@ EMBEDDINGS = (
 )
 
 # The biases of the projections have no place in GGUF: ``limitations.mixer`` names a model that has them.
-MAMBA2 = (
-    # Rows of in_proj, in order: z, x, B, C, dt.
-    Rule(LAYER + "mamba.in_proj.weight", BLOCK + "ssm_in.weight", "ssm_in", projected_in, layers=mamba2_layers),
-    Rule(LAYER + "mamba.in_proj.bias", None, "bias", lambda c: projected_in(c)[:1], layers=mamba2_layers,
-         when=has_projection_bias),
+MAMBA2 = of_block(
+    "mamba2",
+    Rule(LAYER + "mamba.in_proj.weight", BLOCK + "ssm_in.weight", "ssm_in", projected_in,
+         row_sections=in_proj_sections),
+    Rule(LAYER + "mamba.in_proj.bias", None, "bias", lambda c: projected_in(c)[:1], when=has_projection_bias),
     Rule(LAYER + "mamba.conv1d.weight", BLOCK + "ssm_conv1d.weight", "ssm_conv1d", convolution,
-         gguf_shape=convolution_in_gguf, layers=mamba2_layers),
+         gguf_shape=convolution_in_gguf),
     Rule(LAYER + "mamba.conv1d.bias", BLOCK + "ssm_conv1d.bias", "bias", lambda c: convolution(c)[:1],
-         layers=mamba2_layers, when=has_convolution_bias),
-    Rule(LAYER + "mamba.dt_bias", BLOCK + "ssm_dt.bias", "ssm_dt", _heads, layers=mamba2_layers),
+         when=has_convolution_bias),
+    Rule(LAYER + "mamba.dt_bias", BLOCK + "ssm_dt.bias", "ssm_dt", _heads),
     Rule(LAYER + "mamba.A_log", BLOCK + "ssm_a", "ssm_a", _heads, gguf_shape=_heads_by_one,
-         transform=lambda c: NEGATIVE_EXP, layers=mamba2_layers),
-    Rule(LAYER + "mamba.D", BLOCK + "ssm_d", "ssm_d", _heads, gguf_shape=_heads_by_one, layers=mamba2_layers),
+         transform=lambda c: NEGATIVE_EXP),
+    Rule(LAYER + "mamba.D", BLOCK + "ssm_d", "ssm_d", _heads, gguf_shape=_heads_by_one),
     Rule(LAYER + "mamba.norm.weight", BLOCK + "ssm_norm.weight", "norm", inner,
-         gguf_shape=lambda c: (c.mamba_n_groups, c.mamba_d_inner // c.mamba_n_groups), layers=mamba2_layers),
-    Rule(LAYER + "mamba.out_proj.weight", BLOCK + "ssm_out.weight", "ssm_out", projected_out, layers=mamba2_layers),
-    Rule(LAYER + "mamba.out_proj.bias", None, "bias", hidden, layers=mamba2_layers, when=has_projection_bias),
+         gguf_shape=lambda c: (c.mamba_n_groups, c.mamba_d_inner // c.mamba_n_groups)),
+    Rule(LAYER + "mamba.out_proj.weight", BLOCK + "ssm_out.weight", "ssm_out", projected_out),
+    Rule(LAYER + "mamba.out_proj.bias", None, "bias", hidden, when=has_projection_bias),
 )
 
-ATTENTION = (
-    Rule(LAYER + "self_attn.q_proj.weight", BLOCK + "attn_q.weight", "attn_q", _query, transform=_rotary,
-         layers=attention_layers),
-    Rule(LAYER + "self_attn.k_proj.weight", BLOCK + "attn_k.weight", "attn_k", _key_value, transform=_rotary,
-         layers=attention_layers),
-    Rule(LAYER + "self_attn.v_proj.weight", BLOCK + "attn_v.weight", "attn_v", _key_value, layers=attention_layers),
+ATTENTION = of_block(
+    "attention",
+    Rule(LAYER + "self_attn.q_proj.weight", BLOCK + "attn_q.weight", "attn_q", _query, transform=_rotary),
+    Rule(LAYER + "self_attn.k_proj.weight", BLOCK + "attn_k.weight", "attn_k", _key_value, transform=_rotary),
+    Rule(LAYER + "self_attn.v_proj.weight", BLOCK + "attn_v.weight", "attn_v", _key_value),
     Rule(LAYER + "self_attn.o_proj.weight", BLOCK + "attn_output.weight", "attn_output",
-         lambda c: (c.hidden_size, c.num_attention_heads * c.head_dim), layers=attention_layers),
+         lambda c: (c.hidden_size, c.num_attention_heads * c.head_dim)),
     Rule(LAYER + "self_attn.q_proj.bias", BLOCK + "attn_q.bias", "bias", lambda c: _query(c)[:1], transform=_rotary,
-         layers=attention_layers, when=has_attention_bias),
-    Rule(LAYER + "self_attn.k_proj.bias", BLOCK + "attn_k.bias", "bias", lambda c: _key_value(c)[:1],
-         transform=_rotary, layers=attention_layers, when=has_attention_bias),
-    Rule(LAYER + "self_attn.v_proj.bias", BLOCK + "attn_v.bias", "bias", lambda c: _key_value(c)[:1],
-         layers=attention_layers, when=has_attention_bias),
-    Rule(LAYER + "self_attn.o_proj.bias", BLOCK + "attn_output.bias", "bias", hidden, layers=attention_layers,
          when=has_attention_bias),
+    Rule(LAYER + "self_attn.k_proj.bias", BLOCK + "attn_k.bias", "bias", lambda c: _key_value(c)[:1],
+         transform=_rotary, when=has_attention_bias),
+    Rule(LAYER + "self_attn.v_proj.bias", BLOCK + "attn_v.bias", "bias", lambda c: _key_value(c)[:1],
+         when=has_attention_bias),
+    Rule(LAYER + "self_attn.o_proj.bias", BLOCK + "attn_output.bias", "bias", hidden, when=has_attention_bias),
     Rule(LAYER + "self_attn.rotary_emb.inv_freq", None, "rotary", lambda c: (c.rotary_dim // 2,),
-         layers=attention_layers, skipped="recomputed from rope_theta"),
+         skipped="recomputed from rope_theta"),
 )
 
-FEED_FORWARD = (
-    Rule(LAYER + "pre_ff_layernorm.weight", BLOCK + "ffn_norm.weight", "norm", hidden),
+FEED_FORWARD_NORM = Rule(LAYER + "pre_ff_layernorm.weight", BLOCK + "ffn_norm.weight", "norm", hidden,
+                         layers=feed_forward_layers)
+MLP = of_block(
+    "mlp",
     Rule(LAYER + "feed_forward.gate_proj.weight", BLOCK + "ffn_gate.weight", "ffn_gate", up),
     Rule(LAYER + "feed_forward.up_proj.weight", BLOCK + "ffn_up.weight", "ffn_up", up),
     Rule(LAYER + "feed_forward.down_proj.weight", BLOCK + "ffn_down.weight", "ffn_down", down),

@@ -17,15 +17,19 @@ Tensors = Mapping[str, StoredTensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """One kind of tensor: ``{i}`` in a name stands for the layer.
+    """One kind of tensor. ``{i}`` in a name stands for the layer; a name without it belongs to no layer.
 
-    ``name`` is the reference's. ``hf`` lists the checkpoints' spellings of it, the one to write first; without any
-    they are the reference's. ``shape`` and ``gguf_shape`` (where it differs) follow from the configuration, in
-    numpy's order. ``section`` (k, n) says that a checkpoint stacks this tensor as number k of n along the rows of
-    each matrix. ``layers`` gives the layers that have the tensor; a name without ``{i}`` stands once. ``when`` says
-    whether a configuration has the tensor at all. A rule whose ``gguf`` is None covers a tensor that GGUF has no
-    place for, or that no output needs, for the reason in ``skipped``; such a tensor may also be missing, and must
-    equal the one that the reference names ``equal_to``, if that is given.
+    ``name`` is the reference's. ``gguf`` is the name in GGUF, None for a tensor that GGUF cannot hold or that no output
+    needs. ``hf`` lists the names in checkpoints, the one to write first; none means the reference's name. ``role``
+    says what the tensor is for, to recipes.
+
+    ``shape`` follows from the configuration, and ``gguf_shape`` where that of GGUF differs; both in numpy's order.
+    ``section`` (k, n) means that a checkpoint stacks this tensor as number k of n along the rows of each matrix.
+    ``row_sections`` names the sections of its own rows that mean different things, with their lengths.
+
+    ``layers`` gives the layers that have the tensor, ``when`` whether a configuration has it at all. A tensor with a
+    reason in ``skipped`` is left out of every output. It may be missing, and must equal the reference's tensor
+    ``equal_to``, if that is given.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Rule:
     shape: Callable[[Config], Shape]
     gguf_shape: Callable[[Config], Shape] | None = None
     transform: Callable[[Config], Transform] = lambda config: IDENTITY
+    row_sections: Callable[[Config], Mapping[str, int]] = lambda config: {}
     layers: Callable[[Config], tuple[int, ...]] = lambda config: tuple(range(config.num_hidden_layers))
     when: Callable[[Config], bool] = lambda config: True
     skipped: str = ""
@@ -42,10 +47,12 @@ class Rule:
     section: tuple[int, int] = (0, 1)
 
 
-def spelled(rules: tuple[Rule, ...], *dialects: Mapping[str, str]) -> tuple[Rule, ...]:
-    """``rules`` under a family's own names: each of its dialects replaces parts of the reference's."""
+def renamed(rules: tuple[Rule, ...], *names: Mapping[str, str]) -> tuple[Rule, ...]:
+    """``rules`` with a family's own names, one for each of ``names``: parts of the reference's name and their
+    replacements.
+    """
     return tuple(
-        replace(rule, hf=tuple(dict.fromkeys(_replaced(rule.name, words) for words in dialects)))
+        replace(rule, hf=tuple(dict.fromkeys(_replaced(rule.name, parts) for parts in names)))
         for rule in rules
     )
 
@@ -60,13 +67,13 @@ def _replaced(name: str, words: Mapping[str, str]) -> str:
 class TensorRule:
     """A rule with its layer and configuration filled in: one tensor of the reference.
 
-    ``hf`` is the first of its ``spellings`` in checkpoints, ``hf_shape`` the shape there: where ``section`` is set,
-    of the tensor whose rows it shares with others.
+    ``hf`` is the first of ``hf_names``, its names in checkpoints. ``hf_shape`` is the shape there: where ``section``
+    is set, that of the tensor of which this one is a section.
     """
 
     name: str
     hf: str
-    spellings: tuple[str, ...]
+    hf_names: tuple[str, ...]
     gguf: str | None
     role: str
     layer: int | None
@@ -77,6 +84,7 @@ class TensorRule:
     transform: Transform
     skipped: str
     equal_to: str | None
+    row_sections: Mapping[str, int]
 
 
 def fill_rules(rules: tuple[Rule, ...], config: Config) -> tuple[TensorRule, ...]:
@@ -97,11 +105,11 @@ def _fill(rule: Rule, config: Config, layer: int | None) -> TensorRule:
         *stack, rows, columns = shape
         section = Section(index * rows, rows, count * rows)
         hf_shape = (*stack, count * rows, columns)
-    spellings = tuple(name.format(i=layer) for name in rule.hf or (rule.name,))
+    hf_names = tuple(name.format(i=layer) for name in rule.hf or (rule.name,))
     return TensorRule(
         name=rule.name.format(i=layer),
-        hf=spellings[0],
-        spellings=spellings,
+        hf=hf_names[0],
+        hf_names=hf_names,
         gguf=rule.gguf.format(i=layer) if rule.gguf is not None else None,
         role=rule.role,
         layer=layer,
@@ -112,4 +120,5 @@ def _fill(rule: Rule, config: Config, layer: int | None) -> TensorRule:
         transform=rule.transform(config),
         skipped=rule.skipped,
         equal_to=rule.equal_to,
+        row_sections=rule.row_sections(config),
     )

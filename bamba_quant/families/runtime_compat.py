@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from bamba_quant.families.rows import in_proj_sections
 from bamba_reference.config import Config
 
 ATTENTION_INPUTS = frozenset({"attn_q", "attn_k", "attn_v"})
@@ -27,14 +28,8 @@ def _heads(config: Config) -> tuple[int, ...]:
     return config.num_attention_heads * config.head_dim, keys, keys
 
 
-def _sections(config: Config) -> tuple[int, ...]:
-    """Of in_proj: z, x, B, C, dt."""
-    states = config.mamba_n_groups * config.mamba_d_state
-    return config.mamba_d_inner, config.mamba_d_inner, states, states, config.mamba_n_heads
-
-
 MERGED_ATTENTION = Merged(("attn_q", "attn_k", "attn_v"), _heads)
-MERGED_MIXER = Merged(("ssm_in",), _sections)
+MERGED_MIXER = Merged(("ssm_in",), lambda config: tuple(in_proj_sections(config).values()))
 MERGED_FEED_FORWARD = tuple(
     Merged(roles, lambda config: (config.intermediate_size, config.intermediate_size))
     for roles in (("ffn_gate", "ffn_up"), ("ffn_gate_shexp", "ffn_up_shexp"))

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightInfo:
-    """What a tensor of a model is, without reading it; ``format`` is what its weights are stored in."""
+    """What a tensor of a model is, without reading it; ``format`` is what its weights are stored in.
+
+    ``row_sections`` are the numbers of rows that mean different things, by name and in their order.
+    """
 
     name: str
     role: str
@@ -32,6 +35,7 @@ class WeightInfo:
     shape: tuple[int, ...]
     format: str
     n_bytes: int
+    row_sections: Mapping[str, int]
 
 
 class Timings:
@@ -114,7 +118,9 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
     def info(self, name: str) -> WeightInfo:
         """What the tensor is, from the headers."""
         tensor, rule = self._stored[name]
-        return WeightInfo(name, rule.role, rule.layer, rule.shape, tensor.format.name, tensor.n_bytes)
+        return WeightInfo(
+            name, rule.role, rule.layer, rule.shape, tensor.format.name, tensor.n_bytes, rule.row_sections
+        )
 
     def stored(self, name: str) -> tuple[StoredTensor, TensorRule, bool]:
         """Where a tensor lies, its rule, and whether that rule's transform is to be undone."""

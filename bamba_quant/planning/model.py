@@ -182,10 +182,10 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
 
     Raises ``PlanError`` naming tensors that no rule covers, that are missing, or whose shape is not the rule's.
     """
-    spellings = {spelling for rule in rules for spelling in rule.spellings}
-    uncovered = [tensor for name, tensor in checkpoint.tensors.items() if name not in spellings]
+    known = {name for rule in rules for name in rule.hf_names}
+    uncovered = [tensor for name, tensor in checkpoint.tensors.items() if name not in known]
     if uncovered:
-        _refuse_prefix(uncovered, spellings)
+        _refuse_prefix(uncovered, known)
         raise PlanError(
             "the checkpoint has tensors that the architecture does not know",
             where=uncovered[0].file,
@@ -193,7 +193,7 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
             expected="the tensors that config.json implies",
             fix="check config.json (biases, layer types); merge an adapter before conversion",
         )
-    found = [[name for name in rule.spellings if name in checkpoint.tensors] for rule in rules]
+    found = [[name for name in rule.hf_names if name in checkpoint.tensors] for rule in rules]
     missing = [
         rule.hf for rule, names in zip(rules, found, strict=True) if not names and rule.gguf is not None
     ]
@@ -229,12 +229,12 @@ def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) ->
     return tuple(pairs)
 
 
-def _refuse_prefix(uncovered: list[StoredTensor], spellings: Collection[str]) -> None:
+def _refuse_prefix(uncovered: list[StoredTensor], known: Collection[str]) -> None:
     """Raise ``PlanError`` if all these names are known names after one prefix, as wrapper modules write them."""
     name = uncovered[0].name
     for end in (position + 1 for position, letter in enumerate(name) if letter == "."):
         prefix = name[:end]
-        if all(tensor.name.startswith(prefix) and tensor.name[end:] in spellings for tensor in uncovered):
+        if all(tensor.name.startswith(prefix) and tensor.name[end:] in known for tensor in uncovered):
             raise PlanError(
                 "the tensor names have a prefix",
                 where=uncovered[0].file,

@@ -58,7 +58,7 @@ def hooked_sums(oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> dict[st
         if key.endswith("x_proj"):
             hooks.append(watch_steps(module, f"blk.{key.split('.')[2]}.ssm_dt.weight"))
         if key.endswith(("_proj", "lm_head", "_linear", "router")):
-            served = [rule for rule in rules if f"{key}.weight" in rule.spellings]
+            served = [rule for rule in rules if f"{key}.weight" in rule.hf_names]
             if served:
                 hooks.append(watch(module, [str(rule.gguf) for rule in served]))
     with torch.no_grad():

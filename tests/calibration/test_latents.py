@@ -29,7 +29,7 @@ def stored(codec: BlockCodec) -> StoredTensor:
 
 def rule(transform: Transform = IDENTITY) -> TensorRule:
     shape = (ROWS, COLUMNS)
-    return TensorRule("x", "x", ("x",), "x", "x", 0, shape, shape, shape, None, transform, "", None)
+    return TensorRule("x", "x", ("x",), "x", "x", 0, shape, shape, shape, None, transform, "", None, {})
 
 
 def latent(

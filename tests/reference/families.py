@@ -47,7 +47,7 @@ def own_names(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torc
     hf = {**model.config.to_dict(), "architectures": [type(model).__name__]}
     own: dict[str, torch.Tensor] = {}
     for rule in family_of(hf).tensors(read_config(hf)):
-        tensor = next((tensors[name] for name in rule.spellings if name in tensors), None)
+        tensor = next((tensors[name] for name in rule.hf_names if name in tensors), None)
         if tensor is not None and not rule.skipped:
             rows = rule.section
             own[rule.name] = tensor if rows is None else tensor.narrow(-2, rows.start, rows.length)

@@ -7,7 +7,7 @@ from bamba_quant.families.bamba import gguf_keys, hf_config
 from bamba_quant.families.bamba.cases import SMALL_MODELS
 from bamba_quant.families.gguf_keys import is_granite
 from bamba_quant.families.registry import Family, register
-from bamba_quant.families.rows import ATTENTION, EMBEDDINGS, FEED_FORWARD, MAMBA2
+from bamba_quant.families.rows import ATTENTION, EMBEDDINGS, FEED_FORWARD_NORM, MAMBA2, MLP
 from bamba_quant.families.runtime_compat import (
     ATTENTION_INPUTS,
     MERGED_ATTENTION,
@@ -21,7 +21,7 @@ BAMBA = register(
         name="bamba",
         hf_architectures=("BambaForCausalLM",),
         gguf_architectures=("granitehybrid",),
-        rules=EMBEDDINGS + MAMBA2 + ATTENTION + FEED_FORWARD,
+        rules=(*EMBEDDINGS, *MAMBA2, *ATTENTION, FEED_FORWARD_NORM, *MLP),
         hf_schema=hf_config.SCHEMA,
         gguf_metadata=gguf_keys.write,
         check_gguf=gguf_keys.check,

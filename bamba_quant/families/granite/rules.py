@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bamba_quant.families.rows import ATTENTION, BLOCK, EMBEDDINGS, FEED_FORWARD, LAYER, MAMBA2
-from bamba_quant.families.rules import Rule, spelled
+from bamba_quant.families.rows import (
+    ATTENTION,
+    BLOCK,
+    EMBEDDINGS,
+    FEED_FORWARD_NORM,
+    LAYER,
+    MAMBA2,
+    MLP,
+    of_block,
+)
+from bamba_quant.families.rules import Rule, renamed
 from bamba_reference.config import Config
 
 
@@ -43,22 +52,22 @@ _STACKED = {
 _NAMES = {"model.final_layernorm": "model.norm", "pre_ff_layernorm": "post_attention_layernorm"}
 
 # fmt: off
-_MIXTURE = (
+_MIXTURE = of_block(
+    "moe",
     Rule(LAYER + "moe.router.weight", BLOCK + "ffn_gate_inp.weight", "ffn_gate_inp",
-         lambda c: (c.num_local_experts, c.hidden_size), when=has_experts, hf=_ROUTER),
+         lambda c: (c.num_local_experts, c.hidden_size), hf=_ROUTER),
     Rule(LAYER + "moe.gate_proj.weight", BLOCK + "ffn_gate_exps.weight", "ffn_gate_exps", _expert_up,
-         when=has_experts, hf=_UP, section=(0, 2)),
+         hf=_UP, section=(0, 2)),
     Rule(LAYER + "moe.up_proj.weight", BLOCK + "ffn_up_exps.weight", "ffn_up_exps", _expert_up,
-         when=has_experts, hf=_UP, section=(1, 2)),
+         hf=_UP, section=(1, 2)),
     Rule(LAYER + "moe.down_proj.weight", BLOCK + "ffn_down_exps.weight", "ffn_down_exps",
-         lambda c: (c.num_local_experts, c.hidden_size, c.expert_intermediate_size), when=has_experts, hf=_DOWN),
+         lambda c: (c.num_local_experts, c.hidden_size, c.expert_intermediate_size), hf=_DOWN),
 )
 # fmt: on
 _SHARED_MLP = tuple(
     half
-    for rule in FEED_FORWARD
+    for rule in MLP
     if rule.name in _STACKED
     for half in _beside_experts(replace(rule, hf=_STACKED[rule.name][0], section=_STACKED[rule.name][1]))
 )
-_NORMS = tuple(rule for rule in FEED_FORWARD if rule.role == "norm")
-RULES = spelled(EMBEDDINGS + MAMBA2 + ATTENTION + _NORMS, _NAMES) + _MIXTURE + _SHARED_MLP
+RULES = renamed((*EMBEDDINGS, *MAMBA2, *ATTENTION, FEED_FORWARD_NORM), _NAMES) + _MIXTURE + _SHARED_MLP

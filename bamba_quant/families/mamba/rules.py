@@ -15,17 +15,18 @@ from bamba_quant.families.rows import (
     BLOCK,
     EMBEDDINGS,
     LAYER,
-    MIXER_DIALECTS,
+    MIXER_NAMES,
     convolution,
     convolution_in_gguf,
     has_convolution_bias,
     has_projection_bias,
     hidden,
     inner,
+    of_block,
     projected_in,
     projected_out,
 )
-from bamba_quant.families.rules import Rule, spelled
+from bamba_quant.families.rules import Rule, renamed
 from bamba_quant.families.transforms import NEGATIVE_EXP, Transform, power_of_two
 from bamba_reference.config import Config
 
@@ -61,16 +62,17 @@ def _decay(config: Config) -> Transform:
 
 
 # fmt: off
-_MAMBA = (
-    # Rows of in_proj, in order: x, z.
-    Rule(LAYER + "mamba.in_proj.weight", BLOCK + "ssm_in.weight", "ssm_in", projected_in),
+_MAMBA = of_block(
+    "mamba1",
+    Rule(LAYER + "mamba.in_proj.weight", BLOCK + "ssm_in.weight", "ssm_in", projected_in,
+         row_sections=lambda c: {"x": c.mamba_d_inner, "z": c.mamba_d_inner}),
     Rule(LAYER + "mamba.in_proj.bias", None, "bias", lambda c: projected_in(c)[:1], when=has_projection_bias),
     Rule(LAYER + "mamba.conv1d.weight", BLOCK + "ssm_conv1d.weight", "ssm_conv1d", convolution,
          gguf_shape=convolution_in_gguf),
     Rule(LAYER + "mamba.conv1d.bias", BLOCK + "ssm_conv1d.bias", "bias", inner, when=has_convolution_bias),
-    # Rows of x_proj, in order: dt's, B, C.
     Rule(LAYER + "mamba.x_proj.weight", BLOCK + "ssm_x.weight", "ssm_x", _selected,
-         transform=_balanced),
+         transform=_balanced,
+         row_sections=lambda c: {"dt": c.mamba_time_step_rank, "B": c.mamba_d_state, "C": c.mamba_d_state}),
     Rule(LAYER + "mamba.dt_proj.weight", BLOCK + "ssm_dt.weight", "ssm_dt_proj",
          lambda c: (c.mamba_d_inner, c.mamba_time_step_rank)),
     Rule(LAYER + "mamba.dt_proj.bias", BLOCK + "ssm_dt.bias", "ssm_dt", inner),
@@ -80,4 +82,4 @@ _MAMBA = (
     Rule(LAYER + "mamba.out_proj.bias", None, "bias", hidden, when=has_projection_bias),
 )
 # fmt: on
-RULES = spelled(EMBEDDINGS + _MAMBA, *MIXER_DIALECTS)
+RULES = renamed(EMBEDDINGS + _MAMBA, *MIXER_NAMES)

@@ -7,8 +7,8 @@ gguf-py's tensor_mapping.py.
 from bamba_quant.families.mamba2 import gguf_keys, hf_config
 from bamba_quant.families.mamba2.cases import SMALL_MODELS
 from bamba_quant.families.registry import Family, register
-from bamba_quant.families.rows import EMBEDDINGS, MAMBA2, MIXER_DIALECTS
-from bamba_quant.families.rules import spelled
+from bamba_quant.families.rows import EMBEDDINGS, MAMBA2, MIXER_NAMES
+from bamba_quant.families.rules import renamed
 from bamba_quant.families.runtime_compat import MERGED_MIXER, Loaders
 
 register(
@@ -17,7 +17,7 @@ register(
         hf_architectures=("Mamba2ForCausalLM",),
         state_spaces_layer="Mamba2",
         gguf_architectures=("mamba2",),
-        rules=spelled(EMBEDDINGS + MAMBA2, *MIXER_DIALECTS),
+        rules=renamed(EMBEDDINGS + MAMBA2, *MIXER_NAMES),
         hf_schema=hf_config.SCHEMA,
         gguf_metadata=gguf_keys.write,
         check_gguf=gguf_keys.check,
