@@ -10,11 +10,12 @@ from pathlib import Path
 from gguf import LlamaFileType
 
 from bamba_quant.checkpoint import ReadOptions
-from bamba_quant.checkpoint.imatrix import Imatrix
+from bamba_quant.checkpoint.imatrix import Imatrix, read_imatrix
 from bamba_quant.inference.loading import load_model
 from bamba_quant.inference.weights import LazyWeights
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.plan import Plan
+from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.recipes import Recipe, TypeOverrides
 from bamba_quant.writers import write_plan
 
@@ -52,6 +53,31 @@ def plan_candidate(
         vocab=not model.is_dir(),  # which nothing here needs; a GGUF brings its own
         reading=reading,
     )
+
+
+def quantize_layers(
+    model: Path,
+    scheme: str,
+    directory: Path,
+    *,
+    imatrix: Path | None = None,
+    reading: ReadOptions = ReadOptions(),
+    threads: int | None = None,
+) -> Candidates:
+    """Quantize every linear layer of ``model`` by ``scheme``, a codec of safetensors, in a directory in ``directory``.
+
+    Raises a ``BambaQuantError`` as ``plan_quantization`` and ``write_plan`` do.
+    """
+    weighing = read_imatrix(imatrix) if imatrix else None
+    plan = plan_quantization(model, scheme, imatrix=weighing, reading=reading)
+    write_plan(plan, directory / scheme, threads=threads)
+    quantized = {row.source.name for row in plan.matrices}
+    formats = {
+        str(rule.gguf): {scheme: scheme}
+        for tensor, rule in plan.pairs
+        if tensor.name in quantized and rule.gguf is not None
+    }
+    return Candidates(formats, {scheme: load_model(directory / scheme).weights})
 
 
 def quantize_candidates(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.calibration.candidates import FORMATS, quantize_candidates
+from bamba_quant.calibration.candidates import FORMATS, quantize_candidates, quantize_layers
 from bamba_quant.calibration.memory import check_memory
 from bamba_quant.calibration.texts import read_texts, token_chunks
 from bamba_quant.checkpoint import ReadOptions
@@ -46,12 +46,15 @@ def text_costs(
     options: Measuring = Measuring(),
     *,
     formats: Sequence[str] = FORMATS,
+    scheme: str | None = None,
     imatrix: Path | None = None,
     reading: ReadOptions = ReadOptions(),
     threads: int | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict[str, dict[str, float]]:
     """What every tensor costs in each of ``formats``, nats a token: by GGUF name, by format.
+
+    With ``scheme``, a codec of safetensors, that is the only format, and the tensors are the linear layers it takes.
 
     The candidates are written to the system's temporary directory, some 5 bytes a weight, and removed. Raises a
     ``BambaQuantError`` for models that cannot be run or held in memory, and texts that are too short.
@@ -64,7 +67,7 @@ def text_costs(
     loaded, encoder = load_model_and_tokenizer(model, reading=reading)
     held = loaded.checkpoint.elements * dtype.itemsize
     if options.method == "gradient":
-        held += min(options.memory, 2 * len(formats) * loaded.checkpoint.elements)
+        held += min(options.memory, 2 * (1 if scheme else len(formats)) * loaded.checkpoint.elements)
     check_memory(
         "measuring this model",
         held,
@@ -76,16 +79,22 @@ def text_costs(
     from bamba_quant.calibration.sensitivity import gradient_costs, measured_costs
 
     with tempfile.TemporaryDirectory(prefix="bamba-quant-") as scratch:
-        candidates = quantize_candidates(
-            model,
-            formats,
-            Path(scratch),
-            imatrix=imatrix,
-            reading=reading,
-            refine=options.refine,
-            threads=threads,
-            progress=lambda name: progress(f"quantizing to {name}", formats.index(name), len(formats)),
-        )
+        if scheme is not None:
+            progress(f"quantizing to {scheme}", 0, 1)
+            candidates = quantize_layers(
+                model, scheme, Path(scratch), imatrix=imatrix, reading=reading, threads=threads
+            )
+        else:
+            candidates = quantize_candidates(
+                model,
+                formats,
+                Path(scratch),
+                imatrix=imatrix,
+                reading=reading,
+                refine=options.refine,
+                threads=threads,
+                progress=lambda name: progress(f"quantizing to {name}", formats.index(name), len(formats)),
+            )
 
         def measured(done: int, total: int) -> None:
             progress("measuring", done, total)

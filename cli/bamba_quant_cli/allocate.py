@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import defaultdict
 from dataclasses import asdict, replace
@@ -17,6 +16,7 @@ from bamba_quant_cli.interrupts import announce_outputs
 
 if TYPE_CHECKING:
     from bamba_quant.calibration.allocation import Allocation, Move
+    from bamba_quant.checkpoint import ReadOptions
 
 EXAMPLES = """
 Examples:
@@ -28,16 +28,23 @@ Examples:
   bamba-quant allocate ./Bamba-9B --target-size 5.2GB --text calib.txt --imatrix imatrix.gguf -o mix.toml
 
   bamba-quant allocate ./Bamba-9B --target-bpw 4.6 -o mix.toml --chart frontier.html
-"""
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+  bamba-quant allocate ./Bamba-9B --scheme w4a16-g128 --target-size 6.5GB --text calib.txt -o keep.toml
+
+  bamba-quant int4 ./Bamba-9B ./Bamba-9B-w4a16 --ignore keep.toml
+"""
 
 
 def allocate(
     model: opt.Model,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Recipe to write, for convert --recipe."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Recipe to write, for convert --recipe; with --scheme, for --ignore of fp8 and int4.",
+        ),
     ] = None,
     like: Annotated[
         str | None, typer.Option(metavar="TYPE", help="At most the bytes of this type, such as q4_k_m.")
@@ -60,6 +67,14 @@ def allocate(
     types: Annotated[
         str | None,
         typer.Option(metavar="TYPE,…", help="The formats to choose from, such as q3_k,q4_k,q5_k,q6_k."),
+    ] = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCHEME",
+            help="Choose the linear layers that a directory of fp8 or int4 keeps in 16 bits instead: a scheme's name, "
+            "such as fp8-dynamic or w4a16-g128, with --target-size and --text.",
+        ),
     ] = None,
     method: Annotated[
         Literal["gradient", "direct"],
@@ -106,8 +121,15 @@ def allocate(
         raise PlanError(
             "the size of the file is not given once", fix="give one of --like, --target-size and --target-bpw"
         )
+    if scheme and (not target_size or not text or types or chart or name):
+        raise PlanError(
+            "layers are chosen for a size on a text",
+            found=f"--scheme {scheme}",
+            expected="--target-size and --text, without --types, --chart and --name",
+        )
     if chart is not None and chart.suffix not in (".svg", ".html"):
         raise PlanError("a chart is an .svg or an .html file", found=chart.name)
+    target_bytes = opt.parse_file_size(target_size, "--target-size") if target_size else None
     reading = opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
     inputs = [*(text or ()), *filter(None, (imatrix,)), model]
     for file in filter(None, (output, chart)):
@@ -125,6 +147,7 @@ def allocate(
                 text,
                 options,
                 formats=asked or FORMATS,
+                scheme=scheme,
                 imatrix=imatrix,
                 reading=reading,
                 threads=threads,
@@ -137,11 +160,14 @@ def allocate(
         costs = known_costs(model, asked, reading)
         how = "by what other models of the kind lost"
     measured = time.monotonic()
+    if scheme and target_bytes:
+        _choose_layers(model, scheme, costs, target_bytes, reading, output, how, overwrite, inputs, as_json)
+        return
     allocation = choose(
         model,
         costs,
         like=like,
-        target_bytes=_bytes(target_size) if target_size else None,
+        target_bytes=target_bytes,
         target_bpw=target_bpw,
         name=name,
         imatrix=imatrix,
@@ -179,14 +205,37 @@ def allocate(
         echo(file)
 
 
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise typer.BadParameter(f"invalid size {text!r}, such as 5.2GB", param_hint="--target-size")
-    number, unit = found.groups()
-    binary = "i" in text.lower()
-    scale = 1024 ** " KMGT".index(unit.upper() or " ") if binary else _UNITS[unit.upper()]
-    return int(float(number) * scale)
+def _choose_layers(
+    model: Path,
+    scheme: str,
+    costs: dict[str, dict[str, float]],
+    target_bytes: int,
+    reading: ReadOptions,
+    output: Path | None,
+    how: str,
+    overwrite: bool,
+    inputs: list[Path],
+    as_json: bool,
+) -> None:
+    """Choose the layers that keep 16 bits, write their list, and print what that costs."""
+    from bamba_quant.calibration.layer_allocation import allocate_layers
+    from bamba_quant.recipes.ignore_file import ignore_text
+    from bamba_quant.writers.atomic import write_text
+
+    found = allocate_layers(model, scheme, costs, target_bytes, reading=reading)
+    if output is not None:
+        announce_outputs(output)
+        text = ignore_text(scheme, found.ignore, f"Written by bamba-quant allocate, {how}.")
+        write_text(output, text, overwrite=overwrite, inputs=inputs)
+    if as_json:
+        print_json({**asdict(found), "files": [output] if output else []})
+        return
+    for module in found.ignore:
+        echo(f"bf16  {module}")
+    echo(f"{scheme}: {found.n_bytes:,} bytes, predicted mean KLD {found.predicted:.4g}")
+    echo(f"with every layer quantized: {found.smallest_bytes:,} bytes, {found.smallest_predicted:.4g}")
+    if output is not None:
+        echo(output)
 
 
 def _print(allocation: Allocation) -> None:

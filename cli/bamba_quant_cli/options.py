@@ -105,9 +105,9 @@ ImatrixStrict = Annotated[
 Ignore = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="ROLE|PATTERN|hybrid",
-        help="Do not quantize these matrices: a role such as ssm_in, a pattern of names such as '*.layers.0.*', or "
-        "hybrid: attention and the Mamba layer before it. Repeatable.",
+        metavar="ROLE|PATTERN|hybrid|FILE.toml",
+        help="Do not quantize these matrices: a role such as ssm_in, a pattern of names such as '*.layers.0.*', "
+        "hybrid: attention and the Mamba layer before it, or a list of allocate --scheme. Repeatable.",
     ),
 ]
 OldIgnore = Annotated[list[str] | None, typer.Option("--keep", hidden=True)]  # the old name of --ignore
@@ -181,3 +181,13 @@ def parse_size(text: str, option: str) -> int:
             f"invalid size {text!r}; write a whole number and K, M or G, such as 4G", param_hint=option
         )
     return int(match[1]) * _UNITS[match[2]]
+
+
+def parse_file_size(text: str, option: str) -> int:
+    """Bytes of a size such as 5.2GB, 800M or 4GiB."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise typer.BadParameter(f"invalid size {text!r}, such as 5.2GB", param_hint=option)
+    number, unit = found.groups()
+    power = " KMGT".index(unit.upper() or " ")
+    return int(float(number) * (1024 if "i" in text.lower() else 1000) ** power)

@@ -46,17 +46,21 @@ def quantize(
     from bamba_quant.calibration.tuned_output import write_tuned_output
     from bamba_quant.checkpoint.imatrix import PlaceholderImatrix, read_imatrix
     from bamba_quant.planning.quantize import plan_quantization
+    from bamba_quant.recipes.ignore_file import read_ignore_file
     from bamba_quant.writers import write_plan
     from bamba_quant.writers.resumable import check_output, partial_of
 
     announce_outputs(directory, unfinished=partial_of(directory))
     check_one_imatrix(imatrix, calibrate, calibrate_chunks)
+    ignored: list[str] = []
+    for entry in ignore:
+        ignored += read_ignore_file(Path(entry), scheme) if entry.endswith(".toml") else [entry]
     plan_with = partial(
         plan_quantization,
         model,
         scheme,
         method=method,
-        keep=ignore,
+        keep=ignored,
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         allow_config_only=dry_run,
