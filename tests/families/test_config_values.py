@@ -8,22 +8,11 @@ from typing import Any
 import pytest
 
 from bamba_quant.errors import ArchitectureError, ConfigError
-from bamba_quant.families import families, read_config
+from bamba_quant.families import Family, families, read_config
+from bamba_quant.families.bamba import BAMBA
 from bamba_quant.families.hf_schema import MOST_HEAD_DIM, MOST_LAYERS, MOST_TOKENS
 from bamba_reference import Config
 
-BASES: dict[str, dict[str, Any]] = {
-    "bamba": {
-        "intermediate_size": 96,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "mamba_n_heads": 8,
-    },
-    "granitemoehybrid": {"num_attention_heads": 4, "mamba_n_heads": 8, "position_embedding_type": "rope"},
-    "mamba": {},
-    "falcon_mamba": {},
-    "mamba2": {"n_groups": 1, "head_dim": 16},
-}
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 7, 2**31 - 1, 2**31, 2**63, 10**400, 10**5000, 0.5, 8.0, -0.0, 1e308, math.nan,
     math.inf, -math.inf, "", "x", "auto", "Infinity", "mamba", "x" * 10_000, [], [None], [0], [1, "x"], [[]], [0.0, 1],
@@ -32,9 +21,11 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 
-def base(family: str) -> dict[str, Any]:
-    found = {"model_type": family, "vocab_size": 160, "hidden_size": 64, "num_hidden_layers": 4}
-    return found | BASES[family]
+def base(family: Family) -> dict[str, Any]:
+    found = {**family.small_models.keys, "model_type": family.name, "num_hidden_layers": 4}
+    if "position_embedding_type" in found:
+        found["position_embedding_type"] = "rope"
+    return found
 
 
 def read(values: dict[str, Any]) -> Config | None:
@@ -46,8 +37,8 @@ def read(values: dict[str, Any]) -> Config | None:
 
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
-def test_every_key_under_every_value(family: Any) -> None:
-    good = base(family.name)
+def test_every_key_under_every_value(family: Family) -> None:
+    good = base(family)
     assert read(good)
     for key in sorted(family.hf_schema.known | {"unknown_key"}):
         for value in VALUES:
@@ -61,8 +52,8 @@ def test_every_key_under_every_value(family: Any) -> None:
 
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
-def test_sizes_that_a_plan_would_list(family: Any) -> None:
-    good = base(family.name)
+def test_sizes_that_a_plan_would_list(family: Family) -> None:
+    good = base(family)
     assert read(good | {"vocab_size": MOST_TOKENS})
     with pytest.raises(ConfigError, match="vocab_size"):
         read_config(good | {"vocab_size": MOST_TOKENS + 1})
@@ -80,7 +71,7 @@ def test_sizes_that_a_plan_would_list(family: Any) -> None:
 def test_many_unknown_keys_are_counted() -> None:
     many = {f"unknown_{number}": "x" * 1000 for number in range(10_000)}
     with pytest.raises(ConfigError, match="and 9992 more") as error:
-        read_config(base("bamba") | many)
+        read_config(base(BAMBA) | many)
     assert len(str(error.value)) < 2000
 
 
@@ -89,4 +80,4 @@ def test_many_unknown_keys_are_counted() -> None:
 )
 def test_architectures_that_is_not_a_list_of_names(classes: Any) -> None:
     with pytest.raises(ArchitectureError, match="architectures"):
-        read_config(base("bamba") | {"architectures": classes})
+        read_config(base(BAMBA) | {"architectures": classes})

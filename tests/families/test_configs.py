@@ -74,18 +74,18 @@ def test_a_configuration_is_what_transformers_says(name: str, case: str) -> None
     config = read_config(written(name, **FAMILIES[name].small.cases[case]))
     assert config.tie_word_embeddings == model.config.tie_word_embeddings
     assert config.vocab_size == model.get_input_embeddings().num_embeddings
-    for layer, kind in zip(model.base_model.layers, config.layer_types, strict=True):
+    for layer, (blocks, _) in zip(model.base_model.layers, config.layers, strict=True):
         mixer = getattr(layer, "mixer", None) or getattr(layer, "mamba", None)
-        if kind == "attention":
-            attention = layer.self_attn
+        if "attention" in blocks:
+            assert config.attention_scale == layer.self_attn.scaling
+            assert config.head_dim == layer.self_attn.head_dim
+        if blocks == ("attention",):
             assert mixer is None
-            assert config.attention_scale == attention.scaling
-            assert config.head_dim == attention.head_dim
             continue
         assert (config.mamba_d_inner, config.mamba_d_state) == (mixer.intermediate_size, mixer.ssm_state_size)
         assert config.mamba_in_proj_dim == mixer.in_proj.out_features
         assert config.mamba_conv_dim == mixer.conv1d.out_channels
-        if kind == "mamba":
+        if "mamba2" in blocks:
             assert (config.mamba_n_heads, config.mamba_d_head) == (mixer.num_heads, mixer.head_dim)
             assert config.time_step_limit == tuple(mixer.time_step_limit)
         else:

@@ -73,3 +73,19 @@ def test_codec(tmp_path: Path) -> None:
         "test_chunks_and_threads_change_nothing",
         "test_the_start_is_the_file",
     }
+
+
+def test_family(tmp_path: Path) -> None:
+    """Falcon-H1 in one file: two mixers in parallel in every layer, through GGUF and back, as transformers runs it."""
+    package = package_with(TOYS / "family" / "falcon_h1", "families", tmp_path)
+    tests = ("tests/families", "tests/test_families.py", "tests/reference/test_against_transformers.py")
+    found = passed(package, "(falcon_h1 or (falcon and h1)) and not any_value and not rounding", *tests)
+    assert found >= {
+        "test_table_has_the_references_tensors",
+        "test_table_covers_what_transformers_writes",
+        "test_gguf_names_are_those_of_gguf_py",
+        "test_every_spelling_is_the_same_configuration",
+        "test_llama_cpp_computes_what_transformers_does",
+        "test_export_is_the_way_back",
+        "test_random_models",
+    }
