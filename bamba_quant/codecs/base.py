@@ -114,6 +114,11 @@ class Codec(ABC):
         """Whether any method fills its parts."""
         return bool(self.methods)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the default method has a compiled version; without one numpy quantizes, more slowly."""
+        return not self.methods or self.methods[0].compiled is not None
+
     def check(self, rows: int, columns: int) -> None:
         """Raise ``FormatError`` when a matrix of this shape does not divide into the codec's blocks."""
         expected = self.misfit(rows, columns)

@@ -48,6 +48,10 @@ class BlockCodec(Codec):
     def bits_per_weight(self) -> float:
         return 8 * self.block_bytes / self.block_size
 
+    @property
+    def compiled(self) -> bool:
+        return self.dtype is not None or super().compiled
+
     def fits(self, columns: int) -> bool:
         return columns % self.block_size == 0
 

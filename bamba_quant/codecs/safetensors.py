@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bamba_quant.codecs.arrays import F32
 from bamba_quant.codecs.base import Codec, Part, Parts, Shared
 
 
@@ -37,8 +36,7 @@ class SafetensorsCodec(Codec):
 
     ``tensors(rows, columns)`` are the parts of a matrix, ``whole(rows, columns, shared)`` the contents of those that
     are not cut by rows, and ``fits(rows, columns)`` the shapes that it takes where this one is not among them, else "".
-    ``decode(parts, columns)`` takes the parts of some rows, uncut ones whole, and returns float32 of shape
-    (r, columns): the weight as a loader computes with it. ``configuration`` is the ``quantization_config`` of
+    ``configuration`` is the ``quantization_config`` of
     config.json. A ``packed`` layer that a loader makes from it has no ``weight``, one with ``zero_points`` has integers
     beside its scales; ``kernels`` names what computing with it requires, "" for a CPU. ``block_rows`` is the height of
     blocks that share a scale, 0 where there are none. ``metadata(matrices, others)``, given the shapes of the matrices
@@ -46,7 +44,6 @@ class SafetensorsCodec(Codec):
     """
 
     tensors: Callable[[int, int], tuple[Part, ...]]
-    decode: Callable[[Parts, int], F32]
     configuration: Callable[[Ignored], dict[str, Any]]
     packed: bool = False
     zero_points: bool = False

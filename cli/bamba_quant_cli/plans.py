@@ -56,6 +56,17 @@ def notes_of(plan: Plan) -> list[str]:
     return [
         *plan.notes,
         *(f"{row.name} is stored as {row.format.name}: {row.note}" for row in plan.rows if row.note),
+        *numpy_notes(plan),
+    ]
+
+
+def numpy_notes(plan: Plan) -> list[str]:
+    """Which codecs numpy quantizes, since they have no compiled version."""
+    codecs = {row.codec.name: row.codec for row in plan.rows if row.codec is not row.source.format}
+    return [
+        f"{name} has no compiled version: numpy quantizes it, which is slower"
+        for name, codec in codecs.items()
+        if not codec.compiled
     ]
 
 

@@ -12,6 +12,7 @@ from bamba_quant_cli.console import Progress, count, echo, print_json, print_tab
 from bamba_quant_cli.imatrix import calibrate_imatrix
 from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import check_one_imatrix, print_note
+from bamba_quant_cli.plans import numpy_notes
 from bamba_quant_cli.tuning import TuneArguments, print_tuned, show_tuning, tuned_as_json
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def quantize(
 def _notes(plan: Plan) -> list[str]:
     return [
         *plan.notes,
+        *numpy_notes(plan),
         *(f"left out: {skipped.source.name} ({skipped.reason})" for skipped in plan.skipped),
     ]
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,3 +59,30 @@ def test_a_codec_without_layout_or_function_is_an_error() -> None:
 
 def test_no_rows() -> None:
     assert decode(codec_named("q4_k", BlockCodec), torch.empty(0, 288, dtype=torch.uint8)).shape == (0, 512)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from bamba_quant.codecs import BlockCodec, codec_named
+from bamba_quant.codecs.gpu import decoding
+
+kernel = decoding._decode
+for name in ("q4_k", "mxfp4", "tq1_0"):
+    codec = codec_named(name, BlockCodec)
+    constants = {"SIZE": codec.block_size, "BYTES": codec.block_bytes, "LANES": 1024}
+    constants["LAYOUT"] = decoding._numbers(codec.layout) if codec.layout else ()
+    constants["WEIGHT"] = None if codec.layout else decoding._function(codec.gpu, name)[0]
+    types = {"raw": "*u8", "table": "*fp32", "out": "*bf16", "n": "i32"}
+    signature = {each: types.get(each, "constexpr") for each in kernel.arg_names}
+    places = {(kernel.arg_names.index(each),): value for each, value in constants.items()}
+    triton.compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the other tests compile it for the GPU")
+def test_the_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """The interpreter runs what the compiler does not accept."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", COMPILE], env=environment, check=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from gguf.quants import dequantize
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bamba_quant.codecs import BlockCodec, codecs
-from bamba_quant.codecs.arrays import F32
+from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.fields import FieldLayout, Fields
 
 COLUMNS = 512
@@ -32,17 +34,33 @@ def weights_of(layout: FieldLayout, fields: Fields) -> F32:
     return weights.reshape(fields.codes.shape)
 
 
+every_seed = given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 3))
+
+
 @every_layout
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 3))
+@every_seed
 def test_any_bytes_come_back(codec: BlockCodec, layout: FieldLayout, seed: int, rows: int) -> None:
+    check_bytes(codec, layout, seed, rows, lambda raw: dequantize(raw, codec.ggml_type))
+
+
+@every_layout
+@settings(max_examples=25, deadline=None)
+@every_seed
+def test_any_fields_come_back(codec: BlockCodec, layout: FieldLayout, seed: int, rows: int) -> None:
+    check_fields(codec, layout, seed, rows)
+
+
+def check_bytes(
+    codec: BlockCodec, layout: FieldLayout, seed: int, rows: int, read: Callable[[U8], F32]
+) -> None:
+    """Any bytes are what their fields are packed to, and the fields stand for the weights that ``read`` gives."""
     shape = rows, codec.row_bytes(COLUMNS)
     raw = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     fields = layout.unpack(raw)
     np.testing.assert_array_equal(layout.pack(fields), raw)
     with np.errstate(all="ignore"):
-        expected = dequantize(raw, codec.ggml_type)
-        np.testing.assert_array_equal(weights_of(layout, fields), expected)
+        np.testing.assert_array_equal(weights_of(layout, fields), read(raw))
     for part, allowed in (
         (fields.codes, layout.codes),
         (fields.scales, layout.scales),
@@ -53,10 +71,8 @@ def test_any_bytes_come_back(codec: BlockCodec, layout: FieldLayout, seed: int, 
             assert allowed[0] <= part.min() and part.max() <= allowed[1]
 
 
-@every_layout
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 3))
-def test_any_fields_come_back(codec: BlockCodec, layout: FieldLayout, seed: int, rows: int) -> None:
+def check_fields(codec: BlockCodec, layout: FieldLayout, seed: int, rows: int) -> None:
+    """Unpacking what any fields are packed to gives them back."""
     rng = np.random.default_rng(seed)
     kinds = layout.unpack(np.zeros((rows, codec.row_bytes(COLUMNS)), np.uint8))
 

@@ -13,6 +13,7 @@ from bamba_quant.codecs import SafetensorsCodec, codec_named, codecs
 from bamba_quant.codecs.fp8 import codes, spread
 from bamba_quant.codecs.fp8.scales import CANDIDATES, SMALLEST_SCALE, as_bfloat16, of_largest, placed
 from tests.codecs.test_safetensors import drawn, encoded, importance
+from tests.support.quantized import read_back
 
 FP8 = [scheme for scheme in codecs(SafetensorsCodec) if scheme.name.startswith("fp8")]
 EVERY = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
@@ -50,7 +51,7 @@ def test_each_code_is_the_nearest(scheme: SafetensorsCodec, method: str) -> None
     # Loaders multiply in the scales' own type.
     product = stored.astype(np.float32) * scales
     exact = scheme.name == "fp8-block-inv"
-    np.testing.assert_array_equal(scheme.decode(parts, 256), product if exact else as_bfloat16(product))
+    np.testing.assert_array_equal(read_back(scheme, parts, shape), product if exact else as_bfloat16(product))
 
 
 @settings(max_examples=200, deadline=None)

@@ -35,7 +35,7 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import FormatError, PlanError
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import write_plan
-from tests.support.quantized import read_all, save_quantized, to_torch
+from tests.support.quantized import quantized_parts, read_all, read_back, save_quantized, to_torch
 
 BAMBA_9B = {
     "architectures": ["BambaForCausalLM"], "model_type": "bamba", "vocab_size": 128256, "hidden_size": 4096,
@@ -61,7 +61,7 @@ def test_parts_are_as_planned_and_hold_the_weights(scheme: SafetensorsCodec) -> 
             assert parts[part.suffix].shape == part.shape
             assert parts[part.suffix].dtype == DTYPES[part.dtype]
         assert scheme.n_bytes(rows, columns) == sum(array.nbytes for array in parts.values())
-        loss[method.name] = float(((scheme.decode(parts, columns) - x) ** 2).sum() / (x**2).sum())
+        loss[method.name] = float(((read_back(scheme, parts, x.shape) - x) ** 2).sum() / (x**2).sum())
     assert loss["mse"] < loss["rtn"] < (3e-4 if "w8" in scheme.name else 2e-2)
     assert loss["hqq"] < min(1.01 * loss["mse"], loss["rtn"])
 
@@ -116,7 +116,7 @@ def test_tiles_hold_what_the_plain_layout_holds() -> None:
     x = np.random.default_rng(6).normal(size=(16, 1024)).astype(np.float32)
     for plain, tiles in zip(PLAIN, TILES, strict=True):
         values = [
-            scheme.decode(scheme.method("hqq").encode(x, None, None), 1024) for scheme in (plain, tiles)
+            read_back(each, quantized_parts(each, each.method("hqq"), x), x.shape) for each in (plain, tiles)
         ]
         np.testing.assert_array_equal(*values)
 

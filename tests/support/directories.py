@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from bamba_quant.planning.plan import Plan
+from tests.support.quantized import read_back
 
 _NUMPY = {torch.bfloat16: ml_dtypes.bfloat16, torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn}
 
@@ -27,10 +28,10 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def dequantized(plan: Plan, stored: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """The weight that each matrix of a plan stands for, by its name in the original."""
+    """The weight of each matrix of a plan as the checkpoint's reader finds it, by its name in the original."""
     found: dict[str, np.ndarray] = {}
     for matrix in plan.matrices:
         parts = matrix.scheme.parts(*matrix.matrix)
         values = {p.suffix: to_numpy(stored[e.name]) for p, e in zip(parts, matrix.parts, strict=True)}
-        found[matrix.source.name] = matrix.scheme.decode(values, matrix.shape[1])
+        found[matrix.source.name] = read_back(matrix.scheme, values, matrix.matrix)
     return found

@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from bamba_quant.checkpoint import open_checkpoint, read_tensor
 from bamba_quant.codecs import Ignored, Method, SafetensorsCodec
 from bamba_quant.codecs.base import Parts
 
@@ -29,6 +31,23 @@ def quantized_parts(scheme: SafetensorsCodec, method: Method, x: np.ndarray) -> 
     if method.measure is not None and method.share is not None:
         shared = method.share(method.measure(x, None))
     return {**method.encode(x, None, shared), **scheme.whole(*x.shape, shared)}
+
+
+def read_back(
+    scheme: SafetensorsCodec, parts: Parts, shape: tuple[int, int], directory: Path | None = None
+) -> np.ndarray:
+    """The matrix that the checkpoint's reader finds in ``parts``, float32; in a temporary directory by default."""
+    if directory is None:
+        with TemporaryDirectory() as temporary:
+            return read_back(scheme, parts, shape, Path(temporary))
+    module = "model.layers.0.feed_forward.down_proj"
+    tensors = {module + suffix: to_torch(part) for suffix, part in parts.items()}
+    metadata = scheme.metadata({f"{module}.weight": shape}, [])
+    save_file(tensors, directory / "model.safetensors", metadata=metadata)
+    config = {"architectures": ["BambaForCausalLM"], "quantization_config": scheme.configuration(Ignored())}
+    (directory / "config.json").write_text(json.dumps(config))
+    (tensor,) = open_checkpoint(directory).tensors.values()
+    return read_tensor(tensor)
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:

@@ -81,19 +81,6 @@ def _compiled_tiles(tile: Tile, search: bool, scale: Part) -> Callable[[F32, F32
     return encode
 
 
-def _decode(parts: Parts, columns: int, *, tile: Tile, suffix: str) -> F32:
-    scales = parts[suffix]
-    wide = scales.astype(np.float32).reshape(-1, scales.shape[-1])
-    return product(parts[".weight"], spread(wide, tile, len(parts[".weight"]), columns), scales.dtype)
-
-
-def product(weight: Array, scales: F32, stored: np.dtype[Any]) -> F32:
-    """Codes times scales, rounded to the type these are stored in, in which loaders multiply."""
-    values: F32 = weight.astype(np.float32)
-    values *= scales
-    return values.astype(stored).astype(np.float32)
-
-
 def _tiled(name: str, about: str, tile: Tile, scale: Part, configuration: Callable[[Ignored], dict[str, Any]],
            fits: Callable[[int, int], str] = lambda rows, columns: "") -> SafetensorsCodec:  # fmt: skip
     """A scheme of one scale a tile; ``scale`` says how they are stored, its shape aside."""
@@ -108,10 +95,9 @@ def _tiled(name: str, about: str, tile: Tile, scale: Part, configuration: Callab
                compiled=partial(_compiled_tiles, tile, search, scale))
         for method, about, search in (("search", _SEARCH, True), ("absmax", _ABSMAX, False))
     )  # fmt: skip
-    decode = partial(_decode, tile=tile, suffix=scale.suffix)
     blocks = height if height > 1 else 0
     return SafetensorsCodec(
-        name=name, about=about, tensors=parts, methods=methods, decode=decode, configuration=configuration,
+        name=name, about=about, tensors=parts, methods=methods, configuration=configuration,
         row_multiple=height, block_rows=blocks, fits=fits,
     )  # fmt: skip
 
@@ -191,11 +177,6 @@ def _tensor_whole(rows: int, columns: int, shared: F32) -> Parts:
     return {".weight_scale": shared.astype(ml_dtypes.bfloat16)}
 
 
-def _tensor_decode(parts: Parts, columns: int) -> F32:
-    scale = parts[".weight_scale"]
-    return product(parts[".weight"], scale.astype(np.float32), scale.dtype)
-
-
 def _float_quantized(
     ignored: Ignored, weights: dict[str, Any], activations: dict[str, Any]
 ) -> dict[str, Any]:
@@ -261,7 +242,6 @@ CODECS = (
                 _scale_of_largest,
             ),
         ),
-        decode=_tensor_decode,
         configuration=partial(
             _float_quantized, weights={"strategy": "tensor"}, activations={"strategy": "tensor"}
         ),

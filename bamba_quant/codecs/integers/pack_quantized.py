@@ -17,7 +17,7 @@ import numpy as np
 from bamba_quant.codecs.arrays import F32, Array
 from bamba_quant.codecs.base import Encode, Method, Part, Parts
 from bamba_quant.codecs.compressed_tensors import compressed_tensors
-from bamba_quant.codecs.integers.grid import Grid, pack, unpack
+from bamba_quant.codecs.integers.grid import Grid, pack
 from bamba_quant.codecs.integers.search import quantize
 from bamba_quant.codecs.safetensors import Ignored, SafetensorsCodec
 from bamba_quant.errors import FormatError
@@ -53,7 +53,6 @@ def packed_integers(bits: int, symmetric: bool, group: int) -> SafetensorsCodec:
         about=f"int{bits}, {'symmetric' if symmetric else 'with zero points'}, a scale for {group} columns",
         tensors=parts,
         methods=tuple(Method(name, ABOUT[name], *_encoders(grid, name)) for name in ABOUT),
-        decode=partial(decode, grid=grid),
         configuration=partial(_configuration, bits=bits, symmetric=symmetric, group=group),
         packed=True,
         zero_points=not symmetric,
@@ -121,21 +120,6 @@ def unpack_zeros(words: Array, bits: int, rows: int) -> F32:
     unsigned = (words.view(np.uint32)[:, None] >> shifts) & np.uint32((1 << bits) - 1)
     zero: F32 = unsigned.reshape(-1, words.shape[1])[:rows].astype(np.float32) - np.float32(1 << bits - 1)
     return zero
-
-
-def decode(parts: Parts, columns: int, *, grid: Grid) -> F32:
-    """(q - zero)·scale, rounded to the scale's own type as compressed-tensors computes it.
-
-    The difference is exact in bfloat16, so there is one rounding.
-    """
-    packed, scale = parts[".weight_packed"], parts[".weight_scale"]
-    codes = unpack(np.ascontiguousarray(packed).view(np.uint8), grid.bits, 1 << grid.bits - 1)[:, :columns]
-    q = codes.reshape(len(codes), -1, grid.group).astype(np.float32)
-    if grid.zero == "integer":
-        q -= unpack_zeros(parts[".weight_zero_point"], grid.bits, len(codes))[..., None]
-    q *= scale.astype(np.float32)[..., None]
-    values: F32 = q.astype(scale.dtype).astype(np.float32)
-    return values.reshape(len(codes), columns)
 
 
 def _configuration(ignored: Ignored, bits: int, symmetric: bool, group: int) -> dict[str, Any]:

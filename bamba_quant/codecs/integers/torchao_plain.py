@@ -15,7 +15,7 @@ import numpy as np
 
 from bamba_quant.codecs.arrays import F32, Array
 from bamba_quant.codecs.base import Encode, Method, Part, Parts
-from bamba_quant.codecs.integers.grid import Grid, pack, unpack
+from bamba_quant.codecs.integers.grid import Grid, pack
 from bamba_quant.codecs.integers.pack_quantized import ABOUT, GROUPS, as_stored
 from bamba_quant.codecs.integers.search import quantize
 from bamba_quant.codecs.safetensors import Ignored, SafetensorsCodec
@@ -38,7 +38,6 @@ def plain_int4(group: int) -> SafetensorsCodec:
         about=f"torchao's plain int4, a scale and a float zero for {group} columns",
         tensors=parts,
         methods=tuple(Method(name, about(name), *_encoders(grid, name)) for name in ABOUT),
-        decode=partial(decode, grid=grid),
         configuration=partial(configuration, group=group),
         kernels="a GPU with torchao's mslk kernels",
         fits=lambda rows, columns: "" if columns % group == 0 else f"columns in multiples of {group}",
@@ -74,18 +73,6 @@ def _parts(packed: Array, scale: F32, zero: F32) -> Parts:
         "._weight_scale": np.ascontiguousarray(as_stored(scale).T),
         "._weight_zero_point": np.ascontiguousarray(as_stored(zero).T),
     }
-
-
-def decode(parts: Parts, columns: int, *, grid: Grid) -> F32:
-    """scale·q + zero with q in [-8, 7], rounded once to the scale's own type, in which kernels multiply."""
-    codes = unpack(parts["._weight_qdata"].view(np.uint8), 4, 0)
-    scale, zero = (parts[f"._weight_{name}"] for name in ("scale", "zero_point"))
-    q = codes.reshape(len(codes), -1, grid.group).astype(np.float32)
-    values = grid.values(
-        q, *(np.ascontiguousarray(part.T).astype(np.float32)[..., None] for part in (scale, zero))
-    )
-    rounded: F32 = values.astype(scale.dtype).astype(np.float32)
-    return rounded.reshape(len(codes), columns)
 
 
 def configuration(ignored: Ignored, group: int, packing: str = "PLAIN") -> dict[str, Any]:

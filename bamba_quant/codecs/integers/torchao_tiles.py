@@ -89,7 +89,6 @@ def tile_packed_int4(group: int) -> SafetensorsCodec:
         about=f"torchao's int4 in tinygemm's tiles, a scale and a float zero for {group} columns",
         tensors=parts,
         methods=tuple(Method(name, about(name), *_encoders(grid, name)) for name in ABOUT),
-        decode=partial(_decode, grid=grid),
         configuration=partial(configuration, group=group, packing="TILE_PACKED_TO_4D"),
         kernels="a CUDA GPU, for tinygemm",
         row_multiple=TILE,
@@ -127,16 +126,6 @@ def _parts(grid: Grid, codes: Array, scale: F32, zero: F32) -> Parts:
     both[: columns // grid.group, :, 0] = scale.T
     both[: columns // grid.group, :, 1] = zero.T
     return {_QDATA: pack_tiles(filled), _PARAMETERS: as_stored(both)}
-
-
-def _decode(parts: Parts, columns: int, *, grid: Grid) -> F32:
-    """scale·q + zero with q in [-8, 7], rounded once to bfloat16, in which the kernel multiplies."""
-    codes = unpack_tiles(parts[_QDATA])[:, :columns]
-    both = parts[_PARAMETERS][: columns // grid.group].astype(np.float32)
-    q = codes.reshape(len(codes), -1, grid.group).astype(np.float32)
-    scale, zero = (np.ascontiguousarray(both[..., i].T)[..., None] for i in (0, 1))
-    rounded: F32 = grid.values(q, scale, zero).astype(parts[_PARAMETERS].dtype).astype(np.float32)
-    return rounded.reshape(len(codes), columns)
 
 
 def _describe(shape: tuple[int, int], group: int) -> dict[str, Any]:
