@@ -16,12 +16,19 @@ import json, os, sys, time
 started = time.monotonic()
 child = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
 _, status, usage = os.wait4(child, 0)
-print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - started, usage.ru_maxrss]), file=sys.stderr)
+seconds = time.monotonic() - started
+print(json.dumps([os.waitstatus_to_exitcode(status), seconds, usage.ru_stime, usage.ru_maxrss]), file=sys.stderr)
 """
 
 
 def run(command: list[str]) -> tuple[float, float]:
     """Wall seconds and peak resident megabytes of ``command``; ends this process when it fails."""
+    seconds, _, peak = run_with_system_time(command)
+    return seconds, peak
+
+
+def run_with_system_time(command: list[str]) -> tuple[float, float, float]:
+    """Wall seconds, system seconds and peak resident megabytes of ``command``; ends this process when it fails."""
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True, check=False,
@@ -29,10 +36,10 @@ def run(command: list[str]) -> tuple[float, float]:
     if done.returncode:  # before the command began
         raise SystemExit(done.stderr)
     *said, figures = done.stderr.strip().splitlines()
-    code, seconds, peak = json.loads(figures)
+    code, seconds, system, peak = json.loads(figures)
     if code:
         raise SystemExit("\n".join([*said, f"{' '.join(command)} ended with {code}"]))
-    return seconds, peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return seconds, system, peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def compile_modules(directory: Path, modules: Sequence[str]) -> None:

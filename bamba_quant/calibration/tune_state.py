@@ -16,7 +16,7 @@ from bamba_quant.checkpoint.base import read_tensor
 from bamba_quant.checkpoint.safetensors_file import read_metadata, read_safetensors
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.json_file import parse_json
-from bamba_quant.planning.safetensors_layout import place_safetensors, safetensors_part, safetensors_shards
+from bamba_quant.planning import safetensors_layout
 from bamba_quant.writers.atomic import atomic_files
 from bamba_quant.writers.stream import write_at
 from bamba_reference.errors import repr_short
@@ -39,11 +39,12 @@ class TuneState:
 def write_state(file: Path, state: TuneState) -> None:
     """Write the state whole, or leave the file as it was. Raises ``OutputError``."""
     parts = [
-        [safetensors_part(name, _DTYPES[array.dtype.name], array.shape)]
+        [safetensors_layout.tensor_part(name, _DTYPES[array.dtype.name], array.shape)]
         for name, array in state.arrays.items()
     ]
     about = json.dumps({"belongs": state.belongs, "about": state.about})
-    (shard,) = safetensors_shards([part for (part,) in place_safetensors(parts, None)], {_KEY: about})
+    placed = [part for (part,) in safetensors_layout.place_parts(parts, None)]
+    (shard,) = safetensors_layout.pack_shards(placed, {_KEY: about})
     with atomic_files([(file, shard.n_bytes)], overwrite=True) as (descriptor,):
         write_at(descriptor, 0, np.frombuffer(shard.header, np.uint8))
         for part in shard.parts:

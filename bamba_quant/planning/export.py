@@ -23,15 +23,10 @@ from bamba_quant.errors import PlanError
 from bamba_quant.families import TensorRule
 from bamba_quant.families.transforms import rounded
 from bamba_quant.metadata.model_card import render_model_card
+from bamba_quant.planning import safetensors_layout
 from bamba_quant.planning.model import Model, open_model
 from bamba_quant.planning.plan import MAX_SHARD_BYTES, Plan, PlanRow
 from bamba_quant.planning.row_order import check_row_order
-from bamba_quant.planning.safetensors_layout import (
-    index_file,
-    place_safetensors,
-    safetensors_part,
-    safetensors_shards,
-)
 from bamba_quant.recipes.base import ALWAYS_F32
 from bamba_quant.tokenizers.export import as_json, generation_config, tokenizer_files
 
@@ -67,13 +62,14 @@ def plan_export(
     # Sections of a tensor are rows of one part.
     parts = {row.name: row.parts[0] for row in rows}
     placed = {
-        part.name: part for (part,) in place_safetensors([[p] for p in parts.values()], max_shard_bytes)
+        part.name: part
+        for (part,) in safetensors_layout.place_parts([[p] for p in parts.values()], max_shard_bytes)
     }
     rows = sorted(
         (replace(row, parts=(placed[row.name],)) for row in rows),
         key=lambda row: (row.parts[0].shard, row.parts[0].offset),
     )
-    shards = safetensors_shards(list(placed.values()), {"format": "pt"})
+    shards = safetensors_layout.pack_shards(list(placed.values()), {"format": "pt"})
     files, notes = _small_files(model, main, vocab)
     return Plan(
         checkpoint,
@@ -83,7 +79,7 @@ def plan_export(
         "safetensors",
         model=model,
         shards=shards,
-        files={**index_file(shards), **files},
+        files={**safetensors_layout.index_file(shards), **files},
         notes=(*_type_notes(rows, main), *notes),
     )
 
@@ -97,7 +93,7 @@ def _row(tensor: StoredTensor, rule: TensorRule, codec: BlockCodec) -> PlanRow:
         rule.role,
         codec,
         rule.shape,
-        (safetensors_part(rule.hf, codec, whole),),
+        (safetensors_layout.tensor_part(rule.hf, codec, whole),),
         transform=rule.transform.inverse(),
         section=rule.section,
     )

@@ -12,14 +12,9 @@ from bamba_quant.checkpoint import ReadOptions, StoredTensor
 from bamba_quant.checkpoint.imatrix import Imatrix
 from bamba_quant.codecs import BlockCodec, Method, SafetensorsCodec, codec_named
 from bamba_quant.errors import FormatError, PlanError, join_names
+from bamba_quant.planning import safetensors_layout
 from bamba_quant.planning.model import Model, config_dtype, open_model
 from bamba_quant.planning.plan import MAX_SHARD_BYTES, Plan, PlanRow
-from bamba_quant.planning.safetensors_layout import (
-    index_file,
-    place_safetensors,
-    safetensors_part,
-    safetensors_shards,
-)
 from bamba_quant.planning.small_files import small_files
 from bamba_quant.recipes.loading import loading_notes
 from bamba_quant.recipes.matrices import SHARED, Candidate, ignored_modules, select_matrices
@@ -79,12 +74,12 @@ def plan_quantization(
         else _other(candidate, checkpoint.tensors[candidate.name], dtype)
         for candidate in candidates
     ]
-    placed = place_safetensors([row.parts for row in unplaced], max_shard_bytes)
+    placed = safetensors_layout.place_parts([row.parts for row in unplaced], max_shard_bytes)
     rows = [replace(row, parts=parts) for row, parts in zip(unplaced, placed, strict=True)]
     rows.sort(key=lambda row: row.method is None)
     matrices = {row.source.name: (row.shape[0], row.shape[1]) for row in rows if row.method}
     metadata = codec.metadata(matrices, [row.name for row in rows if not row.method])
-    shards = safetensors_shards([part for parts in placed for part in parts], metadata)
+    shards = safetensors_layout.pack_shards([part for parts in placed for part in parts], metadata)
     plan = Plan(
         checkpoint,
         source.architecture.name,
@@ -120,7 +115,7 @@ def plan_quantization(
         )
     if not_copied:
         notes.append(f"not copied: {join_names(not_copied)}")
-    return replace(plan, files={**index_file(shards), **files}, notes=tuple(notes))
+    return replace(plan, files={**safetensors_layout.index_file(shards), **files}, notes=tuple(notes))
 
 
 def _candidates(model: Model) -> list[Candidate]:
@@ -162,7 +157,7 @@ def _matrix(
         codec,
         tensor.shape,
         tuple(
-            safetensors_part(candidate.module + part.suffix, part.dtype, part.shape)
+            safetensors_layout.tensor_part(candidate.module + part.suffix, part.dtype, part.shape)
             for part in codec.parts(rows, columns)
         ),
         method=method,
@@ -174,7 +169,7 @@ def _matrix(
 def _other(candidate: Candidate, tensor: StoredTensor, dtype: str) -> PlanRow:
     kept = dtype == "stored" or candidate.roles <= _KEPT
     codec = tensor.format if kept else codec_named(dtype, BlockCodec)
-    part = safetensors_part(candidate.name, codec, tensor.shape)
+    part = safetensors_layout.tensor_part(candidate.name, codec, tensor.shape)
     return PlanRow(tensor, "+".join(sorted(candidate.roles)), codec, tensor.shape, (part,))
 
 

@@ -21,13 +21,13 @@ _MOST_SHARDS = 99_999  # what five digits of a name can count
 _MOST_METADATA = 1 << 28  # bytes, of all headers
 
 
-def safetensors_part(name: str, dtype: str | BlockCodec, shape: tuple[int, ...]) -> Part:
+def tensor_part(name: str, dtype: str | BlockCodec, shape: tuple[int, ...]) -> Part:
     """A tensor that is not placed yet. ``dtype`` is a safetensors dtype, or a plain number format."""
     named = _FORMAT_DTYPES[dtype.name] if isinstance(dtype, BlockCodec) else dtype
     return Part(name, named, shape, math.prod(shape) * DTYPES[named].itemsize)
 
 
-def place_safetensors(groups: Sequence[Group], max_bytes: int | None) -> list[tuple[Part, ...]]:
+def place_parts(groups: Sequence[Group], max_bytes: int | None) -> list[tuple[Part, ...]]:
     """``groups`` placed without gaps, as the format wants it; no group is divided between shards.
 
     Wider dtypes come first in a shard, so that every number is aligned.
@@ -36,7 +36,7 @@ def place_safetensors(groups: Sequence[Group], max_bytes: int | None) -> list[tu
     return place(groups, shards, sort_key=lambda part: -DTYPES[part.dtype].itemsize)
 
 
-def safetensors_shards(parts: Sequence[Part], metadata: Mapping[str, str]) -> tuple[Shard, ...]:
+def pack_shards(parts: Sequence[Part], metadata: Mapping[str, str]) -> tuple[Shard, ...]:
     """The files that hold placed ``parts``; each header carries ``metadata``.
 
     Raises ``PlanError`` for so many shards that their headers would fill the memory.

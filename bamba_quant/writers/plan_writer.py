@@ -29,15 +29,7 @@ from bamba_quant.writers.journal import Journal
 from bamba_quant.writers.matrices import Measurement, encode
 from bamba_quant.writers.names import flush_directory
 from bamba_quant.writers.resumable import finished, resumable_directory
-from bamba_quant.writers.stream import (
-    OutputFile,
-    Streams,
-    check_equal,
-    chunks,
-    input_bytes,
-    quantizers,
-    write_at,
-)
+from bamba_quant.writers.stream import OutputFile, Streams
 from bamba_quant.writers.tasks import Progress, Task, default_threads, run_tasks
 
 # Called with the directory that is being written, the descriptors of its files by name, and its journal.
@@ -125,7 +117,7 @@ def fill(
     ]
     with RawReader() as reader:
         for skipped in plan.skipped:
-            check_equal(skipped, reader)
+            stream.check_equal(skipped, reader)
         for file in plan.inputs:
             reader.open(file)
         _Run(
@@ -133,7 +125,7 @@ def fill(
         ).execute()
     headers = _marked(plan, files) if is_set else [shard.header for shard in plan.shards]
     for descriptor, content in zip(descriptors, [*headers, *plan.files.values()], strict=True):
-        write_at(descriptor, 0, content)
+        stream.write_at(descriptor, 0, content)
 
 
 def fingerprint(plan: Plan) -> dict[str, Any]:
@@ -235,9 +227,9 @@ class _Run:
         """The chunks of rows that the journal does not list; ``told`` is called with the bytes of the others."""
         done = self.journal.done if self.journal is not None else frozenset()
         for number in numbers:
-            for start, stop in chunks(self.plan.rows[number]):
+            for start, stop in stream.chunks(self.plan.rows[number]):
                 if (number, start) in done:
-                    told(input_bytes(self.plan.rows[number], start, stop))
+                    told(stream.input_bytes(self.plan.rows[number], start, stop))
                 else:
                     yield number, start, stop
 
@@ -246,7 +238,7 @@ class _Run:
         number, start, stop = chunk
         if self.journal is not None:
             self.journal.add((number, start))
-        return input_bytes(self.plan.rows[number], start, stop)
+        return stream.input_bytes(self.plan.rows[number], start, stop)
 
     def _measurements(self, unit: Sequence[int], measured: Measurement) -> Iterator[Task]:
         method = measured.method
@@ -256,10 +248,10 @@ class _Run:
         def task(number: int, start: int, stop: int) -> int:
             row = self.plan.rows[number]
             measured.measure(self.streams, row, start, stop, measure)
-            return input_bytes(row, start, stop)
+            return stream.input_bytes(row, start, stop)
 
         for number in unit:
-            for start, stop in chunks(self.plan.rows[number]):
+            for start, stop in stream.chunks(self.plan.rows[number]):
                 yield partial(task, number, start, stop)
 
     def _encodings(self, unit: Sequence[int], encode_rows: Encode, shared: Shared) -> Iterator[Task]:
@@ -273,11 +265,15 @@ class _Run:
 
     def _conversions(self) -> Iterator[Task]:
         rows = self.plan.rows
-        by_format = quantizers(self.plan.others, self.plan.refine, self.compiled)
+        by_format = stream.quantizers(self.plan.others, self.plan.refine, self.compiled)
 
         def task(chunk: Chunk) -> int:
             number, start, stop = chunk
-            self.streams.convert(rows[number], start, stop, by_format[rows[number].format.name])
+            row = rows[number]
+            if stream.is_copied(row):
+                self.streams.copy(row, start, stop)
+            else:
+                self.streams.convert(row, start, stop, by_format[row.format.name])
             return self._finished(chunk)
 
         others = [number for number, row in enumerate(rows) if row.method is None]

@@ -6,6 +6,7 @@ bytes do not depend on the number of threads or the size of a chunk.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import threading
@@ -26,6 +27,11 @@ from bamba_quant.planning.plan import PlanRow
 from bamba_quant.writers.checksum import Checksum
 
 CHUNK_BYTES = 4 << 20  # of the input; larger chunks were no faster, smaller ones cost more system calls
+_CACHED_BYTES = (
+    1 << 18
+)  # a piece that stays in a core's cache; system calls with larger ones take longer a byte
+_COPIED_CHUNKS = 4  # chunks that are copied at once
+_CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,28 @@ class OutputFile:
     descriptor: int
     header_bytes: int
     checksum: Checksum | None = None
+
+    def copy(self, offset: int, source: int, source_offset: int, n_bytes: int) -> bool:
+        """Let the system copy bytes of the open file ``source``; False where it cannot copy all of them.
+
+        ``checksum`` does not count them.
+        """
+        done, start = 0, self.header_bytes + offset
+        while done < n_bytes:
+            try:
+                count = os.copy_file_range(
+                    source, self.descriptor, n_bytes - done, source_offset + done, start + done
+                )
+            except AttributeError:  # not Linux
+                return False
+            except OSError as error:
+                if error.errno in _CANNOT_COPY:
+                    return False
+                raise
+            if count == 0:  # the source is shorter, or its file system cannot copy
+                return False
+            done += count
+        return True
 
     def write(self, offset: int, data: U8) -> None:
         """Write ``data`` at ``offset`` bytes from the end of the header."""
@@ -54,15 +82,36 @@ class Streams:
     def read(self, row: PlanRow, start: int, stop: int) -> U8:
         """The bytes of rows ``start`` to ``stop``, flat and finite, in a buffer that this thread's next read reuses."""
         row_bytes = source_row_bytes(row)
-        length = (stop - start) * row_bytes
-        buffer: U8 | None = getattr(self._buffers, "buffer", None)
-        if buffer is None or len(buffer) < length:
-            buffer = self._buffers.buffer = np.empty(max(length, CHUNK_BYTES), np.uint8)
-        raw = buffer[:length]
+        raw = self._buffer((stop - start) * row_bytes)
         self.reader.read_rows(row.source, row_bytes, start, stop, raw)
         if row.source.format.dtype is not None:
-            check_finite(row.source, raw.view(row.source.format.dtype), start)
+            check_finite(row.source, raw.view(row.source.format.dtype), start * row.matrix[1])
         return raw
+
+    def copy(self, row: PlanRow, start: int, stop: int) -> None:
+        """Check rows ``start`` to ``stop`` and copy their bytes, which ``is_copied`` says are those of the output."""
+        (part,) = row.parts
+        file, source, row_bytes = self.files[part.shard], row.source, source_row_bytes(row)
+        begin, end, dtype = start * row_bytes, stop * row_bytes, source.format.dtype
+        copied = file.checksum is None and file.copy(
+            part.offset + begin, self.reader.open(source.file), source.offset + begin, end - begin
+        )
+        if copied and dtype is None:
+            return  # packed blocks are checked where they are unpacked
+        for offset in range(begin, end, _CACHED_BYTES):
+            piece = self._buffer(min(_CACHED_BYTES, end - offset))
+            self.reader.read_into(source.file, source.offset + offset, piece)
+            if dtype is not None:
+                check_finite(source, piece.view(dtype), offset // dtype.itemsize)
+            if not copied:
+                file.write(part.offset + offset, piece)
+
+    def _buffer(self, n_bytes: int) -> U8:
+        """Memory of this thread."""
+        buffer: U8 | None = getattr(self._buffers, "buffer", None)
+        if buffer is None or len(buffer) < n_bytes:
+            buffer = self._buffers.buffer = np.empty(max(n_bytes, CHUNK_BYTES), np.uint8)
+        return buffer[:n_bytes]
 
     def convert(self, row: PlanRow, start: int, stop: int, quantize: Quantize) -> None:
         """Read rows ``start`` to ``stop``, change their format and write them."""
@@ -83,7 +132,8 @@ def chunks(row: PlanRow) -> Iterator[tuple[int, int]]:
         row.source.format.dtype is None and not keeps_format(row)
     )
     row_bytes = 4 * columns if packed else source_row_bytes(row)
-    step = max(1, CHUNK_BYTES // (unit * row_bytes)) * unit
+    chunk_bytes = _COPIED_CHUNKS * CHUNK_BYTES if is_copied(row) else CHUNK_BYTES
+    step = max(1, chunk_bytes // (unit * row_bytes)) * unit
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 
@@ -114,6 +164,13 @@ def quantizers(rows: Sequence[PlanRow], refine: bool = False, compiled: bool = T
 def keeps_format(row: PlanRow) -> bool:
     """Whether a tensor's bytes are only moved."""
     return row.transform.moves_rows_only and row.codec == row.source.format
+
+
+def is_copied(row: PlanRow) -> bool:
+    """Whether the bytes of the input are those of the output, one contiguous run of each."""
+    order = row.transform.row_order
+    sections = row.section or row.source.section
+    return keeps_format(row) and order is None and not sections and not isinstance(row.source, PackedTensor)
 
 
 def convert_rows(row: PlanRow, quantize: Quantize, raw: U8, first_row: int) -> U8:
@@ -175,8 +232,10 @@ def check_equal(skipped: SkippedTensor, reader: RawReader) -> None:
 _NON_FINITE = {"f32": (np.int32, 0x7F800000), "f16": (np.int16, 0x7C00), "bf16": (np.int16, 0x7F80)}
 
 
-def check_finite(tensor: StoredTensor, values: NDArray[Any], first_row: int) -> None:
+def check_finite(tensor: StoredTensor, values: NDArray[Any], first: int) -> None:
     """Raise ``CheckpointError`` naming tensor and position when a value is NaN or infinite.
+
+    ``first`` is the number of the first value in the tensor.
 
     Read as integers, a positive non-finite is at least the bits of +inf; a negative one, read without sign, at
     least those of -inf. Two maxima in cache cost less than a pass that builds a mask.
@@ -190,11 +249,11 @@ def check_finite(tensor: StoredTensor, values: NDArray[Any], first_row: int) -> 
     ):
         return
     position = int(np.flatnonzero(~np.isfinite(to_float32(values)))[0])
-    row, column = divmod(position, tensor.columns) if len(tensor.shape) > 1 else (0, position)
+    row, column = divmod(first + position, tensor.columns) if len(tensor.shape) > 1 else (0, first + position)
     raise CheckpointError(
         "a weight is not a finite number",
         where=f"{tensor.file}, tensor {tensor.name}",
-        found=f"{float(values.reshape(-1)[position])} at row {first_row + row}, column {column}",
+        found=f"{float(values.reshape(-1)[position])} at row {row}, column {column}",
         expected="finite values",
         fix="the checkpoint is damaged or the training diverged: fetch or repair it",
     )
@@ -231,4 +290,4 @@ def write_at(descriptor: int, offset: int, data: U8 | bytes) -> None:
     view = data.data if isinstance(data, np.ndarray) else memoryview(data)
     done = 0
     while done < len(view):
-        done += os.pwrite(descriptor, view[done:], offset + done)
+        done += os.pwrite(descriptor, view[done : done + _CACHED_BYTES], offset + done)

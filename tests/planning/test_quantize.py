@@ -112,7 +112,7 @@ def test_float16_is_not_rounded_unsaid(tmp_path: Path) -> None:
         plan = written(model, tmp_path / dtype, "fp8-dynamic", dtype=dtype)
         assert any("--dtype stored" in note for note in plan.notes) == said
         stored = directories.tensors(tmp_path / dtype)
-        for row in plan.rows:
+        for row in plan.others:
             small = row.name.endswith(("A_log", "D", "dt_bias"))
             expected = state[row.name] if small or not said else state[row.name].to(torch.bfloat16)
             assert stored[row.name].dtype == expected.dtype

@@ -14,7 +14,9 @@ from tests.support.directories import tensors
 
 def exported(file: Path, target: Path, **options: Any) -> Path:
     """The directory ``target``, exported from a GGUF file; ``options`` are those of planning and of writing."""
-    writing = {key: options.pop(key) for key in ("threads", "overwrite", "progress") if key in options}
+    writing = {
+        key: options.pop(key) for key in ("threads", "overwrite", "resume", "progress") if key in options
+    }
     write_plan(plan_export(file, **options), target, **writing)
     return target
 

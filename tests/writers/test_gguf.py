@@ -75,6 +75,36 @@ def test_bytes_do_not_depend_on_threads_or_chunks(
         assert file.read_bytes() == expected
 
 
+def refuse(*arguments: Any) -> int:
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+
+@pytest.mark.parametrize("copy_file_range", [refuse, lambda *arguments: 0, None])
+def test_rows_that_change_nothing_are_copied(
+    copy_file_range: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the system where it can, else by this process; the bytes are the same."""
+    directory = save_checkpoint(random_bamba(), tmp_path / "m", dtype="bfloat16")
+    copied: list[int] = []
+    system = os.copy_file_range
+
+    def count(*arguments: Any) -> int:
+        copied.append(system(*arguments))
+        return copied[-1]
+
+    monkeypatch.setattr(os, "copy_file_range", count)
+    expected = write(directory, tmp_path / "x.gguf").read_bytes()
+    rows = [row for row in conversion(directory, tmp_path / "x.gguf").rows if stream.is_copied(row)]
+    assert {row.role for row in rows} >= {"token_embd", "output", "ssm_in", "attn_v", "ffn_up"}
+    assert not {row.role for row in rows} & {"attn_q", "attn_k", "norm"}
+    assert sum(copied) == sum(row.n_bytes for row in rows)
+    if copy_file_range is None:
+        monkeypatch.delattr(os, "copy_file_range")
+    else:
+        monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    assert write(directory, tmp_path / "y.gguf").read_bytes() == expected
+
+
 def test_split_file_holds_the_same_tensors(tmp_path: Path) -> None:
     directory = save_checkpoint(random_bamba(), tmp_path / "m")
     whole = open_checkpoint(write(directory, tmp_path / "whole.gguf"))

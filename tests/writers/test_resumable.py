@@ -267,7 +267,7 @@ def test_a_directory_is_restored_where_names_cannot_be_exchanged(
 def test_an_export_that_cannot_put_back_what_it_was_replacing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is left to go on with, so all is discarded, but never the old directory in it."""
+    """The next run puts the old directory back, and can resume the new one."""
     file = to_gguf(save_checkpoint(random_bamba(), tmp_path / "m"), tmp_path / "x.gguf", vocab=False)
     old = contents(exported(file, tmp_path / "out"))
     without_exchange(monkeypatch)
@@ -286,6 +286,7 @@ def test_an_export_that_cannot_put_back_what_it_was_replacing(
     assert not (tmp_path / "out").exists()
     resumable.settle(tmp_path / "out")
     assert contents(tmp_path / "out") == old
+    assert contents(exported(file, tmp_path / "out", overwrite=True, resume=True)) == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out", "x.gguf"]
 
 

@@ -184,7 +184,7 @@ def test_a_directory_that_was_half_changed_is_begun_anew(
 
     target, tune = tmp_path / "out", StandIn()
     with monkeypatch.context() as patched:
-        patched.setattr(tuned_writer, "with_key", lambda *arguments: 1 / 0 if tune.given else None)
+        patched.setattr(tuned_writer, "insert_key", lambda *arguments: 1 / 0 if tune.given else None)
         patched.setattr(
             "bamba_quant.writers.resumable._discard", lambda partial, journal: None
         )  # as if it were killed
