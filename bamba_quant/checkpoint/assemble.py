@@ -52,14 +52,14 @@ class WeightAssembler:
         tensor = self._tensors.get(name)
         if tensor is None:
             raise CheckpointError(
-                "a quantized weight lacks a part",
+                "a tensor of a quantized weight is missing",
                 where=self.directory,
                 found=f"no tensor {name}",
                 fix="fetch all shards, or correct quantization_config",
             )
         if tensor.format.name not in dtypes or (shapes and tensor.shape not in shapes):
             raise CheckpointError(
-                "a part of a quantized weight is not what quantization_config implies",
+                "a tensor of a quantized weight does not match quantization_config",
                 where=f"{tensor.file}, tensor {name}",
                 found=f"{tensor.format.name} of shape {tensor.shape}",
                 expected=f"{' or '.join(dtypes)}"

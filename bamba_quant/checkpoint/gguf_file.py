@@ -217,7 +217,7 @@ def check_split(files: Sequence[Path], key_values: Sequence[KeyValues], tensors:
         count = key_values[0].integer(Keys.Split.LLM_KV_SPLIT_COUNT, kind=GGUFValueType.UINT16)
         if count is not None and count > 1:
             raise CheckpointError(
-                "the file is one shard of a split GGUF and is not named like one",
+                "the file is a shard of a split GGUF, but does not have a shard's name",
                 where=files[0],
                 found=f"{Keys.Split.LLM_KV_SPLIT_COUNT} = {count}",
                 expected=f"NAME-00001-of-{count:05d}.gguf beside the other shards",

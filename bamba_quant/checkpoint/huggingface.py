@@ -148,7 +148,7 @@ def _read_indexed(index: Path, single_name: str, read: ReadFile) -> tuple[Tensor
     missing = sorted(name for name in shards if not (index.parent / name).is_file())
     if missing:
         raise CheckpointError(
-            "the index names shards that are not there",
+            "the index names shards that are missing",
             where=index,
             found=join_names(missing),
             fix="fetch the missing files",

@@ -207,7 +207,7 @@ def _entry(
     numbers = np.rint(read_tensor(counts)).reshape(-1)
     if not np.isfinite(numbers).all() or (numbers < 0).any() or (numbers > MOST_TOKENS).any():
         raise CheckpointError(
-            "the importance matrix counts tokens by values that are not counts",
+            "the importance matrix has invalid token counts",
             where=f"{file}, {tensor}",
             expected=f"finite numbers from 0 to {MOST_TOKENS:,}",
             fix="measure it again",

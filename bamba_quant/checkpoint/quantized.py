@@ -44,7 +44,7 @@ def assemble_weights(
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if not isinstance(method, str) or method not in _METHODS:
         raise CheckpointError(
-            "the checkpoint is quantized in a way that cannot be read",
+            "the checkpoint's quantization method is not supported",
             where=f"{directory / 'config.json'}, {_KEY}",
             found=f"quant_method {repr_short(method)}",
             expected="one of " + ", ".join(_METHODS),

@@ -119,7 +119,7 @@ def _tensor(
     begin, end = offsets
     if dtype not in formats:
         raise CheckpointError(
-            "a tensor has a dtype that weights cannot be read from",
+            "a tensor has a dtype that is not supported for weights",
             where=where,
             found=repr_short(dtype),
             expected=", ".join(formats),

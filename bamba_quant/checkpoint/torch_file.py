@@ -105,7 +105,7 @@ def _locate_tensor(
     storage = value.storage
     if storage.kind not in STORAGES:
         raise CheckpointError(
-            "a tensor has a dtype that weights cannot be read from",
+            "a tensor has a dtype that is not supported for weights",
             where=where,
             found=repr_short(storage.kind),
             expected=", ".join(STORAGES),

@@ -52,7 +52,7 @@ def parse_json(raw: bytes, where: object) -> dict[str, Any]:
                 where=where,
                 found=repr_short(twice),
                 expected="each key once",
-                fix="leave the right one of the two",
+                fix="keep the right one of the two",
             )
         return made
 
@@ -81,7 +81,7 @@ def parse_json(raw: bytes, where: object) -> dict[str, Any]:
     _check_nesting(value, where)
     if lone := _lone_surrogate(text):
         raise CheckpointError(
-            "a JSON string is not text: it holds half of a surrogate pair",
+            "a JSON string has half of a surrogate pair",
             where=where,
             found=lone,
             expected="whole characters",

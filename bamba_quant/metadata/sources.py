@@ -209,7 +209,7 @@ def read_overrides(file: Path | None) -> dict[str, Any]:
     unknown = sorted(values.keys() - _OVERRIDES.keys())
     if unknown:
         raise PlanError(
-            "the metadata file has keys that mean nothing",
+            "the metadata file has unknown keys",
             where=file,
             found=join_names(unknown),
             expected="keys among " + ", ".join(sorted(_OVERRIDES)),

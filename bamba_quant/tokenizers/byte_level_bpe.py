@@ -174,7 +174,7 @@ def _vocab(file: Path, vocab: dict[str, Any]) -> dict[str, int]:
     for text, token in vocab.items():
         if type(token) is not int or not 0 <= token <= LARGEST_ID:
             raise TokenizerError(
-                "the vocabulary gives a token something that is not an id",
+                "the vocabulary has an invalid token id",
                 where=file,
                 found=f"{repr_short(text)}: {repr_short(token)}",
                 expected=f"an integer from 0 to {LARGEST_ID}",
@@ -199,7 +199,7 @@ def _merges(file: Path, vocab: Mapping[str, int], merges: list[Any]) -> tuple[st
             )
         if not (left in vocab and right in vocab and left + right in vocab):
             raise TokenizerError(
-                "a merge is of tokens that the vocabulary does not have",
+                "a merge has tokens that are not in the vocabulary",
                 where=file,
                 found=f"{repr_short(left)} and {repr_short(right)}",
                 expected="both parts and their concatenation in vocab",

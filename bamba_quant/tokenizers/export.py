@@ -70,7 +70,7 @@ def as_json(path: Path, value: Mapping[str, Any]) -> bytes:
         return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            "the file holds text that is not UTF-8, which JSON cannot carry",
+            "the file holds text that is not UTF-8, which JSON cannot store",
             where=path,
             found=repr(error.object[max(0, error.start - 8) : error.end + 8]),
             fix=_FIX,
@@ -167,7 +167,7 @@ def build_bpe_tokenizer(
     row = find_pretokenizer(vocabulary.pre)
     if row is None:
         raise TokenizerError(
-            "the file's pre-tokenizer is known to llama.cpp alone",
+            "only llama.cpp has the file's pre-tokenizer",
             where=path,
             found=repr(vocabulary.pre[:80]),
             expected=", ".join(sorted({row.name for row in PRETOKENIZERS})),

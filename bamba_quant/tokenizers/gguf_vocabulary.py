@@ -64,7 +64,7 @@ def _read(values: KeyValues) -> Vocabulary | None:
     lengths = {key: len(found) for key, found in lists.items() if found is not None and found is not merges}
     if tokens is None or types is None or missing or len(set(lengths.values())) > 1:
         raise CheckpointError(
-            "the file's vocabulary is not whole",
+            "the file's vocabulary is incomplete",
             found=f"no {join_names(missing)}" if missing else lengths,
             expected="one entry a token in each of its lists",
         )

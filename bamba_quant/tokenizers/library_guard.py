@@ -128,7 +128,7 @@ def tokens_around(tokenizer: Mapping[str, Any], where: object) -> tuple[list[int
         whole = Tokenizer.from_str(json.dumps(bare)).encode("a").ids
     if whole.count(_TEXT_ID) != 1:
         raise TokenizerError(
-            "the tokenizer's post-processor cannot be run: its result does not hold the text once",
+            "the tokenizer's post-processor cannot be run: its result does not contain the text exactly once",
             where=where,
             found=repr_short(whole),
             expected="special tokens, sequence A once, special tokens",

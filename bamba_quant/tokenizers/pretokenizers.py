@@ -142,7 +142,7 @@ def recognize_pretokenizer(tokenizer: Mapping[str, Any], where: object) -> tuple
             fix=f"accept the difference with --pre {same_split[0].name}",
         )
     raise TokenizerError(
-        "llama.cpp is not known to have this pre-tokenizer",
+        "none of llama.cpp's pre-tokenizers matches this one",
         where=where,
         found="\n    ".join(["", *map(_describe_step, steps[:6]), *(["…"] if steps[6:] else [])])
         if steps

@@ -70,7 +70,7 @@ class SentencePieceFiles:
         token = special_id(self.config, "bos", ids, self.own_ids)
         if token is None:
             raise TokenizerError(
-                "the tokenizer adds BOS to a text and has no such token",
+                "the tokenizer adds BOS to a text, but has no BOS token",
                 where=self.file.parent,
                 found="add_bos_token is true, without a bos_token and without one in the model",
                 fix="name bos_token in tokenizer_config.json, or set add_bos_token to false",

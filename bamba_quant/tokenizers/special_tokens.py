@@ -124,7 +124,7 @@ def chat_templates(config: TokenizerConfig) -> dict[str, str]:
             _add_template(templates, name, required(entry, "template", str, where, TokenizerError), where)
     elif found is not None:
         raise TokenizerError(
-            "the chat template is not a template",
+            "the chat template is invalid",
             where=where,
             found=repr_short(found),
             expected="a string, or a list of objects with name and template",
@@ -138,7 +138,7 @@ def chat_templates(config: TokenizerConfig) -> dict[str, str]:
 def _add_template(templates: dict[str, str], name: str, text: str, where: Path) -> None:
     if name in templates or any("\ud800" <= letter <= "\udfff" for letter in name):
         raise TokenizerError(
-            "a chat template's name is taken already, or is not text",
+            "a chat template's name is repeated, or is not text",
             where=ascii(str(where)),
             found=ascii(repr_short(name)),
             expected="names that differ",

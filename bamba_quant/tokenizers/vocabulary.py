@@ -94,7 +94,7 @@ class Vocabulary:
         token = self.special(kind) if adds else None
         if adds and token is None:
             raise TokenizerError(
-                f"the vocabulary adds {kind.upper()} to a text and has no such token",
+                f"the vocabulary adds {kind.upper()} to a text, but has no such token",
                 found=f"add_{kind}_token is true, and no {kind}_token_id",
                 fix=f"set tokenizer.ggml.{kind}_token_id, or tokenizer.ggml.add_{kind}_token to false",
             )
@@ -149,7 +149,7 @@ def fill_embedding_rows(
     """
     if vocab_size > _MOST_ROWS:
         raise TokenizerError(
-            "the model has more rows in its embedding than any vocabulary",
+            "vocab_size is larger than any vocabulary",
             where=where,
             found=f"vocab_size = {vocab_size}",
             expected=f"at most {_MOST_ROWS}",

@@ -315,7 +315,7 @@ def test_index_against_shards(tmp_path: Path) -> None:
     index_file = tmp_path / "model.safetensors.index.json"
     good = index_of(tmp_path)
     index_file.write_text(json.dumps({"weight_map": good["weight_map"] | {"z": "z.safetensors"}}))
-    with pytest.raises(CheckpointError, match=r"not there[\s\S]*z\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"are missing[\s\S]*z\.safetensors"):
         open_checkpoint(tmp_path)
     index_file.write_text(json.dumps({"weight_map": good["weight_map"] | {"lost": "x.safetensors"}}))
     with pytest.raises(CheckpointError, match="lost"):

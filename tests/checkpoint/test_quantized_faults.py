@@ -51,14 +51,14 @@ def _targets(value: Any) -> Callable[[Tensors, dict[str, Any]], None]:
 
 
 FAULTS: list[tuple[str, str, Callable[[Tensors, dict[str, Any]], None], str]] = [
-    ("no scale", "fp8-dynamic", _drop(".weight_scale"), r"lacks a part(.|\n)*in_proj\.weight_scale"),
+    ("no scale", "fp8-dynamic", _drop(".weight_scale"), r"is missing(.|\n)*in_proj\.weight_scale"),
     ("no codes", "w4a16-g128", _drop(".weight_packed"), r"such a part cannot be read(.|\n)*in_proj\.weight_"),
-    ("no shape", "w4a16-g128", _drop(".weight_shape"), r"lacks a part(.|\n)*in_proj\.weight_shape"),
-    ("no zeros", "w4a16-asym-g128", _drop(".weight_zero_point"), r"lacks a part(.|\n)*in_proj\.weight_zero_point"),
-    ("scales cut", "w4a16-g64", _put(".weight_scale", lambda t: t[:, :1].contiguous()), r"not what(.|\n)*\(\d+, 2\)"),
+    ("no shape", "w4a16-g128", _drop(".weight_shape"), r"is missing(.|\n)*in_proj\.weight_shape"),
+    ("no zeros", "w4a16-asym-g128", _drop(".weight_zero_point"), r"is missing(.|\n)*in_proj\.weight_zero_point"),
+    ("scales cut", "w4a16-g64", _put(".weight_scale", lambda t: t[:, :1].contiguous()), r"not match(.|\n)*\(\d+, 2\)"),
     ("scales of integers", "fp8-dynamic", _put(".weight_scale", lambda t: t.to(torch.int32)), "i32 of shape"),
-    ("codes cut", "w4a16-g128", _put(".weight_packed", lambda t: t[:-1].contiguous()), "not what"),
-    ("another shape", "w4a16-g128", _put(".weight_shape", lambda t: t * 2), "not what"),
+    ("codes cut", "w4a16-g128", _put(".weight_packed", lambda t: t[:-1].contiguous()), "does not match"),
+    ("another shape", "w4a16-g128", _put(".weight_shape", lambda t: t * 2), "does not match"),
     ("no shape at all", "w4a16-g128", _put(".weight_shape", lambda t: t * 0), "0 × 0"),
     ("order of groups", "w4a16-g128", _put(".weight_g_idx", lambda t: torch.zeros(128, dtype=torch.int32)), "g_idx"),
     ("three bits", "w4a16-g128", _weights(num_bits=3), "num_bits 3"),
@@ -91,9 +91,9 @@ FAULTS: list[tuple[str, str, Callable[[Tensors, dict[str, Any]], None], str]] = 
     ("a method that is no name", "fp8-dynamic", _config(quant_method=[]), r"quant_method \[\]"),
     ("unknown method", "fp8-dynamic", _config(quant_method="gptq"), r"'gptq'(.|\n)*compressed-tensors, fp8, torchao"),
     ("no blocks", "fp8-block-inv", _config(weight_block_size=None), "weight_block_size None"),
-    ("other blocks", "fp8-block-inv", _config(weight_block_size=[64, 64]), "not what"),
-    ("no inverse", "fp8-block-inv", _drop(".weight_scale_inv"), r"lacks a part(.|\n)*in_proj\.weight_scale_inv"),
-    ("no torchao scale", "torchao-int4-g128", _drop("._weight_scale"), r"lacks a part(.|\n)*in_proj\._weight_scale"),
+    ("other blocks", "fp8-block-inv", _config(weight_block_size=[64, 64]), "does not match"),
+    ("no inverse", "fp8-block-inv", _drop(".weight_scale_inv"), r"is missing(.|\n)*in_proj\.weight_scale_inv"),
+    ("no torchao scale", "torchao-int4-g128", _drop("._weight_scale"), r"is missing(.|\n)*in_proj\._weight_scale"),
     ("stray codes", "fp8-tensor", _put(".extra", lambda t: torch.zeros(4, dtype=torch.int8)), "belongs to no weight"),
 ]  # fmt: skip
 
