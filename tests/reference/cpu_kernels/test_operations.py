@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from bamba_reference.kernels.cpu import elementwise, launch, matmul, norms
 from bamba_reference.kernels.cpu.backend import NUMBA
@@ -20,9 +19,9 @@ from bamba_reference.torch import scan as torch_scan
 from bamba_reference.torch.backend import TORCH
 from bamba_reference.torch.scan import ScanArguments
 from tests.reference.cases import relative_error
+from tests.reference.operations import EPS, EXACT, doubles, draw, random_starts
 
-EXACT = 1e-6  # float32 against float64
-EPS = 1e-5
+CPU = torch.device("cpu")
 some = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31)
 
@@ -35,21 +34,6 @@ def several_threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def doubles(*values: Any) -> list[Any]:
-    return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
-
-
-def draw(seed: int) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(shape, generator=generator)
-
-
-def beginnings(seed: int, B: int, L: int) -> Tensor:
-    sequence_starts = torch.rand((B, L), generator=torch.Generator().manual_seed(seed)) < 0.1
-    sequence_starts[:, 0] = True
-    return sequence_starts
-
-
 # Either side of a tile, of a block of columns (384), of a part of a sum (128), and of a block of terms (1,024).
 @some
 @given(
@@ -60,7 +44,7 @@ def beginnings(seed: int, B: int, L: int) -> Tensor:
     seed=seeds,
 )
 def test_product(M: int, N: int, K: int, biased: bool, seed: int) -> None:
-    normal = draw(seed)
+    normal = draw(seed, CPU)
     x, weight = normal(M, K + 3)[:, 3:], normal(N, K + 5)[:, :K]
     bias = normal(N) if biased else None
     found = matmul.matmul(x, weight, bias)
@@ -69,7 +53,7 @@ def test_product(M: int, N: int, K: int, biased: bool, seed: int) -> None:
 
 @pytest.mark.parametrize("terms", [512, 4096])
 def test_products_err_no_more_than_torch(terms: int) -> None:
-    normal = draw(terms)
+    normal = draw(terms, CPU)
     x, weight = normal(96, terms), normal(480, terms)
     truth = F.linear(x.double(), weight.double())
     found = relative_error(matmul.matmul(x, weight, None), truth)
@@ -122,7 +106,7 @@ def test_what_does_not_fit_is_torchs_error(call: Any) -> None:
 
 
 def test_what_is_broadcast_is_not_read_beyond_its_end() -> None:
-    normal = draw(0)
+    normal = draw(0, CPU)
     x, row = normal(20, 60), normal(60)
     assert torch.equal(NUMBA.swiglu(x, row), TORCH.swiglu(x, row))
     assert torch.equal(NUMBA.rms_norm(x, row[:1], EPS), TORCH.rms_norm(x, row[:1], EPS))
@@ -130,7 +114,7 @@ def test_what_is_broadcast_is_not_read_beyond_its_end() -> None:
 
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    normal = draw(0)
+    normal = draw(0, CPU)
     x, weight = normal(100, 200), normal(333, 200)
     expected = matmul.matmul(x, weight, None)
     for count in (1, 2, 5):
@@ -161,12 +145,12 @@ def test_what_a_thread_raises_is_raised() -> None:
     seed=seeds,
 )
 def test_conv(L: int, K: int, packed: bool, biased: bool, seed: int) -> None:
-    normal = draw(seed)
+    normal = draw(seed, CPU)
     W = 37
     xBC = normal(2, L, W + 20)[..., 11 : 11 + W]  # strided, as the projection's part is
     weight, bias = normal(W, 1, K)[:, 0], normal(W) if biased else None
     tail = normal(2, K - 1, W) * (0 if packed else 1)
-    sequence_starts = beginnings(seed, 2, L) if packed else None
+    sequence_starts = random_starts(seed, 2, L, CPU) if packed else None
     truth = torch_ops.conv(*doubles(xBC, weight, bias, tail), sequence_starts)
     assert relative_error(NUMBA.conv(xBC, weight, bias, tail, sequence_starts), truth) <= EXACT
 
@@ -180,7 +164,7 @@ def test_conv(L: int, K: int, packed: bool, biased: bool, seed: int) -> None:
     seed=seeds,
 )
 def test_scan(L: int, shape: tuple[int, int, int], chunk: int, padding: str, seed: int) -> None:
-    normal, H, B = draw(seed), 4, 2
+    normal, H, B = draw(seed, CPU), 4, 2
     G, N, P = shape
     x, Bs, Cs = normal(B, L, H * P + 2 * G * N).split([H * P, G * N, G * N], dim=-1)
     arguments = [
@@ -194,7 +178,7 @@ def test_scan(L: int, shape: tuple[int, int, int], chunk: int, padding: str, see
         (0.0, float("inf")) if seed % 2 else (1e-2, 0.1),
         normal(B, H, P, N) * (padding != "packed"),
     ]
-    sequence_starts = beginnings(seed, B, L) if padding == "packed" else None
+    sequence_starts = random_starts(seed, B, L, CPU) if padding == "packed" else None
     real = None
     if padding == "padded":
         real = torch.ones(B, L, dtype=torch.bool)
@@ -210,7 +194,7 @@ def test_scan(L: int, shape: tuple[int, int, int], chunk: int, padding: str, see
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)], ids=str)
 def test_a_scan_of_steps_in_any_order_in_memory(order: tuple[int, int, int]) -> None:
     """torch's own operations keep the order of what they are given."""
-    normal, (B, L, H, P, N) = draw(1), (2, 40, 4, 16, 8)
+    normal, (B, L, H, P, N) = draw(1, CPU), (2, 40, 4, 16, 8)
     dt = normal(B, L, H)
     where = sorted(range(3), key=order.__getitem__)
     stored = dt.permute(order).contiguous().permute(where)
@@ -228,7 +212,7 @@ def test_a_scan_of_steps_in_any_order_in_memory(order: tuple[int, int, int]) -> 
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_norms(groups: int) -> None:
-    normal = draw(groups)
+    normal = draw(groups, CPU)
     x, delta, weight = normal(2, 25, 60), normal(2, 25, 80)[..., 9:69], normal(60)
     found = NUMBA.rms_norm(x, weight, EPS)
     assert relative_error(found, torch_ops.rms_norm(*doubles(x, weight), EPS)) <= EXACT
@@ -242,7 +226,7 @@ def test_norms(groups: int) -> None:
 
 @pytest.mark.parametrize(("E", "half", "rows"), [(40, 8, 1), (16, 8, 3)])
 def test_rotary(E: int, half: int, rows: int) -> None:
-    normal = draw(E)
+    normal = draw(E, CPU)
     q, angles = normal(3, 17, 5, E), normal(rows, 17, half)
     found = NUMBA.rotary(q, angles.cos(), angles.sin())
     assert relative_error(found, torch_ops.rotary(*doubles(q, angles.cos(), angles.sin()))) <= EXACT
@@ -267,7 +251,7 @@ def test_swiglu_at_every_size_of_number() -> None:
     seed=seeds,
 )
 def test_attention(L: int, past: int, shape: tuple[int, int, int], how: str, seed: int) -> None:
-    normal, (heads, kv, E) = draw(seed), shape
+    normal, (heads, kv, E) = draw(seed, CPU), shape
     S = L if how == "packed" else L + past
     q, (k, v) = normal(2, L, heads, E), normal(2, 2, S, kv, E)
     starts = torch.tensor([S // 2, min(3, S - 1)]) if how == "padded" else None

@@ -85,7 +85,7 @@ def test_decoder_continues_a_padded_prefill(name: str) -> None:
         found = decoder(tokens[:, at : at + 1])
         assert relative_error(found.logits.cpu(), expected.logits.cpu()) <= TOLERANCE
         assert relative_error(found.last_hidden.cpu(), expected.last_hidden.cpu()) <= TOLERANCE
-    with pytest.raises(IndexError, match="11 places"):
+    with pytest.raises(IndexError, match="11 tokens"):
         decoder(tokens[:, 11:])
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from bamba_reference.kernels import attention, convolution, elementwise, launch, matmul, norms, scan
 from bamba_reference.torch import ops as torch_ops
@@ -16,40 +15,19 @@ from bamba_reference.torch import scan as torch_scan
 from bamba_reference.torch.backend import BackendError
 from bamba_reference.torch.scan import ScanArguments
 from tests.reference.cases import relative_error
+from tests.reference.operations import (
+    EPS,
+    EXACT,
+    RECURRENT,
+    assert_rounded_once,
+    doubles,
+    draw,
+    random_starts,
+)
+from tests.support.kernels import DEVICE
 
-EXACT = 1e-6  # float32 against float64
-RECURRENT = 5e-6  # the same, of what the scan adds up
-EPS = 1e-5
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32] + ([torch.bfloat16, torch.float16] if torch.cuda.is_available() else [])
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-def doubles(*values: Any) -> list[Any]:
-    return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
-
-
-def assert_rounded_once(found: Tensor, truth: Tensor, dtype: torch.dtype, besides: float = EXACT) -> None:
-    """``found`` is as near the truth (float64) as that is when it is rounded to ``dtype``, up to ``besides``."""
-    assert found.dtype == dtype
-    once = relative_error(truth.to(dtype).cpu(), truth.cpu())
-    assert relative_error(found.cpu(), truth.cpu()) <= 1.02 * once + besides
-
-
-def draw(seed: int) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(shape, generator=generator).to(DEVICE, dtype)
-
-    return normal
-
-
-def beginnings(seed: int, B: int, L: int) -> Tensor:
-    """Marks of packed sequences' first tokens; the first row begins with one, the others may go on from before."""
-    sequence_starts = torch.rand((B, L), generator=torch.Generator().manual_seed(seed)) < 0.1
-    sequence_starts[0, 0] = True
-    return sequence_starts.to(DEVICE)
 
 
 @every_dtype
@@ -68,7 +46,7 @@ def test_conv(dtype: torch.dtype, L: int, K: int, packed: bool, biased: bool, se
     xBC = projected[..., 11 : 11 + W]  # strided, as the projection's part is
     weight, bias = normal(W, 1, K)[:, 0], normal(W) if biased else None
     tail = normal(2, K - 1, W, dtype=dtype)
-    sequence_starts = beginnings(seed, 2, L) if packed else None
+    sequence_starts = random_starts(seed, 2, L) if packed else None
     truth = torch_ops.conv(*doubles(xBC, weight, bias, tail), sequence_starts)
     assert_rounded_once(convolution.conv(xBC, weight, bias, tail, sequence_starts), truth, dtype)
     if L == 1 and not packed:
@@ -105,7 +83,7 @@ def scan_arguments(dtype: torch.dtype, L: int, G: int, N: int, P: int, seed: int
 )
 def test_scan(dtype: torch.dtype, L: int, shape: tuple[int, int, int], padding: str, seed: int) -> None:
     args = scan_arguments(dtype, L, *shape, seed)
-    sequence_starts = beginnings(seed, 2, L) if padding == "packed" else None
+    sequence_starts = random_starts(seed, 2, L) if padding == "packed" else None
     real = None
     if padding == "padded":
         real = torch.ones(2, L, dtype=torch.bool, device=DEVICE)

@@ -16,16 +16,10 @@ from bamba_reference.torch import scan as torch_scan
 from bamba_reference.torch.backend import BackendError
 from bamba_reference.torch.scan import SelectiveScanArguments
 from tests.reference.cases import relative_error
-from tests.reference.kernels.test_operations import (
-    DEVICE,
-    assert_rounded_once,
-    beginnings,
-    doubles,
-    draw,
-    every_dtype,
-)
+from tests.reference.kernels.test_operations import every_dtype
+from tests.reference.operations import RECURRENT, assert_rounded_once, doubles, draw, random_starts
+from tests.support.kernels import DEVICE
 
-RECURRENT = 5e-6
 # x, dt, B, C and z go token by token.
 BY_TOKEN = (0, 1, 3, 4, 6)
 
@@ -76,7 +70,7 @@ def test_any_cut(
     dtype: torch.dtype, L: int, shape: tuple[int, int], tokens: int, chunks: int, kind: str, seed: int
 ) -> None:
     args = arguments(dtype, L, *shape, seed)
-    sequence_starts = beginnings(seed, 2, L) if kind == "packed" else None
+    sequence_starts = random_starts(seed, 2, L) if kind == "packed" else None
     real = None
     if kind == "padded":
         real = torch.ones(2, L, dtype=torch.bool, device=DEVICE)
