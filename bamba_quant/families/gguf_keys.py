@@ -60,8 +60,8 @@ def mamba2(config: Config) -> Metadata:
 class Reader:
     """The key-values below a file's architecture.
 
-    Sizes are believed only as far as ``tensors``, those of the file, have a dimension of that length; a file without
-    tensors has a vocabulary alone, from which nothing is allocated by these sizes.
+    Sizes are bounded by the longest dimension of ``tensors``, those of the file, as a damaged file could hold any
+    number. A file without tensors holds a vocabulary only; nothing is allocated from its sizes.
     """
 
     def __init__(self, values: KeyValues, tensors: Tensors) -> None:
@@ -230,7 +230,7 @@ class Reader:
         return any(name.endswith(f"{kind}.bias") for name in self._tensors)
 
     def has_convolution_bias(self) -> bool:
-        """The same of the convolution; true where there is none, as llama.cpp runs no other."""
+        """Whether the convolution has a bias; true for a model without convolution, as llama.cpp supports no other."""
         convolution = any(name.endswith("ssm_conv1d.weight") for name in self._tensors)
         return self.has_bias("ssm_conv1d") or not convolution
 

@@ -40,7 +40,7 @@ def _head_dim(config: Config) -> Any:
     return schema.OMITTED if divides else config.head_dim
 
 
-# Written even where there is none: transformers' defaults are other ids.
+# null is written where there is none: transformers' defaults are other ids.
 SPECIAL_TOKENS = {
     "bos_token_id": schema.HfKey(_one_token, "one token id, or null"),
     "eos_token_ids": schema.HfKey(
@@ -154,7 +154,7 @@ def rope(values: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
     thetas = set(found["rope_theta"].values())
     if len(thetas) > 1:
         raise ConfigError(
-            "rope_theta stands twice, with different values",
+            "rope_theta is given twice, with different values",
             found=sorted(thetas),
             expected="one value, at the top or in rope_parameters",
         )

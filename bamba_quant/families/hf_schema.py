@@ -61,7 +61,7 @@ _OFF = frozenset({"use_sliding_window", "lm_head_bias", "add_bias_linear", "use_
 class HfKey:
     """One key of a config.json.
 
-    ``parse`` returns the value, or raises an error to refuse it; ``expected`` describes what it accepts. ``default``
+    ``parse`` returns the value, or raises an error to reject it; ``expected`` describes what it accepts. ``default``
     is used for a missing key, and for null if ``null_is_default``. ``key`` is the key's name (empty: that of its
     entry in the table), ``other_key`` a second name; one with a dot is in a nested object. ``write`` gives the value
     to write for a configuration, ``OMITTED`` for none.
@@ -195,7 +195,7 @@ def shortest(number: float) -> float:
 
 
 def require(condition: bool) -> None:
-    """Raise ``ValueError`` unless ``condition``: how ``parse`` functions refuse a value."""
+    """Raise ``ValueError`` unless ``condition``: how ``parse`` functions reject a value."""
     if not condition:
         raise ValueError
 
@@ -254,7 +254,7 @@ def unchecked(**names: Any) -> HfKey:
 
 
 def token_ids(value: Any) -> tuple[int, ...]:
-    """Ids of one token or of a list; -1 stands for none, as older tools write it."""
+    """Ids of one token or of a list; -1 means none, as older tools write it."""
     ids = value if isinstance(value, list | tuple) else [value]
     require(all(type(token) is int and -1 <= token <= MOST for token in ids))
     return tuple(token for token in ids if token >= 0)

@@ -1,4 +1,4 @@
-"""What llama.cpp has no place for in a model, said before anything is written."""
+"""What llama.cpp cannot represent of a model, checked before anything is written."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from bamba_reference.config import Config
 
 _LLAMA_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp's src/llama-hparams.h
 
-# Key, value found, whether llama.cpp has a place for it, what it has one for.
-Refusal = tuple[str, Any, bool, str]
+# Key, value found, whether llama.cpp supports it, and what it supports.
+Requirement = tuple[str, Any, bool, str]
 
 
-def common(config: Config) -> tuple[Refusal, ...]:
+def common(config: Config) -> tuple[Requirement, ...]:
+    """What llama.cpp requires of every model."""
     return (
         (
             "num_hidden_layers",
@@ -27,29 +28,29 @@ def common(config: Config) -> tuple[Refusal, ...]:
     )
 
 
-def mixer(config: Config) -> tuple[Refusal, ...]:
-    """What llama.cpp's Mamba and Mamba-2 layers have no place for."""
+def mixer(config: Config) -> tuple[Requirement, ...]:
+    """What llama.cpp's Mamba and Mamba-2 layers require."""
     low, high = config.time_step_limit
     return (
         (
             "mamba_conv_bias",
             config.mamba_conv_bias,
             config.mamba_conv_bias,
-            "true (its graph adds the bias unasked)",
+            "true (its graph always adds the bias)",
         ),
         ("mamba_proj_bias", config.mamba_proj_bias, not config.mamba_proj_bias, "false"),
         ("time_step_limit", [low, high], low <= 0 and math.isinf(high), "[0, Infinity]: no limit"),
     )
 
 
-def expansion(config: Config) -> Refusal:
-    """Of the architectures whose graph demands twice the hidden size inside."""
+def expansion(config: Config) -> Requirement:
+    """Of the architectures whose graph has mixers of twice the hidden size."""
     return ("mamba_expand", config.mamba_expand, config.mamba_expand == 2, "2")
 
 
-def refuse(refusals: Collection[Refusal]) -> None:
-    """Raise ``ArchitectureError`` for the first thing that llama.cpp has no place for."""
-    for key, value, supported, expected in refusals:
+def check(requirements: Collection[Requirement]) -> None:
+    """Raise ``ArchitectureError`` for the first requirement that is not met."""
+    for key, value, supported, expected in requirements:
         if not supported:
             raise ArchitectureError(
                 f"llama.cpp cannot represent this model's {key}",

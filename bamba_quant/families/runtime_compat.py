@@ -1,11 +1,11 @@
-"""What loaders of quantized checkpoints do otherwise in a family than its tables would have one think."""
+"""What vLLM and transformers need or get wrong when they load a family's quantized checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bamba_quant.families.rows import in_proj_sections
+from bamba_quant.families.shared_rules import in_proj_sections
 from bamba_reference.config import Config
 
 ATTENTION_INPUTS = frozenset({"attn_q", "attn_k", "attn_v"})
@@ -13,10 +13,10 @@ ATTENTION_INPUTS = frozenset({"attn_q", "attn_k", "attn_v"})
 
 @dataclass(frozen=True)
 class Merged:
-    """What vLLM runs as one product of several outputs: the roles of its matrices, and the rows of each output.
+    """Matrices that vLLM runs as one matmul with several outputs: their roles, and the rows of each output.
 
-    A scale of blocks must not reach across outputs: all of them but the last are whole blocks high, or vLLM refuses
-    the layer (fp8_utils.py, ``validate_fp8_block_shape``).
+    A block of weights with one scale must lie in one output: all outputs but the last must be whole blocks high, or
+    vLLM does not load the layer (fp8_utils.py, ``validate_fp8_block_shape``).
     """
 
     roles: tuple[str, ...]
@@ -38,13 +38,13 @@ MERGED_FEED_FORWARD = tuple(
 
 @dataclass(frozen=True)
 class Loaders:
-    """Names and habits of vLLM 0.23 and transformers 5.23.
+    """How vLLM 0.23 and transformers 5.23 load the family.
 
-    ``vllm`` says which parts of a module's name vLLM replaces, or is None where its class takes no quantized layers.
-    ``units`` are roles of a layer that vLLM quantizes alike or not at all, and ``merged`` the products of which it
-    wants whole blocks. ``experts`` are the names, with ``{i}`` for the layer, of the module that holds stacked experts,
-    which no scheme quantizes. ``initialized`` are roles whose ``weight`` transformers takes hold of while it loads
-    (``_init_weights``).
+    ``vllm`` maps parts of a module's name to those in vLLM; None means that vLLM's class has no quantized layers.
+    ``units`` are roles of a layer that vLLM needs to be all quantized or none, ``merged`` the matmuls whose outputs
+    must be whole blocks. ``experts`` are the names, with ``{i}`` for the layer, of the module of stacked experts, which
+    no scheme quantizes. ``initialized`` are roles whose ``weight`` transformers reads while it loads
+    (``_init_weights``), which packed layers lack.
     """
 
     vllm: Mapping[str, str] | None = None

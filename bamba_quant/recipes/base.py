@@ -1,4 +1,4 @@
-"""What a recipe is: for each role of tensor, formats with the places they are for, and formats of single tensors."""
+"""What a recipe is: for each role, formats and the positions that they are for, and formats of single tensors."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FALLBACKS = {
 
 
 # llama.cpp keeps these in float32 in every file (convert_hf_to_gguf.py: 1-D tensors, norms, the convolution and
-# the router; llama-quantize leaves the same ones alone).
+# the router; llama-quantize keeps the same ones).
 ALWAYS_F32 = frozenset({"norm", "bias", "ssm_conv1d", "ssm_dt", "ssm_a", "ssm_d", "ffn_gate_inp"})
 
 
 @dataclass(frozen=True)
 class TensorPosition:
-    """Where a tensor stands: number ``index`` of ``count`` among those of its role, in layer order.
+    """The position of a tensor: number ``index`` of ``count`` among those of its role, in layer order.
 
     ``grouped_query`` is query heads per key-value head in the first layer, 0 where that is not an attention layer;
     ``experts`` is how many a mixture has, else 0; ``imatrix`` says whether importance was measured. ``layer`` is
@@ -87,7 +87,7 @@ class InLayers:
 
 @dataclass(frozen=True)
 class Choice:
-    """A format, and the places it is for."""
+    """A format, and the positions that it is for."""
 
     format: str
     when: Condition = anywhere

@@ -73,7 +73,7 @@ def recipe_named(name: str) -> Recipe:
 
 
 def plain_recipe(file_type: int | None) -> Recipe | None:
-    """The recipe that ``general.file_type`` stands for, which others may be like; None for other numbers."""
+    """The built-in recipe with this ``general.file_type``, the first of several; None for other numbers."""
     return next((known for known in recipes() if known.file_type == file_type), None)
 
 
@@ -139,7 +139,7 @@ def _recipe(table: Mapping[str, Any], name: str, like: Recipe, where: object) ->
 
 
 def recipe_text(recipe: Recipe, like: str, comment: str = "") -> str:
-    """``recipe`` as ``read_recipe`` reads it, like the built-in recipe ``like``; ``comment`` stands first."""
+    """``recipe`` as ``read_recipe`` reads it, like the built-in recipe ``like``, after ``comment``."""
     base = recipe_named(like)
     lines = [f"# {printable(line)}".rstrip() for line in comment.splitlines()]
     lines += [f"name = {_quoted(recipe.name)}", f"like = {_quoted(like)}"]
@@ -190,7 +190,7 @@ def _choice(given: Any, where: str) -> Choice:
     _check_keys(given, {"format", "layers", "when"}, where)
     if len(given) != 2 or "format" not in given:
         raise PlanError(
-            "a choice is not a format and one place",
+            "a choice is not a format with layers or a condition",
             where=where,
             found=join_names(list(given)),
             expected='a format, or { format = "q6_k", layers = [0, 1] }, or { format = "q6_k", when = "more_bits" }',
@@ -213,7 +213,7 @@ def _condition(given: Mapping[str, Any], where: str) -> Condition:
     name = _text(given, "when", where)
     if name not in CONDITIONS:
         raise PlanError(
-            "no place is called this", where=where, found=name[:80], expected=", ".join(CONDITIONS)
+            "no condition has this name", where=where, found=name[:80], expected=", ".join(CONDITIONS)
         )
     return CONDITIONS[name]
 
@@ -274,7 +274,7 @@ def _check_keys(table: Mapping[str, Any], keys: frozenset[str] | set[str], where
     unknown = [key[:80] for key in table if key not in keys]
     if unknown:
         raise PlanError(
-            "the recipe has keys of another meaning than any known",
+            "the recipe has unknown keys",
             where=where,
             found=join_names(unknown),
             expected=", ".join(sorted(keys)),

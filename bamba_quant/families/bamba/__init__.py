@@ -7,7 +7,6 @@ from bamba_quant.families.bamba import gguf_keys, hf_config
 from bamba_quant.families.bamba.cases import SMALL_MODELS
 from bamba_quant.families.gguf_keys import is_granite
 from bamba_quant.families.registry import Family, register
-from bamba_quant.families.rows import ATTENTION, EMBEDDINGS, FEED_FORWARD_NORM, MAMBA2, MLP
 from bamba_quant.families.runtime_compat import (
     ATTENTION_INPUTS,
     MERGED_ATTENTION,
@@ -15,6 +14,7 @@ from bamba_quant.families.runtime_compat import (
     MERGED_MIXER,
     Loaders,
 )
+from bamba_quant.families.shared_rules import ATTENTION, EMBEDDINGS, FEED_FORWARD_NORM, MAMBA2, MLP
 
 BAMBA = register(
     Family(

@@ -28,8 +28,8 @@ def write(config: Config) -> Metadata:
 
 
 def check(config: Config) -> tuple[str, ...]:
-    """What llama.cpp's graph for ``granitehybrid`` has no place for. Raises ``ArchitectureError``."""
-    limitations.refuse(
+    """Raise ``ArchitectureError`` for what llama.cpp's graph for ``granitehybrid`` cannot represent."""
+    limitations.check(
         (
             limitations.expansion(config),
             *limitations.mixer(config),

@@ -50,7 +50,7 @@ def write(config: Config) -> Metadata:
 
 
 def check(config: Config) -> tuple[str, ...]:
-    """What llama.cpp's graphs have no place for. Raises ``ArchitectureError``."""
+    """Raise ``ArchitectureError`` for what llama.cpp's graphs cannot represent."""
     multipliers = {
         "embedding_multiplier": config.embedding_multiplier,
         "residual_multiplier": config.residual_multiplier,
@@ -58,12 +58,12 @@ def check(config: Config) -> tuple[str, ...]:
         "logits_scaling": config.logits_scaling,
     }
     mixer = (limitations.expansion(config), *limitations.mixer(config)) if config.mamba_layers else ()
-    limitations.refuse(
+    limitations.check(
         (
             *mixer,
             *limitations.common(config),
             *(
-                (key, value, value != 0, "another number (0 stands for none)")
+                (key, value, value != 0, "another number (0 means no multiplier)")
                 for key, value in multipliers.items()
             ),
             (

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bamba_quant.families.rows import (
+from bamba_quant.families.rules import Rule, renamed
+from bamba_quant.families.shared_rules import (
     ATTENTION,
     BLOCK,
     EMBEDDINGS,
@@ -18,7 +19,6 @@ from bamba_quant.families.rows import (
     MLP,
     of_block,
 )
-from bamba_quant.families.rules import Rule, renamed
 from bamba_reference.config import Config
 
 

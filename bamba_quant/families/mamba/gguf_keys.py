@@ -33,8 +33,8 @@ def write(config: Config) -> Metadata:
 
 
 def check(config: Config) -> tuple[str, ...]:
-    """What llama.cpp's graph for ``mamba`` has no place for (``ArchitectureError``), and what it does otherwise."""
-    limitations.refuse(
+    """Raise ``ArchitectureError`` for what llama.cpp's graph cannot represent; return what it computes differently."""
+    limitations.check(
         (limitations.expansion(config), *limitations.mixer(config), *limitations.common(config))
     )
     if config.mixer_rms_eps in (None, config.rms_norm_eps):

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from bamba_quant.families.rows import (
+from bamba_quant.families.rules import Rule, renamed
+from bamba_quant.families.shared_rules import (
     BLOCK,
     EMBEDDINGS,
     LAYER,
@@ -26,7 +27,6 @@ from bamba_quant.families.rows import (
     projected_in,
     projected_out,
 )
-from bamba_quant.families.rules import Rule, renamed
 from bamba_quant.families.transforms import NEGATIVE_EXP, Transform, power_of_two
 from bamba_reference.config import Config
 

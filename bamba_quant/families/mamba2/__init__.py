@@ -7,9 +7,9 @@ gguf-py's tensor_mapping.py.
 from bamba_quant.families.mamba2 import gguf_keys, hf_config
 from bamba_quant.families.mamba2.cases import SMALL_MODELS
 from bamba_quant.families.registry import Family, register
-from bamba_quant.families.rows import EMBEDDINGS, MAMBA2, MIXER_NAMES
 from bamba_quant.families.rules import renamed
 from bamba_quant.families.runtime_compat import MERGED_MIXER, Loaders
+from bamba_quant.families.shared_rules import EMBEDDINGS, MAMBA2, MIXER_NAMES
 
 register(
     Family(

@@ -15,8 +15,8 @@ def write(config: Config) -> Metadata:
 
 
 def check(config: Config) -> tuple[str, ...]:
-    """What llama.cpp's graph for ``mamba2`` has no place for. Raises ``ArchitectureError``."""
-    limitations.refuse((*limitations.mixer(config), *limitations.common(config)))
+    """Raise ``ArchitectureError`` for what llama.cpp's graph for ``mamba2`` cannot represent."""
+    limitations.check((*limitations.mixer(config), *limitations.common(config)))
     return ()
 
 

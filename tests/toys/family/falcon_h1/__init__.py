@@ -13,8 +13,8 @@ from bamba_quant.checkpoint.gguf_values import KeyValues, uint32
 from bamba_quant.families import gguf_keys, hf_keys, limitations
 from bamba_quant.families import hf_schema as schema
 from bamba_quant.families.registry import Family, register
-from bamba_quant.families.rows import ATTENTION, EMBEDDINGS, FEED_FORWARD_NORM, MAMBA2, MLP
 from bamba_quant.families.rules import Metadata, Rule, Tensors
+from bamba_quant.families.shared_rules import ATTENTION, EMBEDDINGS, FEED_FORWARD_NORM, MAMBA2, MLP
 from bamba_quant.families.small_models import SPECIAL_TOKENS, SmallModels
 from bamba_quant.families.transforms import IDENTITY
 from bamba_reference.config import Config, Layer
@@ -118,7 +118,7 @@ def read_gguf(values: KeyValues, tensors: Tensors) -> Config:
 def check_gguf(config: Config) -> tuple[str, ...]:
     """Raise ``ArchitectureError`` for what llama.cpp cannot represent."""
     bias = ("attention_bias", config.attention_bias, not config.attention_bias, "false")
-    limitations.refuse((*limitations.mixer(config), *limitations.common(config), bias))
+    limitations.check((*limitations.mixer(config), *limitations.common(config), bias))
     return ()
 
 

@@ -128,7 +128,7 @@ EMBEDDINGS = (
     Rule(LAYER + "input_layernorm.weight", BLOCK + "attn_norm.weight", "norm", hidden),
 )
 
-# The biases of the projections have no place in GGUF: ``limitations.mixer`` names a model that has them.
+# GGUF cannot hold the biases of the projections: ``limitations.mixer`` rejects a model that has them.
 MAMBA2 = of_block(
     "mamba2",
     Rule(LAYER + "mamba.in_proj.weight", BLOCK + "ssm_in.weight", "ssm_in", projected_in,
