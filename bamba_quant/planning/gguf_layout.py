@@ -14,8 +14,7 @@ from gguf import Keys
 from bamba_quant.checkpoint.gguf_file import FINGERPRINT_KEY, UNKNOWN_FINGERPRINT
 from bamba_quant.checkpoint.gguf_header import DEFAULT_ALIGNMENT, MAGIC, padded_size
 from bamba_quant.checkpoint.gguf_values import GgufValue, int32, pack_string, pack_value, string, uint16
-from bamba_quant.planning.placement import place, shard_numbers
-from bamba_quant.planning.plan import Part, Plan, PlanRow, Shard
+from bamba_quant.planning.plan import Part, Plan, PlanRow, Shard, place, shard_numbers
 
 _VERSION = 3
 

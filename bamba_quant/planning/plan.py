@@ -1,11 +1,11 @@
-"""A plan: each tensor and file of an output, decided from headers alone. A writer executes it and decides nothing."""
+"""A plan: each tensor and file of an output, and where each byte goes. A writer executes it and decides nothing."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +33,9 @@ class Part:
     n_bytes: int
     shard: int = 0
     offset: int = 0
+
+
+Group = Sequence[Part]  # parts that stay in one shard
 
 
 @dataclass(frozen=True)
@@ -206,3 +209,41 @@ class Plan:
         count = len(self.shards)
         names = [output] if count == 1 else [split_name(split_stem(output), n, count) for n in range(count)]
         return {name: shard.n_bytes for name, shard in zip(names, self.shards, strict=True)}
+
+
+def shard_numbers(groups: Sequence[Group], max_bytes: int | None, alignment: int = 1) -> list[int]:
+    """The shard of each group: a shard ends before the group that would exceed ``max_bytes`` of weights."""
+    numbers: list[int] = []
+    number = filled = 0
+    for group in groups:
+        n_bytes = sum(part.n_bytes for part in group)
+        if max_bytes is not None and filled and filled + n_bytes > max_bytes:
+            number, filled = number + 1, 0
+        numbers.append(number)
+        filled += _padded(n_bytes, alignment)
+    return numbers
+
+
+def place(
+    groups: Sequence[Group],
+    shards: Sequence[int],
+    alignment: int = 1,
+    sort_key: Callable[[Part], int] = lambda part: 0,
+) -> list[tuple[Part, ...]]:
+    """``groups`` with the shard and offset of every part.
+
+    ``shards`` has a number for each group. In a shard parts follow each other in the order of ``sort_key``, each at a
+    multiple of ``alignment``.
+    """
+    placed = [list(group) for group in groups]
+    ends: defaultdict[int, int] = defaultdict(int)
+    positions = [(g, i) for g, group in enumerate(groups) for i in range(len(group))]
+    for g, i in sorted(positions, key=lambda at: sort_key(groups[at[0]][at[1]])):
+        part, shard = groups[g][i], shards[g]
+        placed[g][i] = replace(part, shard=shard, offset=ends[shard])
+        ends[shard] += _padded(part.n_bytes, alignment)
+    return list(map(tuple, placed))
+
+
+def _padded(n_bytes: int, alignment: int) -> int:
+    return -(-n_bytes // alignment) * alignment

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from bamba_quant.codecs import BlockCodec
 from bamba_quant.codecs.base import DTYPES
 from bamba_quant.errors import PlanError
-from bamba_quant.planning.placement import Group, place, shard_numbers
-from bamba_quant.planning.plan import Part, Shard
+from bamba_quant.planning.plan import Group, Part, Shard, place, shard_numbers
 
 INDEX = "model.safetensors.index.json"
 _FORMAT_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
