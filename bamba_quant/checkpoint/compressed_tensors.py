@@ -19,7 +19,7 @@ from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler, are_two_lengt
 from bamba_quant.checkpoint.base import RawReader, StoredTensor
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer, IntegerDequantizer
 from bamba_quant.checkpoint.packed import Activations, ScaleTensor, Strategy
-from bamba_quant.codecs.integers.grid import Grid
+from bamba_quant.codecs.integers.grid import IntegerGrid
 from bamba_quant.codecs.integers.pack_quantized import unpack_zeros
 from bamba_quant.errors import repr_short
 
@@ -133,7 +133,7 @@ def _assemble_integers(stored: WeightAssembler, module: str, described: Mapping[
             f"{module}.weight_zero_point", ("i32",), ((-(-rows // per_word), columns // group),)
         )
         zero = ScaleTensor(words, per_word, unpack=partial(_unpack_zeros, bits=bits))
-    grid = Grid(bits, "none" if symmetric else "integer", group)
+    grid = IntegerGrid(bits, "none" if symmetric else "integer", group)
     stored.add(
         name,
         f"w{bits}a16{'' if symmetric else '-asym'}-g{group}",

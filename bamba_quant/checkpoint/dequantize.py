@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.fields import FieldLayout, Fields
 from bamba_quant.codecs.floats import to_bfloat16, to_float32
-from bamba_quant.codecs.integers.grid import Grid, pack, unpack
+from bamba_quant.codecs.integers.grid import IntegerGrid, pack, unpack
 from bamba_quant.codecs.integers.torchao_tiles import TILE, pack_tiles, unpack_tiles, unpack_tiles_on
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ class Float8Dequantizer(Dequantizer):
 
 @dataclass(frozen=True)
 class IntegerDequantizer(Dequantizer):
-    """What a ``Grid`` says integers stored with ``offset`` stand for, rounded to ``dtype``.
+    """What a ``IntegerGrid`` says integers stored with ``offset`` stand for, rounded to ``dtype``.
 
     Scales and zeros of columns that only pad a row may follow those of the row.
     """
 
-    grid: Grid
+    grid: IntegerGrid
     offset: int
     columns: int
     dtype: str

@@ -13,7 +13,7 @@ from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler, are_two_lengt
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer, IntegerDequantizer, TorchaoTiles
 from bamba_quant.checkpoint.packed import Activations, CodeTensor, ScaleTensor
 from bamba_quant.checkpoint.safetensors_file import read_metadata
-from bamba_quant.codecs.integers.grid import Grid
+from bamba_quant.codecs.integers.grid import IntegerGrid
 from bamba_quant.codecs.integers.torchao_tiles import TILE, padded
 from bamba_quant.errors import repr_short
 from bamba_quant.files.json_file import parse_json
@@ -82,7 +82,7 @@ def _int4(stored: WeightAssembler, name: str, rows: int, columns: int, height: i
     transposed = (columns // group, rows)
     scale = stored.take(_part_name(name, "scale"), shapes=(transposed,))
     zero = stored.take(_part_name(name, "zero_point"), shapes=(transposed,))
-    values = IntegerDequantizer(Grid(4, "float", group), 0, columns, scale.format.name)
+    values = IntegerDequantizer(IntegerGrid(4, "float", group), 0, columns, scale.format.name)
     described = f"torchao-int4-g{group}"
     stored.add(
         name, described, (rows, columns), values, codes, ScaleTensor(scale, axis=1), ScaleTensor(zero, axis=1)
@@ -98,7 +98,7 @@ def _tiles(stored: WeightAssembler, name: str, rows: int, columns: int, height: 
         _part_name(name, "scale_and_zero"), shapes=((wide // group, tall, 2), (wide // group, rows, 2))
     )
     codes = CodeTensor(tiles, columns // 2, TILE, TorchaoTiles(columns))
-    values = IntegerDequantizer(Grid(4, "float", group), 0, columns, both.format.name)
+    values = IntegerDequantizer(IntegerGrid(4, "float", group), 0, columns, both.format.name)
     described = f"torchao-int4-tile-packed-g{group}"
     scale, zero = (ScaleTensor(both, axis=1, item=item) for item in (0, 1))
     stored.add(name, described, (rows, columns), values, codes, scale, zero)

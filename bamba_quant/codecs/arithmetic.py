@@ -75,7 +75,7 @@ def largest(v: F32) -> F32:
 
 
 def extremes(v: F32) -> tuple[F32, F32]:
-    """Least and greatest along the leading axis; of 0 and -0 the first one met stays."""
+    """Least and greatest along the leading axis; of 0 and -0 the first one stays."""
     low, high = v[0], v[0]
     for item in v[1:]:
         low = np.where(item < low, item, low)
@@ -99,7 +99,7 @@ def half_bytes(d: NDArray[Any]) -> U8:
 
 
 def through_half(d: F32) -> F32:
-    """What is left of d after storing it as float16."""
+    """d rounded to float16."""
     return d.astype(np.float16).astype(np.float32)
 
 

@@ -84,7 +84,7 @@ class BlockCodec(Codec):
         """The quantizer of a method, by default the first: compiled where there is a compiled version, else numpy.
 
         The compiled version runs without the interpreter lock, so that several threads can quantize different rows at
-        the same time; ``compiled=False`` asks for the numpy version. Raises ``FormatError`` as ``method``, and in the
+        the same time; ``compiled=False`` selects the numpy version. Raises ``FormatError`` as ``method``, and in the
         quantizer for arrays that do not fit the codec.
         """
         chosen = self.method(method)

@@ -1,4 +1,4 @@
-"""Codes, scales and minima of a quantized matrix as arrays, and one formula that says what they stand for.
+"""Codes, scales and minima of a quantized matrix as arrays, and the formula of the weights they encode.
 
 Every format of blocks is w = d·sc·value(code) - low with low = dmin·mn: sc and mn are integers of a group of weights
 (1 where a format has none), d and dmin floats of a block, and value(code) is the code itself or an entry of a table.
@@ -61,7 +61,7 @@ class FieldLayout:
     refinable: bool = False
 
     def values(self, codes: Integers) -> F32:
-        """The float32 that each code stands for before scales, in any shape."""
+        """The float32 value of each code before scaling, in any shape."""
         return codes.astype(np.float32) if self.table is None else self.table[codes]
 
     def scaling(self, fields: Fields) -> tuple[F32, F32 | None]:

@@ -39,6 +39,6 @@ def codec_named(name: str, kind: type[Kind]) -> Kind:
     found = _registry.get(name.lower())
     if not isinstance(found, kind):
         raise FormatError(
-            f"there is no type {name!r}", expected="one of " + ", ".join(each.name for each in codecs(kind))
+            f"unknown type {name!r}", expected="one of " + ", ".join(each.name for each in codecs(kind))
         )
     return found

@@ -29,7 +29,7 @@ SWEEPS = 5  # of the searches that move one integer at a time
 
 
 @dataclass(frozen=True)
-class Grid:
+class ScaleTrials:
     """The scales that make_qkx2/3 tries: nmax + rmin + rdelta·i over the group's range, i = 0 … nstep."""
 
     nmax: int
@@ -101,7 +101,9 @@ def make_q3_quants(x: F32, nmax: int) -> tuple[F32, F32]:
     return np.where(tiny, ZERO, ratio(sumlx, suml2)), np.where(tiny, ZERO, L + np.float32(nmax))
 
 
-def make_qkx_quants(x: F32, weights: F32, grid: Grid, absolute: bool = False) -> tuple[F32, F32, F32]:
+def make_qkx_quants(
+    x: F32, weights: F32, trials: ScaleTrials, absolute: bool = False
+) -> tuple[F32, F32, F32]:
     """A scale and a minimum a group, integers in [0, nmax] (lines 799 and 993: equal for x without NaN).
 
     Returns scale (…), the minimum with its sign turned (…) and L (n, …). The error is Σ w·|difference| when
@@ -120,12 +122,12 @@ def make_qkx_quants(x: F32, weights: F32, grid: Grid, absolute: bool = False) ->
         difference = scale * q + low - x
         return serial_sum(weights * (np.abs(difference) if absolute else difference * difference))
 
-    iscale = np.float32(grid.nmax) / (high - low)
+    iscale = np.float32(trials.nmax) / (high - low)
     scale = ONE / iscale
-    L = nearest_clipped(iscale * (x - low), 0, grid.nmax)
+    L = nearest_clipped(iscale * (x - low), 0, trials.nmax)
     best = error(L, scale, low)
-    for span in grid.spans:
-        q = nearest_clipped(span / (high - low) * (x - low), 0, grid.nmax)
+    for span in trials.spans:
+        q = nearest_clipped(span / (high - low) * (x - low), 0, trials.nmax)
         wq = weights * q
         sum_l, sum_l2, sum_xl = serial_sum(wq), serial_sum(wq * q), serial_sum(wq * x)
         D = sum_w * sum_l2 - sum_l * sum_l
@@ -146,7 +148,7 @@ def make_qkx_quants(x: F32, weights: F32, grid: Grid, absolute: bool = False) ->
 def make_qp_quants(x: F32, nmax: int, weights: F32) -> tuple[F32, F32]:
     """One scale for non-negative numbers, integers up to nmax (line 1076): returns scale (…) and L (n, …).
 
-    L is what a uint8 keeps: a number below zero, which a search may hand on, wraps.
+    L wraps to a uint8: the search can return a negative number.
     """
     greatest = np.zeros(x.shape[1:], np.float32)
     for item in x:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bamba_quant.checkpoint import PackedTensor, RawReader, Section, read_raw, read_tensor
 from bamba_quant.checkpoint.dequantize import Dequantizer, Float8Dequantizer, IntegerDequantizer, TorchaoTiles
 from bamba_quant.codecs import SafetensorsCodec, codecs
-from bamba_quant.codecs.integers.grid import Grid
+from bamba_quant.codecs.integers.grid import IntegerGrid
 from bamba_quant.inference import weights as weights_module
 from bamba_quant.inference.loading import load_model
 from bamba_quant.inference.prefetch import Prefetcher
@@ -86,7 +86,7 @@ def test_prefetched_rows(scheme: SafetensorsCodec, made: Made) -> None:
         assert not ahead._begun and not ahead._order
 
 
-GRIDS = [Grid(bits, zero, 32) for bits in (4, 8) for zero in ("none", "integer", "float")]
+GRIDS = [IntegerGrid(bits, zero, 32) for bits in (4, 8) for zero in ("none", "integer", "float")]
 ROUNDED = st.sampled_from(["f32", "bf16", "f16"])
 
 
@@ -121,7 +121,7 @@ def test_every_float_code(width: int, dtype: str, power: int, seed: int) -> None
 
 @settings(deadline=None)
 @given(grid=st.sampled_from(GRIDS), dtype=ROUNDED, power=st.integers(-40, 30), seed=st.integers(0, 99))
-def test_every_integer_code(grid: Grid, dtype: str, power: int, seed: int) -> None:
+def test_every_integer_code(grid: IntegerGrid, dtype: str, power: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     codes = random.integers(256, size=(9, 192 * grid.bits // 8), dtype=np.uint8)
     scale, zero = (

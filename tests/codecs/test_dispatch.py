@@ -1,4 +1,4 @@
-"""Twins: the same bytes for any chunks, threads and layouts of memory, and errors that say why."""
+"""Numpy's and compiled quantizers: the same bytes for any chunks, threads and memory layouts; errors."""
 
 from __future__ import annotations
 

@@ -24,20 +24,19 @@ from torchao.quantization.quant_primitives import (
 
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.codecs.arrays import F32
-from bamba_quant.codecs.compiled import quantizer as format_quantizer
 from bamba_quant.codecs.integers.compiled import quantizer
-from bamba_quant.codecs.integers.grid import Grid, Groups, Zero, dequantize, pack, unpack
+from bamba_quant.codecs.integers.grid import Groups, IntegerGrid, Zero, dequantize, pack, unpack
 from bamba_quant.codecs.integers.search import METHODS, TOGETHER, quantize, trials_of
 from bamba_quant.errors import FormatError
 from tests.codecs.inputs import importances, weights
 
 # Between them every kind of zero, number of bits and size of a group.
 GRIDS = [
-    Grid(4, "none", 128),
-    Grid(4, "integer", 32),
-    Grid(4, "float", 64),
-    Grid(8, "none", 32),
-    Grid(8, "integer", 128),
+    IntegerGrid(4, "none", 128),
+    IntegerGrid(4, "integer", 32),
+    IntegerGrid(4, "float", 64),
+    IntegerGrid(8, "none", 32),
+    IntegerGrid(8, "integer", 128),
 ]
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"int{g.bits}-{g.zero}-{g.group}")
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -46,7 +45,7 @@ SANE = {
 }
 
 
-def error(grid: Grid, groups: Groups, x: F32, importance: F32 | None = None) -> np.ndarray:
+def error(grid: IntegerGrid, groups: Groups, x: F32, importance: F32 | None = None) -> np.ndarray:
     """Weighted squared error of each group, float64."""
     difference = (dequantize(grid, groups) - x).astype(np.float64) ** 2
     if importance is not None:
@@ -56,7 +55,7 @@ def error(grid: Grid, groups: Groups, x: F32, importance: F32 | None = None) -> 
 
 @every_grid
 @every_method
-def test_lanes_repeat_numpy_bit_for_bit(grid: Grid, method: str) -> None:
+def test_lanes_repeat_numpy_bit_for_bit(grid: IntegerGrid, method: str) -> None:
     offset = 1 << grid.bits - 1
     compiled = quantizer(grid, method, offset)
     x = np.concatenate(list(weights().values()))
@@ -70,7 +69,7 @@ def test_lanes_repeat_numpy_bit_for_bit(grid: Grid, method: str) -> None:
 
 
 @every_grid
-def test_rounding_to_nearest_stays_within_half_a_step(grid: Grid) -> None:
+def test_rounding_to_nearest_stays_within_half_a_step(grid: IntegerGrid) -> None:
     for name, x in SANE.items():
         groups = quantize(grid, "rtn", x)
         step = np.repeat(groups.scale, grid.group, axis=1)
@@ -86,7 +85,7 @@ def test_rounding_to_nearest_stays_within_half_a_step(grid: Grid) -> None:
 
 @every_grid
 @pytest.mark.parametrize("importance", importances().values(), ids=importances())
-def test_a_search_never_loses_to_rounding(grid: Grid, importance: F32 | None) -> None:
+def test_a_search_never_loses_to_rounding(grid: IntegerGrid, importance: F32 | None) -> None:
     for name, x in SANE.items():
         base = error(grid, quantize(grid, "rtn", x, importance), x, importance)
         for method in ("mse", "hqq"):
@@ -98,7 +97,7 @@ def test_a_search_never_loses_to_rounding(grid: Grid, importance: F32 | None) ->
 @pytest.mark.parametrize("zero", ("none", "integer", "float"))
 def test_searches_pay_on_gaussian_weights(zero: Zero) -> None:
     """ScaleTensor what hundreds of trials in small steps, for scale and zero, leave of the error."""
-    grid = Grid(4, zero, 128)
+    grid = IntegerGrid(4, zero, 128)
     x = np.random.default_rng(0).normal(size=(64, 1024)).astype(np.float32)
     losses = {method: error(grid, quantize(grid, method, x), x).sum() for method in METHODS}
     assert losses["mse"] < 0.92 * losses["rtn"]
@@ -110,7 +109,7 @@ def test_searches_pay_on_gaussian_weights(zero: Zero) -> None:
     assert losses["hqq"] < refitted * exhaustive(grid, x, signs=(1, -1))
 
 
-def exhaustive(grid: Grid, x: F32, signs: tuple[int, ...]) -> float:
+def exhaustive(grid: IntegerGrid, x: F32, signs: tuple[int, ...]) -> float:
     """The squared error of the best of scales a hundredth of the widest apart, and of zeros."""
     groups = x.reshape(-1, grid.group)
     low, high = groups.min(axis=1, keepdims=True), groups.max(axis=1, keepdims=True)
@@ -131,7 +130,7 @@ def exhaustive(grid: Grid, x: F32, signs: tuple[int, ...]) -> float:
 
 
 @every_grid
-def test_trials_come_in_whole_sets(grid: Grid) -> None:
+def test_trials_come_in_whole_sets(grid: IntegerGrid) -> None:
     """The compiled search takes so many at a time and would leave out the rest."""
     first, near = trials_of(grid)
     assert first.shape[0] % TOGETHER == near.shape[0] % TOGETHER == 0
@@ -141,7 +140,7 @@ def test_trials_come_in_whole_sets(grid: Grid) -> None:
 
 @every_grid
 @every_method
-def test_what_counts_for_nothing_is_rounded_to_nearest(grid: Grid, method: str) -> None:
+def test_what_counts_for_nothing_is_rounded_to_nearest(grid: IntegerGrid, method: str) -> None:
     x = weights()["normal"]
     found = quantize(grid, method, x, np.zeros(x.shape[1], np.float32))
     expected = quantize(grid, "rtn", x)
@@ -153,14 +152,14 @@ def test_importance_moves_error_to_columns_that_matter_less() -> None:
     x = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32)
     importance = np.where(np.arange(512) % 8 == 0, 100, 1).astype(np.float32)
     for zero, method in product(("none", "integer", "float"), ("mse", "hqq")):
-        grid = Grid(4, zero, 128)  # type: ignore[arg-type]
-        told = error(grid, quantize(grid, method, x, importance), x, importance).sum()
-        untold = error(grid, quantize(grid, method, x), x, importance).sum()
-        assert told < 0.95 * untold
+        grid = IntegerGrid(4, zero, 128)  # type: ignore[arg-type]
+        weighted = error(grid, quantize(grid, method, x, importance), x, importance).sum()
+        without = error(grid, quantize(grid, method, x), x, importance).sum()
+        assert weighted < 0.95 * without
 
 
 @every_grid
-def test_scales_are_bfloat16_and_zeros_what_they_should_be(grid: Grid) -> None:
+def test_scales_are_bfloat16_and_zeros_what_they_should_be(grid: IntegerGrid) -> None:
     for method, x in product(METHODS, SANE.values()):
         groups = quantize(grid, method, x)
         assert np.array_equal(groups.scale.astype(ml_dtypes.bfloat16).astype(np.float32), groups.scale)
@@ -176,7 +175,7 @@ def test_scales_are_bfloat16_and_zeros_what_they_should_be(grid: Grid) -> None:
 @pytest.mark.parametrize("bits", (4, 8))
 @pytest.mark.parametrize("symmetric", (True, False))
 def test_rounding_is_compressed_tensors_own(bits: int, symmetric: bool) -> None:
-    grid = Grid(bits, "none" if symmetric else "integer", 128)
+    grid = IntegerGrid(bits, "none" if symmetric else "integer", 128)
     args = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy="group", group_size=128,
                             scale_dtype=torch.bfloat16, zp_dtype=None if symmetric else torch.int8)  # fmt: skip
     for name, x in SANE.items():
@@ -195,7 +194,7 @@ def test_rounding_is_compressed_tensors_own(bits: int, symmetric: bool) -> None:
 
 def test_a_float_zero_means_what_torchao_means() -> None:
     """torchao's codes are ours plus 8; on its codes its dequantization gives our values."""
-    grid = Grid(4, "float", 128)
+    grid = IntegerGrid(4, "float", 128)
     x = weights()["normal"]
     theirs = torch.from_numpy(x)
     block = (1, 128)
@@ -225,18 +224,21 @@ def test_packing_loses_no_code(data: st.DataObject, bits: int, offset: int) -> N
 
 def test_an_importance_of_other_columns_is_an_error() -> None:
     """Compiled code would read behind its end."""
-    grid, x, importance = Grid(4, "none", 32), np.ones((2, 1024), np.float32), np.ones(32, np.float32)
+    compiled = codec_named("q4_k", BlockCodec).method().compiled
+    assert compiled is not None
+    q4_k = compiled()
+    grid, x, importance = IntegerGrid(4, "none", 32), np.ones((2, 1024), np.float32), np.ones(32, np.float32)
     for run in (
         partial(quantize, grid, "hqq"),
         quantizer(grid, "hqq", 8),
-        format_quantizer(codec_named("q4_k", BlockCodec)),
+        lambda rows, weights: q4_k(rows, weights, None),
     ):
         with pytest.raises(ValueError, match="broadcast"):
             run(x, importance)
 
 
 def test_errors_say_what_is_wrong() -> None:
-    grid = Grid(4, "none", 128)
+    grid = IntegerGrid(4, "none", 128)
     with pytest.raises(FormatError, match=r"100 columns\n.*a multiple of 128"):
         quantize(grid, "rtn", np.zeros((2, 100), np.float32))
     with pytest.raises(FormatError, match=r"100 columns\n.*a multiple of 128"):
@@ -246,4 +248,4 @@ def test_errors_say_what_is_wrong() -> None:
     with pytest.raises(FormatError, match=r"'gptq'\n.*rtn, mse, hqq"):
         quantizer(grid, "gptq", 8)
     with pytest.raises(FormatError, match="3 bits"):
-        Grid(3, "none", 128)
+        IntegerGrid(3, "none", 128)

@@ -88,7 +88,7 @@ def to_half(d: Any) -> Any:
 
 @inlined
 def from_half(half: Any) -> Any:
-    """The float32 that sixteen bits of float16 stand for."""
+    """The float32 value of the sixteen bits of a float16."""
     widened = (half & 0x7FFF) << 13
     number = bits_of(from_bits(widened) * np.float32(2.0**112))
     special = (half & 0x7C00) == 0x7C00

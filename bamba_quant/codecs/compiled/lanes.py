@@ -2,7 +2,7 @@
 
 A lane is one block, so each lane keeps C's order of operations while LLVM spends one instruction on all of
 them: sixteen lanes are one AVX-512 register, two of AVX2, four of SSE2 or NEON. No operation carries a
-fast-math flag, and none is fused but where a kernel asks for it: without the flag ``contract`` LLVM keeps a product
+fast-math flag, and none is fused except by ``fused``: without the flag ``contract`` LLVM keeps a product
 and a sum apart.
 """
 

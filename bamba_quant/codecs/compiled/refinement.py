@@ -22,7 +22,7 @@ from bamba_quant.codecs.fields import FieldLayout
 
 SWEEPS = 3
 STARTS = (1.0, 0.97, 1.03)  # of the block's float, in parts of what it is
-_FEW = 8  # codes, which shrink what they stand for: then great weights count more, by ggml's own weighing
+_FEW = 8  # with so few codes values shrink: then large weights count more, as ggml weighs them
 _NEAR = LANES // 2  # a lane is a scale so many below its number
 _MINIMA = 3  # minima tried on each side
 _LEAST_STEPS = 1 / 64  # of a scale that is a float, in parts of it; finer where codes reach far
@@ -66,7 +66,7 @@ def refine(layout: FieldLayout, packed: U8, x: F32, importance: F32 | None) -> U
 
 
 def _values(layout: FieldLayout) -> F32:
-    """What the codes stand for, from the least on."""
+    """The values of the codes, in increasing order of the codes."""
     low, high = layout.codes
     values = np.arange(low, high + 1, dtype=np.float32) if layout.table is None else layout.table
     return np.ascontiguousarray(values, np.float32)

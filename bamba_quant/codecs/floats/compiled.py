@@ -1,4 +1,4 @@
-"""F16 and BF16 on lanes: the twins of ``bamba_quant.codecs.floats``, sixteen neighbours at a time."""
+"""F16 and BF16 on lanes: the compiled version of ``floats``, sixteen neighbouring weights at a time."""
 
 from __future__ import annotations
 

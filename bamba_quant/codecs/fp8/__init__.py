@@ -28,7 +28,7 @@ _ABSMAX = "the largest magnitude becomes 448"
 _SEARCH = "least squared error of the weights over all bfloat16 mantissas"
 _WEIGHT_OF_IMPORTANCE = 1 << 16  # whole numbers of columns' weights, so that sums are exact in any order
 
-Tile = tuple[int, int]  # rows and columns that share a scale; 0 columns stand for all
+Tile = tuple[int, int]  # rows and columns that share a scale; 0 columns mean all
 
 
 def codes(x: F32, scales: F32) -> Array:
@@ -119,7 +119,7 @@ def largest_bits(x: F32, importance: F32 | None = None) -> NDArray[np.int64]:
 
 
 def counts(x: F32, importance: F32 | None = None) -> NDArray[np.int64]:
-    """(65537,): how often each place stands, times its columns' weights as whole numbers; then the largest's bits."""
+    """(65537,): how often each position occurs, times its columns' whole weights; then the largest's bits."""
     weights = whole_weights(importance)
     found = np.zeros(256 * BINS + 1, np.int64)
     where = places(x)

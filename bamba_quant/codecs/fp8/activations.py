@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Columns that a program has at hand; a token of more is read once more, from the cache.
+# Columns that a program holds; a longer token is read again, from the cache.
 _COLUMNS = 4096
 _WARPS = 4
 

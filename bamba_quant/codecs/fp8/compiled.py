@@ -1,4 +1,4 @@
-"""The compiled twin of ``bamba_quant.codecs.fp8``: loops over plain arrays that LLVM turns into vectors.
+"""The compiled version of ``fp8``: loops over plain arrays that LLVM turns into vectors.
 
 Magnitudes are compared and rounded as the integers their bits are, so no order of float operations is left to
 choose but that of the histogram's sums, which is the elements' own.
@@ -31,10 +31,10 @@ _SIZE = types.int64
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _MOST = np.int32(np.float32(448).view(np.int32))
 _NORMAL = np.int32(np.float32(2.0**-6).view(np.int32))  # below it codes are 2^-9 apart
-# Shifts and masks of a width of their own: a plain number would widen what it meets.
+# Shifts and masks of 32 bits: a Python number would widen the operation.
 _TWENTY, _ONE, _HALF = np.int32(20), np.int32(1), np.int32(0x7FFFF)
 _BIAS, _TO_SIGN, _SIGN = np.int32(120 << 3), np.int32(24), np.int32(0x80)
-_TOGETHER = 8  # tiles whose errors are summed while a row of the table of losses is at hand
+_TOGETHER = 8  # tiles whose errors are summed for each row of the table of losses that is read
 _FIXED = np.float32(2.0**14)  # a float this large ends in 2^-9
 
 

@@ -21,7 +21,7 @@ F64 = NDArray[np.float64]
 
 LARGEST = np.float32(448)  # of e4m3: 1.75 · 2^8
 SMALLEST_SCALE = np.float32(2.0**-126)  # below it processors and GPUs may read zero
-BINS = 256  # mantissas told apart: those of bfloat16 exactly, and as many between
+BINS = 256  # distinguished mantissas: those of bfloat16, and one between each two
 CANDIDATES = 128  # mantissas of bfloat16
 
 
@@ -72,7 +72,7 @@ def searched(histogram: F64, amax: F32) -> F32:
     """The bfloat16 scale of least squared error of each group, as float32, without saturation.
 
     ``histogram`` (groups, 256) holds the weighted squared powers of two of each mantissa's magnitudes; ``amax``
-    (groups,). Sums run in the order of mantissas, so that a compiled twin can repeat them.
+    (groups,). Sums run in the order of mantissas, so that the compiled version can repeat them.
     """
     error = np.zeros((len(histogram), CANDIDATES))
     for i, loss in enumerate(losses()):

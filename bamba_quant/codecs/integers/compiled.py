@@ -1,4 +1,4 @@
-"""Groups of integers on lanes, packed as they are made: the twin of ``formats.integer_search``, a lane a group."""
+"""Groups of integers on lanes, packed at once: the compiled version of ``integers.search.quantize``, a group a lane."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bamba_quant.codecs.compiled.compilation import compile_kernel, inlined
 from bamba_quant.codecs.compiled.lanes import LANES, at_least, at_most, load, store, store_bytes
 from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
 from bamba_quant.codecs.integers.compiled_search import FLOAT, INTEGER, ROWS_OF_BEST, SCALE, ZERO, ZEROS, fit
-from bamba_quant.codecs.integers.grid import Grid, Zero, check_columns
+from bamba_quant.codecs.integers.grid import IntegerGrid, Zero, check_columns
 from bamba_quant.codecs.integers.search import method_named, trials_of
 
 _METHODS = {"rtn": 0, "mse": 1, "hqq": 2}
@@ -23,7 +23,7 @@ _METHODS = {"rtn": 0, "mse": 1, "hqq": 2}
 Quantize = Callable[[F32, "F32 | None"], tuple[U8, F32, F32]]
 
 
-def quantizer(grid: Grid, method: str, offset: int) -> Quantize:
+def quantizer(grid: IntegerGrid, method: str, offset: int) -> Quantize:
     """(x, importance) to packed integers (rows, columns·bits/8), scales and zeros (rows, columns / group).
 
     The bytes of ``integer_search.quantize`` and ``integers.pack``. Free of the interpreter lock; any number of threads.

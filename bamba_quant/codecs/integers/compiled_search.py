@@ -1,4 +1,4 @@
-"""Scale and zero of groups on lanes: the twin of ``formats.integer_search``, a lane a group."""
+"""Scale and zero of groups on lanes: the compiled version of ``integers.search``, a group a lane."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _INFINITY = np.float32(np.inf)
 
 @inlined
 def bfloat16(v: Any) -> Any:
-    """The nearest bfloat16 of numbers that are none, half to even."""
+    """The nearest bfloat16 of float32 numbers, half to even."""
     bits = bits_of(v)
     return from_bits((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536)
 
@@ -52,7 +52,7 @@ def _usable(scale: Any) -> Any:
 
 @inlined
 def _span(low: Any, high: Any, bits: int, zero_kind: int) -> Any:
-    """``integer_search.span``."""
+    """``search.span``."""
     lowest, highest = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     exact = (high - low) / float(highest - lowest)
     scale = _usable(bfloat16(exact))
@@ -132,7 +132,7 @@ def _search(
     first_trials: int,
     best: Any,
 ) -> None:
-    """``integer_search._search``, TOGETHER trials at a time: a reading of the tile and its latencies serve them all."""
+    """``search._search``, TOGETHER trials at a time, which share the reads of the tile."""
     below, above = floats(0), floats(0)
     for k in range(0, trials.size, 2 * TOGETHER):
         if k == first_trials:
@@ -216,7 +216,7 @@ def _loss(value: Any, inverse: Any, zero: Any, bits: int, zero_kind: int) -> Any
 
 @inlined
 def _refit(tile: Any, w: Any, n: int, bits: int, zero_kind: int, scale: Any, zero: Any) -> Any:
-    """``integer_search._refit``."""
+    """``search._refit``."""
     inverse = 1 / scale
     sum_qq, sum_qx, sum_w, sum_q, sum_x = floats(0), floats(0), floats(0), floats(0), floats(0)
     for i in range(n):

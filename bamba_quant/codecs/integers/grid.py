@@ -1,4 +1,4 @@
-"""Groups of a row as integers with one scale each: what they stand for, and how they are packed."""
+"""Groups of a row as integers with one scale each: their values, and how they are packed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Zero = Literal["none", "integer", "float"]
 
 
 @dataclass(frozen=True)
-class Grid:
+class IntegerGrid:
     """The numbers a group can hold: scale·q, scale·(q - zero) for an integer zero, scale·q + zero for a float one.
 
     ``bits`` is 4 or 8, q goes from -2^(bits-1) to 2^(bits-1) - 1, as does an integer zero; a float zero is a
@@ -30,7 +30,7 @@ class Grid:
     def __post_init__(self) -> None:
         if self.bits not in (4, 8) or self.zero not in get_args(Zero) or self.group % 32:
             raise FormatError(
-                "there are no integers of this kind",
+                "unsupported integers",
                 found=f"{self.bits} bits, zero {self.zero!r}, groups of {self.group}",
                 expected=f"4 or 8 bits, zero one of {', '.join(get_args(Zero))}, groups of a multiple of 32",
             )
@@ -52,7 +52,7 @@ class Grid:
         return nearest_clipped(x / scale, self.low, self.high)
 
     def values(self, q: F32, scale: F32, zero: F32) -> F32:
-        """What integers stand for, float32."""
+        """The values of integers, float32."""
         if self.zero == "float":
             return scale * q + zero
         if self.zero == "integer":
@@ -72,14 +72,14 @@ class Groups:
     zero: F32
 
 
-def dequantize(grid: Grid, groups: Groups) -> F32:
-    """What ``groups`` stand for, float32 (rows, columns), before any rounding a loader adds."""
+def dequantize(grid: IntegerGrid, groups: Groups) -> F32:
+    """The values of ``groups``, float32 (rows, columns), before a loader rounds them."""
     rows, columns = groups.codes.shape
     q = groups.codes.reshape(rows, -1, grid.group).astype(np.float32)
     return grid.values(q, groups.scale[..., None], groups.zero[..., None]).reshape(rows, columns)
 
 
-def check_columns(grid: Grid, columns: int) -> None:
+def check_columns(grid: IntegerGrid, columns: int) -> None:
     """Raise ``FormatError`` when groups do not fill a row."""
     if columns % grid.group:
         raise FormatError(

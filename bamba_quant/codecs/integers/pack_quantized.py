@@ -7,34 +7,24 @@ bfloat16 number before the first integer is chosen, so a loader multiplies by wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from bamba_quant.codecs.arrays import F32, Array
-from bamba_quant.codecs.base import Encode, Method, Part, Parts
+from bamba_quant.codecs.base import Part, Parts
 from bamba_quant.codecs.compressed_tensors import compressed_tensors
-from bamba_quant.codecs.integers.grid import Grid, pack
-from bamba_quant.codecs.integers.search import quantize
+from bamba_quant.codecs.integers.grid import IntegerGrid
+from bamba_quant.codecs.integers.methods import GROUPS, as_bfloat16, integer_methods
 from bamba_quant.codecs.safetensors import Ignored, SafetensorsCodec
-from bamba_quant.errors import FormatError
-
-GROUPS = (128, 64, 32)
-ABOUT = {
-    "hqq": "a search of scales, then scale and integers refitted by least squares",
-    "mse": "the clipped range of least squared error",
-    "rtn": "the whole range, as compressed-tensors' min-max observer takes it",
-}
 
 _WORD = np.dtype("<i4")
 
 
 def packed_integers(bits: int, symmetric: bool, group: int) -> SafetensorsCodec:
     """The scheme of this many bits, with integer zero points unless ``symmetric``, a scale for ``group`` columns."""
-    grid = Grid(bits, "none" if symmetric else "integer", group)
+    grid = IntegerGrid(bits, "none" if symmetric else "integer", group)
     per_word = 32 // bits
 
     def parts(rows: int, columns: int) -> tuple[Part, ...]:
@@ -52,7 +42,7 @@ def packed_integers(bits: int, symmetric: bool, group: int) -> SafetensorsCodec:
         name=scheme_name(bits, symmetric, group),
         about=f"int{bits}, {'symmetric' if symmetric else 'with zero points'}, a scale for {group} columns",
         tensors=parts,
-        methods=tuple(Method(name, ABOUT[name], *_encoders(grid, name)) for name in ABOUT),
+        methods=integer_methods(grid, 1 << bits - 1, partial(_parts, grid)),
         configuration=partial(_configuration, bits=bits, symmetric=symmetric, group=group),
         packed=True,
         zero_points=not symmetric,
@@ -67,39 +57,11 @@ def scheme_name(bits: int, symmetric: bool, group: int) -> str:
     return f"w{bits}a16{'' if symmetric else '-asym'}-g{group}"
 
 
-def _encoders(grid: Grid, method: str) -> tuple[Encode, Callable[[], Encode]]:
-    """The definition, and what imports its compiled version."""
-    offset = 1 << grid.bits - 1
-
-    def encode(x: F32, importance: F32 | None, shared: Any) -> Parts:
-        groups = quantize(grid, method, x, importance)
-        return _parts(grid, pack(groups.codes, grid.bits, offset), groups.scale, groups.zero)
-
-    def compiled() -> Encode:
-        from bamba_quant.codecs.integers.compiled import quantizer
-
-        run = quantizer(grid, method, offset)
-        return lambda x, importance, shared: _parts(grid, *run(x, importance))
-
-    return encode, compiled
-
-
-def _parts(grid: Grid, packed: Array, scale: F32, zero: F32) -> Parts:
-    parts = {".weight_packed": np.ascontiguousarray(packed).view(_WORD), ".weight_scale": as_stored(scale)}
+def _parts(grid: IntegerGrid, packed: Array, scale: F32, zero: F32) -> Parts:
+    parts = {".weight_packed": np.ascontiguousarray(packed).view(_WORD), ".weight_scale": as_bfloat16(scale)}
     if grid.zero == "integer":
         parts[".weight_zero_point"] = pack_zeros(zero.astype(np.int8), grid.bits)
     return parts
-
-
-def as_stored(scale: F32) -> Array:
-    """Scales, or float zeros, as bfloat16. Raises ``FormatError`` for those that a bfloat16 cannot hold."""
-    if not np.isfinite(scale).all():
-        raise FormatError(
-            "weights are too large for a bfloat16 scale",
-            expected="a range below 3.4e38 in each group",
-            fix="keep the tensor unquantized (--ignore)",
-        )
-    return scale.astype(ml_dtypes.bfloat16)
 
 
 def pack_zeros(zero: Array, bits: int) -> Array:

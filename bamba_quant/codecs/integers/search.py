@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from bamba_quant.codecs.arithmetic import extremes, nearest_clipped, quiet, serial_sum
 from bamba_quant.codecs.arrays import F32
 from bamba_quant.codecs.floats import to_bfloat16, to_float32
-from bamba_quant.codecs.integers.grid import Grid, Groups, check_columns
+from bamba_quant.codecs.integers.grid import Groups, IntegerGrid, check_columns
 from bamba_quant.errors import FormatError
 
-Fit = Callable[[Grid, F32, F32], tuple[F32, F32]]
+Fit = Callable[[IntegerGrid, F32, F32], tuple[F32, F32]]
 
 # What a scale becomes that would be 0: compressed-tensors' choice, ``torch.finfo(torch.bfloat16).eps``.
 EPSILON = np.float32(2.0**-7)
@@ -29,7 +29,7 @@ TOGETHER = 4  # both lists of a grid's trials are multiples of it, for kernels t
 
 
 @quiet
-def quantize(grid: Grid, method: str, x: F32, importance: F32 | None = None) -> Groups:
+def quantize(grid: IntegerGrid, method: str, x: F32, importance: F32 | None = None) -> Groups:
     """Rows x (rows, columns) float32, finite, by the method of that name; importance (columns,) weighs errors.
 
     Raises ``FormatError`` for columns that groups do not fill and for an unknown method.
@@ -46,7 +46,7 @@ def quantize(grid: Grid, method: str, x: F32, importance: F32 | None = None) -> 
     )
 
 
-def trials_of(grid: Grid) -> tuple[F32, F32]:
+def trials_of(grid: IntegerGrid) -> tuple[F32, F32]:
     """(n, 2): fractions of the range below and above 0 to try first, and what to add to the best of them then.
 
     A symmetric range has one fraction, twice. Moving a range by part of a step matters where its zero is a float.
@@ -79,9 +79,7 @@ def bfloat16(v: F32) -> F32:
 def method_named(name: str) -> Fit:
     """The method of that name. Raises ``FormatError`` listing the names there are."""
     if name not in METHODS:
-        raise FormatError(
-            "no such method chooses integers", found=repr(name), expected="one of " + ", ".join(METHODS)
-        )
+        raise FormatError("unknown method", found=repr(name), expected="one of " + ", ".join(METHODS))
     return METHODS[name]
 
 
@@ -92,7 +90,7 @@ def magnitude(x: F32) -> F32:
     return greatest
 
 
-def span(grid: Grid, low: F32, high: F32) -> tuple[F32, F32]:
+def span(grid: IntegerGrid, low: F32, high: F32) -> tuple[F32, F32]:
     """Scale and zero that spread the integers over [low, high], which holds 0 unless the zero is a float."""
     steps = np.float32(grid.high - grid.low)
     exact = (high - low) / steps
@@ -108,15 +106,15 @@ def usable(scale: F32) -> F32:
     return np.where(scale == 0, EPSILON, scale)
 
 
-def ends(grid: Grid, x: F32) -> tuple[F32, F32]:
-    """Least and greatest of each group; an integer zero stands for 0, so 0 lies between them."""
+def ends(grid: IntegerGrid, x: F32) -> tuple[F32, F32]:
+    """Least and greatest of each group; an integer zero represents 0, so 0 lies between them."""
     low, high = extremes(x)
     if grid.zero == "integer":
         return np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
     return low, high
 
 
-def round_to_nearest(grid: Grid, x: F32, weights: F32) -> tuple[F32, F32]:
+def round_to_nearest(grid: IntegerGrid, x: F32, weights: F32) -> tuple[F32, F32]:
     """compressed-tensors' min-max (quantization/utils/helpers.py, ``calculate_qparams``), torchao's for a float zero.
 
     Symmetric: the greatest magnitude over 7.5 (127.5), so that the greatest positive number is clipped by half a
@@ -128,7 +126,7 @@ def round_to_nearest(grid: Grid, x: F32, weights: F32) -> tuple[F32, F32]:
     return span(grid, *ends(grid, x))
 
 
-def least_squares(grid: Grid, x: F32, weights: F32) -> tuple[F32, F32]:
+def least_squares(grid: IntegerGrid, x: F32, weights: F32) -> tuple[F32, F32]:
     """Of ``round_to_nearest`` and clipped ranges the one of least weighted squared error.
 
     A few fractions of the range come first, then some near the best of them. Symmetric scales stay positive: every
@@ -140,11 +138,11 @@ def least_squares(grid: Grid, x: F32, weights: F32) -> tuple[F32, F32]:
     return best.scale, best.zero
 
 
-def half_quadratic(grid: Grid, x: F32, weights: F32) -> tuple[F32, F32]:
+def half_quadratic(grid: IntegerGrid, x: F32, weights: F32) -> tuple[F32, F32]:
     """The same search, then scale (and a float zero) refitted by least squares to its integers, and these to them.
 
     A turn of the alternation of half-quadratic quantization (Badri and Shaji 2023) in the squared norm; more turns
-    gained 0.3 % of the error at most. A symmetric scale has the sign that lets -8 serve the greatest magnitude, so
+    gained 0.3 % of the error at most. A symmetric scale has the sign with which -8 encodes the greatest magnitude, so
     it may be negative.
     """
     best = _Best(grid, x, weights)
@@ -160,7 +158,7 @@ METHODS: dict[str, Fit] = {"rtn": round_to_nearest, "mse": least_squares, "hqq":
 class _Best:
     """The parameters of least error so far, group by group, at first those of ``round_to_nearest``."""
 
-    def __init__(self, grid: Grid, x: F32, weights: F32) -> None:
+    def __init__(self, grid: IntegerGrid, x: F32, weights: F32) -> None:
         self.grid, self._x, self._weights = grid, x, weights
         self.scale, self.zero = round_to_nearest(grid, x, weights)
         self._per_scale = np.float32(1) / self.scale  # errors are relative to it, so that no square overflows
@@ -168,9 +166,9 @@ class _Best:
         self.consider(self.scale, self.zero)
 
     def integers(self, scale: F32, zero: F32) -> tuple[F32, F32]:
-        """The integers, less an integer zero, and what is left of the quotients, in steps; (n, groups) each.
+        """The integers, less an integer zero, and the remainders of the quotients, in steps; (n, groups) each.
 
-        Quotients are by the reciprocal, which differs from what ``Grid.codes`` rounds by an ulp and is faster. They
+        Quotients are by the reciprocal, which is faster and differs by an ulp from ``IntegerGrid.codes``. They
         are exact in float64: a fused multiply-add rounds the rest once, as here.
         """
         x = self._x - zero if self.grid.zero == "float" else self._x
@@ -214,7 +212,7 @@ def _search(best: _Best, low: F32, high: F32, widest: F32) -> None:
         start_below, start_above = below, above
 
 
-def _refit(grid: Grid, x: F32, weights: F32, best: _Best) -> tuple[F32, F32]:
+def _refit(grid: IntegerGrid, x: F32, weights: F32, best: _Best) -> tuple[F32, F32]:
     """The scale (and float zero) of least squared error for the integers that the best ones so far give.
 
     A scale of 0, which is never taken, where no error was finite.

@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 
 from bamba_quant.codecs.arrays import F32, Array
-from bamba_quant.codecs.base import Encode, Method, Part, Parts
-from bamba_quant.codecs.integers.grid import Grid, pack
-from bamba_quant.codecs.integers.pack_quantized import ABOUT, GROUPS, as_stored
-from bamba_quant.codecs.integers.search import quantize
+from bamba_quant.codecs.base import Part, Parts
+from bamba_quant.codecs.integers.grid import IntegerGrid
+from bamba_quant.codecs.integers.methods import GROUPS, as_bfloat16, integer_methods
 from bamba_quant.codecs.safetensors import Ignored, SafetensorsCodec
+
+WHOLE_RANGE = "the whole range, as torchao takes it"
 
 
 def plain_int4(group: int) -> SafetensorsCodec:
     """The scheme whose scales and zeros cover ``group`` columns each."""
-    grid = Grid(4, "float", group)
+    grid = IntegerGrid(4, "float", group)
 
     def parts(rows: int, columns: int) -> tuple[Part, ...]:
         transposed = (columns // group, rows)
@@ -37,7 +38,7 @@ def plain_int4(group: int) -> SafetensorsCodec:
         name=scheme_name(group),
         about=f"torchao's plain int4, a scale and a float zero for {group} columns",
         tensors=parts,
-        methods=tuple(Method(name, about(name), *_encoders(grid, name)) for name in ABOUT),
+        methods=integer_methods(grid, 0, _parts, WHOLE_RANGE),
         configuration=partial(configuration, group=group),
         kernels="a GPU with torchao's mslk kernels",
         fits=lambda rows, columns: "" if columns % group == 0 else f"columns in multiples of {group}",
@@ -49,29 +50,11 @@ def scheme_name(group: int, tile_packed: bool = False) -> str:
     return f"torchao-int4{'-tile-packed' if tile_packed else ''}-g{group}"
 
 
-def about(method: str) -> str:
-    return "the whole range, as torchao takes it" if method == "rtn" else ABOUT[method]
-
-
-def _encoders(grid: Grid, method: str) -> tuple[Encode, Callable[[], Encode]]:
-    def encode(x: F32, importance: F32 | None, shared: Any) -> Parts:
-        groups = quantize(grid, method, x, importance)
-        return _parts(pack(groups.codes, 4, 0), groups.scale, groups.zero)
-
-    def compiled() -> Encode:
-        from bamba_quant.codecs.integers.compiled import quantizer
-
-        run = quantizer(grid, method, 0)
-        return lambda x, importance, shared: _parts(*run(x, importance))
-
-    return encode, compiled
-
-
 def _parts(packed: Array, scale: F32, zero: F32) -> Parts:
     return {
         "._weight_qdata": packed.view(np.int8),
-        "._weight_scale": np.ascontiguousarray(as_stored(scale).T),
-        "._weight_zero_point": np.ascontiguousarray(as_stored(zero).T),
+        "._weight_scale": np.ascontiguousarray(as_bfloat16(scale).T),
+        "._weight_zero_point": np.ascontiguousarray(as_bfloat16(zero).T),
     }
 
 
@@ -98,7 +81,7 @@ def metadata(
     others: Sequence[str],
     describe: Callable[[tuple[int, int]], dict[str, Any]],
 ) -> dict[str, str]:
-    """What torchao's ``flatten_tensor_state_dict`` says of every tensor, and in which order they stand."""
+    """The description of every tensor that torchao's ``flatten_tensor_state_dict`` writes, and their order."""
     described = {name: json.dumps({"_type": "Tensor"}) for name in others}
     described |= {name: json.dumps(describe(shape)) for name, shape in matrices.items()}
     return {"format": "pt", **described, "tensor_names": json.dumps(list(described))}

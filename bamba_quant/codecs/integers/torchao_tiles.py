@@ -7,18 +7,17 @@ weights that are 0, as torchao pads them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bamba_quant.codecs.arrays import F32, Array
-from bamba_quant.codecs.base import Encode, Method, Part, Parts
-from bamba_quant.codecs.integers.grid import Grid, unpack
-from bamba_quant.codecs.integers.pack_quantized import ABOUT, GROUPS, as_stored
-from bamba_quant.codecs.integers.search import EPSILON, quantize
-from bamba_quant.codecs.integers.torchao_plain import about, configuration, metadata, scheme_name
+from bamba_quant.codecs.arrays import F32, U8, Array
+from bamba_quant.codecs.base import Part, Parts
+from bamba_quant.codecs.integers.grid import IntegerGrid, unpack
+from bamba_quant.codecs.integers.methods import GROUPS, as_bfloat16, integer_methods
+from bamba_quant.codecs.integers.search import EPSILON
+from bamba_quant.codecs.integers.torchao_plain import WHOLE_RANGE, configuration, metadata, scheme_name
 from bamba_quant.codecs.safetensors import SafetensorsCodec
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def padded(columns: int) -> int:
 
 def tile_packed_int4(group: int) -> SafetensorsCodec:
     """The scheme whose scales and zeros cover ``group`` columns each."""
-    grid = Grid(4, "float", group)
+    grid = IntegerGrid(4, "float", group)
 
     def parts(rows: int, columns: int) -> tuple[Part, ...]:
         wide = padded(columns)
@@ -88,7 +87,7 @@ def tile_packed_int4(group: int) -> SafetensorsCodec:
         name=scheme_name(group, tile_packed=True),
         about=f"torchao's int4 in tinygemm's tiles, a scale and a float zero for {group} columns",
         tensors=parts,
-        methods=tuple(Method(name, about(name), *_encoders(grid, name)) for name in ABOUT),
+        methods=integer_methods(grid, 0, partial(_parts, grid), WHOLE_RANGE),
         configuration=partial(configuration, group=group, packing="TILE_PACKED_TO_4D"),
         kernels="a CUDA GPU, for tinygemm",
         row_multiple=TILE,
@@ -97,26 +96,8 @@ def tile_packed_int4(group: int) -> SafetensorsCodec:
     )
 
 
-def _encoders(grid: Grid, method: str) -> tuple[Encode, Callable[[], Encode]]:
-    def encode(x: F32, importance: F32 | None, shared: Any) -> Parts:
-        groups = quantize(grid, method, x, importance)
-        return _parts(grid, groups.codes, groups.scale, groups.zero)
-
-    def compiled() -> Encode:
-        from bamba_quant.codecs.integers.compiled import quantizer
-
-        run = quantizer(grid, method, 0)
-
-        def encode(x: F32, importance: F32 | None, shared: Any) -> Parts:
-            packed, scale, zero = run(x, importance)
-            return _parts(grid, unpack(packed, 4, 0), scale, zero)
-
-        return encode
-
-    return encode, compiled
-
-
-def _parts(grid: Grid, codes: Array, scale: F32, zero: F32) -> Parts:
+def _parts(grid: IntegerGrid, packed: U8, scale: F32, zero: F32) -> Parts:
+    codes = unpack(packed, 4, 0)
     rows, columns = codes.shape
     wide = padded(columns)
     filled = np.zeros((rows, wide), np.int8)
@@ -125,7 +106,7 @@ def _parts(grid: Grid, codes: Array, scale: F32, zero: F32) -> Parts:
     both[..., 0] = EPSILON
     both[: columns // grid.group, :, 0] = scale.T
     both[: columns // grid.group, :, 1] = zero.T
-    return {_QDATA: pack_tiles(filled), _PARAMETERS: as_stored(both)}
+    return {_QDATA: pack_tiles(filled), _PARAMETERS: as_bfloat16(both)}
 
 
 def _describe(shape: tuple[int, int], group: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""IQ4_NL and IQ4_XS on lanes: the twins of ``bamba_quant.codecs.iq4``, a lane a block of 32 or 256."""
+"""IQ4_NL and IQ4_XS on lanes: the compiled version of ``iq4``, a block of 32 or 256 a lane."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MXFP4 on lanes: the twin of ``bamba_quant.codecs.mxfp4``, a lane a block of 32."""
+"""MXFP4 on lanes: the compiled version of ``mxfp4``, a block of 32 a lane."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.blocks import BlockCodec, block_codec
 from bamba_quant.codecs.fields import Fields
 from bamba_quant.codecs.layout import Bits, BlockLayout, Field, broadcast_rows, to_blocks
-from bamba_quant.codecs.search import Grid, make_qkx_quants, make_qp_quants
+from bamba_quant.codecs.search import ScaleTrials, make_qkx_quants, make_qp_quants
 
 BLOCK = 256
 
@@ -56,7 +56,7 @@ class KQuant:
 
     layout: BlockLayout
     capped: tuple[bool, bool]
-    plain: Grid
+    plain: ScaleTrials
     absolute: bool
     sigma_factor: float
 
@@ -75,9 +75,9 @@ class KQuant:
         return self.layout.scales.range[1]
 
     @property
-    def weighted(self) -> Grid:
+    def weighted(self) -> ScaleTrials:
         """The grid searched with importance."""
-        return Grid(self.nmax, -0.9, 0.05, 36)
+        return ScaleTrials(self.nmax, -0.9, 0.05, 36)
 
     def grouped(self, flat: F32) -> F32:
         """(256, n_blocks) to contiguous (group, groups, n_blocks)."""
@@ -96,21 +96,21 @@ Q2 = KQuant(
         minima=Field((Bits(0, 4, 16, shift=4, per_byte=1),)),
     ),
     capped=(False, False),
-    plain=Grid(3, -0.5, 0.1, 15),
+    plain=ScaleTrials(3, -0.5, 0.1, 15),
     absolute=True,
     sigma_factor=1,
 )
 Q4 = KQuant(
     _six_bit_layout(144, Bits(16, 4, BLOCK, run=32)),
     capped=(True, False),
-    plain=Grid(15, -1.0, 0.1, 20),
+    plain=ScaleTrials(15, -1.0, 0.1, 20),
     absolute=False,
     sigma_factor=2,
 )
 Q5 = KQuant(
     _six_bit_layout(176, Bits(48, 4, BLOCK, run=32), Bits(16, 1, BLOCK, run=32, low=4)),
     capped=(True, True),
-    plain=Grid(31, -0.5, 0.1, 15),
+    plain=ScaleTrials(31, -0.5, 0.1, 15),
     absolute=False,
     sigma_factor=2,
 )
@@ -141,7 +141,7 @@ def _code(values: F32, levels: int) -> tuple[F32, U8]:
 
 
 def _fit_weighted(kind: KQuant, x: F32, sigma2: F32, importance: F32) -> Fit:
-    """With importance (ggml-quants.c:1149, :1553, :1758): scales and minima are fitted in their turn."""
+    """With importance (ggml-quants.c:1149, :1553, :1758): scales and minima are fitted too."""
     weights = importance * np.sqrt(sigma2 + x * x)
     scales, minima, L = make_qkx_quants(x, weights, kind.weighted)
     group_weights = serial_sum(weights)

@@ -1,4 +1,4 @@
-"""Q2_K, Q4_K and Q5_K on lanes: the twins of ``bamba_quant.codecs.q2_q4_q5_k``, a lane a block of 256."""
+"""Q2_K, Q4_K and Q5_K on lanes: the compiled version of ``q2_q4_q5_k``, a block of 256 a lane."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _packers_of(kind: KQuant) -> tuple[Any, Pack]:
 
 
 def _numbers_of(kind: KQuant) -> tuple[int, ...]:
-    """What tells kernels the layout and the search of a codec apart, as numbers that they are compiled for."""
+    """What differs between the three codecs, as numbers that kernels are compiled for."""
     layout = kind.layout
     assert layout.dmin is not None
     sizes = layout.block_bytes, layout.d, layout.dmin, layout.group, kind.nmax, kind.levels

@@ -1,4 +1,4 @@
-"""Q3_K and Q6_K on lanes: the twins of ``bamba_quant.codecs.q3_q6_k``, a lane a block of 256."""
+"""Q3_K and Q6_K on lanes: the compiled version of ``q3_q6_k``, a block of 256 a lane."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _q6_k(x: Any, importance: Any, out: Any) -> None:
         half = to_half(1 / inverse)
         d = from_half(half)
         for g in range(GROUPS):
-            # The code is an int8, whatever the search handed on.
+            # The code wraps to an int8, whatever the search returned.
             code = (at_most(nearest_int(inverse * load(scales, g)), 127) << 24) >> 24
             _requantize(tile, g * GROUP, d * to_floats(code), 32, L)
             store(codes, g, to_floats(where(empty, 0, code)))

@@ -9,7 +9,7 @@ from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.blocks import BlockCodec, block_codec
 from bamba_quant.codecs.fields import Fields
 from bamba_quant.codecs.layout import Bits, BlockLayout, Field, to_blocks
-from bamba_quant.codecs.search import Grid, make_qkx_quants, make_qx_quants
+from bamba_quant.codecs.search import ScaleTrials, make_qkx_quants, make_qx_quants
 
 BLOCK = 32
 
@@ -62,9 +62,9 @@ def _signed(bits: int) -> BlockCodec:
     )
 
 
-def offset_grid(bits: int) -> Grid:
+def offset_grid(bits: int) -> ScaleTrials:
     """The grid searched with importance in Q4_1 and Q5_1."""
-    return Grid((1 << bits) - 1, -0.9, 0.05, 36)
+    return ScaleTrials((1 << bits) - 1, -0.9, 0.05, 36)
 
 
 def _offset(bits: int) -> BlockCodec:

@@ -1,4 +1,4 @@
-"""Q4_0, Q4_1, Q5_0 and Q5_1 on lanes: the twins of ``bamba_quant.codecs.q4_q5``, a lane a block of 32."""
+"""Q4_0, Q4_1, Q5_0 and Q5_1 on lanes: the compiled version of ``q4_q5``, a block of 32 a lane."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _offset(tile: Any, importance: Any, w: Any, bits: int, spans: Any, trial: An
 
 @inlined
 def _as_byte(q: Any, greatest: int) -> Any:
-    """What is left of an integer as an int8, at most ``greatest``, in a uint8."""
+    """An integer wrapped to an int8, at most ``greatest``, as a uint8."""
     return to_floats(at_most((q << 24) >> 24, greatest) & 255)
 
 

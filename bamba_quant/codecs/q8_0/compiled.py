@@ -1,4 +1,4 @@
-"""Q8_0 on lanes: the twin of ``bamba_quant.codecs.q8_0``, a lane a block of 32."""
+"""Q8_0 on lanes: the compiled version of ``q8_0``, a block of 32 a lane."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TQ1_0 and TQ2_0 on lanes: the twins of ``bamba_quant.codecs.ternary``, a lane a block of 256."""
+"""TQ1_0 and TQ2_0 on lanes: the compiled version of ``ternary``, a block of 256 a lane."""
 
 from __future__ import annotations
 
