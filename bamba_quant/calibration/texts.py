@@ -64,7 +64,7 @@ def token_chunks(
     if ctx < 2:
         raise InputError("the context is too short", found=ctx, expected="at least 2 tokens, customarily 512")
     if limit is not None and limit < 1:
-        raise InputError("there are no chunks to calibrate on", found=limit, expected="at least 1")
+        raise InputError("the number of chunks is too small", found=limit, expected="at least 1")
     each = [np.asarray(encoder.encode(text.content), np.int64) for text in texts]
     ids = np.concatenate([*each, np.empty(0, np.int64)])  # (T,)
     count = len(ids) // ctx

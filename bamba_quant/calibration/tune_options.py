@@ -70,7 +70,7 @@ class TuneOptions:
     def __post_init__(self) -> None:
         wrong = sorted(set(self.train) - set(PARTS))
         if wrong or not self.train:
-            raise TuneError("nothing of this name can be learned", found=", ".join(wrong) or "nothing",
+            raise TuneError("unknown part to train", found=", ".join(wrong) or "nothing",
                             expected=", ".join(PARTS))  # fmt: skip
         for name, least in (("steps", 1), ("tokens", self.ctx), ("batch", 1), ("micro_batch", 1), ("ctx", 3),
                             ("held_out", 1), ("evaluations", 1), ("seed", 0), ("self_tokens", 0)):  # fmt: skip
@@ -79,12 +79,12 @@ class TuneOptions:
                 raise TuneError(f"{name} is too small", found=value, expected=f"at least {least}")
         if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
             raise TuneError(
-                "max_minutes is not a time to tune in",
+                "max_minutes is not a positive number",
                 found=self.max_minutes,
                 expected="a number of minutes, more than 0",
             )
         if self.resume and self.state is None:
-            raise TuneError("there is no state to go on from", fix="name the file of the interrupted run")
+            raise TuneError("there is no state to resume from", fix="name the file of the interrupted run")
 
     def deciding(self) -> dict[str, Any]:
         """The options that decide the result; the others say where, how fast and until when."""

@@ -58,9 +58,9 @@ def plan_tuning(
     left = state.exists()
     if left and not (resume or overwrite):
         raise OutputError(
-            "an interrupted run left its tuning",
+            "the state of an interrupted tuning exists",
             where=state,
-            fix="go on with --resume, or begin anew with --overwrite",
+            fix="continue with --resume, or start again with --overwrite",
         )
     if len(files) < len(texts):
         options = replace(options, self_tokens=options.self_tokens or options.tokens or SELF_TOKENS)
@@ -131,7 +131,7 @@ def _check_state(state: Path, output: Path) -> None:
         )
     if (state.exists() or state.is_symlink()) and not is_state(state):
         raise OutputError(
-            "the file for the tuning's state is there already and holds something else",
+            "the file for the tuning's state exists and has other content",
             where=state,
             expected="the state of an interrupted tuning, or no file",
             fix="choose another name (--tune-state)",

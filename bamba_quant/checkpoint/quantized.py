@@ -55,7 +55,7 @@ def assemble_weights(
     for name, tensor in stored.remaining().items():
         if tensor.format.name in _SIDE_FORMATS:
             raise CheckpointError(
-                "a tensor of a quantized checkpoint belongs to no weight",
+                "a tensor of a quantized checkpoint does not belong to any weight",
                 where=f"{tensor.file}, tensor {name}",
                 found=f"{tensor.format.name} of shape {tensor.shape}",
                 expected=f"a weight as {method} stores it",

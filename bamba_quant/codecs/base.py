@@ -132,7 +132,7 @@ class Codec(ABC):
     def method(self, name: str | None = None) -> Method:
         """The method called ``name``, by default the first. Raises ``FormatError`` that lists the methods."""
         if not self.methods:
-            raise FormatError(f"{self.name} can be read and not written", fix="choose a writable type")
+            raise FormatError(f"{self.name} can be read but not written", fix="choose a writable type")
         if name is None:
             return self.methods[0]
         for method in self.methods:

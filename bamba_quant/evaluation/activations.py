@@ -29,7 +29,9 @@ def resolve(activations: str, kinds: Iterable[str]) -> str:
     Raises ``BambaQuantError`` for a word that is none of ``CHOICES``.
     """
     if activations not in CHOICES:
-        raise BambaQuantError("no such activations", found=activations, expected=", ".join(CHOICES))
+        raise BambaQuantError(
+            "unknown rounding of activations", found=activations, expected=", ".join(CHOICES)
+        )
     if activations != "auto":
         return activations
     return "llama.cpp" if set(kinds) == {"gguf"} else "none"
@@ -57,7 +59,7 @@ def _check_cache(model: LoadedModel) -> None:
     scheme = quantization.get("kv_cache_scheme") if isinstance(quantization, Mapping) else None
     if scheme:
         raise BambaQuantError(
-            "attention's cache is rounded in a way that is not emulated",
+            "rounding of the attention cache is not supported",
             where=model.checkpoint.path,
             found=f"kv_cache_scheme {reprlib.repr(scheme)}",
             expected="a cache that is not quantized",
@@ -109,7 +111,7 @@ def with_llama_activations(backend: Backend, weights: LazyWeights) -> Backend:
     unknown = sorted(set(formats.values()) - ROUNDINGS.keys())
     if unknown:
         raise BambaQuantError(
-            "llama.cpp's activations go with its own types",
+            "llama.cpp's rounding of activations is not defined for this type",
             found=", ".join(unknown),
             expected=", ".join(ROUNDINGS),
             fix="evaluate with --activations none",

@@ -101,7 +101,7 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
     unknown = [f"{name}: {rule}" for name, rule in rules.items() if rule.unknown]
     if unknown:
         raise BambaQuantError(
-            "activations are rounded in a way that is not emulated",
+            "the checkpoint's rounding of activations is not supported",
             found=join_names(unknown, 1),
             expected="e4m3 under scales found as activations come",
             fix="evaluate with --activations none",
@@ -113,7 +113,7 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
     ]
     if cut:
         raise BambaQuantError(
-            "groups of activations do not divide what enters a matrix",
+            "the columns of a matrix do not divide into groups of activations",
             found=join_names(cut, 1),
             expected="columns that are a multiple of the group",
             fix="evaluate with --activations none",

@@ -58,7 +58,7 @@ def limit(name: str, value: Any, where: object = None) -> Limit:
         for each in (Limit(key, "max" if figure.worse == "higher" else "min", 0.0),)
     }
     if name not in known:
-        raise GateError("no gate has this name", where=where, found=name, expected=", ".join(known))
+        raise GateError("unknown gate", where=where, found=name, expected=", ".join(known))
     number = _finite(value)
     if number is None:
         raise GateError(
@@ -69,7 +69,7 @@ def limit(name: str, value: Any, where: object = None) -> Limit:
         )
     if FIGURES[known[name].figure].percent and abs(number) > 1:
         raise GateError(
-            "a gate's limit is more than the whole",
+            "a gate's limit is more than 1",
             where=where,
             found=f"{name} = {number:g}",
             expected="a fraction of 1",
@@ -105,7 +105,7 @@ def read_gates(file: Path) -> dict[str, tuple[Limit, ...]]:
     loose = [name for name, section in parsed.items() if not isinstance(section, dict)]
     if loose:
         raise GateError(
-            "limits stand outside every section",
+            "limits are outside of all sections",
             where=file,
             found=join_names(loose),
             expected=f"sections such as [{EVERY}] or [q4_k_m] with limits below them",
@@ -135,17 +135,17 @@ def check_sections(sections: Mapping[str, Sequence[Limit]], models: Sequence[Mod
     strange = [name for name in sections if name not in known]
     if strange:
         raise GateError(
-            "a section of the gates is for no candidate, and no recipe has its name",
+            "a section of the gates matches neither a candidate nor a recipe",
             found=join_names([f"[{name}]" for name in strange]),
             expected=f"[{EVERY}], or of the candidates " + _sections_of(models),
         )
     left = [each for each in models if sections.keys().isdisjoint(_names(each))]
     if left:
         raise GateError(
-            "no section of the gates is for a candidate, which so would pass unjudged",
+            "the gates have no section for a candidate",
             found=join_names([f"[{name}]" for name in sections]) or "no section",
             expected=_sections_of(left),
-            fix="add a section, an empty one to ask nothing of it",
+            fix="add a section; an empty one sets no limits",
         )
 
 
@@ -164,7 +164,7 @@ def check_enough(limits: Sequence[Limit], chunks: int, scored: int) -> None:
         needed = least_tokens_for(each.figure)
         if chunks < LEAST_CHUNKS or scored < needed:
             raise GateError(
-                "a gate tests an interval's bound, and so short a text gives none",
+                "the text is too short for the confidence interval that a gate tests",
                 where=each.name,
                 found=f"{chunks} chunks, {scored} tokens scored",
                 expected=f"at least {LEAST_CHUNKS} chunks" + (f" and {needed} tokens" if needed else ""),
@@ -211,7 +211,7 @@ def refuse_unmeasurable(evaluation: Evaluation) -> None:
                 figure = candidate.figures[gate.figure]
                 if (figure.upper if gate.kind == "max" else figure.lower) is None:
                     raise GateError(
-                        "a gate's figure has no interval: too few chunks differ to tell how uncertain it is",
+                        "a gate's figure has no confidence interval, since too few chunks differ",
                         where=where,
                         found=f"{gate.value:.6g}",
                         fix="use a longer text, or set a gate on another figure",

@@ -56,7 +56,7 @@ class FloorWatch:
 
     def __post_init__(self) -> None:
         if self.path not in PATHS:
-            raise BambaQuantError("no such noise floor", found=self.path, expected=", ".join(PATHS))
+            raise BambaQuantError("unknown noise floor", found=self.path, expected=", ".join(PATHS))
 
     def __call__(self, passed: Pass) -> None:
         if passed.source != 0:

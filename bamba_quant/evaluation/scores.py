@@ -111,7 +111,7 @@ def check_finite(scores: Scores, base: str, candidate: str) -> None:
             )
         if float(nll.mean()) > _MOST_NATS:
             raise BambaQuantError(
-                "a model gives the text no likelihood: its perplexity is larger than any number",
+                "a model's perplexity is larger than any number",
                 where=name,
                 found=f"{float(nll.mean()):.0f} nats a token",
                 fix="look for what is damaged with bamba-quant compare",

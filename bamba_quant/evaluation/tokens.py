@@ -74,11 +74,11 @@ def _check_same_tokens(
         (i for i, (a, b) in enumerate(zip(ids, found, strict=False)) if a != b), min(len(ids), len(found))
     )
     raise ComparisonError(
-        "a candidate's tokenizer reads the text otherwise than the base's",
+        "a candidate's tokenizer gives other tokens than the base's",
         where=f"{path}, token {place}",
         found=f"{len(found)} tokens, {found[place : place + 4]} here; BOS {theirs.bos}",
         expected=f"{len(ids)} tokens, {ids[place : place + 4]} here; BOS {encoder.bos}",
-        fix="compare files that were made from the same model, or vouch for one tokenizer with --tokenizer",
+        fix="compare files that were made from the same model, or use one tokenizer for all with --tokenizer",
     )
 
 
@@ -95,7 +95,7 @@ def file_tokens(
                 expected=f"{given.vocab_size} tokens",
             )
     if options.chunks is not None and options.chunks < 1:
-        raise InputError("there are no chunks to score", found=options.chunks, expected="at least 1")
+        raise InputError("the number of chunks is too small", found=options.chunks, expected="at least 1")
     if options.ctx not in (given.ctx, EvaluationOptions.ctx):
         raise ComparisonError(
             "the file of logits has chunks of another length",
@@ -115,7 +115,7 @@ def file_tokens(
         ids = encoder.encode(words)
         if ids[: own.size] != own.ravel().tolist():
             raise ComparisonError(
-                "the file of logits was made of another text, or with another tokenizer",
+                "the file of logits was made from another text, or with another tokenizer",
                 where=given.path,
                 fix="give its own text, or none",
             )

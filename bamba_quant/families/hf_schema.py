@@ -81,7 +81,7 @@ class HfKey:
         found = [(name, value) for name in names if (value := self._lookup(hf, name)) is not _MISSING]
         if len(found) == 2 and found[0][1] != found[1][1]:
             raise ConfigError(
-                f"{names[0]} and {names[1]} are two names of one thing and differ",
+                f"{names[0]} and {names[1]} are two names of one setting and differ",
                 found=" and ".join(repr_short(value) for _, value in found),
                 expected="the same value, or one of them alone",
             )

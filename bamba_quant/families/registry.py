@@ -136,7 +136,7 @@ def read_config(hf: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Confi
     for name, size in sides.items():
         if size > MOST:
             raise ConfigError(
-                "sizes of the configuration multiply to more than any format counts",
+                "the product of sizes in the configuration is too large",
                 found=f"{name}: {size:,}",
                 expected=f"at most {MOST:,}",
                 fix="correct the sizes in config.json",

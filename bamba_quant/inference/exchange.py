@@ -202,7 +202,7 @@ class Exchange:
             ]
             if silent:
                 self._lost = RankError(
-                    "a process of this run has shown no sign of life for too long",
+                    "a process of this run does not respond",
                     found=f"rank {silent[0]} of {self.size}, silent for {_SIGNS_MISSED * _SECONDS_BETWEEN_SIGNS:.0f} s",
                     fix="find out whether that process waits for a disk, a GPU or memory; all processes are ended now",
                 )
@@ -218,7 +218,7 @@ def _reaching() -> Iterator[None]:
 
 def _unreachable(error: Exception) -> RankError:
     return RankError(
-        "the process that holds this run's store is gone",
+        "the process with this run's store has ended",
         found=str(error).splitlines()[0] if str(error) else type(error).__name__,
         fix=_GONE,
     )

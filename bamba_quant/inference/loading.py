@@ -59,7 +59,7 @@ def torch_dtype(name: str) -> torch.dtype:
     import torch
 
     if name not in _DTYPES:
-        raise BambaQuantError("no such dtype", found=name, expected=", ".join(_DTYPES))
+        raise BambaQuantError("unknown dtype", found=name, expected=", ".join(_DTYPES))
     return getattr(torch, name)
 
 
@@ -81,7 +81,7 @@ def torch_device(name: str, given: str | None = None) -> torch.device:
         raise BambaQuantError(
             "torch cannot use this device",
             found=f"{called}: {str(error).splitlines()[0]}",
-            expected="cpu, or cuda with a torch built for it and a card that is there",
+            expected="cpu, or cuda with a CUDA build of torch and a GPU",
         ) from error
     return device
 

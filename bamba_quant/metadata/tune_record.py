@@ -123,7 +123,7 @@ def read_record(checkpoint: Checkpoint) -> TuneRecord | None:
     wrong = _wrong(values)
     if wrong is not None:
         raise CheckpointError(
-            "the record of how the rounding was tuned is not one",
+            "the record of tuning is invalid",
             where=checkpoint.path,
             found=wrong,
             expected=", ".join(_CHECKS),

@@ -251,7 +251,7 @@ def _match_gguf(checkpoint: Checkpoint, listed_rules: tuple[TensorRule, ...]) ->
     unknown = sorted(checkpoint.tensors.keys() - rules.keys())
     if missing or unknown:
         raise PlanError(
-            "the file's tensors are not those its key-values imply",
+            "the file's tensors do not match its key-values",
             where=checkpoint.path,
             found="; ".join(
                 f"{what} {join_names(names)}"

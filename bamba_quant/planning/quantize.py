@@ -67,7 +67,9 @@ def plan_quantization(
     loaders = source.architecture.loaders
     chosen = select_matrices(candidates, source.config, keep, loaders.units)
     if not chosen:
-        raise PlanError("nothing is left to quantize", where=checkpoint.path, fix="keep less")
+        raise PlanError(
+            "no matrix remains to be quantized", where=checkpoint.path, fix="ignore fewer matrices"
+        )
     unplaced = [
         _matrix(candidate, checkpoint.tensors[candidate.name], codec, chosen_method, imatrix)
         if candidate.name in chosen

@@ -73,7 +73,7 @@ def _check_attention(checkpoint: Checkpoint, rotary: Rotary) -> None:
     layers = [i for i, count in enumerate(heads or ()) if count]
     if not layers:
         raise CheckpointError(
-            "the file does not say which layers are attention",
+            "the file does not list its attention layers",
             where=checkpoint.path,
             found=f"{key} = {checkpoint.metadata[key].value}" if key in checkpoint.metadata else f"no {key}",
             expected="an array with the key-value heads of each layer",

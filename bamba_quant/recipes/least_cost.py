@@ -40,7 +40,7 @@ def least_cost(tensors: Sequence[Sequence[Option]], budget: int, *, thorough: bo
     room = budget - sum(options[i].n_bytes for options, i in zip(tensors, chosen, strict=True))
     if room < 0:
         raise PlanError(
-            "even the smallest types take more bytes than there are",
+            "the file is too large even with the smallest types",
             found=f"{budget - room:,} bytes",
             expected=f"at most {budget:,}",
             fix="choose a larger size, or allow smaller types",

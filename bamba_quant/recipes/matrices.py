@@ -105,7 +105,7 @@ def select_matrices(
                 {role for candidate in candidates if candidate.is_quantizable for role in candidate.roles}
             )
             raise PlanError(
-                "nothing in the model matches what is to be kept",
+                "no matrix of the model matches --ignore",
                 found=f"--ignore {entry}",
                 expected=f"a preset ({', '.join(PRESETS)}), a role ({', '.join(roles)}) or a pattern of names such "
                 "as '*.layers.0.*'",
@@ -141,10 +141,10 @@ def _check_units(
         if kept and len(kept) < len(members):
             others = [member.module for member in members if member.name in chosen]
             raise PlanError(
-                "matrices that vLLM runs as one would be kept in part",
+                "a part of the matrices that vLLM fuses would be ignored",
                 found=f"{', '.join(kept)} kept, {', '.join(others)} quantized",
-                expected="all of them kept, or none",
-                fix="keep these too: "
+                expected="all of them ignored, or none",
+                fix="ignore these, too: "
                 + " ".join(f"--ignore {module}" for module in others)
                 + "; or in every layer: "
                 + " ".join(

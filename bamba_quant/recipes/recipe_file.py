@@ -89,7 +89,7 @@ def read_recipe(file: Path) -> Recipe:
     name = _text(table, "name", file, file.stem)
     if not _NAME.fullmatch(name):
         raise PlanError(
-            "a recipe's name does not fit into a file name",
+            "a recipe's name is not valid in a file name",
             where=file,
             found=name[:80],
             expected="up to 64 letters, digits, - and _",
@@ -97,7 +97,7 @@ def read_recipe(file: Path) -> Recipe:
         )
     if "like" not in table:
         raise PlanError(
-            "the recipe does not say which type it is like",
+            "the recipe does not set 'like'",
             where=file,
             expected='a line such as like = "q4_k_m"',
         )
@@ -248,11 +248,9 @@ def _format(given: Any, where: object) -> str:
     try:
         found = codec_named(given, BlockCodec)
     except BambaQuantError as error:
-        raise PlanError(
-            "no number format has this name", where=where, found=given[:80], expected=error.expected
-        ) from error
+        raise PlanError("unknown format", where=where, found=given[:80], expected=error.expected) from error
     if not found.writable:
-        raise PlanError(f"{found.name} can be read and not written", where=where, fix="choose another format")
+        raise PlanError(f"{found.name} can be read but not written", where=where, fix="choose another format")
     return found.name
 
 

@@ -139,7 +139,7 @@ def _filled(wanted: BlockCodec, rule: TensorRule) -> Selected:
 def _writable(name: str) -> BlockCodec:
     found = codec_named(name, BlockCodec)
     if not found.writable:
-        raise PlanError(f"{found.name} can be read and not written", fix="choose another format")
+        raise PlanError(f"{found.name} can be read but not written", fix="choose another format")
     return found
 
 

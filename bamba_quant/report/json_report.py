@@ -79,7 +79,7 @@ def _check_figures(evaluation: Evaluation, path: Path) -> None:
             if len(histogram.edges) != len(histogram.counts) + 1 or list(histogram.edges) != sorted(
                 histogram.edges
             ):
-                raise ReportError(f"the {name} histogram of {label} is not one", where=path)
+                raise ReportError(f"the {name} histogram of {label} is invalid", where=path)
     for place, strange in known:
         if strange:
             raise ReportError(
@@ -243,5 +243,5 @@ def _plain(kind: Any, value: Any, where: str) -> Any:
 
 def _wrong(where: str, value: Any, expected: str) -> ReportError:
     return ReportError(
-        "a report holds a value of another kind", where=where, found=reprlib.repr(value), expected=expected
+        "a report has a value of another type", where=where, found=reprlib.repr(value), expected=expected
     )

@@ -162,7 +162,7 @@ def _check_model(file: Path, model: dict[str, Any]) -> None:
                 "; put the tokenizer.model it came from into the directory" if key == "byte_fallback" else ""
             )
             raise TokenizerError(
-                f"the tokenizer uses BPE's {key}, which llama.cpp's byte-level BPE lacks",
+                f"the tokenizer uses BPE's {key}, which llama.cpp's byte-level BPE does not have",
                 where=file,
                 found=repr_short(model[key]),
                 expected="none" + hint,

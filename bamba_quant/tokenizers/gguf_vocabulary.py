@@ -42,7 +42,7 @@ def _read(values: KeyValues) -> Vocabulary | None:
         return None
     if model not in _LISTS:
         raise CheckpointError(
-            "the file has no vocabulary that can be run",
+            "the file has no supported vocabulary",
             found=f"tokenizer.ggml.model = {repr_short(model)}",
             expected=", ".join(_LISTS),
         )
@@ -66,7 +66,7 @@ def _read(values: KeyValues) -> Vocabulary | None:
         raise CheckpointError(
             "the file's vocabulary is incomplete",
             found=f"no {join_names(missing)}" if missing else lengths,
-            expected="one entry a token in each of its lists",
+            expected="one entry for each token in each of its lists",
         )
     ids = {text: token for token, text in enumerate(tokens)}
     if len(ids) < len(tokens):

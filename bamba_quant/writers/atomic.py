@@ -92,7 +92,7 @@ def _check_target(file: Path, overwrite: bool, inputs: Collection[Path]) -> None
         raise output_error(error, file) from error
     if not stat.S_ISREG(mode):
         raise OutputError(
-            "the output is there already and is not a regular file",
+            "the output exists already and is not a regular file",
             where=file,
             fix="give another name",
         )

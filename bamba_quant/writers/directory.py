@@ -59,7 +59,7 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
         free = shutil.disk_usage(place.parent).free
     except NotADirectoryError:
         raise OutputError(
-            "the output is there already and is not a directory", where=place, fix="give another name"
+            "the output exists already and is not a directory", where=place, fix="give another name"
         ) from None
     except OSError as error:
         raise output_error(error, place) from error
@@ -162,7 +162,7 @@ def restore_replaced(place: Path) -> None:
         old.rename(place)
     except OSError as error:
         raise OutputError(
-            "the directory that an interrupted run was replacing cannot be put back",
+            "the directory that an interrupted run was replacing cannot be restored",
             where=old,
             found=error.strerror,
             fix=f"move it away, or to {place}",
@@ -186,7 +186,7 @@ def empty(directory: Path) -> None:
     """
     if (directory / _OLD).exists():
         raise OutputError(
-            "the directory that an interrupted run was replacing is not put back", where=directory / _OLD
+            "the directory that an interrupted run was replacing is not restored", where=directory / _OLD
         )
     entries = list(directory.iterdir())
     if foreign := _foreign(entries):

@@ -107,11 +107,11 @@ class Journal:
             changed.append("entries")
         if changed:
             raise OutputError(
-                "what was interrupted is not what would go on now",
+                "the interrupted run had another input, other options or another version",
                 where=self._file.parent,
                 found="another " + ", ".join(changed),
                 expected="the same input, options and version",
-                fix="go on as it was begun, or begin anew with --overwrite",
+                fix="use the same command again, or start again with --overwrite",
             )
 
     def _run(self, flush: Callable[[], None]) -> None:
@@ -207,5 +207,5 @@ def _damaged(file: Path, found: str) -> OutputError:
         "the journal of an interrupted run is damaged",
         where=file,
         found=found[:200],
-        fix="begin anew with --overwrite",
+        fix="start again with --overwrite",
     )

@@ -175,11 +175,11 @@ def _open_files(plan: Plan, place: Path, resuming: bool, opened: ExitStack) -> l
         file.parent.mkdir(exist_ok=True)
         if resuming and (not file.is_file() or file.stat().st_size != n_bytes):
             raise OutputError(
-                "the work of an interrupted run is damaged, and was removed",
+                "the unfinished files of an interrupted run were damaged and have been removed",
                 where=file,
                 found=f"{file.stat().st_size} bytes" if file.exists() else "no such file",
                 expected=f"{n_bytes} bytes",
-                fix="begin anew",
+                fix="start again",
             )
         descriptor = os.open(file, os.O_RDWR) if resuming else reserve(file, n_bytes)
         opened.callback(os.close, descriptor)

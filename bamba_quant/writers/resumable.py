@@ -130,14 +130,16 @@ def check_output(
 def _check(place: Path, partial: Path, *, overwrite: bool, resume: bool, n_bytes: int) -> None:
     if place.suffix == ".partial":
         raise OutputError(
-            "the output is named like the work of an interrupted run", where=place, fix="give another name"
+            "the output has the name of an interrupted run's unfinished files",
+            where=place,
+            fix="give another name",
         )
     published = _is_journal(place / NAME)
     journal = partial / NAME
     left = _is_journal(journal) and not partial.is_symlink()
     if not (left or published) and (partial.is_symlink() or (partial.exists() and not _is_empty(partial))):
         raise OutputError(
-            "the name under which the output is collected is taken, and not by an interrupted run",
+            "the temporary name of the output exists and does not belong to an interrupted run",
             where=partial,
             expected=f"nothing, or a directory with {NAME}",
             fix="move it away, or give another name for the output",
@@ -145,9 +147,9 @@ def _check(place: Path, partial: Path, *, overwrite: bool, resume: bool, n_bytes
     check_directory(place, overwrite=overwrite or (resume and published), n_bytes=0 if left else n_bytes)
     if left and journal.lstat().st_size and not (overwrite or resume):
         raise OutputError(
-            "an interrupted run left its work",
+            "an interrupted run left unfinished files",
             where=partial,
-            fix="go on with --resume, or begin anew with --overwrite",
+            fix="continue with --resume, or start again with --overwrite",
         )
 
 

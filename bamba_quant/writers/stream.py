@@ -210,7 +210,7 @@ def check_equal(skipped: SkippedTensor, reader: RawReader) -> None:
     if original is None:
         return
     differs = CheckpointError(
-        "a tensor that the configuration calls a copy is none",
+        "a tensor that the configuration calls a copy differs from the original",
         where=f"{source.file}, tensor {source.name}",
         found=f"other values than {original.name}",
         expected=skipped.reason,
@@ -265,7 +265,7 @@ def _check_computed(tensor: StoredTensor, values: F32, first_row: int) -> None:
         return
     row, column = np.argwhere(~np.isfinite(values))[0].tolist()
     raise CheckpointError(
-        "a weight is not a finite number once it is unpacked",
+        "a dequantized weight is not a finite number",
         where=f"{tensor.file}, tensor {tensor.name}",
         found=f"{float(values[row, column])} at row {first_row + row}, column {column}",
         expected="finite values",

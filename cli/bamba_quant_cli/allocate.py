@@ -119,7 +119,8 @@ def allocate(
 
     if sum(given is not None for given in (like, target_size, target_bpw)) != 1:
         raise PlanError(
-            "the size of the file is not given once", fix="give one of --like, --target-size and --target-bpw"
+            "the size of the file must be given exactly once",
+            fix="give one of --like, --target-size and --target-bpw",
         )
     if scheme and (not target_size or not text or types or chart or name):
         raise PlanError(

@@ -163,12 +163,12 @@ def convert(
     from bamba_quant.writers.atomic import check_target
 
     if resume and not asked.tune:
-        raise typer.BadParameter("means nothing without --tune", param_hint="--resume")
+        raise typer.BadParameter("has no effect without --tune", param_hint="--resume")
     if vocab_only and no_vocab:
         raise PlanError("--vocab-only and --no-vocab leave nothing to write", fix="give one of them")
     recipe_file = Path(recipe) if recipe and recipe.lower().endswith(".toml") else None
     if recipe and outtype != "auto":
-        raise PlanError("--recipe and --outtype both say how to store tensors", fix="give one of them")
+        raise PlanError("--recipe and --outtype exclude each other", fix="give one of them")
     overrides = TypeOverrides(
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,

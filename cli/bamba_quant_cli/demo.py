@@ -116,7 +116,7 @@ class DemoFiles:
         for file in self._files([*places, *([] if self._known else [self._list])]):
             if not file.is_file() or self._line(file) not in self._lines:
                 raise OutputError(
-                    "a file is in the way that no demo made, or that was changed since",
+                    "a file exists that no demo made, or that was changed since",
                     where=file,
                     fix="move it away, or give another directory with --out",
                 )

@@ -58,7 +58,7 @@ def generate(
 
     sampling = Sampling(temperature, top_p, seed)
     if temperature == 0 and top_p != 1:
-        raise BambaQuantError("--top-p draws nothing at temperature 0", fix="give a --temperature above 0")
+        raise BambaQuantError("--top-p has no effect at temperature 0", fix="give a --temperature above 0")
     loaded, encoder = load_model_and_tokenizer(
         model, tokenizer, opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
     )

@@ -151,11 +151,11 @@ def check_one_imatrix(imatrix: Path | None, calibrate: list[Path] | None, chunks
     from bamba_quant.errors import PlanError
 
     if imatrix and calibrate:
-        raise PlanError(
-            "the importance matrix is either read or measured", fix="give --imatrix or --calibrate"
-        )
+        raise PlanError("--imatrix and --calibrate exclude each other", fix="give --imatrix or --calibrate")
     if chunks is not None and not calibrate:
-        raise PlanError("--calibrate-chunks is for a text", fix="give one with --calibrate")
+        raise PlanError(
+            "--calibrate-chunks has no effect without --calibrate", fix="give one with --calibrate"
+        )
 
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}

@@ -58,7 +58,7 @@ class TuneArguments:
             for name, value in vars(self).items():
                 if name != "tune" and value != getattr(usual, name):
                     raise typer.BadParameter(
-                        "means nothing without --tune", param_hint="--" + name.replace("_", "-")
+                        "has no effect without --tune", param_hint="--" + name.replace("_", "-")
                     )
             return None
         from bamba_quant.calibration.tune_options import TuneOptions

@@ -34,7 +34,7 @@ def backend_named(name: str, device: torch.device, dtype: torch.dtype) -> Backen
         )
     if name not in NAMES:
         expected = ", ".join(NAMES) + "; for perplexity also numpy"
-        raise BackendError("no such backend", found=name, expected=expected)
+        raise BackendError("unknown backend", found=name, expected=expected)
     if name == "numba":
         _check_cpu(device, str(dtype))
         from bamba_reference.kernels.cpu.backend import NUMBA

@@ -56,8 +56,8 @@ def test_what_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "text").write_text("some words\n" * 2000)
     for options, complaint in (
         (Measuring(method="guess"), "guess"),
-        (Measuring(chunks=0), "no chunks"),
-        (Measuring(batch=0), "no chunks to run together"),
+        (Measuring(chunks=0), "number of chunks"),
+        (Measuring(batch=0), "chunks in a batch is too small"),
     ):
         with pytest.raises(PlanError, match=complaint):
             text_costs(embedded_model(), [tmp_path / "text"], options)

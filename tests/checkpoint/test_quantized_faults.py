@@ -94,7 +94,7 @@ FAULTS: list[tuple[str, str, Callable[[Tensors, dict[str, Any]], None], str]] = 
     ("other blocks", "fp8-block-inv", _config(weight_block_size=[64, 64]), "does not match"),
     ("no inverse", "fp8-block-inv", _drop(".weight_scale_inv"), r"is missing(.|\n)*in_proj\.weight_scale_inv"),
     ("no torchao scale", "torchao-int4-g128", _drop("._weight_scale"), r"is missing(.|\n)*in_proj\._weight_scale"),
-    ("stray codes", "fp8-tensor", _put(".extra", lambda t: torch.zeros(4, dtype=torch.int8)), "belongs to no weight"),
+    ("stray codes", "fp8-tensor", _put(".extra", lambda t: torch.zeros(4, dtype=torch.int8)), "belong to any weight"),
 ]  # fmt: skip
 
 

@@ -70,7 +70,8 @@ def test_a_gate_that_fails_is_named_and_exits_1(q8: Path, q4: Path, text: Path, 
 
 
 @pytest.mark.parametrize(
-    ("section", "complaint"), [("q4_km", "no recipe has its name"), ("q4_k_m", "pass unjudged")]
+    ("section", "complaint"),
+    [("q4_km", "matches neither a candidate nor a recipe"), ("q4_k_m", "have no section for a candidate")],
 )
 def test_gates_for_nobody_are_refused_before_the_work(
     section: str, complaint: str, q8: Path, text: Path, tmp_path: Path
@@ -127,11 +128,11 @@ def test_bases_saved_and_used(q8: Path, text: Path, tmp_path: Path) -> None:
         (("--max-kld", "inf"), "not a number"),
         (("--min-same-top", "90"), "for 90 % give 0.9"),
         (("--gate", "max-flips=5"), "for 5 % give 0.05"),
-        (("--gate", "max-kdl=1"), "no gate has this name"),
+        (("--gate", "max-kdl=1"), "unknown gate"),
         (("--gate", "max-kld"), "NAME=LIMIT"),
         (("--noise-floor", "gpu"), "'gpu' is not one of"),
         (("--activations", "int8"), "'int8' is not one of"),
-        (("--chunks", "7", "--max-kld", "1"), "so short a text gives none"),
+        (("--chunks", "7", "--max-kld", "1"), "too short for the confidence interval"),
         (("--dtype", "int8"), "'int8' is not one of"),
     ],
 )  # fmt: skip

@@ -86,9 +86,9 @@ def test_bad_usage_is_named(text: Path, tmp_path: Path) -> None:
     short.write_text("Short.")
     assert "too short" in refused("imatrix", embedded_model(), "--text", short, "-o", tmp_path / "x")
     both = ("--calibrate", text, "--imatrix", text)
-    assert "either read or measured" in refused("convert", embedded_model(), *both)
+    assert "exclude each other" in refused("convert", embedded_model(), *both)
     alone = refused("int4", embedded_model(), tmp_path / "out", "--calibrate-chunks", 3)
-    assert "--calibrate-chunks is for a text" in alone
+    assert "--calibrate-chunks has no effect without --calibrate" in alone
     assert not (tmp_path / "x").exists()
 
 

@@ -79,7 +79,7 @@ def test_exit_codes_are_the_command_s_own(text: Path, q4: Path) -> None:
     said = done(*words, "--max-kld", 0.02, code=1)
     assert said[1].count("FAIL mini-q4: max-kld 0.02") == 1 and said[0].count("200 chunks of 64") == 1
     said = done(*words, "--backend", "int8", code=2)
-    assert said[1].count("error: ") == said[1].count("no such backend") == 1 and not said[0]
+    assert said[1].count("error: ") == said[1].count("unknown backend") == 1 and not said[0]
 
 
 def test_not_under_torchrun(text: Path, q4: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_gate_that_fails_fails_the_run_and_is_told_once(text: Path, q4: Path) 
 def test_bad_input_is_told_once(text: Path, q4: Path, tmp_path: Path) -> None:
     words = ("evaluate", embedded_model(), q4, "--text", text, *SMALL)
     done = torchrun(2, "-m", "bamba_quant_cli", *words, "--backend", "int8", code=1)
-    assert done.stderr.count("no such backend") == 1 and not done.stdout
+    assert done.stderr.count("unknown backend") == 1 and not done.stdout
     done = torchrun(2, "-m", "bamba_quant_cli", *words, "--chunks", 64, code=1)
     assert done.stderr.count("more processes than parts of the text") == 1
     assert "2 processes; 64 chunks, which are parted by 64\n" in done.stderr

@@ -153,7 +153,7 @@ def test_an_interrupt_says_how_to_go_on(
     left = names_left(tmp_path)
     assert "x.gguf" not in left
     assert "x.gguf.tuning" in left
-    with pytest.raises(OutputError, match="an interrupted run left its"):
+    with pytest.raises(OutputError, match="the state of an interrupted tuning exists"):
         start()
     asked.interrupted = False
     start("--resume")
@@ -178,7 +178,7 @@ def test_what_was_left_may_be_begun_anew(asked: Asked, tmp_path: Path) -> None:
     "words", [("--tune-steps", "3"), ("--tune-seed", "1"), ("--max-minutes", "1"), ("--resume",), ("--tune-state", "x")]
 )  # fmt: skip
 def test_options_without_a_text_are_errors(words: tuple[str, ...], tmp_path: Path) -> None:
-    with pytest.raises(typer.BadParameter, match="means nothing without --tune"):
+    with pytest.raises(typer.BadParameter, match="has no effect without --tune"):
         convert(tmp_path, *words)
     assert names_left(tmp_path) == []
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_tuned_is_an_error_before_anything_is_done(asked: Asked, 
 def test_a_file_that_is_not_a_state_is_kept(words: tuple[str, ...], asked: Asked, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     for wrong, complaint in (
-        (text, "holds something else"),
+        (text, "has other content"),
         (tmp_path / "no" / "x", "does not exist"),
         (tmp_path / "x.gguf", "the same name"),
     ):

@@ -80,9 +80,9 @@ def test_errors_name_what_was_found_and_expected() -> None:
 def test_a_format_that_is_only_read_refuses_to_quantize() -> None:
     iq2_xs = codec_named("iq2_xs", BlockCodec)
     assert not iq2_xs.writable
-    with pytest.raises(FormatError, match="iq2_xs can be read and not written"):
+    with pytest.raises(FormatError, match="iq2_xs can be read but not written"):
         iq2_xs.quantize(np.zeros((1, 256), np.float32), None)
-    with pytest.raises(FormatError, match="iq2_xs can be read and not written"):
+    with pytest.raises(FormatError, match="iq2_xs can be read but not written"):
         iq2_xs.quantizer()
 
 

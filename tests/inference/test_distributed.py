@@ -164,7 +164,7 @@ def test_a_process_that_falls_silent_ends_the_wait(monkeypatch: pytest.MonkeyPat
     store = HashStore()
     first, second = (Exchange(store, rank, 2) for rank in range(2))
     second.leave()
-    with pytest.raises(RankError, match="no sign of life") as error:
+    with pytest.raises(RankError, match="does not respond") as error:
         first.gather("waiting")
     assert "rank 1 of 2" in str(error.value.found)
     with pytest.raises(RankError):

@@ -152,7 +152,7 @@ def test_signs_of_life_are_not_shown_again(both: list[Exchange], store: HashStor
     thread = threading.Thread(target=repeat)
     thread.start()
     try:
-        with pytest.raises(RankError, match="no sign of life"):
+        with pytest.raises(RankError, match="does not respond"):
             both[0].gather("waiting")
     finally:
         ended.set()

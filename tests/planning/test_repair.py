@@ -144,7 +144,7 @@ def test_files_with_other_names_are_left_alone(tmp_path: Path) -> None:
         ({"rope.scaling.finetuned": boolean(False)}, "switched off"),
         ({"rope.dimension_count": uint32(0)}, "rotary width is 0"),
         ({"rope.dimension_count": uint32(7)}, "rotary width is 7"),
-        ({"attention.head_count_kv": uint32(2)}, "which layers are attention"),
+        ({"attention.head_count_kv": uint32(2)}, "its attention layers"),
         ({"attention.key_length": uint32(24)}, "nothing was moved"),
     ],
 )

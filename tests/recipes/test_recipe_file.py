@@ -103,11 +103,11 @@ def test_a_refined_file_has_the_same_layout_and_less_error(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "which type it is like"),
+        ("", "does not set 'like'"),
         ('like = "q9"', "q9"),
         ('like = "q4_k_m"\nrolls = 1', "rolls"),
         ('like = "q4_k_m"\nname = "../x"', "file name"),
-        ('like = "q4_k_m"\ndefault = "iq2_s"', "read and not written"),
+        ('like = "q4_k_m"\ndefault = "iq2_s"', "read but not written"),
         ('like = "q4_k_m"\ncandidates = "q4_k"', "not a list"),
         ('like = "q4_k_m"\nrefine = 1', "neither true nor false"),
         ('like = "q4_k_m"\n[roles]\nnorm = "q4_k"', "no tensor that can be quantized"),

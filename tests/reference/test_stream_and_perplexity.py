@@ -184,7 +184,7 @@ def test_bad_texts_are_refused() -> None:
         cut_chunks(np.arange(40), **options, bos=100)
     with pytest.raises(InputError, match="context is too short"):
         cut_chunks(np.arange(40), vocab_size=100, ctx=2)
-    with pytest.raises(InputError, match="no chunks"):
+    with pytest.raises(InputError, match="number of chunks"):
         cut_chunks(np.arange(40), **options, chunks=0)
 
 

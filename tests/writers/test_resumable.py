@@ -74,14 +74,14 @@ def test_a_name_that_is_taken(options: dict[str, Any], model: Path, tmp_path: Pa
     partial = partial_of(tmp_path / "out")
     partial.mkdir()
     (partial / "config.json").write_text("mine")
-    with pytest.raises(OutputError, match="the output is collected is taken"):
+    with pytest.raises(OutputError, match="temporary name of the output exists"):
         write(model, tmp_path / "out", **options)
     assert contents(partial) == {"config.json": b"mine"}
     (partial / "config.json").unlink()
     partial.rmdir()
     for make in (lambda: partial.write_text("mine"), lambda: partial.symlink_to(tmp_path / "elsewhere")):
         make()
-        with pytest.raises(OutputError, match="the output is collected is taken"):
+        with pytest.raises(OutputError, match="temporary name of the output exists"):
             write(model, tmp_path / "out", **options)
         partial.unlink()
     partial.mkdir()
@@ -138,7 +138,7 @@ def test_a_journal_that_is_damaged(first: bool, spoiled: bytes, model: Path, tmp
     listed = partial_of(out) / journal.NAME
     listed.write_bytes(spoiled if first else listed.read_bytes() + spoiled)
     before = contents(partial_of(out))
-    with pytest.raises(OutputError, match=r"damaged|not what would go on"):
+    with pytest.raises(OutputError, match=r"damaged|other options or another version"):
         write(model, out, resume=True)
     assert contents(partial_of(out)) == before
     assert write(model, out, overwrite=True) == write(model, tmp_path / "x")
@@ -152,7 +152,7 @@ def test_a_journal_that_is_damaged(first: bool, spoiled: bytes, model: Path, tmp
 ])  # fmt: skip
 def test_journals_of_other_values(raw: bytes, tmp_path: Path) -> None:
     (tmp_path / journal.NAME).write_bytes(raw)
-    with pytest.raises(OutputError, match=r"damaged|not what would go on") as caught:
+    with pytest.raises(OutputError, match=r"damaged|other options or another version") as caught:
         journal.Journal(tmp_path, {"version": "1"}, resume=True)
     assert len(str(caught.value)) < 1000 and "\x1b" not in str(caught.value)
     assert (tmp_path / journal.NAME).read_bytes() == raw
@@ -255,7 +255,7 @@ def test_a_directory_is_restored_where_names_cannot_be_exchanged(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", fail_second)
-        with pytest.raises(OutputError, match=r"cannot be written|cannot be put back"):
+        with pytest.raises(OutputError, match=r"cannot be written|cannot be restored"):
             write(model, out, overwrite=True)
     assert out.exists() == (step == 1)
     resumable.settle(out)
@@ -281,7 +281,7 @@ def test_an_export_that_cannot_put_back_what_it_was_replacing(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", fail_but_first)
-        with pytest.raises(OutputError, match="cannot be put back"):
+        with pytest.raises(OutputError, match="cannot be restored"):
             exported(file, tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out").exists()
     resumable.settle(tmp_path / "out")

@@ -212,6 +212,6 @@ def test_a_record_that_is_not_one_is_refused(model: Path, tmp_path: Path) -> Non
     ):
         wrong = {**config, "bamba_quant": {"tune": {**config["bamba_quant"]["tune"], key: value}}}
         (tmp_path / "x" / "config.json").write_text(json.dumps(wrong))
-        with pytest.raises(CheckpointError, match="record of how the rounding"):
+        with pytest.raises(CheckpointError, match="record of tuning"):
             read_record(open_checkpoint(tmp_path / "x"))
-        assert "record of how the rounding" in inspect_path(tmp_path / "x").remarks[-1]
+        assert "record of tuning" in inspect_path(tmp_path / "x").remarks[-1]

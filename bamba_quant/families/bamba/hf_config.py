@@ -82,7 +82,7 @@ def _attention_indices(values: Mapping[str, Any], layers: int) -> frozenset[int]
     outside = [i for i in indices if not 0 <= i < layers]
     if outside:
         raise ConfigError(
-            "attn_layer_indices names layers that are not there",
+            "attn_layer_indices names layers that do not exist",
             found=repr_short(outside),
             expected=f"0 to {layers - 1} (num_hidden_layers is {layers})",
         )

@@ -93,7 +93,7 @@ def cut_chunks(
             expected="at least 3 tokens, customarily 512",
         )
     if chunks is not None and chunks < 1:
-        raise InputError("there are no chunks to score", found=chunks, expected="at least 1")
+        raise InputError("the number of chunks is too small", found=chunks, expected="at least 1")
     if len(ids) < 2 * ctx:
         raise InputError(
             "the text is too short",
