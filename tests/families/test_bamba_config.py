@@ -1,4 +1,4 @@
-"""A configuration is read whole or refused by key and value: no JSON value ends in anything else."""
+"""What a Bamba configuration may say in several ways, and what is refused by key and value."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from bamba_quant.errors import ArchitectureError, BambaQuantError, ConfigError
+from bamba_quant.errors import ArchitectureError, ConfigError
 from bamba_quant.families import family_of, read_config
 from bamba_quant.families.bamba import BAMBA
-from bamba_quant.families.bamba.hf_config import SCHEMA
-from bamba_quant.families.hf_schema import FAMILY_KEYS
 
 GOOD: dict[str, Any] = {
     "architectures": ["BambaForCausalLM"],
@@ -32,42 +28,6 @@ GOOD: dict[str, Any] = {
     "mamba_d_state": 16,
     "mamba_expand": 2,
 }
-
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.sampled_from(
-        ["", "auto", "silu", "mamba", "Infinity", "x", 0, 1, 8, 10**400, -1, math.inf, math.nan]
-    )
-    | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["__float__", "rope_theta", "rope_type", "type", "partial_rotary_factor", "x"]),
-            inner,
-            max_size=3,
-        )
-    ),
-    max_leaves=6,
-)
-
-
-@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(st.sampled_from(sorted(SCHEMA.names | FAMILY_KEYS)), JSON, min_size=1, max_size=3))
-def test_any_value_is_read_or_refused(values: dict[str, Any]) -> None:
-    hf = GOOD | values
-    try:
-        family_of(hf)
-        config = read_config(hf)
-    except BambaQuantError as error:
-        assert str(error)
-        return
-    assert config.num_hidden_layers == hf["num_hidden_layers"]
-    assert math.isfinite(config.rope_theta) and config.rope_theta > 0
-    assert math.isfinite(config.rms_norm_eps) and config.rms_norm_eps > 0
-    assert config.mamba_n_heads * config.mamba_d_head == config.mamba_expand * config.hidden_size
 
 
 @pytest.mark.parametrize(
@@ -110,12 +70,6 @@ def test_a_bad_value_is_named(key: str, values: list[Any]) -> None:
         assert key in str(error.value), value
 
 
-@pytest.mark.parametrize("value", [0, 0.0, False, "", [], {}, 1])
-def test_an_unknown_key_is_refused_whatever_it_says(value: Any) -> None:
-    with pytest.raises(ConfigError, match="new_thing"):
-        read_config(GOOD | {"new_thing": value})
-
-
 def test_what_switches_nothing_on_is_accepted() -> None:
     config = read_config(GOOD)
     harmless = {
@@ -129,13 +83,6 @@ def test_what_switches_nothing_on_is_accepted() -> None:
         read_config(GOOD | {"use_sliding_window": True})
     with pytest.raises(ConfigError, match="use_sliding_window"):
         read_config(GOOD | {"use_sliding_window": 0})
-
-
-def test_every_key_that_transformers_writes_is_known() -> None:
-    from transformers import BambaConfig
-
-    unknown = {key for key in BambaConfig().to_dict() if key not in SCHEMA.known and not key.startswith("_")}
-    assert not unknown
 
 
 def test_layers_said_by_period() -> None:
