@@ -14,7 +14,6 @@ from bamba_quant.checkpoint.packed import (
     PackedTensor,
     ScaleTensor,
     packed_tensor,
-    plain_codes,
 )
 from bamba_quant.errors import CheckpointError
 
@@ -74,7 +73,7 @@ class WeightAssembler:
             activations: Activations | None = None) -> None:  # fmt: skip
         """Assemble the weight ``name``; ``codes`` given as a tensor are in the order of rows."""
         if isinstance(codes, StoredTensor):
-            codes = plain_codes(codes)
+            codes = CodeTensor(codes, codes.row_bytes)
         self.weights[name] = packed_tensor(
             name, described, shape, dequantizer, codes=codes, scale=scale, zero=zero, activations=activations
         )

@@ -43,22 +43,6 @@ class Dequantizer(ABC):
         """Codes and scales of rows that hold ``code_bytes`` of codes, then so many float32 scales, then zeros."""
 
 
-class CodeOrder(ABC):
-    """Codes of several rows that are stored together, uint8 (n, bytes), in the order of rows, (n·rows, row_bytes)."""
-
-    @abstractmethod
-    def rows(self, stored: U8) -> U8:
-        """The definition, in numpy."""
-
-    @abstractmethod
-    def rows_on(self, stored: torch.Tensor) -> torch.Tensor:
-        """The same of a tensor, where it lies."""
-
-    @abstractmethod
-    def stored(self, rows: U8, before: U8) -> U8:
-        """The inverse of ``rows``; what only pads is as it was in ``before`` (n, bytes)."""
-
-
 @dataclass(frozen=True)
 class Float8Dequantizer(Dequantizer):
     """e4m3 codes times scales, one for each ``width`` of ``columns`` columns, rounded to ``dtype``."""
@@ -150,21 +134,27 @@ class IntegerDequantizer(Dequantizer):
 
 
 @dataclass(frozen=True)
-class TorchaoTiles(CodeOrder):
-    """torchao's tiles of eight rows, whose first ``columns`` columns become rows of nibbles in two's complement."""
+class TorchaoTiles:
+    """torchao's tiles of eight rows, whose first ``columns`` columns become rows of nibbles in two's complement.
+
+    Codes are uint8 (n, bytes) as they are stored, and (n·8, row_bytes) in the order of rows.
+    """
 
     columns: int
 
     def rows(self, stored: U8) -> U8:
+        """The definition, in numpy."""
         words = stored.view(np.int32).reshape(len(stored), -1, 4 * TILE, 4)
         return pack(np.ascontiguousarray(unpack_tiles(words)[:, : self.columns]), 4, 0)
 
     def stored(self, rows: U8, before: U8) -> U8:
+        """The inverse of ``rows``; padding is as it was in ``before`` (n, bytes)."""
         codes = unpack_tiles(before.view(np.int32).reshape(len(before), -1, 4 * TILE, 4))
         codes[: len(rows), : self.columns] = unpack(np.ascontiguousarray(rows), 4, 0)
         return pack_tiles(codes).view(np.uint8).reshape(before.shape)
 
     def rows_on(self, stored: torch.Tensor) -> torch.Tensor:
+        """``rows`` of a tensor, on its device."""
         import torch
 
         words = stored.view(torch.int32).view(len(stored), -1, 4 * TILE, 4)

@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,28 +43,12 @@ class GgufValue:
     item: GGUFValueType | None = None
 
 
-def string(value: str) -> GgufValue:
-    return GgufValue(GGUFValueType.STRING, value)
-
-
-def uint16(value: int) -> GgufValue:
-    return GgufValue(GGUFValueType.UINT16, value)
-
-
-def uint32(value: int) -> GgufValue:
-    return GgufValue(GGUFValueType.UINT32, value)
-
-
-def int32(value: int) -> GgufValue:
-    return GgufValue(GGUFValueType.INT32, value)
-
-
-def float32(value: float) -> GgufValue:
-    return GgufValue(GGUFValueType.FLOAT32, value)
-
-
-def boolean(value: bool) -> GgufValue:
-    return GgufValue(GGUFValueType.BOOL, value)
+string = partial(GgufValue, GGUFValueType.STRING)
+uint16 = partial(GgufValue, GGUFValueType.UINT16)
+uint32 = partial(GgufValue, GGUFValueType.UINT32)
+int32 = partial(GgufValue, GGUFValueType.INT32)
+float32 = partial(GgufValue, GGUFValueType.FLOAT32)
+boolean = partial(GgufValue, GGUFValueType.BOOL)
 
 
 def array(item: GGUFValueType, values: Sequence[Any]) -> GgufValue:

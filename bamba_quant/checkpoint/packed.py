@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.checkpoint.base import RawReader, StoredTensor, row_runs
-from bamba_quant.checkpoint.dequantize import CodeOrder, Dequantizer
+from bamba_quant.checkpoint.dequantize import Dequantizer, TorchaoTiles
 from bamba_quant.codecs import BlockCodec
 from bamba_quant.codecs.arrays import F32, U8
 
@@ -110,7 +110,7 @@ class CodeTensor:
     tensor: StoredTensor
     row_bytes: int
     rows: int = 1
-    order: CodeOrder | None = None
+    order: TorchaoTiles | None = None
 
     def read(self, reader: RawReader, first: int, stop: int) -> U8:
         """uint8 (stop - first, ``row_bytes``): the codes of those rows."""
@@ -124,11 +124,6 @@ class CodeTensor:
         raw = np.empty((high - low, length), np.uint8)
         reader.read_into(self.tensor.file, self.tensor.offset + low * length, raw.reshape(-1))
         return raw, first - low * self.rows
-
-
-def plain_codes(tensor: StoredTensor) -> CodeTensor:
-    """Codes of which each row stands by itself."""
-    return CodeTensor(tensor, tensor.row_bytes)
 
 
 @dataclass(frozen=True)
