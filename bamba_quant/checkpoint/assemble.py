@@ -8,13 +8,7 @@ from typing import Any, TypeGuard
 
 from bamba_quant.checkpoint.base import Shape, StoredTensor
 from bamba_quant.checkpoint.dequantize import Dequantizer
-from bamba_quant.checkpoint.packed import (
-    Activations,
-    CodeTensor,
-    PackedTensor,
-    ScaleTensor,
-    packed_tensor,
-)
+from bamba_quant.checkpoint.packed import Activations, CodeTensor, PackedTensor, ScaleTensor, packed_tensor
 from bamba_quant.errors import CheckpointError
 
 E4M3 = "f8_e4m3"

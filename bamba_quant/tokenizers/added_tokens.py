@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from gguf import TokenType
 
@@ -35,6 +35,11 @@ class AddedToken:
     single_word: bool = False
     normalized: bool = False
 
+    @property
+    def type(self) -> TokenType:
+        """GGUF's type of token."""
+        return TokenType.CONTROL if self.special else TokenType.USER_DEFINED
+
 
 @dataclass(frozen=True)
 class AddedTokens:
@@ -56,23 +61,21 @@ class BaseVocabulary:
     size: int
     largest_id: Callable[[], int]
 
+    @classmethod
+    def of_vocab(cls, vocab: Mapping[str, int]) -> Self:
+        """That of a parsed file, text to id."""
+        texts = {token: text for text, token in vocab.items()}
+        return cls(vocab.get, texts.get, len(vocab), lambda: max(texts, default=-1))
 
-def base_from_vocab(vocab: Mapping[str, int]) -> BaseVocabulary:
-    """The base vocabulary of a parsed file, text to id."""
-    texts = {token: text for text, token in vocab.items()}
-    return BaseVocabulary(vocab.get, texts.get, len(vocab), lambda: max(texts, default=-1))
-
-
-def base_from_tokenizer(tokenizer: Any) -> BaseVocabulary:
-    """The base vocabulary of a ``tokenizers.Tokenizer``, which is asked for single tokens only: fetching all takes
-    half as long as loading it.
-    """
-    return BaseVocabulary(
-        tokenizer.model.token_to_id,
-        tokenizer.model.id_to_token,
-        tokenizer.get_vocab_size(with_added_tokens=False),
-        lambda: max(tokenizer.get_vocab(with_added_tokens=False).values(), default=-1),
-    )
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Any) -> Self:
+        """That of a ``tokenizers.Tokenizer``, read token by token: fetching all takes half as long as loading it."""
+        return cls(
+            tokenizer.model.token_to_id,
+            tokenizer.model.id_to_token,
+            tokenizer.get_vocab_size(with_added_tokens=False),
+            lambda: max(tokenizer.get_vocab(with_added_tokens=False).values(), default=-1),
+        )
 
 
 def read_added_tokens(
@@ -123,11 +126,6 @@ def read_added_tokens(
     for kind, text, flags in named:
         found.name(kind, text, flags if text not in with_flags else None, config.file)
     return found.sorted()
-
-
-def token_type(one: AddedToken) -> TokenType:
-    """GGUF's type of an added token."""
-    return TokenType.CONTROL if one.special else TokenType.USER_DEFINED
 
 
 def llama_cpp_notes(tokens: tuple[AddedToken, ...], config: TokenizerConfig) -> Iterator[str]:

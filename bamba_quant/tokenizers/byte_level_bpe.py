@@ -15,10 +15,9 @@ from bamba_quant.files.json_file import optional, parse_json, required
 from bamba_quant.files.reading import TOKENIZER_BYTES, read_bytes
 from bamba_quant.tokenizers.added_tokens import (
     AddedTokens,
-    base_from_vocab,
+    BaseVocabulary,
     llama_cpp_notes,
     read_added_tokens,
-    token_type,
 )
 from bamba_quant.tokenizers.library_guard import tokens_around
 from bamba_quant.tokenizers.pretokenizers import (
@@ -72,7 +71,7 @@ def read_tokenizer_json(file: Path, *, for_llama: bool = False) -> TokenizerJson
         _check_model(file, model)
     base = _vocab(file, model["vocab"]) if isinstance(model.get("vocab"), dict) else {}
     config = read_tokenizer_config(file.parent)
-    added = read_added_tokens(config, base_from_vocab(base), file, tokenizer=parsed)
+    added = read_added_tokens(config, BaseVocabulary.of_vocab(base), file, tokenizer=parsed)
     return TokenizerJson(file, raw, parsed, config, base, added)
 
 
@@ -121,7 +120,7 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
         name, notes = check_pretokenizer_name(pre), normalizer_notes(tokenizer, file)
     known = {token: (text, int(TokenType.NORMAL)) for text, token in read.base.items()}
     for added in read.added.tokens:
-        known[added.token] = (added.text, int(token_type(added)))
+        known[added.token] = (added.text, int(added.type))
     tokens, types = fill_embedding_rows(known, vocab_size, file)
     ids = {text: token for token, (text, _) in known.items()}
     special, special_notes = special_ids(config, vocab_size, ids, {})

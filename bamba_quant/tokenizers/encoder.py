@@ -14,11 +14,7 @@ from gguf import TokenType
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.checkpoint.gguf_values import GgufValue
 from bamba_quant.errors import TokenizerError, repr_short
-from bamba_quant.tokenizers.added_tokens import (
-    AddedToken,
-    base_from_tokenizer,
-    read_added_tokens,
-)
+from bamba_quant.tokenizers.added_tokens import AddedToken, BaseVocabulary, read_added_tokens
 from bamba_quant.tokenizers.byte_level_bpe import (
     json_without_model,
     read_tokenizer_bytes,
@@ -147,7 +143,7 @@ def _loaded(file: Path) -> Read | None:
     except TokenizerError:  # parsing it gives a better error
         return None
     config = read_tokenizer_config(file.parent)
-    added = read_added_tokens(config, base_from_tokenizer(tokenizer), file, tokenizer=parsed).tokens
+    added = read_added_tokens(config, BaseVocabulary.of_tokenizer(tokenizer), file, tokenizer=parsed).tokens
     if {one.content for one in tokenizer.get_added_tokens_decoder().values()} - {one.text for one in added}:
         return None  # a key that only the library recognised, by escapes
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):

@@ -15,10 +15,9 @@ from bamba_quant.files.reading import read_bytes
 from bamba_quant.tokenizers.added_tokens import (
     AddedToken,
     AddedTokens,
-    base_from_vocab,
+    BaseVocabulary,
     llama_cpp_notes,
     read_added_tokens,
-    token_type,
 )
 from bamba_quant.tokenizers.library_guard import first_line
 from bamba_quant.tokenizers.settings import TokenizerConfig, read_tokenizer_config
@@ -95,7 +94,7 @@ class SentencePieceFiles:
         for one in self.added.tokens:
             text, kind = known.get(one.token, ("", int(TokenType.NORMAL)))
             if kind not in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE) or text != one.text:
-                known[one.token] = (one.text, int(token_type(one)))
+                known[one.token] = (one.text, int(one.type))
         return known
 
 
@@ -107,7 +106,7 @@ def read_sentencepiece_files(file: Path) -> SentencePieceFiles:
     for token, piece in enumerate(model.pieces):
         if base.setdefault(piece.piece, token) != token:
             raise two_ids(piece.piece, base[piece.piece], token, file)
-    added = read_added_tokens(config, base_from_vocab(base), file, renames=True)
+    added = read_added_tokens(config, BaseVocabulary.of_vocab(base), file, renames=True)
     # transformers cuts the model's own control and user-defined pieces out of a text, too.
     listed = {one.text for one in added.tokens}
     renamed = {one.token for one in added.tokens}
@@ -122,7 +121,7 @@ def read_sentencepiece_files(file: Path) -> SentencePieceFiles:
     for one in added.tokens:
         if one.token < len(model.pieces) and model.pieces[one.token].piece != one.text:
             model.pieces[one.token].piece = one.text
-            model.pieces[one.token].type = int(token_type(one))
+            model.pieces[one.token].type = int(one.type)
     prefix = config.flag("add_prefix_space")
     if prefix is not None:
         model.normalizer_spec.add_dummy_prefix = prefix
