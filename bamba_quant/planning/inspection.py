@@ -19,6 +19,7 @@ from bamba_quant.families.rules import Tensors
 from bamba_quant.metadata.tune_record import TuneRecord, read_record
 from bamba_quant.planning.model import CONFIG, directory_of, has_weights, open_model, unused_note
 from bamba_quant.planning.row_order import needs_repair
+from bamba_reference.config import has_attention
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Inspection:
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
-        return tuple(i for i, kind in enumerate(self.layers) if kind == "attention")
+        return tuple(i for i, kind in enumerate(self.layers) if has_attention(kind))
 
 
 def inspect_path(path: str | Path) -> Inspection:

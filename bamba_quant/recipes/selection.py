@@ -1,4 +1,4 @@
-"""Lays a recipe and the user's own overrides over a model's tensors: which format each of them takes, and why."""
+"""The format of each of a model's tensors, by a recipe and the user's overrides."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bamba_quant.families import TensorRule
 from bamba_quant.recipes.base import ALWAYS_F32, FALLBACKS, Recipe, TensorPosition
 from bamba_quant.recipes.hybrid import move_bits
 
-# Experts, and the feed-forward network beside them, are stored like the feed-forward network of a model without
-# (llama-quant.cpp, ``tensor_get_category``, looks for the first part of these names).
+# Experts and the shared feed-forward network have the rules of the plain feed-forward network (llama-quant.cpp,
+# ``tensor_get_category``, looks for the first part of these names).
 _SAME_RULES = {
     f"ffn_{which}_{kind}": f"ffn_{which}" for which in ("gate", "up", "down") for kind in ("exps", "shexp")
 }
@@ -22,7 +22,7 @@ _SAME_RULES = {
 
 @dataclass(frozen=True)
 class TypeOverrides:
-    """What the user asked for on top of a recipe, under llama-quantize's names.
+    """What the user chose instead of a recipe's formats, under llama-quantize's names.
 
     ``tensor_types`` pairs regular expressions, searched in tensor names, with formats; the first that matches wins.
     """
@@ -36,7 +36,7 @@ class TypeOverrides:
 
 @dataclass(frozen=True)
 class Selected:
-    """A format, and a note when it is not what was asked for."""
+    """A format, and a note where it is not the one that was chosen."""
 
     format: BlockCodec
     note: str = ""
@@ -54,9 +54,9 @@ def select_formats(
 ) -> list[Selected]:
     """The format of each tensor of ``rules``, in the order of llama-quantize's decisions.
 
-    ``stored`` are the input's formats, for a tensor the user leaves as it is. Raises ``PlanError`` for a wish that
-    is not a regular expression, names a format that is not writable, or matches no tensor, and for a recipe's that
-    matches none.
+    ``stored`` are the input's formats, which ``leave_output_tensor`` keeps. Raises ``PlanError`` for an override that
+    is not a regular expression, has a format that cannot be written, or matches no tensor, and for a tensor of the
+    recipe that the model lacks.
     """
     patterns = [(_compiled(pattern), _writable(name)) for pattern, name in overrides.tensor_types]
     _check_matches(rules, overrides.tensor_types)
@@ -74,40 +74,40 @@ def select_formats(
         if rule.role == "output" and overrides.leave_output_tensor:
             selected.append(Selected(source))
             continue
-        wish = _wished(rule, overrides) or _by_pattern(rule, patterns)
-        if wish is not None:
-            selected.append(_filled(wish, rule))
+        override = _by_role(rule, overrides) or _by_pattern(rule, patterns)
+        if override is not None:
+            selected.append(_fitting(override, rule))
             continue
         name = recipe.default
         role = "output" if tied and rule.role == "token_embd" else _SAME_RULES.get(rule.role, rule.role)
-        asked = rule.role if rule.role in recipe.roles and role != "output" else role
+        recipe_role = rule.role if rule.role in recipe.roles and role != "output" else role
         if role == "output" and overrides.output_tensor_type is not None and not overrides.pure:
-            selected.append(_filled(_writable(overrides.output_tensor_type), rule))
+            selected.append(_fitting(_writable(overrides.output_tensor_type), rule))
             continue
         if not overrides.pure:
-            # llama-quantize counts the feed-forward matrices by layers, the others by themselves; where experts
-            # stand beside each other in a layer, it takes the layer's own number.
+            # llama-quantize numbers feed-forward matrices by layer, with several experts by the layer's own number, and
+            # others by their role.
             feed_forward = role.startswith("ffn_")
             index = rule.layer if feed_forward and experts > 1 and rule.layer is not None else seen[role]
             count = layers if feed_forward else counts[role]
             position = TensorPosition(index, count, grouped_query, experts, imatrix, rule.layer)
             seen[role] += 1
             assigned = recipe.assigned(str(rule.gguf))
-            name = assigned or recipe.format_for(asked, position)
+            name = assigned or recipe.format_for(recipe_role, position)
             if not assigned:
                 movable.append(len(selected))
             if role == "output" and not assigned and not _fits(recipe.default, rule):
                 name = "q8_0"
-        selected.append(_filled(codec_named(name, BlockCodec), rule))
+        selected.append(_fitting(codec_named(name, BlockCodec), rule))
     if recipe.candidates:
         formats = [selected[number].format.name for number in movable]
         moved = move_bits([rules[number] for number in movable], formats, recipe.candidates, layers, tied)
         for number, name in zip(movable, moved, strict=True):
-            selected[number] = _filled(codec_named(name, BlockCodec), rules[number])
+            selected[number] = _fitting(codec_named(name, BlockCodec), rules[number])
     return selected
 
 
-def _wished(rule: TensorRule, overrides: TypeOverrides) -> BlockCodec | None:
+def _by_role(rule: TensorRule, overrides: TypeOverrides) -> BlockCodec | None:
     named = {"token_embd": overrides.token_embedding_type, "output": overrides.output_tensor_type}.get(
         rule.role
     )
@@ -117,14 +117,14 @@ def _wished(rule: TensorRule, overrides: TypeOverrides) -> BlockCodec | None:
 def _by_pattern(
     rule: TensorRule, patterns: Sequence[tuple[re.Pattern[str], BlockCodec]]
 ) -> BlockCodec | None:
-    return next((wish for pattern, wish in patterns if pattern.search(str(rule.gguf))), None)
+    return next((found for pattern, found in patterns if pattern.search(str(rule.gguf))), None)
 
 
 def _fits(name: str, rule: TensorRule) -> bool:
     return codec_named(name, BlockCodec).fits(rule.gguf_shape[-1])
 
 
-def _filled(wanted: BlockCodec, rule: TensorRule) -> Selected:
+def _fitting(wanted: BlockCodec, rule: TensorRule) -> Selected:
     columns = rule.gguf_shape[-1]
     if wanted.fits(columns):
         return Selected(wanted)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bamba_quant_cli.console import count, echo, echo_lines, print_json, print_table, size
+from bamba_reference.config import has_attention
 
 if TYPE_CHECKING:
     from bamba_quant.planning.inspection import Inspection
@@ -50,8 +51,10 @@ def inspect(
         f"weights, {size(checkpoint.n_bytes)}, {found.bits_per_weight:.2f} bits per weight"
     )
     if found.layers:
-        # One letter a layer: the map of a hybrid at a glance.
-        marks = "".join("A" if kind == "attention" else "m" for kind in found.layers)
+        # One letter a layer: attention, Mamba, or both in parallel ("H").
+        marks = "".join(
+            "m" if not has_attention(kind) else "A" if kind == "attention" else "H" for kind in found.layers
+        )
         echo(f"layers: {marks}  ({len(found.layers)}; attention in {list(found.attention_layers)})")
     if found.tuned:
         echo(found.tuned.line())

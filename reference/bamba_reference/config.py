@@ -25,6 +25,11 @@ class Layer(NamedTuple):
     feed_forward: tuple[Block, ...] = ()
 
 
+def has_attention(layer_type: str) -> bool:
+    """Whether a layer has attention, alone or beside other blocks; ``layer_type`` is one of ``Config.layer_types``."""
+    return "attention" in layer_type.split("+")
+
+
 def single_block_layers(blocks: Iterable[Block], feed_forward: tuple[Block, ...] = ()) -> tuple[Layer, ...]:
     """One layer for each of ``blocks``, with the same second step in all."""
     return tuple(Layer((block,), feed_forward) for block in blocks)

@@ -10,6 +10,7 @@ from bamba_quant.report.charts.canvas import Frame
 from bamba_quant.report.charts.layout import Box, Scale, linear
 from bamba_quant.report.markup import Markup
 from bamba_quant.report.wording import decibels, plain
+from bamba_reference.config import has_attention
 
 _WIDTH, _HEIGHT = 330.0, 220.0
 _MOST_MARKED = 24  # layers; beyond these the marks would touch, and only answer the pointer
@@ -47,7 +48,7 @@ def layer_drift(name: str, candidate: Candidate, kind: int, span: tuple[float, f
         _HEIGHT,
         f"Drift of activations by layer, {name}",
         f"{len(layers)} layers, {lowest}; attention layers: {_attention(layers)}",
-        *(_band(inner, centre(i), step) for i, layer in enumerate(layers) if layer.kind == "attention"),
+        *(_band(inner, centre(i), step) for i, layer in enumerate(layers) if has_attention(layer.kind)),
         canvas.bottom_axis(frame, _whole(x), "layer", plain, most=8),
         canvas.left_axis(frame, y, "signal to noise, dB", plain, most=5),
         canvas.border(frame),
@@ -100,4 +101,4 @@ def _accumulated(layer: LayerDrift) -> float:
 
 
 def _attention(layers: Sequence[LayerDrift]) -> str:
-    return ", ".join(str(layer.layer) for layer in layers if layer.kind == "attention") or "none"
+    return ", ".join(str(layer.layer) for layer in layers if has_attention(layer.kind)) or "none"
