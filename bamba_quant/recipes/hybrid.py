@@ -1,10 +1,11 @@
-"""Recipes for hybrids that need no text: bits go where other models' measurements say, at a plain recipe's bytes.
+"""Moves bits between the tensors of a hybrid model at a plain recipe's size, by the costs measured on other models.
 
-What a tensor costs in divergence is, measured, proportional to the squared error of its format beside the square of its
-weights: one number a tensor says what it costs in every format. Here these numbers are those of its role: the geometric
-mean of what bamba-43m and bamba-mini lost, by ``calibration.sensitivity`` over calib.txt, a role's layers together
-(benchmarks/hybrid_recipes.py prints them). A layer's share falls with their number, whatever their width; of the
-embedding it falls with the depth of what follows, and of the output it does not.
+Measured, the divergence that quantizing one tensor adds is proportional to its relative squared error, so that one
+number a tensor gives its cost in every format. Here that number follows from the tensor's role: the geometric mean of
+the divergences of bamba-43m and bamba-mini, by ``calibration.sensitivity`` over calib.txt, for all layers of the role
+together (benchmarks/hybrid_recipes.py prints them). The cost of one layer is the role's divided by the number of
+layers, whatever their width. That of the embedding is divided by the number of layers that follow it; that of the
+output is not divided.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from bamba_quant.families import TensorRule
 from bamba_quant.recipes.base import FALLBACKS
 from bamba_quant.recipes.least_cost import Option, least_cost
 
-# Cost of a format beside q4_k's, without an importance matrix, scales refined; on bamba-43m most tensors' within 5 %.
+# Cost of a format relative to q4_k, without an importance matrix, scales refined; within 5 % for most tensors of
+# bamba-43m.
 ERRORS: Mapping[str, float] = {
     "q2_k": 14.6,
     "q3_k": 4.38,
@@ -34,7 +36,7 @@ ERRORS: Mapping[str, float] = {
     "q8_0": 0.0046,
 }
 
-# Divergence of all layers of a role in q4_k, nats a token; of the embedding as if it were in each of ten layers.
+# Divergence of all layers of a role in q4_k, nats a token; that of the embedding for a model of ten layers.
 ROLE_COSTS: Mapping[str, float] = {
     "token_embd": 0.0038,
     "output": 0.0076,
@@ -51,15 +53,15 @@ ROLE_COSTS: Mapping[str, float] = {
     "ffn_down": 0.0051,
 }
 _EMBEDDING_LAYERS = 10
-# Of the mixers' matrices, the first layer's cost beside a middle one's, and those of the layers after it and the last.
+# The cost of mixers' matrices relative to the middle layers: in the first layer, in those after it, and in the last.
 _FIRST, _EARLY, _LATE = 4.0, 1.4, 0.6
 
-# Left for key-values that the plain file does not have: the recipe's name, and a record of tuning.
+# Reserved for key-values that the plain file does not have: the recipe's name, and a record of tuning.
 HEADER_ROOM = 4096
 
 
 def estimated_costs(rule: TensorRule, layers: int, formats: Collection[str], tied: bool) -> dict[str, float]:
-    """What a tensor of a model of so many ``layers`` costs in each of ``formats``, or in what its rows take instead.
+    """The cost of a tensor in each of ``formats``, or in its fallback where rows are not whole blocks.
 
     ``tied`` says that the embedding is the output too. Nats a token.
     """

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from bamba_quant.errors import PlanError
 
 _MOST_EXCHANGES = 2000
-_MOST_SIZES = 1 << 18  # between the smallest choice and the budget, that dynamic programming tells apart
+_MOST_SIZES = 1 << 18  # steps of bytes between the smallest choice and the budget, in dynamic programming
 
 
 @dataclass(frozen=True)
 class Option:
-    """What a tensor may become: its bytes in the file, and what that costs, in any unit that adds up."""
+    """A choice for a tensor: its bytes in the file and its cost, in any unit that adds up."""
 
     n_bytes: int
     cost: float

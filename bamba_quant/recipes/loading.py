@@ -1,4 +1,4 @@
-"""What a user must tell a loader of a quantized directory, for what releases of today get wrong or lack."""
+"""Notes on loading a quantized directory: what vLLM 0.23 and transformers 5.23 get wrong or lack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def loading_notes(
     scheme: SafetensorsCodec,
     roles: Collection[str],
 ) -> list[str]:
-    """Sentences on a directory under ``scheme`` whose quantized matrices have ``roles``."""
+    """Notes for a directory of this ``scheme`` whose quantized matrices have ``roles``."""
     loaders = family.loaders
     notes: list[str] = []
     touched = sorted(loaders.initialized & set(roles))
@@ -60,7 +60,7 @@ def loading_notes(
 def _cut_blocks(
     loaders: Loaders, config: Config, scheme: SafetensorsCodec, roles: Collection[str]
 ) -> list[str]:
-    """What vLLM refuses because an output of a merged product is not whole blocks high."""
+    """Notes on merged matmuls that vLLM does not load, because the height of an output is not a multiple of a block."""
     notes: list[str] = []
     for merged in loaders.merged:
         quantized = [role for role in merged.roles if role in roles]

@@ -1,4 +1,4 @@
-"""Which matrices a scheme takes, by role, and what stays: in units that a runtime fuses, under names that match there.
+"""Which matrices a scheme quantizes, by role, and the names of the others as each runtime matches them.
 
 What a family's runtimes fuse is quantized as a whole or not at all.
 """
@@ -17,7 +17,7 @@ from bamba_quant.families.runtime_compat import ATTENTION_INPUTS, Loaders
 from bamba_reference.config import Config
 
 # The linear layers that hold nearly all weights of every family. Embedding, output, convolutions, routers, experts
-# stacked into one tensor, norms, biases and whatever belongs to the recurrence (A, D, dt) stay.
+# stacked into one tensor, norms, biases and the parameters of the recurrence (A, D, dt) are not quantized.
 QUANTIZED = frozenset(
     "ssm_in ssm_out attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down "
     "ffn_gate_shexp ffn_up_shexp ffn_down_shexp".split()
@@ -32,7 +32,7 @@ SHARED = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A tensor of the checkpoint: its name, its shape, and the rules it serves, which have one layer."""
+    """A tensor of the checkpoint, its shape, and the rules of the tensors that it holds, all of one layer."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,12 +52,12 @@ class Candidate:
 
     @property
     def is_linear(self) -> bool:
-        """Whether transformers runs it as a linear layer: what is listed where a configuration says what stays."""
+        """Whether transformers runs it as a linear layer, which a configuration lists if it is not quantized."""
         return self.name.endswith(".weight") and len(self.shape) == 2 and self.roles != {"token_embd"}
 
     @property
     def is_expert(self) -> bool:
-        """Whether it is a matrix of every expert, stacked."""
+        """Whether it holds one matrix of every expert, stacked."""
         return all(role.endswith("_exps") for role in self.roles)
 
     @property
@@ -75,7 +75,7 @@ Preset = Callable[[Candidate, Config], bool]
 
 
 def _hybrid(candidate: Candidate, config: Config) -> bool:
-    """Attention, and the recurrent mixer in the layer before each; without the feed-forward matrices."""
+    """Attention, and the Mamba-2 mixer of the layer before each attention layer; no feed-forward matrices."""
     layer = candidate.layer
     if layer is None:
         return False
@@ -84,14 +84,14 @@ def _hybrid(candidate: Candidate, config: Config) -> bool:
     return bool(layer + 1 in config.attention_layers and candidate.roles & {"ssm_in", "ssm_out"})
 
 
-# What Nemotron's quantized hybrids keep.
+# What Nemotron's quantized hybrids do not quantize.
 PRESETS: Mapping[str, Preset] = {"hybrid": _hybrid}
 
 
 def select_matrices(
     candidates: Sequence[Candidate], config: Config, keep: Sequence[str], units: Sequence[frozenset[str]]
 ) -> frozenset[str]:
-    """The names of the tensors to quantize: all that may be, but for what ``keep`` lists.
+    """The names of the tensors to quantize: all quantizable ones without those that ``keep`` lists.
 
     An entry of ``keep`` is a preset, a role, or a pattern with ``*`` and ``?`` that a tensor's or module's name
     matches as a whole. Raises ``PlanError`` for one that matches nothing, and for one of ``units``, roles of a layer,
@@ -155,7 +155,7 @@ def _check_units(
 
 def ignored_modules(candidates: Sequence[Candidate], rules: Sequence[TensorRule],
                     chosen: Collection[str], loaders: Loaders) -> Ignored:  # fmt: skip
-    """The linear layers that are not ``chosen``, among them the output where it is tied and stored nowhere.
+    """The linear layers that are not ``chosen``, with the output, even where it is tied and has no tensor.
 
     Experts stacked in one tensor are not a linear layer, and are listed for the loaders that make several of them.
     """
@@ -177,14 +177,14 @@ def ignored_modules(candidates: Sequence[Candidate], rules: Sequence[TensorRule]
 
 
 def _pattern_below(name: str) -> str:
-    """An expression for a module of every layer and all that it holds."""
+    """A regular expression for a module of every layer and all modules in it."""
     return ".*" + re.escape(name).replace(re.escape("{i}"), r"\d+").replace(r"model\.", "", 1) + r"(\..*)?$"
 
 
 def _patterns(
     kept: Sequence[Candidate], taken: Sequence[str], layers: Collection[int | None]
 ) -> tuple[str, ...]:
-    """One expression for each kind of kept module, which finds it under whatever stands between layer and leaf."""
+    """A regular expression for each kind of module in ``kept``, with any names between the layer and the leaf."""
     beside: dict[str, list[str]] = {}
     for module in taken:
         for number in set(filter(str.isdecimal, module.split("."))):
@@ -224,7 +224,7 @@ def _tail(module: str, beside: Sequence[str]) -> str:
 
 
 def _names_in_vllm(module: str, loaders: Loaders) -> tuple[str, ...]:
-    """What vLLM calls a module, where it calls it otherwise."""
+    """The name of a module in vLLM, if it differs."""
     name = module
     for word, other in (loaders.vllm or {}).items():
         name = name.replace(word, other)
