@@ -47,13 +47,14 @@ class Config:
     ``time_step_limit`` bounds dt after softplus. ``max_position_embeddings`` is 2^20 for a family whose
     configurations have no such key. Token ids may be None.
 
-    Embeddings, and what each mixer and feed-forward network adds to the stream, are multiplied by
-    ``embedding_multiplier`` and ``residual_multiplier``, attention scores by ``attention_multiplier``, where
+    Embeddings are multiplied by ``embedding_multiplier``, the sum of each residual step by ``residual_multiplier``,
+    attention scores by ``attention_multiplier``, where
     None means head_dim^-1/2; logits are divided by ``logits_scaling``. ``intermediate_size`` is the width of
     ``mlp``; ``moe`` uses ``num_experts_per_tok`` of ``num_local_experts`` experts, each ``expert_intermediate_size``
     wide.
+
     Mamba's dt comes from ``mamba_time_step_rank`` elements; where ``mixer_rms_eps`` is given, these and B and C
-    are normalized without weights. ``residual_in_fp32`` keeps the stream between layers in float32.
+    are normalized without weights. ``residual_in_fp32`` keeps the residual stream in float32.
     """
 
     vocab_size: int
@@ -106,7 +107,7 @@ class Config:
 
     @property
     def layer_types(self) -> tuple[str, ...]:
-        """Each layer's first step in one word, as reports print it: ``mamba`` is Mamba-2's; blocks joined by ``+``."""
+        """The blocks of each layer's first step, joined by ``+``, as reports print them; ``mamba`` means Mamba-2."""
         return tuple(
             "+".join("mamba" if block == "mamba2" else block for block in layer.blocks)
             for layer in self.layers
@@ -124,7 +125,7 @@ class Config:
 
     @property
     def mamba_layers(self) -> tuple[int, ...]:
-        """Mamba-2's; ``layers_of("mamba1")`` has Mamba's."""
+        """The layers with a Mamba-2 block; ``layers_of("mamba1")`` returns those with Mamba's."""
         return self.layers_of("mamba2")
 
     @property
@@ -139,7 +140,7 @@ class Config:
 
     @property
     def mamba_conv_dim(self) -> int:
-        """Channels that pass the causal convolution: x, and with groups B and C."""
+        """Channels of the causal convolution: x, and with groups B and C."""
         return self.mamba_d_inner + 2 * self.mamba_n_groups * self.mamba_d_state
 
     @property

@@ -90,7 +90,7 @@ def oracle_logits(case: Case, tokens: np.ndarray, dtype: torch.dtype = torch.flo
 def oracle_pieces(case: Case, *pieces: np.ndarray, positions: bool = True) -> torch.Tensor:
     """transformers' logits (L, V) of the last of these pieces of one text, run one after the other with its cache.
 
-    Without ``positions`` it is left to count by itself.
+    Without ``positions`` transformers counts them.
     """
     has_positions = case.config.max_position_embeddings != NO_POSITIONS
     cache, past = DynamicCache(config=case.oracle.config), 0
@@ -105,7 +105,7 @@ def oracle_pieces(case: Case, *pieces: np.ndarray, positions: bool = True) -> to
 
 @torch.no_grad()
 def oracle_padded(case: Case, tokens: np.ndarray, padding: int) -> torch.Tensor:
-    """transformers' logits (L, V) of tokens behind ``padding`` tokens that its mask says are none."""
+    """transformers' logits (L, V) of tokens after ``padding`` masked tokens."""
     ids = torch.from_numpy(np.concatenate([np.full(padding, 2), tokens]))[None]
     mask = torch.tensor([[0] * padding + [1] * len(tokens)])
     said = {}
@@ -115,9 +115,9 @@ def oracle_padded(case: Case, tokens: np.ndarray, padding: int) -> torch.Tensor:
 
 
 def oracle_streams(case: Case, hidden_states: tuple[torch.Tensor, ...]) -> dict[int, torch.Tensor]:
-    """transformers' hidden states by how many layers stand before them, but for the last, which it gives normed.
+    """transformers' hidden states by the number of layers before them, without the last, which transformers normalizes.
 
-    Its Mamba classes begin with what the first layer gives, the others with what it is given.
+    Its Mamba classes begin with the first layer's output, the others with its input.
     """
     first = 0 if case.config.intermediate_size else 1
     return {first + i: hidden for i, hidden in enumerate(hidden_states[:-1])}

@@ -1,6 +1,6 @@
 """The random models of every family that the reference's tests run over, under the reference's names.
 
-What a configuration may say that changes the mathematics stands here at least once.
+Every configuration key that changes the mathematics occurs at least once.
 """
 
 from __future__ import annotations

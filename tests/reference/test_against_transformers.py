@@ -1,6 +1,6 @@
 """Logits are transformers' to 2e-5, and as near to the float64 truth as transformers' own or nearer.
 
-Where transformers errs (``test_transformers_faults``) its logits are no oracle, and the case is left out here.
+Cases where transformers is wrong (``test_transformers_faults``) are skipped here.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_trained_models(name: str) -> None:
 
 
 def assert_bfloat16_is_no_worse(case: Case, tokens: np.ndarray) -> None:
-    """Of the same weights, rounded to bfloat16 first: what is compared is the arithmetic."""
+    """With the same weights, rounded to bfloat16 first: the arithmetic is compared."""
     weights = {k: torch.from_numpy(v).bfloat16().float().numpy() for k, v in case.weights.items()}
     rounded = dataclasses.replace(case, weights=weights)
     truth = numpy_logits(rounded, tokens, np.float64)

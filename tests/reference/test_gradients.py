@@ -12,14 +12,14 @@ from bamba_reference.torch.backend import TORCH
 from tests.reference.cases import RANDOM, oracle_streams, random_case, random_tokens, relative_error
 from tests.reference.families import own_names
 
-TOLERANCE = 5e-5  # a gradient passes through twice as many operations as a logit, of which 2e-5 is asked
+TOLERANCE = 5e-5  # a gradient passes through twice as many operations as a logit, whose tolerance is 2e-5
 
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_gradients(name: str) -> None:
     case = random_case(name)
     tokens = random_tokens(case, 2, 45)
-    # transformers gives the padding token's embedding no gradient, even where it stands as a token.
+    # transformers gives the padding token's embedding no gradient, even where it occurs as a token.
     tokens[tokens == case.config.pad_token_id] = 3
     ids = torch.from_numpy(tokens)
     direction = torch.randn(2, 45, case.config.vocab_size, generator=torch.Generator().manual_seed(1))
@@ -46,7 +46,7 @@ def test_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_linear_is_called_with_the_tensor_it_multiplies_by(name: str) -> None:
-    """What calibration rests on: it watches inputs and takes gradients by replacing one operation.
+    """Calibration depends on it: it observes inputs and takes gradients by replacing one operation.
 
     Expert e's matrix is the e-th of the stacked tensor, named so.
     """

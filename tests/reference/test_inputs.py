@@ -1,4 +1,4 @@
-"""Weights and inputs that cannot be run are refused with what is wrong, where, and what was expected."""
+"""Errors for weights and inputs that cannot be run say what is wrong, where, and what was expected."""
 
 from __future__ import annotations
 

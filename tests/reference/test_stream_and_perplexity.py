@@ -35,7 +35,7 @@ from tests.reference.families import REPRESENTATIVE
 
 
 class Lazy(Mapping[str, Any]):
-    """A checkpoint that counts what is loaded and lets nothing be read in bulk."""
+    """A checkpoint that records the names of the tensors loaded from it and gives read-only copies."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
         self.weights = weights

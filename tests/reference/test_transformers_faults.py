@@ -1,6 +1,6 @@
 """Where transformers 5.23 is wrong or raises, the reference keeps to the float64 truth.
 
-Each test shows the fault too, so that a release that mends it is noticed.
+Each test shows the fault too, so that it fails when a release corrects it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The record of the Triton kernels, for ``torch.forward`` to run a model by."""
+"""The backend of the Triton kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A CPU gets the compiled backend in float32 by itself, and no other dtype or device gets it at all."""
+""" "auto" is the compiled backend on a CPU in float32; no other dtype or device gets it."""
 
 from __future__ import annotations
 

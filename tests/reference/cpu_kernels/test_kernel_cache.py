@@ -1,4 +1,4 @@
-"""Compiled kernels are kept on disk, and whatever happens to them there costs time, never a run or a right result."""
+"""Compiled kernels are cached on disk; a damaged cache costs time, never a run or a right result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def adder(step: float) -> Callable[[Any], None]:
 
 
 def added(step: float) -> tuple[float, bool]:
-    """What the compiled kernel makes of 1, and whether it was found in the cache."""
+    """The compiled kernel's result for 1, and whether it was found in the cache."""
     code: Any = compile_kernel(adder(step), SIGNATURE, ())
     x = np.ones(3)
     code(x)

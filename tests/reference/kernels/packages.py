@@ -15,7 +15,7 @@ def causal_conv1d_fn(
     initial_states: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """x (B, D, L) and initial_states (B, D, K-1) with neighbouring channels side by side, weight (D, K)."""
+    """x (B, D, L) and initial_states (B, D, K-1) with contiguous channels, weight (D, K)."""
     (B, D, L), K = x.shape, weight.shape[1]
     assert x.stride(1) == 1 and x.stride(0) % 8 == x.stride(2) % 8 == D % 8 == 0 and weight.is_contiguous()
     before = x.new_zeros(B, D, K - 1) if initial_states is None else initial_states
@@ -66,7 +66,7 @@ def selective_state_update(
     dt_bias: Tensor,
     dt_softplus: bool,
 ) -> Tensor:
-    """state (B, I, N), which is brought up to date; x, dt and z (B, I), B and C (B, N)."""
+    """state (B, I, N), which is updated; x, dt and z (B, I), B and C (B, N)."""
     assert dt_softplus
     step = F.softplus(dt + dt_bias)[..., None]
     state.copy_(torch.exp(step * A) * state + step * x[..., None] * B[:, None])

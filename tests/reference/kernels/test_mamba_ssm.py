@@ -79,7 +79,7 @@ def test_convolutions_there_are_not(shape: tuple[int, int], packages: Backend) -
 
 
 def mamba2_arguments(L: int, limit: tuple[float, float] = (0.0, float("inf"))) -> list[Any]:
-    """What Mamba-2's mixer gives its scan: two rows of L tokens, 4 heads of 3 in 2 groups, 5 states, 32 for a chunk."""
+    """Arguments of Mamba-2's scan: two rows of L tokens, 4 heads of 3 in 2 groups, 5 states, 32 for a chunk."""
     random = torch.Generator().manual_seed(L)
 
     def normal(*shape: int) -> Tensor:
@@ -129,7 +129,7 @@ def test_gated_norm(groups: int, packages: Backend) -> None:
 
 
 def scan_arguments(L: int) -> list[Any]:
-    """What Mamba's mixer gives its scan: two rows of L tokens, 6 channels of 5 states, and 32 for a chunk."""
+    """Arguments of Mamba's scan: two rows of L tokens, 6 channels of 5 states, chunk 32."""
     random = torch.Generator().manual_seed(L)
 
     def normal(*shape: int) -> Tensor:

@@ -143,7 +143,7 @@ def test_norms(dtype: torch.dtype, groups: int) -> None:
 
 
 def test_any_layout_of_memory() -> None:
-    """What lies in another order than its indices say gives the same."""
+    """Results do not depend on the order of the arguments in memory."""
     normal = draw(8)
     x, delta, weight = normal(2, 5, 60), normal(2, 5, 60), normal(60)
     turned, z = (v.permute(2, 0, 1).contiguous().permute(1, 2, 0) for v in (x, delta))

@@ -1,4 +1,4 @@
-"""What goes wrong in Triton's cache is told as such, with its directory."""
+"""Errors of Triton's cache name the cache and its directory."""
 
 from __future__ import annotations
 

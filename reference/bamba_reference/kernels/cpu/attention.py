@@ -23,7 +23,7 @@ from bamba_reference.kernels.cpu.launch import (
     inlined,
     memory,
     share,
-    takes,
+    supported,
 )
 from bamba_reference.kernels.cpu.matmul import TERMS
 from bamba_reference.kernels.cpu.tiles import LANES, ROWS, WIDTH, multiply_1, multiply_2, multiply_3
@@ -44,7 +44,7 @@ def attention(
     """``torch.ops.attention``: q (B, L, heads, E) over k and v (B, S, kv, E): (B, L, heads, E)."""
     (B, L, heads, E), (S, kv) = q.shape, k.shape[1:3]
     fits = k.shape == v.shape == (B, S, kv, E) and S >= L and heads % kv == 0
-    if L < LEAST_QUERIES or not fits or not takes(q, k, v):
+    if L < LEAST_QUERIES or not fits or not supported(q, k, v):
         return torch_ops.attention(q, k, v, scale, padding, sequences)
     q, k, v = (t if t.stride(3) == 1 and t.stride(2) == E else t.contiguous() for t in (q, k, v))
     out = empty(B, L, heads, E)

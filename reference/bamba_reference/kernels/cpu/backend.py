@@ -1,8 +1,8 @@
-"""The record of the kernels compiled for this processor, for ``torch.forward`` to run a float32 model by.
+"""The backend of the kernels compiled for this processor, for float32 models.
 
-Each is a function of ``torch.ops``, and calls it for what it does not compute itself: other dtypes, tensors whose
-gradients are wanted, shapes that do not fit, attention of few queries, scans of few tokens, and products of few rows
-or on processors without AVX-512.
+Each replaces a function of ``torch.ops`` or ``torch.scan`` and calls it for what the kernel does not support: other
+dtypes, tensors that need gradients, shapes that do not fit, attention of few queries, scans of few tokens, and products
+of few rows or on processors without AVX-512.
 """
 
 from __future__ import annotations

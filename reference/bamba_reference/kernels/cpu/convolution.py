@@ -17,7 +17,7 @@ from bamba_reference.kernels.cpu.launch import (
     inlined,
     memory,
     share,
-    takes,
+    supported,
 )
 from bamba_reference.torch import ops as torch_ops
 
@@ -28,7 +28,7 @@ def conv(
     """``torch.ops.conv``: xBC (B, L, W), strided but for the last dimension, behind tail (B, K-1, W): (B, L, W)."""
     (B, L, W), K = xBC.shape, weight.shape[1]
     fits = len(weight) == W and tail.shape == (B, K - 1, W) and (bias is None or bias.shape == (W,))
-    if not fits or not takes(xBC, weight, bias, tail):
+    if not fits or not supported(xBC, weight, bias, tail):
         return torch_ops.conv(xBC, weight, bias, tail, sequence_starts)
     xBC = xBC if xBC.stride(2) == 1 else xBC.contiguous()
     age = torch.full((B, L), K) if sequence_starts is None else torch_ops.ages(sequence_starts)

@@ -15,14 +15,14 @@ from bamba_reference.kernels.cpu.launch import (
     memory,
     rows_apart,
     share,
-    takes,
+    supported,
 )
 from bamba_reference.torch import ops as torch_ops
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """``torch.ops.swiglu``: silu(gate) * up, (…, F)."""
-    if not takes(gate, up) or gate.shape != up.shape:
+    if not supported(gate, up) or gate.shape != up.shape:
         return torch_ops.swiglu(gate, up)
     first, second = rows_apart(gate), rows_apart(up)
     out = empty(*gate.shape)
@@ -49,7 +49,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """``torch.ops.rotary``: x (B, L, n, E), cos and sin (B or 1, L, r/2)."""
     (B, L, heads, E), half = x.shape, cos.shape[-1]
     fits = len(cos) in (1, B) and cos.shape[1:] == (L, half) and cos.shape == sin.shape and 2 * half <= E
-    if not fits or not takes(x, cos, sin):
+    if not fits or not supported(x, cos, sin):
         return torch_ops.rotary(x, cos, sin)
     tokens = rows_apart(x.flatten(2))
     out = empty(*x.shape)

@@ -64,14 +64,14 @@ def has(feature: str) -> bool:
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
-# Rows of a norm or an elementwise operation for which a second thread is not woken.
+# The fewest rows of a norm or an elementwise operation that each thread gets.
 LEAST_ROWS = 16
 
 
-def takes(*tensors: Tensor | None) -> bool:
-    """Whether compiled kernels compute with these: float32 on a CPU, and no gradient is wanted of any.
+def supported(*tensors: Tensor | None) -> bool:
+    """Whether the kernels support these: float32 on a CPU, and none needs a gradient.
 
-    Kernels read memory unchecked: each operation leaves shapes that do not fit to torch as well, which says so.
+    Kernels read memory unchecked, so each operation also leaves shapes that do not fit to torch, which raises.
     """
     grad = torch.is_grad_enabled()
     return all(
@@ -92,7 +92,7 @@ def memory(tensor: Tensor) -> Floats:
 
 
 def rows_apart(x: Tensor) -> Tensor:
-    """x as (rows, n) whose rows lie evenly spaced, each in one piece: x itself where it can be seen so."""
+    """x as (rows, n), evenly spaced contiguous rows: a view of x if possible."""
     flat = x.reshape(-1, x.shape[-1])
     return flat if flat.stride(1) == 1 else flat.contiguous()
 
@@ -100,13 +100,13 @@ def rows_apart(x: Tensor) -> Tensor:
 def empty(*shape: int) -> Tensor:
     """Uninitialized float32. numpy's, because it asks Linux for large pages.
 
-    Measured, 69 MB at their first touch: 4 ms, where torch's take 15 ms, which is 3 % of the product they are for.
+    Measured for the first access to 69 MB: 4 ms, torch's 15 ms, which is 3 % of the product that needs them.
     """
     return torch.from_numpy(np.empty(shape, np.float32))
 
 
 def share(kernel: Callable[..., None], *arguments: Any, count: int, least: int = 1) -> None:
-    """``kernel(*arguments, start, stop)`` over parts of 0 … ``count``, of ``least`` or more, one a thread."""
+    """``kernel(*arguments, start, stop)`` over parts of 0 … ``count``, ``least`` or more a thread, in parallel."""
     threads = max(1, min(torch.get_num_threads(), count // least))
     borders = [count * i // threads for i in range(threads + 1)]
     if threads > 1:
@@ -122,7 +122,7 @@ def share(kernel: Callable[..., None], *arguments: Any, count: int, least: int =
 
 @cache
 def _jobs(process: int, threads: int) -> SimpleQueue[Any]:
-    """The queue that so many threads of this process wait at; those of a process it was forked from are not here."""
+    """The job queue of this many threads. Keyed by process, because a fork does not copy threads."""
     jobs: SimpleQueue[Any] = SimpleQueue()
     for _ in range(threads):
         Thread(target=_work, args=(jobs,), name="kernels", daemon=True).start()
@@ -134,7 +134,7 @@ def _work(jobs: SimpleQueue[Any]) -> None:
         done, kernel, arguments = jobs.get()
         try:
             kernel(*arguments)
-        except BaseException as failure:  # noqa: BLE001  (raised where the work was shared)
+        except BaseException as failure:  # noqa: BLE001  (raised in ``share``)
             done.put(failure)
         else:
             done.put(None)

@@ -24,7 +24,7 @@ from bamba_reference.kernels.cpu.launch import (
     memory,
     rows_apart,
     share,
-    takes,
+    supported,
 )
 from bamba_reference.kernels.cpu.tiles import (
     LANES,
@@ -66,7 +66,7 @@ def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
 
 def _worthwhile(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     fits = x.shape[-1] == weight.shape[1] and (bias is None or len(bias) == len(weight))
-    return has("avx512f") and fits and x.numel() >= LEAST_ROWS * x.shape[-1] and takes(x, weight, bias)
+    return has("avx512f") and fits and x.numel() >= LEAST_ROWS * x.shape[-1] and supported(x, weight, bias)
 
 
 def matmul(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

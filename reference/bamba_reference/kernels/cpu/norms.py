@@ -17,14 +17,14 @@ from bamba_reference.kernels.cpu.launch import (
     memory,
     rows_apart,
     share,
-    takes,
+    supported,
 )
 from bamba_reference.torch import ops as torch_ops
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``torch.ops.rms_norm``: x / rms(x) * weight over the last dimension, (…, d)."""
-    if not takes(x, weight) or weight.shape != x.shape[-1:]:
+    if not supported(x, weight) or weight.shape != x.shape[-1:]:
         return torch_ops.rms_norm(x, weight, eps)
     rows = rows_apart(x)
     out = empty(*x.shape)
@@ -38,7 +38,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x + delta and its rms_norm, (…, d) both."""
-    if not takes(x, delta, weight) or x.shape != delta.shape or weight.shape != x.shape[-1:]:
+    if not supported(x, delta, weight) or x.shape != delta.shape or weight.shape != x.shape[-1:]:
         total = x + delta
         return total, torch_ops.rms_norm(total, weight, eps)
     first, second = rows_apart(x), rows_apart(delta)
@@ -55,7 +55,7 @@ def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tens
 def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
     """``torch.ops.gated_norm``: rms_norm of y * silu(z) over each of ``groups`` parts, (…, I)."""
     fits = y.shape == z.shape and weight.shape == y.shape[-1:] and y.shape[-1] % groups == 0
-    if not fits or not takes(y, z, weight):
+    if not fits or not supported(y, z, weight):
         return torch_ops.gated_norm(y, z, weight, groups, eps)
     first, second = rows_apart(y), rows_apart(z)
     out = empty(*y.shape)

@@ -26,7 +26,7 @@ from bamba_reference.kernels.cpu.launch import (
     inlined,
     memory,
     share,
-    takes,
+    supported,
 )
 from bamba_reference.kernels.cpu.tiles import LANES, ROWS, multiply_1, multiply_2
 from bamba_reference.torch import scan as torch_scan
@@ -52,7 +52,7 @@ def scan(
         and h.shape == (rows, H, P, N)
         and A_log.shape == D.shape == dt_bias.shape == (H,)
     )
-    if not fits or not takes(x, dt, A_log, B, C, D, dt_bias, h):
+    if not fits or not supported(x, dt, A_log, B, C, D, dt_bias, h):
         return torch_scan.scan(arguments)
     dt = F.softplus(dt.contiguous() + dt_bias).clamp(*dt_limit)  # (B, L, H)
     if real is not None:

@@ -125,8 +125,8 @@ def _incoming(phis: tuple[Any, ...], values: tuple[Any, ...], block: Any) -> Non
 
 
 # Tiles of one, two and three vectors across: multiply(a, a0, a_step, b, b0, b_step, c, c0, c_step, terms, kept).
-# Step k multiplies a[a0 + k a_step + r] by b[b0 + k b_step + i], summed in c[c0 + r c_step + i] on top of
-# kept times what is there; with kept 0 that is not read.
+# Step k multiplies a[a0 + k a_step + r] by b[b0 + k b_step + i], summed in c[c0 + r c_step + i] added to
+# kept times the old value, which is not read if kept is 0.
 multiply_1, multiply_2, multiply_3 = (_multiply(vectors) for vectors in (1, 2, 3))
 
 
