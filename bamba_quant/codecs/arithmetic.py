@@ -24,12 +24,12 @@ _MAGIC_MANTISSA = np.int32(0x00400000)
 
 
 def quiet(function: Function) -> Function:
-    """Let infinities and NaN arise as silently as they do in C; ggml relies on how they compare."""
+    """Silence numpy's warnings about infinities and NaN: ggml relies on how they compare."""
     return np.errstate(all="ignore")(function)
 
 
 def nearest_int(v: F32) -> I32:
-    """Round half to even; beyond ±2^22 and for NaN the same nonsense as ggml-quants.c:621."""
+    """Round half to even; beyond ±2^22 and for NaN the same wrong values as ggml-quants.c:621."""
     bits: I32 = (v + _MAGIC).view(np.int32)
     bits &= _MANTISSA
     bits -= _MAGIC_MANTISSA
@@ -42,7 +42,7 @@ def nearest_clipped(v: F32, low: int, high: int) -> F32:
 
 
 def truncate(v: F32) -> I32:
-    """C's (int) cast as x86 performs it: toward zero, and -2^31 for NaN and whatever does not fit."""
+    """C's (int) cast as x86 performs it: toward zero, and -2^31 for NaN and numbers out of range."""
     fits = np.abs(v) < np.float32(2**31)
     return np.where(fits, v, np.float32(-(2**31))).astype(np.int32)
 

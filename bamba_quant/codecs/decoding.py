@@ -1,4 +1,4 @@
-"""Packed rows of any size to float32, on every core and with temporaries that do not grow with the rows."""
+"""Dequantizes packed rows on every core, with temporaries whose size does not depend on the number of rows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.blocks import BlockCodec
 
-# Weights of a piece: its temporaries stay in a core's cache.
+# Weights of a chunk: its temporaries stay in a core's cache.
 _PIECE = 1 << 18
 
 
 def decode(codec: BlockCodec, raw: U8) -> F32:
-    """float32 (rows, n) of uint8 (rows, ``row_bytes(n)``), by ``Format.dequantize`` of some rows at a time."""
+    """float32 (rows, n) of uint8 (rows, ``row_bytes(n)``), by ``BlockCodec.dequantize`` of some rows at a time."""
     rows, row_bytes = raw.shape
     columns = row_bytes // codec.block_bytes * codec.block_size
     step = max(1, _PIECE // columns)

@@ -76,8 +76,8 @@ for name in ("q4_k", "mxfp4", "tq1_0"):
     constants["WEIGHT"] = None if codec.layout else decoding._function(codec.gpu, name)[0]
     types = {"raw": "*u8", "table": "*fp32", "out": "*bf16", "n": "i32"}
     signature = {each: types.get(each, "constexpr") for each in kernel.arg_names}
-    places = {(kernel.arg_names.index(each),): value for each, value in constants.items()}
-    triton.compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32))
+    given = {(kernel.arg_names.index(each),): value for each, value in constants.items()}
+    triton.compile(ASTSource(kernel, signature, given), target=GPUTarget("cuda", 90, 32))
 """
 
 

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from bamba_quant.codecs import SafetensorsCodec, codec_named, codecs
 from bamba_quant.codecs.fp8 import codes, spread
-from bamba_quant.codecs.fp8.scales import CANDIDATES, SMALLEST_SCALE, as_bfloat16, of_largest, placed
+from bamba_quant.codecs.fp8.scales import (
+    CANDIDATES,
+    SMALLEST_SCALE,
+    as_bfloat16,
+    of_largest,
+    scale_of_candidate,
+)
 from tests.codecs.test_safetensors import drawn, encoded, importance
 from tests.support.quantized import read_back
 
@@ -69,7 +75,7 @@ def test_codes_are_those_of_torch(values: list[float]) -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("scheme", FP8, ids=lambda scheme: scheme.name)
 def test_search_finds_the_least_error(scheme: SafetensorsCodec, weighted: bool) -> None:
-    """ScaleTensor absmax, and beside every bfloat16 scale of an octave tried in full."""
+    """Compared with absmax, and with every bfloat16 scale of an octave."""
     shape = (256, 256)
     x = np.random.default_rng(5).standard_t(4, shape).astype(ml_dtypes.bfloat16).astype(np.float32)
     weights = importance(shape[1]) if weighted else None
@@ -102,9 +108,9 @@ def test_search_finds_the_least_error(scheme: SafetensorsCodec, weighted: bool) 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, CANDIDATES - 1), st.floats(2.0**-100, 2.0**100, width=32))
-def test_placed_scales_just_avoid_saturation(candidate: int, largest: float) -> None:
+def test_scales_just_avoid_saturation(candidate: int, largest: float) -> None:
     amax = np.array([largest], np.float32)
-    scale = placed(np.array([candidate]), amax)
+    scale = scale_of_candidate(np.array([candidate]), amax)
     assert np.float64(amax[0]) / np.float64(scale[0]) <= 448
     assert np.float64(amax[0]) / np.float64(scale[0]) > 224
     assert (scale == as_bfloat16(scale)).all()
@@ -112,7 +118,7 @@ def test_placed_scales_just_avoid_saturation(candidate: int, largest: float) -> 
 
 def test_scales_of_zeros_and_of_the_smallest() -> None:
     assert of_largest(np.zeros(1, np.float32)) == 1
-    assert placed(np.array([3]), np.zeros(1, np.float32)) == 1
+    assert scale_of_candidate(np.array([3]), np.zeros(1, np.float32)) == 1
     assert of_largest(np.full(1, 1e-40, np.float32)) == SMALLEST_SCALE
 
 

@@ -96,7 +96,7 @@ def test_a_search_never_loses_to_rounding(grid: IntegerGrid, importance: F32 | N
 
 @pytest.mark.parametrize("zero", ("none", "integer", "float"))
 def test_searches_pay_on_gaussian_weights(zero: Zero) -> None:
-    """ScaleTensor what hundreds of trials in small steps, for scale and zero, leave of the error."""
+    """Compared with the error after hundreds of trials in small steps, for scale and zero."""
     grid = IntegerGrid(4, zero, 128)
     x = np.random.default_rng(0).normal(size=(64, 1024)).astype(np.float32)
     losses = {method: error(grid, quantize(grid, method, x), x).sum() for method in METHODS}

@@ -37,7 +37,7 @@ CODECS = tuple(_codec(name) for name in READ_ONLY)
 
 
 def listed_format(ggml_type: int) -> BlockCodec:
-    """A format whose size gguf-py knows and whose numbers are not weights here: ``inspect`` lists it.
+    """A codec that is only listed: gguf-py knows its size, and its numbers are not read as weights.
 
     Raises ``FormatError`` for a type that gguf-py does not know.
     """

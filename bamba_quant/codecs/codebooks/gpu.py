@@ -1,4 +1,4 @@
-"""Weights of the formats that look groups up in a codebook, and of NVFP4: gguf-py's values to the bit.
+"""Weights of the codecs that look groups up in a codebook, and of NVFP4: gguf-py's values to the bit.
 
 A thread computes one weight (``decoding``). Products run in gguf-py's order, and a sign only ever flips a value.
 """
@@ -120,10 +120,10 @@ WEIGHTS: dict[str, Any] = {
 
 
 def table(name: str) -> F32:
-    """What the format called ``name`` looks up, as float32: entry by entry, or NVFP4's sixteen values."""
+    """The codebook of codec ``name``, float32 (entries,): entry by entry, or NVFP4's sixteen values."""
     if name == "nvfp4":
         return np.array(quants.NVFP4.kvalues, np.float32)
-    # IQ1_M copies from IQ1_S before that has made its own.
+    # gguf-py's IQ1_M copies the grid of IQ1_S, which may not be initialized.
     described: Any = getattr(quants, "IQ1_S" if name == "iq1_m" else name.upper())
     described.init_grid()
     found: F32 = described.grid.astype(np.float32).reshape(-1)

@@ -39,7 +39,7 @@ def nearest_clipped(v: Any, low: int, high: int) -> Any:
 
 @inlined
 def truncate(v: Any) -> Any:
-    """C's (int) cast as x86 performs it: -2^31 for NaN and whatever does not fit."""
+    """C's (int) cast as x86 performs it: -2^31 for NaN and numbers out of range."""
     return to_ints(where(magnitude(v) < 2147483648.0, v, -2147483648.0))
 
 
@@ -48,7 +48,7 @@ def round_half_away(v: Any) -> Any:
     """C's roundf as integers, by truncation, whose remainder is exact in float32."""
     whole = truncate(v)
     rest = v - to_floats(whole)
-    # What does not fit leaves a rest beyond 1, or NaN, and stays as truncation has it.
+    # Numbers out of range leave a rest beyond 1 or NaN, and keep the truncated value.
     up, down = (rest >= 0.5) & (rest < 1), (rest <= -0.5) & (rest > -1)
     return whole + where(up, 1, where(down, ints(-1), 0))
 

@@ -155,7 +155,7 @@ def _weigh(x: Any, importance: Any, row: int, at: int, block: int, w: Any) -> No
 
 @inlined
 def _stored(step: Any, low: Any, scratch: Any) -> Any:
-    """Both as float16 has them."""
+    """Both rounded to float16."""
     scratch[0, :] = step
     scratch[0, 1] = low
     store(scratch, 0, from_half(to_half(load(scratch, 0))))
@@ -217,14 +217,14 @@ def _errors(
 
 @inlined
 def _code(v: Any, values: Any, table: bool) -> int:
-    """The place among ``values`` of the nearest one."""
+    """The index of the nearest one of ``values``."""
     if not table:
         return int(min(max(np.rint(v), values[0]), values[-1]) - values[0])
-    place = 0
+    index = 0
     for k in range(len(values) - 1):
         if not v < (values[k] + values[k + 1]) * np.float32(0.5):
-            place = k + 1
-    return place
+            index = k + 1
+    return index
 
 
 @inlined

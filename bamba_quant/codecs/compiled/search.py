@@ -47,7 +47,7 @@ def weigh(x: Any, n: int, sigma2: Any, w: Any) -> None:
 
 @inlined
 def fit_qx(x: Any, at: int, n: int, nmax: int, spans: Any, w: Any, w_at: int) -> Any:
-    """make_qx_quants (ggml-quants.c:628): scale, the inverse that the integers come from, and where not.
+    """make_qx_quants (ggml-quants.c:628): scale, the inverse that gives the integers, and a mask.
 
     The last is a mask of the groups below 1e-15: scale 0, and integers that are 0 with nmax included.
     """
@@ -194,7 +194,7 @@ def fit_qkx(
 
 @inlined
 def fit_qp(x: Any, n: int, nmax: int, spans: Any, w: Any, L: Any) -> Any:
-    """make_qp_quants (ggml-quants.c:1076) of the first n rows: scale; L receives what a uint8 keeps."""
+    """make_qp_quants (ggml-quants.c:1076) of the first n rows: scale; L receives the integers, wrapped to uint8."""
     greatest = floats(0)
     for i in range(n):
         greatest = where(greatest > load(x, i), greatest, load(x, i))

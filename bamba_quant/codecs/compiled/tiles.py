@@ -15,7 +15,7 @@ from bamba_reference.runtime.jit import transposed
 _INDEX = ir.IntType(64)
 
 
-def _places(
+def _addresses(
     context: Any,
     builder: Any,
     array: Any,
@@ -60,7 +60,7 @@ def _read_square(
 ) -> Any:
     def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
         vector = vector_of(FLOAT)
-        sources = _places(context, builder, args[0], call.args[0], args[1], call.args[1], args[2], vector)
+        sources = _addresses(context, builder, args[0], call.args[0], args[1], call.args[1], args[2], vector)
         _move(builder, sources, _rows(context, builder, args[3], call.args[3], args[4], vector), align=4)
         return context.get_dummy_value()
 
@@ -78,7 +78,7 @@ def _write_square(
 ) -> Any:
     def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
         vector = vector_of(BYTE)
-        targets = _places(context, builder, args[2], call.args[2], args[3], call.args[3], args[4], vector)
+        targets = _addresses(context, builder, args[2], call.args[2], args[3], call.args[3], args[4], vector)
         _move(builder, _rows(context, builder, args[0], call.args[0], args[1], vector), targets, align=1)
         return context.get_dummy_value()
 
@@ -87,25 +87,25 @@ def _write_square(
 
 @inlined
 def scratch(rows: int) -> Any:
-    """Room for ``rows`` vectors of floats."""
+    """Scratch for ``rows`` vectors of floats."""
     return np.empty((rows, LANES), np.float32)
 
 
 @inlined
 def byte_scratch(rows: int) -> Any:
-    """Room for ``rows`` vectors of bytes."""
+    """Scratch for ``rows`` vectors of bytes."""
     return np.empty((rows, LANES), np.uint8)
 
 
 @inlined
 def word_scratch(rows: int) -> Any:
-    """Room for ``rows`` vectors of sixteen bits."""
+    """Scratch for ``rows`` vectors of sixteen bits."""
     return np.empty((rows, LANES), np.uint16)
 
 
 @inlined
-def places(first: int, n_blocks: int, period: int, size: int, starts: Any) -> None:
-    """Where blocks ``first`` … ``first`` + 15, modulo ``period``, begin when each has ``size`` elements.
+def block_starts(first: int, n_blocks: int, period: int, size: int, starts: Any) -> None:
+    """Offsets of blocks ``first`` … ``first`` + 15, modulo ``period``, of ``size`` elements each.
 
     Past the end lanes repeat the last block: they read what it reads and write the same bytes over its own.
     """

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bamba_quant.codecs.arrays import F32, Array
 from bamba_quant.codecs.base import DTYPES, Method, Part, Parts
 from bamba_quant.codecs.compressed_tensors import compressed_tensors
-from bamba_quant.codecs.fp8.scales import BINS, LARGEST, energies, histograms, of_largest, places, searched
+from bamba_quant.codecs.fp8.scales import BINS, LARGEST, energies, histograms, of_largest, positions, searched
 from bamba_quant.codecs.safetensors import Ignored, SafetensorsCodec
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -122,7 +122,7 @@ def counts(x: F32, importance: F32 | None = None) -> NDArray[np.int64]:
     """(65537,): how often each position occurs, times its columns' whole weights; then the largest's bits."""
     weights = whole_weights(importance)
     found = np.zeros(256 * BINS + 1, np.int64)
-    where = places(x)
+    where = positions(x)
     np.add.at(found, where, 1 if weights is None else np.broadcast_to(weights, x.shape))
     found[-1:] = largest_bits(x)
     return found

@@ -30,10 +30,10 @@ def by_token(x: Tensor, most: int = _COLUMNS) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def _nearest(v: tl.tensor) -> tl.tensor:
-    """The e4m3 number nearest to v, half to even, as float32: Triton's interpreter converts ties another way."""
+    """The e4m3 number nearest to v, half to even, as float32: Triton's interpreter rounds ties differently."""
     size = tl.abs(v)
     exponent = tl.maximum(size.to(tl.int32, bitcast=True) >> 23, 121)  # of 2^-6 at least
-    # ScaleTensor 2^23 quanta a float32 has no digits below one quantum.
+    # Added to 2^23 quanta a float32 keeps no digits below one quantum.
     many = ((exponent + 20) << 23).to(tl.float32, bitcast=True)
     rounded = (size + many) - many
     # 0 keeps its sign, too.
@@ -52,7 +52,7 @@ def _by_token(
     largest, missing = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int32)
     for start in range(0, columns, BLOCK):
         values = tl.load(x + start + i, mask=start + i < columns, other=0).to(tl.float32)
-        # A GPU's greatest of a number and NaN is the number.
+        # On a GPU the maximum of a number and NaN is the number.
         largest = tl.maximum(largest, tl.abs(values))
         missing = tl.maximum(missing, (values != values).to(tl.int32))
     step = tl.div_rn(tl.max(largest, axis=0), 448.0)
@@ -62,7 +62,7 @@ def _by_token(
         values = tl.load(x + start + i, mask=start + i < columns, other=0).to(tl.float32)
         quotient = tl.div_rn(values, step + tl.zeros_like(values))
         rounded = _nearest(tl.minimum(tl.maximum(quotient, -448.0), 448.0)).to(tl.float8e4nv)
-        # Triton's interpreter converts NaN another way, too.
+        # Triton's interpreter converts NaN differently too.
         bits = tl.where(quotient != quotient, 0x7F, rounded.to(tl.int8, bitcast=True))
         tl.store(
             codes + start + i, bits.to(tl.int8).to(tl.float8e4nv, bitcast=True), mask=start + i < columns

@@ -13,7 +13,7 @@ from numba import types
 
 from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.compiled.compilation import compile_kernel, inlined
-from bamba_quant.codecs.fp8.scales import BINS, CANDIDATES, energies, losses, of_largest, placed
+from bamba_quant.codecs.fp8.scales import BINS, CANDIDATES, energies, losses, of_largest, scale_of_candidate
 
 _ROWS = types.Array(types.float32, 2, "C", readonly=True)
 _BITS = types.Array(types.int32, 2, "C", readonly=True)
@@ -39,7 +39,7 @@ _FIXED = np.float32(2.0**14)  # a float this large ends in 2^-9
 
 
 def encode_tiles(x: F32, importance: F32 | None, tile: tuple[int, int], search: bool) -> tuple[U8, F32]:
-    """Codes (rows, columns) and scales (tiles down, tiles across) of ``schemes.fp8.tile_scales`` and ``codes``."""
+    """Codes (rows, columns) and scales (tiles down, tiles across) of ``fp8.tile_scales`` and ``codes``."""
     x = np.require(x, np.float32, ["C", "A"])
     height, width = tile[0], tile[1] or x.shape[1]
     shape = (-(-x.shape[0] // height), -(-x.shape[1] // width))
@@ -57,7 +57,7 @@ def encode_tiles(x: F32, importance: F32 | None, tile: tuple[int, int], search: 
         compile_kernel(_search, signature)(
             x.view(np.int32), weights, energies()[::BINS].copy(), losses(), height, width, candidates
         )
-        scales = placed(candidates, amax)
+        scales = scale_of_candidate(candidates, amax)
     else:
         scales = of_largest(amax)
     return _encoded(x, scales, height, width), scales
@@ -71,7 +71,7 @@ def encode_scaled(x: F32, scale: F32) -> U8:
 
 
 def counts(x: F32, weights: Any) -> Any:
-    """``schemes.fp8.counts``, given the whole numbers that weigh the columns, or None."""
+    """``fp8.counts``, given the whole numbers that weigh the columns, or None."""
     x = np.require(x, np.float32, ["C", "A"])
     found = np.zeros(256 * BINS + 1, np.int64)
     signature = types.void(_BITS, types.none if weights is None else _WHOLE, _COUNTS)
@@ -81,7 +81,7 @@ def counts(x: F32, weights: Any) -> Any:
 
 
 def largest_bits(x: F32) -> Any:
-    """``schemes.fp8.largest_bits``."""
+    """``fp8.largest_bits``."""
     x = np.require(x, np.float32, ["C", "A"])
     largest = np.zeros((1, 1), np.int32)
     if x.size:
@@ -113,7 +113,7 @@ def _largest(bits: Any, height: int, width: int, largest: Any) -> None:
 
 
 @inlined
-def _place(bits: Any) -> Any:
+def _position(bits: Any) -> Any:
     magnitude = np.uint32(bits & _MAGNITUDE)
     return (magnitude + np.uint32(0x3FFF) + ((magnitude >> np.uint32(15)) & np.uint32(1))) >> np.uint32(15)
 
@@ -132,11 +132,11 @@ def _search(bits: Any, weights: Any, squares: Any, losses: Any, height: int, wid
             for row in range(down * height, min((down + 1) * height, rows)):
                 some = bits[row, across * width : min((across + 1) * width, columns)]
                 for i in range(some.size):
-                    place = _place(some[i])
-                    energy = squares[place >> np.uint32(8)]
+                    position = _position(some[i])
+                    energy = squares[position >> np.uint32(8)]
                     if weights is not None:
                         energy *= weights[across * width + i]
-                    histogram[t, place & np.uint32(255)] += energy
+                    histogram[t, position & np.uint32(255)] += energy
         for i in range(0, BINS, 4):  # four bins a pass, added in their order
             for t in range(count):
                 a, b, c, d = histogram[t, i], histogram[t, i + 1], histogram[t, i + 2], histogram[t, i + 3]
@@ -150,11 +150,11 @@ def _search(bits: Any, weights: Any, squares: Any, losses: Any, height: int, wid
 def _count(bits: Any, weights: Any, found: Any) -> None:
     for row in range(bits.shape[0]):
         for column in range(bits.shape[1]):
-            place = _place(bits[row, column])
+            position = _position(bits[row, column])
             if weights is None:
-                found[place] += 1
+                found[position] += 1
             else:
-                found[place] += weights[column]
+                found[position] += weights[column]
 
 
 def _encode(x: Any, scales: Any, height: int, width: int, codes: Any) -> None:

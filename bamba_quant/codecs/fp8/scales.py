@@ -40,7 +40,7 @@ def of_largest(amax: F32) -> F32:
     return as_bfloat16(usable(amax / LARGEST))
 
 
-def places(x: F32) -> NDArray[np.int64]:
+def positions(x: F32) -> NDArray[np.int64]:
     """Exponent and eight bits of mantissa, to nearest even, of each magnitude: 256·exponent + mantissa."""
     bits = np.abs(x).view(np.uint32)
     return ((bits + np.uint32(0x3FFF) + ((bits >> 15) & 1)) >> 15).astype(np.int64)
@@ -48,7 +48,7 @@ def places(x: F32) -> NDArray[np.int64]:
 
 @cache
 def energies() -> F64:
-    """(65536,): the square of the power of two that each place's magnitudes have; 0 for subnormal numbers."""
+    """(65536,): the square of the power of two that each position's magnitudes have; 0 for subnormal numbers."""
     exponent = np.arange(256)
     squares = np.where(exponent > 0, np.exp2(2.0 * (exponent - 127)), 0.0)
     return np.repeat(squares, BINS)
@@ -77,10 +77,10 @@ def searched(histogram: F64, amax: F32) -> F32:
     error = np.zeros((len(histogram), CANDIDATES))
     for i, loss in enumerate(losses()):
         error += histogram[:, i, None] * loss
-    return placed(error.argmin(axis=1), amax)
+    return scale_of_candidate(error.argmin(axis=1), amax)
 
 
-def placed(candidate: NDArray[np.intp], amax: F32) -> F32:
+def scale_of_candidate(candidate: NDArray[np.intp], amax: F32) -> F32:
     """Mantissa 1 + candidate/128 with the least power of two under which amax/scale does not exceed 448."""
     mantissa = 1 + candidate / CANDIDATES
     fraction, exponent = np.frexp(
@@ -93,7 +93,7 @@ def placed(candidate: NDArray[np.intp], amax: F32) -> F32:
 
 def histograms(x: F32, weights: F32 | None) -> F64:
     """(groups, 256) of groups (groups, n), their elements in order; ``weights`` broadcasts against ``x``."""
-    where = places(x)
+    where = positions(x)
     energy = energies()[where]
     if weights is not None:
         energy *= weights

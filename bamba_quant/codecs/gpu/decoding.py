@@ -139,8 +139,8 @@ def _decode(
 ) -> None:
     index = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     # Lanes past the end read the last weight again.
-    place = tl.minimum(index, n - 1)
-    at, j = raw + place // SIZE * BYTES, (place % SIZE).to(tl.int32)
+    position = tl.minimum(index, n - 1)
+    at, j = raw + position // SIZE * BYTES, (position % SIZE).to(tl.int32)
     value = _weight(at, j, table, LAYOUT) if WEIGHT is None else WEIGHT(at, j, table)
     tl.store(out + index, value.to(out.dtype.element_ty), mask=index < n)
 

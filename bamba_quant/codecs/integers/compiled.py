@@ -13,7 +13,7 @@ from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.compiled.arithmetic import nearest_int
 from bamba_quant.codecs.compiled.compilation import compile_kernel, inlined
 from bamba_quant.codecs.compiled.lanes import LANES, at_least, at_most, load, store, store_bytes
-from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
+from bamba_quant.codecs.compiled.tiles import block_starts, byte_scratch, read, scratch, write
 from bamba_quant.codecs.integers.compiled_search import FLOAT, INTEGER, ROWS_OF_BEST, SCALE, ZERO, ZEROS, fit
 from bamba_quant.codecs.integers.grid import IntegerGrid, Zero, check_columns
 from bamba_quant.codecs.integers.search import method_named, trials_of
@@ -91,11 +91,11 @@ def _quantize(
     tile, codes, best = scratch(n), byte_scratch(size), scratch(ROWS_OF_BEST)
     for first in range(0, n_groups, LANES):
         _read_weights(importance, first, n_groups, per_row, n, starts, w)
-        places(first, n_groups, n_groups, n, starts)
+        block_starts(first, n_groups, n_groups, n, starts)
         read(x, starts, n, tile)
         scale, zero = fit(tile, w, n, bits, zero_kind, effort, trials, first_trials, best)
         _pack(tile, n, bits, zero_kind, offset, scale, zero, codes)
-        places(first, n_groups, n_groups, size, starts)
+        block_starts(first, n_groups, n_groups, size, starts)
         write(codes, size, packed, starts)
         store(best, SCALE, scale)
         store(best, ZERO, zero)
@@ -109,7 +109,7 @@ def _read_weights(
     importance: Any, first: int, n_groups: int, per_row: int, n: int, starts: Any, w: Any
 ) -> None:
     if importance is not None:
-        places(first, n_groups, per_row, n, starts)
+        block_starts(first, n_groups, per_row, n, starts)
         read(importance, starts, n, w)
 
 

@@ -25,7 +25,7 @@ from bamba_quant.codecs.integers.search import EPSILON, TOGETHER
 # Kinds of zero, as numbers: numba compiles a kernel for each and leaves the other branches out.
 NONE, INTEGER, FLOAT = range(3)
 ZEROS = {"none": NONE, "integer": INTEGER, "float": FLOAT}
-# Rows of the scratch that holds what is best so far.
+# Rows of the scratch that holds the best parameters so far.
 SCALE, ZERO, _ERROR, _BELOW, _ABOVE = range(5)
 ROWS_OF_BEST = 5
 _INFINITY = np.float32(np.inf)
@@ -185,7 +185,7 @@ def _start(value: Any, zero: Any, zero_kind: int) -> Any:
 
 @inlined
 def _integer(start: Any, inverse: Any, zero: Any, bits: int, zero_kind: int) -> Any:
-    """The nearest integer that there is, less an integer zero, as a float.
+    """The nearest integer in range, less an integer zero, as a float.
 
     The sum with MAGIC rounds the exact product to whole numbers, and is cut to those there are before MAGIC leaves:
     as bits, which order as these numbers do and take any unit of the CPU. NaN, which no trial survives, becomes one.

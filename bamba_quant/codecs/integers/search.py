@@ -1,4 +1,4 @@
-"""How scale, zero and integers of a group are chosen; numpy, the definition.
+"""Chooses scale, zero and integers of each group; the numpy version, which defines the bytes.
 
 Groups lie along the trailing axis here: ``x`` has shape (n, groups), sums run serially over the leading axis, and
 scales are bfloat16 numbers from the first trial on, so that what is searched is what a loader multiplies by.
@@ -20,7 +20,7 @@ from bamba_quant.errors import FormatError
 
 Fit = Callable[[IntegerGrid, F32, F32], tuple[F32, F32]]
 
-# What a scale becomes that would be 0: compressed-tensors' choice, ``torch.finfo(torch.bfloat16).eps``.
+# The scale instead of 0, as compressed-tensors chooses it: ``torch.finfo(torch.bfloat16).eps``.
 EPSILON = np.float32(2.0**-7)
 # The least fraction of a group's range that the searches try, by bits: clipping pays at 4 bits and hardly at 8.
 _LEAST_FRACTION = {4: 0.75, 8: 0.95}
@@ -178,7 +178,7 @@ class _Best:
         return q.astype(np.float32), (quotient - q).astype(np.float32)
 
     def consider(self, scale: F32, zero: F32) -> NDArray[np.bool_]:
-        """Take these parameters where they are better; where that is, is returned."""
+        """Keep these parameters where they are better; returns a mask of these groups."""
         error = self._of(scale, zero)
         usable = scale != 0 if self.grid.zero == "none" else scale > 0
         better: NDArray[np.bool_] = (error < self.error) & usable

@@ -19,7 +19,7 @@ from bamba_quant.codecs.compiled.lanes import (
 )
 from bamba_quant.codecs.compiled.packing import packers
 from bamba_quant.codecs.compiled.search import square_sum, weigh
-from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
+from bamba_quant.codecs.compiled.tiles import block_starts, byte_scratch, read, scratch, write
 from bamba_quant.codecs.iq4 import GROUP, GROUPS, MIDPOINTS, NL, SUPERBLOCK, TRIES, VALUES, XS
 from bamba_quant.codecs.search import GROUP_MAX_EPS
 
@@ -35,14 +35,14 @@ def _iq4_nl(x: Any, importance: Any, out: Any) -> None:
     starts = np.empty(LANES, np.intp)
     tile, w, packed = scratch(GROUP), scratch(GROUP), byte_scratch(NL_BYTES)
     for first in range(0, n_blocks, LANES):
-        places(first, n_blocks, n_blocks, GROUP, starts)
+        block_starts(first, n_blocks, n_blocks, GROUP, starts)
         read(x, starts, GROUP, tile)
         _read_weights(importance, first, n_blocks, x.shape[1], GROUP, starts, tile, w)
         d = _fit_scale(tile, 0, w)
         _choose(tile, 0, reciprocal(d))
         store_half(packed, NL_D, to_half(d))
         _PACK_NL(tile, packed)
-        places(first, n_blocks, n_blocks, NL_BYTES, starts)
+        block_starts(first, n_blocks, n_blocks, NL_BYTES, starts)
         write(packed, NL_BYTES, out, starts)
 
 
@@ -52,7 +52,7 @@ def _iq4_xs(x: Any, importance: Any, out: Any) -> None:
     tile, w, packed = scratch(SUPERBLOCK), scratch(SUPERBLOCK), byte_scratch(XS_BYTES)
     scales, codes = scratch(GROUPS), scratch(GROUPS)
     for first in range(0, n_blocks, LANES):
-        places(first, n_blocks, n_blocks, SUPERBLOCK, starts)
+        block_starts(first, n_blocks, n_blocks, SUPERBLOCK, starts)
         read(x, starts, SUPERBLOCK, tile)
         _read_weights(importance, first, n_blocks, x.shape[1], SUPERBLOCK, starts, tile, w)
         for g in range(GROUPS):
@@ -66,7 +66,7 @@ def _iq4_xs(x: Any, importance: Any, out: Any) -> None:
         store_half(packed, XS_D, to_half(d))
         _PACK_SCALES(codes, packed)
         _PACK_XS(tile, packed)
-        places(first, n_blocks, n_blocks, XS_BYTES, starts)
+        block_starts(first, n_blocks, n_blocks, XS_BYTES, starts)
         write(packed, XS_BYTES, out, starts)
 
 
@@ -78,7 +78,7 @@ def _read_weights(
         for i in range(size):
             store(w, i, load(tile, i) * load(tile, i))
     else:
-        places(first, n_blocks, columns // size, size, starts)
+        block_starts(first, n_blocks, columns // size, size, starts)
         read(importance, starts, size, w)
         weigh(tile, size, square_sum(tile, size) * (2.0 / size), w)
 

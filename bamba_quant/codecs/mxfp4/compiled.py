@@ -21,7 +21,7 @@ from bamba_quant.codecs.compiled.lanes import (
     where,
 )
 from bamba_quant.codecs.compiled.packing import packers
-from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
+from bamba_quant.codecs.compiled.tiles import block_starts, byte_scratch, read, scratch, write
 from bamba_quant.codecs.mxfp4 import BLOCK, LAYOUT, VALUES
 
 SIZE, D = LAYOUT.block_bytes, LAYOUT.d
@@ -33,7 +33,7 @@ def _mxfp4(x: Any, importance: Any, out: Any) -> None:
     starts = np.empty(LANES, np.intp)
     tile, exponents, packed = scratch(BLOCK), scratch(1), byte_scratch(SIZE)
     for first in range(0, n_blocks, LANES):
-        places(first, n_blocks, n_blocks, BLOCK, starts)
+        block_starts(first, n_blocks, n_blocks, BLOCK, starts)
         read(x, starts, BLOCK, tile)
         store(exponents, 0, magnitude(largest(tile, 0, BLOCK)))
         for lane in range(LANES):
@@ -51,7 +51,7 @@ def _mxfp4(x: Any, importance: Any, out: Any) -> None:
                 best = where(nearer, error, best)
             store(tile, i, index)
         PACK(tile, packed)
-        places(first, n_blocks, n_blocks, SIZE, starts)
+        block_starts(first, n_blocks, n_blocks, SIZE, starts)
         write(packed, SIZE, out, starts)
 
 

@@ -30,7 +30,7 @@ from bamba_quant.codecs.compiled.lanes import (
 )
 from bamba_quant.codecs.compiled.packing import Pack, packers, unpacker
 from bamba_quant.codecs.compiled.search import fit_qkx, fit_qp, square_sum, weigh
-from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
+from bamba_quant.codecs.compiled.tiles import block_starts, byte_scratch, read, scratch, write
 from bamba_quant.codecs.q2_q4_q5_k import BLOCK, Q2, Q4, Q5, KQuant
 from bamba_quant.codecs.search import spans_around
 
@@ -104,12 +104,12 @@ def _quantize(
     scales, minima, inverses, origins = scratch(groups), scratch(groups), scratch(groups), scratch(groups)
     scale_codes, minimum_codes, group_weights = scratch(groups), scratch(groups), scratch(groups)
     for first in range(0, n_blocks, LANES):
-        places(first, n_blocks, n_blocks, BLOCK, starts)
+        block_starts(first, n_blocks, n_blocks, BLOCK, starts)
         read(x, starts, BLOCK, tile)
         if importance is None:
             _plain_weights(tile, group, absolute, w)
         else:
-            places(first, n_blocks, x.shape[1] // BLOCK, BLOCK, starts)
+            block_starts(first, n_blocks, x.shape[1] // BLOCK, BLOCK, starts)
             read(importance, starts, BLOCK, w)
             weigh(tile, BLOCK, square_sum(tile, BLOCK) * sigma_factor / float(BLOCK), w)
         for g in range(groups):
@@ -146,7 +146,7 @@ def _quantize(
         store_half(packed, d_at, half_d)
         store_half(packed, dmin_at, half_dmin)
         pack_codes(tile, packed)
-        places(first, n_blocks, n_blocks, size, starts)
+        block_starts(first, n_blocks, n_blocks, size, starts)
         write(packed, size, out, starts)
 
 

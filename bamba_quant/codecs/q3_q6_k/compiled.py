@@ -29,7 +29,7 @@ from bamba_quant.codecs.compiled.lanes import (
 )
 from bamba_quant.codecs.compiled.packing import packers
 from bamba_quant.codecs.compiled.search import fit_q3, fit_qx, square_sum, weigh
-from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
+from bamba_quant.codecs.compiled.tiles import block_starts, byte_scratch, read, scratch, write
 from bamba_quant.codecs.q3_q6_k import BLOCK, GROUP, GROUPS, Q3, Q6
 from bamba_quant.codecs.search import GROUP_MAX_EPS, spans_around
 
@@ -45,7 +45,7 @@ def _q3_k(x: Any, importance: Any, out: Any) -> None:
     tile, w, L, packed = scratch(BLOCK), scratch(BLOCK), scratch(BLOCK), byte_scratch(Q3_BYTES)
     scales, group_weights, codes = scratch(GROUPS), scratch(GROUPS), scratch(GROUPS)
     for first in range(0, n_blocks, LANES):
-        places(first, n_blocks, n_blocks, BLOCK, starts)
+        block_starts(first, n_blocks, n_blocks, BLOCK, starts)
         read(x, starts, BLOCK, tile)
         if importance is None:
             fit_q3(tile, GROUPS, GROUP, 4, L, scales)
@@ -58,7 +58,7 @@ def _q3_k(x: Any, importance: Any, out: Any) -> None:
                 code = at_least(at_most(code, 31), -32) + 32
                 store(codes, g, to_floats(where(greatest != 0, code, 0)))
         else:
-            places(first, n_blocks, x.shape[1] // BLOCK, BLOCK, starts)
+            block_starts(first, n_blocks, x.shape[1] // BLOCK, BLOCK, starts)
             read(importance, starts, BLOCK, w)
             weigh(tile, BLOCK, square_sum(tile, BLOCK) * 2 / float(BLOCK), w)
             for g in range(GROUPS):
@@ -82,7 +82,7 @@ def _q3_k(x: Any, importance: Any, out: Any) -> None:
         _PACK_SCALES_3(codes, packed)
         _PACK_3(L, packed)
         store_half(packed, Q3_D, half)
-        places(first, n_blocks, n_blocks, Q3_BYTES, starts)
+        block_starts(first, n_blocks, n_blocks, Q3_BYTES, starts)
         write(packed, Q3_BYTES, out, starts)
 
 
@@ -92,13 +92,13 @@ def _q6_k(x: Any, importance: Any, out: Any) -> None:
     tile, w, L, packed = scratch(BLOCK), scratch(BLOCK), scratch(BLOCK), byte_scratch(Q6_BYTES)
     scales, codes = scratch(GROUPS), scratch(GROUPS)
     for first in range(0, n_blocks, LANES):
-        places(first, n_blocks, n_blocks, BLOCK, starts)
+        block_starts(first, n_blocks, n_blocks, BLOCK, starts)
         read(x, starts, BLOCK, tile)
         if importance is None:
             for i in range(BLOCK):
                 store(w, i, load(tile, i) * load(tile, i))
         else:
-            places(first, n_blocks, x.shape[1] // BLOCK, BLOCK, starts)
+            block_starts(first, n_blocks, x.shape[1] // BLOCK, BLOCK, starts)
             read(importance, starts, BLOCK, w)
         for g in range(GROUPS):
             at = g * GROUP
@@ -123,7 +123,7 @@ def _q6_k(x: Any, importance: Any, out: Any) -> None:
         _PACK_SCALES_6(codes, packed)
         _PACK_6(L, packed)
         store_half(packed, Q6_D, where(empty, 0, half))
-        places(first, n_blocks, n_blocks, Q6_BYTES, starts)
+        block_starts(first, n_blocks, n_blocks, Q6_BYTES, starts)
         write(packed, Q6_BYTES, out, starts)
 
 

@@ -25,7 +25,7 @@ from bamba_quant.codecs.compiled.lanes import (
 )
 from bamba_quant.codecs.compiled.packing import packers
 from bamba_quant.codecs.compiled.search import fit_qkx, fit_qx, weigh
-from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
+from bamba_quant.codecs.compiled.tiles import block_starts, byte_scratch, read, scratch, write
 from bamba_quant.codecs.q4_q5 import BLOCK, layout_of, offset_grid
 from bamba_quant.codecs.search import spans_around
 
@@ -63,10 +63,10 @@ def _quantize(
     if importance is not None:
         _mean_squares(x, sigma2_of_rows)
     for first in range(0, n_blocks, LANES):
-        places(first, n_blocks, n_blocks, BLOCK, starts)
+        block_starts(first, n_blocks, n_blocks, BLOCK, starts)
         read(x, starts, BLOCK, tile)
         if importance is not None:
-            places(first, n_blocks, per_row, BLOCK, starts)
+            block_starts(first, n_blocks, per_row, BLOCK, starts)
             read(importance, starts, BLOCK, w)
             for lane in range(LANES):
                 sigma2[0, lane] = sigma2_of_rows[min(first + lane, n_blocks - 1) // per_row]
@@ -78,7 +78,7 @@ def _quantize(
             d = _signed(tile, importance, w, bits, spans)
         store_half(packed, 0, to_half(d))
         pack(tile, packed)
-        places(first, n_blocks, n_blocks, size, starts)
+        block_starts(first, n_blocks, n_blocks, size, starts)
         write(packed, size, out, starts)
 
 

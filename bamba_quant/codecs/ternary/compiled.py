@@ -19,7 +19,7 @@ from bamba_quant.codecs.compiled.lanes import (
     to_ints,
 )
 from bamba_quant.codecs.compiled.packing import packers
-from bamba_quant.codecs.compiled.tiles import byte_scratch, places, read, scratch, write
+from bamba_quant.codecs.compiled.tiles import block_starts, byte_scratch, read, scratch, write
 from bamba_quant.codecs.ternary import BLOCK, RUNS, TQ2_0
 
 (_RUN_1, _RUN_2, _RUN_3) = RUNS
@@ -31,13 +31,13 @@ def _tq1_0(x: Any, importance: Any, out: Any) -> None:
     starts = np.empty(LANES, np.intp)
     tile, packed = scratch(BLOCK), byte_scratch(54)
     for first in range(0, n_blocks, LANES):
-        places(first, n_blocks, n_blocks, BLOCK, starts)
+        block_starts(first, n_blocks, n_blocks, BLOCK, starts)
         read(x, starts, BLOCK, tile)
         store_half(packed, 52, to_half(_trits(tile)))
         _pack_trits(tile, 0, _RUN_1, packed, 0)
         _pack_trits(tile, 160, _RUN_2, packed, 32)
         _pack_trits(tile, 240, _RUN_3, packed, 48)
-        places(first, n_blocks, n_blocks, 54, starts)
+        block_starts(first, n_blocks, n_blocks, 54, starts)
         write(packed, 54, out, starts)
 
 
@@ -46,11 +46,11 @@ def _tq2_0(x: Any, importance: Any, out: Any) -> None:
     starts = np.empty(LANES, np.intp)
     tile, packed = scratch(BLOCK), byte_scratch(66)
     for first in range(0, n_blocks, LANES):
-        places(first, n_blocks, n_blocks, BLOCK, starts)
+        block_starts(first, n_blocks, n_blocks, BLOCK, starts)
         read(x, starts, BLOCK, tile)
         store_half(packed, 64, to_half(_trits(tile)))
         _PACK_TQ2(tile, packed)
-        places(first, n_blocks, n_blocks, 66, starts)
+        block_starts(first, n_blocks, n_blocks, 66, starts)
         write(packed, 66, out, starts)
 
 
