@@ -26,7 +26,7 @@ CHOICES = ("auto", "none", "checkpoint", "llama.cpp")
 def resolve(activations: str, kinds: Iterable[str]) -> str:
     """ "auto" is "llama.cpp" where all models are GGUF files, so that the table is llama-perplexity's; else "none".
 
-    Raises ``BambaQuantError`` for a word that is none of ``CHOICES``.
+    Raises ``BambaQuantError`` for a value that is not in ``CHOICES``.
     """
     if activations not in CHOICES:
         raise BambaQuantError(
@@ -40,7 +40,7 @@ def resolve(activations: str, kinds: Iterable[str]) -> str:
 def with_activations(
     backend: Backend, model: LoadedModel, activations: str, device: torch.device, dtype: torch.dtype
 ) -> Backend:
-    """``backend`` for a model, with what enters each matrix rounded as ``activations``, resolved, has it.
+    """``backend`` for a model, with the inputs of each matrix rounded as ``activations`` (resolved) says.
 
     "checkpoint" rounds as the file's own runtime does: GGUF as llama.cpp, FP8 as its configuration says, on a GPU by
     scaled products if it supports them; inputs of other matrices are not rounded. The backend's name says what was
@@ -103,7 +103,7 @@ ROUNDINGS: dict[str, Rounding] = {
 
 
 def with_llama_activations(backend: Backend, weights: LazyWeights) -> Backend:
-    """``backend`` with what enters each matrix rounded as suits its stored type.
+    """``backend`` with the inputs of each matrix rounded as llama.cpp does for its stored type.
 
     Raises ``BambaQuantError`` for a type that llama.cpp does not have.
     """

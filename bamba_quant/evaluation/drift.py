@@ -1,9 +1,8 @@
-"""Where a candidate loses: each tensor's own error, the drift of each layer, the rows of ssm_in apart.
+"""Where a candidate loses: the error of each tensor and the drift of each layer; rows of ssm_in by what they mean.
 
-Watched while the layers stream by: the base's inputs to every matrix of the current layer are kept for the first
-texts, every candidate's matrices are multiplied by the same inputs, and both are forgotten with the layer. Weights
-are compared as the files hold them, some rows of both at a time, while the system's cache, or the GPU that decoded
-them, still has the layer.
+While layers stream, the base's inputs to every matrix of the current layer are kept for the first texts, and every
+candidate's matrices are multiplied by the same inputs; both are freed with the layer. Weights are compared as the files
+store them, a few rows at a time, while the page cache, or the GPU that decoded them, still holds the layer.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ class DriftWatch:
 
 @dataclass(frozen=True)
 class _BaseLayer:
-    """What the base's layer was given and gave, and for each of its matrices by name as well.
+    """Inputs and outputs of the base's layer, and of each of its matrices by name.
 
     ``after`` is from the run of all texts, ``local`` from one of the watched texts alone, whose last digits differ.
     """
@@ -116,7 +115,7 @@ def tensor_loss(
     apart: TensorDifference,
     noise: Noise | None = None,
 ) -> TensorLoss:
-    """A tensor's ``TensorDifference`` and its product's noise as the record that a report shows."""
+    """The report's record of a tensor: its ``TensorDifference`` and the noise of its product."""
     info, original = other.info(name), base.info(name)
     stops = accumulate(info.row_sections.values())
     classes = tuple(
@@ -160,7 +159,7 @@ def drift(base: Tensor, other: Tensor) -> float | None:
 
 
 def with_linear(model: Model, linear: Callable[..., Tensor]) -> Model:
-    """The model with another product in its layers."""
+    """The model with another matrix product in its layers."""
     return replace(model, backend=model.backend.with_linear(linear))
 
 
@@ -180,7 +179,7 @@ def _watch_base(passed: Pass, before: Tensor, after: Tensor) -> _BaseLayer:
 def _watch_candidate(passed: Pass, base: _BaseLayer) -> tuple[Tensor, dict[str, Noise]]:
     """The layer's output for the base's input, and the noise of each tensor's products for the base's input to them.
 
-    A stack of experts has the sums over those that the base's router chose, whatever the candidate's chose.
+    Sums of a stack of experts are over the experts that the base's router chose.
     """
     noises: dict[str, Tensor] = {}
     usual = passed.model.backend.linear
@@ -188,7 +187,7 @@ def _watch_candidate(passed: Pass, base: _BaseLayer) -> tuple[Tensor, dict[str, 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
         y = usual(x, weight, bias, name)
         if name in base.inputs:
-            # Behind the layer's first matrices the inputs have parted already, and the product is made once more.
+            # After the first matrices of the layer the inputs differ, so the product is computed again.
             found = y if torch.equal(x, base.inputs[name]) else usual(base.inputs[name], weight, bias, name)
             noises[name] = torch.stack(
                 [_squares(base.outputs[name]), _squares(found - base.outputs[name])]

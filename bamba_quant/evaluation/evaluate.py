@@ -1,8 +1,8 @@
-"""One pass over a text for a base and all its candidates, and every figure from it; logits exist a block at a time.
+"""Evaluate candidates against a base in one pass over a text.
 
-All sources go through each layer side by side, so the base is read once and what is held does not grow with the
-model; then the head is applied to blocks of tokens, and of each token a few numbers are kept. Of several processes
-each does so with a part of the text; the first has all numbers then, and makes the figures as if it had been alone.
+All models go through each layer together, so the base is read once and memory does not grow with the model. Then the
+head is applied to blocks of tokens, and a few numbers are kept of each token. Several processes take a part of the text
+each; the first one gathers the numbers and computes the figures, which are the same as those of one process.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from bamba_quant.inference.weights import Timings
 from bamba_reference.backends import backend_named
 from bamba_reference.runtime.stream import Pass, final_hidden
 
-# To compare all weights and watch what drifts, tensor by tensor, takes a GPU about as long as so many tokens do
-# (Bamba-9B's shape on an H200: 2 s); a CPU less than a chunk does.
+# Comparing all weights and measuring drift takes a GPU about as long as this many tokens (Bamba-9B's shape on an
+# H200: 2 s), and a CPU less than a chunk.
 _DRIFT_ON_GPU = 50 * 512
 
 
@@ -68,17 +68,17 @@ def evaluate(
 
     Each is a Hugging Face directory or a GGUF file; the base may be a file of llama-perplexity's logits, which
     brings its own tokens and then needs no text. ``gates`` are ``gates.read_gates``' sections, ``limits`` hold for
-    every candidate. ``note`` is told what was tolerated in reading. ``command`` is what a report shows as the way
-    to run this again. Each of ``ranks`` is given the same, tells its own ``progress`` and returns the same. Raises a
-    ``BambaQuantError`` for models that cannot be compared and texts that cannot be scored.
+    every candidate. ``note`` is called with what was tolerated in reading. ``command`` is the command line in the
+    report. Every process of ``ranks`` gets the same arguments, reports its own ``progress`` and returns the same
+    result. Raises a ``BambaQuantError`` for models that cannot be compared and texts that cannot be scored.
     """
     started = datetime.datetime.now(datetime.UTC)
     given = read_logits_file(base) if is_logits_file(base) else None
     if given and options.save_base:
         raise models.ComparisonError(
-            "the base is a file of logits already",
+            "the base is already a file of logits",
             where=base,
-            fix="leave out --save-base, or give a model as base",
+            fix="leave out --save-base, or give a model as the base",
         )
     opened = models.open_models(None if given else base, candidates, options.reading)
     if ranks.first:
@@ -88,8 +88,8 @@ def evaluate(
     options = replace(options, activations=resolve(options.activations, kinds))
     dtype, device = torch_dtype(options.dtype), torch_device(ranks.device(options.device), options.device)
     backend = backend_named(options.backend, device, dtype)
-    with ThreadPoolExecutor(1) as beside:
-        beside.submit(first_product, device, dtype)
+    with ThreadPoolExecutor(1) as warm_up:
+        warm_up.submit(first_product, device, dtype)
         tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
     files = [models.describe(each) for each in others]
     if gates is not None:
@@ -137,7 +137,7 @@ def evaluate(
     def layer_done(done: int, total: int) -> None:
         nonlocal hashing
         if ahead and ranks.first and not hashing:
-            # A GPU leaves the cores to it once the kernels are made, and what one has read the other finds cached.
+            # With a GPU the cores are idle once kernels are compiled; files that both read are in the page cache.
             hashing = stack.enter_context(FileHasher(map(models.files_of, opened)))
         tell(scoring.EvaluationProgress("layers", done, total, {}))
 
@@ -145,8 +145,8 @@ def evaluate(
         stack.enter_context(time_compilation(timings, device))
         drawn = write = None
         if ranks.first:
-            beside = stack.enter_context(ThreadPoolExecutor(1))
-            drawn = beside.submit(Bootstrap, tokens.text.chunks, options.seed, options.resamples)
+            pool = stack.enter_context(ThreadPoolExecutor(1))
+            drawn = pool.submit(Bootstrap, tokens.text.chunks, options.seed, options.resamples)
         if ahead:
             stack.enter_context(ahead).begin(prefetch_order(sources, drift is not None))
         if options.save_base:
@@ -232,7 +232,7 @@ def _candidate(
     layers: tuple[LayerDrift, ...],
     limits: Sequence[Limit],
 ) -> Candidate:
-    """What a report says of a model: every figure of its scores, and which of them pass their gates."""
+    """A candidate's part of the report: the figures of its scores, and the results of its gates."""
     table = figures.figures(scores, bootstrap, noise_floors)
     return Candidate(
         model=model,

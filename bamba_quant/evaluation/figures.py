@@ -43,7 +43,7 @@ class Mean:
     smooth: SmoothStatistic
 
 
-# Shares of tokens, of which no exception in a text is not yet none at all.
+# Shares of tokens. No exception in a text does not mean that there is none in general.
 SHARES = ("same_top", "top_5_overlap", "flips")
 
 
@@ -69,7 +69,7 @@ def _correlation_gradient(m: F64) -> F64:
     )
 
 
-# Perplexities and roots are shown through a rising function, which carries an interval with it.
+# Perplexities and roots are increasing functions of a statistic, so intervals are converted with them.
 MEANS: Mapping[str, Mean] = {
     "ppl": _one("nll", np.exp),
     "ppl_base": _one("nll_base", np.exp),
@@ -184,7 +184,7 @@ def naive_errors(scores: Scores) -> dict[str, float]:
 
 
 def flips(scores: Scores) -> Flips:
-    """Rightness lost and gained, and the exact two-sided binomial test of the two (McNemar 1947)."""
+    """Right predictions lost and gained, and the exact two-sided binomial test of the two (McNemar 1947)."""
     lost = int((scores.right_base & ~scores.right).sum())
     gained = int((scores.right & ~scores.right_base).sum())
     n, least = lost + gained, min(lost, gained)

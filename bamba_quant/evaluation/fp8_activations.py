@@ -1,4 +1,4 @@
-"""Products as an FP8 checkpoint has them made: what enters a matrix is rounded to e4m3 under scales found as it comes.
+"""FP8 products: the inputs of a matrix are rounded to e4m3 with dynamic scales, as the checkpoint says.
 
 A scale is the largest magnitude of a token, a text or a group of columns over 448, and scale and quotient are float32,
 as vLLM's kernels have them and compressed-tensors in a float32 model; codes are the nearest. Products of codes are
@@ -50,7 +50,7 @@ def quantized(x: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
 
 
 def rounded(x: Tensor, activations: Activations) -> Tensor:
-    """x as its codes and scales say, in x's dtype."""
+    """x rounded to its codes and scales, in x's dtype."""
     codes, scale = quantized(x, activations)
     return (codes.to(scale.dtype) * scale).reshape(x.shape).to(x.dtype)
 
@@ -90,10 +90,10 @@ def has_scaled_products(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool = False) -> Backend:
-    """``backend`` with what enters each matrix rounded as the checkpoint has it; itself where it has nothing rounded.
+    """``backend`` with the inputs of each matrix rounded as the checkpoint says; ``backend`` itself if it rounds none.
 
-    ``scaled`` asks for scaled products wherever a scale belongs to a row of the weights and to whole tokens. Raises
-    ``BambaQuantError`` for a rounding that is none of ``Activations``' strategies, or whose groups do not divide a row.
+    ``scaled`` uses scaled products for matrices with one scale a row and activations with one scale a token. Raises
+    ``BambaQuantError`` for a strategy that ``Activations`` does not have, and for groups that do not divide a row.
     """
     stored = {name: weights.stored(name)[0] for name in weights}
     packed = {name: tensor for name, tensor in stored.items() if isinstance(tensor, PackedTensor)}
@@ -103,7 +103,7 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
         raise BambaQuantError(
             "the checkpoint's rounding of activations is not supported",
             found=join_names(unknown, 1),
-            expected="e4m3 under scales found as activations come",
+            expected="e4m3 with dynamic scales",
             fix="evaluate with --activations none",
         )
     cut = [
@@ -151,7 +151,7 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
 def _by_codes(
     packed: Mapping[str, PackedTensor], rules: Mapping[str, Activations]
 ) -> dict[str, PackedTensor]:
-    """The matrices that torch's scaled product multiplies: a scale a row, sizes it takes, scales of no tiny weights."""
+    """The matrices that torch's scaled product supports: one scale a row, sizes that divide, no subnormals."""
 
     def takes(tensor: PackedTensor, rule: Activations) -> bool:
         divides = tensor.rows % _MULTIPLE == 0 == tensor.columns % _MULTIPLE

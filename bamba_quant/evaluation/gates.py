@@ -1,8 +1,8 @@
-"""Limits that a candidate must keep, tested on the interval's bound; what noise alone could break is refused.
+"""Limits for a candidate, tested on the bound of the interval; a limit within the noise is an error.
 
-A gate passes when the one-sided 95 % bound of its figure, in the direction of loss, keeps the limit: a claim of no
-loss beyond it, never "no difference was found". A limit nearer to losslessness than three noise floors cannot be
-measured, and is an error.
+A gate passes when the one-sided 95 % bound of its figure, in the direction of loss, keeps the limit: it
+shows that the loss is not larger, not merely that none was found. A limit within three noise floors of no loss cannot
+be measured, and is an error.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def limit(name: str, value: Any, where: object = None) -> Limit:
         raise GateError(
             "a gate's limit is not a number",
             where=where,
-            found=f"{name} = {_shown(value)}",
+            found=f"{name} = {_repr(value)}",
             expected="such as 0.05",
         )
     if FIGURES[known[name].figure].percent and abs(number) > 1:
@@ -88,8 +88,8 @@ def _finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _shown(value: Any) -> str:
-    """``repr`` in a few words; Python refuses to write out integers of thousands of digits."""
+def _repr(value: Any) -> str:
+    """A short ``repr``; Python does not convert integers of thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length():,} bits"
     return reprlib.repr(value)
@@ -121,7 +121,7 @@ def limits_for(
 ) -> tuple[Limit, ...]:
     """The limits of one candidate: those given on the command line over its own over its recipe's over the default.
 
-    Those of a recipe's tuned files stand above the recipe's.
+    Limits for tuned files of a recipe override those of the recipe.
     """
     chosen: dict[tuple[str, str], Limit] = {}
     for found in (*(sections.get(name, ()) for name in _names(model)), given):
@@ -130,7 +130,7 @@ def limits_for(
 
 
 def check_sections(sections: Mapping[str, Sequence[Limit]], models: Sequence[ModelFile]) -> None:
-    """Raise ``GateError`` for a candidate that no section is for, and for a section named as no recipe is."""
+    """Raise ``GateError`` for a candidate without a section, and for a section that matches nothing."""
     known = {*variant_names(), *(name for each in models for name in _names(each))}
     strange = [name for name in sections if name not in known]
     if strange:
@@ -173,9 +173,9 @@ def check_enough(limits: Sequence[Limit], chunks: int, scored: int) -> None:
 
 
 def judge(limits: Sequence[Limit], figures: Mapping[str, Figure]) -> tuple[Gate, ...]:
-    """The verdicts, in order.
+    """The results of the gates, in order.
 
-    What cannot be measured does not pass: a limit too near to losslessness, a figure whose interval is not known.
+    A gate that cannot be measured does not pass: its limit is too close to no loss, or its figure has no interval.
     """
     gates = []
     for each in limits:
@@ -202,7 +202,7 @@ def judge(limits: Sequence[Limit], figures: Mapping[str, Figure]) -> tuple[Gate,
 
 
 def refuse_unmeasurable(evaluation: Evaluation) -> None:
-    """Raise ``GateError`` naming the first gate that was refused, its limit and its floor."""
+    """Raise ``GateError`` for the first gate that could not be measured, with its limit and its floor."""
     for candidate in evaluation.candidates:
         for gate in candidate.gates:
             if not gate.measurable:

@@ -27,9 +27,9 @@ class HashingError(BambaQuantError):
 
 
 class FileHasher:
-    """Hashes groups of files in threads from the moment it is made; what is left undone at its end is given up.
+    """Hashes groups of files in threads, from its construction on; hashing that is not finished at exit is cancelled.
 
-    Where there are cores to spare, half of them are taken.
+    It uses up to half of the cores.
     """
 
     def __init__(self, groups: Iterable[Sequence[Path]]) -> None:

@@ -1,8 +1,8 @@
-"""Intervals that hold for dependent tokens: what is drawn again, or taken to be independent, are whole chunks.
+"""Intervals for dependent tokens: whole chunks are resampled, or taken to be independent, not tokens.
 
 Figures that are smooth functions of means get studentized bootstrap intervals (bootstrap-t: Efron 1982, chapter 10;
 Hall 1992, section 3.5), whose error falls with 1/n for skewed data where percentiles' and Student's fall with
-1/√n. Quantiles get Woodruff's (1952): an interval for the share of tokens below the quantile, its error reckoned
+1/√n. Quantiles get Woodruff's (1952): an interval for the share of tokens below the quantile, with its error estimated
 between chunks (Francisco and Fuller 1991), carried through the distribution.
 
 Proportions with few exceptions, of which most resamples would have none, get Korn and Graubard's interval (Survey
@@ -43,11 +43,11 @@ class Bounds:
 
 
 def identity(theta: Any) -> Any:
-    """A figure that is shown as it is."""
+    """The display of a figure that needs no conversion."""
     return theta
 
 
-# A rising function of floats or of arrays of them.
+# An increasing function of floats or arrays.
 Display = Callable[[Any], Any]
 
 
@@ -64,7 +64,7 @@ class SmoothStatistic:
 
 
 class Bootstrap:
-    """The same resamples of n chunks for every figure, so that what is compared is compared on the same draws."""
+    """Resamples of n chunks, the same for every figure, so that figures are compared on the same draws."""
 
     def __init__(self, chunks: int, seed: int, resamples: int = RESAMPLES) -> None:
         self.chunks = chunks
@@ -76,7 +76,7 @@ class Bootstrap:
     def bounds(self, means: F64, figure: SmoothStatistic) -> Bounds | None:
         """Bounds of a figure of the means over chunks of ``means`` (n, k).
 
-        None for too few chunks, and where so few of them differ that resamples do not tell how uncertain they are.
+        None for too few chunks, and where too few of them differ for a bootstrap.
         """
         if self.chunks < LEAST_CHUNKS:
             return None

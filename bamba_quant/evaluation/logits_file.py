@@ -29,7 +29,7 @@ from bamba_quant.writers.atomic import atomic_files, output_error, partial_name
 
 MAGIC = b"_logits_"
 _HEAD = struct.Struct("<8sIii")
-# llama-perplexity leaves what is this unlikely out of the divergence, because the file does not tell it apart.
+# llama-perplexity leaves entries this unlikely out of the divergence, because the file does not distinguish them.
 CUT = -16.0
 _RANGE = np.float32(16)
 # How far the logarithm of a probability may lie above 0 by the rounding of float32.
@@ -129,10 +129,10 @@ def read_logits_file(path: Path) -> LogitsFile:
 def base_blocks(
     file: LogitsFile, part: slice, blocks: Sequence[int], device: torch.device
 ) -> Iterator[BaseBlock]:
-    """The rows of the chunks ``part`` as what ``scores.score`` compares with, in blocks of so many tokens.
+    """The rows of the chunks ``part`` as input of ``scores.score``, in ``blocks``: lengths in tokens.
 
-    Least entries stand for whatever is less likely: those at or below -16 are left out of the divergence, and what
-    is given for p is not renormalized, as in llama-perplexity. Raises ``CheckpointError`` for rows that cannot be
+    Entries at or below -16 are left out of the divergence, and p is not renormalized, as in llama-perplexity.
+    Raises ``CheckpointError`` for rows that cannot be
     read, and for rows that cannot be logarithms of probabilities.
     """
     targets = file.tokens[:, file.ctx // 2 + 1 :].reshape(-1)
@@ -156,7 +156,7 @@ def base_blocks(
 
 
 def _check_rows(words: Words, first: int, file: LogitsFile) -> None:
-    """Raise ``CheckpointError`` for the first row that cannot be logarithms of probabilities.
+    """Raise ``CheckpointError`` for the first row that does not hold logarithms of probabilities.
 
     ``first`` is the number of the scored token that the first row belongs to.
     """
@@ -167,7 +167,7 @@ def _check_rows(words: Words, first: int, file: LogitsFile) -> None:
         row = int(sound.argmin())
         chunk, token = divmod(first + row, file.scored)
         raise CheckpointError(
-            "a row of a file of logits cannot be logarithms of probabilities",
+            "a row of a file of logits does not hold logarithms of probabilities",
             where=f"{file.path}, chunk {chunk}, scored token {token}",
             found=f"scale {scale[row]:g}, least {least[row]:g}",
             expected="finite numbers, the scale not below 0 and 65535 · scale + least not above 0",

@@ -1,4 +1,4 @@
-"""The base and the candidates: opened, found comparable or refused by name, and described for a report."""
+"""The base and the candidates: open them, check that they can be compared, and describe them for a report."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def open_models(
     Raises ``ComparisonError`` for a path given twice and for models of another architecture, vocabulary or shape.
     """
     if not candidates:
-        raise ComparisonError("there is no candidate to evaluate")
+        raise ComparisonError("no candidate to evaluate")
     paths = [*([base] if base else []), *candidates]
     places = [path.resolve() for path in paths]
     twice = [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
@@ -137,8 +137,8 @@ def tokenizer_hash(checkpoint: Checkpoint) -> str:
     """SHA-256 of a directory's tokenizer file, or of a GGUF's ``tokenizer.*`` key-values as sorted JSON."""
     if checkpoint.kind == "gguf":
         values: Mapping[str, Any] = checkpoint.metadata
-        told = {key: value.value for key, value in values.items() if key.startswith("tokenizer.")}
-        raw = json.dumps(told, sort_keys=True, default=str).encode()
+        stored = {key: value.value for key, value in values.items() if key.startswith("tokenizer.")}
+        raw = json.dumps(stored, sort_keys=True, default=str).encode()
         return hashlib.sha256(raw).hexdigest()
     from bamba_quant.tokenizers.settings import tokenizer_file
 
@@ -147,7 +147,7 @@ def tokenizer_hash(checkpoint: Checkpoint) -> str:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """What each model is called; with the organization, or as many parts of its path, as tell all apart."""
+    """A label for each model: its name, with the organization or parts of its path if names are equal."""
     names = [name_of(path) for path in paths]
     places = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would follow links
     candidates = [[name.name for name in names], [name.full_name for name in names]]
@@ -156,13 +156,13 @@ def _labels(paths: Sequence[Path]) -> list[str]:
     for labels in candidates:
         if len(set(labels)) == len(labels):
             return labels
-    return [str(path) for path in paths]  # a directory x beside a file x.gguf
+    return [str(path) for path in paths]  # a directory x and a file x.gguf
 
 
 def _check_comparable(base: OpenedModel, other: OpenedModel) -> None:
     if base.model.architecture != other.model.architecture:
         raise ComparisonError(
-            "a candidate is of another architecture than the base",
+            "a candidate has another architecture than the base",
             where=other.path,
             found=other.model.architecture,
             expected=base.model.architecture,
@@ -207,7 +207,7 @@ def _type_name(file_type: LlamaFileType) -> str:
 
 
 def _recipe(checkpoint: Checkpoint, types: Sequence[TypeTotal]) -> str:
-    """What a file calls its mixture of types; else the type of most of its bytes."""
+    """The name that a file has for its mixture of types; else the type of most of its bytes."""
     if checkpoint.kind == "gguf":
         named = checkpoint.key_values.text(RECIPE_KEY)
         if named:

@@ -1,4 +1,4 @@
-"""What the arithmetic alone makes of every figure: the base against itself by another path, beside the candidates."""
+"""The noise floor: every figure of the base against itself, computed by another path of arithmetic."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ OTHER = replace(TORCH, name="plain torch", linear=_plain_linear, head=_plain_hea
 
 @dataclass
 class FloorWatch:
-    """Called after each ``Pass``; takes the base's first ``texts`` texts through every layer by another path."""
+    """Called after each ``Pass``; runs the base's first ``texts`` texts through every layer by another path."""
 
     config: Config
     path: str

@@ -32,7 +32,7 @@ def command_line(
     options: EvaluationOptions,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> str:
-    """The command that would run this evaluation again, where a library call began it."""
+    """The command line for this evaluation, if it was started by a call of the library."""
     parts = ["evaluate", str(base), *map(str, candidates)]
     parts += ["--text", str(text)] if text else []
     usual = EvaluationOptions()
@@ -56,7 +56,7 @@ def run_record(
     started: datetime.datetime,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Run:
-    """What a report says of how the figures came about."""
+    """The report's record of how the figures were computed."""
     plain = {
         key: value if isinstance(value, (int, float, bool)) or value is None else str(value)
         for key, value in (vars(options) | vars(options.reading)).items()
@@ -80,7 +80,7 @@ def run_record(
 
 @contextmanager
 def time_compilation(timings: Timings, device: torch.device) -> Iterator[None]:
-    """Tells ``timings`` what Triton spends on making kernels for a GPU, or finding those it made, and loading them."""
+    """Add to ``timings`` the time in which Triton compiles kernels for a GPU, or finds them, and loads them."""
     if device.type != "cuda":
         yield
         return
@@ -94,8 +94,8 @@ def time_compilation(timings: Timings, device: torch.device) -> Iterator[None]:
         timings.compiling += times.total / 1e6
 
     def loaded(*about: Any) -> None:
-        # A kernel is loaded at once when it is compiled, behind a module in C that will launch it; of one that was
-        # compiled before, nothing tells when its loading began.
+        # A compiled kernel is loaded at once, after the C module that launches it. For a kernel from the cache there
+        # is no event when its loading starts.
         nonlocal compiled
         if compiled is not None:
             timings.compiling += time.perf_counter() - compiled

@@ -1,4 +1,4 @@
-"""What each scored token says about a candidate, from two blocks of logits that are then forgotten.
+"""Scores of each token, computed from two blocks of logits, which are not kept.
 
 The definitions are llama-perplexity's (llama.cpp, tools/perplexity/perplexity.cpp): per token the negative
 log-likelihoods, the divergence KLD = Σ p_base (ln p_base - ln p) over the vocabulary, Δp = p(token) - p_base(token),

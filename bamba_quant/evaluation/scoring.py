@@ -1,4 +1,4 @@
-"""The head over a part of the text, block after block of tokens: of each token a few numbers are kept, no logits."""
+"""Apply the head to a part of the text, a block of tokens at a time; keep a few numbers a token, not the logits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ScoreBlocks:
 
     @classmethod
     def of_parts(cls, parts: Sequence[ScoreBlocks]) -> Self:
-        """What was measured on the parts of a text, as if it had been one."""
+        """Join what was measured on the parts of a text."""
         candidates = zip(*(part.candidates for part in parts), strict=True)
         return cls(
             tuple(tuple(chain.from_iterable(blocks)) for blocks in candidates),
@@ -70,7 +70,7 @@ def most_tokens(vocab_size: int) -> int:
 
 
 def chunks_together(ctx: int, device: torch.device, vocab_size: int) -> int:
-    """How many chunks are worked on at once: between such groups a text may be parted without changing a bit."""
+    """How many chunks run together; splitting a text between such groups changes no bit of the result."""
     return together(ctx, device, most_tokens(vocab_size))
 
 
@@ -95,7 +95,7 @@ def score_part(
     targets = tokens.targets[part]  # (n, scored)
     blocks = head_blocks(len(targets), ctx, hidden[0].device, most_tokens(config.vocab_size))
     kept = []
-    while hidden:  # so that what is not scored is let go, one source after the other
+    while hidden:  # so that states that are not scored are freed, one source after the other
         states = hidden.pop(0)
         kept.append(states[:, first:-1].reshape(-1, states.shape[-1]).clone())
         del states
@@ -135,7 +135,7 @@ def score_part(
 
 
 def _begin(blocks: Sequence[int], tokens: int) -> list[int]:
-    """The lengths of the blocks of which the first ``tokens`` tokens are in."""
+    """The lengths of the blocks that cover the first ``tokens`` tokens."""
     found: list[int] = []
     for length in blocks:
         if tokens > 0:

@@ -1,4 +1,4 @@
-"""How far one tensor is from another of its shape, whatever either is stored in: some rows of both at a time.
+"""The difference between two tensors of the same shape, in any formats, a few rows at a time.
 
 Rows that a GPU decodes are compared there, by the same operations in the same order: figures of one device are the
 same in every run, and between a GPU and a CPU the last digits of the float64 sums differ.
@@ -48,7 +48,7 @@ class TensorDifference:
 
 
 def sqnr(signal: float, noise: float) -> float | None:
-    """10 log10(signal / noise) in dB; None where there is no noise. No signal is held to be the least there can be."""
+    """10 log10(signal / noise) in dB; None without noise. A signal of 0 counts as 1e-300."""
     return 10 * math.log10(max(float(signal), 1e-300) / min(float(noise), 1e300)) if noise else None
 
 

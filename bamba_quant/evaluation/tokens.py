@@ -1,4 +1,4 @@
-"""The text every model is given: one tokenizer for all, found to be everyone's, cut into llama-perplexity's chunks."""
+"""Tokenize the text once for all models, check that their tokenizers agree, and cut it as llama-perplexity does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bamba_reference.runtime.perplexity import cut_chunks
 
 @dataclass(frozen=True)
 class Tokens:
-    """The text as every model sees it: ``own`` (n, ctx) as it is, ``cut`` with BOS in the first places."""
+    """The chunks of the text, int64 (n, ctx): ``own`` has its own tokens, ``cut`` BOS at the first position of each."""
 
     own: NDArray[np.int64]
     cut: NDArray[np.int64]
@@ -33,7 +33,7 @@ class Tokens:
 
     @property
     def first(self) -> int:
-        """The place in a chunk whose logits are the first that count."""
+        """The first position in a chunk whose logits are scored."""
         return self.text.ctx // 2
 
     @property
@@ -43,9 +43,9 @@ class Tokens:
 
 
 def text_tokens(opened: Sequence[OpenedModel], text: Path | None, options: EvaluationOptions) -> Tokens:
-    """The text by the base's tokenizer, once every candidate's is found to read it alike."""
+    """Tokenize ``text`` with the base's tokenizer. Raises ``ComparisonError`` if a candidate's gives other tokens."""
     if text is None:
-        raise CheckpointError("there is no text to evaluate on", fix="give one with --text")
+        raise CheckpointError("no text to evaluate on", fix="give one with --text")
     words, digest = read_text(text)
     checkpoints = [each.model.checkpoint for each in opened]
     if options.tokenizer:

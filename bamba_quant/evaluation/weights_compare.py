@@ -1,4 +1,4 @@
-"""Two models tensor by tensor, whatever each is stored in, without running either."""
+"""Compare the weights of two models tensor by tensor, in any formats, without a forward pass."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _BYTES = 4 << 20  # of a tensor, that are compared at once
 
 @dataclass(frozen=True)
 class CodesChanged:
-    """Of two tensors of one quantized format: how many of ``codes`` integers differ, and of the numbers beside them,
-    scales and minima of groups and blocks.
+    """Two tensors of the same quantized format: ``changed`` of ``codes`` integers differ, and ``beside_changed`` of
+    ``beside`` scales and minima.
     """
 
     name: str
@@ -61,9 +61,9 @@ def compare_weights(
 ) -> WeightsComparison:
     """Compare the weights of ``other`` with those of ``base``, as a forward pass reads them.
 
-    Some rows of a tensor are in memory at a time; ``progress`` is told bytes of ``other`` done, ``note`` what was
-    tolerated in reading. Raises a
-    ``BambaQuantError`` for models that are not of one architecture, vocabulary and shape.
+    A few rows of a tensor are in memory at a time. ``progress`` is called with bytes of ``other`` done, ``note`` with
+    what was tolerated in reading. Raises a ``BambaQuantError``
+    for models that are not of one architecture, vocabulary and shape.
     """
     first, second = open_models(base, [other], reading)
     tell_notes((first, second), note)

@@ -50,7 +50,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that prints, writes and tells how far the run is."""
+        """Whether this process prints, writes files and shows progress."""
         return self.rank == 0
 
     def device(self, name: str) -> str:
@@ -113,7 +113,7 @@ SINGLE_PROCESS = Ranks()
 
 @contextmanager
 def join_ranks() -> Iterator[Ranks]:
-    """The processes that were started with this one, as torchrun does it; ``SINGLE_PROCESS`` where none was.
+    """Connect the processes that torchrun started with this one; ``SINGLE_PROCESS`` if there are none.
 
     When several of them fail, the first error is raised as it is and the others become ``FailedElsewhereError``, so
     that one error is reported. Raises ``RankError`` when the processes cannot connect to one another.

@@ -22,7 +22,7 @@ from bamba_quant.errors import BambaQuantError
 # Bytes of one value of the store, which takes 8 MiB at most.
 _PIECE = 1 << 22
 _SECONDS_BETWEEN_LOOKS = 0.01
-# Each process shows a sign of life at this interval; after so many intervals without one it is taken for gone.
+# Each process sends a heartbeat at this interval; after this many missed ones it counts as gone.
 _SECONDS_BETWEEN_SIGNS = 5.0
 _SIGNS_MISSED = 12
 _LENGTH = struct.Struct("<Q")

@@ -87,7 +87,7 @@ def torch_device(name: str, given: str | None = None) -> torch.device:
 
 
 def first_product(device: torch.device, dtype: torch.dtype) -> None:
-    """Load what multiplies matrices on a GPU: it takes a second from a disk, for which other work need not wait."""
+    """Load the GPU's matmul library, which takes about a second, so that other work can overlap with it."""
     import torch
 
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Tensors' bytes brought to a device before they are asked for: in a known order, never more than a budget holds."""
+"""Read tensors to a device before they are needed, in a known order and within a memory budget."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHARE = 16  # of a device's memory, one part
 
 @dataclass(frozen=True, eq=False)
 class PrefetchRequest:
-    """A tensor that will be asked for; one that is not ``on_device`` is only brought into the system's cache."""
+    """A tensor to prefetch; one that is not ``on_device`` is only read into the page cache."""
 
     tensor: StoredTensor
     on_device: bool
@@ -42,8 +42,8 @@ class _PendingRead:
 class Prefetcher:
     """Threads that read pieces of tensors into page-locked buffers and copy them to ``device``.
 
-    What lies there untaken is at most ``budget`` bytes, or one tensor; on a GPU 8 GiB by default, or the sixteenth
-    part of its memory. A tensor that is asked for out of its order is left to who asks.
+    At most ``budget`` bytes, or one tensor, wait to be taken; the default is 8 GiB, or a sixteenth of a GPU's memory.
+    A tensor that is taken out of order is not prefetched, and ``take`` returns None.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Prefetcher:
         self._reader = RawReader()
         self._buffers: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
         self._order: deque[PrefetchRequest] = deque()
-        self._begun: list[_PendingRead] = []
-        self._bytes = 0  # of those begun
+        self._pending: list[_PendingRead] = []
+        self._bytes = 0  # of pending reads
 
     def __enter__(self) -> Self:
         return self
@@ -74,11 +74,11 @@ class Prefetcher:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
         self._order.clear()
-        self._begun.clear()
+        self._pending.clear()
         self._reader.__exit__(kind, error, trace)
 
     def begin(self, order: Iterable[PrefetchRequest]) -> None:
-        """Start reading what will be asked for, in this order. Raises ``CheckpointError`` for a missing file."""
+        """Start reading tensors in this order. Raises ``CheckpointError`` for a missing file."""
         import torch
 
         self._order.extend(order)
@@ -92,19 +92,19 @@ class Prefetcher:
         self._fill()
 
     def take(self, tensor: StoredTensor) -> torch.Tensor | None:
-        """Bytes (rows, ``row_bytes``) on the device, once they are there; None where they were not on their way there.
+        """Bytes (rows, ``row_bytes``) on the device, once they are read; None if they were not prefetched.
 
         Raises ``CheckpointError`` when they could not be read.
         """
         import torch
 
-        found = next((begun for begun in self._begun if begun.tensor is tensor), None)
+        found = next((read for read in self._pending if read.tensor is tensor), None)
         if found is None:
             late = next((wanted for wanted in self._order if wanted.tensor is tensor), None)
             if late is not None:
                 self._order.remove(late)
             return None
-        self._begun.remove(found)
+        self._pending.remove(found)
         self._bytes -= _size(tensor)
         self._fill()
         for piece in found.pieces:
@@ -119,9 +119,9 @@ class Prefetcher:
     def _fill(self) -> None:
         while self._order:
             size = _size(self._order[0].tensor)
-            if self._begun and self._bytes + size > self._budget:
+            if self._pending and self._bytes + size > self._budget:
                 return
-            self._begun.append(self._start(self._order.popleft()))
+            self._pending.append(self._start(self._order.popleft()))
             self._bytes += size
 
     def _start(self, wanted: PrefetchRequest) -> _PendingRead:
@@ -168,5 +168,5 @@ def _size(tensor: StoredTensor) -> int:
 
 
 def prefetcher_for(device: torch.device) -> Prefetcher | None:
-    """One for a GPU, which decodes what it is brought; a CPU decodes what it reads."""
+    """A prefetcher for a GPU; None for a CPU, which decodes what it reads."""
     return Prefetcher(device) if device.type == "cuda" else None

@@ -21,7 +21,7 @@ _TABLE_ROWS = 8192
 
 
 class LazyTable:
-    """The embedding or the head: rows are read when they are asked for, by a slice or by their numbers."""
+    """The embedding or the head; rows are read on access, by a slice or by their indices."""
 
     def __init__(
         self,
@@ -34,20 +34,20 @@ class LazyTable:
     ):
         self.shape = shape
         self._weights, self._name, self._dtype, self._device = weights, name, dtype, device
-        self._meter = timings
+        self._timings = timings
 
     def __getitem__(self, wanted: slice | NDArray[np.intp]) -> Any:
         if isinstance(wanted, slice):
             start, stop, _ = wanted.indices(self.shape[0])
-            rows = self._weights.rows(self._name, start, stop, self._meter)
-            with self._meter.spent("decoding"):
+            rows = self._weights.rows(self._name, start, stop, self._timings)
+            with self._timings.spent("decoding"):
                 return to_tensor(rows, self._dtype, self._device)
         found = []
         for start in range(0, self.shape[0], _TABLE_ROWS):
             inside = wanted[(wanted >= start) & (wanted < start + _TABLE_ROWS)]
             if len(inside):
                 first, last = int(inside.min()), int(inside.max()) + 1
-                rows = self._weights.rows(self._name, first, last, self._meter)[inside - first]
+                rows = self._weights.rows(self._name, first, last, self._timings)[inside - first]
                 found.append(to_tensor(rows, self._dtype, self._device))
         return torch.cat(found)
 
@@ -68,7 +68,7 @@ class StreamWeights(Mapping[str, Any]):
         timings: Timings,
         ahead: Prefetcher | None = None,
     ) -> None:
-        self._dtype, self._device, self._meter = dtype, device, timings
+        self._dtype, self._device, self._timings = dtype, device, timings
         self.config = config
         self._weights: LazyWeights | DeviceWeights = weights
         self.exact: LazyWeights | DeviceWeights = weights
@@ -80,9 +80,9 @@ class StreamWeights(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Tensor | LazyTable:
         if name in self._tables:
             shape = self._tables[name]
-            return LazyTable(self._weights, name, shape, self._dtype, self._device, self._meter)
-        array = self._weights.rows(name, timings=self._meter)
-        with self._meter.spent("decoding"):
+            return LazyTable(self._weights, name, shape, self._dtype, self._device, self._timings)
+        array = self._weights.rows(name, timings=self._timings)
+        with self._timings.spent("decoding"):
             return to_tensor(array, stored_dtype(name, self._dtype), self._device)
 
     def prefetch_request(self, name: str) -> PrefetchRequest:

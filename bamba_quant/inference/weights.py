@@ -78,7 +78,7 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         """Rows ``start`` to ``stop`` of a tensor along its first axis, in memory: plain numbers in their dtype,
         others as float32.
 
-        Only these rows are read, but for vectors, which are read whole. ``timings`` is told the seconds it took.
+        Only these rows are read, but for vectors, which are read whole. ``timings`` adds up the time.
         """
         tensor, rule, moved = self.stored(name)
         timings = timings or Timings()
@@ -123,7 +123,7 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         )
 
     def stored(self, name: str) -> tuple[StoredTensor, TensorRule, bool]:
-        """Where a tensor lies, its rule, and whether that rule's transform is to be undone."""
+        """A tensor in its file, its rule, and whether that rule's transform must be undone."""
         tensor, rule = self._stored[name]
         return tensor, rule, self._inverted and bool(rule.transform.name)
 
@@ -142,10 +142,9 @@ class DeviceWeights(Mapping[str, Any]):
     """``LazyWeights`` read on a GPU: blocks and codes go there as they are stored, and weights of ``dtype`` come out;
     tensors stored plainly keep their own.
 
-    What a GPU does not read (vectors, and changes of single values) is read on the CPU, to the same values: it is a
-    few vectors of a model. With ``ahead`` what it brings is taken from there, and the bytes of one layer, or of one
-    tensor outside the layers, stay on the device until another is asked for, so that all who read a layer cause one
-    reading.
+    Vectors, and tensors with transforms that change values, are read on the CPU, to the same values. With ``ahead``
+    bytes come from that prefetcher, and those of one layer, or of one tensor outside the layers, stay on the device
+    until another is read, so that a layer is read once for all its readers.
     """
 
     def __init__(
@@ -204,8 +203,8 @@ class DeviceWeights(Mapping[str, Any]):
         return len(rule.shape) > 1 and (not moved or rule.transform.moves_rows_only)
 
     def _prefetched_tensor(self, name: str) -> tuple[StoredTensor, bool]:
-        """What is read ahead for a tensor, and whether it only comes into the system's cache: codes that stand in
-        another order than rows go to the device as they stand there, when they are asked for.
+        """The stored tensor to prefetch, and whether only into the page cache: codes that are not in row order are
+        copied to the device when they are read.
         """
         tensor = self._weights.stored(name)[0]
         if isinstance(tensor, PackedTensor) and tensor.codes.order is not None:
@@ -213,7 +212,7 @@ class DeviceWeights(Mapping[str, Any]):
         return tensor, False
 
     def _whole(self, name: str, timings: Timings) -> torch.Tensor | None:
-        """All bytes of the tensor on the device, where they were read ahead; lets go what is not of its layer."""
+        """All bytes of the tensor on the device, if they were prefetched; frees tensors of other layers."""
         if self._ahead is None:
             return None
         layer = self.info(name).layer

@@ -1,4 +1,4 @@
-"""``report.html``: one file that holds everything it shows and asks nothing of any network."""
+"""``report.html``: one file that holds everything it shows and makes no network request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bamba_quant.report.wording import named_candidates, short_names, verdict
 
 _WIDTHS = {"desk": 1032.0, "tablet": 600.0, "phone": 328.0}  # page.css shows the one that fits
 _FEW_GATES = 6
-# No script, style or picture from anywhere else can run or load, whatever a name in the report says.
+# No script, style or picture from elsewhere can run or load, even if a name in the report contains markup.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 

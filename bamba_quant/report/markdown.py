@@ -17,7 +17,7 @@ _FEW_GATES = 6
 
 
 def to_markdown(evaluation: Evaluation) -> str:
-    """GitHub's Markdown; every name in it is text, whatever it holds."""
+    """GitHub's Markdown; markup in names is escaped."""
     parts = [
         _heading(evaluation),
         _gates(evaluation),

@@ -40,7 +40,7 @@ def joined(parts: Iterable[str], separator: str = "") -> Markup:
 
 
 def element(tag: str, *children: str, **attributes: Attribute) -> Markup:
-    """One element. ``class_`` stands for class and ``aria_label`` for aria-label; None and False leave one out."""
+    """One element. ``class_`` becomes class, ``aria_label`` aria-label; None and False omit an attribute."""
     opened = "".join([tag, *(_attribute(name, value) for name, value in attributes.items())])
     if tag in _VOID:
         return Markup(f"<{opened}>")

@@ -16,7 +16,7 @@ _SHORT = 16  # characters of a name that is not worth breaking into lines
 
 @dataclass(frozen=True)
 class TableCell:
-    """What a cell says, what stands small below it, and the number it sorts by."""
+    """A cell: its text, a smaller text below, and the number it sorts by; ``words`` are flush left."""
 
     text: str
     below: str | None = None
@@ -84,7 +84,7 @@ def summary(evaluation: Evaluation) -> Markup:
 
 
 def gates(caption: str, found: Sequence[tuple[str, Candidate, Gate]]) -> Markup:
-    """A row a gate, those that failed first."""
+    """One row a gate; gates that failed come first."""
     rows = [
         [
             TableCell(name, words=True),

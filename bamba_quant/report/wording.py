@@ -83,7 +83,7 @@ def interval(kind: FigureKind, figure: Figure) -> str | None:
 
 
 def below_floor(kind: FigureKind, figure: Figure) -> bool:
-    """Whether a figure that is zero when nothing is lost lies nearer to it than noise does."""
+    """Whether a figure whose lossless value is 0 is smaller than the noise floor."""
     return kind.perfect == 0 and figure.floor is not None and 0 < abs(figure.value) < figure.floor
 
 
@@ -100,7 +100,7 @@ def limit(kind: FigureKind, value: float) -> str:
 
 
 def floor(kind: FigureKind, value: float | None) -> str | None:
-    """A noise floor, of which only the first two digits mean anything."""
+    """A noise floor, to two significant digits."""
     if value is None:
         return None
     return _with_sign(kind, digits(value * _scale(kind), 2))
@@ -176,7 +176,7 @@ class Verdict:
 
 
 def short_names(evaluation: Evaluation) -> tuple[str, ...]:
-    """Each candidate's recipe, with "tuned" where it is, if that tells it from others, else its unique label."""
+    """Each candidate's recipe, with "tuned" if it is, where that is unique, else its label."""
     counts = Counter(candidate.model.variant for candidate in evaluation.candidates)
     return tuple(
         model.variant if counts[model.variant] == 1 and model.recipe else model.label

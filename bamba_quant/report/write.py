@@ -62,7 +62,7 @@ def write_reports(
     """Write ``report.json``, ``report.md`` and ``report.html`` into ``directory``, all three or none.
 
     The directory is made when it is missing. Raises ``OutputError`` when they cannot be written, when one of them
-    exists and ``overwrite`` is not given, and when one is, by whatever name, among ``inputs``: files, and
+    exists and ``overwrite`` is not given, and when one is, under any name, among ``inputs``: files, and
     directories with the files in them.
     """
     directory = _prepare(Path(directory), overwrite, inputs)

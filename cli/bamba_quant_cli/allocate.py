@@ -53,7 +53,7 @@ def allocate(
         str | None, typer.Option(metavar="BYTES", help="At most this size of the file, such as 5.2GB.")
     ] = None,
     target_bpw: Annotated[
-        float | None, typer.Option(metavar="BITS", help="At most so many bits per weight.")
+        float | None, typer.Option(metavar="BITS", help="At most this many bits per weight.")
     ] = None,
     text: Annotated[
         list[Path] | None,

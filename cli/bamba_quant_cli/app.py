@@ -91,7 +91,7 @@ def run() -> None:
         _abandon(1, 2)
         sys.exit(2)
     except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # of which typer makes exit code 1
+        if isinstance(error.__context__, BrokenPipeError):  # which typer turns into exit code 1
             _abandon(1, 2)
             sys.exit(_BROKEN_PIPE)
         raise

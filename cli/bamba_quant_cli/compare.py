@@ -36,7 +36,7 @@ def compare(
 ) -> None:
     """Compare two models tensor by tensor: signal-to-noise ratio, greatest error, cosine; reads each file once.
 
-    Formats may differ; transforms that a format asks for are undone first. SQNR is 10 log10(Σa² / Σ(b - a)²) in dB.
+    Formats may differ; transforms of a format are undone first. SQNR is 10 log10(Σa² / Σ(b - a)²) in dB.
     Of tensors in the same quantized format the integers that differ are counted, and the scales beside them.
     """
     from dataclasses import asdict

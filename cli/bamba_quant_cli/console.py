@@ -33,7 +33,7 @@ _KEPT_IN_TEXT = "\n\t\u200e\u200f\u061c"
 
 
 def prepare() -> None:
-    """Have whatever is printed arrive: in an encoding that lacks a character, its code is written in its place."""
+    """Print a character that the output's encoding lacks as its code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -57,7 +57,7 @@ def echo_text(text: str) -> None:
 
 
 def _write(stream: TextIO | None, text: str) -> None:
-    """Not by typer's ``echo``, which takes escape sequences out and writes UTF-8 where ASCII is asked for."""
+    """Not ``typer.echo``, which removes escape sequences and writes UTF-8 to an ASCII stream."""
     if stream is not None:  # as it is where the descriptor was closed
         stream.write(text)
         stream.flush()  # so that what cannot be written is an error here

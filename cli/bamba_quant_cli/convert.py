@@ -203,7 +203,7 @@ def convert(
     plan = plan_with(imatrix=PlaceholderImatrix() if calibrate else imatrix)
     if calibrate and all(row.format.dtype is not None for row in plan.rows):
         raise PlanError(
-            "there is nothing to calibrate: no tensor is quantized",
+            "nothing to calibrate: no tensor is quantized",
             found=plan.recipe,
             fix="choose a type such as q4_k_m, or leave out --calibrate",
         )
@@ -268,6 +268,6 @@ def _tensor_type(text: str) -> tuple[str, str]:
     pattern, sign, name = text.rpartition("=")
     if not (pattern and sign and name):
         raise typer.BadParameter(
-            f"{text!r} is no PATTERN=TYPE, such as ssm_out=q6_k", param_hint="--tensor-type"
+            f"{text!r} is not PATTERN=TYPE, such as ssm_out=q6_k", param_hint="--tensor-type"
         )
     return pattern, name

@@ -142,7 +142,7 @@ class DemoFiles:
 
 
 def write_text(file: Path, text: str) -> None:
-    """A whole file or none, in the place of what is there."""
+    """Replace ``file`` as a whole."""
     from bamba_quant.writers.atomic import atomic_files
 
     raw = text.encode("utf-8")

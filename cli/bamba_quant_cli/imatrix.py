@@ -128,7 +128,7 @@ def calibrate_imatrix(
     *,
     strict: bool = False,
 ) -> Imatrix:
-    """What --calibrate stands for: the importance matrix of ``model`` over ``texts``, its notes printed.
+    """The importance matrix of --calibrate: that of ``model`` on ``texts``. Prints its notes.
 
     ``device`` "auto" is a GPU where there is one, "numpy" is the CPU.
     """

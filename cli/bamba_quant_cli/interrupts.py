@@ -1,4 +1,4 @@
-"""What a command does when a signal tells it to end: clean up, print one line that says what is left, exit 128 + n.
+"""How a command ends on a signal: it cleans up, prints one line about its output, and exits with 128 + n.
 
 A signal raises ``Interrupted`` in the main thread, so that ``finally`` and ``with`` remove partial files on the way
 out. Signals that arrive during that clean-up are ignored, except the third SIGINT, which ends the process at once. One
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# How a process knows that --processes started it as one of so many, and which process did: "count/pid".
+# Set by --processes for the processes it starts: their number and the pid of the starter, as "count/pid".
 STARTED = "BAMBA_QUANT_PROCESSES"
 # In which the clean-up after an error may end, and after which an interrupt that was swallowed is raised again.
 _SECONDS_TO_RAISE = 1.0
@@ -38,7 +38,7 @@ _waiting = 0  # a signal that arrived while signals were blocked
 
 
 class Interrupted(SystemExit):
-    """A signal told the process to end: a ``SystemExit``, so that nothing between takes it for an error."""
+    """A signal ended the process. It is a ``SystemExit``, so that no handler of errors catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -207,7 +207,7 @@ def _print(line: str) -> None:
 
 
 def _state(path: Path) -> Any:
-    """What tells a file from another one in its place; a directory of another inode or time is another one, too."""
+    """Inode, size and time, which differ when a file or a directory is replaced."""
     try:
         found = path.stat()
         return found.st_ino, found.st_size, found.st_mtime_ns

@@ -21,14 +21,14 @@ from bamba_quant_cli.interrupts import STARTED, block_signals
 
 # With which one of them ends when another has said why.
 _FAILED_ELSEWHERE = 75
-# A machine has up to so many GPUs, however few processors it lends.
+# A machine may have this many GPUs, even with fewer processors.
 _AT_LEAST_ALLOWED = 8
 # What is another file, or none, in each process.
 _NO_FILES = (Path("/dev/stdin"), Path("/dev/fd"), Path("/proc"))
 _SECONDS_BETWEEN_LOOKS = 0.05
 # In which others meet by themselves what made one fail, before they are ended.
 _SECONDS_TO_FAIL = 3.0
-# In which processes that are to end take away what they have begun to write.
+# Time for processes that are ended to remove partial output.
 _SECONDS_TO_END = 10.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -48,7 +48,7 @@ def run_in_processes(count: int, *files: Path | None) -> None:
         return
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise BambaQuantError(
-            "there are several processes already",
+            "this command already runs in several processes",
             found=f"--processes {count}, and WORLD_SIZE={os.environ['WORLD_SIZE']} as torchrun sets it",
             fix="leave one of the two out",
         )
@@ -68,8 +68,8 @@ def run_in_processes(count: int, *files: Path | None) -> None:
             raise BambaQuantError(
                 "several processes cannot share this input",
                 where=file,
-                found="what only the process that starts them has" if own else "something that is no file",
-                expected="a file by its name, which each of them reads",
+                found="a stream of the process that starts them" if own else "not a regular file",
+                expected="a file that every process can read by its name",
                 fix="name the file, or leave out --processes",
             )
     raise typer.Exit(_run(count, default_threads()))
@@ -114,13 +114,13 @@ def _run(count: int, processors: int) -> int:
         if failed is None:
             return 0
         code = children[failed].returncode
-        # A process ends itself with 128 and more when it is told to end.
+        # A process that a signal ends exits with 128 and its number.
         number = -code if code < 0 else code - 128
         if number > 0 and number != signal.SIGPIPE:
             raise BambaQuantError(
                 "a process of this run was killed",
                 found=f"process {failed + 1} of {count}, by signal {number} ({signal.strsignal(number)})",
-                fix="find out what ended it; the others were ended, and what they had begun to write was taken away"
+                fix="find out what ended it; the others were ended, and their partial output was removed"
                 + ("; it may have run out of memory" if number == signal.SIGKILL else ""),
             )
         return _own_code(children)
@@ -141,12 +141,12 @@ def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Have this process told to end when the one that started it is gone, where Linux can."""
+    """On Linux, end this process when the one that started it ends."""
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:  # then it was gone before this could be asked for
+        if os.getppid() != parent:  # it had ended before
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -163,7 +163,7 @@ def _first_to_fail(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _own_code(children: Sequence[subprocess.Popen[bytes]]) -> int:
-    """The exit code of the process that said why, of those that fail within some seconds; 2 where none tells."""
+    """The exit code of a process that printed its error, of those that fail within some seconds; else 2."""
     _wait(children, _SECONDS_TO_FAIL)
     codes = (child.poll() for child in children)
     return next((code for code in codes if code and code > 0 and code != _FAILED_ELSEWHERE), 2)

@@ -1,4 +1,4 @@
-"""What the commands that write quantized directories do once their options have become a scheme and a method."""
+"""Run ``fp8`` and ``int4`` once their options are turned into a scheme and a method."""
 
 from __future__ import annotations
 

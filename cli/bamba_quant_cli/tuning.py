@@ -1,4 +1,4 @@
-"""The options of the commands that can tune the rounding of what they write, and what they tell of it."""
+"""The tuning options that several commands share, and what these commands print about tuning."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TuneArguments:
     ] = None
 
     def plan(self, output: Path, *, resume: bool, overwrite: bool) -> Tuning | None:
-        """What is asked for of ``output``, with its texts read; None without --tune, where the rest means nothing."""
+        """The tuning of ``output``, with its texts read; None without --tune, when other tuning options are errors."""
         if not self.tune:
             usual = TuneArguments()
             for name, value in vars(self).items():
@@ -115,19 +115,19 @@ def show_tuning(steps: Progress, writing: Progress) -> Callable[[TuneProgress], 
 
 
 def tuned_as_json(tuned: Tuned | None) -> dict[str, Any]:
-    """What came of tuning, for a command's JSON; nothing where none was asked for."""
+    """The result of tuning for a command's JSON; empty without --tune."""
     if tuned is None:
         return {}
     return {"tuned": {"better": tuned.record.better, **asdict(tuned.record), "changed": dict(tuned.changed)}}
 
 
 def print_tuned(tuned: Tuned | None) -> None:
-    """What came of tuning, in a line."""
+    """Print the result of tuning in one line."""
     if tuned is not None and tuned.record.better:
         echo(tuned.record.line(), err=True)
     elif tuned is not None:
         echo(
-            "note: tuning made nothing better on the text that was held out, so what is written is not tuned (mean "
+            "note: tuning did not improve the held-out text, so the output is not tuned (mean "
             f"KLD {tuned.record.held_out_kld_before:.4g})",
             err=True,
         )

@@ -131,7 +131,7 @@ def test_it_says_when_nothing_became_better(
 ) -> None:
     asked.stand_in = StandIn(WORSE)
     convert(tmp_path, "--tune", tmp_path / "text.txt")
-    assert "note: tuning made nothing better" in capsys.readouterr().err
+    assert "note: tuning did not improve" in capsys.readouterr().err
     assert read_record(open_checkpoint(tmp_path / "x.gguf")) is None
 
 

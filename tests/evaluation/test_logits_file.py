@@ -202,7 +202,7 @@ def test_rows_that_are_no_probabilities(scale: float, least: float, written: tup
         stream.write(struct.pack("<ff", scale, least))
     blocks = base_blocks(file, slice(0, CHUNKS), [3] * (CHUNKS * SCORED // 3), torch.device("cpu"))
     with pytest.raises(
-        CheckpointError, match=r"cannot be logarithms of prob(.|\n)*chunk 2, scored token 1\n"
+        CheckpointError, match=r"does not hold logarithms of prob(.|\n)*chunk 2, scored token 1\n"
     ):
         list(blocks)
 
@@ -213,7 +213,7 @@ def test_a_row_of_signaling_nan(written: tuple[Path, Any, Any]) -> None:
     with file.path.open("r+b") as stream:
         stream.seek(file.start)
         stream.write(struct.pack("<II", 0x7FA00000, 0x7FA00000))
-    with pytest.raises(CheckpointError, match="cannot be logarithms"):
+    with pytest.raises(CheckpointError, match="does not hold logarithms"):
         next(base_blocks(file, slice(0, CHUNKS), [SCORED] * CHUNKS, torch.device("cpu")))
 
 

@@ -132,7 +132,7 @@ def bottom_axis(
 def left_axis(
     frame: Frame, scale: Scale, name: str, write: Callable[[float], str], *, most: int = 7
 ) -> Markup:
-    """Ticks and numbers left of the plot; the name stands above them, where it can be read without turning."""
+    """Ticks and numbers left of the plot; the name is above them, in horizontal text."""
     inner = frame.inner
     parts = [
         group(

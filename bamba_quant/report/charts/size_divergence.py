@@ -79,7 +79,7 @@ def _draw(evaluation: Evaluation, frame: Frame) -> Markup | None:
 
 
 def _divergence_scale(klds: list[Figure], floor: float | None, inner: Box) -> Scale:
-    """Over what can be measured; room is left below for what cannot, and for a floor that lies far off."""
+    """A scale of the measurable values, with space below for the others and for a floor far below."""
     values = [
         value for kld in klds if not _hidden(kld) for value in (kld.value, kld.high) if value is not None
     ]
@@ -92,7 +92,7 @@ def _divergence_scale(klds: list[Figure], floor: float | None, inner: Box) -> Sc
 
 
 def _hidden(kld: Figure) -> bool:
-    """Whether a divergence is zero, or too small to be told from it."""
+    """Whether a divergence is zero or below the noise floor."""
     return kld.value <= 0 or below_floor(FIGURES["kld_mean"], kld)
 
 
@@ -114,7 +114,7 @@ def _whisker(kld: Figure, y: Scale, point: tuple[float, float]) -> Box:
 
 
 def _leader(box: Box, point: tuple[float, float]) -> Markup:
-    """A thin line from a point to a label that had to stand off."""
+    """A thin line from a point to a label that is not next to it."""
     px, py = point
     nx, ny = min(max(px, box.left), box.right), min(max(py, box.top), box.bottom)
     distance = math.hypot(nx - px, ny - py)
@@ -125,7 +125,7 @@ def _leader(box: Box, point: tuple[float, float]) -> Markup:
 
 
 def _floor_box(floor: float | None, y: Scale, inner: Box) -> Box | None:
-    """What lies below the noise floor: down from its line, or a strip under the axis when it is farther down."""
+    """The area below the noise floor: from its line down, or a strip under the axis if the floor is below it."""
     if floor is None:
         return None
     top = y.start if floor < y.low else y(floor)
