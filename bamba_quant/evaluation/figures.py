@@ -121,10 +121,7 @@ def figures(scores: Scores, bootstrap: Bootstrap, floors: Mapping[str, float] | 
             bounds = _quantile_bounds(scores, key)
         found[key] = Figure(
             value,
-            low=bounds.low if bounds else None,
-            high=bounds.high if bounds else None,
-            lower=bounds.lower if bounds else None,
-            upper=bounds.upper if bounds else None,
+            **(vars(bounds) if bounds else dict.fromkeys(("low", "high", "lower", "upper"))),
             naive_error=errors.get(key),
             floor=floors[key] if floors else None,
         )

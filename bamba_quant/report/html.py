@@ -69,11 +69,7 @@ def _body(evaluation: Evaluation, title: str, sections: list[tuple[str, str, Mar
         "body",
         element(
             "header",
-            element(
-                "div",
-                element("h1", title),
-                element("p", lead, class_="lead"),
-            ),
+            element("div", element("h1", title), element("p", lead, class_="lead")),
             element("button", "Dark", id="theme", type="button", aria_pressed="false", hidden=True),
         ),
         element(
@@ -218,11 +214,7 @@ def _tensors(evaluation: Evaluation) -> Markup:
     if not any(candidate.tensors for _, candidate in named):
         return Markup()
     maps = [
-        element(
-            "div",
-            element("h3", name),
-            *_map(name, candidate),
-        )
+        element("div", element("h3", name), *_map(name, candidate))
         for name, candidate in named
         if candidate.tensors
     ]

@@ -13,7 +13,7 @@ from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, count, echo, print_json, print_table, size
 from bamba_quant_cli.imatrix import calibrate_imatrix
 from bamba_quant_cli.interrupts import announce_outputs
-from bamba_quant_cli.plans import notes_of, print_conversion, summary
+from bamba_quant_cli.plans import notes_of, print_conversion, summary, written_as_json
 from bamba_quant_cli.tuning import TuneArguments, print_tuned, show_tuning, tuned_as_json, with_tune_options
 
 if TYPE_CHECKING:
@@ -242,15 +242,12 @@ def convert(
                 plan, plan.outfile, tuning, **writing, reading=reading, tell=tell, note=opt.print_note
             )
     seconds = time.monotonic() - started
-    n_bytes = sum(file.stat().st_size for file in written)
+    found = written_as_json(written, seconds)
     notes = notes_of(plan)
     if stale := other_splits(written):
         notes.append(f"shards of another split of this name are still there: {join_names(stale)}")
     if as_json:
-        sizes = [{"file": file, "bytes": file.stat().st_size} for file in written]
-        about = {**summary(plan), "notes": notes}
-        about |= tuned_as_json(tuned)
-        print_json({"files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3), **about})
+        print_json({**found, **summary(plan), "notes": notes, **tuned_as_json(tuned)})
         return
     for note in notes:
         echo(f"note: {note}", err=True)
@@ -258,7 +255,7 @@ def convert(
     for file in written:
         echo(file)
     echo(
-        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {size(n_bytes)}, "
+        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {size(found['bytes'])}, "
         f"{plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s",
         err=True,
     )

@@ -11,7 +11,7 @@ import typer
 from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, count, echo, print_json, size
 from bamba_quant_cli.interrupts import announce_outputs
-from bamba_quant_cli.plans import print_rows, rows_as_json
+from bamba_quant_cli.plans import files_as_json, print_files, print_rows, rows_as_json, written_as_json
 
 if TYPE_CHECKING:
     from bamba_quant.planning.plan import Plan
@@ -80,19 +80,15 @@ def export(
             plan, directory, threads=threads, overwrite=overwrite, resume=resume, progress=bar.advance
         )
     seconds = time.monotonic() - started
-    n_bytes = sum(path.stat().st_size for path in written)
+    found = written_as_json(written, seconds)
     if as_json:
-        sizes = [{"file": path, "bytes": path.stat().st_size} for path in written]
-        print_json(
-            {"directory": directory, "files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3)}
-            | _summary(plan)
-        )
+        print_json({"directory": directory, **found, **_summary(plan)})
         return
     for note in plan.notes:
         echo(f"note: {note}", err=True)
     echo(directory)
     echo(
-        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.recipe}, {size(n_bytes)} in "
+        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.recipe}, {size(found['bytes'])} in "
         f"{len(written)} files, {seconds:.1f} s",
         err=True,
     )
@@ -111,7 +107,7 @@ def _summary(plan: Plan) -> dict[str, Any]:
 
 def _print_plan(plan: Plan, directory: Path, as_json: bool) -> None:
     if as_json:
-        files = [{"file": directory / name, "bytes": n_bytes} for name, n_bytes in plan.sizes.items()]
+        files = files_as_json(plan, directory)
         print_json({"files": files, **_summary(plan), "plan": rows_as_json(plan.rows)})
         return
     print_rows(plan.rows)
@@ -119,5 +115,4 @@ def _print_plan(plan: Plan, directory: Path, as_json: bool) -> None:
         echo(f"note: {note}")
     echo()
     echo(f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.recipe}")
-    for name, n_bytes in plan.sizes.items():
-        echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")
+    print_files(plan, directory)

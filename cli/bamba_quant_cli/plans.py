@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bamba_quant_cli.console import count, echo, print_json, print_table, size
@@ -51,6 +52,23 @@ def print_rows(rows: Sequence[PlanRow]) -> None:
     )
 
 
+def files_as_json(plan: Plan, output: Path) -> list[dict[str, Any]]:
+    """The files that ``plan`` makes, with their bytes."""
+    return [{"file": file, "bytes": n_bytes} for file, n_bytes in plan.paths(output).items()]
+
+
+def written_as_json(written: Sequence[Path], seconds: float) -> dict[str, Any]:
+    """The files that were written, for a command's JSON."""
+    sizes = [{"file": file, "bytes": file.stat().st_size} for file in written]
+    return {"files": sizes, "bytes": sum(each["bytes"] for each in sizes), "seconds": round(seconds, 3)}
+
+
+def print_files(plan: Plan, output: Path) -> None:
+    """One line a file that ``plan`` makes."""
+    for file, n_bytes in plan.paths(output).items():
+        echo(f"{file}  {n_bytes:,} bytes ({size(n_bytes)})")
+
+
 def notes_of(plan: Plan) -> list[str]:
     """What was decided without being asked, of the whole and of single tensors."""
     return [
@@ -86,15 +104,9 @@ def summary(plan: Plan) -> dict[str, Any]:
 
 def print_conversion(plan: Plan, as_json: bool) -> None:
     """The plan in full, and its files with their bytes."""
-    files = plan.paths(plan.outfile).items()
     if as_json:
-        print_json(
-            {
-                "files": [{"file": file, "bytes": n_bytes} for file, n_bytes in files],
-                **summary(plan),
-                "plan": rows_as_json(plan.rows),
-            }
-        )
+        files = files_as_json(plan, plan.outfile)
+        print_json({"files": files, **summary(plan), "plan": rows_as_json(plan.rows)})
         return
     print_rows(plan.rows)
     for skipped in plan.skipped:
@@ -106,5 +118,4 @@ def print_conversion(plan: Plan, as_json: bool) -> None:
         f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
         f"weight, {len(plan.metadata)} key-values"
     )
-    for file, n_bytes in files:
-        echo(f"{file}  {n_bytes:,} bytes ({size(n_bytes)})")
+    print_files(plan, plan.outfile)

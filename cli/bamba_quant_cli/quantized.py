@@ -12,7 +12,7 @@ from bamba_quant_cli.console import Progress, count, echo, print_json, print_tab
 from bamba_quant_cli.imatrix import calibrate_imatrix
 from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.options import check_one_imatrix, print_note
-from bamba_quant_cli.plans import numpy_notes
+from bamba_quant_cli.plans import files_as_json, numpy_notes, print_files, written_as_json
 from bamba_quant_cli.tuning import TuneArguments, print_tuned, show_tuning, tuned_as_json
 
 if TYPE_CHECKING:
@@ -81,12 +81,7 @@ def quantize(
     if calibrate:
         plan = plan_with(
             imatrix=calibrate_imatrix(
-                plan.checkpoint.path,
-                calibrate,
-                calibrate_chunks,
-                device,
-                reading,
-                strict=imatrix_strict,
+                plan.checkpoint.path, calibrate, calibrate_chunks, device, reading, strict=imatrix_strict
             )
         )
     writing: dict[str, Any] = {"threads": threads, "overwrite": overwrite, "resume": resume}
@@ -101,14 +96,9 @@ def quantize(
                 plan, directory, tuning, **writing, reading=reading, tell=tell, note=print_note
             )
     seconds = time.monotonic() - started
-    n_bytes = sum(path.stat().st_size for path in written)
+    found = written_as_json(written, seconds)
     if as_json:
-        sizes = [{"file": path, "bytes": path.stat().st_size} for path in written]
-        print_json(
-            {"directory": directory, "files": sizes, "bytes": n_bytes, "seconds": round(seconds, 3)}
-            | _summary(plan)
-            | tuned_as_json(tuned)
-        )
+        print_json({"directory": directory, **found, **_summary(plan), **tuned_as_json(tuned)})
         return
     for note in _notes(plan):
         echo(f"note: {note}", err=True)
@@ -116,7 +106,7 @@ def quantize(
     echo(directory)
     echo(
         f"{len(plan.matrices)} matrices in {plan.recipe}, {count(plan.quantized_elements)} of "
-        f"{count(plan.elements)} weights, {size(n_bytes)} in {len(written)} files, {seconds:.1f} s",
+        f"{count(plan.elements)} weights, {size(found['bytes'])} in {len(written)} files, {seconds:.1f} s",
         err=True,
     )
 
@@ -146,13 +136,8 @@ def _summary(plan: Plan) -> dict[str, Any]:
 
 def _print_plan(plan: Plan, directory: Path, as_json: bool) -> None:
     if as_json:
-        print_json(
-            {
-                "files": [{"file": directory / name, "bytes": n} for name, n in plan.sizes.items()],
-                **_summary(plan),
-                "plan": _rows_as_json(plan),
-            }
-        )
+        files = files_as_json(plan, directory)
+        print_json({"files": files, **_summary(plan), "plan": _rows_as_json(plan)})
         return
     print_table(
         ("source", "role", "type", "shape", "becomes", "bytes"),
@@ -197,8 +182,7 @@ def _print_plan(plan: Plan, directory: Path, as_json: bool) -> None:
         right=(1, 2),
     )
     echo()
-    for name, n_bytes in plan.sizes.items():
-        echo(f"{directory / name}  {n_bytes:,} bytes ({size(n_bytes)})")
+    print_files(plan, directory)
 
 
 def _rows_as_json(plan: Plan) -> list[dict[str, Any]]:
