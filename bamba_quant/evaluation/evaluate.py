@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bamba_quant.evaluation import figures, models, scoring
+from bamba_quant.evaluation import figures, models, result, scoring
 from bamba_quant.evaluation.activations import resolve, with_activations
 from bamba_quant.evaluation.drift import DriftWatch, worst
 from bamba_quant.evaluation.gates import Limit, check_enough, check_sections, judge, limits_for
@@ -26,15 +26,6 @@ from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.logits_file import is_logits_file, read_logits_file, writing
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
 from bamba_quant.evaluation.provenance import ModelFile
-from bamba_quant.evaluation.result import (
-    RECORDS,
-    SCHEMA,
-    Candidate,
-    Evaluation,
-    LayerDrift,
-    NoiseFloor,
-    TensorLoss,
-)
 from bamba_quant.evaluation.run import EvaluationOptions, command_line, run_record, time_compilation, timing
 from bamba_quant.evaluation.scores import Scores, check_finite, collect
 from bamba_quant.evaluation.tokens import file_tokens, text_tokens
@@ -63,7 +54,7 @@ def evaluate(
     progress: scoring.ProgressCallback = lambda progress: None,
     note: Callable[[str], None] = lambda note: None,
     ranks: Ranks = SINGLE_PROCESS,
-) -> Evaluation:
+) -> result.Evaluation:
     """Evaluate ``candidates`` against ``base`` on a UTF-8 text.
 
     Each is a Hugging Face directory or a GGUF file; the base may be a file of llama-perplexity's logits, which
@@ -185,7 +176,7 @@ def evaluate(
             hashed = hashing.finish()
         hashing_seconds = time.perf_counter() - clock - seconds
     if not drawn:
-        return ranks.share(None, *RECORDS)
+        return ranks.share(None, *result.RECORDS)
 
     bootstrap = drawn.result()
     measured_floors = floors(collect(measured.floor, floor_chunks)) if floor_chunks else None
@@ -202,8 +193,8 @@ def evaluate(
         )
         for source, (file, scores) in enumerate(zip(files, scored, strict=True), first)
     )
-    evaluation = Evaluation(
-        schema=SCHEMA,
+    evaluation = result.Evaluation(
+        schema=result.SCHEMA,
         run=run_record(
             command or command_line(base, candidates, text, options, ranks),
             replace(options, ctx=tokens.text.ctx),
@@ -214,13 +205,13 @@ def evaluate(
         text=tokens.text,
         base=models.describe_logits(given) if given else replace(models.describe(opened[0]), files=hashed[0]),
         candidates=results,
-        noise_floor=NoiseFloor(floor.described, floor_chunks, measured_floors, tuple(floor.layers))
+        noise_floor=result.NoiseFloor(floor.described, floor_chunks, measured_floors, tuple(floor.layers))
         if floor and measured_floors
         else None,
         drift_chunks=drift_chunks,
         timing=timing(seconds, hashing_seconds, timings, tokens.cut.size, device),
     )
-    return ranks.share(evaluation, *RECORDS)
+    return ranks.share(evaluation, *result.RECORDS)
 
 
 def _candidate(
@@ -228,13 +219,13 @@ def _candidate(
     scores: Scores,
     bootstrap: Bootstrap,
     noise_floors: Mapping[str, float] | None,
-    losses: tuple[TensorLoss, ...],
-    layers: tuple[LayerDrift, ...],
+    losses: tuple[result.TensorLoss, ...],
+    layers: tuple[result.LayerDrift, ...],
     limits: Sequence[Limit],
-) -> Candidate:
+) -> result.Candidate:
     """A candidate's part of the report: the figures of its scores, and the results of its gates."""
     table = figures.figures(scores, bootstrap, noise_floors)
-    return Candidate(
+    return result.Candidate(
         model=model,
         figures=table,
         flips=figures.flips(scores),

@@ -9,20 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.evaluation.intervals import (
-    F64,
-    Bootstrap,
-    Bounds,
-    Display,
-    SmoothStatistic,
-    gain_bounds,
-    has_few_exceptions,
-    identity,
-    least_tokens,
-    quantile,
-    quantile_bounds,
-    share_bounds,
-)
+from bamba_quant.evaluation import intervals
+from bamba_quant.evaluation.intervals import F64, Bounds
 from bamba_quant.evaluation.result import FIGURES, ChunkMeans, Figure, Flips, Histogram
 from bamba_quant.evaluation.scores import TOP, Scores
 
@@ -40,15 +28,15 @@ class Mean:
     """A figure of means over tokens of what ``columns`` names, with its gradient for the intervals."""
 
     columns: tuple[str, ...]
-    smooth: SmoothStatistic
+    smooth: intervals.SmoothStatistic
 
 
 # Shares of tokens. No exception in a text does not mean that there is none in general.
 SHARES = ("same_top", "top_5_overlap", "flips")
 
 
-def _one(column: str, shown: Display = identity) -> Mean:
-    return Mean((column,), SmoothStatistic(lambda m: m[..., 0], np.ones_like, shown))
+def _one(column: str, shown: intervals.Display = intervals.identity) -> Mean:
+    return Mean((column,), intervals.SmoothStatistic(lambda m: m[..., 0], np.ones_like, shown))
 
 
 def _correlation(m: F64) -> F64:
@@ -75,13 +63,13 @@ MEANS: Mapping[str, Mean] = {
     "ppl_base": _one("nll_base", np.exp),
     "correlation": Mean(
         ("nll", "nll_base", "nll²", "nll_base²", "nll·nll_base"),
-        SmoothStatistic(_correlation, _correlation_gradient),
+        intervals.SmoothStatistic(_correlation, _correlation_gradient),
     ),
     "ln_ppl_ratio": _one("nll - nll_base"),
     "ppl_ratio": _one("nll - nll_base", np.exp),
     "ppl_difference": Mean(
         ("nll", "nll_base"),
-        SmoothStatistic(
+        intervals.SmoothStatistic(
             lambda m: np.exp(m[..., 0]) - np.exp(m[..., 1]),
             lambda m: np.stack([np.exp(m[..., 0]), -np.exp(m[..., 1])], axis=-1),
         ),
@@ -109,7 +97,9 @@ def values(scores: Scores) -> dict[str, float]:
     return {key: found[key] for key in FIGURES}
 
 
-def figures(scores: Scores, bootstrap: Bootstrap, floors: Mapping[str, float] | None) -> dict[str, Figure]:
+def figures(
+    scores: Scores, bootstrap: intervals.Bootstrap, floors: Mapping[str, float] | None
+) -> dict[str, Figure]:
     """Every figure of ``FIGURES``, in its order, with its intervals, errors and noise floor."""
     columns = _columns(scores)
     errors = naive_errors(scores)
@@ -128,7 +118,7 @@ def figures(scores: Scores, bootstrap: Bootstrap, floors: Mapping[str, float] | 
     return found
 
 
-def _smooth_bounds(key: str, columns: Mapping[str, F64], bootstrap: Bootstrap) -> Bounds | None:
+def _smooth_bounds(key: str, columns: Mapping[str, F64], bootstrap: intervals.Bootstrap) -> Bounds | None:
     mean = MEANS[key]
     return bootstrap.bounds(_stack(columns, mean).mean(1), mean.smooth)
 
@@ -138,18 +128,18 @@ def _share_bounds(key: str, columns: Mapping[str, F64]) -> Bounds | None:
     tokens = columns["flips"].size
     if key in SHARES:
         shares = columns[MEANS[key].columns[0]].mean(1)
-        return share_bounds(shares, tokens) if has_few_exceptions(shares) else None
-    if key == "accuracy_difference" and has_few_exceptions(columns["flips"].mean(1)):
+        return intervals.share_bounds(shares, tokens) if intervals.has_few_exceptions(shares) else None
+    if key == "accuracy_difference" and intervals.has_few_exceptions(columns["flips"].mean(1)):
         gained, lost = (
-            share_bounds(np.maximum(sign * columns["gain"], 0).mean(1), tokens) for sign in (1, -1)
+            intervals.share_bounds(np.maximum(sign * columns["gain"], 0).mean(1), tokens) for sign in (1, -1)
         )
-        return gain_bounds(gained, lost) if gained and lost else None
+        return intervals.gain_bounds(gained, lost) if gained and lost else None
     return None
 
 
 def least_tokens_for(key: str) -> int:
     """How many scored tokens it takes for an interval of a figure, given enough chunks."""
-    return 0 if key in MEANS else least_tokens(QUANTILES[_split(key)[1]])
+    return 0 if key in MEANS else intervals.least_tokens(QUANTILES[_split(key)[1]])
 
 
 def naive_errors(scores: Scores) -> dict[str, float]:
@@ -249,12 +239,12 @@ def _order_statistic(ordered: Mapping[str, F64], key: str) -> float:
     of, place = _split(key)
     if place in ("min", "max"):
         return float(ordered[of][0 if place == "min" else -1])
-    return quantile(ordered[of], QUANTILES[place])
+    return intervals.quantile(ordered[of], QUANTILES[place])
 
 
 def _quantile_bounds(scores: Scores, key: str) -> Bounds | None:
     of, place = _split(key)
-    return quantile_bounds(getattr(scores, of), QUANTILES[place]) if place in QUANTILES else None
+    return intervals.quantile_bounds(getattr(scores, of), QUANTILES[place]) if place in QUANTILES else None
 
 
 def _error(of: F64) -> float:
