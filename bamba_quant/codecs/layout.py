@@ -85,20 +85,26 @@ class Bits:
         return slice(self.at, self.at + self.count // self.per_byte)
 
     @property
+    def _runs(self) -> int:
+        return self.count // (self.per_byte * self.run)
+
+    @property
     def _shifts(self) -> Bytes:
         return (self.shift + self.width * np.arange(self.per_byte, dtype=np.uint8))[:, None, None]
 
     def unpack(self, blocks: Bytes) -> Bytes:
         """These bits of blocks (block_bytes, n), as the lowest ones, (count, n)."""
-        runs = blocks[self.stored_in].reshape(-1, 1, self.run, blocks.shape[1])
+        runs = blocks[self.stored_in].reshape(self._runs, 1, self.run, blocks.shape[1])
         parts = runs >> self._shifts & np.uint8((1 << self.width) - 1)
-        return parts.reshape(self.count, -1)
+        return parts.reshape(self.count, blocks.shape[1])
 
     def pack(self, integers: Bytes, blocks: Bytes) -> None:
         """Put these bits of integers (n_integers, n) into blocks (block_bytes, n), beside the bits that are set."""
         taken = integers[self.first : self.first + self.count] >> np.uint8(self.low) & np.uint8(self.mask)
-        parts = taken.reshape(-1, self.per_byte, self.run, blocks.shape[1]) << self._shifts
-        blocks[self.stored_in] |= np.bitwise_or.reduce(parts, axis=1).reshape(-1, blocks.shape[1])
+        parts = taken.reshape(self._runs, self.per_byte, self.run, blocks.shape[1]) << self._shifts
+        blocks[self.stored_in] |= np.bitwise_or.reduce(parts, axis=1).reshape(
+            self._runs * self.run, blocks.shape[1]
+        )
 
 
 @dataclass(frozen=True)
