@@ -15,7 +15,7 @@ from bamba_quant.evaluation.logits_file import LogitsFile, base_blocks
 from bamba_quant.evaluation.models import OpenedModel
 from bamba_quant.evaluation.noise_floor import FloorWatch
 from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, collect, score
-from bamba_quant.evaluation.tokens import Tokens
+from bamba_quant.evaluation.tokens import TokenizedText
 from bamba_quant.inference.stream_weights import StreamWeights
 from bamba_reference.runtime.stream import head_blocks, logit_blocks, together
 from bamba_reference.tensors import FINAL_NORM
@@ -79,7 +79,7 @@ def score_part(
     opened: Sequence[OpenedModel],
     sources: Sequence[StreamWeights],
     hidden: list[torch.Tensor],
-    tokens: Tokens,
+    tokens: TokenizedText,
     part: slice,
     floor: FloorWatch | None,
     write: Callable[[NDArray[np.float32]], None] | None,

@@ -24,7 +24,7 @@ from bamba_reference.runtime.perplexity import cut_chunks
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizedText:
     """The chunks of the text, int64 (n, ctx): ``own`` has its own tokens, ``cut`` BOS at the first position of each."""
 
     own: NDArray[np.int64]
@@ -42,7 +42,9 @@ class Tokens:
         return self.cut[:, self.first + 1 :]
 
 
-def text_tokens(opened: Sequence[OpenedModel], text: Path | None, options: EvaluationOptions) -> Tokens:
+def text_tokens(
+    opened: Sequence[OpenedModel], text: Path | None, options: EvaluationOptions
+) -> TokenizedText:
     """Tokenize ``text`` with the base's tokenizer. Raises ``ComparisonError`` if a candidate's gives other tokens."""
     if text is None:
         raise CheckpointError("no text to evaluate on", fix="give one with --text")
@@ -55,7 +57,7 @@ def text_tokens(opened: Sequence[OpenedModel], text: Path | None, options: Evalu
     for other, (theirs, found) in zip(opened[1:], others, strict=False):
         _check_same_tokens(encoder, ids, theirs, found, other.path)
     own, cut = _cut(ids, encoder.bos, opened, options)
-    return Tokens(
+    return TokenizedText(
         own, cut, _text(text.name, digest, len(ids), own, encoder.bos, tokenizer_hash(checkpoints[0]))
     )
 
@@ -84,7 +86,7 @@ def _check_same_tokens(
 
 def file_tokens(
     given: LogitsFile, opened: Sequence[OpenedModel], text: Path | None, options: EvaluationOptions
-) -> Tokens:
+) -> TokenizedText:
     """The tokens of a file of logits, which must be the text's where one is given too."""
     for each in opened:
         if each.model.config.vocab_size != given.vocab_size:
@@ -123,7 +125,7 @@ def file_tokens(
     cut = own.copy()
     if encoder.bos is not None:
         cut[:, 0] = encoder.bos
-    return Tokens(own, cut, _text(name, digest, count, own, encoder.bos, tokenizer_hash(checkpoint)))
+    return TokenizedText(own, cut, _text(name, digest, count, own, encoder.bos, tokenizer_hash(checkpoint)))
 
 
 def _cut(

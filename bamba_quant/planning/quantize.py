@@ -17,7 +17,7 @@ from bamba_quant.planning.model import Model, config_dtype, open_model
 from bamba_quant.planning.plan import MAX_SHARD_BYTES, Plan, PlanRow
 from bamba_quant.planning.small_files import small_files
 from bamba_quant.recipes.loading import loading_notes
-from bamba_quant.recipes.matrices import SHARED, Candidate, ignored_modules, select_matrices
+from bamba_quant.recipes.matrices import SHARED, MatrixCandidate, ignored_modules, select_matrices
 
 DTYPES = ("bf16", "stored")
 
@@ -120,18 +120,18 @@ def plan_quantization(
     return replace(plan, files={**safetensors_layout.index_file(shards), **files}, notes=tuple(notes))
 
 
-def _candidates(model: Model) -> list[Candidate]:
+def _candidates(model: Model) -> list[MatrixCandidate]:
     """The checkpoint's tensors that an output holds, each with its rules, in the order of these."""
     rules: dict[str, list[Any]] = {}
     for tensor, rule in model.pairs:
         if not rule.skipped:
             rules.setdefault(tensor.name, []).append(rule)
     tensors = model.checkpoint.tensors
-    return [Candidate(name, tensors[name].shape, tuple(served)) for name, served in rules.items()]
+    return [MatrixCandidate(name, tensors[name].shape, tuple(served)) for name, served in rules.items()]
 
 
 def _matrix(
-    candidate: Candidate,
+    candidate: MatrixCandidate,
     tensor: StoredTensor,
     codec: SafetensorsCodec,
     method: Method,
@@ -168,7 +168,7 @@ def _matrix(
     )
 
 
-def _other(candidate: Candidate, tensor: StoredTensor, dtype: str) -> PlanRow:
+def _other(candidate: MatrixCandidate, tensor: StoredTensor, dtype: str) -> PlanRow:
     kept = dtype == "stored" or candidate.roles <= _KEPT
     codec = tensor.format if kept else codec_named(dtype, BlockCodec)
     part = safetensors_layout.tensor_part(candidate.name, codec, tensor.shape)

@@ -31,7 +31,7 @@ SHARED = (
 
 
 @dataclass(frozen=True)
-class Candidate:
+class MatrixCandidate:
     """A tensor of the checkpoint, its shape, and the rules of the tensors that it holds, all of one layer."""
 
     name: str
@@ -71,10 +71,10 @@ class Candidate:
         return None if number is None else (self.layer, number)
 
 
-Preset = Callable[[Candidate, Config], bool]
+Preset = Callable[[MatrixCandidate, Config], bool]
 
 
-def _hybrid(candidate: Candidate, config: Config) -> bool:
+def _hybrid(candidate: MatrixCandidate, config: Config) -> bool:
     """Attention, and the Mamba-2 mixer of the layer before each attention layer; no feed-forward matrices."""
     layer = candidate.layer
     if layer is None:
@@ -89,7 +89,10 @@ PRESETS: Mapping[str, Preset] = {"hybrid": _hybrid}
 
 
 def select_matrices(
-    candidates: Sequence[Candidate], config: Config, keep: Sequence[str], units: Sequence[frozenset[str]]
+    candidates: Sequence[MatrixCandidate],
+    config: Config,
+    keep: Sequence[str],
+    units: Sequence[frozenset[str]],
 ) -> frozenset[str]:
     """The names of the tensors to quantize: all quantizable ones without those that ``keep`` lists.
 
@@ -116,7 +119,7 @@ def select_matrices(
     return chosen
 
 
-def _matching(entry: str, candidates: Sequence[Candidate], config: Config) -> set[str]:
+def _matching(entry: str, candidates: Sequence[MatrixCandidate], config: Config) -> set[str]:
     if entry in PRESETS:
         return {candidate.name for candidate in candidates if PRESETS[entry](candidate, config)}
     return {
@@ -129,9 +132,9 @@ def _matching(entry: str, candidates: Sequence[Candidate], config: Config) -> se
 
 
 def _check_units(
-    candidates: Sequence[Candidate], chosen: Collection[str], units: Sequence[frozenset[str]]
+    candidates: Sequence[MatrixCandidate], chosen: Collection[str], units: Sequence[frozenset[str]]
 ) -> None:
-    found: dict[tuple[int | None, int], list[Candidate]] = {}
+    found: dict[tuple[int | None, int], list[MatrixCandidate]] = {}
     for candidate in candidates:
         unit = candidate.group(units)
         if unit is not None and candidate.is_quantizable:
@@ -153,7 +156,7 @@ def _check_units(
             )
 
 
-def ignored_modules(candidates: Sequence[Candidate], rules: Sequence[TensorRule],
+def ignored_modules(candidates: Sequence[MatrixCandidate], rules: Sequence[TensorRule],
                     chosen: Collection[str], loaders: Loaders) -> Ignored:  # fmt: skip
     """The linear layers that are not ``chosen``, with the output, even where it is tied and has no tensor.
 
@@ -182,14 +185,14 @@ def _pattern_below(name: str) -> str:
 
 
 def _patterns(
-    kept: Sequence[Candidate], taken: Sequence[str], layers: Collection[int | None]
+    kept: Sequence[MatrixCandidate], taken: Sequence[str], layers: Collection[int | None]
 ) -> tuple[str, ...]:
     """A regular expression for each kind of module in ``kept``, with any names between the layer and the leaf."""
     beside: dict[str, list[str]] = {}
     for module in taken:
         for number in set(filter(str.isdecimal, module.split("."))):
             beside.setdefault(number, []).append(module)
-    tails: dict[str, list[Candidate]] = {}
+    tails: dict[str, list[MatrixCandidate]] = {}
     for candidate in kept:
         tail = _tail(candidate.module, beside.get(str(candidate.layer), ()))
         tails.setdefault(tail, []).append(candidate)

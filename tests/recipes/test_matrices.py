@@ -10,7 +10,7 @@ import pytest
 from bamba_quant.codecs import Ignored
 from bamba_quant.errors import PlanError
 from bamba_quant.families import family_of, read_config
-from bamba_quant.recipes.matrices import PRESETS, QUANTIZED, Candidate, ignored_modules, select_matrices
+from bamba_quant.recipes.matrices import PRESETS, QUANTIZED, MatrixCandidate, ignored_modules, select_matrices
 from bamba_reference.config import Config
 from tests.support.models import SMALL
 from tests.support.vllm import VIEWS, ignores, layers
@@ -23,11 +23,11 @@ HF: dict[str, Any] = SMALL | {
 }
 
 
-def candidates(**overrides: Any) -> tuple[list[Candidate], Config, Any]:
+def candidates(**overrides: Any) -> tuple[list[MatrixCandidate], Config, Any]:
     hf = HF | overrides
     config = read_config(hf)
     rules = family_of(hf).tensors(config)
-    found = [Candidate(rule.hf, rule.shape, (rule,)) for rule in rules if not rule.skipped]
+    found = [MatrixCandidate(rule.hf, rule.shape, (rule,)) for rule in rules if not rule.skipped]
     return found, config, rules
 
 
