@@ -11,6 +11,7 @@ import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import yaml
@@ -23,12 +24,12 @@ from bamba_quant_cli.demo import help_text
 from tests.planning.test_repair import faulty
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = [file for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if file.exists()]
-FILES += sorted((ROOT / "docs").glob("*.md"))
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 MOST_NOT_RUN = 12
 
 _BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
+    r"^ *(?:<!-- not run: (?P<reason>[^\n]+) -->\n *)?```(?P<language>\w*)\n(?P<text>.*?)^ *```$", re.M | re.S
 )
 
 # Tests have no GPU, and little work is enough. Tuning is only planned: tests/cli/test_tuning.py runs it.
@@ -165,8 +166,18 @@ def test_the_action_has_the_inputs_that_the_documentation_gives() -> None:
     assert steps and all(step["with"].keys() <= inputs.keys() for step in steps)
 
 
+def test_worked_changes_are_those_that_are_tested() -> None:
+    toys = [
+        file.read_text("utf-8") for name in ("*.py", "*.toml") for file in (ROOT / "tests/toys").rglob(name)
+    ]
+    shown = [s for s in snippets(CONTRIBUTING) if s.language in ("python", "toml")]
+    assert len(shown) > 4
+    for snippet in shown:
+        assert any(dedent(snippet.text) in toy for toy in toys), snippet.place
+
+
 def test_few_blocks_are_not_run_and_each_has_a_reason() -> None:
-    everything = [snippet for file in FILES for snippet in snippets(file)]
+    everything = [snippet for file in (*FILES, CONTRIBUTING) for snippet in snippets(file)]
     reasons = [snippet.not_run for snippet in everything if snippet.not_run is not None]
     assert len(reasons) <= MOST_NOT_RUN
     assert all(len(reason.split()) >= 3 for reason in reasons)
