@@ -13,8 +13,9 @@ from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.files.json_file import insert_key
 from bamba_quant.files.reading import SMALL_BYTES, TOKENIZER_BYTES, check_link, lexists, read_bytes
 from bamba_quant.metadata.model_name import ModelName, name_of
+from bamba_quant.planning.model import CONFIG
 
-CONFIG, CARD = "config.json", "README.md"
+CARD = "README.md"
 CHAT_TEMPLATES = "additional_chat_templates"  # transformers' directory for all but the default one
 # Small files that belong to a model whatever its weights are: a quantized copy of the model has them too.
 COPIED = (

@@ -10,8 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from bamba_quant.calibration.tune_options import TuneOptions
-from bamba_quant.calibration.tuned_output import plan_tuning, write_tuned_output
-from bamba_quant.calibration.tuned_writer import write_tuned_gguf
+from bamba_quant.calibration.tuned_output import plan_tuning, write_tuned_gguf, write_tuned_output
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation.weights_compare import compare_weights
 from bamba_quant.inference.loading import load_model

@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import pytest
 
-from bamba_quant.calibration.tuned_writer import write_tuned_directory, write_tuned_gguf
+from bamba_quant.calibration.tuned_output import write_tuned_directory, write_tuned_gguf
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, OutputError
@@ -180,11 +180,11 @@ def test_an_interrupted_tuning_of_a_directory_goes_on(model: Path, tmp_path: Pat
 def test_a_directory_that_was_half_changed_is_begun_anew(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bamba_quant.calibration import tuned_writer
+    from bamba_quant.calibration import tuned_output
 
     target, tune = tmp_path / "out", StandIn()
     with monkeypatch.context() as patched:
-        patched.setattr(tuned_writer, "insert_key", lambda *arguments: 1 / 0 if tune.given else None)
+        patched.setattr(tuned_output, "insert_key", lambda *arguments: 1 / 0 if tune.given else None)
         patched.setattr(
             "bamba_quant.writers.resumable._discard", lambda partial, journal: None
         )  # as if it were killed
