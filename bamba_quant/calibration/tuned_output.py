@@ -34,7 +34,7 @@ from bamba_quant.writers.tasks import Progress
 Note = Callable[[str], None]
 Tune = Callable[[Path], Tuned]  # called with the untuned file or directory
 
-SELF_TOKENS = 500_000  # that a model writes unless it is told how many
+SELF_TOKENS = 500_000  # that a model writes by default
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Tuning:
     options: TuneOptions
 
     def fingerprint(self) -> dict[str, Any]:
-        """What an interrupted run must have in common with the one that goes on."""
+        """What an interrupted run must have in common with the one that resumes it."""
         return self.options.deciding() | {"texts": [text.sha256 for text in self.texts]}
 
 
@@ -57,11 +57,11 @@ def plan_tuning(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Tuning:
-    """Read ``texts``, files or "self", which stands for text that the model writes; see what was left of ``output``.
+    """Read ``texts``, files or "self", which stands for text that the model writes; check what an earlier run left.
 
-    The state of an interrupted tuning is kept in ``options.state``, by default beside ``output``; with ``resume`` it is
-    gone on from if there is one. Raises ``CheckpointError`` for a text that cannot be read, and ``OutputError`` for a
-    state that was left, unless ``resume`` or ``overwrite``, and for a file there that is not a state.
+    The state of an interrupted tuning is kept in ``options.state``, by default beside ``output``; ``resume`` continues
+    from it if there is one. Raises ``CheckpointError`` for a text that cannot be read, and ``OutputError`` for a state
+    of an earlier run, unless ``resume`` or ``overwrite``, and for another file of that name.
     """
     files = [Path(text) for text in texts if str(text) != SELF]
     state = options.state or output.with_name(f"{output.name}.tuning")

@@ -77,7 +77,7 @@ def inspect_path(path: str | Path) -> Inspection:
     """Inspect a Hugging Face directory or a GGUF file, reading headers only; of any architecture.
 
     A directory of a config.json alone, or that file, shows the tensors it implies, if its architecture is known.
-    Raises ``CheckpointError`` when it cannot be read as what it claims to be.
+    Raises ``CheckpointError`` when it is not a readable checkpoint or GGUF file.
     """
     directory, reading = directory_of(path), ReadOptions(ignore_adapter=True)
     if (directory / CONFIG).is_file() and not has_weights(directory):
@@ -123,7 +123,7 @@ def _inspect_gguf(checkpoint: Checkpoint) -> Inspection:
         layers = _gguf_layers(name, values, checkpoint.tensors)
     except BambaQuantError as error:  # a file whose key-values are invalid is still listed
         remarks = (*remarks, str(error))
-    return Inspection(checkpoint, name, layers, _shown(values), remarks)
+    return Inspection(checkpoint, name, layers, _printable(values), remarks)
 
 
 def _gguf_layers(name: str, values: KeyValues, tensors: Tensors) -> tuple[str, ...]:
@@ -145,15 +145,15 @@ def _gguf_layers(name: str, values: KeyValues, tensors: Tensors) -> tuple[str, .
     return tuple("attention" if heads else "mamba" for heads in each)
 
 
-def _shown(values: KeyValues, most: int = 64) -> dict[str, Any]:
+def _printable(values: KeyValues, most: int = 64) -> dict[str, Any]:
     """Key-values as plain Python, arrays longer than ``most`` as their length and first items."""
-    shown: dict[str, Any] = {}
+    printable: dict[str, Any] = {}
     for key, value in values.items():
         if value.type == GGUFValueType.ARRAY and len(value.value) > most:
-            shown[key] = {"length": len(value.value), "first": list(value.value[:4])}
+            printable[key] = {"length": len(value.value), "first": list(value.value[:4])}
         else:
-            shown[key] = value.value
-    file_type = shown.get(Keys.General.FILE_TYPE)
+            printable[key] = value.value
+    file_type = printable.get(Keys.General.FILE_TYPE)
     if isinstance(file_type, int) and file_type in LlamaFileType._value2member_map_:
-        shown["general.file_type (name)"] = LlamaFileType(file_type).name
-    return shown
+        printable["general.file_type (name)"] = LlamaFileType(file_type).name
+    return printable

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, flushed, then put into it."""
+"""Files that appear whole or not at all: written beside their final name, flushed, then renamed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def atomic_files(
 
     Space is reserved first, so a full disk shows before the work. On any error, and on an interrupt, old files stay
     as they were and nothing new is left. Raises ``OutputError`` for a file that exists and may not be overwritten,
-    that is not a regular file or is one of ``inputs``, and for a place that cannot be written.
+    that is not a regular file or is one of ``inputs``, and for a directory that cannot be written.
     """
     names = [file for file, _ in files]
     if names:
@@ -67,7 +67,7 @@ def temporary_file(output: Path, size: int) -> Iterator[tuple[Path, int]]:
     """A new file of ``size`` bytes beside ``output``, and its descriptor; removed when the block ends.
 
     It is named and locked as a partial file of ``output``: what a killed run leaves, the next run of the same output
-    removes. Raises ``OutputError`` for a place that cannot be written.
+    removes. Raises ``OutputError`` for a directory that cannot be written.
     """
     partial = partial_name(output, secrets.token_hex(4))
     with ExitStack() as cleanup:

@@ -1,4 +1,4 @@
-"""Which directories may be written or replaced, and a new one that appears whole or not at all."""
+"""Which directories may be written or replaced, and how a new one gets its name in one step."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _REPLACEABLE = (
 _OLD = ".bamba-quant-old"
 
 
-def place_of(target: Path) -> Path:
-    """Where ``target`` is, links followed. Raises ``OutputError`` where that cannot be said."""
+def resolve_output(target: Path) -> Path:
+    """``target`` with links followed. Raises ``OutputError`` for a loop of links, and for the root directory."""
     try:
-        place = target.resolve()
+        output = target.resolve()
     except (OSError, RuntimeError) as error:  # a loop of links
         raise OutputError("the output cannot be written", where=target, found=str(error)) from None
-    if not place.name:
+    if not output.name:
         raise OutputError("the root directory cannot be an output", where=target, fix="give another name")
-    return place
+    return output
 
 
 def partial_of(target: Path) -> Path:
     """The directory in which a run collects what will be ``target``."""
-    place = place_of(target)
-    return place.with_name(f"{place.name}.partial")
+    output = resolve_output(target)
+    return output.with_name(f"{output.name}.partial")
 
 
 def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
@@ -49,41 +49,41 @@ def check_directory(target: Path, *, overwrite: bool, n_bytes: int) -> None:
 
     It must not exist or be empty; with ``overwrite`` it may also be a model directory.
     """
-    place = place_of(target)
+    output = resolve_output(target)
     try:
-        found = sorted(place.iterdir()) if place.exists() else []
-        if not place.parent.is_dir():
+        found = sorted(output.iterdir()) if output.exists() else []
+        if not output.parent.is_dir():
             raise OutputError(
-                "the directory above the output does not exist", where=place.parent, fix="create it first"
+                "the directory above the output does not exist", where=output.parent, fix="create it first"
             )
-        free = shutil.disk_usage(place.parent).free
+        free = shutil.disk_usage(output.parent).free
     except NotADirectoryError:
         raise OutputError(
-            "the output exists already and is not a directory", where=place, fix="give another name"
+            "the output exists already and is not a directory", where=output, fix="give another name"
         ) from None
     except OSError as error:
-        raise output_error(error, place) from error
-    if os.path.ismount(place):
+        raise output_error(error, output) from error
+    if os.path.ismount(output):
         raise OutputError(
             "the output directory is a mount point, which cannot be replaced by a new directory",
-            where=place,
+            where=output,
             fix="give the name of a new directory inside it",
         )
     if found and not overwrite:
-        raise _not_empty(place, [entry.name for entry in found])
-    unfinished = (place / NAME).exists()
+        raise _not_empty(output, [entry.name for entry in found])
+    unfinished = (output / NAME).exists()
     foreign = _foreign(entry for entry in found if not (unfinished and entry.name == _OLD))
     if foreign:
         raise OutputError(
             "the output directory holds files that are not part of a model, so it is not replaced",
-            where=place,
+            where=output,
             found=join_names(foreign),
             fix="give another name, or move these files away",
         )
     if n_bytes > free:
         raise OutputError(
             "the disk has too little space",
-            where=place.parent,
+            where=output.parent,
             found=f"{free:,} bytes free",
             expected=f"{n_bytes:,} bytes",
             fix="free some space, or write elsewhere",
@@ -104,15 +104,15 @@ def _is_of_a_model(entry: Path) -> bool:
 
 def check_apart(places: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raise ``OutputError`` when one of ``places``, directories to be replaced, is or holds one of ``inputs``."""
-    replaced = [place_of(place) for place in places]
+    replaced = [resolve_output(place) for place in places]
     for file in inputs:
         # A link's target is read, and the link is how it is found.
         for path in (file.absolute(), file.parent.resolve() / file.name, file.resolve()):
-            for place in replaced:
-                if path.is_relative_to(place):
+            for output in replaced:
+                if path.is_relative_to(output):
                     raise OutputError(
                         "the output would replace the input",
-                        where=place,
+                        where=output,
                         found=f"{file} in it",
                         fix="give another name for the output",
                     )
@@ -129,50 +129,50 @@ def reserve(file: Path, size: int) -> int:
     return descriptor
 
 
-def publish(partial: Path, place: Path, *, overwrite: bool) -> None:
-    """Put ``partial`` into its place; a directory it replaces is left for ``remove_replaced``.
+def publish(partial: Path, output: Path, *, overwrite: bool) -> None:
+    """Give ``partial`` its name; a directory that it replaces is left for ``remove_replaced``.
 
-    Raises ``OutputError`` when the place was filled with anything else in the meantime.
+    Raises ``OutputError`` when the directory got other files in the meantime.
     """
-    check_directory(place, overwrite=overwrite, n_bytes=0)
-    if not place.exists() or not any(place.iterdir()):
+    check_directory(output, overwrite=overwrite, n_bytes=0)
+    if not output.exists() or not any(output.iterdir()):
         try:
             # Onto an empty directory a rename succeeds, onto one that was filled in the meantime it does not.
-            partial.rename(place)
+            partial.rename(output)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise _not_empty(place, sorted(entry.name for entry in place.iterdir())) from None
+                raise _not_empty(output, sorted(entry.name for entry in output.iterdir())) from None
             raise
-    elif not exchange(partial, place):
-        place.rename(partial / _OLD)
+    elif not exchange(partial, output):
+        output.rename(partial / _OLD)
         try:
-            partial.rename(place)
+            partial.rename(output)
         except BaseException:
-            restore_replaced(place)
+            restore_replaced(output)
             raise
-    flush_directory(place.parent)
+    flush_directory(output.parent)
 
 
-def restore_replaced(place: Path) -> None:
+def restore_replaced(output: Path) -> None:
     """Put back the directory that was to be replaced, where a run ended between moving it and its successor."""
-    old = partial_of(place) / _OLD
+    old = partial_of(output) / _OLD
     if not old.is_dir():
         return
     try:
-        old.rename(place)
+        old.rename(output)
     except OSError as error:
         raise OutputError(
             "the directory that an interrupted run was replacing cannot be restored",
             where=old,
             found=error.strerror,
-            fix=f"move it away, or to {place}",
+            fix=f"move it away, or to {output}",
         ) from error
-    flush_directory(place.parent)
+    flush_directory(output.parent)
 
 
-def remove_replaced(place: Path) -> None:
-    """Remove the directory that ``place`` replaced, wherever the way of replacing left it."""
-    for old in (place / _OLD, partial_of(place)):
+def remove_replaced(output: Path) -> None:
+    """Remove the directory that ``output`` replaced, which has either of two names, by the way of replacing."""
+    for old in (output / _OLD, partial_of(output)):
         if old.is_dir() and not old.is_symlink() and not (old / NAME).exists():
             empty(old)
             old.rmdir()
@@ -182,7 +182,7 @@ def empty(directory: Path) -> None:
     """Remove all that a directory holds but its journal.
 
     Raises ``OutputError``, before anything is removed, where a replaced directory is in it, or a file that is not
-    part of a model: a journal that came with the directory does not make its files this program's.
+    part of a model: a journal may have come with a downloaded directory.
     """
     if (directory / _OLD).exists():
         raise OutputError(
@@ -203,10 +203,10 @@ def empty(directory: Path) -> None:
             entry.unlink()
 
 
-def _not_empty(place: Path, entries: list[str]) -> OutputError:
+def _not_empty(output: Path, entries: list[str]) -> OutputError:
     return OutputError(
         "the output directory exists already and is not empty",
-        where=place,
+        where=output,
         found=join_names(entries),
         fix="give another name, or allow replacing it with --overwrite",
     )

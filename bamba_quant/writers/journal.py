@@ -1,8 +1,8 @@
-"""What of an output is safely on disk, in a file beside it, so that an interrupted run can go on.
+"""A journal of the chunks of an output that are safely on disk, so that an interrupted run can be resumed.
 
 Its first line says what is being made of what; every further line lists chunks. A chunk is listed only after the
 files that hold it were flushed, so whatever the journal says survives a power cut. An empty journal says that nothing
-was begun that could go on.
+was begun that could be resumed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Journal:
     """An open journal; ``done`` are the chunks it listed when it was opened, none unless ``resume``.
 
     Locked while open: raises ``OutputError`` when another run has it, when
-    what it began is not what ``fingerprint`` says, and when it cannot be read; then it is as it was.
+    what it began is not what ``fingerprint`` says, and when it cannot be read; then the journal is not changed.
     """
 
     def __init__(self, directory: Path, fingerprint: Fingerprint, *, resume: bool) -> None:

@@ -85,14 +85,14 @@ def write_plan(
             overwrite=overwrite,
             resume=resume,
             n_bytes=sum(paths.values()),
-        ) as (place, journal),
+        ) as (partial_directory, journal),
         ExitStack() as opened,
     ):
-        descriptors = _open_files(plan, place, bool(journal.done), opened)
+        descriptors = _open_files(plan, partial_directory, bool(journal.done), opened)
         with journal.listing(partial(_flush, descriptors)):
             fill(plan, descriptors, journal=journal, **running)
         if finish is not None:
-            finish(place, dict(zip(plan.sizes, descriptors, strict=True)), journal)
+            finish(partial_directory, dict(zip(plan.sizes, descriptors, strict=True)), journal)
         _flush(descriptors)  # small files, too, and where nothing was left to list
     return tuple(paths)
 
@@ -168,10 +168,10 @@ def _flush(descriptors: Sequence[int]) -> None:
         os.fsync(descriptor)
 
 
-def _open_files(plan: Plan, place: Path, resuming: bool, opened: ExitStack) -> list[int]:
+def _open_files(plan: Plan, partial_directory: Path, resuming: bool, opened: ExitStack) -> list[int]:
     """Descriptors of the directory's files; new ones have their blocks reserved unless the run is ``resuming``."""
     descriptors: list[int] = []
-    for file, n_bytes in plan.paths(place).items():
+    for file, n_bytes in plan.paths(partial_directory).items():
         file.parent.mkdir(exist_ok=True)
         if resuming and (not file.is_file() or file.stat().st_size != n_bytes):
             raise OutputError(
@@ -184,7 +184,7 @@ def _open_files(plan: Plan, place: Path, resuming: bool, opened: ExitStack) -> l
         descriptor = os.open(file, os.O_RDWR) if resuming else reserve(file, n_bytes)
         opened.callback(os.close, descriptor)
         descriptors.append(descriptor)
-    for directory in {file.parent for file in plan.paths(place)}:
+    for directory in {file.parent for file in plan.paths(partial_directory)}:
         flush_directory(directory)  # a chunk that the journal lists must not lack its file
     return descriptors
 
@@ -223,13 +223,13 @@ class _Run:
             before = self._encodings(unit, encode_rows, measured.shared())
         run_tasks(chain(before, self._conversions()), self.threads, self.progress)
 
-    def _chunks(self, numbers: Sequence[int], told: Progress = lambda n_bytes: None) -> Iterator[Chunk]:
-        """The chunks of rows that the journal does not list; ``told`` is called with the bytes of the others."""
+    def _chunks(self, numbers: Sequence[int], skipped: Progress = lambda n_bytes: None) -> Iterator[Chunk]:
+        """The chunks of rows that the journal does not list; ``skipped`` is called with the bytes of the others."""
         done = self.journal.done if self.journal is not None else frozenset()
         for number in numbers:
             for start, stop in stream.chunks(self.plan.rows[number]):
                 if (number, start) in done:
-                    told(stream.input_bytes(self.plan.rows[number], start, stop))
+                    skipped(stream.input_bytes(self.plan.rows[number], start, stop))
                 else:
                     yield number, start, stop
 

@@ -1,8 +1,8 @@
-"""A directory that appears whole or not at all, and whose making an interrupt need not undo: a later run goes on.
+"""A directory that appears whole or not at all, and that a later run can complete after an interrupt.
 
-It is collected beside its place, always under the same name, with a journal in it that is locked while the run lives.
-The journal moves into place with the directory and is removed last: a directory in its place with a journal is whole,
-and what it replaced may be left to remove. The next run does that first.
+It is written beside the output, always under the same name, with a journal in it that is locked while the run lives.
+The journal is renamed with the directory and removed last: an output with a journal is whole, but the directory that
+it replaced may still exist. The next run removes that first.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from bamba_quant.writers.directory import (
     check_directory,
     empty,
     partial_of,
-    place_of,
     publish,
     remove_replaced,
+    resolve_output,
     restore_replaced,
 )
 from bamba_quant.writers.journal import NAME, Fingerprint, Journal, as_read, open_locked, parse, read
@@ -42,25 +42,24 @@ def resumable_directory(
 ) -> Iterator[tuple[Path, Journal]]:
     """A directory that becomes ``target`` when the block ends without error, and its journal.
 
-    With ``resume`` one that an interrupt left is taken up, if it was begun under the same ``fingerprint``; with
-    ``overwrite`` alone it is begun anew. Where the journal
-    lists nothing the directory is empty. An error leaves nothing, but an interrupt, and an error once all is written,
-    leave what ``resume`` needs. ``target`` is ``check_directory``'s, ``inputs`` are files that neither directory may
-    hold. Raises ``OutputError`` likewise, for work left over where neither is given, for a directory of that name
-    without a journal, and for another run at work.
+    With ``resume`` the directory of an interrupted run with the same ``fingerprint`` is continued; with ``overwrite``
+    alone it is started again. The directory is empty if the journal lists nothing. An error leaves nothing, but an
+    interrupt, and an error after everything was written, leave what ``resume`` needs. ``inputs`` are files that
+    neither directory may hold. Raises ``OutputError`` as ``check_directory``, and for an interrupted run's directory
+    if neither option is given, for a directory of that name without a journal, and for another run at work.
     """
-    place, partial = place_of(target), partial_of(target)
-    check_apart((place, partial_of(place)), inputs)
-    settle(place)
-    _check(place, partial, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
+    output, partial = resolve_output(target), partial_of(target)
+    check_apart((output, partial_of(output)), inputs)
+    settle(output)
+    _check(output, partial, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     try:
         partial.mkdir(exist_ok=True)
         opened = Journal(partial, fingerprint, resume=resume)
     except OSError as error:
-        raise output_error(error, place) from error
+        raise output_error(error, output) from error
     with opened as journal:
-        if not journal.is_in(partial) or _is_journal(place / NAME):
-            raise OutputError("another run has just written this output", where=place, fix="run again")
+        if not journal.is_in(partial) or _is_journal(output / NAME):
+            raise OutputError("another run has just written this output", where=output, fix="run again")
         keep = False
         try:
             if not journal.done:
@@ -68,73 +67,73 @@ def resumable_directory(
             yield partial, journal
             flush_directory(partial)
             keep = True
-            publish(partial, place, overwrite=overwrite)
-            _finish(place)
+            publish(partial, output, overwrite=overwrite)
+            _finish(output)
         except BaseException as error:
             keep = keep or not isinstance(error, Exception)
             if not keep:
-                with suppress(OSError, OutputError):  # the first error is told; the next run goes on here
-                    _finish(place) if journal.is_in(place) else _discard(partial, journal)
+                with suppress(OSError, OutputError):  # the first error is raised; the next run cleans up
+                    _finish(output) if journal.is_in(output) else _discard(partial, journal)
             if isinstance(error, OSError):
-                fix = "correct that and go on with --resume: all is written" if keep else None
-                raise output_error(error, place, fix) from error
+                fix = "correct that and continue with --resume: all is written" if keep else None
+                raise output_error(error, output, fix) from error
             raise
 
 
 def finished(target: Path, fingerprint: Fingerprint, inputs: Collection[Path]) -> bool:
     """Whether an interrupted run with ``fingerprint`` had only to tidy up; then that is done."""
-    place = place_of(target)
-    check_apart((place, partial_of(place)), inputs)
-    if not _is_journal(place / NAME):
+    output = resolve_output(target)
+    check_apart((output, partial_of(output)), inputs)
+    if not _is_journal(output / NAME):
         return False
     try:
-        with _locked(place / NAME) as descriptor:
-            begun, _, _ = parse(read(descriptor, place / NAME), place / NAME)
+        with _locked(output / NAME) as descriptor:
+            begun, _, _ = parse(read(descriptor, output / NAME), output / NAME)
     except OSError as error:
-        raise output_error(error, place) from error
+        raise output_error(error, output) from error
     if begun != as_read(fingerprint):
         return False
-    settle(place)
+    settle(output)
     return True
 
 
 def settle(target: Path) -> None:
     """Finish, or undo, what a killed run left of replacing the directory ``target``.
 
-    Raises ``OutputError`` when a run is at it, and for what the system refuses.
+    Raises ``OutputError`` when another run does that now, and when the system refuses.
     """
-    place = place_of(target)
+    output = resolve_output(target)
     try:
-        if _is_journal(place / NAME):
-            with _locked(place / NAME):
-                _finish(place)
-        partial = partial_of(place)
+        if _is_journal(output / NAME):
+            with _locked(output / NAME):
+                _finish(output)
+        partial = partial_of(output)
         if _is_journal(partial / NAME) and not partial.is_symlink():
             with _locked(partial / NAME):
-                restore_replaced(place)
+                restore_replaced(output)
                 if not (partial / NAME).stat().st_size:  # nothing to resume
                     _remove(partial)
     except OSError as error:
-        raise output_error(error, place) from error
+        raise output_error(error, output) from error
 
 
 def check_output(
     target: Path, *, inputs: Collection[Path], overwrite: bool, resume: bool, n_bytes: int
 ) -> None:
-    """Raise ``OutputError`` when a run could not begin, or go on, to make ``target``; changes nothing."""
-    place = place_of(target)
-    check_apart((place, partial_of(place)), inputs)
-    _check(place, partial_of(place), overwrite=overwrite, resume=resume, n_bytes=n_bytes)
+    """Raise ``OutputError`` when a run could not start or continue to write ``target``; changes nothing."""
+    output = resolve_output(target)
+    check_apart((output, partial_of(output)), inputs)
+    _check(output, partial_of(output), overwrite=overwrite, resume=resume, n_bytes=n_bytes)
 
 
-def _check(place: Path, partial: Path, *, overwrite: bool, resume: bool, n_bytes: int) -> None:
-    if place.suffix == ".partial":
+def _check(output: Path, partial: Path, *, overwrite: bool, resume: bool, n_bytes: int) -> None:
+    if output.suffix == ".partial":
         raise OutputError(
             "the output has the name of an interrupted run's unfinished files",
-            where=place,
+            where=output,
             fix="give another name",
         )
-    published = _is_journal(place / NAME)
+    published = _is_journal(output / NAME)
     journal = partial / NAME
     left = _is_journal(journal) and not partial.is_symlink()
     if not (left or published) and (partial.is_symlink() or (partial.exists() and not _is_empty(partial))):
@@ -144,7 +143,7 @@ def _check(place: Path, partial: Path, *, overwrite: bool, resume: bool, n_bytes
             expected=f"nothing, or a directory with {NAME}",
             fix="move it away, or give another name for the output",
         )
-    check_directory(place, overwrite=overwrite or (resume and published), n_bytes=0 if left else n_bytes)
+    check_directory(output, overwrite=overwrite or (resume and published), n_bytes=0 if left else n_bytes)
     if left and journal.lstat().st_size and not (overwrite or resume):
         raise OutputError(
             "an interrupted run left unfinished files",
@@ -153,11 +152,11 @@ def _check(place: Path, partial: Path, *, overwrite: bool, resume: bool, n_bytes
         )
 
 
-def _finish(place: Path) -> None:
-    """Remove what ``place`` replaced, then the journal, whose presence says that this is left to do."""
-    remove_replaced(place)
-    (place / NAME).unlink()
-    flush_directory(place)
+def _finish(output: Path) -> None:
+    """Remove what ``output`` replaced, then the journal, whose presence says that this is left to do."""
+    remove_replaced(output)
+    (output / NAME).unlink()
+    flush_directory(output)
 
 
 def _discard(partial: Path, journal: Journal) -> None:
@@ -198,5 +197,5 @@ def _is_journal(file: Path) -> bool:
     return stat.S_ISREG(status.st_mode)
 
 
-def _is_empty(place: Path) -> bool:
-    return place.is_dir() and not any(place.iterdir())
+def _is_empty(output: Path) -> bool:
+    return output.is_dir() and not any(output.iterdir())

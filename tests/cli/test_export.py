@@ -84,7 +84,7 @@ def test_bad_sizes(size: str, tmp_path: Path) -> None:
     assert size in done.stderr
 
 
-def test_termination_leaves_nothing(tmp_path: Path) -> None:
+def test_a_terminated_export_is_resumed(tmp_path: Path) -> None:
     # Large enough to be caught at work.
     directory = save_checkpoint(random_bamba(vocab_size=600_000), tmp_path / "m", dtype="bfloat16")
     file = to_gguf(directory, tmp_path / "m.gguf", "q8_0", vocab=False)
@@ -94,9 +94,12 @@ def test_termination_leaves_nothing(tmp_path: Path) -> None:
         [sys.executable, "-m", "bamba_quant_cli", *command], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("out.*.partial")) and child.poll() is None and time.monotonic() < deadline:
+    while not list(tmp_path.glob("out.partial")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGTERM)
-    assert child.communicate(timeout=60)[1] == "terminated; nothing written\n"
+    kept = f"finished parts are kept in {tmp_path / 'out.partial'}; continue with --resume"
+    assert child.communicate(timeout=60)[1] == f"terminated; {kept}\n"
     assert child.returncode == 128 + signal.SIGTERM
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*before, "out.partial"]
+    run(*command, "--resume")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*before, "out"]
