@@ -22,6 +22,13 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Link to the page where a file of docs/ links to the file beside docs/."""
+    for page, source in TOP.items():
+        markdown = markdown.replace(f"](../{source}", f"]({page}")
+    return markdown
+
+
 def _from_top(text: str) -> str:
     """``text`` of a file beside docs/ with its links as they are from within docs/."""
     for page, source in TOP.items():
@@ -33,6 +40,8 @@ def _api_pages() -> dict[str, str]:
     packages = sorted(path.parent.name for path in (ROOT / "bamba_quant").glob("*/__init__.py"))
     pages = {f"api/{name}.md": f"# {name}\n\n::: bamba_quant.{name}\n" for name in packages}
     alone = "    options:\n      show_submodules: false\n"
-    pages["api/bamba_quant.md"] = f"# bamba_quant\n\n::: bamba_quant\n{alone}\n::: bamba_quant.errors\n"
+    pages["api/bamba_quant.md"] = (
+        f"# bamba_quant\n\n::: bamba_quant\n{alone}\n::: bamba_quant.api\n\n::: bamba_quant.errors\n"
+    )
     pages["api/bamba_reference.md"] = "# bamba_reference\n\n::: bamba_reference\n"
     return pages
