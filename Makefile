@@ -39,13 +39,14 @@ test: $(VENV)/test.stamp ## Install the test tools and run all tests (about 12 m
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Some of every package. Each path exists (tests/test_project_files.py).
-FAST_TESTS := tests/checkpoint/test_gguf.py tests/checkpoint/test_huggingface.py tests/checkpoint/test_config_groups.py \
-	tests/cli/test_console.py tests/codecs/test_bytes.py tests/codecs/test_dispatch.py tests/evaluation/test_gates.py \
-	tests/evaluation/test_intervals.py tests/families tests/inference/test_weights.py tests/metadata \
-	tests/planning/test_plan.py tests/planning/test_repair.py tests/recipes/test_least_cost.py \
-	tests/recipes/test_recipe_file.py tests/reference/test_state.py tests/reference/test_scan.py \
-	tests/report/test_json_report.py tests/report/test_markdown.py tests/test_errors.py tests/test_project_files.py \
-	tests/tokenizers/test_gguf_vocabulary.py tests/writers/test_commit.py tests/writers/test_gguf.py
+FAST_TESTS := tests/checkpoint/test_config_groups.py tests/checkpoint/test_gguf.py \
+	tests/checkpoint/test_huggingface.py tests/cli/test_console.py tests/codecs/test_bytes.py \
+	tests/codecs/test_dispatch.py tests/evaluation/test_gates.py tests/families tests/files \
+	tests/inference/test_weights.py tests/metadata tests/planning/test_plan.py tests/planning/test_repair.py \
+	tests/recipes/test_recipe_file.py tests/reference/test_scan.py tests/reference/test_state.py \
+	tests/report/test_json_report.py tests/report/test_markdown.py tests/test_errors.py tests/test_layers.py \
+	tests/test_project_files.py tests/tokenizers/test_gguf_vocabulary.py tests/writers/test_commit.py \
+	tests/writers/test_gguf.py
 test-fast: $(VENV)/test.stamp ## Run tests of every package that together take less than two minutes on two cores.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(FAST_TESTS)
 
