@@ -20,7 +20,7 @@ TOKENS = (8192, 1)
 
 def main() -> None:
     from bamba_quant.checkpoint.packed import Activations
-    from bamba_quant.codecs.fp8.activations import by_token
+    from bamba_quant.codecs.fp8.activations import quantize_by_token
     from bamba_quant.evaluation.fp8_activations import (
         has_scaled_products,
         quantized,
@@ -52,7 +52,7 @@ def main() -> None:
                 lambda x=x, weight=weight: F.linear(x, weight),
             ]
             errors = [((run().double() - truth).norm() / truth.norm()).item() for run in runs]
-            times = [milliseconds(run) for run in (runs[0], lambda x=x: by_token(x), *runs[1:])]
+            times = [milliseconds(run) for run in (runs[0], lambda x=x: quantize_by_token(x), *runs[1:])]
             told = "".join(f"{e:11.1e}" for e in errors) + "".join(f"{t:11.3f}" for t in times)
             print(f"{name:12}{tokens:7}{told}", flush=True)
 

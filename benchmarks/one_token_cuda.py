@@ -94,7 +94,7 @@ def convolution_contest(theirs: Any, dtype: torch.dtype, rows: int, timed: bool)
 
 
 def attention_contest(dtype: torch.dtype, places: int, timed: bool) -> Iterator[Contest]:
-    from bamba_reference.kernels.attention import attend
+    from bamba_reference.kernels.attention import decode_attention
     from bamba_reference.torch import ops as torch_ops
 
     q = torch.randn(2, 1, HEADS, HEAD, device="cuda").to(dtype)
@@ -110,7 +110,7 @@ def attention_contest(dtype: torch.dtype, places: int, timed: bool) -> Iterator[
         "attention",
         f"{str(dtype)[6:]:9}of {places} places",
         lambda: (torch_ops.attention(*doubles(q, *seen), scale, None, None),),
-        lambda: (attend(q, k, v, scale, last, starts),),
+        lambda: (decode_attention(q, k, v, scale, last, starts),),
         torchs,
         timed,
         "torch",

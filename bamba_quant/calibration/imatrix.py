@@ -227,7 +227,7 @@ def calibrated(
 
 def _without_data(sums: ActivationSums) -> list[str]:
     notes = []
-    for name, experts in sums.without_data.items():
+    for name, experts in sums.experts_without_data.items():
         shown = join_names([str(expert) for expert in experts], _SHOWN)
         notes.append(
             f"{name}: no token reached {len(experts)} of {len(sums.entries[name].counts)} experts ({shown}); "

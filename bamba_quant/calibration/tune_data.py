@@ -43,7 +43,7 @@ class Batches:
         self.tokens = len(stream) + whole.size
         self._held: tuple[int, Ints, Ints] | None = None
 
-    def step(self, number: int) -> tuple[Ints, Ints]:
+    def batch(self, number: int) -> tuple[Ints, Ints]:
         """The tokens (batch, ctx) of a step, counted from 0, and the numbers (batch,) of their chunks.
 
         An epoch's last step goes on with the next epoch.

@@ -164,7 +164,7 @@ class Run:
 
     def _advance(self) -> None:
         """One step of the optimizer."""
-        for held, values in zip((self._ids, self._numbers), self._data.batches.step(self.step), strict=True):
+        for held, values in zip((self._ids, self._numbers), self._data.batches.batch(self.step), strict=True):
             held.copy_(torch.from_numpy(values))
         steps = self.step + self._remaining
         self._adam.prepare(self.step + 1, steps, self._factor)

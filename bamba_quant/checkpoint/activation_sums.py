@@ -61,7 +61,7 @@ class ActivationSums:
     chunk_size: int
 
     @property
-    def without_data(self) -> dict[str, list[int]]:
+    def experts_without_data(self) -> dict[str, list[int]]:
         """The experts that no token reached, by tensor."""
         empty = {name: np.flatnonzero(entry.counts == 0).tolist() for name, entry in self.entries.items()}
         return {name: experts for name, experts in empty.items() if experts}

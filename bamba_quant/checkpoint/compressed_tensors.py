@@ -62,7 +62,7 @@ def _assemble_float8(
     strategy, name = weights.get("strategy"), f"{module}.weight"
     bits = weights.get("num_bits")
     if type(bits) is not int or bits != 8 or not _symmetric(weights) or len(codes.shape) != 2:
-        found = f"{_describe_weights(weights)}, shape {codes.shape}"
+        found = f"{_bits_and_symmetry(weights)}, shape {codes.shape}"
         raise stored.unsupported(name, found, "8 bits, symmetric, a matrix")
     rows, columns = codes.shape
     height, width = _tile_shape(stored, name, weights, rows, columns)
@@ -83,7 +83,7 @@ def _assemble_float8(
     )
 
 
-def _describe_weights(weights: Mapping[str, Any]) -> str:
+def _bits_and_symmetry(weights: Mapping[str, Any]) -> str:
     return f"num_bits {repr_short(weights.get('num_bits'))}, symmetric {repr_short(weights.get('symmetric', True))}"
 
 
@@ -115,7 +115,7 @@ def _assemble_integers(stored: WeightAssembler, module: str, described: Mapping[
     weights = described["weights"]
     name, bits, symmetric = f"{module}.weight", weights.get("num_bits"), _symmetric(weights)
     if type(bits) is not int or bits not in (4, 8) or symmetric is None:
-        raise stored.unsupported(name, _describe_weights(weights), "4 or 8 bits, symmetric true or false")
+        raise stored.unsupported(name, _bits_and_symmetry(weights), "4 or 8 bits, symmetric true or false")
     if stored.get(f"{module}.weight_g_idx") is not None:
         raise stored.unsupported(name, "weight_g_idx", "groups in order")
     rows, columns = _weight_shape(stored, f"{module}.weight_shape")

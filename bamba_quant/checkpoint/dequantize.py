@@ -74,7 +74,7 @@ class Float8Dequantizer(Dequantizer):
         def join(fields: Fields) -> tuple[NDArray[Any], ...]:
             return fields.codes, fields.d
 
-        unpack, pack = _of_parts(code_bytes, scales, split, join)
+        unpack, pack = _row_unpack_and_pack(code_bytes, scales, split, join)
         return FieldLayout(
             self.width, self.width, (0, 255), unpack, pack, table=_E4M3_VALUES, rounded=self.dtype
         )
@@ -128,9 +128,9 @@ class IntegerDequantizer(Dequantizer):
             ]
             return pack(fields.codes, grid.bits, self.offset), fields.d, *zeros
 
-        taken, put = _of_parts(code_bytes, scales, split, join)
+        unpack, pack = _row_unpack_and_pack(code_bytes, scales, split, join)
         minima = whole if grid.zero == "integer" else None
-        return FieldLayout(grid.group, grid.group, whole, taken, put, minima=minima, rounded=self.dtype)
+        return FieldLayout(grid.group, grid.group, whole, unpack, pack, minima=minima, rounded=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class TorchaoTiles:
         return nibbles[:, ::2] | nibbles[:, 1::2] << 4
 
 
-def _of_parts(
+def _row_unpack_and_pack(
     code_bytes: int,
     scales: int,
     split: Callable[[U8, F32, F32], Fields],

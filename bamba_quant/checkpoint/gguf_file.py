@@ -183,7 +183,10 @@ UNKNOWN_FINGERPRINT = "0" * (_OF_SET + _OF_SHARD)  # the fingerprint of a shard 
 
 def insert_fingerprint(header: bytes, set_digest: str) -> bytes:
     """A shard's header with its fingerprint instead of ``UNKNOWN_FINGERPRINT``; ``set_digest`` is hexadecimal."""
-    return header.replace(_packed(UNKNOWN_FINGERPRINT), _packed(set_digest[:_OF_SET] + _own_digest(header)))
+    return header.replace(
+        _kv_bytes(UNKNOWN_FINGERPRINT),
+        _kv_bytes(set_digest[:_OF_SET] + _own_digest(header)),
+    )
 
 
 def _is_stale(cursor: Cursor, header: Header) -> bool:
@@ -192,11 +195,12 @@ def _is_stale(cursor: Cursor, header: Header) -> bool:
     if not isinstance(fingerprint, str) or len(fingerprint) != len(UNKNOWN_FINGERPRINT):
         return True
     try:
-        raw = cursor.before(header.data_start)
+        raw = cursor.first_bytes(header.data_start)
     except EOFError:
         return True
     return (
-        _own_digest(raw.replace(_packed(fingerprint), _packed(UNKNOWN_FINGERPRINT))) != fingerprint[_OF_SET:]
+        _own_digest(raw.replace(_kv_bytes(fingerprint), _kv_bytes(UNKNOWN_FINGERPRINT)))
+        != fingerprint[_OF_SET:]
     )
 
 
@@ -204,7 +208,7 @@ def _own_digest(header: bytes) -> str:
     return hashlib.sha256(header).hexdigest()[:_OF_SHARD]
 
 
-def _packed(fingerprint: str) -> bytes:
+def _kv_bytes(fingerprint: str) -> bytes:
     return pack_string(FINGERPRINT_KEY) + pack_value(string(fingerprint))
 
 

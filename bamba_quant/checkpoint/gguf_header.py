@@ -80,7 +80,7 @@ class Cursor:
         self.position += count
         return self._buffer[self.position - count : self.position]
 
-    def before(self, stop: int) -> bytes:
+    def first_bytes(self, stop: int) -> bytes:
         """The first ``stop`` bytes of the file; the position of the cursor stays."""
         self.position, position = 0, self.position
         try:

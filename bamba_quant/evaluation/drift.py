@@ -20,7 +20,7 @@ from bamba_quant.evaluation.result import LayerDrift, RowClass, TensorLoss
 from bamba_quant.evaluation.tensor_loss import CPU, TensorDifference, sqnr, tensor_difference
 from bamba_quant.inference.weights import DeviceWeights, LazyWeights, Timings
 from bamba_reference.config import Config
-from bamba_reference.runtime.stream import Pass
+from bamba_reference.runtime.stream import LayerPass
 from bamba_reference.tensors import HEAD, layer_prefix, stack_of
 from bamba_reference.torch.forward import Model, layer
 
@@ -32,7 +32,7 @@ Noise = NDArray[np.float64]
 
 @dataclass
 class DriftWatch:
-    """Called after each ``Pass`` of a stream whose first source is the base; gathers ``tensors`` and ``layers``.
+    """Called after each ``LayerPass`` of a stream whose first source is the base; gathers ``tensors`` and ``layers``.
 
     ``weights`` are those of the sources, in their order, of float32 where a GPU decodes them, and compared on
     ``device``; ``texts`` of the watched ones are looked at.
@@ -51,7 +51,7 @@ class DriftWatch:
         self.tensors = [[] for _ in self.weights]
         self.layers = [[] for _ in self.weights]
 
-    def __call__(self, passed: Pass) -> None:
+    def __call__(self, passed: LayerPass) -> None:
         before, after = passed.before[: self.texts], passed.after[: self.texts]
         if passed.source == 0:
             self._base = _watch_base(passed, before, after.clone())
@@ -163,7 +163,7 @@ def with_linear(model: Model, linear: Callable[..., Tensor]) -> Model:
     return replace(model, backend=model.backend.with_linear(linear))
 
 
-def _watch_base(passed: Pass, before: Tensor, after: Tensor) -> _BaseLayer:
+def _watch_base(passed: LayerPass, before: Tensor, after: Tensor) -> _BaseLayer:
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     usual = passed.model.backend.linear
@@ -176,7 +176,7 @@ def _watch_base(passed: Pass, before: Tensor, after: Tensor) -> _BaseLayer:
     return _BaseLayer(before, after, local, inputs, outputs)
 
 
-def _watch_candidate(passed: Pass, base: _BaseLayer) -> tuple[Tensor, dict[str, Noise]]:
+def _watch_candidate(passed: LayerPass, base: _BaseLayer) -> tuple[Tensor, dict[str, Noise]]:
     """The layer's output for the base's input, and the noise of each tensor's products for the base's input to them.
 
     Sums of a stack of experts are over the experts that the base's router chose.

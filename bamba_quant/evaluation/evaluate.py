@@ -35,7 +35,7 @@ from bamba_quant.inference.prefetch import prefetcher_for
 from bamba_quant.inference.stream_weights import StreamWeights, prefetch_order
 from bamba_quant.inference.weights import Timings
 from bamba_reference.backends import backend_named
-from bamba_reference.runtime.stream import Pass, final_hidden
+from bamba_reference.runtime.stream import LayerPass, final_hidden
 
 # Comparing all weights and measuring drift takes a GPU about as long as this many tokens (Bamba-9B's shape on an
 # H200: 2 s), and a CPU less than a chunk.
@@ -118,7 +118,7 @@ def evaluate(
         ranks.check()
         progress(now)
 
-    def watch(passed: Pass) -> None:
+    def watch(passed: LayerPass) -> None:
         for each in (drift, floor):
             if each:
                 each(passed)

@@ -89,7 +89,7 @@ def values(scores: Scores) -> dict[str, float]:
     columns, ordered = _columns(scores), _ordered(scores)
     found = {}
     for key, mean in MEANS.items():
-        means = _stack(columns, mean).mean((0, 1))  # (k,)
+        means = _columns_of_mean(columns, mean).mean((0, 1))  # (k,)
         found[key] = float(mean.smooth.shown(mean.smooth.statistic(means)))
     for key in FIGURES:
         if key not in found:
@@ -120,7 +120,7 @@ def figures(
 
 def _smooth_bounds(key: str, columns: Mapping[str, F64], bootstrap: intervals.Bootstrap) -> Bounds | None:
     mean = MEANS[key]
-    return bootstrap.bounds(_stack(columns, mean).mean(1), mean.smooth)
+    return bootstrap.bounds(_columns_of_mean(columns, mean).mean(1), mean.smooth)
 
 
 def _share_bounds(key: str, columns: Mapping[str, F64]) -> Bounds | None:
@@ -220,7 +220,7 @@ def _columns(scores: Scores) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def _stack(columns: Mapping[str, F64], mean: Mean) -> F64:
+def _columns_of_mean(columns: Mapping[str, F64], mean: Mean) -> F64:
     """(chunks, tokens, k)"""
     return np.stack([columns[name] for name in mean.columns], axis=-1)
 

@@ -67,9 +67,9 @@ def scaled_product(x: Tensor, codes: Tensor, scale: Tensor, activations: Activat
     """x (…, columns) rounded times codes (rows, columns) of ``scale`` (rows, 1) transposed: (…, rows) bfloat16."""
     flat = x.reshape(-1, x.shape[-1])
     if x.is_cuda and activations.strategy == "token":
-        from bamba_quant.codecs.fp8.activations import by_token
+        from bamba_quant.codecs.fp8.activations import quantize_by_token
 
-        mine, tokens = by_token(flat)
+        mine, tokens = quantize_by_token(flat)
     else:
         mine, shared = quantized(x, activations)
         mine, tokens = mine.view(flat.shape), shared.expand(*x.shape[:-1], 1).reshape(-1, 1).contiguous()

@@ -14,7 +14,7 @@ from bamba_quant.evaluation.drift import drift
 from bamba_quant.evaluation.result import FIGURES, LayerDrift
 from bamba_quant.evaluation.scores import Scores
 from bamba_reference.config import Config
-from bamba_reference.runtime.stream import Pass
+from bamba_reference.runtime.stream import LayerPass
 from bamba_reference.torch.backend import TORCH, Backend
 from bamba_reference.torch.forward import Model, layer, stored_dtype
 from bamba_reference.torch.ops import wide
@@ -43,7 +43,7 @@ OTHER = replace(TORCH, name="plain torch", linear=_plain_linear, head=_plain_hea
 
 @dataclass
 class FloorWatch:
-    """Called after each ``Pass``; runs the base's first ``texts`` texts through every layer by another path."""
+    """Called after each ``LayerPass``; runs the base's first ``texts`` texts through every layer by another path."""
 
     config: Config
     path: str
@@ -58,7 +58,7 @@ class FloorWatch:
         if self.path not in PATHS:
             raise BambaQuantError("unknown noise floor", found=self.path, expected=", ".join(PATHS))
 
-    def __call__(self, passed: Pass) -> None:
+    def __call__(self, passed: LayerPass) -> None:
         if passed.source != 0:
             return
         x = passed.before[: self.texts].clone() if self.hidden is None else self.hidden

@@ -56,7 +56,7 @@ class Family:
     def __repr__(self) -> str:
         return f"<Family {self.name}>"
 
-    def hf_config(self, config: Config) -> dict[str, Any]:
+    def to_hf_config(self, config: Config) -> dict[str, Any]:
         """The config.json that transformers 4 and 5 both read, without the dtype."""
         names = {"architectures": [self.hf_architectures[0]], "model_type": self.name}
         return {**names, **self.hf_schema.write(config)}

@@ -32,7 +32,9 @@ def encode(value: Any, records: Collection[type] = ()) -> bytes:
     """``value`` as bytes; ``records`` are the dataclasses that may occur in it. Raises ``TypeError`` for others."""
     blobs: list[bytes] = []
     names = {kind: kind.__name__ for kind in records}
-    text = json.dumps(_plain(value, names, blobs), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        _json_value(value, names, blobs), ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
     head = text.encode("utf-8", "surrogatepass")  # file names may hold any bytes
     return b"".join((_LENGTH.pack(len(head)), head, *blobs))
 
@@ -56,16 +58,16 @@ def decode(raw: bytes, records: Collection[type] = ()) -> Any:
         raise SerializationError(str(error) or type(error).__name__) from error
 
 
-def _plain(value: Any, names: Mapping[type, str], blobs: list[bytes]) -> Any:
+def _json_value(value: Any, names: Mapping[type, str], blobs: list[bytes]) -> Any:
     """``value`` as what JSON can say; its arrays and byte strings are added to ``blobs``."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
     if isinstance(value, list):
-        return [_plain(each, names, blobs) for each in value]
+        return [_json_value(each, names, blobs) for each in value]
     if isinstance(value, tuple):
-        return {"tuple": [_plain(each, names, blobs) for each in value]}
+        return {"tuple": [_json_value(each, names, blobs) for each in value]}
     if isinstance(value, bytes):
         blobs.append(value)
         return {"bytes": len(value)}
@@ -76,10 +78,10 @@ def _plain(value: Any, names: Mapping[type, str], blobs: list[bytes]) -> Any:
         blobs.append(values.tobytes())
         return {"array": [values.dtype.str, list(values.shape)]}
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: _plain(each, names, blobs) for key, each in value.items()}}
+        return {"dict": {key: _json_value(each, names, blobs) for key, each in value.items()}}
     if type(value) in names:
         fields = {
-            field.name: _plain(getattr(value, field.name), names, blobs)
+            field.name: _json_value(getattr(value, field.name), names, blobs)
             for field in dataclasses.fields(value)
         }
         return {"record": [names[type(value)], fields]}

@@ -169,7 +169,7 @@ def _type_notes(rows: Sequence[PlanRow], main: str) -> list[str]:
 
 def _small_files(model: Model, main: str, vocab: bool) -> tuple[dict[str, bytes], tuple[str, ...]]:
     path, values = model.checkpoint.path, model.checkpoint.key_values
-    config = model.architecture.hf_config(model.config) | {"torch_dtype": _TORCH_NAMES[main]}
+    config = model.architecture.to_hf_config(model.config) | {"torch_dtype": _TORCH_NAMES[main]}
     files = {"config.json": as_json(path, config)}
     notes: tuple[str, ...] = ()
     if vocab:

@@ -53,9 +53,9 @@ def _attribute(name: str, value: Attribute) -> str:
     name = name.rstrip("_").replace("_", "-")
     if value is True:
         return f" {name}"
-    return f' {name}="{escaped(value if isinstance(value, str) else compact(value))}"'
+    return f' {name}="{escaped(value if isinstance(value, str) else coordinate_text(value))}"'
 
 
-def compact(number: float) -> str:
+def coordinate_text(number: float) -> str:
     """A coordinate to a hundredth, without trailing zeros."""
     return f"{number:.2f}".rstrip("0").rstrip(".") if number % 1 else f"{number:.0f}"

@@ -69,20 +69,20 @@ def shown(kind: FigureKind, figure: Figure) -> str:
 
     What is nearer to no loss than the noise floor is shown as less than the floor.
     """
-    if below_floor(kind, figure):
+    if is_below_floor(kind, figure):
         return f"< {floor(kind, figure.floor)}"
     return _with_sign(kind, _style(kind, figure)(figure.value * _scale(kind)))
 
 
 def interval(kind: FigureKind, figure: Figure) -> str | None:
     """The 95 % interval to the same digits, such as ``0.0278 … 0.0302``; None where there is none."""
-    if figure.low is None or figure.high is None or below_floor(kind, figure):
+    if figure.low is None or figure.high is None or is_below_floor(kind, figure):
         return None
     write, scale = _style(kind, figure), _scale(kind)
     return f"{write(figure.low * scale)} … {write(figure.high * scale)}"
 
 
-def below_floor(kind: FigureKind, figure: Figure) -> bool:
+def is_below_floor(kind: FigureKind, figure: Figure) -> bool:
     """Whether a figure whose lossless value is 0 is smaller than the noise floor."""
     return kind.perfect == 0 and figure.floor is not None and 0 < abs(figure.value) < figure.floor
 

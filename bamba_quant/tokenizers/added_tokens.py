@@ -97,7 +97,7 @@ def read_added_tokens(
     if tokenizer is None:
         tokenizer = read_json(json_file, "the tokenizer", TOKENIZER_BYTES) if lexists(json_file) else {}
     for entry in object_list(tokenizer, "added_tokens", json_file, TokenizerError):
-        found.add(_added(entry, json_file), json_file)
+        found.add(_parsed_token(entry, json_file), json_file)
     decoder = optional(config.values, "added_tokens_decoder", dict, config.file, TokenizerError)
     with_flags = set() if decoder is not None else set(found.tokens)
     named = list(config.special_tokens())
@@ -120,7 +120,7 @@ def read_added_tokens(
                 found=repr_short(key),
                 expected="digits",
             )
-        one = _added({**entry, "id": int(key)}, config.file)
+        one = _parsed_token({**entry, "id": int(key)}, config.file)
         found.add(one, config.file)
         with_flags.add(one.text)
     for kind, text, flags in named:
@@ -241,7 +241,7 @@ def _with_flags(token: int, text: str, flags: Mapping[str, Any], file: object) -
     return AddedToken(token, text, **read)
 
 
-def _added(entry: Mapping[str, Any], file: Path) -> AddedToken:
+def _parsed_token(entry: Mapping[str, Any], file: Path) -> AddedToken:
     token = _checked_id(required(entry, "id", int, file, TokenizerError), file)
     text = required(entry, "content", str, file, TokenizerError)
     if not text:

@@ -177,7 +177,7 @@ def evaluate(
             command=shlex.join(
                 ["bamba-quant", *sys.argv[1:]] if processes > 1 else ranks.command(sys.argv[1:])
             ),
-            progress=_show(bar) if ranks.first else lambda progress: None,
+            progress=_progress_shower(bar) if ranks.first else lambda progress: None,
             note=opt.print_note,
             ranks=ranks,
         )
@@ -217,14 +217,14 @@ def _limits(given: dict[str, float | None], more: list[str]) -> list[Limit]:
     return limits
 
 
-def _show(bar: Progress) -> Callable[[EvaluationProgress], None]:
+def _progress_shower(bar: Progress) -> Callable[[EvaluationProgress], None]:
     """A function that shows in ``bar`` how far the run is and, once tokens are scored, the figures so far."""
 
-    def show(now: EvaluationProgress) -> None:
+    def show_progress(now: EvaluationProgress) -> None:
         estimates = (
             f"; {label} KLD {figures['kld_mean']:.5f}, PPL ratio {figures['ppl_ratio']:.4f}"
             for label, figures in list(now.estimates.items())[:3]
         )
         bar.update(now.done, now.total, "".join(estimates), doing=f"{now.stage}:")
 
-    return show
+    return show_progress

@@ -101,7 +101,7 @@ def imatrix(
                 "chunks": sums.chunks,
                 "texts": [{"file": each.path, "sha256": each.sha256} for each in measured.texts],
                 "merged": earlier,
-                "experts_without_data": sums.without_data,
+                "experts_without_data": sums.experts_without_data,
                 "notes": measured.notes,
                 "device": device,
                 "dtype": dtype,

@@ -63,7 +63,7 @@ def test_llama_cpp_quantizes_by_it_to_our_bytes(recipe: str, tmp_path: Path) -> 
         (model / name).write_bytes((embedded_model() / name).read_bytes())
     chunks = np.full((1, 32), 7)
     sums = collected(model, chunks)
-    assert sums.without_data
+    assert sums.experts_without_data
     write_imatrix(sums, tmp_path / "imatrix.gguf")
     importance = as_llama_quantize_reads_it(tmp_path / "imatrix.gguf")
     bf16 = to_gguf(model, tmp_path / "bf16.gguf", "bf16", vocab=False)

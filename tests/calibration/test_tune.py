@@ -321,7 +321,7 @@ def test_batches_go_through_all_chunks_each_epoch(fixed: bool) -> None:
     assert sorted(numbers) == list(range(batches.count))
     assert (first[:, 0] == 9).all() and {17, 33, 49} <= set(first[:, 1])
     assert np.array_equal(first, batches.chunks()[numbers])
-    assert np.array_equal(batches.step(3)[0], batches.step(3)[0])
+    assert np.array_equal(batches.batch(3)[0], batches.batch(3)[0])
     assert np.array_equal(batches.chunks(0), batches.chunks(1)) == fixed
 
 

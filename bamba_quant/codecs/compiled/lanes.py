@@ -224,7 +224,7 @@ def any_lane(typing_context: Any, mask: types.Type) -> Any:
     return types.boolean(mask), generate
 
 
-def pointer_to(
+def vector_pointer(
     context: Any, builder: Any, array: Any, array_type: Any, index: Any, vector: ir.VectorType
 ) -> Any:
     """The address of element ``index`` in a contiguous array's memory, as a pointer to a vector."""
@@ -244,7 +244,7 @@ def load(typing_context: Any, rows: types.Type, i: types.Type) -> Any:
 
     def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
         index = _row(builder, context, args[1], call.args[1])
-        pointer = pointer_to(context, builder, args[0], call.args[0], index, vector_of(FLOAT))
+        pointer = vector_pointer(context, builder, args[0], call.args[0], index, vector_of(FLOAT))
         return builder.load(pointer, align=4)
 
     return FLOATS(rows, types.unliteral(i)), generate
@@ -256,7 +256,7 @@ def load_bytes(typing_context: Any, rows: types.Type, i: types.Type) -> Any:
 
     def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
         index = _row(builder, context, args[1], call.args[1])
-        pointer = pointer_to(context, builder, args[0], call.args[0], index, vector_of(BYTE))
+        pointer = vector_pointer(context, builder, args[0], call.args[0], index, vector_of(BYTE))
         return builder.zext(builder.load(pointer, align=1), vector_of(INT))
 
     return INTS(rows, types.unliteral(i)), generate
@@ -268,7 +268,7 @@ def store(typing_context: Any, rows: types.Type, i: types.Type, v: types.Type) -
 
     def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
         index = _row(builder, context, args[1], call.args[1])
-        pointer = pointer_to(context, builder, args[0], call.args[0], index, vector_of(FLOAT))
+        pointer = vector_pointer(context, builder, args[0], call.args[0], index, vector_of(FLOAT))
         builder.store(args[2], pointer, align=4)
         return context.get_dummy_value()
 
@@ -282,7 +282,7 @@ def _store_low(element: ir.Type, align: int) -> Any:
     def function(typing_context: Any, rows: types.Type, i: types.Type, v: types.Type) -> Any:
         def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
             index = _row(builder, context, args[1], call.args[1])
-            pointer = pointer_to(context, builder, args[0], call.args[0], index, vector_of(element))
+            pointer = vector_pointer(context, builder, args[0], call.args[0], index, vector_of(element))
             builder.store(builder.trunc(args[2], vector_of(element)), pointer, align=align)
             return context.get_dummy_value()
 

@@ -114,7 +114,7 @@ def _refine(
                 first += errors[0, 0]
             least = first
             for start in STARTS:
-                step, low = _stored(d[row, number] * np.float32(start), dmin[row, number], steps)
+                step, low = _rounded_to_half(d[row, number] * np.float32(start), dmin[row, number], steps)
                 for g in range(each):
                     near = int(np.rint(scales[row, g0 + g] / start)) if coded else 1
                     scale[g], minimum[g] = min(max(near, scale_low), scale_high), minima[row, g0 + g]
@@ -130,7 +130,7 @@ def _refine(
                         least, kept_step, kept_low = total, step, low
                         kept_scale[:], kept_minimum[:] = scale, minimum
                     fitted = _fitted(x, w, values, row, at, group, scale, minimum, step, low, table, offset)
-                    step, low = _stored(fitted[0], fitted[1], steps)
+                    step, low = _rounded_to_half(fitted[0], fitted[1], steps)
             if least < first:
                 d[row, number], dmin[row, number] = kept_step, kept_low
                 for g in range(each):
@@ -154,7 +154,7 @@ def _weigh(x: Any, importance: Any, row: int, at: int, block: int, w: Any) -> No
 
 
 @inlined
-def _stored(step: Any, low: Any, scratch: Any) -> Any:
+def _rounded_to_half(step: Any, low: Any, scratch: Any) -> Any:
     """Both rounded to float16."""
     scratch[0, :] = step
     scratch[0, 1] = low

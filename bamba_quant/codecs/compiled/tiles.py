@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 
 from bamba_quant.codecs.compiled.compilation import inlined
-from bamba_quant.codecs.compiled.lanes import BYTE, FLOAT, LANES, pointer_to, primitive, vector_of
+from bamba_quant.codecs.compiled.lanes import BYTE, FLOAT, LANES, primitive, vector_of, vector_pointer
 from bamba_reference.runtime.jit import transposed
 
 _INDEX = ir.IntType(64)
@@ -29,7 +29,7 @@ def _addresses(
     first = context.make_array(starts_type)(context, builder, starts).data
     indices = [builder.load(builder.gep(first, [ir.Constant(_INDEX, lane)])) for lane in range(LANES)]
     return [
-        pointer_to(context, builder, array, array_type, builder.add(index, offset), vector)
+        vector_pointer(context, builder, array, array_type, builder.add(index, offset), vector)
         for index in indices
     ]
 
@@ -40,7 +40,7 @@ def _rows(context: Any, builder: Any, tile: Any, tile_type: Any, row: Any, vecto
         builder.mul(builder.add(row, ir.Constant(_INDEX, i)), ir.Constant(_INDEX, LANES))
         for i in range(LANES)
     ]
-    return [pointer_to(context, builder, tile, tile_type, index, vector) for index in indices]
+    return [vector_pointer(context, builder, tile, tile_type, index, vector) for index in indices]
 
 
 def _move(builder: Any, sources: list[Any], targets: list[Any], align: int) -> None:

@@ -26,14 +26,14 @@ def _bf16(x: Any, importance: Any, out: Any) -> None:
     source, target = x.reshape(-1), out.reshape(-1).view(np.uint16)
     whole = source.size // LANES
     for i in range(whole):
-        store_words(target, i, _to_bfloat16(load(source, i)))
+        store_words(target, i, _bfloat16_bits(load(source, i)))
     rest, words = _rest(source)
-    store_words(words, 0, _to_bfloat16(load(rest, 0)))
+    store_words(words, 0, _bfloat16_bits(load(rest, 0)))
     target[whole * LANES :] = words[0, : source.size - whole * LANES]
 
 
 @inlined
-def _to_bfloat16(v: Any) -> Any:
+def _bfloat16_bits(v: Any) -> Any:
     """Bits of v as bfloat16: half an ulp less one, plus the last kept bit, carries where even rounds up."""
     bits = bits_of(v)
     return (bits + ((bits >> 16) & 1) + 0x7FFF) >> 16

@@ -13,7 +13,7 @@ _COLUMNS = 4096
 _WARPS = 4
 
 
-def by_token(x: Tensor, most: int = _COLUMNS) -> tuple[Tensor, Tensor]:
+def quantize_by_token(x: Tensor, most: int = _COLUMNS) -> tuple[Tensor, Tensor]:
     """e4m3 codes (tokens, columns) and scales (tokens, 1), float32, of x (tokens, columns) of float32 or narrower.
 
     A scale is the token's largest magnitude over 448, 1 where all is 0 or one is NaN; codes are the nearest to x over

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bamba_quant.report.charts.layout import Box, Scale, text_width
-from bamba_quant.report.markup import Markup, compact, element
+from bamba_quant.report.markup import Markup, coordinate_text, element
 
 FONT = 12.0  # pixels, as page.css sets it inside charts
 SERIES = 8  # colours that page.css knows
@@ -41,7 +41,7 @@ def picture(width: float, height: float, title: str, description: str, *parts: M
         *parts,
         role="img",
         aria_label=f"{title}. {description}",
-        viewBox=f"0 0 {compact(width)} {compact(height)}",
+        viewBox=f"0 0 {coordinate_text(width)} {coordinate_text(height)}",
         width=width,
         height=height,
         class_="chart",
@@ -80,14 +80,16 @@ def hint(words: str) -> Markup:
 
 def path(points: Sequence[tuple[float, float]], class_: str) -> Markup:
     """A line through ``points``."""
-    steps = "L".join(f"{compact(x)} {compact(y)}" for x, y in points)
+    steps = "L".join(f"{coordinate_text(x)} {coordinate_text(y)}" for x, y in points)
     return element("path", d=f"M{steps}", class_=class_)
 
 
 def marker(kind: int, x: float, y: float, radius: float, *children: Markup, class_: str = "mark") -> Markup:
     """The ``kind``-th shape around (x, y), in the ``kind``-th colour."""
     shape = _SHAPES[kind % len(_SHAPES)]
-    steps = "L".join(f"{compact(x + radius * dx)} {compact(y + radius * dy)}" for dx, dy in shape)
+    steps = "L".join(
+        f"{coordinate_text(x + radius * dx)} {coordinate_text(y + radius * dy)}" for dx, dy in shape
+    )
     classes = f"{class_} s{kind % SERIES}"
     if not shape:
         return element("circle", *children, cx=x, cy=y, r=radius, class_=classes)

@@ -6,7 +6,7 @@ from bamba_quant.evaluation.result import Candidate, Evaluation, Histogram
 from bamba_quant.report.charts import canvas
 from bamba_quant.report.charts.canvas import Frame
 from bamba_quant.report.charts.layout import Box, Scale, linear, shortened, text_width
-from bamba_quant.report.markup import Markup, compact, element
+from bamba_quant.report.markup import Markup, coordinate_text, element
 from bamba_quant.report.wording import digits, plain, short_names
 
 _ROW = 58.0
@@ -82,7 +82,7 @@ def _hill(index: int, name: str, candidate: Candidate, x: Scale, frame: Frame, t
     foot = frame.inner.top + _ROW * (index + 1) - 12
     room = _ROW - 16
     outline = _outline(candidate.kld_histogram, x, foot, room / tallest)
-    steps = "L".join(f"{compact(px)} {compact(py)}" for px, py in outline)
+    steps = "L".join(f"{coordinate_text(px)} {coordinate_text(py)}" for px, py in outline)
     quantiles = [
         canvas.group(
             canvas.line(x(value), foot, x(value), foot + 7, f"whisker s{index % canvas.SERIES}"),

@@ -43,7 +43,7 @@ def linear(values: Sequence[float], start: float, end: float, *, zero: bool = Fa
         low, high = min(low, 0.0), max(high, 0.0)
     if low == high:
         low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
-    step = _step(high - low, most)
+    step = _round_end_step(high - low, most)
     return Scale(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, start, end)
 
 
@@ -65,7 +65,7 @@ def _linear_ticks(low: float, high: float, most: int) -> tuple[float, ...]:
     return (low, high)
 
 
-def _step(span: float, most: int) -> float:
+def _round_end_step(span: float, most: int) -> float:
     least = span / max(most - 1, 1)
     power = 10.0 ** math.floor(math.log10(least))
     return next(step * power for step in _STEPS if step * power >= least * (1 - 1e-9))

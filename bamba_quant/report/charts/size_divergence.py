@@ -17,7 +17,7 @@ from bamba_quant.report.charts.layout import (
     text_width,
 )
 from bamba_quant.report.markup import Markup
-from bamba_quant.report.wording import below_floor, digits, plain, short_names, size
+from bamba_quant.report.wording import digits, is_below_floor, plain, short_names, size
 
 _LABEL_HEIGHT = 16.0
 _LONGEST_LABEL = 24
@@ -93,7 +93,7 @@ def _divergence_scale(klds: list[Figure], floor: float | None, inner: Box) -> Sc
 
 def _hidden(kld: Figure) -> bool:
     """Whether a divergence is zero or below the noise floor."""
-    return kld.value <= 0 or below_floor(FIGURES["kld_mean"], kld)
+    return kld.value <= 0 or is_below_floor(FIGURES["kld_mean"], kld)
 
 
 def _height(kld: Figure, y: Scale, inner: Box) -> float:

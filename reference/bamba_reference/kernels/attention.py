@@ -49,7 +49,7 @@ def attention(
     return y.transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, last: Tensor, padding: Tensor) -> Tensor:
+def decode_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, last: Tensor, padding: Tensor) -> Tensor:
     """q (B, 1, heads, E) over positions padding[b] … last of k and v (B, S, kv, E), contiguous: (B, 1, heads, E).
 
     ``last`` (1,), the position of the new token, and ``padding`` (B,), the padding, are int64 on the device.
@@ -62,7 +62,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, last: Tensor, padding:
     highest = torch.empty(B, heads, _PARTS, dtype=torch.float32, device=q.device)
     weight = torch.empty_like(highest)
     width = padded(E)
-    _attend[(heads, _PARTS, B)](
+    _decode_attention[(heads, _PARTS, B)](
         q,
         k,
         v,
@@ -86,7 +86,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, last: Tensor, padding:
 
 
 @triton.jit
-def _attend(
+def _decode_attention(
     q: tl.tensor,
     k: tl.tensor,
     v: tl.tensor,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bamba_reference.kernels import matmul
-from bamba_reference.kernels.attention import attend
+from bamba_reference.kernels.attention import decode_attention
 from bamba_reference.kernels.convolution import conv_in_place
 from bamba_reference.kernels.step import step as scan_step
 from bamba_reference.model import rotary_angles
@@ -152,7 +152,7 @@ def _in_place(backend: Backend, position: Tensor, padding: Tensor) -> Backend:
         return y, arguments.h.copy_(after)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *_: Any) -> Tensor:
-        return attend(q, k, v, scale, position, padding)
+        return decode_attention(q, k, v, scale, position, padding)
 
     # A step writes no weights. Functions that a caller has replaced stay.
     early: dict[str, Any] = {

@@ -53,7 +53,7 @@ _HEAD_ROWS = 8192
 
 
 @dataclass(frozen=True)
-class Pass:
+class LayerPass:
     """One weight set's pass through one layer, reported while the layer is still loaded.
 
     ``before``: hidden states (watched, L, d) of the first texts before the layer; ``after``: those of all texts
@@ -78,7 +78,7 @@ def final_hidden(
     backend: Backend | Sequence[Backend] = TORCH,
     chunk: int | None = None,
     on_layer: Callable[[int, int], None] | None = None,
-    on_pass: Callable[[Pass], None] | None = None,
+    on_pass: Callable[[LayerPass], None] | None = None,
     watched: int = 0,
 ) -> list[Tensor]:
     """The final hidden states (n, L, d), after the final norm, of n texts of L tokens under each weight set.
@@ -121,7 +121,7 @@ def final_hidden(
                 for some in x.split(rows):
                     some.copy_(layer(model, i, some, sequences))
                 if on_pass:
-                    on_pass(Pass(i, number, model, sequences, before, x))
+                    on_pass(LayerPass(i, number, model, sequences, before, x))
                 del model
             if on_layer:
                 on_layer(i + 1, layers)

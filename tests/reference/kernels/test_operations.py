@@ -231,7 +231,7 @@ def test_attention_of_one_token(dtype: torch.dtype, last: int, starts: tuple[int
     normal = draw(last)
     q, k, v = normal(2, 1, 8, 40, dtype=dtype), *normal(2, 2, 300, 2, 40, dtype=dtype)
     first = torch.tensor(starts, device=DEVICE)
-    found = attention.attend(q, k, v, 0.2, torch.tensor([last], device=DEVICE), first)
+    found = attention.decode_attention(q, k, v, 0.2, torch.tensor([last], device=DEVICE), first)
     seen = (q.double(), k[:, : last + 1].double(), v[:, : last + 1].double())
     assert_rounded_once(found, torch_ops.attention(*seen, 0.2, first, None), dtype)
 

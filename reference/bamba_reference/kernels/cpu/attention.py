@@ -49,7 +49,7 @@ def attention(
     q, k, v = (t if t.stride(3) == 1 and t.stride(2) == E else t.contiguous() for t in (q, k, v))
     out = empty(B, L, heads, E)
     share(
-        _attention,
+        _attention_of_heads,
         memory(q), *q.stride()[:2], memory(k), *k.stride()[:2], memory(v), *v.stride()[:2], memory(out),
         _first_seen(B, L, S, padding, sequences).flatten().numpy(), L, S, heads, kv, E, np.float32(scale),
         count=B * heads,
@@ -73,7 +73,7 @@ def _first_seen(
     FLOATS, SIZE, SIZE, FLOATS, SIZE, SIZE, FLOATS, SIZE, SIZE, FLOATS, SIZES,
     SIZE, SIZE, SIZE, SIZE, SIZE, FLOAT, SIZE, SIZE,
 )  # fmt: skip
-def _attention(
+def _attention_of_heads(
     q: Floats, q_row: int, q_step: int, k: Floats, k_row: int, k_step: int, v: Floats, v_row: int, v_step: int,
     out: Floats, first: Integers, L: int, S: int, heads: int, kv: int, E: int, scale: float, start: int, stop: int,
 ) -> None:  # fmt: skip

@@ -142,7 +142,7 @@ def _scan(
                         _multiply(BT, j, qs, CT, qs, BCT, j * qs, qs, N, np.float32(0))
                 token = b * L + t0
                 _decays(dt, dtA, token * H + at, H, segment, before, a, step, reach, keep)
-                _matrix(a, step, segment, BCT, D[at], qs, MT)
+                _ssd_matrix_transposed(a, step, segment, BCT, D[at], qs, MT)
                 _inputs(x, b * x_row + t0 * x_step + at * P, x_step, P, Ps, keep, now, xs, kept)
                 for i in range(0, now, ROWS):
                     _multiply(CT, i, qs, own, Ps, ys, i * Ps, Ps, N, np.float32(0))
@@ -181,7 +181,9 @@ def _decays(
 
 
 @inlined
-def _matrix(a: Any, step: Floats, segment: Integers, BCT: Floats, D: Any, qs: int, MT: Floats) -> None:
+def _ssd_matrix_transposed(
+    a: Any, step: Floats, segment: Integers, BCT: Floats, D: Any, qs: int, MT: Floats
+) -> None:
     """M transposed, (qs, qs): what the input of token j adds to the output of token i >= j, D x among it."""
     now = len(segment)
     for j in range(qs):
