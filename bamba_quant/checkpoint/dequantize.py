@@ -74,9 +74,9 @@ class Float8Dequantizer(Dequantizer):
         def join(fields: Fields) -> tuple[NDArray[Any], ...]:
             return fields.codes, fields.d
 
-        unpack, pack = _row_unpack_and_pack(code_bytes, scales, split, join)
+        unpack_row, pack_row = _row_unpack_and_pack(code_bytes, scales, split, join)
         return FieldLayout(
-            self.width, self.width, (0, 255), unpack, pack, table=_E4M3_VALUES, rounded=self.dtype
+            self.width, self.width, (0, 255), unpack_row, pack_row, table=_E4M3_VALUES, rounded=self.dtype
         )
 
 
@@ -128,9 +128,11 @@ class IntegerDequantizer(Dequantizer):
             ]
             return pack(fields.codes, grid.bits, self.offset), fields.d, *zeros
 
-        unpack, pack = _row_unpack_and_pack(code_bytes, scales, split, join)
+        unpack_row, pack_row = _row_unpack_and_pack(code_bytes, scales, split, join)
         minima = whole if grid.zero == "integer" else None
-        return FieldLayout(grid.group, grid.group, whole, unpack, pack, minima=minima, rounded=self.dtype)
+        return FieldLayout(
+            grid.group, grid.group, whole, unpack_row, pack_row, minima=minima, rounded=self.dtype
+        )
 
 
 @dataclass(frozen=True)

@@ -316,7 +316,7 @@ def test_batches_go_through_all_chunks_each_epoch(fixed: bool) -> None:
     batches = Batches(stream, whole, 9, 5, 7, fixed)
     assert batches.tokens == 1064
     steps = -(-batches.count // 5)
-    first, numbers = (np.concatenate(part) for part in zip(*map(batches.step, range(steps)), strict=True))
+    first, numbers = (np.concatenate(part) for part in zip(*map(batches.batch, range(steps)), strict=True))
     first, numbers = first[: batches.count], numbers[: batches.count]
     assert sorted(numbers) == list(range(batches.count))
     assert (first[:, 0] == 9).all() and {17, 33, 49} <= set(first[:, 1])

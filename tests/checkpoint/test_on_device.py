@@ -83,7 +83,7 @@ def test_prefetched_rows(scheme: SafetensorsCodec, made: Made) -> None:
             truth = weights[name]
             np.testing.assert_array_equal(found.rows(name, 5, 30).cpu().numpy(), truth[5:30])
             np.testing.assert_array_equal(found[name].cpu().numpy(), truth)
-        assert not ahead._begun and not ahead._order
+        assert not ahead._pending and not ahead._order
 
 
 GRIDS = [IntegerGrid(bits, zero, 32) for bits in (4, 8) for zero in ("none", "integer", "float")]
