@@ -53,8 +53,13 @@ def resumable_directory(
     settle(output)
     _check(output, partial, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     try:
-        partial.mkdir(exist_ok=True)
-        opened = Journal(partial, fingerprint, resume=resume)
+        try:
+            partial.mkdir(exist_ok=True)
+            opened = Journal(partial, fingerprint, resume=resume)
+        except BaseException:
+            with suppress(OSError):
+                partial.rmdir()  # if it is empty: an interrupt before the journal leaves nothing to resume
+            raise
     except OSError as error:
         raise output_error(error, output) from error
     with opened as journal:

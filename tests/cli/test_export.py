@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bamba_quant.embedded import embedded_model
+from bamba_quant.writers.journal import NAME
 from tests.planning.test_repair import faulty
 from tests.support.command import run
 from tests.support.conversion import to_gguf
@@ -94,7 +95,8 @@ def test_a_terminated_export_is_resumed(tmp_path: Path) -> None:
         [sys.executable, "-m", "bamba_quant_cli", *command], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("out.partial")) and child.poll() is None and time.monotonic() < deadline:
+    journal = tmp_path / "out.partial" / NAME
+    while not journal.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGTERM)
     kept = f"finished parts are kept in {tmp_path / 'out.partial'}; continue with --resume"

@@ -120,7 +120,7 @@ def test_the_code_of_the_process_that_says_why() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 def test_who_started_a_process_may_be_gone_already() -> None:
-    code = "from bamba_quant_cli.processes import share; share(2); print('went on')"
+    code = "from bamba_quant_cli.processes import run_in_processes; run_in_processes(2); print('went on')"
     child = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
