@@ -95,7 +95,7 @@ def allocate(
     points = {known: _point(plan, costs) for known, plan in plain.items()}
     sizes = {known: _file_bytes(plan) for known, plan in plain.items()}
     if like is not None:
-        base = recipe_named(like)
+        base = recipe_named(like, "--like")
         plan = plain.get(base.name) or planned(base)
         goal = _file_bytes(plan) - HEADER_ROOM
     if target_bpw is not None:

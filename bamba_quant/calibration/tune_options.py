@@ -11,6 +11,7 @@ from typing import Any
 from bamba_quant.errors import BambaQuantError
 
 _RUNNING = ("device", "graph", "micro_batch", "recompute", "max_minutes", "state", "resume")
+_CLI = {"steps": "--tune-steps", "tokens": "--tune-tokens", "seed": "--tune-seed"}
 PARTS = ("codes", "scales", "blocks", "floats")
 
 
@@ -76,10 +77,16 @@ class TuneOptions:
                             ("held_out", 1), ("evaluations", 1), ("seed", 0), ("self_tokens", 0)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
-                raise TuneError(f"{name} is too small", found=value, expected=f"at least {least}")
+                option = f"{name} ({_CLI[name]})" if name in _CLI else name
+                raise TuneError(
+                    f"the tuning option {option} is too small",
+                    found=value,
+                    expected=f"at least {least}"
+                    + (", one sequence of ctx tokens" if name == "tokens" else ""),
+                )
         if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
             raise TuneError(
-                "max_minutes is not a positive number",
+                "the tuning option max_minutes (--max-minutes) is not a positive number",
                 found=self.max_minutes,
                 expected="a number of minutes, more than 0",
             )

@@ -263,7 +263,12 @@ class Run:
         state = read_state(file, self._belongs, shapes)
         numbers: list[Any] = [state.about.get(key) for key in _NUMBERS]
         if not self._possible(numbers):
-            raise TuneError("the tuning state has invalid numbers", where=file, found=repr_short(state.about))
+            raise TuneError(
+                "the tuning state is damaged: impossible step or KLD values",
+                where=file,
+                found=repr_short(state.about),
+                fix="tune without --resume",
+            )
         self._factor, self.before, self.best_kld, self.last_kld, self.step, self._remaining = numbers
         with torch.no_grad():
             for name, tensor in self._arrays().items():

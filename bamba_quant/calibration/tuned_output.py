@@ -138,7 +138,11 @@ def write_tuned_gguf(
     and progress, and what ``tune`` raises; then no file has appeared.
     """
     if plan.config_only:
-        raise PlanError("there are no weights to write", where=plan.checkpoint.path)
+        raise PlanError(
+            "the model has only a config.json, so there are no weights to write",
+            where=plan.checkpoint.path,
+            fix="fetch the weights",
+        )
     single, targets = lay_out_gguf(plan), list(plan.paths(outfile).items())
     (n_bytes,) = single.paths(outfile).values()
     read = {*inputs, *plan.inputs}

@@ -80,7 +80,7 @@ def split_files(file: Path) -> tuple[Path, ...]:
         raise CheckpointError(
             "shards of a split GGUF are missing",
             where=file.parent,
-            found=join_names(missing, _MOST_NAMED) + (", …" if len(shards) < count else ""),
+            found=join_names(missing, _MOST_NAMED) + (", …" if len(shards) < count else "") + " missing",
             fix="put all shards in one directory",
         )
     return tuple(shards)

@@ -139,10 +139,12 @@ def read_sums(file: Path) -> ActivationSums:
         sums = _read_gguf(file) if is_gguf else _read_dat(file, stream, size)
     for name, entry in sums.entries.items():
         values = entry.mean_squares()
-        if not np.isfinite(values).all() or (values < 0).any():
+        wrong = values[~(np.isfinite(values) & (values >= 0))]
+        if wrong.size:
             raise CheckpointError(
-                "the importance matrix holds values that are not mean squares",
+                "the importance matrix has negative or non-finite values",
                 where=f"{file}, tensor {name}",
+                found=f"{wrong[0]:g}",
                 expected="finite numbers of at least 0",
                 fix="measure it again",
             )
@@ -166,7 +168,9 @@ def _read_gguf(file: Path) -> ActivationSums:
             entries[tensor] = _entry(file, tensor, *(tensors.get(f"{tensor}.{part}") for part in PARTS))
         elif kind == "counts" and f"{tensor}.in_sum2" not in tensors:
             raise CheckpointError(
-                "an entry of the importance matrix lacks its sums", where=f"{file}, {tensor}"
+                "an entry of the importance matrix lacks its sums",
+                where=f"{file}, {tensor}",
+                fix="fetch or measure the importance matrix again",
             )
     return ActivationSums(
         entries,
@@ -242,6 +246,7 @@ def _read_dat(file: Path, stream: BinaryIO, size: int) -> ActivationSums:
             where=f"{file}, byte {stream.tell()}",
             found=f"{error} ({size} bytes in all)",
             expected="a GGUF, or entries of name, calls and float32 values",
+            fix="fetch or measure the importance matrix again",
         ) from None
     return ActivationSums(entries, (dataset.decode("utf-8", "replace"),), chunks, 0)
 

@@ -113,7 +113,7 @@ def _tensor(
             "a tensor's entry in a safetensors header is malformed",
             where=where,
             found=repr_short(entry),
-            expected="dtype (a name), shape (at most 32 lengths, of less than 2^63 bytes together) and "
+            expected="dtype (a name), shape (at most 32 lengths; less than 2^63 bytes in all) and "
             "data_offsets (two whole numbers of at least 0)",
         )
     begin, end = offsets

@@ -39,7 +39,9 @@ class _Archive(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _DIRECTORY_BYTES:
-            raise zipfile.BadZipFile(f"a list of members of {size:,} bytes, more than {_DIRECTORY_BYTES:,}")
+            raise zipfile.BadZipFile(
+                f"a list of zip entries of {size:,} bytes, more than {_DIRECTORY_BYTES:,}"
+            )
         return super().read(size)
 
 
@@ -63,7 +65,7 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
             records = _records(file, stream, size)
             pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
             if len(pickles) != 1:
-                raise zipfile.BadZipFile(f"{len(pickles)} members called data.pkl")
+                raise zipfile.BadZipFile(f"{len(pickles)} zip entries called data.pkl")
             folder = pickles[0].removesuffix("data.pkl")
             if folder + "byteorder" in records:
                 _check_byte_order(file, _read_record(descriptor, records[folder + "byteorder"]))
@@ -89,7 +91,10 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
         ) from error
     if type(state) is not dict:
         raise CheckpointError(
-            "a .bin file does not hold a dictionary of tensors", where=file, found=type(state).__name__
+            "a .bin file does not hold a dictionary of tensors",
+            where=file,
+            found=type(state).__name__,
+            fix="save only the model's state_dict, as safetensors",
         )
     return {name: _locate_tensor(file, name, value, folder, records) for name, value in state.items()}
 
@@ -100,7 +105,10 @@ def _locate_tensor(
     where = f"{file}, tensor {name}"
     if type(value) is not PickledTensor:
         raise CheckpointError(
-            "a .bin file holds something that is not a tensor", where=where, found=type(value).__name__
+            "a .bin file holds something that is not a tensor",
+            where=f"{file}, entry {name}",
+            found=type(value).__name__,
+            fix="save only the model's state_dict, as safetensors",
         )
     storage = value.storage
     if storage.kind not in STORAGES:
@@ -122,7 +130,7 @@ def _locate_tensor(
         raise CheckpointError(
             "the data of a tensor is missing from a .bin file",
             where=where,
-            expected=f"a record {repr_short(f'{folder}data/{storage.key}')}",
+            expected=f"a zip entry {repr_short(f'{folder}data/{storage.key}')}",
             fix="fetch the file again, or save the model as safetensors",
         )
     codec = codec_named(STORAGES[storage.kind], BlockCodec)
@@ -131,8 +139,8 @@ def _locate_tensor(
     needed = max(storage.elements * codec.block_bytes, begin + tensor.n_bytes)
     if needed != record.size:
         raise CheckpointError(
-            "a record of a .bin file and its tensor differ in size",
-            where=f"{where}, record {record.name}",
+            "a zip entry of a .bin file and its tensor differ in size",
+            where=f"{where}, zip entry {record.name}",
             found=f"{record.size} bytes",
             expected=f"{needed} bytes" if needed < 2**63 else "more bytes than any file holds",
             fix="fetch the file again, or save the model as safetensors",
@@ -160,8 +168,8 @@ def _records(file: Path, stream: BinaryIO, size: int) -> dict[str, _Record]:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
             raise CheckpointError(
                 "a .bin file is compressed or encrypted",
-                where=f"{file}, record {repr_short(name)}",
-                expected="records that are stored as they are, as torch.save writes them",
+                where=f"{file}, zip entry {repr_short(name)}",
+                expected="zip entries that are stored as they are, as torch.save writes them",
                 fix=_RESAVE,
             )
         if member.compress_size != member.file_size:

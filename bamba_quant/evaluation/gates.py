@@ -62,10 +62,10 @@ def limit(name: str, value: Any, where: object = None) -> Limit:
     number = _finite(value)
     if number is None:
         raise GateError(
-            "a gate's limit is not a number",
+            "a gate's limit is not a finite number",
             where=where,
             found=f"{name} = {_repr(value)}",
-            expected="such as 0.05",
+            expected="a finite number, such as 0.05",
         )
     if FIGURES[known[name].figure].percent and abs(number) > 1:
         raise GateError(
@@ -135,9 +135,10 @@ def check_sections(sections: Mapping[str, Sequence[Limit]], models: Sequence[Mod
     strange = [name for name in sections if name not in known]
     if strange:
         raise GateError(
-            "a section of the gates matches neither a candidate nor a recipe",
+            "a section in the gates file names no candidate and no recipe",
             found=join_names([f"[{name}]" for name in strange]),
-            expected=f"[{EVERY}], or of the candidates " + _sections_of(models),
+            expected=f"[{EVERY}], a recipe such as [q4_k_m], or one of: " + _sections_of(models, ", "),
+            fix="correct or remove the section",
         )
     left = [each for each in models if sections.keys().isdisjoint(_names(each))]
     if left:
@@ -154,8 +155,8 @@ def _names(model: ModelFile) -> tuple[str, ...]:
     return tuple(dict.fromkeys((EVERY, model.recipe, model.variant, model.label)))
 
 
-def _sections_of(models: Sequence[ModelFile]) -> str:
-    return ", ".join(" or ".join(f"[{name}]" for name in _names(each)[1:]) for each in models)
+def _sections_of(models: Sequence[ModelFile], between: str = " or ") -> str:
+    return ", ".join(between.join(f"[{name}]" for name in _names(each)[1:]) for each in models)
 
 
 def check_enough(limits: Sequence[Limit], chunks: int, scored: int) -> None:

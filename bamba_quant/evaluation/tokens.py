@@ -97,7 +97,9 @@ def file_tokens(
                 expected=f"{given.vocab_size} tokens",
             )
     if options.chunks is not None and options.chunks < 1:
-        raise InputError("the number of chunks is too small", found=options.chunks, expected="at least 1")
+        raise InputError(
+            "the number of chunks is too small", where="--chunks", found=options.chunks, expected="at least 1"
+        )
     if options.ctx not in (given.ctx, EvaluationOptions.ctx):
         raise ComparisonError(
             "the file of logits has chunks of another length",

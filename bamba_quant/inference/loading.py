@@ -59,7 +59,7 @@ def torch_dtype(name: str) -> torch.dtype:
     import torch
 
     if name not in _DTYPES:
-        raise BambaQuantError("unknown dtype", found=name, expected=", ".join(_DTYPES))
+        raise BambaQuantError("unknown dtype", where="--dtype", found=name, expected=", ".join(_DTYPES))
     return getattr(torch, name)
 
 

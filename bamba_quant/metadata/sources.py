@@ -50,17 +50,17 @@ def _is_storable(value: str) -> bool:
 
 def _texts(key: str, value: Any, where: Path | None) -> list[str] | None:
     """A list of texts; one alone is a list of one. YAML reads the language ``no`` as false."""
-    join_names = _entries(key, value, where)
+    entries = _entries(key, value, where)
     if key.endswith(("language", "languages")):
-        join_names = ["no" if entry is False else entry for entry in join_names]
-    return [checked_text(key, entry, where) for entry in join_names] or None
+        entries = ["no" if entry is False else entry for entry in entries]
+    return [checked_text(key, entry, where) for entry in entries] or None
 
 
 def _entries(key: str, value: Any, where: Path | None) -> list[Any]:
-    join_names = value if isinstance(value, list) else [value]
-    if len(join_names) > _MOST_ENTRIES:
+    entries = value if isinstance(value, list) else [value]
+    if len(entries) > _MOST_ENTRIES:
         raise _invalid(key, value, where, f"at most {_MOST_ENTRIES:,} entries")
-    return join_names
+    return entries
 
 
 def _licence(key: str, value: Any, where: Path | None) -> str | None:
@@ -69,9 +69,9 @@ def _licence(key: str, value: Any, where: Path | None) -> str | None:
 
 def _models(key: str, value: Any, where: Path | None) -> list[str | dict[str, str]] | None:
     """Models or data sets: names, or objects with details."""
-    join_names = _entries(key, value, where)
+    entries = _entries(key, value, where)
     found: list[str | dict[str, str]] = []
-    for entry in join_names:
+    for entry in entries:
         if not isinstance(entry, dict):
             found.append(checked_text(key, entry, where))
             continue
@@ -111,7 +111,7 @@ def _integer(key: str, value: Any, where: Path | None) -> int:
 
 def _invalid(key: str, value: Any, where: Path | None, expected: str) -> PlanError:
     return PlanError(
-        f"{key} has a value that a GGUF cannot hold",
+        f"{key} is not valid as GGUF metadata",
         where=where,
         found=ascii(repr_short(value)),
         expected=expected,

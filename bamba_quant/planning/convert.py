@@ -102,7 +102,7 @@ def plan_conversion(
 def _recipe(name: str, checkpoint: Checkpoint) -> Recipe:
     """The recipe called ``name``; "auto" is f16 where most of the input's bytes are f16, and bf16 elsewhere."""
     if name.lower() != "auto":
-        return recipe_named(name)
+        return recipe_named(name, "--outtype", auto=True)
     n_bytes: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         n_bytes[tensor.format.name] += tensor.n_bytes

@@ -46,7 +46,11 @@ def plan_quantization(
     as the scheme requires, and for a ``keep`` that cannot be followed.
     """
     if dtype not in DTYPES:
-        raise PlanError("unknown dtype of the other tensors", found=dtype, expected=", ".join(DTYPES))
+        raise PlanError(
+            "unknown dtype for the tensors that are not quantized (--dtype)",
+            found=dtype,
+            expected=", ".join(DTYPES),
+        )
     codec = codec_named(scheme, SafetensorsCodec)
     chosen_method = codec.method(method)
     source = open_model(

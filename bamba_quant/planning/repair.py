@@ -22,6 +22,7 @@ from bamba_quant.planning.plan import Plan, PlanRow
 from bamba_quant.planning.row_order import ARCHITECTURE, Rotary, needs_repair
 
 _QUERY_OR_KEY = re.compile(r"blk\.\d+\.attn_[qk]\.(weight|bias)$")
+_CONVERT_AGAIN = "convert the original checkpoint again"
 
 
 def plan_repair(file: Path) -> Plan:
@@ -77,15 +78,24 @@ def _check_attention(checkpoint: Checkpoint, rotary: Rotary) -> None:
             where=checkpoint.path,
             found=f"{key} = {checkpoint.metadata[key].value}" if key in checkpoint.metadata else f"no {key}",
             expected="an array with the key-value heads of each layer",
+            fix=_CONVERT_AGAIN,
         )
     for name in (f"blk.{i}.attn_{kind}.weight" for i in layers for kind in "qk"):
         tensor = checkpoint.tensors.get(name)
-        if tensor is None or tensor.rows % rotary.head_dim:
+        if tensor is None:
             raise CheckpointError(
-                "an attention layer's query or key matrix is missing or has an odd size, so nothing was moved",
+                "the file has no query or key matrix for an attention layer, so it cannot be repaired",
+                where=checkpoint.path,
+                found=f"no {name}",
+                fix=_CONVERT_AGAIN,
+            )
+        if tensor.rows % rotary.head_dim:
+            raise CheckpointError(
+                "the rows of a query or key matrix do not divide into heads, so the file cannot be repaired",
                 where=f"{checkpoint.path}, tensor {name}",
-                found="missing" if tensor is None else f"{tensor.rows} rows",
-                expected=f"a multiple of the head size, {rotary.head_dim}, rows",
+                found=f"{tensor.rows} rows",
+                expected=f"a multiple of {rotary.head_dim}",
+                fix=_CONVERT_AGAIN,
             )
 
 

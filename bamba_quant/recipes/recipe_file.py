@@ -14,7 +14,7 @@ from typing import Any
 from gguf import LlamaFileType
 
 from bamba_quant.codecs import BlockCodec, codec_named
-from bamba_quant.errors import BambaQuantError, PlanError, join_names
+from bamba_quant.errors import BambaQuantError, PlanError, join_names, repr_short
 from bamba_quant.families import families
 from bamba_quant.files.toml_file import read_toml
 from bamba_quant.printable import printable
@@ -61,13 +61,18 @@ def recipes() -> tuple[Recipe, ...]:
     return tuple(_builtin()[0].values())
 
 
-def recipe_named(name: str) -> Recipe:
-    """The built-in recipe with this name or alias, in any case. Raises ``PlanError`` listing the names."""
+def recipe_named(name: str, where: object = None, *, auto: bool = False) -> Recipe:
+    """The built-in recipe with this name or alias, in any case.
+
+    Raises ``PlanError`` listing the names, with "auto" where the caller also takes that. ``where`` is for the message.
+    """
     known, aliases = _builtin()
     key = name.lower()
     if aliases.get(key, key) not in known:
         raise PlanError(
-            f"no output type is called {name!r}", expected="auto, " + ", ".join([*known, *aliases])
+            f"no built-in recipe is called {repr_short(name)}",
+            where=where,
+            expected=", ".join([*(["auto"] if auto else []), *known, *aliases]),
         )
     return known[aliases.get(key, key)]
 
@@ -101,7 +106,7 @@ def read_recipe(file: Path) -> Recipe:
             where=file,
             expected='a line such as like = "q4_k_m"',
         )
-    return _recipe(table, name, recipe_named(_text(table, "like", file)), file)
+    return _recipe(table, name, recipe_named(_text(table, "like", file), f"{file}, like"), file)
 
 
 def _recipe(table: Mapping[str, Any], name: str, like: Recipe, where: object) -> Recipe:
@@ -119,13 +124,28 @@ def _recipe(table: Mapping[str, Any], name: str, like: Recipe, where: object) ->
         roles[role] = tuple(_choice(each, f"{where}, role {role}") for each in choices)
     candidates = table.get("candidates", list(like.candidates))
     if not isinstance(candidates, list) or len(candidates) > _MOST_CANDIDATES:
-        raise PlanError("candidates is not a list of formats", where=where)
+        raise PlanError(
+            f"candidates in the recipe is not a list of at most {_MOST_CANDIDATES} formats",
+            where=where,
+            found=f"{len(candidates)} formats" if isinstance(candidates, list) else repr_short(candidates),
+            expected='candidates = ["q4_k", "q6_k"]',
+        )
     refine = table.get("refine", like.refine)
     if not isinstance(refine, bool):
-        raise PlanError("refine is neither true nor false", where=where)
+        raise PlanError(
+            "refine in the recipe is neither true nor false",
+            where=where,
+            found=repr_short(refine),
+            expected="refine = true",
+        )
     tensors = table.get("tensors", [])
     if not isinstance(tensors, list) or len(tensors) > _MOST_TENSORS:
-        raise PlanError(f"tensors is not a list of at most {_MOST_TENSORS} tables", where=where)
+        raise PlanError(
+            f"tensors in the recipe is not a list of at most {_MOST_TENSORS} tables",
+            where=where,
+            found=f"{len(tensors)} tables" if isinstance(tensors, list) else repr_short(tensors),
+            expected="[[tensors]]",
+        )
     return replace(
         like,
         name=name,

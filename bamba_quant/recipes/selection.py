@@ -168,7 +168,7 @@ def _check_assignments(rules: Sequence[TensorRule], recipe: Recipe) -> None:
     for each in recipe.tensors:
         if not any(map(each.covers, names)):
             raise PlanError(
-                "a tensor of the recipe is not in this model, or cannot be quantized",
+                "an entry of the recipe matches no tensor of this model that can be quantized",
                 where=f"recipe {recipe.name}",
                 found=each.name or f"pattern {each.pattern}",
                 expected="names such as " + ", ".join(sorted(names)[:4]),

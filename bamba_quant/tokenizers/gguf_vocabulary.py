@@ -42,7 +42,7 @@ def _read(values: KeyValues) -> Vocabulary | None:
         return None
     if model not in _LISTS:
         raise CheckpointError(
-            "the file has no supported vocabulary",
+            "this kind of vocabulary is not supported",
             found=f"tokenizer.ggml.model = {repr_short(model)}",
             expected=", ".join(_LISTS),
         )

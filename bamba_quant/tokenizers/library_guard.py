@@ -161,15 +161,19 @@ def check_pipeline(tokenizer: Mapping[str, Any], where: object) -> None:
         for number, step in enumerate(_flattened(tokenizer.get(part), nested)):
             growth *= _growth(step)
             pattern = _pattern(step)[0]
-            if growth > _MOST_GROWTH or number >= _MOST_STEPS or len(pattern) > _MOST_PATTERN:
-                raise TokenizerError(
-                    f"the tokenizer's {part} could take unbounded time or memory",
-                    where=where,
-                    found=f"step {number + 1}: {repr_short(step)}",
-                    expected=f"at most {_MOST_STEPS} steps that make a text {_MOST_GROWTH} times as long, and regular "
-                    f"expressions of at most {_MOST_PATTERN} characters",
-                    fix="fetch tokenizer.json again",
-                )
+            for size, most, found in (
+                (number + 1, _MOST_STEPS, f"{number + 1} steps or more"),
+                (growth, _MOST_GROWTH, f"texts up to {growth} times as long"),
+                (len(pattern), _MOST_PATTERN, f"a regular expression of {len(pattern)} characters"),
+            ):
+                if size > most:
+                    raise TokenizerError(
+                        f"the tokenizer's {part} could take unbounded time or memory",
+                        where=f"{where}, step {number + 1}: {repr_short(step)}",
+                        found=found,
+                        expected=f"at most {most}",
+                        fix="fetch tokenizer.json again, or use another tokenizer",
+                    )
 
 
 def check_charsmap(charsmap: bytes, where: object) -> None:

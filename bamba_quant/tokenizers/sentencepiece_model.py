@@ -232,6 +232,7 @@ def _parsed(file: Path) -> Any:
                 where=file,
                 found=f"{kind}_id = {token}",
                 expected=f"an id under {len(model.pieces)}, or -1",
+                fix="fetch tokenizer.model again",
             )
     return model
 
@@ -242,6 +243,7 @@ def _damaged(file: Path, found: str) -> TokenizerError:
         where=file,
         found=found,
         expected="a SentencePiece model",
+        fix="fetch tokenizer.model again",
     )
 
 

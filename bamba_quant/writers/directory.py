@@ -162,10 +162,10 @@ def restore_replaced(output: Path) -> None:
         old.rename(output)
     except OSError as error:
         raise OutputError(
-            "the directory that an interrupted run was replacing cannot be restored",
+            "the previous output could not be put back after an interrupted run",
             where=old,
             found=error.strerror,
-            fix=f"move it away, or to {output}",
+            fix=f"move it to {output} yourself, or elsewhere",
         ) from error
     flush_directory(output.parent)
 
@@ -186,7 +186,9 @@ def empty(directory: Path) -> None:
     """
     if (directory / _OLD).exists():
         raise OutputError(
-            "the directory that an interrupted run was replacing is not restored", where=directory / _OLD
+            "the previous output was not put back after an interrupted run",
+            where=directory / _OLD,
+            fix="move it to the output's name, or elsewhere",
         )
     entries = list(directory.iterdir())
     if foreign := _foreign(entries):

@@ -65,7 +65,11 @@ def write_plan(
     has appeared.
     """
     if plan.config_only:
-        raise PlanError("there are no weights to write", where=plan.checkpoint.path)
+        raise PlanError(
+            "the model has only a config.json, so there are no weights to write",
+            where=plan.checkpoint.path,
+            fix="fetch the weights",
+        )
     paths = plan.paths(output)
     running: dict[str, Any] = {"threads": threads, "compiled": compiled, "progress": progress}
     if plan.container == "gguf":

@@ -192,12 +192,15 @@ def _is_journal(file: Path) -> bool:
     except OSError:
         return False
     if stat.S_ISREG(status.st_mode) and not is_own(status, file.parent):
+        action = "check its files, then remove " + NAME  # of an output that is whole
+        if file.parent.suffix == ".partial":
+            action = "check the directory and move it away"
         raise OutputError(
-            "the journal of an interrupted run belongs to another user",
-            where=file,
-            found=f"user number {status.st_uid}",
-            expected=f"user number {os.geteuid()}",
-            fix="check the files in its directory, then remove the journal; or give another name for the output",
+            "another user's interrupted run left its files in this directory",
+            where=file.parent,
+            found=f"uid {status.st_uid}",
+            expected=f"uid {os.geteuid()}",
+            fix=f"{action}, or give another name for the output",
         )
     return stat.S_ISREG(status.st_mode)
 

@@ -175,7 +175,7 @@ def test_a_long_list_of_members(zip64: bool, tmp_path: Path) -> None:
         locator = struct.pack("<4sIQI", b"PK\6\7", 0, begin + size, 1)
         tail = record + locator + b"PK\5\6" + bytes(4) + count * 2 + b"\xff" * 8 + bytes(2)
     (tmp_path / "x.bin").write_bytes(raw[:begin] + entries + padding + tail)
-    with pytest.raises(CheckpointError, match=r"x\.bin[\s\S]*a list of members of 9,000,\d+ bytes"):
+    with pytest.raises(CheckpointError, match=r"x\.bin[\s\S]*a list of zip entries of 9,000,\d+ bytes"):
         read_torch_file(tmp_path / "x.bin")
 
 

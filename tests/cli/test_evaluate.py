@@ -71,7 +71,7 @@ def test_a_gate_that_fails_is_named_and_exits_1(q8: Path, q4: Path, text: Path, 
 
 @pytest.mark.parametrize(
     ("section", "complaint"),
-    [("q4_km", "matches neither a candidate nor a recipe"), ("q4_k_m", "have no section for a candidate")],
+    [("q4_km", "names no candidate and no recipe"), ("q4_k_m", "have no section for a candidate")],
 )
 def test_gates_for_nobody_are_refused_before_the_work(
     section: str, complaint: str, q8: Path, text: Path, tmp_path: Path
@@ -124,8 +124,8 @@ def test_bases_saved_and_used(q8: Path, text: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (("--max-kld", "nan"), "not a number"),
-        (("--max-kld", "inf"), "not a number"),
+        (("--max-kld", "nan"), "not a finite number"),
+        (("--max-kld", "inf"), "not a finite number"),
         (("--min-same-top", "90"), "for 90 % give 0.9"),
         (("--gate", "max-flips=5"), "for 5 % give 0.05"),
         (("--gate", "max-kdl=1"), "unknown gate"),

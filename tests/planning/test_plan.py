@@ -121,7 +121,10 @@ def test_tensors_that_do_not_fit(change: Any, complaint: str, tmp_path: Path) ->
         ({"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
         ({"new_mixing_factor": 0.5}, "new_mixing_factor"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
-        ({"attn_rotary_emb": 4, "rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary width twice"),
+        (
+            {"attn_rotary_emb": 4, "rope_parameters": {"partial_rotary_factor": 0.5}},
+            "different rotary widths",
+        ),
         ({"sliding_window": 512}, "sliding_window"),
         ({"mamba_d_head": 32}, "mamba_expand × hidden_size"),
         ({"num_hidden_layers": None}, "num_hidden_layers"),

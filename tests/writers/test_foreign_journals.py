@@ -41,7 +41,8 @@ def test_a_journal_of_another_user_is_not_followed(
     (tmp_path / place / ".bamba-quant-old").mkdir(parents=True)
     (tmp_path / place / journal.NAME).touch()
     monkeypatch.setattr(resumable, "is_own", lambda *_: False)
+    action = "move it away" if place == "out.partial" else f"remove {journal.NAME}"
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(OutputError, match="journal of an interrupted run belongs to another user"):
+        with pytest.raises(OutputError, match=rf"another user's interrupted run[\s\S]*fix: .*{action}"):
             write(embedded_model(), tmp_path / "out", **options)
     assert (tmp_path / place / ".bamba-quant-old").is_dir() and (tmp_path / place / journal.NAME).exists()

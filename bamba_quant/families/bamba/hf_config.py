@@ -111,9 +111,9 @@ def _rotary_dim(width: int | None, factors: Mapping[str, float], head_dim: int) 
         widths[f"attn_rotary_emb = {width}"] = width
     if len(set(widths.values())) > 1:
         raise ConfigError(
-            "the configuration gives the rotary width twice, differently",
+            "the keys of config.json give different rotary widths",
             found="; ".join(f"{key} → {found} of {head_dim}" for key, found in widths.items()),
-            expected="attn_rotary_emb = partial_rotary_factor × head size",
+            expected="one width",
             fix="keep the one the model was trained with",
         )
     rotary_dim = next(iter(widths.values()), head_dim // 2)

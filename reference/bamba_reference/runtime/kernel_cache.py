@@ -101,9 +101,9 @@ def _opened(directory: Path) -> int | None:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
         found = os.fstat(descriptor)
         if found.st_uid != os.geteuid():
-            raise PermissionError(0, "it belongs to another user")
+            raise PermissionError(0, "the directory belongs to another user")
         if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise PermissionError(0, "other users can write there")
+            raise PermissionError(0, "other users can write to the directory")
         return descriptor
     except OSError as error:
         if descriptor is not None:
