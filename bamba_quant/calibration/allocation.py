@@ -100,7 +100,12 @@ def allocate(
         goal = _file_bytes(plan) - HEADER_ROOM
     if target_bpw is not None:
         if not (math.isfinite(target_bpw) and target_bpw > 0):
-            raise PlanError("the bits per weight are not a positive number", found=target_bpw)
+            raise PlanError(
+                "the bits per weight are not a positive number",
+                where="--target-bpw",
+                found=target_bpw,
+                expected="a number such as 4.5",
+            )
         some = next(iter(plain.values()))
         goal = _file_bytes(some) - some.n_bytes + int(target_bpw * some.elements / 8)
     if target_bytes is not None:
@@ -185,7 +190,11 @@ def _chosen(
 ) -> tuple[Recipe, Point]:
     movable = [row for row in plan.rows if costs.get(row.name)]
     if not movable:
-        raise PlanError("no tensor of this model has a known cost", where=plan.checkpoint.path)
+        raise PlanError(
+            "no tensor of this model has a known cost",
+            where=plan.checkpoint.path,
+            fix="measure the costs of this model",
+        )
     fixed = _file_bytes(plan) - sum(padded_size(row.n_bytes) for row in movable)
     options = [_options(row, costs) for row in movable]
     numbers = least_cost([list(each.values()) for each in options], goal - fixed, thorough=thorough)

@@ -60,10 +60,18 @@ def text_costs(
     ``BambaQuantError`` for models that cannot be run or held in memory, and texts that are too short.
     """
     if options.method not in METHODS:
-        raise PlanError("unknown method to measure costs", found=options.method, expected=", ".join(METHODS))
+        raise PlanError(
+            "unknown method to measure costs",
+            where="--method",
+            found=options.method,
+            expected=", ".join(METHODS),
+        )
     if options.batch < 1:
         raise PlanError(
-            "the number of chunks in a batch is too small", found=options.batch, expected="at least 1"
+            "the number of chunks in a batch is too small",
+            where="--batch",
+            found=options.batch,
+            expected="at least 1",
         )
     device, dtype = torch_device(options.device), torch_dtype(options.dtype)
     loaded, encoder = load_model_and_tokenizer(model, reading=reading)
@@ -121,7 +129,9 @@ def text_costs(
 def spread(chunks: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """At most ``count`` of ``chunks``, at even distances. Raises ``PlanError`` for fewer than one."""
     if count < 1:
-        raise PlanError("the number of chunks is too small", found=count, expected="at least 1")
+        raise PlanError(
+            "the number of chunks is too small", where="--chunks", found=count, expected="at least 1"
+        )
     chosen: NDArray[np.int64] = chunks[
         np.unique(np.linspace(0, len(chunks) - 1, min(count, len(chunks))).astype(int))
     ]

@@ -64,6 +64,7 @@ def allocate_layers(
                 "the model fits in that size without quantization",
                 found=f"{fixed + sum(other.n_bytes for _, other in options):,} bytes in bf16",
                 expected=f"a size below, and of at least {smallest:,} bytes",
+                fix="choose a smaller size, or keep the model in bf16",
             )
         ignore = tuple(row.source.name.removesuffix(".weight") for row in kept)
         n_bytes = sum(plan_quantization(model, scheme, keep=ignore, reading=reading).sizes.values())

@@ -63,6 +63,7 @@ def tune(
             "the quantized model is not made from the original",
             where=quantized,
             expected=f"the tensors of {original}",
+            fix="give the checkpoint that the quantized model was made from",
         )
     check_memory(
         "tuning this model",
@@ -140,5 +141,6 @@ def latents_of(
             "the model has no tensor whose rounding can be tuned",
             where=target.checkpoint.path,
             expected="types from Q2_K to Q8_0, IQ4_NL, IQ4_XS, MXFP4, int4 or int8 groups, or FP8",
+            fix="choose another type",
         )
     return latents, constants, digest.hexdigest()

@@ -98,7 +98,9 @@ def tune_data(
     held: list[Ints] = []
     names, hashes = [text.path.name for text in texts], [text.sha256 for text in texts]
     if not texts and not options.self_tokens:
-        raise TuneError("there is no text to tune on", fix="give one, or let the model write it")
+        raise TuneError(
+            "there is no text to tune on", fix="give one, or let the model write it (--tune self)"
+        )
     if texts:
         characters = sum(len(text.content) for text in texts)
         wanted = max(_LEAST_HELD_OUT, options.held_out * ctx * _CHARACTERS_A_TOKEN)
@@ -122,6 +124,7 @@ def tune_data(
             "the text is too short to tune on",
             found=f"{batches.tokens} tokens",
             expected=f"at least {2 * ctx} beside those held out",
+            fix="use a longer text, or more tokens of it (--tune-tokens)",
         )
     return TuneData(batches, np.concatenate(held), tuple(names), tuple(hashes))
 
@@ -150,7 +153,9 @@ def write_text(model: Model, chunks: int, ctx: int, bos: int | None, seed: int) 
     Raises ``InputError`` for a model without a BOS token.
     """
     if bos is None:
-        raise InputError("the model has no BOS token to begin its own text with", fix="give a text")
+        raise InputError(
+            "the model has no BOS token to begin its own text with", fix="give a text (--tune TEXT)"
+        )
     generator = torch.Generator(model.device).manual_seed(seed)
     written = []
     rows = _ROWS.get(model.device.type, _ROWS["cpu"])

@@ -120,7 +120,8 @@ class Run:
             self.before = self.best_kld = self.last_kld = self._held_out.divergence(self._now())
         if not math.isfinite(self.before):
             raise TuneError(
-                "the divergence of the quantized file from the original is not a number", found=self.before
+                "the divergence of the quantized file from the original is not a finite number",
+                found=self.before,
             )
         deadline = None if options.max_minutes is None else started + 60 * options.max_minutes
         on_gpu = self._device.type == "cuda"

@@ -69,7 +69,12 @@ def read_state(file: Path, belongs: Mapping[str, Any], shapes: Mapping[str, tupl
     if not isinstance(found, dict) or not all(
         isinstance(found.get(key), dict) for key in ("belongs", "about")
     ):
-        raise TuneError("this is not the state of tuning", where=file, found=repr_short(found))
+        raise TuneError(
+            "this is not the state of tuning",
+            where=file,
+            found=repr_short(found),
+            fix="tune without --resume, or name another file (--tune-state)",
+        )
     wanted = json.loads(json.dumps(belongs))
     other = [key for key in {*wanted, *found["belongs"]} if wanted.get(key) != found["belongs"].get(key)]
     if other:
@@ -84,12 +89,19 @@ def read_state(file: Path, belongs: Mapping[str, Any], shapes: Mapping[str, tupl
     tensors = read_safetensors(file, quantized=True)
     for name, shape in shapes.items():
         tensor = tensors.get(name)
-        if tensor is None or tensor.shape != shape or tensor.format.name.upper() not in _DTYPES.values():
+        if tensor is None:
             raise TuneError(
-                "the state lacks a tensor of the run, or has it in another shape or dtype",
+                "the tuning state lacks a tensor of this run",
+                where=file,
+                found=f"no {name}",
+                fix="tune without --resume",
+            )
+        if tensor.shape != shape or tensor.format.name.upper() not in _DTYPES.values():
+            raise TuneError(
+                "a tensor of the tuning state has another shape or dtype than in this run",
                 where=f"{file}, {name}",
-                found="nothing" if tensor is None else f"{tensor.format.name} {tensor.shape}",
-                expected=shape,
+                found=f"{tensor.format.name} {tensor.shape}",
+                expected=f"{' or '.join(_DTYPES.values())} {shape}",
                 fix="tune without --resume",
             )
     return TuneState({name: read_tensor(tensors[name]) for name in shapes}, found["belongs"], found["about"])

@@ -30,7 +30,10 @@ def resolve(activations: str, kinds: Iterable[str]) -> str:
     """
     if activations not in CHOICES:
         raise BambaQuantError(
-            "unknown rounding of activations", found=activations, expected=", ".join(CHOICES)
+            "unknown rounding of activations",
+            where="--activations",
+            found=activations,
+            expected=", ".join(CHOICES),
         )
     if activations != "auto":
         return activations

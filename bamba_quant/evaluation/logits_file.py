@@ -39,6 +39,8 @@ _MOST_TOKENS = 1 << 26
 # 1.5 · 2^23: adding it rounds half to even, as ggml's nearest_int does.
 _ROUND = np.float32(12582912)
 
+_MAKE = "make the file of logits again"
+
 Words = NDArray[np.uint16]
 
 
@@ -91,7 +93,7 @@ def read_logits_file(path: Path) -> LogitsFile:
         with os.fdopen(descriptor, "rb") as stream:
             head = stream.read(_HEAD.size)
             if len(head) < _HEAD.size or not head.startswith(MAGIC):
-                raise CheckpointError("not a file of llama-perplexity's logits", where=path)
+                raise CheckpointError("not a file of llama-perplexity's logits", where=path, fix=_MAKE)
             _, ctx, vocab_size, chunks = _HEAD.unpack(head)
             if ctx < 3 or vocab_size < 1 or chunks < 1 or ctx * chunks > _MOST_TOKENS:
                 raise CheckpointError(
@@ -99,6 +101,7 @@ def read_logits_file(path: Path) -> LogitsFile:
                     where=path,
                     found=f"context {ctx}, vocabulary {vocab_size}, {chunks} chunks",
                     expected=f"a context of 3 at least, and {_MOST_TOKENS:,} tokens at most in all chunks",
+                    fix=_MAKE,
                 )
             needed = _HEAD.size + chunks * (4 * ctx + 2 * _scored(ctx) * _row_words(vocab_size))
             if size != needed:
@@ -122,6 +125,7 @@ def read_logits_file(path: Path) -> LogitsFile:
             where=path,
             found=f"{len(strange):,} of {tokens.size:,}, the first of them {strange[0]}",
             expected=f"0 to {vocab_size - 1}",
+            fix=_MAKE,
         )
     return LogitsFile(path, ctx, vocab_size, tokens)
 
@@ -171,7 +175,7 @@ def _check_rows(words: Words, first: int, file: LogitsFile) -> None:
             where=f"{file.path}, chunk {chunk}, scored token {token}",
             found=f"scale {scale[row]:g}, least {least[row]:g}",
             expected="finite numbers, the scale not below 0 and 65535 · scale + least not above 0",
-            fix="make it again",
+            fix=_MAKE,
         )
 
 

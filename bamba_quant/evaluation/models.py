@@ -54,7 +54,7 @@ def open_models(
     Raises ``ComparisonError`` for a path given twice and for models of another architecture, vocabulary or shape.
     """
     if not candidates:
-        raise ComparisonError("no candidate to evaluate")
+        raise ComparisonError("no candidate to evaluate", fix="name a candidate")
     paths = [*([base] if base else []), *candidates]
     places = [path.resolve() for path in paths]
     twice = [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
@@ -166,6 +166,7 @@ def _check_comparable(base: OpenedModel, other: OpenedModel) -> None:
             where=other.path,
             found=other.model.architecture,
             expected=base.model.architecture,
+            fix="compare files that were made from the same model",
         )
     if base.model.config.vocab_size != other.model.config.vocab_size:
         raise ComparisonError(
@@ -183,6 +184,7 @@ def _check_comparable(base: OpenedModel, other: OpenedModel) -> None:
             where=other.path,
             found=f"{other.model.config.num_hidden_layers} layers; tensors of only one of the two: {join_names(apart)}",
             expected=f"the base's {base.model.config.num_hidden_layers} layers and their kinds",
+            fix="compare files that were made from the same model",
         )
     for name, shape in expected.items():
         if found[name] != shape:
@@ -191,6 +193,7 @@ def _check_comparable(base: OpenedModel, other: OpenedModel) -> None:
                 where=f"{other.path}, tensor {name}",
                 found=found[name],
                 expected=shape,
+                fix="compare files that were made from the same model",
             )
 
 

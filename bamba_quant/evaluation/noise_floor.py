@@ -56,7 +56,9 @@ class FloorWatch:
 
     def __post_init__(self) -> None:
         if self.path not in PATHS:
-            raise BambaQuantError("unknown noise floor", found=self.path, expected=", ".join(PATHS))
+            raise BambaQuantError(
+                "unknown noise floor", where="--noise-floor", found=self.path, expected=", ".join(PATHS)
+            )
 
     def __call__(self, passed: LayerPass) -> None:
         if passed.source != 0:

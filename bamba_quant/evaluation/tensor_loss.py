@@ -85,9 +85,13 @@ def tensor_difference(
         product, greatest = torch.stack([(w * v).sum(dtype=torch.float64), d.abs().max().double()]).tolist()
         products, worst = products + product, max(worst, greatest)
     if not math.isfinite(lengths + float(sum(row.sum() for row in (*signal, *noise)))):
+        finite_base = math.isfinite(sum(float(row.sum()) for row in signal))
+        which, info = (
+            ("candidate", other.info(other_name or name)) if finite_base else ("base", base.info(name))
+        )
         raise BambaQuantError(
-            "a tensor holds values that are not finite numbers, in the candidate or in the base",
-            where=f"{other.info(other_name or name).name}, stored as {other.info(other_name or name).format}",
+            f"a tensor of the {which} holds values that are not finite numbers",
+            where=f"{info.name}, stored as {info.format}",
             fix="make the file again, from a checkpoint whose weights are finite",
         )
     return TensorDifference(np.concatenate(signal), np.concatenate(noise), lengths, products, worst)

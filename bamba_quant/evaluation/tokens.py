@@ -95,6 +95,7 @@ def file_tokens(
                 where=each.path,
                 found=f"{each.model.config.vocab_size} tokens",
                 expected=f"{given.vocab_size} tokens",
+                fix="make the file of logits with the base of this candidate",
             )
     if options.chunks is not None and options.chunks < 1:
         raise InputError(

@@ -32,7 +32,9 @@ def resolve_output(target: Path) -> Path:
     try:
         output = target.resolve()
     except (OSError, RuntimeError) as error:  # a loop of links
-        raise OutputError("the output cannot be written", where=target, found=str(error)) from None
+        raise OutputError(
+            "the output's path cannot be followed", where=target, found=str(error), fix="give another name"
+        ) from None
     if not output.name:
         raise OutputError("the root directory cannot be an output", where=target, fix="give another name")
     return output
