@@ -255,7 +255,7 @@ def test_a_directory_is_restored_where_names_cannot_be_exchanged(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", fail_second)
-        with pytest.raises(OutputError, match=r"cannot be written|cannot be restored"):
+        with pytest.raises(OutputError, match=r"cannot be written|could not be put back"):
             write(model, out, overwrite=True)
     assert out.exists() == (step == 1)
     resumable.settle(out)
@@ -281,7 +281,7 @@ def test_an_export_that_cannot_put_back_what_it_was_replacing(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", fail_but_first)
-        with pytest.raises(OutputError, match="cannot be restored"):
+        with pytest.raises(OutputError, match="could not be put back"):
             exported(file, tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out").exists()
     resumable.settle(tmp_path / "out")
