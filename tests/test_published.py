@@ -62,7 +62,7 @@ def test_a_configuration_alone_is_planned(model: Published, tmp_path: Path) -> N
 def test_what_is_imagined_is_not_written(tmp_path: Path) -> None:
     directory = SMALL.save(tmp_path / "m")
     planned = plan_conversion(directory, outfile=tmp_path / "m.gguf", allow_config_only=True)
-    with pytest.raises(PlanError, match="no weights to convert"):
+    with pytest.raises(PlanError, match="no weights to write"):
         write_plan(planned, planned.outfile)
     with pytest.raises(CheckpointError, match="no weights"):
         plan_conversion(directory)

@@ -273,7 +273,7 @@ def test_a_saved_base_stands_for_the_model(
         assert mine.layers == ()
     with_text = evaluate(saved, [files["q8_0"]], text, options)
     assert with_text.candidates == found.candidates[:1] and with_text.text.file == text.name
-    with pytest.raises(ComparisonError, match="logits already"):
+    with pytest.raises(ComparisonError, match="already a file of logits"):
         evaluate(saved, [files["q8_0"]], None, dataclasses.replace(options, save_base=tmp_path / "again"))
     other = tmp_path / "other.txt"
     other.write_text("Quite another text. " * 500)
