@@ -87,7 +87,7 @@ def test_bad_sizes(size: str, tmp_path: Path) -> None:
 
 def test_a_terminated_export_is_resumed(tmp_path: Path) -> None:
     # Large enough to be caught at work.
-    directory = save_checkpoint(random_bamba(vocab_size=600_000), tmp_path / "m", dtype="bfloat16")
+    directory = save_checkpoint(random_bamba(vocab_size=1_500_000), tmp_path / "m", dtype="bfloat16")
     file = to_gguf(directory, tmp_path / "m.gguf", "q8_0", vocab=False)
     before = sorted(path.name for path in tmp_path.iterdir())
     command = ["export", str(file), str(tmp_path / "out"), "--threads", "1"]

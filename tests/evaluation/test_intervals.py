@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bamba_quant.evaluation import figures
-from bamba_quant.evaluation.figures import MEANS, _columns, _stack
+from bamba_quant.evaluation.figures import MEANS, _columns, _columns_of_mean
 from bamba_quant.evaluation.intervals import (
     LEAST_CHUNKS,
     Bootstrap,
@@ -69,7 +69,7 @@ SMOOTH = ("kld_mean", "ppl_ratio", "same_top", "ppl_difference", "correlation", 
 def test_means_cover(key: str, trials: list[Scores], truth: dict[str, float]) -> None:
     bootstrap = Bootstrap(CHUNKS, seed=0, resamples=1000)
     mean = MEANS[key]
-    found = [bootstrap.bounds(_stack(_columns(s), mean).mean(1), mean.smooth) for s in trials]
+    found = [bootstrap.bounds(_columns_of_mean(_columns(s), mean).mean(1), mean.smooth) for s in trials]
     bounds = [each for each in found if each is not None]
     assert len(bounds) == TRIALS
     covered = np.mean([each.low <= truth[key] <= each.high for each in bounds])
