@@ -117,8 +117,9 @@ def preserve_interrupt() -> Iterator[None]:
 
 
 def _install() -> None:
-    global _first, _raised, _repeated
+    global _first, _message, _raised, _repeated
     _first, _raised, _repeated = 0, False, 0
+    _message = lambda: _NOTHING  # noqa: E731  of an earlier command of this process
     for number in SIGNALS:
         # nohup and shells, of what runs in the background, have signals ignored: they stay so.
         if signal.getsignal(number) != signal.SIG_IGN:
