@@ -131,6 +131,7 @@ def tensor_loss(
     )
     return TensorLoss(
         name,
+        info.stored_name,
         info.layer,
         info.role,
         info.shape,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ from bamba_quant.evaluation.input_files import FileHasher, input_files
 from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.logits_file import is_logits_file, read_logits_file, writing
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
-from bamba_quant.evaluation.provenance import ModelFile
+from bamba_quant.evaluation.provenance import ModelFile, base_warning
 from bamba_quant.evaluation.run import EvaluationOptions, command_line, run_record, time_compilation, timing
 from bamba_quant.evaluation.scores import Scores, check_finite, collect
 from bamba_quant.evaluation.tokens import file_tokens, text_tokens
@@ -74,6 +75,8 @@ def evaluate(
     opened = models.open_models(None if given else base, candidates, options.reading)
     if ranks.first:
         models.tell_notes(opened, note)
+        if not given and (warning := base_warning(*map(models.describe, opened))):
+            warnings.warn(warning, stacklevel=2)
     others = opened if given else opened[1:]
     kinds = [each.model.checkpoint.kind for each in opened]
     options = replace(options, activations=resolve(options.activations, kinds))

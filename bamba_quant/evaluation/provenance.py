@@ -8,6 +8,9 @@ from typing import Literal
 
 from bamba_quant.metadata.tune_record import TuneRecord
 
+# Bits per weight: fewer mean a quantized model; and this many times the base's make a candidate the finer of the two.
+_BITS_IF_PLAIN, _FINER = 15.0, 1.05
+
 
 @dataclass(frozen=True)
 class FileHash:
@@ -53,6 +56,26 @@ class ModelFile:
         """The recipe and what was done besides, such as "q4_k_m tuned"."""
         return tuned_name(self.recipe) if self.tuned else self.recipe
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weights take clearly fewer than 16 bits on average."""
+        return self.bits_per_weight is not None and self.bits_per_weight < _BITS_IF_PLAIN
+
+
+def base_warning(base: ModelFile, *others: ModelFile) -> str | None:
+    """A warning that base and candidate may be swapped: a quantized ``base`` with fewer bits than one of ``others``."""
+    finer = [
+        f"{other.label} ({other.bits_per_weight:.1f})"
+        for other in others
+        if base.is_quantized and (other.bits_per_weight or 0.0) > _FINER * (base.bits_per_weight or 0.0)
+    ]
+    if not finer:
+        return None
+    return (
+        f"the base {base.label} is quantized, with {base.bits_per_weight:.1f} bits per weight, and has fewer than "
+        f"{', '.join(finer)}: what the base lost is shown as the candidate's loss. Give the original model first"
+    )
+
 
 def tuned_name(recipe: str) -> str:
     """What ``ModelFile.variant`` calls tuned files of a recipe."""
@@ -94,11 +117,11 @@ class Run:
 class Timing:
     """Where the time went: shares of ``seconds``, which exclude hashing; they add up to 1.
 
-    On a GPU, which files are read ahead for and which works on by itself, ``reading`` is what the run waited for
-    bytes, ``compiling`` what making the kernels took, and files are hashed beside: ``hashing_seconds`` is what was
-    left of that. ``seconds_per_token`` counts each token once, whatever the number of candidates. ``peak_memory``
-    is the process's greatest resident size, ``device_memory`` the greatest allocated on an accelerator. Of several
-    processes these are the first's, and ``computing`` has what it waited for the others.
+    ``compiling`` is what making the kernels took, or loading those made before. On a GPU, which files are read ahead
+    for and which works on by itself, ``reading`` is what the run waited for bytes, and files are hashed beside:
+    ``hashing_seconds`` is what was left of that. ``seconds_per_token`` counts each token once, whatever the number of
+    candidates. ``peak_memory`` is the process's greatest resident size, ``device_memory`` the greatest allocated on an
+    accelerator. Of several processes these are the first's, and ``computing`` has what it waited for the others.
     """
 
     seconds: float

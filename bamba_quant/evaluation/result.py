@@ -15,7 +15,7 @@ from typing import Literal
 from bamba_quant.evaluation.provenance import FileHash, ModelFile, Run, Text, Timing, TypeTotal
 from bamba_quant.metadata.tune_record import TuneRecord
 
-SCHEMA = 3
+SCHEMA = 4
 
 Section = Literal["perplexity", "divergence", "probability", "agreement"]
 
@@ -146,11 +146,14 @@ class RowClass:
 class TensorLoss:
     """How far one tensor of a candidate is from the base's, both as the forward pass sees them.
 
+    ``name`` is that of every file of the model, Hugging Face's; ``stored_name`` is the candidate file's own, such as
+    ``blk.3.ssm_in.weight`` of a GGUF. Tensors that a file stores as one, such as fused matrices, share it.
     ``weight_sqnr`` is 10 log10(Σw² / Σ(ŵ - w)²) and ``output_sqnr`` the same of its product with the base's own
     activations; both in dB, None where nothing differs, ``output_sqnr`` also for a tensor that is not a layer's matrix.
     """
 
     name: str
+    stored_name: str
     layer: int | None
     role: str
     shape: tuple[int, ...]

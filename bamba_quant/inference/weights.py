@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightInfo:
-    """What a tensor of a model is, without reading it; ``format`` is what its weights are stored in.
+    """What a tensor of a model is, without reading it: ``stored_name`` in its file, weights stored as ``format``.
 
     ``row_sections`` are the numbers of rows that mean different things, by name and in their order.
     """
 
     name: str
+    stored_name: str
     role: str
     layer: int | None
     shape: tuple[int, ...]
@@ -119,7 +120,14 @@ class LazyWeights(Mapping[str, NDArray[Any]]):
         """What the tensor is, from the headers."""
         tensor, rule = self._stored[name]
         return WeightInfo(
-            name, rule.role, rule.layer, rule.shape, tensor.format.name, tensor.n_bytes, rule.row_sections
+            name,
+            tensor.name,
+            rule.role,
+            rule.layer,
+            rule.shape,
+            tensor.format.name,
+            tensor.n_bytes,
+            rule.row_sections,
         )
 
     def stored(self, name: str) -> tuple[StoredTensor, TensorRule, bool]:

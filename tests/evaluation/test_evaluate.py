@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_the_record_is_complete_and_plain(evaluation: Evaluation, files: dict[st
         assert model.bits_per_weight == pytest.approx(8 * checkpoint.n_bytes / checkpoint.elements)
         assert model.file_bytes == files[model.label].stat().st_size == model.files[0].n_bytes
         assert len(candidate.tensors) == len(checkpoint.tensors)
+        assert {loss.stored_name for loss in candidate.tensors} == set(checkpoint.tensors)
         assert len(candidate.layers) == 4 and len(candidate.worst) == 5
         assert len(candidate.chunks.kld) == 10
         assert np.mean(candidate.chunks.kld) == pytest.approx(candidate.figures["kld_mean"].value)
@@ -101,6 +103,17 @@ def test_the_noise_floor_is_far_below_and_beside_every_figure(evaluation: Evalua
             assert figure.floor == floor.figures[key]
     assert 0 <= floor.figures["kld_mean"] < 1e-8 < evaluation.candidates[0].figures["kld_mean"].value
     assert all(layer.accumulated is None or layer.accumulated > 90 for layer in floor.layers)
+
+
+def test_a_base_of_fewer_bits_than_a_candidate_is_a_warning(files: dict[str, Path], text: Path) -> None:
+    options = dataclasses.replace(OPTIONS, noise_floor="none", drift_chunks=0, chunks=2)
+    with pytest.warns(
+        UserWarning, match=r"base q4_k_m is quantized, .* fewer than bf16 \(16.1\), f32 \(32.0\)"
+    ):
+        evaluate(files["q4_k_m"], [files["bf16"], files["f32"]], text, options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        evaluate(files["bf16"], [files["q4_k_m"], files["f32"]], text, options)
 
 
 def test_bfloat16_arithmetic_as_floor(files: dict[str, Path], text: Path) -> None:

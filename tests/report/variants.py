@@ -35,7 +35,7 @@ def relabelled(evaluation: Evaluation, name: str) -> Evaluation:
                 tuned=candidate.model.tuned and replace(RECORD, texts=(name, name)),
             ),
             tensors=tuple(
-                replace(tensor, name=f"{name}{j}", role=tensor.role + name, format=name)
+                replace(tensor, name=f"{name}{j}", stored_name=name, role=tensor.role + name, format=name)
                 for j, tensor in enumerate(candidate.tensors)
             ),
             layers=tuple(replace(layer, kind=name) for layer in candidate.layers),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -92,7 +93,10 @@ def _candidate(
     limit = kld * (0.5 if failing else 2.0)
     bound = figures["kld_mean"].upper
     assert bound is not None
-    tensors = tuple(_tensors(stored, kld))
+    tensors = tuple(
+        replace(each, stored_name=_gguf_name(each)) if kind == "gguf" else each
+        for each in _tensors(stored, kld)
+    )
     ranked = sorted(
         (t for t in tensors if t.output_sqnr is not None), key=lambda tensor: tensor.output_sqnr or 0.0
     )
@@ -212,6 +216,10 @@ def _tensors(stored: str, kld: float) -> list[TensorLoss]:
     return found
 
 
+def _gguf_name(tensor: TensorLoss) -> str:
+    return ("" if tensor.layer is None else f"blk.{tensor.layer}.") + f"{tensor.role}.weight"
+
+
 def _tensor(
     name: str,
     layer: int | None,
@@ -223,7 +231,7 @@ def _tensor(
     classes: tuple[RowClass, ...] = (),
 ) -> TensorLoss:
     return TensorLoss(
-        name, layer, role, shape, "bf16", stored, math.prod(shape) // 2, weight, 0.0 if weight is None else 0.01,
+        name, name, layer, role, shape, "bf16", stored, math.prod(shape) // 2, weight, 0.0 if weight is None else 0.01,
         None if weight is None else 1 - 10 ** (-weight / 10) / 2, output, classes,
     )  # fmt: skip
 
