@@ -63,9 +63,14 @@ def make_checkpoint(
     (directory / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": weight_map})
     )
-    (directory / "tokenizer.json").write_text(json.dumps(_tokenizer(hf["bos_token_id"])))
+    write_tokenizer(directory, hf["bos_token_id"])
     (directory / "config.json").write_text(json.dumps(hf))
     return directory
+
+
+def write_tokenizer(directory: Path, size: int) -> None:
+    """tokenizer.json of ``size`` tokens and two special ones after these."""
+    (directory / "tokenizer.json").write_text(json.dumps(_tokenizer(size)))
 
 
 def random_text(file: Path, words: int) -> Path:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.calibration.candidates import FORMATS, quantize_candidates, quantize_layers
-from bamba_quant.calibration.memory import check_memory
 from bamba_quant.calibration.texts import read_texts, token_chunks
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.errors import PlanError
 from bamba_quant.inference.loading import load_model_and_tokenizer, torch_device, torch_dtype
+from bamba_quant.inference.memory import check_memory
 from bamba_reference.packing import check_tokens
 
 METHODS = ("gradient", "direct")

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from bamba_quant.calibration.latents import LatentMatrix, LatentTensor, LatentVector
-from bamba_quant.calibration.memory import check_memory
 from bamba_quant.calibration.student import HeldOut, gradients, model_of, products, sequences_of, states_of
 from bamba_quant.calibration.texts import Text, read_texts
 from bamba_quant.calibration.tune_data import customary_steps, tune_data
@@ -27,6 +26,7 @@ from bamba_quant.calibration.tune_run import Run
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.base import read_raw
 from bamba_quant.inference.loading import LoadedModel, load_model, torch_device
+from bamba_quant.inference.memory import check_memory
 from bamba_quant.metadata.tune_record import Tuned
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_reference.tensors import WIDE, tensor_shapes

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bamba_quant.codecs.arrays import F32, U8
+from bamba_quant.codecs.blocks import PackedRows
 from bamba_quant.codecs.fields import FieldLayout, Fields
 from bamba_quant.codecs.floats import to_bfloat16, to_float32
 from bamba_quant.codecs.integers.grid import IntegerGrid, pack, unpack
@@ -41,6 +42,10 @@ class Dequantizer(ABC):
     @abstractmethod
     def fields(self, code_bytes: int, scales: int) -> FieldLayout:
         """Codes and scales of rows that hold ``code_bytes`` of codes, then so many float32 scales, then zeros."""
+
+    @abstractmethod
+    def packed(self, code_bytes: int, scales: int) -> PackedRows:
+        """The table of such rows for compiled kernels."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,9 @@ class Float8Dequantizer(Dequantizer):
         return FieldLayout(
             self.width, self.width, (0, 255), unpack_row, pack_row, table=_E4M3_VALUES, rounded=self.dtype
         )
+
+    def packed(self, code_bytes: int, scales: int) -> PackedRows:
+        return PackedRows("e4m3", 8, 0, self.dtype, self.width, code_bytes, code_bytes + 4 * scales)
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,12 @@ class IntegerDequantizer(Dequantizer):
         minima = whole if grid.zero == "integer" else None
         return FieldLayout(
             grid.group, grid.group, whole, unpack_row, pack_row, minima=minima, rounded=self.dtype
+        )
+
+    def packed(self, code_bytes: int, scales: int) -> PackedRows:
+        kind, zeros_at = f"integers, zero {self.grid.zero}", code_bytes + 4 * scales
+        return PackedRows(
+            kind, self.grid.bits, self.offset, self.dtype, self.grid.group, code_bytes, zeros_at
         )
 
 

@@ -250,6 +250,7 @@ def packed_tensor(
         block_bytes=row_bytes,
         dequantize=dequantize,
         fields=dequantizer.fields(code_bytes, scales),
+        packed=dequantizer.packed(code_bytes, scales),
     )
     tensor = codes.tensor
     return PackedTensor(

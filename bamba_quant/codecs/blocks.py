@@ -21,6 +21,23 @@ Quantize = Callable[[F32, "F32 | None"], U8]
 Dequantize = Callable[[U8], F32]
 
 
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of codes with float32 scales and zeros behind them, from bytes ``scales_at`` and ``zeros_at`` on.
+
+    Codes of ``kind`` "e4m3", or integers of ``bits`` stored with ``offset`` and a zero as the kind says, share a scale
+    in groups of ``group``; weights are rounded to ``dtype``.
+    """
+
+    kind: str
+    bits: int
+    offset: int
+    dtype: str
+    group: int
+    scales_at: int
+    zeros_at: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockCodec(Codec):
     """``block_size`` neighbours of a row become ``block_bytes`` bytes; all blocks are one part, without a suffix.
@@ -28,8 +45,8 @@ class BlockCodec(Codec):
     ``dequantize`` takes uint8 (rows, ``row_bytes(n)``) and returns float32 (rows, n). ``dtype`` is set for plain
     numbers; weights up to the magnitude ``max_abs`` never overflow a block's scale. Tensors of a codec that is not
     ``readable`` can only be listed. ``fields`` gives codes and scales as arrays. ``layout`` is the table of its
-    blocks; where there is none, ``gpu`` names a module whose ``WEIGHTS[name]`` is a Triton function that reads one
-    weight.
+    blocks, ``packed`` that of rows whose scales lie behind their codes; where there is none, ``gpu`` names a module
+    whose ``WEIGHTS[name]`` is a Triton function that reads one weight.
     ``ggml_type`` is negative for what no GGUF holds.
     """
 
@@ -42,6 +59,7 @@ class BlockCodec(Codec):
     readable: bool = True
     fields: FieldLayout | None = None
     layout: BlockLayout | None = None
+    packed: PackedRows | None = None
     gpu: str = ""
 
     @property

@@ -38,6 +38,7 @@ def generate(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "cpu",
     backend: opt.Backend = "auto",
+    weights: opt.Weights = "auto",
     tokenizer: opt.Tokenizer = None,
     ignore_config_key: opt.IgnoreConfigKey = None,
     ignore_adapter: opt.IgnoreAdapter = False,
@@ -47,14 +48,12 @@ def generate(
     """Continue a prompt with any model this tool reads; the text appears as it is made."""
     from bamba_quant.checkpoint import open_checkpoint
     from bamba_quant.errors import BambaQuantError
-    from bamba_quant.evaluation.activations import resolve, with_activations
+    from bamba_quant.evaluation.activations import resolve
     from bamba_quant.inference.loading import load_model_and_tokenizer, torch_device, torch_dtype
-    from bamba_quant.inference.weights import weights_on
+    from bamba_quant.inference.ready import ready_model
     from bamba_quant.tokenizers.special_tokens import stop_tokens
-    from bamba_reference.backends import backend_named
     from bamba_reference.runtime.generate import Sampling
     from bamba_reference.runtime.generate import generate as steps
-    from bamba_reference.torch.forward import load
 
     sampling = Sampling(temperature, top_p, seed)
     if temperature == 0 and top_p != 1:
@@ -71,11 +70,13 @@ def generate(
             found=outside,
             expected=f"ids from 0 to {loaded.config.vocab_size - 1}",
         )
-    where, number = torch_device(device), torch_dtype(dtype)
-    rounding = resolve(activations, [loaded.checkpoint.kind])
-    kernels = with_activations(backend_named(backend, where, number), loaded, rounding, where, number)
-    ready = load(
-        loaded.config, weights_on(loaded.weights, where, number), dtype=number, device=where, backend=kernels
+    ready = ready_model(
+        loaded,
+        torch_device(device),
+        torch_dtype(dtype),
+        backend=backend,
+        activations=resolve(activations, [loaded.checkpoint.kind]),
+        weights=weights,
     )
     ids = encoder.encode(prompt)
     new: list[int] = []
@@ -102,7 +103,7 @@ def generate(
                 "text": encoder.decode(new),
                 "tokens": new,
                 "finish_reason": ended,
-                "backend": kernels.name,
+                "backend": ready.backend.name,
             }
         )
     else:

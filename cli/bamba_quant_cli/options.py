@@ -144,6 +144,13 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default on
 Tokenizer = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Take the tokenizer of this checkpoint instead.")
 ]
+Weights = Annotated[
+    Literal["auto", "converted", "stored"],
+    typer.Option(
+        help="How weights are held in memory. converted: in --dtype; stored: matrices as in the file, dequantized when "
+        "they are used, on a CPU; auto: converted on a GPU or where that takes at most half of the free memory."
+    ),
+]
 
 
 def check_one_imatrix(imatrix: Path | None, calibrate: list[Path] | None, chunks: int | None) -> None:

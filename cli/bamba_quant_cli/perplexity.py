@@ -43,6 +43,7 @@ def perplexity(
     ] = False,
     activations: opt.Activations = "none",
     backend: opt.Backend = "auto",
+    weights: opt.Weights = "auto",
     dtype: opt.Dtype = "float32",
     device: opt.Device = "cpu",
     processes: opt.Processes = 1,
@@ -70,7 +71,7 @@ def perplexity(
         for note in loaded.checkpoint.notes if ranks.first else ():
             opt.print_note(note)
         started = time.monotonic()
-        scorer, chosen = _scorer(loaded, stream, activations, backend, dtype, device, ranks, bar)
+        scorer, chosen = _scorer(loaded, stream, activations, backend, weights, dtype, device, ranks, bar)
         estimate = measure(
             scorer,
             encoder.encode(words),
@@ -115,6 +116,7 @@ def _scorer(
     stream: bool,
     activations: str,
     backend: str,
+    weights: str,
     dtype: str,
     device: str,
     ranks: Ranks,
@@ -125,13 +127,20 @@ def _scorer(
     from bamba_quant.evaluation.activations import resolve, with_activations
     from bamba_quant.inference.distributed import spread_over_ranks
     from bamba_quant.inference.loading import torch_device, torch_dtype
+    from bamba_quant.inference.ready import ready_model
     from bamba_quant.inference.stream_weights import StreamWeights
-    from bamba_quant.inference.weights import Timings, weights_on
+    from bamba_quant.inference.weights import Timings
     from bamba_reference.backends import backend_named
     from bamba_reference.runtime.perplexity import batched, numpy_scorer, stream_scorer, torch_scorer
     from bamba_reference.runtime.stream import together
 
     rounding = resolve(activations, [loaded.checkpoint.kind])
+    if weights != "auto" and (stream or backend == "numpy"):
+        raise BambaQuantError(
+            "--weights has no effect on models that are read layer by layer",
+            found=f"--weights {weights} with " + ("--stream" if stream else "--backend numpy"),
+            fix="leave one of them out",
+        )
     if backend == "numpy":
         plain = device == "cpu" and dtype in ("float32", "float64") and rounding == "none"
         if stream or not plain:
@@ -144,8 +153,8 @@ def _scorer(
             numpy_scorer(loaded.config, loaded.weights, dtype), lambda ctx: 1, ranks
         ), backend
     where, number = torch_device(ranks.device(device), device), torch_dtype(dtype)
-    kernels = with_activations(backend_named(backend, where, number), loaded, rounding, where, number)
     if stream:
+        kernels = with_activations(backend_named(backend, where, number), loaded, rounding, where, number)
         scorer = stream_scorer(
             loaded.config,
             StreamWeights(loaded.weights, loaded.config, number, where, Timings()),
@@ -155,11 +164,16 @@ def _scorer(
             on_layer=_show_layers(bar, ranks),
         )
         return spread_over_ranks(scorer, lambda ctx: together(ctx, where), ranks), kernels.name
-    from bamba_reference.torch.forward import load
-
-    weights = weights_on(loaded.weights, where, number)
-    ready = load(loaded.config, weights, dtype=number, device=where, backend=kernels)
-    return spread_over_ranks(torch_scorer(ready), batched, ranks), kernels.name
+    ready = ready_model(
+        loaded,
+        where,
+        number,
+        backend=backend,
+        activations=rounding,
+        weights=weights,
+        instead=", or --stream, which holds one layer at a time",
+    )
+    return spread_over_ranks(torch_scorer(ready), batched, ranks), ready.backend.name
 
 
 def _show_layers(bar: Progress, ranks: Ranks) -> Callable[[int, int], None]:

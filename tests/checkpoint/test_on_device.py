@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bamba_quant.checkpoint import PackedTensor, RawReader, Section, read_raw, read_tensor
 from bamba_quant.checkpoint.dequantize import Dequantizer, Float8Dequantizer, IntegerDequantizer, TorchaoTiles
 from bamba_quant.codecs import SafetensorsCodec, codecs
+from bamba_quant.codecs.compiled.rows import row_kernels
 from bamba_quant.codecs.integers.grid import IntegerGrid
 from bamba_quant.inference import weights as weights_module
 from bamba_quant.inference.loading import load_model
@@ -69,6 +70,19 @@ def test_rows_that_are_there_already(
         raw = torch.from_numpy(read_raw(tensor)).to(DEVICE)
         found = weights_module.decode_packed(tensor, raw, torch.float32)
         np.testing.assert_array_equal(found.cpu().numpy(), weights[name])
+
+
+@pytest.mark.parametrize("scheme", codecs(SafetensorsCodec), ids=lambda scheme: scheme.name)
+def test_compiled_rows(scheme: SafetensorsCodec, made: Made) -> None:
+    """On a CPU, for products with weights as they are stored."""
+    weights = load_model(made(scheme)).weights
+    for name in packed(weights)[:3]:
+        tensor = weights.stored(name)[0]
+        kernels = row_kernels(tensor.format, tensor.columns)
+        assert kernels is not None
+        out = np.empty(tensor.shape, np.float32)
+        kernels.decode(read_raw(tensor), out)
+        np.testing.assert_array_equal(out, weights[name])
 
 
 @pytest.mark.parametrize("scheme", codecs(SafetensorsCodec), ids=lambda scheme: scheme.name)

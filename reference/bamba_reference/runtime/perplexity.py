@@ -137,8 +137,10 @@ def torch_scorer(model: Model) -> Scorer:
         for start in range(0, n, rows):
             some = cut[start : start + rows]
             with torch.no_grad():
-                logits = forward(model, some, logits_to_keep=ctx - first).logits[:, :-1]  # (rows, scored, V)
-                yield from _nll(logits, some[:, first + 1 :])
+                logits = forward(model, some, logits_to_keep=ctx - first).logits  # (rows, scored + 1, V)
+                for row, chunk in zip(logits, some, strict=True):  # one by one: softmax copies them
+                    yield _nll(row[:-1], chunk[first + 1 :])
+                del logits, row
 
     return score
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch.nn.functional as F  # noqa: N812
+
 from bamba_reference.errors import BambaQuantError
 from bamba_reference.torch import ops as torch_ops
 from bamba_reference.torch.scan import scan, selective_scan
@@ -52,6 +54,7 @@ class Backend:
     decoder: Callable[..., Any] | None = None
     arrange: Callable[..., Any] = dict
     selective_scan: Callable[..., Any] = selective_scan
+    embedding: Callable[..., Any] = F.embedding
 
     def with_linear(self, linear: Callable[..., Any], **others: Any) -> Backend:
         """The same with ``linear`` for every product in a layer, and ``others`` replacing other fields."""

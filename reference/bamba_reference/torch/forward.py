@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bamba_reference.config import Block, Config
@@ -233,7 +232,7 @@ def layer(
 
 def embed(model: Model, ids: Tensor) -> Tensor:
     """The stream (B, L, d) before the first layer, of ids (B, L) on the model's device."""
-    return stream_of(model.config, F.embedding(ids, model.weights[EMBEDDING]))
+    return stream_of(model.config, model.backend.embedding(ids, model.weights[EMBEDDING]))
 
 
 def stream_of(config: Config, embedded: Tensor) -> Tensor:
