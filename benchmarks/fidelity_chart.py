@@ -13,9 +13,9 @@ from pathlib import Path
 
 from bamba_quant.report.charts import canvas
 from bamba_quant.report.charts.canvas import Frame
-from bamba_quant.report.charts.frontier import as_svg
 from bamba_quant.report.charts.layout import linear, logarithmic, place_labels, text_width
 from bamba_quant.report.markup import Markup
+from bamba_quant.report.page import as_svg
 from bamba_quant.report.wording import digits, plain, size
 from benchmarks.fidelity import SCHEMES, TUNED
 

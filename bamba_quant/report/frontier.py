@@ -7,14 +7,13 @@ mean KL divergences has a Student interval over chunks (95 %), much tighter than
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
 from bamba_quant.evaluation.intervals import LEAST_CHUNKS, student
 from bamba_quant.evaluation.result import Candidate, Evaluation
-from bamba_quant.report.wording import short_names
+from bamba_quant.report.wording import listed, short_names
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,5 @@ def frontier_lines(evaluation: Evaluation) -> tuple[str, ...]:
             said = f"{size} and further from the original than {names[by]}"
         else:
             said = f"larger than {names[by]}, and this text cannot tell which is nearer to the original"
-        lines.append(f"{_listed(members)} {verb} {said}.")
+        lines.append(f"{listed(members)} {verb} {said}.")
     return tuple(lines)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

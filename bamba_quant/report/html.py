@@ -2,86 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib.resources import files
-
 from bamba_quant.evaluation.result import Candidate, Evaluation
-from bamba_quant.printable import printable
 from bamba_quant.report import tables, wording
 from bamba_quant.report.charts.distributions import divergence_histograms, probability_strips
 from bamba_quant.report.charts.drift import drift_scale, layer_drift
 from bamba_quant.report.charts.size_divergence import size_divergence
-from bamba_quant.report.charts.tensors import tensor_cells, tensor_map
+from bamba_quant.report.charts.tensors import LossScale, loss_scale, tensor_cells, tensor_key, tensor_map
+from bamba_quant.report.facts import definitions, facts
 from bamba_quant.report.markup import Markup, element, joined, unbroken
-from bamba_quant.report.tables import definitions, facts, hashes
-from bamba_quant.report.wording import named_candidates, short_names, verdict
+from bamba_quant.report.page import as_page, every_width, figure
+from bamba_quant.report.remedies import remedy, worst_tensors
+from bamba_quant.report.verdict import verdict
+from bamba_quant.report.wording import listed, named_candidates, short_names
 
-_WIDTHS = {"desk": 1032.0, "tablet": 600.0, "phone": 328.0}  # page.css shows the one that fits
 _FEW_GATES = 6
-# No script, style or picture from elsewhere can run or load, even if a name in the report contains markup.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 def to_html(evaluation: Evaluation) -> str:
     """The whole page."""
-    names = short_names(evaluation)
-    title = f"What {_listed(names)} lost against {evaluation.base.label}"
+    evaluation = wording.by_size(evaluation)
+    text, run = evaluation.text, evaluation.run
     sections = [
-        ("size", "Size against divergence", _size(evaluation)),
         ("figures", "Figures", _figures(evaluation)),
+        ("size", "Size against divergence", _size(evaluation)),
         ("spread", "Spread over tokens", _spread(evaluation)),
         ("layers", "Drift by layer", _layers(evaluation)),
         ("tensors", "Tensors", _tensors(evaluation)),
         ("repeat", "Run it again", _repeat(evaluation)),
     ]
     shown = [section for section in sections if section[2]]
-    return str(
-        joined(
-            (
-                Markup("<!doctype html>\n"),
-                element("html", _head(title), _body(evaluation, title, shown), lang="en"),
-                Markup("\n"),
-            )
-        )
-    )
-
-
-def _head(title: str) -> Markup:
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", Markup(_packaged("page.css"))),
-    )
-
-
-def _body(evaluation: Evaluation, title: str, sections: list[tuple[str, str, Markup]]) -> Markup:
-    text, run = evaluation.text, evaluation.run
-    links = [element("li", element("a", name, href=f"#{key}")) for key, name, _ in sections]
-    lead = (
+    links = [element("li", element("a", name, href=f"#{key}")) for key, name, _ in shown]
+    return as_page(
+        f"What {listed(short_names(evaluation))} lost against {evaluation.base.label}",
         f"{text.scored:,} tokens of {text.file} scored in {text.chunks} chunks of {text.ctx}; "
-        f"{run.started[:10]}, {run.processor}, {run.device}, {run.dtype}."
-    )
-    return element(
-        "body",
-        element(
-            "header",
-            element("div", element("h1", title), element("p", lead, class_="lead")),
-            element("button", "Dark", id="theme", type="button", aria_pressed="false", hidden=True),
-        ),
-        element(
-            "main",
+        f"{run.started[:10]}, {run.processor}, {run.device}, {run.dtype}.",
+        (
             _verdict(evaluation),
             element("nav", element("ul", *links), aria_label="Sections"),
-            *(element("section", element("h2", name, id=key), content) for key, name, content in sections),
+            *(element("section", element("h2", name, id=key), content) for key, name, content in shown),
         ),
-        element("footer", f"bamba-quant {run.versions.get('bamba-quant', '')}, report schema {evaluation.schema}."),
-        _patterns(),
-        element("script", Markup(_packaged("page.js"))),
-    )  # fmt: skip
+        f"bamba-quant {run.versions.get('bamba-quant', '')}, report schema {evaluation.schema}.",
+    )
 
 
 def _verdict(evaluation: Evaluation) -> Markup:
@@ -90,8 +51,8 @@ def _verdict(evaluation: Evaluation) -> Markup:
         (
             element(
                 "div",
-                element("strong", f"{_SIGNS[found.state]}{found.word}: {found.title}"),
-                element("p", unbroken(found.detail)),
+                element("strong", f"{_SIGNS[found.state]}{found.headline}"),
+                element("ul", *(element("li", unbroken(sentence)) for sentence in found.sentences)),
                 class_=f"verdict {found.state}",
                 id="verdict",
             ),
@@ -124,10 +85,11 @@ _SIGNS = {"pass": "✓ ", "fail": "✗ ", "none": ""}
 
 
 def _size(evaluation: Evaluation) -> Markup:
-    return _figure(
-        _every_width(lambda width: size_divergence(evaluation, width)),
-        "Each mark is a candidate, its upright line the 95 % interval (often shorter than the mark). Down and to the "
-        f"left is better. The base takes {wording.size(evaluation.base.file_bytes)}. "
+    return figure(
+        every_width(lambda width: size_divergence(evaluation, width)),
+        "Each mark is a file, its upright line the 95 % interval (often shorter than the mark). Down and to the "
+        "left is better: the line joins the files on the frontier, and a hollow mark is a file that another beats. "
+        f"The base takes {wording.size(evaluation.base.file_bytes)}. "
         + (
             "Below the dashed line the base cannot be told from itself."
             if evaluation.noise_floor
@@ -160,13 +122,13 @@ def _spread(evaluation: Evaluation) -> Markup:
     return joined(
         (
             element("h3", "KL divergence"),
-            _figure(
-                _every_width(lambda width: divergence_histograms(evaluation, width)),
+            figure(
+                every_width(lambda width: divergence_histograms(evaluation, width)),
                 "How many tokens diverge how much. Ticks below each hill: median, 99 % and 99.9 % of tokens.",
             ),
             element("h3", "Probability of the correct token"),
-            _figure(
-                _every_width(lambda width: probability_strips(evaluation, width)),
+            figure(
+                every_width(lambda width: probability_strips(evaluation, width)),
                 "Change from the base. From the thickest bar to the thinnest: the middle 50, 90, 98 and 99.8 % of "
                 "tokens; the tick is the median. A strip that leans left lost more than it gained.",
             ),
@@ -193,7 +155,7 @@ def _layers(evaluation: Evaluation) -> Markup:
         element("div", element("h3", name), _drift(name, candidate, i, span))
         for i, name, candidate in watched
     ]
-    return _figure(
+    return figure(
         element("div", *panels, class_="panels"),
         "Signal to noise of activations against the base's, in decibels: higher is closer. Full line: the stream "
         "after each layer, with everything lost before it (accumulated). Dashed line: what the layer itself loses "
@@ -210,18 +172,15 @@ def _drift(name: str, candidate: Candidate, kind: int, span: tuple[float, float]
 
 
 def _tensors(evaluation: Evaluation) -> Markup:
-    named = list(named_candidates(evaluation))
-    if not any(candidate.tensors for _, candidate in named):
+    named = [(name, c) for name, c in named_candidates(evaluation) if c.tensors]
+    if not named:
         return Markup()
-    maps = [
-        element("div", element("h3", name), *_map(name, candidate))
-        for name, candidate in named
-        if candidate.tensors
-    ]
-    pictures = _figure(
-        element("div", *maps, class_="panels"),
-        "Signal to quantization noise in decibels, a row a kind of tensor and a column a layer, dark where this file "
-        "lost most (each file has its own colours). Of matrices: of their product with the base's own activations "
+    scale = loss_scale(evaluation)
+    maps = [element("div", element("h3", name), *_map(evaluation, name, c, scale)) for name, c in named]
+    pictures = figure(
+        joined((tensor_key(scale), element("div", *maps, class_="panels"))),
+        "Signal to quantization noise in decibels, a row a kind of tensor and a column a layer, dark where most was "
+        "lost; the colours mean the same in every map. Of matrices: of their product with the base's own activations "
         "(output SQNR), which weighs every error by what passes through it; of embedding and output: of the weights. "
         "ssm_in is shown by what its rows mean: gate z, input x, B, C and time step dt. Hatched: stored exactly; "
         "kinds of tensors that are exact in every layer are left out.",
@@ -229,26 +188,36 @@ def _tensors(evaluation: Evaluation) -> Markup:
     complete = [
         element("details", element("summary", f"All tensors of {name}"), tables.tensors(name, candidate))
         for name, candidate in named
-        if candidate.tensors
     ]
-    return joined((pictures if maps else element("p", "Every tensor is stored exactly."), *complete))
+    return joined((pictures, *complete))
 
 
-def _map(name: str, candidate: Candidate) -> list[Markup]:
+def _map(evaluation: Evaluation, name: str, candidate: Candidate, scale: LossScale) -> list[Markup]:
     if not tensor_cells(candidate):
         return [element("p", "Every tensor is stored exactly.", class_="note")]
-    ranked = [element("p", "Lost most, by output SQNR:", class_="note"), tables.worst(candidate)]
-    return [tensor_map(name, candidate), *(ranked if candidate.worst else [])]
+    drawn = [tensor_map(name, candidate, scale)]
+    if worst_tensors(candidate):
+        drawn += [element("p", "Lost most, by output SQNR:", class_="note"), tables.worst(candidate)]
+    if mended := remedy(evaluation, candidate):
+        said = "To store them with more bits:" if mended.complete else "To store them with more bits, add:"
+        command = element("code", " \\\n  ".join(map(wording.shortened_command, mended.parts)))
+        drawn += [element("p", said, class_="note"), element("pre", command, tabindex="0", aria_label=said)]
+    return drawn
 
 
 def _repeat(evaluation: Evaluation) -> Markup:
     return joined(
         (
-            element("pre", element("code", evaluation.run.command), tabindex="0", aria_label="Command"),
+            element(
+                "pre",
+                element("code", wording.shortened_command(evaluation.run.command)),
+                tabindex="0",
+                aria_label="Command",
+            ),
             element("p", unbroken(_time(evaluation)), class_="note"),
             element("h3", "What was run"),
             facts(evaluation),
-            element("details", element("summary", "Files and their SHA-256"), hashes(evaluation)),
+            element("details", element("summary", "Files and their SHA-256"), tables.hashes(evaluation)),
         )
     )
 
@@ -266,29 +235,3 @@ def _time(evaluation: Evaluation) -> str:
         f"hashing {wording.seconds(timing.hashing_seconds)} more. Peak memory "
         f"{wording.size(timing.peak_memory)}{device}."
     )
-
-
-def _every_width(draw: Callable[[float], Markup]) -> Markup:
-    """A chart drawn for every width, since one scaled down to a phone could not be read."""
-    return joined(element("div", draw(width), class_=name) for name, width in _WIDTHS.items())
-
-
-def _figure(picture: Markup, caption: str) -> Markup:
-    return element("figure", picture, element("figcaption", unbroken(caption)))
-
-
-def _patterns() -> Markup:
-    """The hatching of exact tensors, which all charts refer to."""
-    stroke = element("path", d="M0 6L6 0", stroke="currentColor", stroke_opacity=0.35)
-    pattern = element("pattern", stroke, id="exact", width=6, height=6, patternUnits="userSpaceOnUse")
-    return element("svg", pattern, width=0, height=0, aria_hidden="true", style="position:absolute")
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return printable(
-        names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "nothing"
-    )
-
-
-def _packaged(name: str) -> str:
-    return (files("bamba_quant.report") / name).read_text("utf-8")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure
 from bamba_quant.printable import printable
 from bamba_quant.report import wording
+from bamba_quant.report.remedies import remedy, worst_tensors
+from bamba_quant.report.tables import base_perplexity, column_styles
+from bamba_quant.report.verdict import verdict
 
 _SIGNS = {"pass": "✅ ", "fail": "❌ ", "none": ""}
 # What Markdown, its tables and the HTML inside it would take for markup: also addresses, which become links, and
@@ -18,6 +22,7 @@ _FEW_GATES = 6
 
 def to_markdown(evaluation: Evaluation) -> str:
     """GitHub's Markdown; markup in names is escaped."""
+    evaluation = wording.by_size(evaluation)
     parts = [
         _heading(evaluation),
         _gates(evaluation),
@@ -54,10 +59,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) 
 
 
 def _heading(evaluation: Evaluation) -> str:
-    found = wording.verdict(evaluation)
+    found = verdict(evaluation)
     text = evaluation.text
+    sentences = "\n".join(f"- {literal(sentence)}" for sentence in found.sentences)
     return (
-        f"## {_SIGNS[found.state]}{found.word}: {found.title}\n\n{literal(found.detail)}\n\n"
+        f"## {_SIGNS[found.state]}{literal(found.headline)}\n\n{sentences}\n\n"
         f"{literal(', '.join(wording.short_names(evaluation)))} against {literal(evaluation.base.label)}: "
         f"{text.scored:,} tokens of {literal(text.file)} in {text.chunks} chunks of {text.ctx}; "
         "95 % intervals by paired bootstrap over chunks."
@@ -89,38 +95,51 @@ def _gates(evaluation: Evaluation) -> str:
 
 
 def _figures(evaluation: Evaluation) -> str:
-    header = ("candidate", "size", "bits/weight", *(literal(name) for name in wording.LEADING.values()))
+    header = ("file", "size", *(literal(name) for name in wording.LEADING.values()), "bits/weight")
+    styles, base = column_styles(evaluation), evaluation.base
+    own = _with_interval("ppl_base", base_perplexity(evaluation), styles["ppl"])
     rows = [
         (
-            f"**{literal(name)}**",
-            wording.size(candidate.model.file_bytes),
-            "–" if candidate.model.bits_per_weight is None else f"{candidate.model.bits_per_weight:.2f}",
-            *(_with_interval(key, candidate.figures[key]) for key in wording.LEADING),
-        )
-        for name, candidate in wording.named_candidates(evaluation)
+            f"{literal(base.label)} (base)",
+            "–" if base.kind == "logits" else wording.size(base.file_bytes),
+            *(own if key == "ppl" else "–" for key in wording.LEADING),
+            _bits(base),
+        ),
+        *(
+            (
+                f"**{literal(name)}**",
+                wording.size(candidate.model.file_bytes),
+                *(_with_interval(key, candidate.figures[key], styles[key]) for key in wording.LEADING),
+                _bits(candidate.model),
+            )
+            for name, candidate in wording.named_candidates(evaluation)
+        ),
     ]
     floor = evaluation.noise_floor
     if floor is not None:
         found = (wording.floor(FIGURES[key], floor.figures.get(key)) or "–" for key in wording.LEADING)
-        rows.append(("noise floor", "", "", *found))
+        rows.append(("noise floor", "", *found, ""))
     note = f"Noise floor: {literal(floor.path)}." if floor else "No noise floor was measured."
     return f"### Figures\n\n{table(header, rows)}\n\n{note}"
 
 
-def _with_interval(key: str, figure: Figure) -> str:
-    value, interval = wording.value_and_interval(key, figure)
+def _bits(model: ModelFile) -> str:
+    return "–" if model.bits_per_weight is None else f"{model.bits_per_weight:.2f}"
+
+
+def _with_interval(key: str, figure: Figure, column: wording.Style) -> str:
+    value, interval = wording.value_and_interval(key, figure, column)
     return f"{value}<br><sub>{interval}</sub>" if interval else value
 
 
 def _worst(evaluation: Evaluation) -> str:
     rows = []
     for name, candidate in wording.named_candidates(evaluation):
-        known = {tensor.name: tensor for tensor in candidate.tensors}
-        for tensor in (known[found] for found in candidate.worst if found in known):
+        for tensor in worst_tensors(candidate):
             rows.append(
                 (
                     literal(name),
-                    cell_code(tensor.name),
+                    cell_code(tensor.stored_name),
                     literal(tensor.format),
                     wording.decibels(tensor.output_sqnr),
                     wording.decibels(tensor.weight_sqnr),
@@ -129,7 +148,13 @@ def _worst(evaluation: Evaluation) -> str:
     if not rows:
         return ""
     header = ("candidate", "tensor", "stored as", "output SQNR, dB", "weight SQNR, dB")
-    return _folded("Worst tensors", table(header, rows, words=3))
+    mended = [
+        f"- {literal(name)}: {code(wording.shortened_command(found.command))}"
+        for name, candidate in wording.named_candidates(evaluation)
+        if (found := remedy(evaluation, candidate))
+    ]
+    remedies = ["To store them with more bits:", "\n".join(mended)] if mended else []
+    return _folded("Worst tensors", "\n\n".join((table(header, rows, words=3), *remedies)))
 
 
 def _drift(evaluation: Evaluation) -> str:
@@ -169,7 +194,7 @@ def _repeat(evaluation: Evaluation) -> str:
             for file in model.files
         ),
     ]  # fmt: skip
-    return _folded("Run it again", code(run.command) + "\n\n" + "\n".join(listed))
+    return _folded("Run it again", code(wording.shortened_command(run.command)) + "\n\n" + "\n".join(listed))
 
 
 def _folded(title: str, content: str) -> str:

@@ -17,7 +17,7 @@ const sort = (table, column, heading) => {
   const down = heading.getAttribute("aria-sort") === "ascending";
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   heading.setAttribute("aria-sort", down ? "descending" : "ascending");
-  const body = table.tBodies[0];
+  const body = table.tBodies[table.tBodies.length - 1]; // the one before it has the base's row
   const sign = down ? -1 : 1;
   body.append(...[...body.rows].sort((a, b) => compare(value(a, column), value(b, column), sign)));
 };

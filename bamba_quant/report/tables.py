@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import FIGURES, Candidate, Evaluation, Figure, Gate
 from bamba_quant.report import wording
-from bamba_quant.report.markup import Markup, breakable, element, escaped, joined, unbroken
+from bamba_quant.report.frontier import standings
+from bamba_quant.report.markup import Markup, breakable, element, joined, unbroken
+from bamba_quant.report.remedies import worst_tensors
+from bamba_quant.report.verdict import standing_words
 
 _SHORT = 16  # characters of a name that is not worth breaking into lines
 
@@ -29,12 +32,14 @@ def table(
     header: Sequence[str],
     rows: Sequence[Sequence[TableCell]],
     *,
+    first: Sequence[TableCell] = (),
     foot: Sequence[TableCell] = (),
     sortable: bool = True,
+    class_: str = "",
 ) -> Markup:
     """A table that scrolls sideways in a box of its own; a row's first cell is its heading.
 
-    Columns are flush left where their cells are words. ``foot`` is a row that sorting leaves below.
+    Columns are flush left where their cells are words. ``first`` and ``foot`` are rows that sorting leaves in place.
     """
     words = [all(row[i].words for row in rows) for i in range(len(header))]
     head = element(
@@ -48,39 +53,71 @@ def table(
     inner = element(
         "table",
         element("thead", head),
+        element("tbody", _row(first)) if first else Markup(),
         element("tbody", *body),
         element("tfoot", _row(foot)) if foot else Markup(),
-        class_="sortable" if sortable else None,
+        class_=" ".join(name for name in ("sortable" if sortable else "", class_) if name) or None,
         aria_label=caption,
     )
     return joined(
         (
-            element("p", caption, class_="caption"),
+            element("p", unbroken(caption), class_="caption"),
             element("div", inner, class_="scroll", role="region", tabindex="0", aria_label=caption),
         )
     )
 
 
 def summary(evaluation: Evaluation) -> Markup:
-    """A row a candidate with the figures that lead, each over its interval."""
+    """The base's row and one a candidate with the figures that lead, each over its interval.
+
+    Its columns are in the order of what matters: page.css leaves out the last ones where the screen is narrow.
+    """
+    styles, names = column_styles(evaluation), wording.short_names(evaluation)
     rows = [
         [
-            TableCell(name, words=True),
+            TableCell(name, standing_words(standing, names), words=True),
             TableCell(wording.size(candidate.model.file_bytes), value=candidate.model.file_bytes),
-            _bits(candidate),
-            *(_figure(key, candidate.figures[key]) for key in wording.LEADING),
+            *(_figure(key, candidate.figures[key], styles[key]) for key in wording.LEADING),
+            _bits(candidate.model),
         ]
-        for name, candidate in wording.named_candidates(evaluation)
+        for name, candidate, standing in zip(names, evaluation.candidates, standings(evaluation), strict=True)
+    ]
+    base, none = evaluation.base, TableCell("–")
+    first = [
+        TableCell(base.label, "base", words=True),
+        none if base.kind == "logits" else TableCell(wording.size(base.file_bytes)),
+        *(
+            _figure("ppl_base", base_perplexity(evaluation), styles["ppl"]) if key == "ppl" else none
+            for key in wording.LEADING
+        ),
+        _bits(base),
     ]
     floors = (TableCell(_floor(evaluation, key)) for key in wording.LEADING)
-    foot = [TableCell("noise floor", words=True), TableCell(""), TableCell(""), *floors]
-    header = ("candidate", "file size", "bits per weight", *wording.LEADING.values())
+    foot = [TableCell("noise floor", words=True), TableCell(""), *floors, TableCell("")]
     return table(
-        "Each candidate against the base, with 95 % intervals",
-        header,
+        "Each file against the base, the smallest first, with 95 % intervals",
+        ("file", "size", *wording.LEADING.values(), "bits per weight"),
         rows,
+        first=first,
         foot=foot if evaluation.noise_floor else (),
+        class_="summary",
     )
+
+
+def base_perplexity(evaluation: Evaluation) -> Figure:
+    """The base's own, which every candidate has beside its figures."""
+    return evaluation.candidates[0].figures["ppl_base"]
+
+
+def column_styles(evaluation: Evaluation) -> dict[str, wording.Style]:
+    """For each figure the decimals that all candidates have alike, and the base's perplexity too."""
+    found = {}
+    for key, kind in FIGURES.items():
+        figures = [candidate.figures[key] for candidate in evaluation.candidates if key in candidate.figures]
+        found[key] = wording.column_style(
+            kind, [*figures, base_perplexity(evaluation)] if key == "ppl" else figures
+        )
+    return found
 
 
 def gates(caption: str, found: Sequence[tuple[str, Candidate, Gate]]) -> Markup:
@@ -106,10 +143,11 @@ def gates(caption: str, found: Sequence[tuple[str, Candidate, Gate]]) -> Markup:
 
 def all_figures(evaluation: Evaluation) -> Markup:
     """Every figure under llama-perplexity's name, a column a candidate."""
+    styles = column_styles(evaluation)
     rows = [
         [
             TableCell(wording.figure_label(key), words=True),
-            *(_figure(key, candidate.figures[key], sorted_by=False) for candidate in evaluation.candidates),
+            *(_figure(key, candidate.figures[key], styles[key]) for candidate in evaluation.candidates),
             TableCell(_floor(evaluation, key)),
         ]
         for key in FIGURES
@@ -120,19 +158,18 @@ def all_figures(evaluation: Evaluation) -> Markup:
 
 
 def worst(candidate: Candidate) -> Markup:
-    """The tensors that lost most, as a short list."""
-    known = {tensor.name: tensor for tensor in candidate.tensors}
+    """The tensors that lost most, as a short list, by the names that the file itself gives them."""
     return element(
         "ol",
         *(
             element(
                 "li",
-                element("code", tensor.name),
+                element("code", tensor.stored_name),
                 element(
                     "span", f" {tensor.format}, {wording.decibels(tensor.output_sqnr)} dB", class_="stored"
                 ),
             )
-            for tensor in (known[name] for name in candidate.worst if name in known)
+            for tensor in worst_tensors(candidate)
         ),
         class_="worst",
     )
@@ -144,7 +181,7 @@ def tensors(name: str, candidate: Candidate) -> Markup:
     for tensor in candidate.tensors:
         rows.append(
             [
-                TableCell(tensor.name, words=True),
+                TableCell(tensor.stored_name, words=True),
                 TableCell("" if tensor.layer is None else str(tensor.layer), value=tensor.layer),
                 TableCell(tensor.role, words=True),
                 TableCell(tensor.format, words=True),
@@ -162,9 +199,23 @@ def tensors(name: str, candidate: Candidate) -> Markup:
     return table(f"All tensors of {name}", header, rows)
 
 
-def _figure(key: str, figure: Figure, *, sorted_by: bool = True) -> TableCell:
-    text, below = wording.value_and_interval(key, figure)
-    return TableCell(text, below, figure.value if sorted_by else None)
+def hashes(evaluation: Evaluation) -> Markup:
+    """Every file of base and candidates."""
+    rows = [
+        [
+            TableCell(file.name, words=True),
+            TableCell(model.label, words=True),
+            TableCell(f"{file.n_bytes:,}", value=file.n_bytes),
+            TableCell(file.sha256, words=True),
+        ]
+        for model in (evaluation.base, *(candidate.model for candidate in evaluation.candidates))
+        for file in model.files
+    ]
+    return table("Files", ("file", "model", "bytes", "SHA-256"), rows) if rows else Markup()
+
+
+def _figure(key: str, figure: Figure, column: wording.Style | None = None) -> TableCell:
+    return TableCell(*wording.value_and_interval(key, figure, column), figure.value)
 
 
 def _floor(evaluation: Evaluation, key: str) -> str:
@@ -172,8 +223,8 @@ def _floor(evaluation: Evaluation, key: str) -> str:
     return (wording.floor(FIGURES[key], floor.figures.get(key)) if floor else None) or "–"
 
 
-def _bits(candidate: Candidate) -> TableCell:
-    bits = candidate.model.bits_per_weight
+def _bits(model: ModelFile) -> TableCell:
+    bits = model.bits_per_weight
     return TableCell("–") if bits is None else TableCell(f"{bits:.2f}", value=bits)
 
 
@@ -203,78 +254,4 @@ def _cell(entry: TableCell, heading: bool) -> Markup:
         class_=classes,
         scope="row" if heading else None,
         data_value=value,
-    )
-
-
-DEFINITIONS = (
-    ("KLD", "Kullback-Leibler divergence of the candidate's next-token distribution from the base's, in nats."),
-    ("PPL", "Perplexity: exp of the mean negative log-likelihood. The ratio to the base's is what was lost."),
-    ("Same top p", "Share of tokens whose most probable continuation is the same."),
-    ("Top-5 overlap", "Share of the base's five most probable continuations among the candidate's five."),
-    ("Δp", "Change of the probability given to the token that really follows, candidate minus base."),
-    ("Flips", "Share of tokens whose top guess turned from right to wrong or from wrong to right."),
-    ("SQNR", "Signal to quantization noise: 10 log10(Σw² / Σ(ŵ−w)²), in decibels; 6 dB are about one bit."),
-    (
-        "Interval",
-        "Tokens of one chunk depend on one another, so whole chunks are drawn, for base and candidate alike. Shares "
-        "with exceptions in fewer than eight chunks, which most draws would miss, have exact binomial intervals.",
-    ),
-    ("Noise floor", "The base against itself by another path of computation; nothing smaller can be measured."),
-    ("Gate", "A limit on the worse end of the one-sided 95 % interval: chance alone passes it in one of twenty runs."),
-)  # fmt: skip
-
-
-def definitions() -> Markup:
-    return _terms([(term, escaped(meaning)) for term, meaning in DEFINITIONS])
-
-
-def facts(evaluation: Evaluation) -> Markup:
-    """Text, tokenizer, seed, device, versions and options."""
-    text, run = evaluation.text, evaluation.run
-    models = (evaluation.base, *(candidate.model for candidate in evaluation.candidates))
-    listed = [
-        ("base", f"{evaluation.base.path} ({evaluation.base.kind}, {evaluation.base.variant})"),
-        *(
-            ("candidate", f"{c.model.path} ({c.model.kind}, {c.model.variant}, {_types(c.model)})")
-            for c in evaluation.candidates
-        ),
-        *((f"how {model.label} came about", model.tuned.line()) for model in models if model.tuned),
-        ("text", f"{text.file}, {text.tokens:,} tokens"),
-        ("text SHA-256", text.sha256),
-        ("tokenizer SHA-256", text.tokenizer_sha256),
-        ("seed", f"{run.seed}, {run.resamples:,} resamples"),
-        ("computed on", f"{run.processor}, {run.device}, {run.threads} threads, {run.backend}, {run.dtype}"),
-        ("started", run.started),
-        ("versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
-        (
-            "options",
-            ", ".join(f"{name}={value}" for name, value in run.options.items() if value is not None),
-        ),
-    ]
-    return _terms([(term, escaped(value)) for term, value in listed])
-
-
-def hashes(evaluation: Evaluation) -> Markup:
-    """Every file of base and candidates."""
-    rows = [
-        [
-            TableCell(file.name, words=True),
-            TableCell(model.label, words=True),
-            TableCell(f"{file.n_bytes:,}", value=file.n_bytes),
-            TableCell(file.sha256, words=True),
-        ]
-        for model in (evaluation.base, *(candidate.model for candidate in evaluation.candidates))
-        for file in model.files
-    ]
-    return table("Files", ("file", "model", "bytes", "SHA-256"), rows) if rows else Markup()
-
-
-def _types(model: ModelFile) -> str:
-    return ", ".join(f"{total.name} {wording.size(total.n_bytes)}" for total in model.types)
-
-
-def _terms(entries: list[tuple[str, Markup]]) -> Markup:
-    return element(
-        "dl",
-        *(piece for term, value in entries for piece in (element("dt", term), element("dd", value))),
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
+import shlex
 from collections import Counter
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
+from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import FIGURES, Candidate, Evaluation, Figure, FigureKind, Gate
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -64,21 +68,44 @@ def style(value: float, half_width: float | None) -> Style:
     return Style(max(-last, 0))
 
 
-def shown(kind: FigureKind, figure: Figure) -> str:
+_MOST_DECIMALS = 6
+
+
+def column_style(kind: FigureKind, figures: Collection[Figure]) -> Style:
+    """The decimals that all figures of a column have, so that they line up.
+
+    The last digit is worth at most half of the smallest uncertainty (half an interval) among them. Perplexities have
+    four digits: their intervals are those of the text. Values below 1e-4 that would need more than six decimals do not
+    count: they stay scientific.
+    """
+    needed = [_decimals(kind, figure) for figure in figures if not is_below_floor(kind, figure)]
+    return Style(max((min(each, _MOST_DECIMALS) for each in needed if each is not None), default=0))
+
+
+def _decimals(kind: FigureKind, figure: Figure) -> int | None:
+    value, half = abs(figure.value * _scale(kind)), _half_width(kind, figure)
+    if kind.perfect is None or half is None:
+        needed = (3 if kind.perfect is None else 2) - _exponent(value, 3)
+    else:
+        needed = math.ceil(-math.log10(half / 2)) if half else 0
+    return None if needed > _MOST_DECIMALS and value < 1e-4 else max(needed, 0)
+
+
+def shown(kind: FigureKind, figure: Figure, column: Style | None = None) -> str:
     """A figure's value as the report shows it, percent figures times 100 and with their sign.
 
-    What is nearer to no loss than the noise floor is shown as less than the floor.
+    What is nearer to no loss than the noise floor is shown as less than the floor. ``column``: of ``column_style``.
     """
     if is_below_floor(kind, figure):
         return f"< {floor(kind, figure.floor)}"
-    return _with_sign(kind, _style(kind, figure)(figure.value * _scale(kind)))
+    return _with_sign(kind, _style(kind, figure, column)(figure.value * _scale(kind)))
 
 
-def interval(kind: FigureKind, figure: Figure) -> str | None:
+def interval(kind: FigureKind, figure: Figure, column: Style | None = None) -> str | None:
     """The 95 % interval to the same digits, such as ``0.0278 … 0.0302``; None where there is none."""
     if figure.low is None or figure.high is None or is_below_floor(kind, figure):
         return None
-    write, scale = _style(kind, figure), _scale(kind)
+    write, scale = _style(kind, figure, column), _scale(kind)
     return f"{write(figure.low * scale)} … {write(figure.high * scale)}"
 
 
@@ -126,11 +153,16 @@ def label(kind: FigureKind) -> str:
     return " ".join(kind.label.split())
 
 
-def _style(kind: FigureKind, figure: Figure) -> Style:
-    scale = _scale(kind)
+def _style(kind: FigureKind, figure: Figure, column: Style | None = None) -> Style:
+    if column is not None and _decimals(kind, figure) is not None:
+        return column
+    return style(figure.value * _scale(kind), _half_width(kind, figure))
+
+
+def _half_width(kind: FigureKind, figure: Figure) -> float | None:
     if figure.low is None or figure.high is None:
-        return style(figure.value * scale, None)
-    return style(figure.value * scale, (figure.high - figure.low) / 2 * scale)
+        return None
+    return (figure.high - figure.low) / 2 * _scale(kind)
 
 
 def _scale(kind: FigureKind) -> float:
@@ -154,8 +186,9 @@ def _scientific(value: float, decimals: int) -> str:
 # The figures that lead, with names short enough to head a column.
 LEADING = {
     "kld_mean": "Mean KLD",
-    "kld_99_9": "99.9 % KLD",
+    "ppl": "PPL",
     "ppl_ratio": "PPL ratio",
+    "kld_99_9": "99.9 % KLD",
     "same_top": "Same top\u00a0p",
     "top_5_overlap": "Top-5 overlap",
     "delta_p_rms": "RMS Δp",
@@ -167,57 +200,28 @@ def gate_word(gate: Gate) -> str:
     return "pass" if gate.passed else "fail" if gate.measurable else "refused"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    state: Literal["pass", "fail", "none"]
-    word: str
-    title: str
-    detail: str
+def by_size(evaluation: Evaluation) -> Evaluation:
+    """``evaluation`` with its candidates in the order in which reports show them, the smallest file first."""
+    ordered = sorted(evaluation.candidates, key=lambda candidate: candidate.model.file_bytes)
+    return replace(evaluation, candidates=tuple(ordered))
 
 
 def short_names(evaluation: Evaluation) -> tuple[str, ...]:
     """Each candidate's recipe, with "tuned" if it is, where that is unique, else its label."""
-    counts = Counter(candidate.model.variant for candidate in evaluation.candidates)
+    return unique_names([candidate.model for candidate in evaluation.candidates])
+
+
+def unique_names(models: Sequence[ModelFile]) -> tuple[str, ...]:
+    """Each model's variant where no other of them has it, else its label."""
+    counts = Counter(model.variant for model in models)
     return tuple(
-        model.variant if counts[model.variant] == 1 and model.recipe else model.label
-        for model in (candidate.model for candidate in evaluation.candidates)
+        model.variant if counts[model.variant] == 1 and model.recipe else model.label for model in models
     )
 
 
 def named_candidates(evaluation: Evaluation) -> list[tuple[str, Candidate]]:
     """Each candidate behind its short name."""
     return list(zip(short_names(evaluation), evaluation.candidates, strict=True))
-
-
-def verdict(evaluation: Evaluation) -> Verdict:
-    """Whether every gate of every candidate holds, in one line, and which do not."""
-    gates = [(name, gate) for name, candidate in named_candidates(evaluation) for gate in candidate.gates]
-    files = _counted(len(evaluation.candidates), "file")
-    if not gates:
-        return Verdict(
-            "none",
-            "NO GATES",
-            f"{files} measured, nothing judged",
-            "No gates were set: the figures stand without a verdict.",
-        )
-    failed = [(name, gate) for name, gate in gates if not gate.passed]
-    judged = sum(bool(candidate.gates) for candidate in evaluation.candidates)
-    unjudged = [name for name, candidate in named_candidates(evaluation) if not candidate.gates]
-    left = f" No gate was set for {', '.join(unjudged)}." if unjudged else ""
-    if not failed:
-        return Verdict(
-            "pass",
-            "PASS",
-            f"{_counted(len(gates), 'gate')} of {_counted(judged, 'file')}: all hold",
-            f"Every limit is kept by the worse end of its figure's interval, not merely by its mean.{left}",
-        )
-    named = "; ".join(f"{name}: {figure_label(gate.figure)}" for name, gate in failed)
-    return Verdict(
-        "fail",
-        "FAIL",
-        f"{len(failed)} of {_counted(len(gates), 'gate')} failed",
-        f"What failed: {named}.{left}",
-    )
 
 
 def figure_label(key: str) -> str:
@@ -241,11 +245,37 @@ def gate_finding(gate: Gate, candidate: Candidate) -> str:
     return f"{side} 95 % bound {bound(kind, gate.bound, figure)}"
 
 
-def value_and_interval(key: str, figure: Figure) -> tuple[str, str | None]:
+def value_and_interval(key: str, figure: Figure, column: Style | None = None) -> tuple[str, str | None]:
     """A figure and its interval, in words."""
     kind = FIGURES[key]
-    return shown(kind, figure), interval(kind, figure)
+    return shown(kind, figure, column), interval(kind, figure, column)
 
 
-def _counted(number: int, noun: str) -> str:
+def listed(names: Sequence[str]) -> str:
+    """``a, b and c``; nothing where there are none."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "nothing"
+
+
+def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+_ABSOLUTE = re.compile(r"([\w-]*=)?/.*/([^/]+/?)", re.DOTALL)
+
+
+def shortened_path(path: str) -> str:
+    """An absolute path as ``…/NAME``, since a report may be passed on; any other, and ``KEY=PATH``, alike."""
+    found = _ABSOLUTE.fullmatch(path)
+    return f"{found[1] or ''}…/{found[2]}" if found else path
+
+
+def shortened_command(command: str) -> str:
+    """A command with its absolute paths shortened."""
+    try:
+        words, plain = shlex.split(command), re.compile(r"[\w@%+=:,./…-]+")
+    except ValueError:  # not a shell's
+        words, plain = command.split(" "), re.compile(".*", re.DOTALL)
+    shorter = [shortened_path(word) for word in words]
+    if shorter == words:
+        return command
+    return " ".join(word if plain.fullmatch(word) else shlex.quote(word) for word in shorter)

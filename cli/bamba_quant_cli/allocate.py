@@ -190,10 +190,13 @@ def allocate(
             f"Written by bamba-quant allocate, {how}.",
         )
     if chart is not None:
-        from bamba_quant.report.charts.frontier import as_html, as_svg, frontier
+        from bamba_quant.report.charts.frontier import frontier
+        from bamba_quant.report.page import as_page, as_svg
 
         picture = frontier(allocation)
-        files[chart] = as_svg(picture) if chart.suffix == ".svg" else as_html(picture, f"{model.name}, {how}")
+        files[chart] = (
+            as_svg(picture) if chart.suffix == ".svg" else as_page(f"{model.name}, {how}", "", [picture])
+        )
     announce_outputs(*files)
     for file, content in files.items():
         write_text(file, content, overwrite=overwrite, inputs=inputs)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -13,8 +16,10 @@ from bamba_quant.evaluation.result import FIGURES
 from bamba_quant.printable import printable
 from bamba_quant.report import wording
 from bamba_quant.report.html import to_html
+from bamba_quant.report.markdown import to_markdown
 from bamba_quant.report.markup import element
 from tests.report.variants import EDGES, HOSTILE, relabelled
+from tests.support.evaluations import RECIPES
 
 FETCHING = {
     "src",
@@ -102,12 +107,82 @@ def test_every_picture_says_what_it_shows(name: str, pages: dict[str, tuple[str,
 @pytest.mark.parametrize("name", ["two", "all", "failing", "twenty"])
 def test_the_tables_hold_every_figure(name: str, pages: dict[str, tuple[str, Parsed]]) -> None:
     rows = pages[name][1].rows
+    candidates = sorted(EDGES[name].candidates, key=lambda candidate: candidate.model.file_bytes)
     for key, kind in FIGURES.items():
         (row,) = [row for row in rows if row and row[0] == wording.label(kind)]
-        for cell, candidate in zip(row[1:], EDGES[name].candidates, strict=False):
-            assert cell.startswith(wording.shown(kind, candidate.figures[key]))
-    for tensor in EDGES[name].candidates[0].tensors:
-        assert any(row[0] == tensor.name for row in rows)
+        style = wording.column_style(kind, [candidate.figures[key] for candidate in candidates])
+        for cell, candidate in zip(row[1:], candidates, strict=False):
+            assert cell.startswith(wording.shown(kind, candidate.figures[key], style))
+    for tensor in candidates[0].tensors:
+        assert any(row[0] == tensor.stored_name for row in rows)
+
+
+def test_rows_from_the_base_to_the_largest_file(pages: dict[str, tuple[str, Parsed]]) -> None:
+    """The base with its own perplexity first, then the files by size, below each what it is worth."""
+    evaluation = EDGES["all"]
+    rows = pages["all"][1].rows
+    first = next(i for i, row in enumerate(rows) if row[:3] == ["file", "size", "Mean KLD"])
+    base, *files = rows[first + 1 : first + 2 + len(RECIPES)]
+    assert base[0].startswith(evaluation.base.label)
+    perplexity = rows[first].index("PPL")
+    own = f"{evaluation.candidates[0].figures['ppl_base'].value:.2f}"
+    assert [cell[: len(own)] for cell in base[2:-1]] == [
+        own if i == perplexity else "–" for i in range(2, len(base) - 1)
+    ]
+    smallest_first = sorted(RECIPES, key=lambda name: RECIPES[name][2])
+    assert [row[0].removesuffix("on the frontier") for row in files] == smallest_first
+
+
+def test_a_file_that_another_beats_is_named_first() -> None:
+    """q8_0 made smaller than fp8-dynamic, which diverges more."""
+    evaluation = EDGES["all"]
+    candidates = tuple(
+        replace(
+            c,
+            gates=(),
+            model=replace(c.model, file_bytes=c.model.file_bytes // (2 if c.model.recipe == "q8_0" else 1)),
+        )
+        for c in evaluation.candidates
+    )
+    for write in (to_html, to_markdown):
+        text = write(replace(evaluation, candidates=candidates))
+        shown = Parsed(text).text if write is to_html else text
+        before = shown[: shown.index("99.9 % KLD" if write is to_html else "### Figures")]
+        assert "On the frontier of size and divergence: q2_k, q8_0" in before
+        assert re.search(r"fp8\S*dynamic[^.]* further from the original than q8_0", before)
+        assert "No gates were set" in before
+
+
+def test_absolute_paths_are_shortened() -> None:
+    place = "/home/somebody/models with blanks"
+    words = ["/opt/bin/bamba-quant", "evaluate", f"{place}/Bamba-9B", "x.gguf", f"--text={place}/t.txt"]
+    command = shlex.join(words)
+    evaluation = EDGES["all"]
+    moved = replace(
+        evaluation,
+        base=replace(evaluation.base, path=f"{place}/Bamba-9B"),
+        candidates=tuple(
+            replace(c, model=replace(c.model, path=f"{place}/{c.model.path}")) for c in evaluation.candidates
+        ),
+        run=replace(evaluation.run, command=command, options={"tokenizer": f"{place}/tokenizer.json"}),
+    )
+    for text in (Parsed(to_html(moved)).text, to_markdown(moved)):
+        assert "somebody" not in text and "with blanks" not in text and "/opt" not in text
+        assert "…/bamba-quant evaluate …/Bamba-9B x.gguf --text=…/t.txt" in text
+    assert wording.shortened_command("it's /a/b") == "it's …/b"
+
+
+def test_all_maps_have_one_scale(pages: dict[str, tuple[str, Parsed]]) -> None:
+    """Over the maps of all files, more decibels are never darker; and there is one legend."""
+    page = pages["all"][0]
+    cells = re.findall(
+        r'class="cell" fill="#(\w+)"><title>[^<]*: weights ([\d.]+) dB(?:, output ([\d.]+) dB)?<', page
+    )
+    assert len(cells) > 50 * len(RECIPES)
+    colours = sorted((float(output or weight), bytes.fromhex(fill)) for fill, weight, output in cells)
+    light = [0.2126 * r + 0.7152 * g + 0.0722 * b for _, (r, g, b) in colours]
+    assert all(next_one > one - 2 for one, next_one in pairwise(light)) and light[-1] - light[0] > 150
+    assert page.count(">Colours of the maps<") == 1
 
 
 def test_the_verdict_comes_first(pages: dict[str, tuple[str, Parsed]]) -> None:

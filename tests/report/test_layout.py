@@ -63,7 +63,7 @@ def test_no_room_is_said() -> None:
 @pytest.mark.parametrize("name", EDGES)
 def test_labels_of_the_size_plot(name: str, width: float) -> None:
     drawn = str(size_divergence(EDGES[name], width))
-    labels = re.findall(r'<text x="([\d.-]+)" y="([\d.-]+)" class="strong">([^<]*)</text>', drawn)
+    labels = re.findall(r'<text x="([\d.-]+)" y="([\d.-]+)" class="strong halo">([^<]*)</text>', drawn)
     assert len(labels) == len(EDGES[name].candidates)
     boxes = [
         Box(float(x), float(y) - 12, float(x) + text_width(words, 12), float(y) + 4) for x, y, words in labels

@@ -74,7 +74,7 @@ def test_a_gate_that_failed_is_named_with_its_bound() -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_text(name: str) -> None:
-    plain, hostile = Read(to_markdown(EDGES["tuned"])), Read(to_markdown(relabelled(EDGES["tuned"], name)))
+    plain, hostile = (Read(to_markdown(relabelled(EDGES["tuned"], each))) for each in ("plain", name))
     assert hostile.tags == plain.tags
     assert hostile.attributes == plain.attributes
     shown = " ".join(printable(name).split())

@@ -54,6 +54,29 @@ def test_what_is_dropped_is_less_than_the_uncertainty(value: float, half: float)
         assert 10.0 ** -len(decimals[1]) >= half / 100 * (1 - 1e-9)
 
 
+@given(st.lists(st.tuples(REAL, st.floats(1e-9, 1e6)), min_size=1, max_size=6))
+def test_a_column_has_equal_decimals(entries: list[tuple[float, float]]) -> None:
+    figures = [around(value, half) for value, half in entries]
+    style = wording.column_style(PLAIN, figures)
+    decimals = set()
+    for figure, (value, half) in zip(figures, entries, strict=True):
+        words = wording.shown(PLAIN, figure, style)
+        assert abs(float(words) - value) <= max(half / 4, 5.01e-7) * (1 + 1e-9) + 1e-9 * abs(value)
+        if "e" in words:
+            assert abs(value) < 1e-4
+        elif words != "0":
+            decimals.add(len(words.partition(".")[2]))
+    assert len(decimals) <= 1
+
+
+def test_a_column_of_a_report() -> None:
+    """q8_0, q4_k_m, bf16 and an exact copy: the uncertainty of the first decides; the third stays scientific."""
+    figures = [around(2.1e-4, 2.2e-5), around(0.0274, 0.003), around(3.1e-7, 2e-8), around(0.0, 0.0)]
+    style = wording.column_style(PLAIN, figures)
+    assert [wording.shown(PLAIN, each, style) for each in figures] == ["0.00021", "0.02740", "3.10e-7", "0"]
+    assert wording.interval(PLAIN, figures[1], style) == "0.02440 … 0.03040"
+
+
 @given(REAL, st.floats(1e-9, 1e3))
 def test_a_bound_that_fails_does_not_read_as_its_limit(limit: float, half: float) -> None:
     bound = limit + half / 20

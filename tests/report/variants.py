@@ -59,6 +59,10 @@ def relabelled(evaluation: Evaluation, name: str) -> Evaluation:
     )
 
 
+def without_gates(evaluation: Evaluation) -> Evaluation:
+    return replace(evaluation, candidates=tuple(replace(c, gates=()) for c in evaluation.candidates))
+
+
 def exact(candidate: Candidate) -> Candidate:
     """``candidate`` with nothing lost at all."""
     return replace(
@@ -104,7 +108,7 @@ def _edges() -> dict[str, Evaluation]:
         "all": make_evaluation(tuple(RECIPES)),
         "failing": make_evaluation(tuple(RECIPES), failing=True),
         "one": one,
-        "no gates": replace(one, candidates=(replace(candidate, gates=()),)),
+        "no gates": without_gates(one),
         "refused": replace(
             one,
             candidates=(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from bamba_quant.report.charts import canvas
 from bamba_quant.report.charts.canvas import Frame
 from bamba_quant.report.charts.layout import linear, logarithmic, place_labels, text_width
-from bamba_quant.report.markup import Markup, element, joined
+from bamba_quant.report.markup import Markup
 from bamba_quant.report.wording import digits, plain, size
 
 if TYPE_CHECKING:
@@ -50,26 +49,6 @@ def frontier(allocation: Allocation, width: float = 800.0) -> Markup:
         *marks,
         *labels,
     )
-
-
-def as_svg(picture: Markup) -> str:
-    """A picture as a file of its own."""
-    style = element("style", Markup(_css()))
-    opened = '<svg xmlns="http://www.w3.org/2000/svg"'
-    return str(picture).replace("<svg", opened, 1).replace("><title>", f">{style}<title>", 1) + "\n"
-
-
-def as_html(picture: Markup, title: str) -> str:
-    """A picture on a page of its own."""
-    head = element(
-        "head", element("meta", charset="utf-8"), element("title", title), element("style", _css())
-    )
-    page = element("html", head, element("body", element("main", element("h1", title), picture)), lang="en")
-    return joined((Markup("<!doctype html>\n"), page, Markup("\n")))
-
-
-def _css() -> Markup:
-    return Markup((files("bamba_quant.report") / "page.css").read_text("utf-8"))
 
 
 def _hints(names: Sequence[str], points: Sequence[Point]) -> list[str]:

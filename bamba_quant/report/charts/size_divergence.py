@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure
 from bamba_quant.report.charts import canvas
@@ -16,6 +17,7 @@ from bamba_quant.report.charts.layout import (
     shortened,
     text_width,
 )
+from bamba_quant.report.frontier import standings
 from bamba_quant.report.markup import Markup
 from bamba_quant.report.wording import digits, is_below_floor, plain, short_names, size
 
@@ -46,7 +48,13 @@ def _draw(evaluation: Evaluation, frame: Frame) -> Markup | None:
     points = [(x(n_bytes), _height(kld, y, inner)) for n_bytes, kld in zip(sizes, klds, strict=True)]
     whiskers = [_whisker(kld, y, point) for kld, point in zip(klds, points, strict=True)]
     names = [shortened(name, _LONGEST_LABEL) for name in short_names(evaluation)]
-    obstacles = [Box(px - 8, py - 8, px + 8, py + 8) for px, py in points] + whiskers
+    states = [standing.state for standing in standings(evaluation)]
+    best = sorted(
+        point
+        for point, kld, state in zip(points, klds, states, strict=True)
+        if state == "frontier" and not _hidden(kld)
+    )
+    obstacles = [Box(px - 8, py - 8, px + 8, py + 8) for px, py in points] + whiskers + _along(best)
     shade = _floor_box(floor, y, inner)
     if shade is not None:  # labels may stand below the floor, but not on its line or its name
         obstacles.append(Box(shade.left, shade.top - 2, shade.right, shade.top + 2))
@@ -60,10 +68,18 @@ def _draw(evaluation: Evaluation, frame: Frame) -> Markup | None:
         canvas.group(
             _leader(box, point),
             canvas.line(point[0], whisker.top, point[0], whisker.bottom, f"whisker s{i % canvas.SERIES}"),
-            canvas.marker(i, *point, 6.0, canvas.hint(_hint(evaluation, i))),
-            canvas.text(name, box.left, box.bottom - 4, class_="strong"),
+            canvas.marker(
+                i,
+                *point,
+                6.0,
+                canvas.hint(_hint(evaluation, i)),
+                class_="hollow" if state == "dominated" else "mark",
+            ),
+            canvas.text(name, box.left, box.bottom - 4, class_="strong halo"),
         )
-        for i, (name, box, point, whisker) in enumerate(zip(names, boxes, points, whiskers, strict=True))
+        for i, (name, box, point, whisker, state) in enumerate(
+            zip(names, boxes, points, whiskers, states, strict=True)
+        )
     ]
     return canvas.picture(
         frame.width,
@@ -74,6 +90,7 @@ def _draw(evaluation: Evaluation, frame: Frame) -> Markup | None:
         canvas.bottom_axis(frame, x, "file size, MB", _megabytes, most=4 if frame.narrow else 7),
         canvas.left_axis(frame, y, "mean KL divergence, nats (lower is better)", plain),
         canvas.border(frame),
+        canvas.path(best, "frontier") if len(best) > 1 else Markup(),
         *marks,
     )
 
@@ -111,6 +128,17 @@ def _whisker(kld: Figure, y: Scale, point: tuple[float, float]) -> Box:
     if _hidden(kld) or kld.low is None or kld.high is None:
         return Box(px - 2, py, px + 2, py)
     return Box(px - 2, y(kld.high), px + 2, y(max(kld.low, y.low)))
+
+
+def _along(points: list[tuple[float, float]]) -> list[Box]:
+    """Small boxes along the line through ``points``, which labels leave free."""
+    return [
+        Box(x - 3, y - 3, x + 3, y + 3)
+        for (x1, y1), (x2, y2) in pairwise(points)
+        for steps in [math.ceil(math.hypot(x2 - x1, y2 - y1) / 6)]
+        for i in range(steps)
+        for x, y in [(x1 + (x2 - x1) * i / steps, y1 + (y2 - y1) * i / steps)]
+    ]
 
 
 def _leader(box: Box, point: tuple[float, float]) -> Markup:

@@ -1,7 +1,7 @@
 """Which tensors of a file lost most: a cell for each, and for the z, x, B, C and dt rows of ssm_in apart.
 
 A cell is the output's signal to noise where the tensor is a matrix of a layer, which weighs every error by what
-passes through it, and the weights' own elsewhere. Colours span one file, so that they tell its tensors apart.
+passes through it, and the weights' own elsewhere. All maps of a report have one scale of colours.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bamba_quant.evaluation.result import Candidate, TensorLoss
+from bamba_quant.evaluation.result import Candidate, Evaluation, TensorLoss
 from bamba_quant.report.charts import canvas
 from bamba_quant.report.charts.layout import Box, shortened, text_width
 from bamba_quant.report.markup import Markup
@@ -43,19 +43,17 @@ def tensor_cells(candidate: Candidate) -> tuple[TensorCell, ...]:
     return tuple(cell for cell in cells if cell.row in lossy)
 
 
-def tensor_map(name: str, candidate: Candidate) -> Markup:
+def tensor_map(name: str, candidate: Candidate, colour: LossScale) -> Markup:
     """One candidate's map: a row a role, a column a layer, the least signal to noise darkest."""
     cells = tensor_cells(candidate)
     rows = list(dict.fromkeys(cell.row for cell in cells))
     layers = sorted({tensor.layer for tensor in candidate.tensors if tensor.layer is not None}) or [0]
     step = (_WIDTH - _NAMES - 1) / len(layers)
-    found = [cell.sqnr for cell in cells if cell.sqnr is not None]
-    colour = _Colours(min(found, default=0.0), max(found, default=0.0))
     foot = _TOP + _ROW * len(rows)
     worst = min((cell for cell in cells if cell.sqnr is not None), key=lambda c: c.sqnr or 0.0, default=None)
     return canvas.picture(
         _WIDTH,
-        foot + 62,
+        foot + 38,
         f"Signal to quantization noise of tensors, {name}",
         f"{len(rows)} kinds of rows by {len(layers)} layers; " + (f"lowest: {worst.words}" if worst else "all exact"),
         *(
@@ -69,30 +67,43 @@ def tensor_map(name: str, candidate: Candidate) -> Markup:
             for cell in cells
         ),
         *_layer_numbers(layers, step, foot),
-        *_key(colour, foot + 42),
     )  # fmt: skip
 
 
-def _key(colour: _Colours, top: float) -> list[Markup]:
-    """The colours between their least and greatest decibels."""
-    pieces, left, right = 24, _NAMES + 52, _WIDTH - 52
+def tensor_key(colour: LossScale) -> Markup:
+    """The colours of all maps, from the least decibels to the greatest."""
+    pieces, left, right, top = 24, _NAMES, _WIDTH - 52, 4.0
     step = (right - left) / pieces
+    low, high = f"{colour.low:.0f} dB", f"{colour.high:.0f} dB"
     swatches = [
         canvas.rectangle(
-            Box(left + step * i, top, left + step * (i + 1) + 0.4, top + 10),
+            Box(left + step * i, top, left + step * (i + 1) + 0.4, top + 12),
             "swatch",
             fill=colour(colour.low + (i + 0.5) / pieces * (colour.high - colour.low))[0],
         )
         for i in range(pieces)
     ]
-    return [
-        canvas.text(f"{colour.low:.0f} dB", left - 6, top + 9, anchor="end", class_="tick"),
+    return canvas.picture(
+        _WIDTH,
+        20,
+        "Colours of the maps",
+        f"from {low}, most lost, to {high}, least lost",
+        canvas.text(low, left - 8, top + 10, anchor="end", class_="tick"),
         *swatches,
-        canvas.text(f"{colour.high:.0f} dB", right + 6, top + 9, class_="tick"),
-    ]
+        canvas.text(high, right + 8, top + 10, class_="tick"),
+    )
 
 
-class _Colours:
+def loss_scale(evaluation: Evaluation) -> LossScale:
+    """From the least to the greatest decibels of all candidates' tensors."""
+    cells = (cell.sqnr for candidate in evaluation.candidates for cell in tensor_cells(candidate))
+    found = [sqnr for sqnr in cells if sqnr is not None]
+    return LossScale(min(found, default=0.0), max(found, default=0.0))
+
+
+class LossScale:
+    """Colours for decibels from ``low`` to ``high``."""
+
     def __init__(self, low: float, high: float) -> None:
         room = max(_LEAST_SPAN - (high - low), 0.0) / 2
         self.low, self.high = low - room, high + room
@@ -133,7 +144,7 @@ def _cells(tensor: TensorLoss) -> list[TensorCell]:
     ]
 
 
-def _square(cell: TensorCell, row: int, layers: Sequence[int], step: float, colour: _Colours) -> Markup:
+def _square(cell: TensorCell, row: int, layers: Sequence[int], step: float, colour: LossScale) -> Markup:
     left, width = _NAMES, step * len(layers)
     if cell.layer is not None:
         left, width = _NAMES + step * layers.index(cell.layer), step
