@@ -8,7 +8,7 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,13 @@ def to_json(evaluation: Evaluation) -> str:
 def read_report(path: str | Path) -> Evaluation:
     """The evaluation in a ``report.json``. Raises ``ReportError`` for any other file, naming what differs."""
     path = Path(path)
+    evaluation: Evaluation = from_plain(Evaluation, report_object(path, (SCHEMA,)), str(path))
+    _check_figures(evaluation, path)
+    return evaluation
+
+
+def report_object(path: Path, schemas: Collection[int]) -> dict[str, Any]:
+    """The JSON object of a report of one of ``schemas``. Raises ``ReportError`` for any other file."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
             raise ReportError(
@@ -50,17 +57,15 @@ def read_report(path: str | Path) -> Evaluation:
     except ValueError as error:
         raise ReportError("the report is not JSON", where=path, found=str(error)) from error
     found = value.get("schema") if isinstance(value, dict) else None
-    if found != SCHEMA or isinstance(found, bool):
+    if found not in schemas or isinstance(found, bool):
         raise ReportError(
             "not a report of a version that can be read",
             where=path,
             found=f"schema {reprlib.repr(found)}",
-            expected=f"schema {SCHEMA}",
+            expected=f"schema {' or '.join(map(str, schemas))}",
             fix="give the report.json that bamba-quant evaluate wrote, and read it with the version that wrote it",
         )
-    evaluation: Evaluation = from_plain(Evaluation, value, str(path))
-    _check_figures(evaluation, path)
-    return evaluation
+    return typing.cast(dict[str, Any], value)
 
 
 def _check_figures(evaluation: Evaluation, path: Path) -> None:

@@ -18,6 +18,7 @@ from bamba_quant_cli import (
     export,
     fp8,
     generate,
+    history,
     imatrix,
     inspect,
     int4,
@@ -53,6 +54,7 @@ app.command("repair", epilog=repair.EXAMPLES)(repair.repair)
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("perplexity", epilog=perplexity.EXAMPLES)(perplexity.perplexity)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("history", epilog=history.EXAMPLES)(history.history)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 

@@ -37,6 +37,7 @@ COMMANDS = (
     "perplexity",
     "evaluate",
     "compare",
+    "history",
     "demo",
 )
 
