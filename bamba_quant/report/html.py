@@ -88,7 +88,7 @@ def _size(evaluation: Evaluation) -> Markup:
     return figure(
         every_width(lambda width: size_divergence(evaluation, width)),
         "Each mark is a file, its upright line the 95 % interval (often shorter than the mark). Down and to the "
-        "left is better: the line joins the files on the frontier, and a hollow mark is a file that another beats. "
+        "left is better: the line joins the files on the frontier, and a hollow mark is a file that another dominates. "
         f"The base takes {wording.size(evaluation.base.file_bytes)}. "
         + (
             "Below the dashed line the base cannot be told from itself."
@@ -177,13 +177,15 @@ def _tensors(evaluation: Evaluation) -> Markup:
         return Markup()
     scale = loss_scale(evaluation)
     maps = [element("div", element("h3", name), *_map(evaluation, name, c, scale)) for name, c in named]
+    said = "Dark is most lost; the colours mean the same in every map."
     pictures = figure(
-        joined((tensor_key(scale), element("div", *maps, class_="panels"))),
-        "Signal to quantization noise in decibels, a row a kind of tensor and a column a layer, dark where most was "
-        "lost; the colours mean the same in every map. Of matrices: of their product with the base's own activations "
-        "(output SQNR), which weighs every error by what passes through it; of embedding and output: of the weights. "
-        "ssm_in is shown by what its rows mean: gate z, input x, B, C and time step dt. Hatched: stored exactly; "
-        "kinds of tensors that are exact in every layer are left out.",
+        joined(
+            (tensor_key(scale), element("p", said, class_="note"), element("div", *maps, class_="panels"))
+        ),
+        "Signal to quantization noise (SQNR), a row a kind of tensor and a column a layer. Of matrices: of their "
+        "product with the base's own activations (output SQNR), which weighs every error by what passes through it; of "
+        "embedding and output: of the weights. ssm_in is shown by what its rows mean: gate z, input x, B, C and time "
+        "step dt. Hatched: stored exactly; kinds of tensors that are exact in every layer are left out.",
     )
     complete = [
         element("details", element("summary", f"All tensors of {name}"), tables.tensors(name, candidate))

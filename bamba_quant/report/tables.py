@@ -130,15 +130,14 @@ def gates(caption: str, found: Sequence[tuple[str, Candidate, Gate]]) -> Markup:
                 value=float(gate.passed),
                 words=True,
             ),
-            TableCell(wording.gate_condition(gate), words=True),
-            TableCell(wording.gate_finding(gate, candidate), words=True),
+            TableCell(wording.gate_condition(gate), wording.gate_finding(gate, candidate), words=True),
             _figure(gate.figure, candidate.figures[gate.figure]),
             TableCell(wording.floor(FIGURES[gate.figure], gate.floor) or "–", value=gate.floor),
         ]
         for name, candidate, gate in sorted(found, key=lambda entry: entry[2].passed)
     ]
-    header = ("candidate", "verdict", "gate", "tested", "figure", "noise floor")
-    return table(caption, header, rows)
+    header = ("candidate", "verdict", "gate", "figure", "noise floor")
+    return table(caption, header, rows, class_="gates")
 
 
 def all_figures(evaluation: Evaluation) -> Markup:
@@ -240,7 +239,7 @@ def _row(cells: Sequence[TableCell]) -> Markup:
 
 
 def _cell(entry: TableCell, heading: bool) -> Markup:
-    below = element("span", entry.below, class_="range") if entry.below else Markup()
+    below = element("span", unbroken(entry.below), class_="range") if entry.below else Markup()
     value = None if entry.value is None else repr(float(entry.value))
     verdict = {"✓": "pass", "✗": "fail"}.get(entry.text[:1]) if entry.words else None
     content = breakable(unbroken(entry.text) if entry.words else entry.text)

@@ -124,14 +124,17 @@ def test_quiet_offline_and_never_wider_than_the_screen(
 
 
 @pytest.mark.parametrize("width", [390, 641, 821, 1161, 1280])
-def test_the_summary_fits(width: int, page: Page, reports: dict[str, Path]) -> None:
+def test_summary_and_gates_fit(width: int, page: Page, reports: dict[str, Path]) -> None:
     """No column has to be scrolled to; divergence and perplexity are among those that show on a phone."""
     page.screen(width)
-    for name in ("all", "twenty", "tuned"):
+    for name in ("failing", "refused", "twenty", "tuned"):
         page.open(reports[name])
-        assert page.evaluate(f"document.querySelector({SUMMARY!r}).scrollWidth") <= page.evaluate(
-            f"document.querySelector({SUMMARY!r}).parentElement.clientWidth"
+        rooms = page.evaluate(
+            "[...document.querySelectorAll('table.summary, table.gates')].filter(e => e.checkVisibility())"
+            ".map(e => [e.scrollWidth, e.parentElement.clientWidth])"
         )
+        assert len(rooms) == 2 or name == "twenty"
+        assert all(taken <= room for taken, room in rooms)
         heads = f"[...document.querySelectorAll({SUMMARY!r} + ' thead th')].filter(e => e.checkVisibility())"
         shown = page.evaluate(
             f"{heads}.map(e => (b => [e.textContent, b.left, b.right])(e.getBoundingClientRect()))"

@@ -153,6 +153,15 @@ def test_a_file_that_another_beats_is_named_first() -> None:
         assert "No gates were set" in before
 
 
+def test_files_that_cannot_be_told_apart_are_about_the_same() -> None:
+    """The larger of two files that diverge alike in every chunk."""
+    q8_0, q4_k_m = EDGES["two"].candidates
+    larger = replace(q8_0, chunks=q4_k_m.chunks)
+    page = Parsed(to_html(replace(EDGES["two"], candidates=(larger, q4_k_m))))
+    assert "q8_0 is larger than q4_k_m, and this text cannot tell which is nearer" in page.text
+    assert sum(row[0] == "q8_0about the same as q4_k_m" for row in page.rows if row) == 1
+
+
 def test_absolute_paths_are_shortened() -> None:
     place = "/home/somebody/models with blanks"
     words = ["/opt/bin/bamba-quant", "evaluate", f"{place}/Bamba-9B", "x.gguf", f"--text={place}/t.txt"]
