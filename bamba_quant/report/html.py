@@ -110,6 +110,7 @@ def _figures(evaluation: Evaluation) -> Markup:
                 "p",
                 f"Intervals: 95\u00a0%, paired bootstrap over {evaluation.text.chunks} chunks, "
                 f"{evaluation.run.resamples:,} resamples. {said}",
+                element("span", " On a wide screen the table has more columns.", class_="narrow"),
                 class_="note",
             ),
             element("details", element("summary", "All figures"), tables.all_figures(evaluation)),

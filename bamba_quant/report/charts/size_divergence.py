@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure
@@ -30,14 +31,15 @@ _STRIP = 40.0  # pixels
 def size_divergence(evaluation: Evaluation, width: float) -> Markup:
     """A point a candidate; both axes logarithmic where the values span enough. Grows in height until labels fit."""
     height = 300.0 if width < 500 else 400.0
+    states = [standing.state for standing in standings(evaluation)]
     while True:
-        drawn = _draw(evaluation, Frame(width, height, left=58, top=30))
+        drawn = _draw(evaluation, states, Frame(width, height, left=58, top=30))
         if drawn is not None:
             return drawn
         height += 60
 
 
-def _draw(evaluation: Evaluation, frame: Frame) -> Markup | None:
+def _draw(evaluation: Evaluation, states: Sequence[str], frame: Frame) -> Markup | None:
     inner = frame.inner
     candidates = evaluation.candidates
     klds = [candidate.figures["kld_mean"] for candidate in candidates]
@@ -48,19 +50,20 @@ def _draw(evaluation: Evaluation, frame: Frame) -> Markup | None:
     points = [(x(n_bytes), _height(kld, y, inner)) for n_bytes, kld in zip(sizes, klds, strict=True)]
     whiskers = [_whisker(kld, y, point) for kld, point in zip(klds, points, strict=True)]
     names = [shortened(name, _LONGEST_LABEL) for name in short_names(evaluation)]
-    states = [standing.state for standing in standings(evaluation)]
     best = sorted(
         point
         for point, kld, state in zip(points, klds, states, strict=True)
         if state == "frontier" and not _hidden(kld)
     )
-    obstacles = [Box(px - 8, py - 8, px + 8, py + 8) for px, py in points] + whiskers + _along(best)
+    obstacles = [Box(px - 8, py - 8, px + 8, py + 8) for px, py in points] + whiskers
     shade = _floor_box(floor, y, inner)
     if shade is not None:  # labels may stand below the floor, but not on its line or its name
         obstacles.append(Box(shade.left, shade.top - 2, shade.right, shade.top + 2))
         obstacles.append(Box(shade.left, shade.top - 18, shade.left + 210, shade.top + 20))
-    boxes = place_labels(
-        points, [text_width(name, canvas.FONT) for name in names], _LABEL_HEIGHT, inner, obstacles
+    widths = [text_width(name, canvas.FONT) for name in names]
+    # Clear of the frontier's line, if there is room for that.
+    boxes = place_labels(points, widths, _LABEL_HEIGHT, inner, obstacles + _along(best)) or place_labels(
+        points, widths, _LABEL_HEIGHT, inner, obstacles
     )
     if boxes is None:
         return None
@@ -133,9 +136,9 @@ def _whisker(kld: Figure, y: Scale, point: tuple[float, float]) -> Box:
 def _along(points: list[tuple[float, float]]) -> list[Box]:
     """Small boxes along the line through ``points``, which labels leave free."""
     return [
-        Box(x - 3, y - 3, x + 3, y + 3)
+        Box(x - 4, y - 4, x + 4, y + 4)
         for (x1, y1), (x2, y2) in pairwise(points)
-        for steps in [math.ceil(math.hypot(x2 - x1, y2 - y1) / 6)]
+        for steps in [math.ceil(math.hypot(x2 - x1, y2 - y1) / 9)]
         for i in range(steps)
         for x, y in [(x1 + (x2 - x1) * i / steps, y1 + (y2 - y1) * i / steps)]
     ]
