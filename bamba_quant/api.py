@@ -1,4 +1,4 @@
-"""What the commands do, as functions. Paths are strings or ``Path``; errors are ``BambaQuantError``.
+"""What the commands do, as functions. Paths are strings or ``Path``, one or a list; errors are ``BambaQuantError``.
 
 ``imatrix``, ``tune``, ``evaluate`` and running a loaded model need torch (``pip install bamba-quant[torch]``).
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bamba_quant.planning.plan import Plan
 
 StrPath = str | Path
+StrPaths = StrPath | Sequence[StrPath]
 
 
 def convert(
@@ -52,7 +53,7 @@ def quantize(
     directory: StrPath,
     scheme: str = "fp8-dynamic",
     *,
-    ignore: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     imatrix: StrPath | None = None,
     threads: int | None = None,
     overwrite: bool = False,
@@ -61,10 +62,11 @@ def quantize(
 ) -> tuple[Path, ...]:
     """Quantize ``model``, a Hugging Face directory, to ``directory`` for transformers and vLLM; return its files.
 
-    ``scheme`` is a name such as "fp8-dynamic", "fp8-tensor", "fp8-block", "w4a16-g128" or "torchao-int4-g128".
-    ``ignore`` names matrices that stay: roles, patterns of tensor names, or "hybrid". Other ``options`` are arguments
-    of ``planning.quantize.plan_quantization``. Raises ``PlanError`` for a model that the scheme cannot hold,
-    ``OutputError`` for a directory that is not empty unless ``overwrite``, or ``resume`` after an interrupted run.
+    ``scheme`` is a name such as "fp8-dynamic", "fp8-tensor", "fp8-block", "w4a16-g128" or "torchao-int4-g128", or "fp8"
+    or "int4" for what these commands write by default. ``ignore`` names matrices that stay: roles, globs of Hugging
+    Face's or GGUF's names, or "hybrid". Other ``options`` are arguments of ``planning.quantize.plan_quantization``.
+    Raises ``PlanError`` for a model that the scheme cannot hold, ``OutputError`` for a directory that is not empty
+    unless ``overwrite``, or ``resume`` after an interrupted run.
     """
     from bamba_quant.writers import write_plan
 
@@ -75,11 +77,11 @@ def quantize(
 def tune(
     model: StrPath,
     output: StrPath,
-    texts: Sequence[StrPath] = ("self",),
+    texts: StrPaths = "self",
     *,
     outtype: str | None = None,
     scheme: str | None = None,
-    ignore: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     imatrix: StrPath | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -105,13 +107,14 @@ def tune(
     else:
         plan = _plan_directory(model, str(scheme), ignore, imatrix, options)
     wanted = TuneOptions(**(tune_options or {}))
-    tuning = plan_tuning(texts, wanted, output=output, resume=resume, overwrite=overwrite)
+    words = [texts] if isinstance(texts, str | Path) else texts
+    tuning = plan_tuning(words, wanted, output=output, resume=resume, overwrite=overwrite)
     return write_tuned_output(plan, output, tuning, overwrite=overwrite, resume=resume)
 
 
 def imatrix(
     model: StrPath,
-    texts: Sequence[StrPath],
+    texts: StrPaths,
     outfile: StrPath = "imatrix.gguf",
     *,
     overwrite: bool = False,
@@ -126,7 +129,7 @@ def imatrix(
     from bamba_quant.calibration.imatrix import measure_imatrix
     from bamba_quant.calibration.imatrix_writer import check_imatrix_target, write_imatrix
 
-    files, target = [Path(text) for text in texts], Path(outfile)
+    files, target = _paths(texts), Path(outfile)
     check_imatrix_target(target, overwrite=overwrite, inputs=files)
     measured = measure_imatrix(model, files, **options)
     write_imatrix(measured.sums, target, overwrite=overwrite, inputs=files)
@@ -135,7 +138,7 @@ def imatrix(
 
 def evaluate(
     base: StrPath,
-    candidates: Sequence[StrPath],
+    candidates: StrPaths,
     text: StrPath | None = None,
     *,
     report_dir: StrPath | None = None,
@@ -156,7 +159,7 @@ def evaluate(
     from bamba_quant.report.write import prepared_directory, write_reports
 
     chosen = EvaluationOptions(**options)
-    models = [Path(each) for each in candidates]
+    models = _paths(candidates)
     words = Path(text) if text else None
     inputs = [Path(base), *models, *([words] if words else [])]
     with ExitStack() as stack:
@@ -227,6 +230,10 @@ def load_model(path: StrPath, *, reading: ReadOptions = ReadOptions()) -> Loaded
     return load(path, reading=reading)
 
 
+def _paths(given: StrPaths) -> list[Path]:
+    return [Path(each) for each in ([given] if isinstance(given, str | Path) else given)]
+
+
 def _plan_gguf(
     model: StrPath,
     outfile: StrPath | None,
@@ -243,7 +250,7 @@ def _plan_gguf(
 def _plan_directory(
     model: StrPath,
     scheme: str,
-    ignore: Sequence[str],
+    ignore: str | Sequence[str],
     imatrix: StrPath | None,
     options: Mapping[str, Any],
 ) -> Plan:
@@ -251,4 +258,5 @@ def _plan_directory(
     from bamba_quant.planning.quantize import plan_quantization
 
     weights = read_imatrix(Path(imatrix)) if imatrix else None
-    return plan_quantization(model, scheme, keep=ignore, imatrix=weights, **options)
+    keep = [ignore] if isinstance(ignore, str) else ignore
+    return plan_quantization(model, scheme, keep=keep, imatrix=weights, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bamba_reference.errors import BambaQuantError, ConfigError, repr_short
+from bamba_reference.errors import BambaQuantError, ConfigError, did_you_mean, repr_short
 
 __all__ = [
     "ArchitectureError",
@@ -15,6 +15,7 @@ __all__ = [
     "OutputError",
     "PlanError",
     "TokenizerError",
+    "did_you_mean",
     "join_names",
     "repr_short",
 ]

@@ -12,9 +12,17 @@ import pytest
 
 import bamba_quant
 from bamba_quant.calibration import tuned_output
+from bamba_quant.calibration.allocation import allocate
 from bamba_quant.embedded import embedded_model
-from bamba_quant.errors import OutputError
+from bamba_quant.errors import BambaQuantError, OutputError
+from bamba_quant.evaluation.evaluate import evaluate
+from bamba_quant.evaluation.run import EvaluationOptions
+from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.quantize import plan_quantization
+from bamba_quant.recipes import recipe_named
 from tests.planning.test_repair import faulty
+from tests.support.command import run
+from tests.support.evaluations import RECIPES, make_evaluation
 from tests.support.models import random_bamba, save_checkpoint
 
 MINI = str(embedded_model())
@@ -94,7 +102,7 @@ def test_files_and_directories(tmp_path: Path) -> None:
     assert bamba_quant.inspect(str(file)).layers == bamba_quant.inspect(model).layers
     exported = bamba_quant.export(str(file), f"{tmp_path}/back", vocab=False)
     assert exported[0] == tmp_path / "back" / "model.safetensors"
-    quantized = bamba_quant.quantize(model, f"{tmp_path}/fp8", ignore=["hybrid"], dtype="stored")
+    quantized = bamba_quant.quantize(model, f"{tmp_path}/fp8", ignore="hybrid", dtype="stored")
     assert {path.parent for path in quantized} == {tmp_path / "fp8"}
     weights = bamba_quant.load_model(f"{tmp_path}/fp8").weights
     assert weights.keys() == bamba_quant.load_model(model).weights.keys()
@@ -106,17 +114,52 @@ def test_files_and_directories(tmp_path: Path) -> None:
 def test_measuring(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
-    measured = bamba_quant.imatrix(MINI, [str(text)], f"{tmp_path}/i.gguf", ctx=64, chunks=2)
+    measured = bamba_quant.imatrix(MINI, str(text), f"{tmp_path}/i.gguf", ctx=64, chunks=2, tokenizer=MINI)
     assert measured.tokens == 128 and (tmp_path / "i.gguf").is_file()
+    assert repr(measured).startswith("Measured(sums=ActivationSums(") and len(repr(measured)) < 400
     with pytest.raises(OutputError):
         bamba_quant.imatrix(MINI, [str(text)], f"{tmp_path}/i.gguf")
     (file,) = bamba_quant.convert(MINI, f"{tmp_path}/q.gguf", outtype="q4_k_m", imatrix=f"{tmp_path}/i.gguf")
     reports = f"{tmp_path}/report"
     found = bamba_quant.evaluate(
-        MINI, [str(file)], str(text), report_dir=reports, ctx=64, chunks=8, drift_chunks=0
-    )
+        MINI, str(file), str(text), report_dir=reports, ctx=64, chunks=8, drift_chunks=0, tokenizer=MINI,
+        save_base=f"{tmp_path}/base",
+    )  # fmt: skip
     assert 0 < found.candidates[0].figures["kld_mean"].value < 1
     assert (tmp_path / "report" / "report.html").is_file()
+    again = evaluate(f"{tmp_path}/base", [str(file)], None, EvaluationOptions(activations="none"))
+    assert again.candidates[0].figures["ppl"].value == found.candidates[0].figures["ppl"].value
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4"])
+def test_a_command_is_the_scheme_that_it_writes_by_default(name: str, tmp_path: Path) -> None:
+    made = bamba_quant.quantize(MINI, f"{tmp_path}/a", name)
+    run(name, MINI, tmp_path / "b")
+    assert {path.name: path.read_bytes() for path in made} == {
+        path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()
+    }
+
+
+def test_a_scheme_with_a_typing_error(tmp_path: Path) -> None:
+    with pytest.raises(BambaQuantError, match=r"did you mean fp8-dynamic\?"):
+        bamba_quant.quantize(MINI, f"{tmp_path}/a", "fp8_dynamic")
+    with pytest.raises(BambaQuantError, match=r"did you mean q4_k_m\?"):
+        bamba_quant.convert(MINI, f"{tmp_path}/a", outtype="q4km")
+    assert not list(tmp_path.iterdir())
+
+
+def test_reprs_are_a_few_lines() -> None:
+    plan, evaluation = plan_conversion(MINI, outtype="q4_k_m"), make_evaluation(tuple(RECIPES) * 4)
+    quantized = plan_quantization(MINI, "int4")
+    loaded, costs = bamba_quant.load_model(MINI), {"output.weight": {"q4_k": 1.0, "q6_k": 0.1}}
+    for each in (plan, quantized, plan.rows[0], quantized.rows[0], plan.checkpoint, plan.model, plan.shards[0], loaded,
+                 bamba_quant.inspect(MINI), evaluation, evaluation.candidates[0], recipe_named("q4_k_m"),
+                 allocate(embedded_model(), costs, target_bytes=3_000_000), loaded.config):  # fmt: skip
+        text = repr(each)
+        assert text.startswith(f"{type(each).__name__}(") and len(text) < 1500, text
+    assert "rows=<tuple of 51>" in repr(plan) and "recipe='q4_k_m'" in repr(plan)
+    assert repr(evaluation).count("\n") <= 10 and "and 12 more" in repr(evaluation)
+    assert f"kld_mean {evaluation.candidates[1].figures['kld_mean'].value:.5g}" in repr(evaluation)
 
 
 @pytest.mark.parametrize(("kind", "container"), [("outtype", "gguf"), ("scheme", "safetensors")])

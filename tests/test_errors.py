@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bamba_quant.errors import BambaQuantError, CheckpointError, join_names
+from bamba_quant.errors import BambaQuantError, CheckpointError, did_you_mean, join_names
+from bamba_quant.recipes import recipes
 
 
 def test_its_parts_in_order() -> None:
@@ -45,3 +46,17 @@ def test_no_value_passes_for_another_part() -> None:
 def test_lists() -> None:
     assert join_names(["a"]) == "a"
     assert join_names([str(i) for i in range(100)]) == "0, 1, 2, 3, 4 and 95 more"
+
+
+def test_the_closest_names() -> None:
+    names = [recipe.name for recipe in recipes()]
+    assert did_you_mean("q4km", names) == "; did you mean q4_k_m?"
+    assert did_you_mean("Q4-K-M", names) == "; did you mean q4_k_m?"
+    assert did_you_mean("iq4xs", names) == "; did you mean iq4_xs?"
+    assert did_you_mean("q8", names).startswith("; did you mean q8_0")
+    assert did_you_mean("gptq", names) == did_you_mean("", names) == did_you_mean("q4km", []) == ""
+    assert did_you_mean("abd", ["abc", "abe", "xyz"]) in (
+        "; did you mean abc or abe?",
+        "; did you mean abe or abc?",
+    )
+    assert did_you_mean("q4km" + "x" * 2_300_000, names) == ""

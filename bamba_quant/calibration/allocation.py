@@ -14,6 +14,7 @@ from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import PlanError
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.plan import Plan, PlanRow
+from bamba_quant.printable import brief_repr
 from bamba_quant.recipes import Recipe, recipe_named, recipes
 from bamba_quant.recipes.assignments import with_formats
 from bamba_quant.recipes.base import ALWAYS_F32
@@ -62,6 +63,8 @@ class Allocation:
     plain: Point | None
     others: tuple[Point, ...]
     frontier: tuple[Point, ...]
+
+    __repr__ = brief_repr
 
 
 def allocate(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bamba_quant.calibration.candidates import FORMATS, quantize_candidates, quantize_layers
 from bamba_quant.calibration.texts import read_texts, token_chunks
 from bamba_quant.checkpoint import ReadOptions
-from bamba_quant.errors import PlanError
+from bamba_quant.errors import PlanError, did_you_mean
 from bamba_quant.inference.loading import load_model_and_tokenizer, torch_device, torch_dtype
 from bamba_quant.inference.memory import check_memory
 from bamba_reference.packing import check_tokens
@@ -61,7 +61,7 @@ def text_costs(
     """
     if options.method not in METHODS:
         raise PlanError(
-            "unknown method to measure costs",
+            f"unknown method to measure costs{did_you_mean(options.method, METHODS)}",
             where="--method",
             found=options.method,
             expected=", ".join(METHODS),

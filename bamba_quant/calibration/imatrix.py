@@ -26,6 +26,7 @@ from bamba_quant.inference.loading import LoadedModel, load_model_and_tokenizer,
 from bamba_quant.inference.prefetch import prefetcher_for
 from bamba_quant.inference.stream_weights import StreamWeights, prefetch_order
 from bamba_quant.inference.weights import LazyWeights, Timings
+from bamba_quant.printable import brief_repr
 from bamba_reference.backends import backend_named
 from bamba_reference.runtime.stream import final_hidden
 from bamba_reference.tensors import head_name, stack_of
@@ -158,16 +159,18 @@ class Measured:
     tokens: int
     notes: tuple[str, ...]
 
+    __repr__ = brief_repr
+
 
 def measure_imatrix(
     model: str | Path,
-    texts: Sequence[Path],
+    texts: Sequence[str | Path],
     *,
     chunks: int | None = None,
     ctx: int = CTX,
     output: bool = False,
-    merge: Sequence[Path] = (),
-    tokenizer: Path | None = None,
+    merge: Sequence[str | Path] = (),
+    tokenizer: str | Path | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     reading: ReadOptions = ReadOptions(),
@@ -188,8 +191,12 @@ def measure_imatrix(
         for rule in rules
         if rule.gguf and len(rule.shape) > 1
     }
-    earlier = [sums_for_model(read_sums(file), shapes, ctx, file) for file in merge]
-    notes, given, tokens = list(loaded.checkpoint.notes), read_texts(texts) if texts else (), 0
+    earlier = [sums_for_model(read_sums(file), shapes, ctx, file) for file in map(Path, merge)]
+    notes, given, tokens = (
+        list(loaded.checkpoint.notes),
+        read_texts(list(map(Path, texts))) if texts else (),
+        0,
+    )
     if texts:
         cut = token_chunks(encoder, given, ctx, chunks)
         names = tuple(str(text.path) for text in given)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.errors import BambaQuantError
+from bamba_quant.errors import BambaQuantError, did_you_mean
 
 _RUNNING = ("device", "graph", "micro_batch", "recompute", "max_minutes", "state", "resume")
 _CLI = {"steps": "--tune-steps", "tokens": "--tune-tokens", "seed": "--tune-seed"}
@@ -71,8 +71,8 @@ class TuneOptions:
     def __post_init__(self) -> None:
         wrong = sorted(set(self.train) - set(PARTS))
         if wrong or not self.train:
-            raise TuneError("unknown part to train", found=", ".join(wrong) or "nothing",
-                            expected=", ".join(PARTS))  # fmt: skip
+            raise TuneError("unknown part to train" + did_you_mean(wrong[0] if wrong else "", PARTS),
+                            found=", ".join(wrong) or "nothing", expected=", ".join(PARTS))  # fmt: skip
         for name, least in (("steps", 1), ("tokens", self.ctx), ("batch", 1), ("micro_batch", 1), ("ctx", 3),
                             ("held_out", 1), ("evaluations", 1), ("seed", 0), ("self_tokens", 0)):  # fmt: skip
             value = getattr(self, name)

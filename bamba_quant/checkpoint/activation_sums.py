@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bamba_quant.codecs.arrays import F32
 from bamba_quant.errors import PlanError
+from bamba_quant.printable import brief_repr
 
 F64 = NDArray[np.float64]
 MOST_CHUNKS = 2**31 - 1  # that the older form has room for
@@ -59,6 +60,8 @@ class ActivationSums:
     datasets: tuple[str, ...]
     chunks: int
     chunk_size: int
+
+    __repr__ = brief_repr
 
     @property
     def experts_without_data(self) -> dict[str, list[int]]:

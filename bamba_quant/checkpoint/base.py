@@ -18,6 +18,7 @@ from bamba_quant.codecs import BlockCodec
 from bamba_quant.codecs.arrays import U8
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.reading import open_regular
+from bamba_quant.printable import brief_repr
 
 Shape = tuple[int, ...]
 
@@ -121,6 +122,8 @@ class Checkpoint:
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     config_text: bytes = field(default=b"", compare=False, repr=False)
+
+    __repr__ = brief_repr
 
     @property
     def key_values(self) -> KeyValues:

@@ -23,6 +23,7 @@ from bamba_quant.checkpoint.gguf_values import GgufValue, string, uint32
 from bamba_quant.codecs.arrays import F32
 from bamba_quant.errors import CheckpointError, PlanError, join_names
 from bamba_quant.files.reading import opened
+from bamba_quant.printable import brief_repr
 
 # No activations multiply the embedding, and llama-imatrix skips the output by default.
 MAY_BE_MISSING = frozenset({"token_embd", "output"})
@@ -46,6 +47,8 @@ class Imatrix:
     dataset: str
     chunks: int
     strict: bool = False
+
+    __repr__ = brief_repr
 
     def metadata(self) -> dict[str, GgufValue]:
         """The key-values llama-quantize writes; its strings are cut at 127 bytes."""

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from bamba_quant.codecs.arrays import F32, U8, Array
-from bamba_quant.errors import FormatError
+from bamba_quant.errors import FormatError, did_you_mean
 
 # numpy's dtype by the name in a safetensors header.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -135,13 +135,13 @@ class Codec(ABC):
             raise FormatError(f"{self.name} can be read but not written", fix="choose a writable type")
         if name is None:
             return self.methods[0]
-        for method in self.methods:
-            if method.name == name:
-                return method
-        raise FormatError(
-            f"{self.name} has no method called {name!r}",
-            expected="one of " + ", ".join(method.name for method in self.methods),
-        )
+        known = {method.name: method for method in self.methods}
+        if name not in known:
+            raise FormatError(
+                f"{self.name} has no method called {name!r}{did_you_mean(name, known)}",
+                expected="one of " + ", ".join(known),
+            )
+        return known[name]
 
     def has_method(self, name: str) -> bool:
         return any(method.name == name for method in self.methods)

@@ -8,11 +8,12 @@ from types import ModuleType
 from typing import TypeVar
 
 from bamba_quant.codecs.base import Codec
-from bamba_quant.errors import FormatError
+from bamba_quant.errors import FormatError, did_you_mean
 
 Kind = TypeVar("Kind", bound=Codec)
 
 _registry: dict[str, Codec] = {}
+_ALIASES = {"fp8": "fp8-dynamic", "int4": "w4a16-g128"}
 
 
 def register(codec: Codec) -> None:
@@ -35,10 +36,14 @@ def codecs(kind: type[Kind]) -> tuple[Kind, ...]:
 
 
 def codec_named(name: str, kind: type[Kind]) -> Kind:
-    """The codec of a kind called ``name``, in any case. Raises ``FormatError`` that lists the names."""
-    found = _registry.get(name.lower())
+    """The codec of a kind called ``name``, in any case; "fp8" and "int4" are the schemes of these commands by default.
+
+    Raises ``FormatError`` that lists the names.
+    """
+    found = _registry.get(_ALIASES.get(name.lower(), name.lower()))
     if not isinstance(found, kind):
+        known = [each.name for each in codecs(kind)]
         raise FormatError(
-            f"unknown type {name!r}", expected="one of " + ", ".join(each.name for each in codecs(kind))
+            f"unknown type {name!r}{did_you_mean(name, known)}", expected="one of " + ", ".join(known)
         )
     return found

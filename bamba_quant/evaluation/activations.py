@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from bamba_quant.errors import BambaQuantError
+from bamba_quant.errors import BambaQuantError, did_you_mean
 from bamba_quant.evaluation.fp8_activations import has_scaled_products, with_fp8_activations
 from bamba_quant.inference.loading import LoadedModel
 from bamba_quant.inference.weights import LazyWeights
@@ -30,7 +30,7 @@ def resolve(activations: str, kinds: Iterable[str]) -> str:
     """
     if activations not in CHOICES:
         raise BambaQuantError(
-            "unknown rounding of activations",
+            f"unknown rounding of activations{did_you_mean(activations, CHOICES)}",
             where="--activations",
             found=activations,
             expected=", ".join(CHOICES),

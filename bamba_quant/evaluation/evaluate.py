@@ -44,9 +44,9 @@ _DRIFT_ON_GPU = 50 * 512
 
 
 def evaluate(
-    base: Path,
-    candidates: Sequence[Path],
-    text: Path | None,
+    base: str | Path,
+    candidates: Sequence[str | Path],
+    text: str | Path | None,
     options: EvaluationOptions = EvaluationOptions(),
     *,
     gates: Mapping[str, Sequence[Limit]] | None = None,
@@ -65,6 +65,7 @@ def evaluate(
     result. Raises a ``BambaQuantError`` for models that cannot be compared and texts that cannot be scored.
     """
     started = datetime.datetime.now(datetime.UTC)
+    base, paths, text = Path(base), [Path(each) for each in candidates], Path(text) if text else None
     given = read_logits_file(base) if is_logits_file(base) else None
     if given and options.save_base:
         raise models.ComparisonError(
@@ -72,7 +73,7 @@ def evaluate(
             where=base,
             fix="leave out --save-base, or give a model as the base",
         )
-    opened = models.open_models(None if given else base, candidates, options.reading)
+    opened = models.open_models(None if given else base, paths, options.reading)
     if ranks.first:
         models.tell_notes(opened, note)
         if not given and (warning := base_warning(*map(models.describe, opened))):
@@ -144,7 +145,7 @@ def evaluate(
         if ahead:
             stack.enter_context(ahead).begin(prefetch_order(sources, drift is not None))
         if options.save_base:
-            inputs = input_files([base, *candidates, text, options.tokenizer])
+            inputs = input_files([base, *paths, text, options.tokenizer])
             write = stack.enter_context(
                 writing(
                     options.save_base,
@@ -199,7 +200,7 @@ def evaluate(
     evaluation = result.Evaluation(
         schema=result.SCHEMA,
         run=run_record(
-            command or command_line(base, candidates, text, options, ranks),
+            command or command_line(base, paths, text, options, ranks),
             replace(options, ctx=tokens.text.ctx),
             "; ".join(dict.fromkeys(each.name for each in backends)),
             started,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bamba_quant.errors import BambaQuantError, join_names
+from bamba_quant.errors import BambaQuantError, did_you_mean, join_names
 from bamba_quant.evaluation.figures import least_tokens_for
 from bamba_quant.evaluation.intervals import LEAST_CHUNKS
 from bamba_quant.evaluation.models import variant_names
@@ -58,7 +58,8 @@ def limit(name: str, value: Any, where: object = None) -> Limit:
         for each in (Limit(key, "max" if figure.worse == "higher" else "min", 0.0),)
     }
     if name not in known:
-        raise GateError("unknown gate", where=where, found=name, expected=", ".join(known))
+        what = f"unknown gate{did_you_mean(name, known)}"
+        raise GateError(what, where=where, found=name, expected=", ".join(known))
     number = _finite(value)
     if number is None:
         raise GateError(
@@ -135,7 +136,7 @@ def check_sections(sections: Mapping[str, Sequence[Limit]], models: Sequence[Mod
     strange = [name for name in sections if name not in known]
     if strange:
         raise GateError(
-            "a section in the gates file names no candidate and no recipe",
+            "a section in the gates file names no candidate and no recipe" + did_you_mean(strange[0], known),
             found=join_names([f"[{name}]" for name in strange]),
             expected=f"[{EVERY}], a recipe such as [q4_k_m], or one of: " + _sections_of(models, ", "),
             fix="correct or remove the section",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bamba_quant.errors import BambaQuantError
+from bamba_quant.errors import BambaQuantError, did_you_mean
 from bamba_quant.evaluation import figures
 from bamba_quant.evaluation.drift import drift
 from bamba_quant.evaluation.result import FIGURES, LayerDrift
@@ -56,9 +56,8 @@ class FloorWatch:
 
     def __post_init__(self) -> None:
         if self.path not in PATHS:
-            raise BambaQuantError(
-                "unknown noise floor", where="--noise-floor", found=self.path, expected=", ".join(PATHS)
-            )
+            what = f"unknown noise floor{did_you_mean(self.path, PATHS)}"
+            raise BambaQuantError(what, where="--noise-floor", found=self.path, expected=", ".join(PATHS))
 
     def __call__(self, passed: LayerPass) -> None:
         if passed.source != 0:

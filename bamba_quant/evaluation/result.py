@@ -16,6 +16,7 @@ from bamba_quant.evaluation.provenance import FileHash, ModelFile, Run, Text, Ti
 from bamba_quant.metadata.tune_record import TuneRecord
 
 SCHEMA = 4
+_SHOWN = 8  # candidates in a ``repr``
 
 Section = Literal["perplexity", "divergence", "probability", "agreement"]
 
@@ -218,6 +219,11 @@ class Candidate:
     worst: tuple[str, ...]
     gates: tuple[Gate, ...]
 
+    def __repr__(self) -> str:
+        model, shown = self.model, ("ppl_ratio", "kld_mean", "same_top")
+        figures = (f"{key} {self.figures[key].value:.5g}" for key in shown if key in self.figures)
+        return f"Candidate({', '.join((repr(model.label), model.variant, f'{model.file_bytes:,} bytes', *figures))})"
+
     @property
     def passed(self) -> bool:
         return all(gate.passed for gate in self.gates)
@@ -245,6 +251,12 @@ class Evaluation:
     noise_floor: NoiseFloor | None
     drift_chunks: int
     timing: Timing
+
+    def __repr__(self) -> str:
+        text, left = self.text, len(self.candidates) - _SHOWN
+        head = f"Evaluation({self.base.label!r}, {text.chunks} chunks of {text.ctx} of {text.file!r}"
+        more = [f"and {left} more"] if left > 0 else []
+        return ",\n  ".join([head, *map(repr, self.candidates[:_SHOWN]), *more]) + ")"
 
     @property
     def passed(self) -> bool:

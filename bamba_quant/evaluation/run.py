@@ -141,7 +141,10 @@ def peak_memory() -> int:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How to evaluate; ``chunks`` None is the whole text. ``floor_chunks`` and ``drift_chunks`` are watched."""
+    """How to evaluate; ``chunks`` None is the whole text. ``floor_chunks`` and ``drift_chunks`` are watched.
+
+    Paths may be given as strings.
+    """
 
     ctx: int = 512
     chunks: int | None = None
@@ -158,3 +161,8 @@ class EvaluationOptions:
     reading: ReadOptions = field(default_factory=ReadOptions)
     save_base: Path | None = None
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tokenizer", "save_base"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(given))

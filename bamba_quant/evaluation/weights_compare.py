@@ -15,6 +15,7 @@ from bamba_quant.evaluation.models import describe, open_models, tell_notes
 from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import TensorLoss
 from bamba_quant.evaluation.tensor_loss import sqnr, tensor_difference
+from bamba_quant.printable import brief_repr
 
 _BYTES = 4 << 20  # of a tensor, that are compared at once
 
@@ -44,6 +45,8 @@ class WeightsComparison:
     tensors: tuple[TensorLoss, ...]
     sqnr: float | None
     codes: tuple[CodesChanged, ...]
+
+    __repr__ = brief_repr
 
     @property
     def same(self) -> bool:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bamba_quant.checkpoint import Checkpoint, ReadOptions, open_checkpoint
-from bamba_quant.errors import BambaQuantError, CheckpointError
+from bamba_quant.errors import BambaQuantError, CheckpointError, did_you_mean
 from bamba_quant.inference.weights import LazyWeights
 from bamba_quant.planning.model import open_model
+from bamba_quant.printable import brief_repr
 from bamba_quant.tokenizers.encoder import Encoder, read_encoder
 from bamba_reference.config import Config
 
@@ -33,6 +34,8 @@ class LoadedModel:
     weights: LazyWeights
     architecture: str
 
+    __repr__ = brief_repr
+
 
 def load_model(path: str | Path, *, reading: ReadOptions = ReadOptions()) -> LoadedModel:
     """The model at ``path``, a Hugging Face directory or a GGUF file: headers now, weights when they are read.
@@ -47,7 +50,7 @@ def load_model(path: str | Path, *, reading: ReadOptions = ReadOptions()) -> Loa
 
 
 def load_model_and_tokenizer(
-    path: Path, tokenizer: Path | None = None, reading: ReadOptions = ReadOptions()
+    path: str | Path, tokenizer: str | Path | None = None, reading: ReadOptions = ReadOptions()
 ) -> tuple[LoadedModel, Encoder]:
     """The model at ``path`` with its own tokenizer, or with that of the checkpoint at ``tokenizer``."""
     loaded = load_model(path, reading=reading)
@@ -59,7 +62,8 @@ def torch_dtype(name: str) -> torch.dtype:
     import torch
 
     if name not in _DTYPES:
-        raise BambaQuantError("unknown dtype", where="--dtype", found=name, expected=", ".join(_DTYPES))
+        what = f"unknown dtype{did_you_mean(name, _DTYPES)}"
+        raise BambaQuantError(what, where="--dtype", found=name, expected=", ".join(_DTYPES))
     return getattr(torch, name)
 
 

@@ -26,13 +26,13 @@ def plan_conversion(
     outtype: str | Recipe = "auto",
     outfile: str | Path | None = None,
     overrides: TypeOverrides | None = None,
-    imatrix: Path | Imatrix | None = None,
+    imatrix: str | Path | Imatrix | None = None,
     imatrix_strict: bool = False,
     allow_requantize: bool = False,
     split_max_bytes: int | None = None,
     keep_split: bool = False,
     model_name: str | None = None,
-    metadata: Path | None = None,
+    metadata: str | Path | None = None,
     pre: str | None = None,
     vocab: bool = True,
     vocab_only: bool = False,
@@ -72,13 +72,14 @@ def plan_conversion(
             source,
             recipe,
             model_name=model_name,
-            overrides=metadata,
+            overrides=Path(metadata) if metadata else None,
             pre=pre,
             vocab=vocab,
             vocab_only=vocab_only,
         )
-    importance = read_imatrix(imatrix, strict=imatrix_strict) if isinstance(imatrix, Path) else imatrix
-    rows = _rows(source, recipe, overrides or TypeOverrides(), importance, allow_requantize)
+    if isinstance(imatrix, str | Path):
+        imatrix = read_imatrix(Path(imatrix), strict=imatrix_strict)
+    rows = _rows(source, recipe, overrides or TypeOverrides(), imatrix, allow_requantize)
     files = sorted({row.source.file for row in rows})
     return lay_out_gguf(
         Plan(
@@ -90,7 +91,7 @@ def plan_conversion(
             model=source,
             refine=recipe.refine,
             outfile=output_file(outfile, checkpoint.path, stem, recipe.name),
-            metadata=values | (importance.metadata() if importance else {}) | tool_version_key(),
+            metadata=values | (imatrix.metadata() if imatrix else {}) | tool_version_key(),
             skipped=source.skipped(),
             notes=(*checkpoint.notes, *notes, *differences),
         ),

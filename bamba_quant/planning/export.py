@@ -19,7 +19,7 @@ from bamba_quant.checkpoint import StoredTensor, read_tensor
 from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.codecs.arrays import F32
-from bamba_quant.errors import PlanError
+from bamba_quant.errors import PlanError, did_you_mean
 from bamba_quant.families import TensorRule
 from bamba_quant.families.transforms import rounded
 from bamba_quant.metadata.model_card import render_model_card
@@ -48,7 +48,8 @@ def plan_export(
     vocabulary cannot be rebuilt.
     """
     if dtype not in DTYPES:
-        raise PlanError("unknown dtype to export to", found=dtype, expected=", ".join(DTYPES))
+        what = f"unknown dtype to export to{did_you_mean(dtype, DTYPES)}"
+        raise PlanError(what, found=dtype, expected=", ".join(DTYPES))
     model = open_model(file)
     checkpoint = model.checkpoint
     if checkpoint.kind != "gguf":

@@ -19,6 +19,7 @@ from bamba_quant.families.rules import Tensors
 from bamba_quant.metadata.tune_record import TuneRecord, read_record
 from bamba_quant.planning.model import CONFIG, directory_of, has_weights, open_model, unused_note
 from bamba_quant.planning.row_order import needs_repair
+from bamba_quant.printable import brief_repr
 from bamba_reference.config import has_attention
 
 
@@ -45,6 +46,8 @@ class Inspection:
     metadata: Mapping[str, Any]
     remarks: tuple[str, ...]
     tuned: TuneRecord | None = None
+
+    __repr__ = brief_repr
 
     @property
     def tensors(self) -> tuple[StoredTensor, ...]:

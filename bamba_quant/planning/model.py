@@ -13,6 +13,7 @@ from bamba_quant.checkpoint.quantized import is_quantized
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import PlanError, join_names
 from bamba_quant.families import Family, TensorRule, family_of, family_of_gguf, read_config
+from bamba_quant.printable import brief_repr
 from bamba_reference.config import Config
 
 Pairs = tuple[tuple[StoredTensor, TensorRule], ...]
@@ -44,6 +45,8 @@ class Model:
     config: Config
     pairs: Pairs
     config_only: bool = False
+
+    __repr__ = brief_repr
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from bamba_quant.codecs import BlockCodec, Method, SafetensorsCodec
 from bamba_quant.codecs.arrays import F32
 from bamba_quant.families.transforms import IDENTITY, Transform
 from bamba_quant.planning.model import Model, Pairs, SkippedTensor
+from bamba_quant.printable import brief_repr
 
 MAX_SHARD_BYTES = 5 * 10**9  # of safetensors files, by default
 
@@ -59,6 +60,8 @@ class PlanRow:
     section: Section | None = None
     note: str = ""
     importance: F32 | None = field(default=None, compare=False, repr=False)
+
+    __repr__ = brief_repr
 
     @property
     def format(self) -> BlockCodec:
@@ -108,6 +111,8 @@ class Shard:
     parts: tuple[Part, ...]
     n_bytes: int
 
+    __repr__ = brief_repr
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -132,6 +137,8 @@ class Plan:
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     skipped: tuple[SkippedTensor, ...] = ()
     notes: tuple[str, ...] = ()
+
+    __repr__ = brief_repr
 
     @property
     def config_only(self) -> bool:

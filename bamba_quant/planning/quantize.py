@@ -11,7 +11,7 @@ from bamba_quant import __version__
 from bamba_quant.checkpoint import ReadOptions, StoredTensor
 from bamba_quant.checkpoint.imatrix import Imatrix
 from bamba_quant.codecs import BlockCodec, Method, SafetensorsCodec, codec_named
-from bamba_quant.errors import FormatError, PlanError, join_names
+from bamba_quant.errors import FormatError, PlanError, did_you_mean, join_names
 from bamba_quant.planning import safetensors_layout
 from bamba_quant.planning.model import Model, config_dtype, open_model
 from bamba_quant.planning.plan import MAX_SHARD_BYTES, Plan, PlanRow
@@ -47,7 +47,7 @@ def plan_quantization(
     """
     if dtype not in DTYPES:
         raise PlanError(
-            "unknown dtype for the tensors that are not quantized (--dtype)",
+            "unknown dtype for the tensors that are not quantized (--dtype)" + did_you_mean(dtype, DTYPES),
             found=dtype,
             expected=", ".join(DTYPES),
         )

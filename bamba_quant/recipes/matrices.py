@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from bamba_quant.codecs import Ignored
-from bamba_quant.errors import PlanError
+from bamba_quant.errors import PlanError, did_you_mean
 from bamba_quant.families import TensorRule
 from bamba_quant.families.runtime_compat import ATTENTION_INPUTS, Loaders
+from bamba_quant.recipes.patterns import glob_matches, likely_names
 from bamba_reference.config import Config
 
 # The linear layers that hold nearly all weights of every family. Embedding, output, convolutions, routers, experts
@@ -96,22 +97,20 @@ def select_matrices(
 ) -> frozenset[str]:
     """The names of the tensors to quantize: all quantizable ones without those that ``keep`` lists.
 
-    An entry of ``keep`` is a preset, a role, or a pattern with ``*`` and ``?`` that a tensor's or module's name
-    matches as a whole. Raises ``PlanError`` for one that matches nothing, and for one of ``units``, roles of a layer,
-    that would be split.
+    An entry of ``keep`` is a preset, a role, or a glob that a tensor's or module's name matches as a whole; if there is
+    none, a glob of whole parts of GGUF's or Hugging Face's names (``patterns.glob_matches``). Raises ``PlanError`` for
+    one that matches nothing, and for one of ``units``, roles of a layer, that would be split.
     """
     kept: set[str] = set()
     for entry in keep:
         found = _matching(entry, candidates, config)
         if not found:
-            roles = sorted(
-                {role for candidate in candidates if candidate.is_quantizable for role in candidate.roles}
-            )
+            rules = [rule for candidate in candidates if candidate.is_quantizable for rule in candidate.rules]
             raise PlanError(
-                "no matrix of the model matches --ignore",
+                f"no matrix of the model matches --ignore{did_you_mean(entry, (*PRESETS, *likely_names(rules)))}",
                 found=f"--ignore {entry}",
-                expected=f"a preset ({', '.join(PRESETS)}), a role ({', '.join(roles)}) or a pattern of names such "
-                "as '*.layers.0.*'",
+                expected=f"a preset ({', '.join(PRESETS)}), a role ({', '.join(sorted({r.role for r in rules}))}) or a "
+                "glob of Hugging Face's or GGUF's names such as out_proj, '*.layers.0.*' or 'blk.0.*'",
             )
         kept |= found
     chosen = frozenset(c.name for c in candidates if c.is_quantizable and c.name not in kept)
@@ -122,12 +121,17 @@ def select_matrices(
 def _matching(entry: str, candidates: Sequence[MatrixCandidate], config: Config) -> set[str]:
     if entry in PRESETS:
         return {candidate.name for candidate in candidates if PRESETS[entry](candidate, config)}
-    return {
+    whole = {
         candidate.name
         for candidate in candidates
         if entry in candidate.roles
         or fnmatchcase(candidate.name, entry)
         or fnmatchcase(candidate.module, entry)
+    }
+    return whole or {
+        candidate.name
+        for candidate in candidates
+        if glob_matches(entry, (candidate.name, *(str(rule.gguf) for rule in candidate.rules)))
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from gguf import LlamaFileType
 
 from bamba_quant.codecs import BlockCodec, codec_named
-from bamba_quant.errors import BambaQuantError, PlanError, join_names, repr_short
+from bamba_quant.errors import BambaQuantError, PlanError, did_you_mean, join_names, repr_short
 from bamba_quant.families import families
 from bamba_quant.files.toml_file import read_toml
 from bamba_quant.printable import printable
@@ -69,11 +69,9 @@ def recipe_named(name: str, where: object = None, *, auto: bool = False) -> Reci
     known, aliases = _builtin()
     key = name.lower()
     if aliases.get(key, key) not in known:
-        raise PlanError(
-            f"no built-in recipe is called {repr_short(name)}",
-            where=where,
-            expected=", ".join([*(["auto"] if auto else []), *known, *aliases]),
-        )
+        names = [*(["auto"] if auto else []), *known, *aliases]
+        what = f"no built-in recipe is called {repr_short(name)}{did_you_mean(name, names)}"
+        raise PlanError(what, where=where, expected=", ".join(names))
     return known[aliases.get(key, key)]
 
 
@@ -115,7 +113,7 @@ def _recipe(table: Mapping[str, Any], name: str, like: Recipe, where: object) ->
     for role, given in _table(table, "roles", where).items():
         if role not in quantized_roles():
             raise PlanError(
-                "no tensor that can be quantized has this role",
+                "no tensor that can be quantized has this role" + did_you_mean(role, quantized_roles()),
                 where=f"{where}, [roles]",
                 found=role[:80],
                 expected=", ".join(sorted(quantized_roles())),
@@ -232,9 +230,8 @@ def _condition(given: Mapping[str, Any], where: str) -> Condition:
         return InLayers(frozenset(layers))
     name = _text(given, "when", where)
     if name not in CONDITIONS:
-        raise PlanError(
-            "no condition has this name", where=where, found=name[:80], expected=", ".join(CONDITIONS)
-        )
+        what = f"no condition has this name{did_you_mean(name, CONDITIONS)}"
+        raise PlanError(what, where=where, found=name[:80], expected=", ".join(CONDITIONS))
     return CONDITIONS[name]
 
 
@@ -268,7 +265,7 @@ def _format(given: Any, where: object) -> str:
     try:
         found = codec_named(given, BlockCodec)
     except BambaQuantError as error:
-        raise PlanError("unknown format", where=where, found=given[:80], expected=error.expected) from error
+        raise PlanError(error.what, where=where, expected=error.expected) from error
     if not found.writable:
         raise PlanError(f"{found.name} can be read but not written", where=where, fix="choose another format")
     return found.name
@@ -292,7 +289,7 @@ def _check_keys(table: Mapping[str, Any], keys: frozenset[str] | set[str], where
     unknown = [key[:80] for key in table if key not in keys]
     if unknown:
         raise PlanError(
-            "the recipe has unknown keys",
+            f"the recipe has unknown keys{did_you_mean(unknown[0], keys)}",
             where=where,
             found=join_names(unknown),
             expected=", ".join(sorted(keys)),

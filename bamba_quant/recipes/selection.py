@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from bamba_quant.errors import PlanError
 from bamba_quant.families import TensorRule
 from bamba_quant.recipes.base import ALWAYS_F32, FALLBACKS, Recipe, TensorPosition
 from bamba_quant.recipes.hybrid import move_bits
+from bamba_quant.recipes.patterns import tensors_matching
 
 # Experts and the shared feed-forward network have the rules of the plain feed-forward network (llama-quant.cpp,
 # ``tensor_get_category``, looks for the first part of these names).
@@ -24,7 +24,8 @@ _SAME_RULES = {
 class TypeOverrides:
     """What the user chose instead of a recipe's formats, under llama-quantize's names.
 
-    ``tensor_types`` pairs regular expressions, searched in tensor names, with formats; the first that matches wins.
+    ``tensor_types`` pairs patterns of tensor names (``patterns.tensors_matching``) with formats; the first that matches
+    wins.
     """
 
     output_tensor_type: str | None = None
@@ -55,11 +56,11 @@ def select_formats(
     """The format of each tensor of ``rules``, in the order of llama-quantize's decisions.
 
     ``stored`` are the input's formats, which ``leave_output_tensor`` keeps. Raises ``PlanError`` for an override that
-    is not a regular expression, has a format that cannot be written, or matches no tensor, and for a tensor of the
-    recipe that the model lacks.
+    has a format that cannot be written, or matches no tensor, and for a tensor of the recipe that the model lacks.
     """
-    patterns = [(_compiled(pattern), _writable(name)) for pattern, name in overrides.tensor_types]
-    _check_matches(rules, overrides.tensor_types)
+    patterns = [
+        (tensors_matching(pattern, rules), _writable(name)) for pattern, name in overrides.tensor_types
+    ]
     _check_assignments(rules, recipe)
     counts = Counter(rule.role for rule in rules)
     layers = len({rule.layer for rule in rules} - {None})
@@ -114,10 +115,8 @@ def _by_role(rule: TensorRule, overrides: TypeOverrides) -> BlockCodec | None:
     return None if named is None else _writable(named)
 
 
-def _by_pattern(
-    rule: TensorRule, patterns: Sequence[tuple[re.Pattern[str], BlockCodec]]
-) -> BlockCodec | None:
-    return next((found for pattern, found in patterns if pattern.search(str(rule.gguf))), None)
+def _by_pattern(rule: TensorRule, patterns: Sequence[tuple[frozenset[str], BlockCodec]]) -> BlockCodec | None:
+    return next((found for names, found in patterns if str(rule.gguf) in names), None)
 
 
 def _fits(name: str, rule: TensorRule) -> bool:
@@ -141,26 +140,6 @@ def _writable(name: str) -> BlockCodec:
     if not found.writable:
         raise PlanError(f"{found.name} can be read but not written", fix="choose another format")
     return found
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise PlanError(
-            "a tensor type's pattern is not a regular expression", found=f"{pattern}: {error}"
-        ) from error
-
-
-def _check_matches(rules: Sequence[TensorRule], tensor_types: Sequence[tuple[str, str]]) -> None:
-    for pattern, name in tensor_types:
-        if not any(re.search(pattern, str(rule.gguf)) for rule in rules if rule.role not in ALWAYS_F32):
-            raise PlanError(
-                "a tensor type's pattern matches no tensor that can be quantized",
-                found=f"{pattern}={name}",
-                expected="a pattern found in names such as "
-                + ", ".join(sorted({str(r.gguf) for r in rules})[:4]),
-            )
 
 
 def _check_assignments(rules: Sequence[TensorRule], recipe: Recipe) -> None:

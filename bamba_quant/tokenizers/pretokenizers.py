@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bamba_quant.errors import TokenizerError, repr_short
+from bamba_quant.errors import TokenizerError, did_you_mean, repr_short
 from bamba_quant.files.json_file import object_list, optional, required
 from bamba_quant.tokenizers.library_guard import first_line
 
@@ -157,7 +157,7 @@ def check_pretokenizer_name(name: str) -> str:
     """``name`` if llama.cpp has it. Raises ``TokenizerError`` listing the names."""
     if name not in KNOWN_NAMES:
         raise TokenizerError(
-            "--pre names a pre-tokenizer that llama.cpp does not have",
+            f"--pre names a pre-tokenizer that llama.cpp does not have{did_you_mean(name, KNOWN_NAMES)}",
             found=repr_short(name),
             expected=", ".join(KNOWN_NAMES),
         )

@@ -114,9 +114,11 @@ def allocate(
     writes them as a recipe.
     """
     from bamba_quant.calibration.allocation import allocate as choose
+    from bamba_quant.codecs import SafetensorsCodec, codec_named
     from bamba_quant.errors import PlanError
     from bamba_quant.writers.atomic import check_target, write_text
 
+    scheme = codec_named(scheme, SafetensorsCodec).name if scheme else None
     if sum(given is not None for given in (like, target_size, target_bpw)) != 1:
         raise PlanError(
             "the size of the file must be given exactly once",

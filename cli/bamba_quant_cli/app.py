@@ -28,7 +28,8 @@ from bamba_quant_cli import (
     recipes,
     repair,
 )
-from bamba_quant_cli.console import Commands, echo, echo_lines, prepare
+from bamba_quant_cli.commands import Command, Commands, LongCommand
+from bamba_quant_cli.console import echo, echo_lines, prepare
 
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, which ends other tools then
 
@@ -37,26 +38,22 @@ app = typer.Typer(
     cls=Commands,
     help="Turn hybrid Mamba-2/attention checkpoints (Bamba and its family) into GGUF files that llama.cpp runs "
     "exactly, and into FP8 and int4 directories for transformers and vLLM.",
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
-app.command("recipes", epilog=recipes.EXAMPLES)(recipes.recipes)
-app.command("allocate", epilog=allocate.EXAMPLES)(allocate.allocate)
-app.command("fp8", epilog=fp8.EXAMPLES)(fp8.fp8)
-app.command("export", epilog=export.EXAMPLES)(export.export)
-app.command("int4", epilog=int4.EXAMPLES)(int4.int4)
-app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
-app.command("imatrix", epilog=imatrix.EXAMPLES)(imatrix.imatrix)
-app.command("repair", epilog=repair.EXAMPLES)(repair.repair)
-app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
-app.command("perplexity", epilog=perplexity.EXAMPLES)(perplexity.perplexity)
-app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command("history", epilog=history.EXAMPLES)(history.history)
-app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
-app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+_PANELS = {
+    "Convert and quantize": (convert, fp8, int4, export, repair),
+    "Calibrate": (imatrix, allocate, recipes),
+    "Measure and run": (inspect, evaluate, history, perplexity, compare, generate, demo),
+}
+for _panel, _modules in _PANELS.items():
+    for _module in _modules:
+        _name = _module.__name__.rpartition(".")[2]
+        _class = LongCommand if _module in (convert, fp8, int4) else Command
+        app.command(_name, cls=_class, epilog=_module.EXAMPLES, rich_help_panel=_panel)(
+            getattr(_module, _name)
+        )
 
 
 def _print_version(wanted: bool) -> None:

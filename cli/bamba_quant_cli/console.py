@@ -10,21 +10,17 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Self, TextIO
-
-import typer
-from typer.core import TyperGroup
 
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.printable import printable, printable_json
 
-# Which typer has from click, or brings along, by its version.
-_UsageError: Any = typer.BadParameter.__base__
 _SECONDS_BETWEEN_LINES = 5.0
 # A cell that is longer is printed whole, but the column is not made as wide for it.
 _WIDEST_COLUMN = 100
@@ -61,27 +57,6 @@ def _write(stream: TextIO | None, text: str) -> None:
     if stream is not None:  # as it is where the descriptor was closed
         stream.write(text)
         stream.flush()  # so that what cannot be written is an error here
-
-
-class Commands(TyperGroup):
-    """The group of all subcommands; errors of usage, which typer prints, show the user's words as codes too."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        with _visible_usage_errors():
-            return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _visible_usage_errors():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _visible_usage_errors() -> Iterator[None]:
-    try:
-        yield
-    except _UsageError as error:
-        error.message = printable(error.message)
-        raise
 
 
 def size(n_bytes: float) -> str:
@@ -123,19 +98,37 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(
-    header: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    right: Sequence[int] = (),
+    dispensable: Sequence[int] = (),
 ) -> None:
-    """Columns as wide as their widest cell, those in ``right`` flush right; never cut, so it can be piped."""
+    """Columns as wide as their widest cell, those in ``right`` flush right; never cut, so it can be piped.
+
+    On a terminal that is too narrow, columns of ``dispensable`` are left out, the first one first, and named.
+    """
     cells = [[printable(str(cell), keep="") for cell in row] for row in (header, *rows)]
     widths = [min(_WIDEST_COLUMN, max(len(row[column]) for row in cells)) for column in range(len(header))]
+    shown, room, waiting = list(range(len(header))), terminal_width(), list(dispensable)
+    while room and waiting and sum(widths[column] + 2 for column in shown) - 2 > room:
+        shown.remove(waiting.pop(0))
     for number, row in enumerate(cells):
         line = "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            row[column].rjust(widths[column]) if column in right else row[column].ljust(widths[column])
+            for column in shown
         )
         echo(line.rstrip())
         if number == 0:
-            echo("  ".join("-" * width for width in widths))
+            echo("  ".join("-" * widths[column] for column in shown))
+    if left_out := [name for column, name in enumerate(header) if column not in shown]:
+        echo(f"(too narrow for: {', '.join(left_out)})")
+
+
+def terminal_width() -> int:
+    """Columns of the terminal that stdout is, or the variable COLUMNS; 0 for neither."""
+    known = "COLUMNS" in os.environ or (sys.stdout and sys.stdout.isatty())
+    return shutil.get_terminal_size((0, 0)).columns if known else 0
 
 
 class Progress:

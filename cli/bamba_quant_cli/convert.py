@@ -68,6 +68,8 @@ def convert(
     outfile: Annotated[
         str | None,
         typer.Option(
+            "--outfile",
+            "-o",
             metavar="PATH",
             help="File to write ({ftype} stands for the type), or a directory. By default llama.cpp's name, "
             "beside the model.",
@@ -75,7 +77,11 @@ def convert(
     ] = None,
     outtype: Annotated[
         str,
-        typer.Option(help="A type of llama-quantize's, such as q4_k_m (see --list-types), or auto: 16 bits."),
+        typer.Option(
+            "--outtype",
+            "--type",
+            help="A type of llama-quantize's, such as q4_k_m (see --list-types), or auto: 16 bits.",
+        ),
     ] = "auto",
     recipe: Annotated[
         str | None,
@@ -104,7 +110,9 @@ def convert(
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN=TYPE", help="Type of tensors whose name a regular expression finds. Repeatable."
+            metavar="PATTERN=TYPE",
+            help="Type of tensors by name, GGUF's or Hugging Face's: a regular expression that is searched, as in "
+            "llama-quantize, or a glob. The first that matches counts. Repeatable.",
         ),
     ] = None,
     leave_output_tensor: Annotated[
@@ -125,6 +133,7 @@ def convert(
     asked: TuneArguments = TuneArguments(),
     resume: opt.Resume = False,
     dry_run: opt.DryRun = False,
+    tensors: opt.Tensors = False,
     split_max_size: Annotated[
         str | None,
         typer.Option(metavar="N(K|M|G)", help="Split into shards of at most this many bytes of weights."),
@@ -156,7 +165,7 @@ def convert(
     from bamba_quant.calibration.tuned_output import write_tuned_output
     from bamba_quant.checkpoint.gguf_file import other_splits
     from bamba_quant.checkpoint.imatrix import PlaceholderImatrix
-    from bamba_quant.errors import PlanError, join_names
+    from bamba_quant.errors import PlanError, did_you_mean, join_names
     from bamba_quant.planning.convert import plan_conversion
     from bamba_quant.recipes import TypeOverrides, read_recipe
     from bamba_quant.writers import write_plan
@@ -164,6 +173,7 @@ def convert(
 
     if resume and not asked.tune:
         raise typer.BadParameter("has no effect without --tune", param_hint="--resume")
+    opt.check_tensors(tensors, dry_run)
     if vocab_only and no_vocab:
         raise PlanError("--vocab-only and --no-vocab leave nothing to write", fix="give one of them")
     recipe_file = Path(recipe) if recipe and recipe.lower().endswith(".toml") else None
@@ -178,7 +188,8 @@ def convert(
     )
     opt.check_one_imatrix(imatrix, calibrate, calibrate_chunks)
     if device not in _DEVICES:
-        raise PlanError("unknown device", found=repr(device), expected="one of " + ", ".join(_DEVICES))
+        what = f"unknown device{did_you_mean(device, _DEVICES)}"
+        raise PlanError(what, found=repr(device), expected="one of " + ", ".join(_DEVICES))
     if device == "cuda" and not calibrate:
         opt.print_note("--device cuda has no effect without --calibrate: quantizing runs on the CPU")
     reading = opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
@@ -208,7 +219,7 @@ def convert(
             fix="choose a type such as q4_k_m, or leave out --calibrate",
         )
     if dry_run:
-        print_conversion(plan, as_json)
+        print_conversion(plan, tensors, as_json)
         return
     tuning = asked.plan(plan.outfile, resume=resume, overwrite=overwrite)
     announce_outputs(*plan.paths(plan.outfile), unfinished=tuning.options.state if tuning else None)
@@ -243,7 +254,7 @@ def convert(
             )
     seconds = time.monotonic() - started
     found = written_as_json(written, seconds)
-    notes = notes_of(plan)
+    notes = notes_of(plan, by_role=not as_json)
     if stale := other_splits(written):
         notes.append(f"shards of another split of this name are still there: {join_names(stale)}")
     if as_json:
@@ -265,6 +276,6 @@ def _tensor_type(text: str) -> tuple[str, str]:
     pattern, sign, name = text.rpartition("=")
     if not (pattern and sign and name):
         raise typer.BadParameter(
-            f"{text!r} is not PATTERN=TYPE, such as ssm_out=q6_k", param_hint="--tensor-type"
+            f"{text!r} is not PATTERN=TYPE, such as ssm_out=q6_k or out_proj=q6_k", param_hint="--tensor-type"
         )
     return pattern, name

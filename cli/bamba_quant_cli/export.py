@@ -11,7 +11,14 @@ import typer
 from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, count, echo, print_json, size
 from bamba_quant_cli.interrupts import announce_outputs
-from bamba_quant_cli.plans import files_as_json, print_files, print_rows, rows_as_json, written_as_json
+from bamba_quant_cli.plans import (
+    files_as_json,
+    print_files,
+    print_roles,
+    print_rows,
+    rows_as_json,
+    written_as_json,
+)
 
 if TYPE_CHECKING:
     from bamba_quant.planning.plan import Plan
@@ -47,6 +54,7 @@ def export(
     max_shard_size: opt.MaxShardSize = "5G",
     no_vocab: Annotated[bool, typer.Option("--no-vocab", help="Write no tokenizer files.")] = False,
     dry_run: opt.DryRun = False,
+    tensors: opt.Tensors = False,
     resume: opt.Resume = False,
     threads: opt.Threads = None,
     overwrite: opt.OverwriteDirectory = False,
@@ -62,6 +70,7 @@ def export(
     from bamba_quant.writers import write_plan
     from bamba_quant.writers.resumable import check_output, partial_of
 
+    opt.check_tensors(tensors, dry_run)
     plan = plan_export(
         file,
         dtype=dtype,
@@ -71,7 +80,7 @@ def export(
     n_bytes = sum(plan.sizes.values())
     check_output(directory, inputs=plan.inputs, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     if dry_run:
-        _print_plan(plan, directory, as_json)
+        _print_plan(plan, directory, tensors, as_json)
         return
     announce_outputs(directory, unfinished=partial_of(directory))
     started = time.monotonic()
@@ -105,14 +114,17 @@ def _summary(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _print_plan(plan: Plan, directory: Path, as_json: bool) -> None:
+def _print_plan(plan: Plan, directory: Path, tensors: bool, as_json: bool) -> None:
     if as_json:
         files = files_as_json(plan, directory)
         print_json({"files": files, **_summary(plan), "plan": rows_as_json(plan.rows)})
         return
-    print_rows(plan.rows)
+    (print_rows if tensors else print_roles)(plan.rows)
     for note in plan.notes:
         echo(f"note: {note}")
     echo()
-    echo(f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.recipe}")
+    echo(
+        f"{plan.recipe}: {len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
+        "weight"
+    )
     print_files(plan, directory)

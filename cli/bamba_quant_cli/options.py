@@ -45,10 +45,11 @@ Backend = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="torch's name of the device.")]
 Chunks = Annotated[int | None, typer.Option(help="Chunks at most; by default the whole text.")]
-Ctx = Annotated[int, typer.Option(help="Tokens of a chunk.")]
+Ctx = Annotated[int, typer.Option("--ctx", "-c", help="Tokens of a chunk.")]
 ScoredCtx = Annotated[int, typer.Option(help="Tokens of a chunk; its second half is scored.")]
 Texts = Annotated[
-    list[Path] | None, typer.Option("--text", metavar="FILE", help="UTF-8 text, plain or .xz. Repeatable.")
+    list[Path] | None,
+    typer.Option("--text", "-f", metavar="FILE", help="UTF-8 text, plain or .xz. Repeatable."),
 ]
 Calibrate = Annotated[
     list[Path] | None,
@@ -61,7 +62,8 @@ Calibrate = Annotated[
 CalibrateChunks = Annotated[
     int | None, typer.Option(help="Chunks of 512 tokens of --calibrate's texts at most; by default all.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan by roles and write nothing.")]
+Tensors = Annotated[bool, typer.Option("--tensors", help="With --dry-run, list every tensor.")]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16", "float64"], typer.Option(help="Type to compute in.")
 ]
@@ -105,16 +107,19 @@ ImatrixStrict = Annotated[
 Ignore = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="ROLE|PATTERN|hybrid|FILE.toml",
-        help="Do not quantize these matrices: a role such as ssm_in, a pattern of names such as '*.layers.0.*', "
-        "hybrid: attention and the Mamba layer before it, or a list of allocate --scheme. Repeatable.",
+        metavar="ROLE|GLOB|hybrid|FILE.toml",
+        help="Do not quantize these matrices: a role such as ssm_in, a glob of Hugging Face's or GGUF's names such as "
+        "out_proj or '*.layers.0.*', hybrid: attention and the Mamba layer before it, or a list of allocate --scheme. "
+        "Repeatable.",
     ),
 ]
 OldIgnore = Annotated[list[str] | None, typer.Option("--keep", hidden=True)]  # the old name of --ignore
 MaxShardSize = Annotated[
     str, typer.Option(metavar="N(K|M|G)", help="Split the weights into files of at most this many bytes.")
 ]
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint directory or a .gguf file.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A checkpoint directory or a .gguf file; also -m MODEL.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")]
 OtherDtype = Annotated[
     Literal["bf16", "stored"],
@@ -140,7 +145,9 @@ StripPrefix = Annotated[
     str,
     typer.Option(metavar="PREFIX", help="Remove this from the start of tensor names, such as _orig_mod."),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default one a processor.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", "-t", min=1, help="Threads; by default one a processor.")
+]
 Tokenizer = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Take the tokenizer of this checkpoint instead.")
 ]
@@ -151,6 +158,12 @@ Weights = Annotated[
         "they are used, on a CPU; auto: converted on a GPU or where that takes at most half of the free memory."
     ),
 ]
+
+
+def check_tensors(tensors: bool, dry_run: bool) -> None:
+    """Raise ``BadParameter`` for --tensors without --dry-run."""
+    if tensors and not dry_run:
+        raise typer.BadParameter("has no effect without --dry-run", param_hint="--tensors")
 
 
 def check_one_imatrix(imatrix: Path | None, calibrate: list[Path] | None, chunks: int | None) -> None:

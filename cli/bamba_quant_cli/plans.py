@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,32 @@ def print_rows(rows: Sequence[PlanRow]) -> None:
             for row in rows
         ],
         right=(5, 6),
+        dispensable=(2, 0, 3, 5),
     )
+
+
+def print_roles(rows: Sequence[PlanRow]) -> None:
+    """One line a role and type of the output, roles in the order of their first tensors."""
+    groups: dict[str, dict[str, list[PlanRow]]] = {}
+    for row in rows:
+        groups.setdefault(row.role, {}).setdefault(row.codec.name, []).append(row)
+    print_table(
+        ("role", "type", "tensors", "weights", "bytes"),
+        [
+            (
+                role,
+                name,
+                len(found),
+                count(sum(row.elements for row in found)),
+                f"{sum(row.n_bytes for row in found):,}",
+            )
+            for role, types in groups.items()
+            for name, found in types.items()
+        ],
+        right=(2, 3, 4),
+        dispensable=(3,),
+    )
+    echo("(--tensors lists every tensor)")
 
 
 def files_as_json(plan: Plan, output: Path) -> list[dict[str, Any]]:
@@ -69,13 +95,14 @@ def print_files(plan: Plan, output: Path) -> None:
         echo(f"{file}  {n_bytes:,} bytes ({size(n_bytes)})")
 
 
-def notes_of(plan: Plan) -> list[str]:
-    """What was decided without being asked, of the whole and of single tensors."""
-    return [
-        *plan.notes,
-        *(f"{row.name} is stored as {row.format.name}: {row.note}" for row in plan.rows if row.note),
-        *numpy_notes(plan),
-    ]
+def notes_of(plan: Plan, *, by_role: bool = False) -> list[str]:
+    """What was decided without being asked, of the whole and of single tensors, or with ``by_role`` of roles."""
+    noted = [row for row in plan.rows if row.note]
+    each = [f"{row.name} is stored as {row.format.name}: {row.note}" for row in noted]
+    if by_role:
+        found = Counter((row.role, row.format.name, row.note) for row in noted)
+        each = [f"{n} of {role} as {name}: {note}" for (role, name, note), n in found.items()]
+    return [*plan.notes, *each, *numpy_notes(plan)]
 
 
 def numpy_notes(plan: Plan) -> list[str]:
@@ -102,20 +129,20 @@ def summary(plan: Plan) -> dict[str, Any]:
     }
 
 
-def print_conversion(plan: Plan, as_json: bool) -> None:
-    """The plan in full, and its files with their bytes."""
+def print_conversion(plan: Plan, tensors: bool, as_json: bool) -> None:
+    """The plan by roles or with all ``tensors``, and its files with their bytes."""
     if as_json:
         files = files_as_json(plan, plan.outfile)
         print_json({"files": files, **summary(plan), "plan": rows_as_json(plan.rows)})
         return
-    print_rows(plan.rows)
+    (print_rows if tensors else print_roles)(plan.rows)
     for skipped in plan.skipped:
         echo(f"left out: {skipped.source.name} ({skipped.reason})")
-    for note in notes_of(plan):
+    for note in notes_of(plan, by_role=not tensors):
         echo(f"note: {note}")
     echo()
     echo(
-        f"{len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
+        f"{plan.recipe}: {len(plan.rows)} tensors, {count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per "
         f"weight, {len(plan.metadata)} key-values"
     )
     print_files(plan, plan.outfile)

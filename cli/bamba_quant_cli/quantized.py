@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from bamba_quant_cli.console import Progress, count, echo, print_json, print_table, size
 from bamba_quant_cli.imatrix import calibrate_imatrix
 from bamba_quant_cli.interrupts import announce_outputs
-from bamba_quant_cli.options import check_one_imatrix, print_note
-from bamba_quant_cli.plans import files_as_json, numpy_notes, print_files, written_as_json
+from bamba_quant_cli.options import check_one_imatrix, check_tensors, print_note
+from bamba_quant_cli.plans import files_as_json, numpy_notes, print_files, print_roles, written_as_json
 from bamba_quant_cli.tuning import TuneArguments, print_tuned, show_tuning, tuned_as_json
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def quantize(
     asked: TuneArguments,
     max_shard_bytes: int,
     dry_run: bool,
+    tensors: bool,
     resume: bool,
     reading: ReadOptions,
     threads: int | None,
@@ -51,6 +52,7 @@ def quantize(
     from bamba_quant.writers import write_plan
     from bamba_quant.writers.resumable import check_output, partial_of
 
+    check_tensors(tensors, dry_run)
     announce_outputs(directory, unfinished=partial_of(directory))
     check_one_imatrix(imatrix, calibrate, calibrate_chunks)
     ignored: list[str] = []
@@ -72,7 +74,7 @@ def quantize(
     else:
         plan = plan_with(imatrix=read_imatrix(imatrix, strict=imatrix_strict) if imatrix else None)
     if dry_run:
-        _print_plan(plan, directory, as_json)
+        _print_plan(plan, directory, tensors, as_json)
         return
     n_bytes = sum(plan.sizes.values())
     tuning = asked.plan(directory, resume=resume, overwrite=overwrite)
@@ -134,11 +136,44 @@ def _summary(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _print_plan(plan: Plan, directory: Path, as_json: bool) -> None:
+def _print_plan(plan: Plan, directory: Path, tensors: bool, as_json: bool) -> None:
     if as_json:
         files = files_as_json(plan, directory)
         print_json({"files": files, **_summary(plan), "plan": _rows_as_json(plan)})
         return
+    if tensors:
+        _print_tensors(plan)
+    else:
+        print_roles(plan.rows)
+    for note in _notes(plan):
+        echo(f"note: {note}")
+    stored: dict[str, int] = {}
+    for row in plan.rows:
+        name = row.source.format.name
+        stored[name] = stored.get(name, 0) + row.source.n_bytes
+    echo()
+    echo(
+        f"{len(plan.matrices)} matrices in {plan.recipe} by {plan.method}, {count(plan.quantized_elements)} of "
+        f"{count(plan.elements)} weights, {plan.bits_per_weight:.2f} bits per weight"
+    )
+    echo()
+    written = sum(plan.bytes_by_dtype.values())
+    print_table(
+        ("weights", "bytes", ""),
+        [
+            ("input", f"{plan.input_bytes:,}", size(plan.input_bytes)),
+            *((f"  {name}", f"{n:,}", size(n)) for name, n in stored.items()),
+            ("output", f"{written:,}", size(written)),
+            *((f"  {name}", f"{n:,}", size(n)) for name, n in plan.bytes_by_dtype.items()),
+        ],
+        right=(1, 2),
+    )
+    echo()
+    print_files(plan, directory)
+
+
+def _print_tensors(plan: Plan) -> None:
+    """One line a tensor of the input: source, role, type, shape, what it becomes, bytes."""
     print_table(
         ("source", "role", "type", "shape", "becomes", "bytes"),
         [
@@ -157,32 +192,8 @@ def _print_plan(plan: Plan, directory: Path, as_json: bool) -> None:
             for row in _rows_as_json(plan)
         ],
         right=(3, 5),
+        dispensable=(3, 4, 2, 1),
     )
-    for note in _notes(plan):
-        echo(f"note: {note}")
-    stored: dict[str, int] = {}
-    for row in plan.rows:
-        name = row.source.format.name
-        stored[name] = stored.get(name, 0) + row.source.n_bytes
-    echo()
-    echo(
-        f"{len(plan.matrices)} matrices in {plan.recipe} by {plan.method}, "
-        f"{count(plan.quantized_elements)} of {count(plan.elements)} weights"
-    )
-    echo()
-    written = sum(plan.bytes_by_dtype.values())
-    print_table(
-        ("weights", "bytes", ""),
-        [
-            ("input", f"{plan.input_bytes:,}", size(plan.input_bytes)),
-            *((f"  {name}", f"{n:,}", size(n)) for name, n in stored.items()),
-            ("output", f"{written:,}", size(written)),
-            *((f"  {name}", f"{n:,}", size(n)) for name, n in plan.bytes_by_dtype.items()),
-        ],
-        right=(1, 2),
-    )
-    echo()
-    print_files(plan, directory)
 
 
 def _rows_as_json(plan: Plan) -> list[dict[str, Any]]:

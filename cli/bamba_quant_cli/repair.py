@@ -28,7 +28,8 @@ def repair(
         ),
     ],
     outfile: Annotated[
-        Path | None, typer.Option(help="File to write; by default the input's name with -repaired.")
+        Path | None,
+        typer.Option("--outfile", "-o", help="File to write; by default the input's name with -repaired."),
     ] = None,
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Replace the input, once the new file is whole.")

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
+from bamba_reference.errors import did_you_mean
 from bamba_reference.torch.backend import TORCH, Backend, BackendError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def backend_named(name: str, device: torch.device, dtype: torch.dtype) -> Backen
         )
     if name not in NAMES:
         expected = ", ".join(NAMES) + "; for perplexity also numpy"
-        raise BackendError("unknown backend", found=name, expected=expected)
+        raise BackendError(f"unknown backend{did_you_mean(name, NAMES)}", found=name, expected=expected)
     if name == "numba":
         _check_cpu(device, str(dtype))
         from bamba_reference.kernels.cpu.backend import NUMBA

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 # Names and values come from files of any size. Lists that this project itself prints are shorter than this.
 _MOST_CHARACTERS = 800
 _MOST_LINES = 8
+_MOST_LETTERS = 100  # that are compared with known names
 
 
 class BambaQuantError(Exception):
@@ -59,6 +62,24 @@ def repr_short(value: Any) -> str:
         return (
             f"an integer of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
         )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean q4_k_m?": the names in ``known`` that are closest to what a user wrote, else "".
+
+    Upper case, spaces and the signs - _ . do not count, and names that differ in nothing else come alone. The text
+    goes to the end of an error's first line.
+    """
+    by_letters: dict[str, str] = {}
+    for each in known:
+        by_letters.setdefault(_letters(each), each)
+    wanted = _letters(name[:_MOST_LETTERS])
+    close = [wanted] if wanted in by_letters else difflib.get_close_matches(wanted, by_letters)
+    return f"; did you mean {' or '.join(by_letters[each] for each in close)}?" if close else ""
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter not in "-_. ")
 
 
 def _bounded(value: object) -> str:

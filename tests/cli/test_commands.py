@@ -81,7 +81,7 @@ def test_convert_as_json(tmp_path: Path) -> None:
 
 def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path: Path) -> None:
     arguments = ("convert", embedded_model(), "--outfile", tmp_path / "x.gguf", "--dry-run")
-    text = run(*arguments).stdout
+    text = run(*arguments, "--tensors").stdout
     assert "model.layers.2.self_attn.q_proj.weight" in text
     assert "rotary 32/64" in text
     plan = json.loads(run(*arguments, "--json").stdout)

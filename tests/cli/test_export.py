@@ -60,7 +60,7 @@ def test_there_and_back(tmp_path: Path) -> None:
 def test_dry_run_writes_nothing_and_prints_the_plan(tmp_path: Path) -> None:
     file = to_gguf(embedded_model(), tmp_path / "m.gguf", "q4_k_m")
     arguments = ("export", file, tmp_path / "out", "--dry-run")
-    text = run(*arguments).stdout
+    text = run(*arguments, "--tensors").stdout
     assert "q4_k → bf16" in text
     assert "rotary 32/64" in text
     plan = json.loads(run(*arguments, "--json").stdout)

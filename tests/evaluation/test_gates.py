@@ -182,7 +182,7 @@ def test_every_candidate_has_a_section_and_every_section_a_recipe() -> None:
     check_sections(
         {"default": limits, "q2_k tuned": limits, "iq2_xs": limits, "int4": limits, "int8": limits}, models
     )
-    with pytest.raises(GateError, match=r"no candidate and no recipe\n.*\[q4_km\]\n"):
+    with pytest.raises(GateError, match=r"no candidate and no recipe; did you mean q4_k_m\?\n.*\[q4_km\]\n"):
         check_sections({"default": limits, "q4_km": limits}, models)
     with pytest.raises(GateError, match=r"no section for a candidate\n") as error:
         check_sections(dict.fromkeys(recipes[1:], limits), models)

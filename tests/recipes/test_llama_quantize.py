@@ -153,8 +153,8 @@ def test_bamba_43m(name: str, tmp_path: Path) -> None:
         (TypeOverrides(leave_output_tensor=True), {"quantize_output_tensor": False}),
         (TypeOverrides(tensor_types=(("ssm_out", "q6_k"), ("attn_.*weight", "q8_0"))),
          {"tensor_types": [("ssm_out", 14), ("attn_.*weight", 8)]}),
-        (TypeOverrides(tensor_types=((r"blk\.[0-3]\.ffn_down", "q5_0"),)),
-         {"tensor_types": [(r"blk\.[0-3]\.ffn_down", 6)]}),
+        (TypeOverrides(tensor_types=((r"blk\.[0-3]\.ffn_down", "q5_0"), ("mamba.out_proj", "q6_k"))),
+         {"tensor_types": [(r"blk\.[0-3]\.ffn_down", 6), ("ssm_out", 14)]}),
     ],
     ids=["pure", "output", "embedding", "leave output", "patterns", "patterns that shift counters"],
 )  # fmt: skip

@@ -70,6 +70,8 @@ def test_roles_stand_in_the_tables() -> None:
         ["model.layers.2.mamba.out_proj", "*.layers.5.feed_forward.*"],
         ["*.mamba.*", "*.self_attn.*"],
         ["ssm_out", "*.layers.[13].feed_forward.*_proj.weight"],
+        ["out_proj", "self_attn"],
+        ["blk.2", "layers.3"],
     ],
     ids=" ".join,
 )
@@ -120,6 +122,17 @@ def test_a_unit_is_not_split(keep: str, left: str, others: list[str]) -> None:
     selected(keep, *others)
 
 
+@pytest.mark.parametrize(
+    ("entry", "same"), [("out_proj", "ssm_out"), ("blk.*.ssm_in", "ssm_in"), ("layers.2", "*.layers.2.*")]
+)
+def test_names_of_hugging_face_and_gguf(entry: str, same: str) -> None:
+    assert selected(entry)[0] == selected(same)[0] != selected()[0]
+
+
 def test_what_matches_nothing_is_named() -> None:
-    with pytest.raises(PlanError, match=r"--ignore attn_z[\s\S]*hybrid[\s\S]*ssm_in"):
+    with pytest.raises(
+        PlanError, match=r"did you mean attn_[qkv][\s\S]*--ignore attn_z[\s\S]*hybrid[\s\S]*ssm_in"
+    ):
         selected("attn_z")
+    with pytest.raises(PlanError, match=r"did you mean hybrid\?"):
+        selected("hybird")
