@@ -14,7 +14,7 @@ from bamba_quant_cli.app import app
 from tests.support.models import random_bamba, save_checkpoint
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-READ_ONLY_GGUF_OR_SHOW = {"export", "repair", "inspect", "demo", "recipes"}
+READ_ONLY_GGUF_OR_SHOW = {"export", "repair", "inspect", "demo", "recipes", "history"}
 OPTIONS = {"--ignore-config-key", "--ignore-adapter", "--strip-prefix"}
 
 
