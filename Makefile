@@ -31,6 +31,7 @@ help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/demo.stamp ## Install into .venv and convert the embedded model to GGUF, FP8 and int4, with a report.
+	@echo "converting a small model and evaluating the files"
 	$(BIN)/bamba-quant demo
 
 # Test files run in parallel, one process per processor (tests/conftest.py); tests of a file share fixtures. In the order
@@ -95,9 +96,12 @@ clean: ## Remove the virtual environment and everything that the targets made.
 	rm -rf $(VENV) build dist site *.egg-info demo bench accuracy
 
 $(BIN)/python:
+	@echo "making a virtual environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 
+# pip itself is quiet: it would print some hundred lines.
 $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing bamba-quant, torch and numba into $(VENV): some minutes, once"
 	$(INSTALL) --editable ".[torch]"
 	touch $@
 

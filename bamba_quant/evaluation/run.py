@@ -23,6 +23,7 @@ from bamba_quant.evaluation.intervals import RESAMPLES
 from bamba_quant.evaluation.provenance import Run, Timing
 from bamba_quant.inference.distributed import SINGLE_PROCESS, Ranks
 from bamba_quant.inference.weights import Timings
+from bamba_reference.runtime import compilation
 
 
 def command_line(
@@ -80,7 +81,20 @@ def run_record(
 
 @contextmanager
 def time_compilation(timings: Timings, device: torch.device) -> Iterator[None]:
-    """Add to ``timings`` the time in which Triton compiles kernels for a GPU, or finds them, and loads them."""
+    """Add to ``timings`` the time in which kernels are compiled, or found in a cache and loaded.
+
+    Numba's for the CPU and, with a GPU, Triton's.
+    """
+
+    def add(seconds: float) -> None:
+        timings.compiling += seconds
+
+    with compilation.listen(lambda: None, add), _time_triton(timings, device):
+        yield
+
+
+@contextmanager
+def _time_triton(timings: Timings, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return

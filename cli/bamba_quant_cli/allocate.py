@@ -142,7 +142,9 @@ def allocate(
     if text:
         from bamba_quant.calibration.candidates import FORMATS
         from bamba_quant.calibration.costs import Measuring, text_costs
+        from bamba_quant.inference.threads import use_threads
 
+        use_threads(threads)
         options = Measuring(method, ctx, chunks, batch, seed, device, dtype, refine=refine)
         with Progress("") as bar:
             costs = text_costs(

@@ -45,7 +45,7 @@ def compare(
     from bamba_quant.evaluation.weights_compare import compare_weights
 
     reading = opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
-    with Progress("comparing", open_checkpoint(b, reading=reading).n_bytes, in_bytes=True) as bar:
+    with Progress("comparing", open_checkpoint(b, reading=reading).n_bytes) as bar:
         found = compare_weights(a, b, reading=reading, progress=bar.advance, note=opt.print_note)
     if as_json:
         print_json(asdict(found) | {"same": found.same})

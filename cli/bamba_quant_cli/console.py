@@ -16,12 +16,16 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any, Self, TextIO
+from contextlib import ExitStack
+from typing import Any, ClassVar, Self, TextIO
 
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.printable import printable, printable_json
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BEFORE_RATES = 1.0  # a rate of less time says little
+_COMPILING = "compiling kernels (once on this machine)"
+_STYLES = {"red": "1;31", "green": "1;32"}
 # A cell that is longer is printed whole, but the column is not made as wide for it.
 _WIDEST_COLUMN = 100
 # Marks for the direction of one neighbour, which texts in Hebrew and Arabic are written with.
@@ -36,9 +40,17 @@ def prepare() -> None:
     warnings.showwarning = lambda message, *about: echo_lines(f"warning: {message}", err=True)
 
 
-def echo(line: object = "", *, err: bool = False) -> None:
-    """One line; what would end it earlier is escaped too."""
-    _write(sys.stderr if err else sys.stdout, printable(str(line), keep="") + "\n")
+def echo(line: object = "", *, err: bool = False, style: str = "") -> None:
+    """One line; what would end it earlier is escaped too. ``style`` is one of ``_STYLES``, for a terminal."""
+    stream, text = sys.stderr if err else sys.stdout, printable(str(line), keep="")
+    if style and is_terminal() and "NO_COLOR" not in os.environ:
+        text = f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
+    _write(stream, text + "\n")
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a terminal."""
+    return bool(sys.stdout and sys.stdout.isatty())
 
 
 def echo_lines(text: object, *, err: bool = False) -> None:
@@ -134,32 +146,58 @@ def terminal_width() -> int:
 class Progress:
     """Progress of a command on stderr: a bar by rich on a terminal, elsewhere a line every few seconds.
 
-    A context manager that removes the bar at its end. Nothing is printed before the first update. ``total`` of work
-    counted ``in_bytes`` is given here, of steps at each update.
+    A context manager that removes the bar at its end. Nothing is printed before the first call. ``total`` of work
+    counted in bytes is given here, of steps at each update. Unless it is ``hidden``, kernels that are compiled
+    meanwhile are announced, and the time that takes counts for no rate and no time left.
     """
 
-    def __init__(self, doing: str, total: int = 0, *, in_bytes: bool = False) -> None:
-        self._doing, self._total, self._in_bytes = doing, total, in_bytes
+    _shown: ClassVar[Progress | None] = None  # the one on the terminal
+
+    def __init__(self, doing: str, total: int = 0, *, hidden: bool = False) -> None:
+        self._doing, self._total, self._hidden = doing, total, hidden
         self._done = self._first = 0
         self._started = self._printed = time.monotonic()
         self._bar: Any = None
+        self._detail = ""
+        self._listening = ExitStack()
 
     def __enter__(self) -> Self:
+        from bamba_reference.runtime import compilation
+
+        if not self._hidden:
+            self._listening.enter_context(compilation.listen(self._compiling, self._after_compiling))
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._listening.close()
         self.close()
 
     def close(self) -> None:
         """Remove the bar."""
         if self._bar:
             self._bar.stop()
-            self._bar = None
+            self._bar, Progress._shown = None, None
+
+    def say(self, doing: str) -> None:
+        """Begin a stage without steps, on a terminal."""
+        self._doing, self._total = doing, 0
+        if _on_terminal() and not self._hidden:
+            self._show_bar(doing, "")
 
     def advance(self, n_bytes: int) -> None:
         """So many bytes more are done."""
         self._done += n_bytes
-        self._show("")
+        now = time.monotonic()
+        rate = self._done / max(1e-9, now - self._started)
+        if _on_terminal():
+            detail = f"{size(self._done)} of {size(self._total)}"
+            if self._done and now - self._started > _SECONDS_BEFORE_RATES:
+                detail += f", {size(rate)}/s, {_time((self._total - self._done) / rate)} left"
+            self._show_bar(self._doing, detail)
+        elif self._is_due(now):
+            percent = 100 * self._done // max(1, self._total)
+            done = f"{percent} % ({size(self._done)} of {size(self._total)}, {size(rate)}/s)"
+            echo(f"{self._doing}: {done}", err=True)
 
     def update(
         self,
@@ -176,62 +214,81 @@ class Progress:
         ``seconds_left`` is estimated from the steps so far if it is not given. ``print_now`` prints a line however
         short the time since the last one is.
         """
+        now = time.monotonic()
         if (doing or self._doing) != self._doing or not self._total:
             self._doing = doing or self._doing
-            self._started = self._printed = time.monotonic()
+            self._started = self._printed = now
             self._first = done
         self._done, self._total = done, total
-        if seconds_left is None and done > self._first:
-            seconds_left = (time.monotonic() - self._started) / (done - self._first) * (total - done)
-        minutes, seconds = divmod(round(seconds_left or 0), 60)
-        self._show(detail + (f", {minutes}:{seconds:02} left" if seconds_left is not None else ""), print_now)
+        if (
+            seconds_left is None
+            and self._first < done < total
+            and now - self._started > _SECONDS_BEFORE_RATES
+        ):
+            seconds_left = (now - self._started) / (done - self._first) * (total - done)
+        left = "" if seconds_left is None else f", {_time(seconds_left)} left"
+        if _on_terminal():
+            # What is left comes first: a narrow terminal cuts the end.
+            self._show_bar(self._doing, f"{done:,}/{total:,}{left}{detail}")
+        elif print_now or self._is_due(now):
+            self._printed = now
+            echo(f"{self._doing} {done:,} of {total:,}{detail}{left}", err=True)
         if done == total:
             self.close()
 
-    def _show(self, detail: str, print_now: bool = False) -> None:
-        if sys.stderr and sys.stderr.isatty():
-            self._show_bar(printable(detail, keep=""))
-            return
-        now = time.monotonic()
-        if not print_now and now - self._printed < _SECONDS_BETWEEN_LINES:
-            return
-        self._printed = now
-        if self._in_bytes:
-            rate = size(self._done / max(1e-9, now - self._started))
-            percent = 100 * self._done // max(1, self._total)
-            echo(
-                f"{self._doing}: {percent} % ({size(self._done)} of {size(self._total)}, {rate}/s)", err=True
-            )
-        else:
-            echo(f"{self._doing} {self._done:,} of {self._total:,}{detail}", err=True)
+    def _is_due(self, now: float) -> bool:
+        """Whether some seconds have passed since the last line; then this is the last line."""
+        due = now - self._printed >= _SECONDS_BETWEEN_LINES
+        self._printed = now if due else self._printed
+        return due
 
-    def _show_bar(self, detail: str) -> None:
+    def _compiling(self) -> None:
+        if (Progress._shown or self) is not self:
+            return
+        if _on_terminal():
+            self._show_bar(_COMPILING, "")
+        elif self._is_due(time.monotonic()):
+            echo(_COMPILING, err=True)
+
+    def _after_compiling(self, seconds: float) -> None:
+        self._started += seconds
+        if self._bar:
+            self._show_bar(self._doing, self._detail)
+
+    def _show_bar(self, doing: str, detail: str) -> None:
         if not self._bar:
             from rich import progress
             from rich.console import Console
             from rich.table import Column
 
-            bytes_done = (
-                progress.DownloadColumn(),
-                progress.TransferSpeedColumn(),
-                progress.TimeRemainingColumn(),
-            )
-            rest = Column(ratio=1, no_wrap=True)
-            steps_done = (
-                progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.fields[detail]}", markup=False, table_column=rest),
-            )
+            console, rest = Console(stderr=True), Column(ratio=1, no_wrap=True)
             self._bar = progress.Progress(
                 progress.TextColumn("{task.description}", markup=False),
-                progress.BarColumn(),
-                *(bytes_done if self._in_bytes else steps_done),
-                console=Console(stderr=True),
+                progress.BarColumn(max(8, min(40, console.width // 4))),
+                progress.TextColumn("{task.fields[detail]}", markup=False, table_column=rest),
+                console=console,
                 transient=True,
                 expand=True,
                 redirect_stdout=False,
             )
-            self._bar.add_task("")
+            self._bar.add_task("", detail="")
         (task,) = self._bar.task_ids
-        shown = detail.removeprefix(", ")
-        self._bar.update(task, description=self._doing, completed=self._done, total=self._total, detail=shown)
+        if doing != _COMPILING:
+            self._detail = detail
+        known = self._total if doing != _COMPILING and self._total else None
+        Progress._shown = self
         self._bar.start()  # does nothing where it is shown already
+        # A new stage is drawn at once: compiling lets no other thread run, which would draw it.
+        new, shown = self._bar.tasks[0].description != doing, printable(detail, keep="")
+        self._bar.update(
+            task, description=doing, completed=self._done, total=known, detail=shown, refresh=new
+        )
+
+
+def _on_terminal() -> bool:
+    return bool(sys.stderr and sys.stderr.isatty())
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"

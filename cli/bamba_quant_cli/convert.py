@@ -243,7 +243,7 @@ def convert(
         "inputs": others,
     }
     tuned: Tuned | None = None
-    with Progress("converting", plan.work_bytes, in_bytes=True) as bar, Progress("tuning: step") as steps:
+    with Progress("converting", plan.work_bytes) as bar, Progress("tuning: step") as steps:
         writing["progress"] = bar.advance
         if tuning is None:
             written = write_plan(plan, plan.outfile, **writing)

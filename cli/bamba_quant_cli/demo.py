@@ -8,15 +8,15 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from bamba_quant_cli.console import echo, print_table, size
+from bamba_quant_cli.console import Progress, echo
+from bamba_quant_cli.evaluate import show_evaluation
+from bamba_quant_cli.evaluation_screen import print_screen
 from bamba_quant_cli.interrupts import set_interrupt_message
-
-if TYPE_CHECKING:
-    from bamba_quant.evaluation.result import Candidate
+from bamba_quant_cli.terminal import echo_wrapped
 
 EXAMPLES = """
 Examples:
@@ -57,41 +57,39 @@ def demo(
     demo_files = DemoFiles(out)
     demo_files.check([text, report, *(plan_candidate(source, kind, out)[1] for kind in KINDS)])
     files = []
-    for kind in KINDS:
-        files.append(make_candidate(source, kind, out))
+    for number, kind in enumerate(KINDS, start=1):
+        with Progress("") as bar:
+            bar.say(f"making {kind} ({number} of {len(KINDS)})")
+            files.append(make_candidate(source, kind, out))
         demo_files.add(files[-1])
         echo(f"made {files[-1]}", err=True)
     write_text(text, help_text())
     demo_files.add(text)
-    echo(f"evaluating on {_CHUNKS} chunks of {_CONTEXT} tokens of {text}", err=True)
+    echo(f"evaluating them on {_CHUNKS} chunks of {_CONTEXT} tokens of {text}", err=True)
     # As it was called: make demo runs it from an environment that is not activated.
     command = "bamba-quant" if shutil.which("bamba-quant") else sys.argv[0]
     again = [command, "evaluate", source, *files, "--text", text, "--ctx", _CONTEXT, "--chunks", _CHUNKS]
-    evaluation = evaluate(
-        source,
-        files,
-        text,
-        EvaluationOptions(ctx=_CONTEXT, chunks=_CHUNKS),
-        command=shlex.join(map(str, again)),
-    )
+    with Progress("") as bar:
+        bar.say("reading models and text")
+        evaluation = evaluate(
+            source,
+            files,
+            text,
+            EvaluationOptions(ctx=_CONTEXT, chunks=_CHUNKS),
+            command=shlex.join(map(str, again)),
+            progress=show_evaluation(bar),
+        )
     reports = write_reports(evaluation, report, overwrite=True, inputs=[source, *files, text])
     demo_files.add(report)
-    base = evaluation.base
-    echo(f"{base.label}: {base.weights:,} weights, trained for this project, {size(base.file_bytes)}")
-    echo()
-    print_table(
-        ("type", "size", "bits per weight", "PPL ratio", "mean KLD", "same top", "where"),
-        [
-            (*_row(candidate), path)
-            for candidate, path in zip(evaluation.candidates, files, strict=True)
-        ],
-        right=(1, 2, 3, 4, 5),
-    )  # fmt: skip
+    echo(f"{evaluation.base.label}: {evaluation.base.weights:,} weights, trained for this project")
+    print_screen(evaluation)
     echo()
     echo("With intervals, drift by layer and every tensor, in a browser:")
     echo(f"  {reports.html}")
     echo()
-    echo("The GGUF files run in llama.cpp as they are, the directories in transformers. Try also:")
+    echo_wrapped(
+        f"The files are in {out}. GGUF runs in llama.cpp as it is, directories in transformers. Try also:"
+    )
     smallest = shlex.quote(
         str(min(files, key=lambda path: path.stat().st_size if path.is_file() else 1 << 60))
     )
@@ -158,16 +156,3 @@ def help_text() -> str:
     from pydoc_data.topics import topics
 
     return "\n".join(topics[name] for name in sorted(topics))[: 16 * _CONTEXT * _CHUNKS]
-
-
-def _row(candidate: Candidate) -> tuple[str, ...]:
-    from bamba_quant.evaluation.result import FIGURES
-    from bamba_quant.report.wording import shown
-
-    bits = candidate.model.bits_per_weight
-    return (
-        candidate.model.recipe,
-        size(candidate.model.file_bytes),
-        f"{bits:.2f}" if bits else "",
-        *(shown(FIGURES[key], candidate.figures[key]) for key in ("ppl_ratio", "kld_mean", "same_top")),
-    )

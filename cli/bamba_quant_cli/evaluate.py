@@ -14,7 +14,8 @@ import typer
 
 from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, echo, print_json
-from bamba_quant_cli.evaluation_tables import gate_lines, print_evaluation
+from bamba_quant_cli.evaluation_screen import print_screen
+from bamba_quant_cli.evaluation_tables import gate_lines, print_details
 from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.processes import run_in_processes
 
@@ -74,10 +75,15 @@ def evaluate(
     ],
     text: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="UTF-8 text to evaluate on; a file of logits has its own."),
+        typer.Option(
+            "--text", "-f", metavar="FILE", help="UTF-8 text to evaluate on; a file of logits has its own."
+        ),
     ] = None,
     ctx: Annotated[
-        int, typer.Option(help="Tokens of a chunk; its second half is scored. A file of logits has its own.")
+        int,
+        typer.Option(
+            "--ctx", "-c", help="Tokens of a chunk; its second half is scored. A file of logits has its own."
+        ),
     ] = 512,
     chunks: opt.Chunks = None,
     save_base: Annotated[
@@ -124,10 +130,15 @@ def evaluate(
     device: opt.Device = "cpu",
     backend: opt.Backend = "auto",
     processes: opt.Processes = 1,
+    threads: opt.Threads = None,
     tokenizer: opt.Tokenizer = None,
     ignore_config_key: opt.IgnoreConfigKey = None,
     ignore_adapter: opt.IgnoreAdapter = False,
     strip_prefix: opt.StripPrefix = "",
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Print every figure, drift by layer and the worst tensors of each file."),
+    ] = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Prove what quantized files lost: perplexity, divergence and drift of any formats, in one pass over a text.
@@ -141,16 +152,19 @@ def evaluate(
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
     from bamba_quant.evaluation.run import EvaluationOptions
     from bamba_quant.inference.distributed import join_ranks
+    from bamba_quant.inference.threads import use_threads
     from bamba_quant.report.write import check_output, prepared_directory, write_reports
 
     given = {name: context.params[name.replace("-", "_")] for name in _GATES}
     read = [path for path in (base, *candidates, text, gates, tokenizer) if path]
     kept = [*read, *([save_base] if save_base else [])]
-    with join_ranks() as ranks, ExitStack() as stack, Progress("") as bar:
+    use_threads(threads)
+    with join_ranks() as ranks, ExitStack() as stack, Progress("", hidden=not ranks.first) as bar:
         if ranks.first and save_base:
             check_output(save_base, overwrite=overwrite, inputs=read)
         if ranks.first and report_dir:
             stack.enter_context(prepared_directory(report_dir, overwrite=overwrite, inputs=kept))
+        bar.say("reading models and text")
         evaluation = measure(
             base,
             candidates,
@@ -177,7 +191,7 @@ def evaluate(
             command=shlex.join(
                 ["bamba-quant", *sys.argv[1:]] if processes > 1 else ranks.command(sys.argv[1:])
             ),
-            progress=_progress_shower(bar) if ranks.first else lambda progress: None,
+            progress=show_evaluation(bar) if ranks.first else lambda progress: None,
             note=opt.print_note,
             ranks=ranks,
         )
@@ -191,12 +205,17 @@ def evaluate(
         if as_json:
             print_json(asdict(evaluation))
         else:
-            print_evaluation(evaluation)
+            print_screen(evaluation, full=full)
+            if full:
+                print_details(evaluation)
+            else:
+                echo()
+                echo("--full: every figure, drift by layer, worst tensors")
     for file in reports:
         echo(file, err=as_json)
     refuse_unmeasurable(evaluation)
     if not evaluation.passed:
-        for candidate in evaluation.candidates:
+        for candidate in evaluation.candidates if as_json else ():
             for line in gate_lines(candidate, failed=True):
                 echo(line, err=True)
         raise typer.Exit(1)
@@ -217,14 +236,13 @@ def _limits(given: dict[str, float | None], more: list[str]) -> list[Limit]:
     return limits
 
 
-def _progress_shower(bar: Progress) -> Callable[[EvaluationProgress], None]:
+def show_evaluation(bar: Progress) -> Callable[[EvaluationProgress], None]:
     """A function that shows in ``bar`` how far the run is and, once tokens are scored, the figures so far."""
+    stages = {"layers": "layer", "tokens": "scoring tokens"}
 
-    def show_progress(now: EvaluationProgress) -> None:
-        estimates = (
-            f"; {label} KLD {figures['kld_mean']:.5f}, PPL ratio {figures['ppl_ratio']:.4f}"
-            for label, figures in list(now.estimates.items())[:3]
-        )
-        bar.update(now.done, now.total, "".join(estimates), doing=f"{now.stage}:")
+    def show(now: EvaluationProgress) -> None:
+        klds = [f"{label} {figures['kld_mean']:.5f}" for label, figures in now.estimates.items()][:3]
+        detail = f"; mean KLD {', '.join(klds)}" if klds else ""
+        bar.update(now.done, now.total, detail, doing=stages.get(now.stage, now.stage))
 
-    return show_progress
+    return show

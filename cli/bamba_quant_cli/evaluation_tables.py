@@ -1,58 +1,36 @@
-"""An evaluation on the terminal: llama-perplexity's table with intervals and noise floors, drift, and gates."""
+"""An evaluation in full: llama-perplexity's table with intervals and noise floors, drift, gates and remedies."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from bamba_quant_cli.console import echo, print_table, size
+from bamba_quant_cli.terminal import echo_wrapped
 
 if TYPE_CHECKING:
     from bamba_quant.evaluation.result import Candidate, Evaluation, Figure, FigureKind
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
-    """What was run, the candidates side by side, then each in full."""
-    from bamba_quant.evaluation.result import FIGURES
-
-    text, timing = evaluation.text, evaluation.timing
+def print_details(evaluation: Evaluation) -> None:
+    """How it was run and where the time went, then each candidate in full."""
+    run, timing = evaluation.run, evaluation.timing
     compiling = f"{100 * timing.compiling:.0f} % compiling, " if timing.compiling else ""
     device = "" if timing.device_memory is None else f", {size(timing.device_memory)} on the device"
-    echo(
-        f"{text.file}: {text.chunks} chunks of {text.ctx}, {text.scored} tokens scored; {evaluation.run.backend}, "
-        f"{evaluation.run.dtype}; {timing.seconds:.1f} s ({100 * timing.reading:.0f} % reading, "
+    echo()
+    echo_wrapped(
+        f"{run.backend}, {run.dtype}, {run.threads} threads; "
+        f"{timing.seconds:.1f} s ({100 * timing.reading:.0f} % reading, "
         f"{100 * timing.dequantizing:.0f} % dequantizing, {compiling}{100 * timing.computing:.0f} % computing), peak "
         f"{size(timing.peak_memory)}{device}"
     )
-    echo()
-    models = [evaluation.base, *(candidate.model for candidate in evaluation.candidates)]
-    figures = [None, *(candidate.figures for candidate in evaluation.candidates)]
-    chosen = ("ppl_ratio", "kld_mean", "kld_99_9", "same_top", "delta_p_rms")
-    print_table(
-        (
-            "model",
-            "type",
-            "size",
-            "bits per weight",
-            *(" ".join(FIGURES[key].label.split()) for key in chosen),
-        ),
-        [
-            (
-                model.label,
-                model.variant,
-                size(model.file_bytes),
-                f"{model.bits_per_weight:.2f}" if model.bits_per_weight else "",
-                *(_number(FIGURES[key], found[key].value) if found else "" for key in chosen),
-            )
-            for model, found in zip(models, figures, strict=True)
-        ],
-        right=(2, 3, 4, 5, 6, 7, 8),
-    )
     for candidate in evaluation.candidates:
-        _print_candidate(candidate, evaluation)
+        _print_candidate(candidate)
+        print_worst(evaluation, candidate)
 
 
-def _print_candidate(candidate: Candidate, evaluation: Evaluation) -> None:
+def _print_candidate(candidate: Candidate) -> None:
     from bamba_quant.evaluation.result import FIGURES
+    from bamba_quant.report.wording import decibels
 
     headings = {
         "perplexity": "Perplexity statistics",
@@ -81,26 +59,49 @@ def _print_candidate(candidate: Candidate, evaluation: Evaluation) -> None:
         print_table(
             ("layer", "kind", "local", "accumulated"),
             [
-                (drift.layer, drift.kind, _db(drift.local), _db(drift.accumulated))
+                (drift.layer, drift.kind, decibels(drift.local), decibels(drift.accumulated))
                 for drift in candidate.layers
             ],
             right=(0, 2, 3),
-        )
-    by_name = {loss.name: loss for loss in candidate.tensors}
-    if candidate.worst:
-        echo()
-        print_table(
-            ("worst tensors", "type", "weight", "output"),
-            [
-                (name, by_name[name].format, _db(by_name[name].weight_sqnr), _db(by_name[name].output_sqnr))
-                for name in candidate.worst
-            ],
-            right=(2, 3),
         )
     if candidate.gates:
         echo()
         for line in gate_lines(candidate):
             echo(line)
+
+
+def print_worst(evaluation: Evaluation, candidate: Candidate) -> None:
+    """The candidate's worst tensors by the file's own names, and the command that stores them with more bits."""
+    from bamba_quant.report.remedies import remedy, worst_tensors
+    from bamba_quant.report.wording import decibels, named_candidates
+
+    worst = worst_tensors(candidate)
+    if not worst:
+        return
+    name = next(name for name, other in named_candidates(evaluation) if other is candidate)
+    echo()
+    print_table(
+        (f"worst tensors of {name}", "type", "weight, dB", "output, dB"),
+        [
+            (loss.stored_name, loss.format, decibels(loss.weight_sqnr), decibels(loss.output_sqnr))
+            for loss in worst
+        ],
+        right=(2, 3),
+        dispensable=(2,),
+    )
+    found = remedy(evaluation, candidate)
+    if found is None:
+        return
+    echo()
+    which = "the worst" if len(found.tensors) == 1 else f"the worst {len(found.tensors)}"
+    if sum(part.startswith("--ignore") for part in found.parts) > len(found.tensors):
+        which += ", and the matrices that are fused with them,"
+    echo_wrapped(
+        f"To store {which} with more bits"
+        + (":" if found.complete else ", add to the command that made the file:")
+    )
+    for number, part in enumerate(found.parts, start=1):
+        echo(f"  {'  ' if number > 1 else ''}{part}" + (" \\" if number < len(found.parts) else ""))
 
 
 def _row(kind: FigureKind, figure: Figure) -> tuple[str, ...]:
@@ -123,22 +124,19 @@ def _number(kind: FigureKind, value: float) -> str:
     return f"{100 * value:.3f} %" if kind.percent else f"{value:.6f}"
 
 
-def _db(value: float | None) -> str:
-    return "exact" if value is None else f"{value:.1f}"
-
-
-def gate_lines(candidate: Candidate, failed: bool = False) -> list[str]:
-    """A line a gate, or a gate that ``failed``: its verdict, its limit and what was tested."""
+def gate_lines(candidate: Candidate, *, failed: bool = False, name: str = "") -> list[str]:
+    """A line a gate, or a gate that ``failed``: its verdict, the candidate's ``name`` or label, limit and bound."""
     from bamba_quant.evaluation.gates import Limit
 
     lines = []
     for gate in candidate.gates:
         if failed and gate.passed:
             continue
-        name = Limit(gate.figure, gate.kind, gate.limit).name
+        limit = Limit(gate.figure, gate.kind, gate.limit).name
         verdict = "PASS" if gate.passed else "FAIL" if gate.measurable else "UNMEASURABLE"
+        side = "upper" if gate.kind == "max" else "lower"
         lines.append(
-            f"{verdict} {candidate.model.label}: {name} {gate.limit:g}, {'upper' if gate.kind == 'max' else 'lower'} "
-            f"bound {gate.bound:.6g} (value {gate.value:.6g})"
+            f"{verdict} {name or candidate.model.label}: {limit} {gate.limit:g}, {side} bound {gate.bound:.6g} "
+            f"(value {gate.value:.6g})"
         )
     return lines

@@ -84,7 +84,7 @@ def export(
         return
     announce_outputs(directory, unfinished=partial_of(directory))
     started = time.monotonic()
-    with Progress("exporting", plan.work_bytes, in_bytes=True) as bar:
+    with Progress("exporting", plan.work_bytes) as bar:
         written = write_plan(
             plan, directory, threads=threads, overwrite=overwrite, resume=resume, progress=bar.advance
         )

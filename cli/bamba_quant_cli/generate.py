@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
 from bamba_quant_cli import options as opt
-from bamba_quant_cli.console import echo, echo_text, print_json
+from bamba_quant_cli.console import Progress, echo, echo_text, print_json
 from bamba_quant_cli.interrupts import set_interrupt_message
 
 EXAMPLES = """
@@ -21,8 +22,8 @@ Examples:
 
 def generate(
     model: opt.Model,
-    prompt: Annotated[str, typer.Option(help="Text to continue.")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 100,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="New tokens at most.")] = 100,
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token, more draws more freely.")
     ] = 0.0,
@@ -39,6 +40,7 @@ def generate(
     device: opt.Device = "cpu",
     backend: opt.Backend = "auto",
     weights: opt.Weights = "auto",
+    threads: opt.Threads = None,
     tokenizer: opt.Tokenizer = None,
     ignore_config_key: opt.IgnoreConfigKey = None,
     ignore_adapter: opt.IgnoreAdapter = False,
@@ -51,49 +53,54 @@ def generate(
     from bamba_quant.evaluation.activations import resolve
     from bamba_quant.inference.loading import load_model_and_tokenizer, torch_device, torch_dtype
     from bamba_quant.inference.ready import ready_model
+    from bamba_quant.inference.threads import use_threads
     from bamba_quant.tokenizers.special_tokens import stop_tokens
     from bamba_reference.runtime.generate import Sampling
     from bamba_reference.runtime.generate import generate as steps
 
+    use_threads(threads)
     sampling = Sampling(temperature, top_p, seed)
     if temperature == 0 and top_p != 1:
         raise BambaQuantError("--top-p has no effect at temperature 0", fix="give a --temperature above 0")
-    loaded, encoder = load_model_and_tokenizer(
-        model, tokenizer, opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
-    )
-    for note in loaded.checkpoint.notes:
-        opt.print_note(note)
-    outside = [token for token in stop or () if not 0 <= token < loaded.config.vocab_size]
-    if outside:
-        raise BambaQuantError(
-            "--stop names tokens that the model does not have",
-            found=outside,
-            expected=f"ids from 0 to {loaded.config.vocab_size - 1}",
+    with ExitStack() as progress:
+        progress.enter_context(Progress("")).say("reading the model")
+        loaded, encoder = load_model_and_tokenizer(
+            model, tokenizer, opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
         )
-    ready = ready_model(
-        loaded,
-        torch_device(device),
-        torch_dtype(dtype),
-        backend=backend,
-        activations=resolve(activations, [loaded.checkpoint.kind]),
-        weights=weights,
-    )
-    ids = encoder.encode(prompt)
-    new: list[int] = []
-    shown = ""
-    if not as_json:
-        set_interrupt_message(_end_text)
-        echo_text(prompt)
-    ends = stop or stop_tokens(loaded.checkpoint)
-    if not ends and tokenizer:  # a GGUF without a vocabulary
-        ends = stop_tokens(open_checkpoint(tokenizer))
-    for token in steps(ready, ids, max_new_tokens=max_tokens, sampling=sampling, stop=ends):
-        new.append(token)
-        text = encoder.decode(ids + new)[len(encoder.decode(ids)) :]
-        # A letter of several tokens is shown when it is whole.
-        if not as_json and not text.endswith("\ufffd"):
-            echo_text(text[len(shown) :])
-            shown = text
+        for note in loaded.checkpoint.notes:
+            opt.print_note(note)
+        outside = [token for token in stop or () if not 0 <= token < loaded.config.vocab_size]
+        if outside:
+            raise BambaQuantError(
+                "--stop names tokens that the model does not have",
+                found=outside,
+                expected=f"ids from 0 to {loaded.config.vocab_size - 1}",
+            )
+        ready = ready_model(
+            loaded,
+            torch_device(device),
+            torch_dtype(dtype),
+            backend=backend,
+            activations=resolve(activations, [loaded.checkpoint.kind]),
+            weights=weights,
+        )
+        ids = encoder.encode(prompt)
+        new: list[int] = []
+        shown = ""
+        ends = stop or stop_tokens(loaded.checkpoint)
+        if not ends and tokenizer:  # a GGUF without a vocabulary
+            ends = stop_tokens(open_checkpoint(tokenizer))
+        for token in steps(ready, ids, max_new_tokens=max_tokens, sampling=sampling, stop=ends):
+            if not new:
+                _begin_text(progress, prompt, as_json)
+            new.append(token)
+            text = encoder.decode(ids + new)[len(encoder.decode(ids)) :]
+            # A letter of several tokens is shown when it is whole.
+            if not as_json and not text.endswith("\ufffd"):
+                echo_text(text[len(shown) :])
+                shown = text
+        if not new:
+            _begin_text(progress, prompt, as_json)
     if as_json:
         ended = "length" if len(new) == max_tokens else "stop"
         print_json(
@@ -108,6 +115,14 @@ def generate(
         )
     else:
         echo()
+
+
+def _begin_text(progress: ExitStack, prompt: str, as_json: bool) -> None:
+    """The text appears where the progress was."""
+    progress.close()
+    if not as_json:
+        set_interrupt_message(_end_text)
+        echo_text(prompt)
 
 
 def _end_text() -> str:

@@ -53,6 +53,7 @@ def imatrix(
     tokenizer: opt.Tokenizer = None,
     device: opt.Device = "cpu",
     dtype: opt.Dtype = "float32",
+    threads: opt.Threads = None,
     ignore_config_key: opt.IgnoreConfigKey = None,
     ignore_adapter: opt.IgnoreAdapter = False,
     strip_prefix: opt.StripPrefix = "",
@@ -66,7 +67,9 @@ def imatrix(
     """
     from bamba_quant.calibration.imatrix import measure_imatrix
     from bamba_quant.calibration.imatrix_writer import check_imatrix_target, write_imatrix
+    from bamba_quant.inference.threads import use_threads
 
+    use_threads(threads)
     texts, earlier = text or [], merge or []
     inputs = [each for each in (*texts, *earlier, model) if each.is_file()]
     check_imatrix_target(outfile, overwrite=overwrite, inputs=inputs)

@@ -46,7 +46,7 @@ Backend = Annotated[
 Device = Annotated[str, typer.Option(help="torch's name of the device.")]
 Chunks = Annotated[int | None, typer.Option(help="Chunks at most; by default the whole text.")]
 Ctx = Annotated[int, typer.Option("--ctx", "-c", help="Tokens of a chunk.")]
-ScoredCtx = Annotated[int, typer.Option(help="Tokens of a chunk; its second half is scored.")]
+ScoredCtx = Annotated[int, typer.Option("--ctx", "-c", help="Tokens of a chunk; its second half is scored.")]
 Texts = Annotated[
     list[Path] | None,
     typer.Option("--text", "-f", metavar="FILE", help="UTF-8 text, plain or .xz. Repeatable."),

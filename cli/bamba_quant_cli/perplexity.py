@@ -12,6 +12,7 @@ import typer
 from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, echo, print_json
 from bamba_quant_cli.processes import run_in_processes
+from bamba_quant_cli.terminal import echo_wrapped
 
 if TYPE_CHECKING:
     from bamba_quant.inference.distributed import Ranks
@@ -35,7 +36,7 @@ Examples:
 
 def perplexity(
     model: opt.Model,
-    text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text to score.")],
+    text: Annotated[Path, typer.Option("--text", "-f", metavar="FILE", help="UTF-8 text to score.")],
     ctx: opt.ScoredCtx = 512,
     chunks: opt.Chunks = None,
     stream: Annotated[
@@ -47,6 +48,7 @@ def perplexity(
     dtype: opt.Dtype = "float32",
     device: opt.Device = "cpu",
     processes: opt.Processes = 1,
+    threads: opt.Threads = None,
     tokenizer: opt.Tokenizer = None,
     ignore_config_key: opt.IgnoreConfigKey = None,
     ignore_adapter: opt.IgnoreAdapter = False,
@@ -61,9 +63,12 @@ def perplexity(
     run_in_processes(processes, text)
     from bamba_quant.inference.distributed import join_ranks
     from bamba_quant.inference.loading import load_model_and_tokenizer, read_text
+    from bamba_quant.inference.threads import use_threads
     from bamba_reference.runtime.perplexity import perplexity as measure
 
-    with join_ranks() as ranks, Progress("") as bar:
+    use_threads(threads)
+    with join_ranks() as ranks, Progress("", hidden=not ranks.first) as bar:
+        bar.say("reading model and text")
         words, digest = read_text(text)
         loaded, encoder = load_model_and_tokenizer(
             model, tokenizer, opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
@@ -105,9 +110,10 @@ def perplexity(
             }
         )
         return
-    echo(
-        f"perplexity {estimate.perplexity:.4f} ± {estimate.error:.4f}  ({estimate.chunks} chunks of {ctx}, "
-        f"{estimate.scored} tokens scored, {estimate.chunks * ctx / seconds:.0f} tokens/s, backend {chosen})"
+    echo(f"perplexity {estimate.perplexity:.4f} ± {estimate.error:.4f}")
+    echo_wrapped(
+        f"{estimate.chunks} chunks of {ctx} tokens, {estimate.scored:,} scored; "
+        f"{estimate.chunks * ctx / seconds:,.0f} tokens/s, backend {chosen}"
     )
 
 

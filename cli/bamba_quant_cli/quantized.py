@@ -88,7 +88,7 @@ def quantize(
         )
     writing: dict[str, Any] = {"threads": threads, "overwrite": overwrite, "resume": resume}
     tuned: Tuned | None = None
-    with Progress("quantizing", plan.work_bytes, in_bytes=True) as bar, Progress("tuning: step") as steps:
+    with Progress("quantizing", plan.work_bytes) as bar, Progress("tuning: step") as steps:
         writing["progress"] = bar.advance
         if tuning is None:
             written = write_plan(plan, directory, **writing)

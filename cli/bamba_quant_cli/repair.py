@@ -58,7 +58,7 @@ def repair(
     stem = split_stem(file)
     target = outfile or stem.with_name(f"{stem.name}{'' if in_place else '-repaired'}.gguf")
     announce_outputs(*plan.paths(target))
-    with Progress("repairing", plan.work_bytes, in_bytes=True) as bar:
+    with Progress("repairing", plan.work_bytes) as bar:
         written = write_plan(
             plan,
             target,

@@ -26,6 +26,7 @@ from bamba_quant.printable import printable, printable_json
 from bamba_quant_cli import console
 from bamba_quant_cli.app import main
 from bamba_quant_cli.console import Progress, echo, echo_lines, echo_text, print_json, print_table
+from bamba_reference.runtime import compilation
 
 # A title, an erased line, a return, C1 controls, DEL, turned directions, a line separator and a lone surrogate.
 HOSTILE = "\x1b]0;x\x07\x1b[2K\r\b\x9b2K\x85\x7f\u202e\u2066\u2028\udc80\n\t"
@@ -287,7 +288,7 @@ def test_progress_of_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def test_progress_of_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter(range(0, 100, 3))
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
-    with Progress("copying", 4000, in_bytes=True) as bar:
+    with Progress("copying", 4000) as bar:
         for _ in range(4):
             bar.advance(1000)
     assert capsys.readouterr().err.splitlines() == [
@@ -296,15 +297,40 @@ def test_progress_of_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     ]
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_compiling_is_announced_and_counts_for_no_time_left(
+    hidden: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    for clock in ("monotonic", "perf_counter"):
+        monkeypatch.setattr(console.time, clock, lambda: now[0])
+    with Progress("step", hidden=hidden) as bar:
+        bar.update(1, 10)
+        now[0] = 10.0
+        with compilation.timed():
+            compilation.tell()
+            now[0] = 30.0
+        now[0] = 34.0
+        bar.update(2, 10)
+    lines = capsys.readouterr().err.splitlines()
+    if hidden:
+        assert lines == ["step 2 of 10, 4:32 left"]
+    else:
+        assert lines == ["compiling kernels (once on this machine)", "step 2 of 10, 1:52 left"]
+
+
 def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     monkeypatch.setenv("TERM", "xterm")
-    with Progress("step") as bar, Progress("copying", 2000, in_bytes=True) as copying:
-        bar.update(1, 2, f"; {HOSTILE}")
+    with Progress("step") as bar, Progress("copying", 2000) as copying:
+        bar.say("reading")
+        compilation.tell()
+        bar.update(1, 2, f"; {HOSTILE}", doing="step")
         bar.update(2, 2)
         copying.advance(1000)
     written = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
-    assert "step" in written and "1/2" in written and "copying" in written and "1.0/2.0 kB" in written
+    for words in ("reading", "compiling kernels", "step", "1/2", "copying", "1.00 kB of 2.00 kB"):
+        assert words in written, words
     assert not unsafe(written.replace("\r", "")) and terminal.getvalue().endswith("\x1b[2K")
 
 

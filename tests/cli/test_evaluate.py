@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +17,10 @@ from bamba_quant.errors import OutputError
 from bamba_quant.evaluation.input_files import REPORTS
 from bamba_quant.report.json_report import read_report
 from bamba_quant_cli.app import app
+from bamba_quant_cli.evaluation_screen import print_screen
 from tests.support.command import run
 from tests.support.conversion import to_gguf
+from tests.support.evaluations import make_evaluation
 
 SMALL = ("--ctx", 64, "--chunks", 8, "--resamples", 1000, "--floor-chunks", 2, "--drift-chunks", 1)
 
@@ -38,14 +44,74 @@ def q4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return to_gguf(embedded_model(), tmp_path_factory.mktemp("files") / "mini-q4.gguf", "q4_k_m")
 
 
-def test_the_table_has_llama_perplexitys_names(q8: Path, q4: Path, text: Path) -> None:
-    done = run("evaluate", embedded_model(), q8, q4, "--text", text, *SMALL, "--max-kld", 0.9)
+def test_the_full_tables_have_llama_perplexitys_names(q8: Path, q4: Path, text: Path) -> None:
+    done = run(
+        "evaluate", embedded_model(), q8, q4, "--text", text, *SMALL, "--max-kld", 0.9, "--full", "-t", 1
+    )
     for name in (
         "Mean PPL(Q)/PPL(base)", "Cor(ln(PPL(Q)), ln(PPL(base)))", "Mean    KLD", "99.9%   KLD", "Median  Δp",
-        "RMS Δp", "Same top p", "noise floor", "McNemar", "accumulated", "worst tensors", "% reading",
-        "PASS mini-q8: max-kld 0.9",
+        "RMS Δp", "Same top p", "noise floor", "McNemar", "accumulated", "worst tensors of q8_0", "% reading",
+        "PASS mini-q8: max-kld 0.9", "1 threads",
     ):  # fmt: skip
         assert name in done.stdout, name
+
+
+def test_failed_files_are_mended_by_the_line_that_is_printed(
+    q8: Path, q4: Path, text: Path, tmp_path: Path
+) -> None:
+    """The table has a row a file, and the command that is printed for a file makes a better one."""
+    arguments = ("evaluate", embedded_model(), "-f", text, *SMALL, "--noise-floor", "none")
+    copy = tmp_path / "a file.gguf"
+    copy.write_bytes(q4.read_bytes())
+    done = run(*arguments, q8, copy, "--max-kld", 0.02, code=1)
+    lines = done.stdout.splitlines()
+    assert done.stderr == "" and max(map(len, lines)) <= 120
+    assert "FAIL: 1 of 2 gates failed" in lines and done.stdout.count("max-kld") == 1
+    assert "On the frontier of size and divergence: q4_k_m, q8_0." in lines
+    rows = [
+        line.split() for line in lines if line.lstrip("●○ ").startswith(("bamba-mini", "q4_k_m ", "q8_0 "))
+    ]
+    assert [row[0 if row[0].isascii() else 1] for row in rows] == ["bamba-mini", "q4_k_m", "q8_0"]
+    start = next(i for i, line in enumerate(lines) if line.startswith("  bamba-quant convert"))
+    command = " ".join(line.rstrip(" \\") for line in lines[start : start + 10] if line.startswith("  "))
+    words = shlex.split(command)[1:]
+    run(*words)
+    better = Path(words[-1])
+    assert better.name == "a file-mended.gguf" and better.stat().st_size > copy.stat().st_size
+    found = json.loads(run(*arguments, copy, better, "--json").stdout)
+    worse, mended = (candidate["figures"]["kld_mean"]["value"] for candidate in found["candidates"])
+    assert mended < worse
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_screen_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five files: the verdict, a table and, on a terminal alone, a picture; no line is wider than the terminal."""
+    evaluation = make_evaluation(("q8_0", "q4_k_m", "q2_k", "fp8-dynamic", "int4-gptq"), failing=True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    screens = []
+    for terminal in (False, True):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        print_screen(evaluation)
+        screens.append(sys.stdout.buffer.getvalue().decode("utf-8"))
+        monkeypatch.undo()
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("NO_COLOR", "1")
+    piped, shown = screens
+    assert "┤" in shown and "┤" not in piped and len(shown.splitlines()) < 50
+    until = shown.index("worst tensors")  # a tensor's name and a command are never cut
+    assert max(map(len, shown[:until].splitlines()[:-1])) <= columns
+    head = next(line for line in piped.splitlines() if "mean KLD" in line)
+    assert all(name in head for name in ("size", "PPL ratio", "same top", "gates"))
+    assert ("  PPL  " in head) == (columns > 60) and ("bits/weight" in head) == (columns == 120)
+    assert ("95 % interval" in head) == (columns == 120)
+    table = piped.splitlines()[piped.splitlines().index(head) + 2 :][:6]
+    assert "base" in table[0] and "22.2" in table[0]
+    klds = [re.search(r"0\.\d+", row.split("MB")[1]) for row in table[1:]]
+    assert {len(kld[0]) for kld in klds if kld} == {7}
+    sizes = [float(re.search(r"([\d.]+) MB", row)[1]) for row in table[1:]]  # type: ignore[index]
+    assert sizes == sorted(sizes)
 
 
 def test_a_gate_that_fails_is_named_and_exits_1(q8: Path, q4: Path, text: Path, tmp_path: Path) -> None:
@@ -108,7 +174,7 @@ def test_a_gate_within_the_noise_is_refused(q8: Path, text: Path) -> None:
         and "max-kld" in done.stderr
         and "noise floor" in done.stderr
     )
-    assert "Same top p" in done.stdout
+    assert "same top" in done.stdout and done.stdout.count("max-kld") == 1
 
 
 def test_bases_saved_and_used(q8: Path, text: Path, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_a_dry_run_tunes_nothing(asked: Asked, tmp_path: Path) -> None:
 
 
 def test_the_first_and_the_last_step_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    show = show_tuning(Progress("tuning: step"), Progress("converting", 1, in_bytes=True))
+    show = show_tuning(Progress("tuning: step"), Progress("converting", 1))
     for step in range(1, 101):
         show(TuneProgress(step, 100, 0.1, 0.2, 0.3, 0.0))
     lines = capsys.readouterr().err.splitlines()

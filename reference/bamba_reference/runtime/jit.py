@@ -21,7 +21,7 @@ import llvmlite
 import numba
 from llvmlite import ir
 
-from bamba_reference.runtime import kernel_cache
+from bamba_reference.runtime import compilation, kernel_cache
 from bamba_reference.runtime.kernel_cache import KernelCache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -72,10 +72,13 @@ def _compiled(function: Any, signature: Any, packages: tuple[Path, ...], allowed
     # C's division: numba's default tests every divisor, which prevents vectorization.
     dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=set(allowed))(function)
     directory = _directory(numba.config.CACHE_DIR, packages)
-    if directory is not None:
-        dispatcher._cache = KernelCache(function, directory, sorted(allowed))
-    dispatcher.compile(signature)
-    dispatcher.disable_compile()
+    with compilation.timed():
+        if directory is None:
+            compilation.tell()
+        else:
+            dispatcher._cache = KernelCache(function, directory, sorted(allowed), compilation.tell)
+        dispatcher.compile(signature)
+        dispatcher.disable_compile()
     return dispatcher
 
 

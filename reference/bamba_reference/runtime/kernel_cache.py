@@ -14,6 +14,7 @@ import pickle
 import secrets
 import stat
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,23 @@ _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class KernelCache:
-    """The cache of one function for numba's dispatcher; ``about`` identifies its compiler options."""
+    """The cache of one function for numba's dispatcher; ``about`` identifies its compiler options.
 
-    def __init__(self, function: Any, directory: Path, about: object) -> None:
-        self._function, self._directory, self._about = function, directory, about
+    ``missed`` is called when the function is not in the cache, before it is compiled.
+    """
+
+    def __init__(self, function: Any, directory: Path, about: object, missed: Callable[[], None]) -> None:
+        self._function, self._directory, self._about, self._missed = function, directory, about, missed
         self.cache_path = str(directory)  # read by the dispatcher's statistics
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """The cached code for ``signature``, or None."""
+        found = self._load(signature, target)
+        if found is None:
+            self._missed()
+        return found
+
+    def _load(self, signature: Any, target: Any) -> Any:
         descriptor = _opened(self._directory)
         if descriptor is None:
             return None

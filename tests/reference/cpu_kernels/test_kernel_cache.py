@@ -19,7 +19,7 @@ import pytest
 from numba import types
 
 from bamba_quant.writers.atomic import atomic_files
-from bamba_reference.runtime import kernel_cache
+from bamba_reference.runtime import compilation, kernel_cache
 from bamba_reference.runtime.jit import compile_kernel
 
 SIGNATURE = types.void(types.Array(types.float64, 1, "C"))
@@ -53,6 +53,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def files(place: Path) -> list[Path]:
     return sorted(path for path in place.rglob("*") if path.is_file())
+
+
+def test_who_listens_is_told_of_compiling_and_of_its_time(place: Path) -> None:
+    told: list[object] = []
+    with compilation.listen(lambda: told.append("compiling"), told.append):
+        added(1.0)
+        added(1.0)
+    added(1.0)
+    assert [type(each) for each in told] == [str, float, float]
 
 
 def test_kept_for_the_next_process_and_apart_from_one_another(place: Path) -> None:
