@@ -271,18 +271,17 @@ class Progress:
                 expand=True,
                 redirect_stdout=False,
             )
-            self._bar.add_task("", detail="")
+            self._bar.add_task("")
         (task,) = self._bar.task_ids
         if doing != _COMPILING:
             self._detail = detail
         known = self._total if doing != _COMPILING and self._total else None
         Progress._shown = self
-        self._bar.start()  # does nothing where it is shown already
-        # A new stage is drawn at once: compiling lets no other thread run, which would draw it.
         new, shown = self._bar.tasks[0].description != doing, printable(detail, keep="")
-        self._bar.update(
-            task, description=doing, completed=self._done, total=known, detail=shown, refresh=new
-        )
+        self._bar.update(task, description=doing, completed=self._done, total=known, detail=shown)
+        self._bar.start()  # does nothing where it is shown already
+        if new:  # drawn at once: compiling lets no other thread run, which would draw it
+            self._bar.refresh()
 
 
 def _on_terminal() -> bool:

@@ -51,7 +51,7 @@ def test_the_full_tables_have_llama_perplexitys_names(q8: Path, q4: Path, text: 
     for name in (
         "Mean PPL(Q)/PPL(base)", "Cor(ln(PPL(Q)), ln(PPL(base)))", "Mean    KLD", "99.9%   KLD", "Median  Δp",
         "RMS Δp", "Same top p", "noise floor", "McNemar", "accumulated", "worst tensors of q8_0", "% reading",
-        "PASS mini-q8: max-kld 0.9", "1 threads",
+        "PASS mini-q8: max-kld 0.9", "1 thread;",
     ):  # fmt: skip
         assert name in done.stdout, name
 
