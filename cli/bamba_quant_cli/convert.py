@@ -166,6 +166,7 @@ def convert(
     from bamba_quant.checkpoint.gguf_file import other_splits
     from bamba_quant.checkpoint.imatrix import PlaceholderImatrix
     from bamba_quant.errors import PlanError, did_you_mean, join_names
+    from bamba_quant.inference.threads import use_threads
     from bamba_quant.planning.convert import plan_conversion
     from bamba_quant.recipes import TypeOverrides, read_recipe
     from bamba_quant.writers import write_plan
@@ -229,6 +230,8 @@ def convert(
         read = [each for each in path.iterdir() if each.suffix != ".gguf"]
     others = [*read, *(calibrate or ()), *filter(None, (imatrix, metadata, recipe_file))]
     started = time.monotonic()
+    if calibrate or tuning:
+        use_threads(threads)
     if calibrate:
         for file in plan.paths(plan.outfile):
             check_target(file, overwrite, others)

@@ -47,6 +47,7 @@ def quantize(
     """Plan, then print the plan or execute it."""
     from bamba_quant.calibration.tuned_output import write_tuned_output
     from bamba_quant.checkpoint.imatrix import PlaceholderImatrix, read_imatrix
+    from bamba_quant.inference.threads import use_threads
     from bamba_quant.planning.quantize import plan_quantization
     from bamba_quant.recipes.ignore_file import read_ignore_file
     from bamba_quant.writers import write_plan
@@ -80,6 +81,8 @@ def quantize(
     tuning = asked.plan(directory, resume=resume, overwrite=overwrite)
     check_output(directory, inputs=plan.inputs, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
     started = time.monotonic()
+    if calibrate or tuning:
+        use_threads(threads)
     if calibrate:
         plan = plan_with(
             imatrix=calibrate_imatrix(

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from bamba_quant.embedded import embedded_model
+from bamba_quant.errors import BambaQuantError
 from bamba_quant.inference.loading import load_model
 from bamba_quant.inference.weights import LazyWeights, Timings
 from bamba_quant_cli.app import app
@@ -37,6 +39,35 @@ def test_generate_from_directory_and_file(tmp_path: Path) -> None:
     result = json.loads(run("generate", file, *arguments, "--json").stdout)
     assert said.strip() == "The function" + result["text"].rstrip()
     assert 0 < len(result["tokens"]) <= 12
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "perplexity MODEL -f TEXT",
+        "generate MODEL -p The",
+        "evaluate MODEL OUT.gguf -f TEXT",
+        "imatrix MODEL -f TEXT -o OUT",
+        "allocate MODEL --text TEXT --like q4_k_m -o OUT.toml",
+        "convert MODEL --outtype q4_k_m --outfile OUT.gguf --calibrate TEXT",
+        "int4 MODEL OUT --calibrate TEXT",
+        "fp8 MODEL OUT --tune TEXT",
+    ],
+)
+def test_threads_are_torchs(words: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs a model sets them, before the work."""
+    asked: list[int] = []
+
+    def refuse(threads: int) -> None:
+        asked.append(threads)
+        raise BambaQuantError("enough")
+
+    monkeypatch.setattr(torch, "set_num_threads", refuse)
+    places = {"MODEL": embedded_model(), "TEXT": text, "OUT": tmp_path / "out"}
+    for name, place in places.items():
+        words = words.replace(name, str(place))
+    run(*words.split(), "-t", 3, code=2)
+    assert asked == [3] and sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]
 
 
 def test_generate_draws_by_seed() -> None:
