@@ -43,7 +43,7 @@ def prepare() -> None:
 def echo(line: object = "", *, err: bool = False, style: str = "") -> None:
     """One line; what would end it earlier is escaped too. ``style`` is one of ``_STYLES``, for a terminal."""
     stream, text = sys.stderr if err else sys.stdout, printable(str(line), keep="")
-    if style and is_terminal() and "NO_COLOR" not in os.environ:
+    if style and is_terminal() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb":
         text = f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
     _write(stream, text + "\n")
 
