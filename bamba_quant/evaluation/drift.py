@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bamba_quant.evaluation.result import LayerDrift, RowClass, TensorLoss
-from bamba_quant.evaluation.tensor_loss import CPU, TensorDifference, sqnr, tensor_difference
+from bamba_quant.evaluation.tensor_loss import CPU, LoadedRows, TensorDifference, sqnr, tensor_difference
 from bamba_quant.inference.weights import DeviceWeights, LazyWeights, Timings
 from bamba_reference.config import Config
-from bamba_reference.runtime.stream import LayerPass
+from bamba_reference.runtime.layer_passes import LayerPass
 from bamba_reference.tensors import HEAD, layer_prefix, stack_of
 from bamba_reference.torch.forward import Model, layer
 
 WORST = 5
+# Of a chunk, from its beginning.
+TOKENS = 128
 
 # Signal and noise of each row of a product, float64 of shape (2, rows).
 Noise = NDArray[np.float64]
@@ -35,7 +37,7 @@ class DriftWatch:
     """Called after each ``LayerPass`` of a stream whose first source is the base; gathers ``tensors`` and ``layers``.
 
     ``weights`` are those of the sources, in their order, of float32 where a GPU decodes them, and compared on
-    ``device``; ``texts`` of the watched ones are looked at.
+    ``device``; the first ``TOKENS`` tokens of ``texts`` of the watched ones are looked at.
     """
 
     config: Config
@@ -52,7 +54,8 @@ class DriftWatch:
         self.layers = [[] for _ in self.weights]
 
     def __call__(self, passed: LayerPass) -> None:
-        before, after = passed.before[: self.texts], passed.after[: self.texts]
+        passed = replace(passed, sequences=passed.sequences.first(TOKENS))
+        before, after = passed.before[: self.texts, :TOKENS], passed.after[: self.texts, :TOKENS]
         if passed.source == 0:
             self._base = _watch_base(passed, before, after.clone())
             return
@@ -70,7 +73,7 @@ class DriftWatch:
         prefix = layer_prefix(passed.layer)
         for name in self.weights[passed.source]:
             if name.startswith(prefix):
-                self._lose(passed.source, name, noises.get(name))
+                self._lose(passed.source, name, noises.get(name), base.model, passed.model)
         if passed.source == len(self.weights) - 1:
             self._base = None
 
@@ -87,10 +90,14 @@ class DriftWatch:
             found.append(tuple(sorted(losses, key=lambda loss: order[loss.name])))
         return found
 
-    def _lose(self, source: int, name: str, noise: Noise | None) -> None:
-        apart = tensor_difference(
-            self.weights[0], self.weights[source], name, self.timings, device=self.device
-        )
+    def _lose(self, source: int, name: str, noise: Noise | None, *loaded: Model) -> None:
+        """Add a tensor's loss; ``loaded`` are the layer's weights of the base and of the source, in float32."""
+        weights = self.weights[0], self.weights[source]
+        if loaded and self.device == CPU and all(model.dtype == torch.float32 for model in loaded):
+            first, other = (LoadedRows(w, m.weights[name]) for w, m in zip(weights, loaded, strict=True))
+            apart = tensor_difference(first, other, name, self.timings)
+        else:
+            apart = tensor_difference(*weights, name, timings=self.timings, device=self.device)
         self.tensors[source].append(tensor_loss(self.weights[0], self.weights[source], name, apart, noise))
 
 
@@ -101,6 +108,7 @@ class _BaseLayer:
     ``after`` is from the run of all texts, ``local`` from one of the watched texts alone, whose last digits differ.
     """
 
+    model: Model
     before: Tensor
     after: Tensor
     local: Tensor
@@ -174,7 +182,7 @@ def _watch_base(passed: LayerPass, before: Tensor, after: Tensor) -> _BaseLayer:
         return outputs[name]
 
     local = layer(with_linear(passed.model, linear), passed.layer, before, passed.sequences)
-    return _BaseLayer(before, after, local, inputs, outputs)
+    return _BaseLayer(passed.model, before, after, local, inputs, outputs)
 
 
 def _watch_candidate(passed: LayerPass, base: _BaseLayer) -> tuple[Tensor, dict[str, Noise]]:

@@ -27,7 +27,14 @@ from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.logits_file import is_logits_file, read_logits_file, writing
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
 from bamba_quant.evaluation.provenance import ModelFile, base_warning
-from bamba_quant.evaluation.run import EvaluationOptions, command_line, run_record, time_compilation, timing
+from bamba_quant.evaluation.run import (
+    EvaluationOptions,
+    command_line,
+    run_record,
+    time_compilation,
+    time_products,
+    timing,
+)
 from bamba_quant.evaluation.scores import Scores, check_finite, collect
 from bamba_quant.evaluation.tokens import file_tokens, text_tokens
 from bamba_quant.inference.distributed import SINGLE_PROCESS, Ranks
@@ -36,7 +43,8 @@ from bamba_quant.inference.prefetch import prefetcher_for
 from bamba_quant.inference.stream_weights import StreamWeights, prefetch_order
 from bamba_quant.inference.weights import Timings
 from bamba_reference.backends import backend_named
-from bamba_reference.runtime.stream import LayerPass, final_hidden
+from bamba_reference.runtime.layer_passes import LayerPass
+from bamba_reference.runtime.stream import final_hidden, workers
 
 # Comparing all weights and measuring drift takes a GPU about as long as this many tokens (Bamba-9B's shape on an
 # H200: 2 s), and a CPU less than a chunk.
@@ -100,7 +108,10 @@ def evaluate(
     ]
     floor_chunks = 0 if given or options.noise_floor == "none" else min(options.floor_chunks, len(tokens.cut))
     drift_chunks = 0 if given else min(options.drift_chunks, len(tokens.cut))
-    backends = [with_activations(backend, each.model, options.activations, device, dtype) for each in opened]
+    rounded = [with_activations(backend, each.model, options.activations, device, dtype) for each in opened]
+    # The same record for the same functions, so that equal weights are seen to give equal states.
+    timed = {id(each): time_products(each, timings, device) for each in rounded}
+    backends = [timed[id(each)] for each in rounded]
     vocab_size = opened[0].model.config.vocab_size
     watched = max(floor_chunks, drift_chunks)
     at_once = scoring.chunks_together(tokens.text.ctx, device, vocab_size)
@@ -213,7 +224,14 @@ def evaluate(
         if floor and measured_floors
         else None,
         drift_chunks=drift_chunks,
-        timing=timing(seconds, hashing_seconds, timings, tokens.cut.size, device),
+        timing=timing(
+            seconds,
+            hashing_seconds,
+            timings,
+            tokens.cut.size,
+            device,
+            workers(len(tokens.cut[part]), tokens.text.ctx, len(sources), device).count,
+        ),
     )
     return ranks.share(evaluation, *result.RECORDS)
 

@@ -115,8 +115,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time went: shares of ``seconds``, which exclude hashing; they add up to 1.
+    """Where the time of all threads went: shares of ``seconds``, which exclude hashing.
 
+    ``reading``, ``dequantizing``, ``compiling`` and ``computing`` add up to 1; ``products`` is the part of computing in
+    matrix products, which is not known of a GPU.
     ``compiling`` is what making the kernels took, or loading those made before. On a GPU, which files are read ahead
     for and which works on by itself, ``reading`` is what the run waited for bytes, and files are hashed beside:
     ``hashing_seconds`` is what was left of that. ``seconds_per_token`` counts each token once, whatever the number of
@@ -130,6 +132,7 @@ class Timing:
     dequantizing: float
     compiling: float
     computing: float
+    products: float | None
     hashing_seconds: float
     peak_memory: int
     device_memory: int | None

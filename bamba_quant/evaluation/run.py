@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from bamba_quant.evaluation.provenance import Run, Timing
 from bamba_quant.inference.distributed import SINGLE_PROCESS, Ranks
 from bamba_quant.inference.weights import Timings
 from bamba_reference.runtime import compilation
+from bamba_reference.torch.backend import Backend
 
 
 def command_line(
@@ -124,10 +125,28 @@ def _time_triton(timings: Timings, device: torch.device) -> Iterator[None]:
         knobs.runtime.kernel_load_end_hook.remove(loaded)
 
 
-def timing(seconds: float, hashing: float, timings: Timings, tokens: int, device: torch.device) -> Timing:
-    """Where ``seconds`` for ``tokens`` tokens went."""
-    reading, decoding, compiling = (
-        each / seconds for each in (timings.reading, timings.decoding, timings.compiling)
+def time_products(backend: Backend, timings: Timings, device: torch.device) -> Backend:
+    """``backend`` with the time of its products added to ``timings``; on a GPU, which works by itself, as it is."""
+
+    def timed(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*arguments: Any) -> torch.Tensor:
+            with timings.spent("products"):
+                return product(*arguments)
+
+        return call
+
+    if device.type != "cpu":
+        return backend
+    return backend.with_linear(timed(backend.linear), head=timed(backend.head))
+
+
+def timing(
+    seconds: float, hashing: float, timings: Timings, tokens: int, device: torch.device, workers: int
+) -> Timing:
+    """Where ``seconds`` of ``workers`` threads for ``tokens`` tokens went."""
+    reading, decoding, compiling, products = (
+        each / (seconds * workers)
+        for each in (timings.reading, timings.decoding, timings.compiling, timings.products)
     )
     return Timing(
         seconds=seconds,
@@ -136,6 +155,7 @@ def timing(seconds: float, hashing: float, timings: Timings, tokens: int, device
         dequantizing=decoding,
         compiling=compiling,
         computing=1 - reading - decoding - compiling,
+        products=products if device.type == "cpu" else None,
         hashing_seconds=hashing,
         peak_memory=peak_memory(),
         device_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
@@ -168,7 +188,7 @@ class EvaluationOptions:
     seed: int = 0
     resamples: int = RESAMPLES
     noise_floor: str = "order"
-    floor_chunks: int = 8
+    floor_chunks: int = 2
     drift_chunks: int = 2
     activations: str = "auto"
     tokenizer: Path | None = None

@@ -7,6 +7,7 @@ and whether both find the same token most likely. All sums are float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bamba_quant.errors import BambaQuantError
+from bamba_reference.kernels.cpu import likelihoods
 
 F64 = NDArray[np.float64]
 
@@ -73,6 +75,9 @@ class BaseBlock:
 def base_block(logits: Tensor, targets: Any) -> BaseBlock:
     """A base's logits (T, V) before the tokens ``targets`` (T,)."""
     wanted = torch.as_tensor(targets, device=logits.device)
+    if likelihoods.supports(logits):
+        found, greatest = likelihoods.normalizers(logits, min(TOP, logits.shape[-1]))
+        return BaseBlock(logits, found[:, None], wanted, greatest)
     normalizer, top = [], []
     for rows in logits.split(_rows(logits)):
         normalizer.append(torch.logsumexp(rows.double(), dim=-1, keepdim=True))
@@ -120,20 +125,22 @@ def check_finite(scores: Scores, base: str, candidate: str) -> None:
 
 def _score_rows(base: BaseBlock, logits: Tensor, now: slice) -> dict[str, Tensor]:
     target = base.targets[now, None]  # (t, 1)
-    log_p_base = base.logits[now].double() - base.normalizer[now]  # (t, V)
-    candidate = logits[now].double()
-    difference = log_p_base - candidate  # (t, V)
-    normalizer = torch.logsumexp(candidate, dim=-1)  # (t,)
-    p_base = log_p_base.exp()
-    if base.cut is None:
-        kld = (p_base * difference).sum(-1) + normalizer
+    theirs, ours = base.logits[now], logits[now]  # (t, V)
+    top_base = base.top[now]  # (t, 5)
+    if likelihoods.supports(theirs, ours):
+        cut = -math.inf if base.cut is None else base.cut
+        kld, normalizer, top = likelihoods.divergences(
+            theirs, base.normalizer[now], ours, cut, top_base.shape[1]
+        )
     else:
-        p_base = p_base * (log_p_base > base.cut)
-        kld = (p_base * (difference + normalizer[:, None])).sum(-1)
-    nll_base = -log_p_base.gather(1, target)[:, 0]
-    nll = normalizer - candidate.gather(1, target)[:, 0]
-    top = _likeliest(logits[now])  # (t, 5)
-    top_base = base.top[now]
+        normalizer, top = torch.logsumexp(ours.double(), dim=-1), _likeliest(ours)  # (t,), (t, 5)
+        log_p_base = theirs.double() - base.normalizer[now]  # (t, V)
+        p_base = log_p_base.exp()
+        if base.cut is not None:
+            p_base = p_base * (log_p_base > base.cut)
+        kld = (p_base * (log_p_base - (ours.double() - normalizer[:, None]))).sum(-1)
+    nll_base = (base.normalizer[now] - theirs.gather(1, target).double())[:, 0]
+    nll = normalizer - ours.gather(1, target).double()[:, 0]
     return {
         "nll_base": nll_base,
         "nll": nll,
@@ -147,7 +154,7 @@ def _score_rows(base: BaseBlock, logits: Tensor, now: slice) -> dict[str, Tensor
 
 
 def _likeliest(rows: Tensor) -> Tensor:
-    """The numbers of the five greatest entries of each row (t, V), the greatest first."""
+    """The numbers of the five greatest entries of each row (t, V), the greatest first; torch chooses among equals."""
     return rows.topk(min(TOP, rows.shape[-1])).indices
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, Self
 
 import numpy as np
@@ -17,13 +17,16 @@ from bamba_quant.evaluation.noise_floor import FloorWatch
 from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, collect, score
 from bamba_quant.evaluation.tokens import TokenizedText
 from bamba_quant.inference.stream_weights import StreamWeights
-from bamba_reference.runtime.stream import head_blocks, logit_blocks, together
+from bamba_reference.runtime.stream import Head, head_blocks, together
+from bamba_reference.runtime.workers import Workers
 from bamba_reference.tensors import FINAL_NORM
 from bamba_reference.torch.backend import Backend
 
 # Logits that exist together, of the base and of one candidate each.
 _LOGITS = 1 << 26
-_MOST_TOKENS = 2048
+# Logits of one model in all blocks that are scored together.
+_LOGITS_AT_ONCE = 1 << 27
+_MOST_TOKENS, _MOST_TOKENS_ON_CPU = 2048, 512
 
 _ESTIMATED = ("nll", "nll_base", "kld")
 
@@ -64,14 +67,14 @@ class ScoreBlocks:
         return [collect(blocks, chunks) for blocks in self.candidates]
 
 
-def most_tokens(vocab_size: int) -> int:
-    """How many tokens' logits exist together."""
-    return max(1, min(_MOST_TOKENS, _LOGITS // vocab_size))
+def most_tokens(vocab_size: int, device: torch.device) -> int:
+    """How many tokens' logits exist together, on a CPU in each thread."""
+    return max(1, min(_MOST_TOKENS_ON_CPU if device.type == "cpu" else _MOST_TOKENS, _LOGITS // vocab_size))
 
 
 def chunks_together(ctx: int, device: torch.device, vocab_size: int) -> int:
     """How many chunks run together; splitting a text between such groups changes no bit of the result."""
-    return together(ctx, device, most_tokens(vocab_size))
+    return together(ctx, device, most_tokens(vocab_size, device))
 
 
 def score_part(
@@ -92,45 +95,57 @@ def score_part(
     """
     first, ctx = tokens.first, tokens.text.ctx
     config = opened[0].model.config
-    targets = tokens.targets[part]  # (n, scored)
-    blocks = head_blocks(len(targets), ctx, hidden[0].device, most_tokens(config.vocab_size))
+    targets, device = tokens.targets[part], hidden[0].device  # targets (n, scored)
+    blocks = head_blocks(len(targets), ctx, device, most_tokens(config.vocab_size, device))
     kept = []
     while hidden:  # so that states that are not scored are freed, one source after the other
         states = hidden.pop(0)
         kept.append(states[:, first:-1].reshape(-1, states.shape[-1]).clone())
         del states
-    logits = [
-        logit_blocks(each.model.config, source, states, backend=ops, block=blocks)
-        for each, ops, source, states in zip(opened, backends, sources, kept, strict=True)
-    ]
-    floor_logits: Iterator[torch.Tensor] = iter(())
+
+    def head(number: int, states: torch.Tensor, backend: Backend) -> Head:
+        of = opened[number].model.config
+        return Head(of, sources[number], dtype=states.dtype, device=states.device, backend=backend)
+
+    heads = [head(i, states, ops) for i, (states, ops) in enumerate(zip(kept, backends, strict=True))]
+    inputs = list(zip(*(states.split(blocks) for states in kept), strict=True))
+    floor_inputs: Sequence[torch.Tensor] = ()
     if floor:
         states = floor.final(sources[0][FINAL_NORM])[:, first:-1].flatten(0, 1)
-        floor_logits = logit_blocks(
-            config, sources[0], states, backend=floor.other, block=_begin(blocks, len(states))
-        )
-    candidates = logits if given else logits[1:]
+        floor_head = head(0, states, floor.other)
+        floor_inputs = states.split(_begin(blocks, len(states)))
+    wanted = np.split(targets.reshape(-1), np.cumsum(blocks)[:-1])
     labels = [each.label for each in (opened if given else opened[1:])]
-    found: list[list[Block]] = [[] for _ in candidates]
+
+    def measure(at: int, base: BaseBlock | None) -> tuple[list[Block], Block | None, BaseBlock]:
+        if base is None:
+            base = base_block(heads[0](inputs[at][0]), wanted[at])
+        ours = range(len(heads) - len(labels), len(heads))
+        scored: list[Block] = [score(base, heads[number](inputs[at][number])) for number in ours]
+        if at >= len(floor_inputs):
+            return scored, None, base
+        floors = score(base.first(len(floor_inputs[at])), floor_head(floor_inputs[at]))
+        return scored, floors, base
+
+    found: list[list[Block]] = [[] for _ in labels]
     floor_blocks: list[Block] = []
-    done, sums = 0, np.zeros((len(candidates), len(_ESTIMATED)))
-    base: Iterator[BaseBlock]
-    if given:
-        base = base_blocks(given, part, blocks, kept[0].device)
-    else:
-        wanted = np.split(targets.reshape(-1), np.cumsum(blocks)[:-1])
-        base = (base_block(some, after) for some, after in zip(logits[0], wanted, strict=True))
-    for block in base:
-        if write:
-            write(block.logits.float().cpu().numpy())
-        for number, ours in enumerate(candidates):
-            found[number].append(score(block, next(ours)))
-            sums[number] += [found[number][-1][name].sum() for name in _ESTIMATED]
-        by_another_path = next(floor_logits, None)
-        if by_another_path is not None:
-            floor_blocks.append(score(block.first(len(by_another_path)), by_another_path))
-        done += len(block.targets)
-        progress(EvaluationProgress("tokens", done, targets.size, _estimates(labels, sums / done)))
+    done, sums = 0, np.zeros((len(labels), len(_ESTIMATED)))
+    # Lazily: a file of logits is read a block at a time.
+    bases = base_blocks(given, part, blocks, device) if given else repeat(None)
+    at_once = max(1, _LOGITS_AT_ONCE // (blocks[0] * config.vocab_size))
+    with Workers(device, min(len(blocks), at_once)) as workers:
+        for scored, by_another_path, base in workers.map(
+            lambda piece: measure(*piece), zip(range(len(blocks)), bases, strict=False)
+        ):
+            if write:
+                write(base.logits.float().cpu().numpy())
+            for number, block in enumerate(scored):
+                found[number].append(block)
+                sums[number] += [block[name].sum() for name in _ESTIMATED]
+            if by_another_path is not None:
+                floor_blocks.append(by_another_path)
+            done += len(base.targets)
+            progress(EvaluationProgress("tokens", done, targets.size, _estimates(labels, sums / done)))
     return ScoreBlocks(tuple(map(tuple, found)), tuple(floor_blocks))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.inference.weights import DeviceWeights, LazyWeights, Timings
+from bamba_quant.inference.weights import DeviceWeights, LazyWeights, Timings, WeightInfo
 from bamba_reference.torch.forward import to_tensor
 
 F64 = NDArray[np.float64]
@@ -47,14 +47,28 @@ class TensorDifference:
         return min(1.0, max(-1.0, self.product / lengths)) if lengths else None
 
 
+@dataclass(frozen=True)
+class LoadedRows:
+    """A tensor's float32 values, already in memory, in place of the weights they were read from."""
+
+    weights: LazyWeights | DeviceWeights
+    values: Tensor
+
+    def rows(self, name: str, start: int, stop: int | None, timings: Timings | None) -> Tensor:
+        return self.values[start:stop]
+
+    def info(self, name: str) -> WeightInfo:
+        return self.weights.info(name)
+
+
 def sqnr(signal: float, noise: float) -> float | None:
     """10 log10(signal / noise) in dB; None without noise. A signal of 0 counts as 1e-300."""
     return 10 * math.log10(max(float(signal), 1e-300) / min(float(noise), 1e300)) if noise else None
 
 
 def tensor_difference(
-    base: LazyWeights | DeviceWeights,
-    other: LazyWeights | DeviceWeights,
+    base: LazyWeights | DeviceWeights | LoadedRows,
+    other: LazyWeights | DeviceWeights | LoadedRows,
     name: str,
     timings: Timings | None = None,
     *,

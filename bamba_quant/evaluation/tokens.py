@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,17 @@ from bamba_quant.inference.loading import read_text
 from bamba_quant.tokenizers.encoder import Encoder, read_encoder
 from bamba_reference.packing import InputError
 from bamba_reference.runtime.perplexity import cut_chunks
+
+# Texts that are encoded together: each needs some hundred bytes a token.
+_ENCODERS = 2
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
 
 
 @dataclass(frozen=True)
@@ -52,13 +64,26 @@ def text_tokens(
     checkpoints = [each.model.checkpoint for each in opened]
     if options.tokenizer:
         checkpoints = [open_checkpoint(options.tokenizer, weights=False)]
-    with ThreadPoolExecutor() as pool:
-        (encoder, ids), *others = pool.map(partial(_encoded, words), checkpoints)
+    keys = [_tokenizer_key(each) for each in checkpoints]
+    distinct = dict(zip(keys, checkpoints, strict=True))
+    with ThreadPoolExecutor(_ENCODERS) as pool:
+        encoded = dict(zip(distinct, pool.map(partial(_encoded, words), distinct.values()), strict=True))
+    (encoder, ids), *others = (encoded[key] for key in keys)
     for other, (theirs, found) in zip(opened[1:], others, strict=False):
         _check_same_tokens(encoder, ids, theirs, found, other.path)
     own, cut = _cut(ids, encoder.bos, opened, options)
     return TokenizedText(
         own, cut, _text(text.name, digest, len(ids), own, encoder.bos, tokenizer_hash(checkpoints[0]))
+    )
+
+
+def _tokenizer_key(checkpoint: Checkpoint) -> object:
+    """Equal for checkpoints whose tokenizers are the same files, or the same key-values of a GGUF."""
+    if checkpoint.kind == "gguf":
+        return tokenizer_hash(checkpoint)
+    files = sorted({file for pattern in _TOKENIZER_FILES for file in checkpoint.path.glob(pattern)})
+    return tuple(
+        (file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files if file.is_file()
     )
 
 

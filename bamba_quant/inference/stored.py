@@ -133,4 +133,5 @@ def with_stored(backend: Backend, dtype: torch.dtype) -> Backend:
     return replace(
         backend.with_linear(linear, head=head, embedding=embedding),
         name=f"{backend.name}, weights as stored",
+        parallel=False,  # because of the buffer
     )

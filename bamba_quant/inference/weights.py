@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +41,8 @@ class WeightInfo:
 
 
 class Timings:
-    """Adds up the seconds spent ``reading`` bytes, ``decoding`` them to numbers and ``compiling`` kernels.
+    """Adds up the seconds spent ``reading`` bytes, ``decoding`` them to numbers, ``compiling`` kernels and in matrix
+    ``products``, in all threads.
 
     What is compiled while something else is done counts as compiling alone.
     """
@@ -49,6 +51,8 @@ class Timings:
         self.reading = 0.0
         self.decoding = 0.0
         self.compiling = 0.0
+        self.products = 0.0
+        self._adding = Lock()
 
     @contextmanager
     def spent(self, what: str) -> Iterator[None]:
@@ -57,7 +61,8 @@ class Timings:
             yield
         finally:
             elsewhere = self.compiling - compiled
-            setattr(self, what, getattr(self, what) + time.perf_counter() - started - elsewhere)
+            with self._adding:
+                setattr(self, what, getattr(self, what) + time.perf_counter() - started - elsewhere)
 
 
 class LazyWeights(Mapping[str, NDArray[Any]]):

@@ -230,11 +230,9 @@ def _time(evaluation: Evaluation) -> str:
     device = (
         f", {wording.size(timing.device_memory)} on the device" if timing.device_memory is not None else ""
     )
-    compiling = f"{wording.share(timing.compiling)} compiling, " if timing.compiling else ""
     return (
         f"It took {wording.seconds(timing.seconds)}, {wording.seconds(timing.seconds_per_token)} a token: "
-        f"{wording.share(timing.reading)} reading, {wording.share(timing.dequantizing)} dequantizing, "
-        f"{compiling}{wording.share(timing.computing)} computing; "
+        f"{wording.time_shares(timing)}; "
         f"hashing {wording.seconds(timing.hashing_seconds)} more. Peak memory "
         f"{wording.size(timing.peak_memory)}{device}."
     )

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from bamba_quant.evaluation.provenance import ModelFile
+from bamba_quant.evaluation.provenance import ModelFile, Timing
 from bamba_quant.evaluation.result import FIGURES, Candidate, Evaluation, Figure, FigureKind, Gate
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -140,6 +140,18 @@ def decibels(value: float | None) -> str:
 def share(value: float) -> str:
     """A part of a whole in percent, to two digits below ten."""
     return f"{digits(100 * value, 2) if 0 < value < 0.1 else f'{100 * value:.0f}'} %"
+
+
+def time_shares(timing: Timing) -> str:
+    """Where the time went."""
+    parts = [
+        (timing.reading, "reading"),
+        (timing.dequantizing, "dequantizing"),
+        *([(timing.compiling, "compiling")] if timing.compiling else []),
+        (timing.computing, "computing"),
+    ]
+    products = "" if timing.products is None else f", {share(timing.products)} in matrix products"
+    return ", ".join(f"{share(part)} {name}" for part, name in parts) + products
 
 
 def seconds(value: float) -> str:

@@ -103,9 +103,9 @@ def evaluate(
     ] = "order",
     seed: Annotated[int, typer.Option(help="Of the bootstrap; the same seed gives the same intervals.")] = 0,
     resamples: Annotated[int, typer.Option(min=1000, help="Of the bootstrap.")] = 10_000,
-    floor_chunks: Annotated[int, typer.Option(min=1, help="Chunks the noise floor is measured on.")] = 8,
+    floor_chunks: Annotated[int, typer.Option(min=1, help="Chunks the noise floor is measured on.")] = 2,
     drift_chunks: Annotated[
-        int, typer.Option(min=0, help="Chunks that drift is watched on; 0 for none.")
+        int, typer.Option(min=0, help="Chunks whose first 128 tokens drift is watched on; 0 for none.")
     ] = 2,
     gates: Annotated[
         Path | None,

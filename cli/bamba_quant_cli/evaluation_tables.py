@@ -13,17 +13,14 @@ if TYPE_CHECKING:
 
 def print_details(evaluation: Evaluation) -> None:
     """How it was run and where the time went, then each candidate in full."""
-    from bamba_quant.report.wording import counted
+    from bamba_quant.report.wording import counted, time_shares
 
     run, timing = evaluation.run, evaluation.timing
-    compiling = f"{100 * timing.compiling:.0f} % compiling, " if timing.compiling else ""
     device = "" if timing.device_memory is None else f", {size(timing.device_memory)} on the device"
     echo()
     echo_wrapped(
         f"{run.backend}, {run.dtype}, {counted(run.threads, 'thread')}; "
-        f"{timing.seconds:.1f} s ({100 * timing.reading:.0f} % reading, "
-        f"{100 * timing.dequantizing:.0f} % dequantizing, {compiling}{100 * timing.computing:.0f} % computing), peak "
-        f"{size(timing.peak_memory)}{device}"
+        f"{timing.seconds:.1f} s ({time_shares(timing)}), peak {size(timing.peak_memory)}{device}"
     )
     for candidate in evaluation.candidates:
         _print_candidate(candidate)

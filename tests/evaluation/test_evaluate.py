@@ -255,7 +255,7 @@ def test_progress_reaches_the_end(files: dict[str, Path], text: Path) -> None:
 def test_logits_exist_a_block_at_a_time(
     block: int, evaluation: Evaluation, files: dict[str, Path], text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "_MOST_TOKENS", block)
+    monkeypatch.setattr(scoring, "_MOST_TOKENS_ON_CPU", block)
     sizes = []
     score = scoring.score
 

@@ -76,7 +76,7 @@ def make_evaluation(
             layers=tuple(LayerDrift(i, _kind(i), None, 118.0 - i) for i in range(LAYERS)),
         ),
         drift_chunks=2,
-        timing=Timing(25.0, 25.0 / (chunks * ctx), 0.03, 0.07, 0.0, 0.9, 0.4, 1_200_000_000, None),
+        timing=Timing(25.0, 25.0 / (chunks * ctx), 0.03, 0.07, 0.0, 0.9, 0.7, 0.4, 1_200_000_000, None),
     )  # fmt: skip
 
 

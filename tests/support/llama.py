@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+# Of one test process: ggml's threads spin at barriers, so that more of them than processors make all slower.
+_THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
+
 
 def llama_cpp() -> Any:
     """The module; without it a test fails in CI and is skipped elsewhere."""
@@ -48,8 +51,8 @@ def chunk_logits(file: Path, chunks: Sequence[Sequence[int]]) -> list[np.ndarray
         n_ctx=length,
         n_batch=length,
         n_ubatch=length,
-        n_threads=2,
-        n_threads_batch=2,
+        n_threads=_THREADS,
+        n_threads_batch=_THREADS,
         logits_all=True,
         type_k=module.GGML_TYPE_F32,
         type_v=module.GGML_TYPE_F32,
@@ -85,7 +88,7 @@ def quantize(
     module = llama_cpp()
     params = module.llama_model_quantize_default_params()
     params.ftype = file_type
-    params.nthread = 2
+    params.nthread = _THREADS
     for name, value in options.items():
         setattr(params, name, value)
     if imatrix is not None:

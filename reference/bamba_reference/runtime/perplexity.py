@@ -31,6 +31,8 @@ Scorer = Callable[[Ints], Iterable[Likelihoods]]
 
 # Tokens that go through a model at once.
 _BATCH_TOKENS = 2048
+# Logits that exist together.
+_MOST_LOGITS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -127,20 +129,23 @@ def numpy_scorer(config: Config, weights: Mapping[str, Any], dtype: npt.DTypeLik
 
 def torch_scorer(model: Model) -> Scorer:
     """Score by ``torch.forward.forward``, several chunks at a time."""
-    import torch
-
+    from bamba_reference.runtime.workers import Workers
     from bamba_reference.torch.forward import forward
 
     def score(cut: Ints) -> Iterator[Likelihoods]:
         n, ctx = cut.shape
         first, rows = ctx // 2, batched(ctx)
-        for start in range(0, n, rows):
-            some = cut[start : start + rows]
-            with torch.no_grad():
-                logits = forward(model, some, logits_to_keep=ctx - first).logits  # (rows, scored + 1, V)
-                for row, chunk in zip(logits, some, strict=True):  # one by one: softmax copies them
-                    yield _nll(row[:-1], chunk[first + 1 :])
-                del logits, row
+
+        def piece(some: Ints) -> list[Likelihoods]:
+            logits = forward(model, some, logits_to_keep=ctx - first).logits  # (rows, scored + 1, V)
+            # One by one: softmax copies them.
+            return [_nll(row[:-1], chunk[first + 1 :]) for row, chunk in zip(logits, some, strict=True)]
+
+        most = max(1, _MOST_LOGITS // (rows * (ctx - first) * model.config.vocab_size))
+        most = most if model.backend.parallel else 1
+        with Workers(model.device, min(most, -(-n // rows))) as workers:
+            for nll in workers.map(piece, (cut[start : start + rows] for start in range(0, n, rows))):
+                yield from nll
 
     return score
 
@@ -163,7 +168,8 @@ def stream_scorer(
 
     The estimate begins when the last layer is done.
     """
-    from bamba_reference.runtime.stream import final_hidden, head_blocks, logit_blocks
+    from bamba_reference.runtime.stream import Head, final_hidden, head_blocks
+    from bamba_reference.runtime.workers import Workers
     from bamba_reference.torch.backend import TORCH
 
     def score(cut: Ints) -> Iterator[Likelihoods]:
@@ -172,14 +178,19 @@ def stream_scorer(
         (hidden,) = final_hidden(config, [source], cut, on_layer=on_layer, **options)  # (n, ctx, d)
         kept = hidden[:, first:-1].reshape(-1, hidden.shape[-1])  # (n * scored, d)
         del hidden
-        targets = cut[:, first + 1 :].reshape(-1)  # (n * scored,)
-        waiting, at, block = np.empty(0), 0, head_blocks(n, ctx, options.get("device", "cpu"))
-        for logits in logit_blocks(config, source, kept, backend=options.get("backend", TORCH), block=block):
-            waiting = np.concatenate([waiting, _nll(logits, targets[at : at + len(logits)])])
-            at += len(logits)
-            while len(waiting) >= ctx - 1 - first:
-                yield waiting[: ctx - 1 - first]
-                waiting = waiting[ctx - 1 - first :]
+        blocks = head_blocks(n, ctx, kept.device)
+        head = Head(
+            config, source, dtype=kept.dtype, device=kept.device, backend=options.get("backend", TORCH)
+        )
+        wanted = np.split(cut[:, first + 1 :].reshape(-1), np.cumsum(blocks)[:-1])
+        waiting = np.empty(0)
+        with Workers(kept.device, len(blocks)) as workers:
+            pieces = zip(kept.split(blocks), wanted, strict=True)
+            for nll in workers.map(lambda piece: _nll(head(piece[0]), piece[1]), pieces):
+                waiting = np.concatenate([waiting, nll])
+                while len(waiting) >= ctx - 1 - first:
+                    yield waiting[: ctx - 1 - first]
+                    waiting = waiting[ctx - 1 - first :]
 
     return score
 

@@ -9,8 +9,9 @@ The last bits of a product depend on its shape. Chunks of a text go through laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,26 +20,21 @@ from torch import Tensor
 
 from bamba_reference.config import Config
 from bamba_reference.packing import InputError, Ints, check_tokens, layout
+from bamba_reference.runtime.layer_passes import LayerPass, TextsRun, part, run_layer
+from bamba_reference.runtime.workers import Workers
 from bamba_reference.tensors import (
     EMBEDDING,
     FINAL_NORM,
     check_names,
     check_shape,
     head_name,
-    layer_prefix,
-    layer_tensors,
     tensor_shapes,
 )
 from bamba_reference.torch.backend import TORCH, Backend
 from bamba_reference.torch.forward import (
-    BatchTokens,
-    Model,
-    default_chunk,
     final_norm,
-    layer,
     logits_of,
     prepare,
-    stored_dtype,
     stream_of,
     to_tensor,
 )
@@ -48,24 +44,10 @@ from bamba_reference.torch.ops import wide
 _LAYER_TOKENS = 1024
 _LAYER_TOKENS_ON_GPU = 8192
 _HEAD_TOKENS = 512
+# Weights of a head that is kept as numbers.
+_MOST_KEPT = 1 << 24
 # Rows of the head that are converted together: a head of 128,256 rows is twice a layer.
 _HEAD_ROWS = 8192
-
-
-@dataclass(frozen=True)
-class LayerPass:
-    """One weight set's pass through one layer, reported while the layer is still loaded.
-
-    ``before``: hidden states (watched, L, d) of the first texts before the layer; ``after``: those of all texts
-    (n, L, d) after it, which the next layer overwrites.
-    """
-
-    layer: int
-    source: int
-    model: Model
-    sequences: BatchTokens
-    before: Tensor
-    after: Tensor
 
 
 def final_hidden(
@@ -99,64 +81,86 @@ def final_hidden(
         check_tokens(ids, each.vocab_size)
         check_names(each, source)
     device = torch.device(device)
-    with torch.no_grad():
+    rows = _rows(ids.shape[1], device)
+    layers = configs[0].num_hidden_layers if configs else 0
+    with torch.no_grad(), workers(len(ids), ids.shape[1], len(sources), device) as pool:
         runs = [
             # All rows share one row of positions: texts begin at 0 and have no padding.
-            (
+            TextsRun(
                 each,
                 ops,
                 source,
                 _embed(each, source, ids, dtype, device),
+                dtype,
                 prepare(each, layout((1, ids.shape[1])), dtype, device),
             )
             for each, ops, source in zip(configs, backends, sources, strict=True)
         ]
-        rows = _rows(ids.shape[1], device)
-        layers = configs[0].num_hidden_layers if configs else 0
+        for run in runs[1:]:
+            same = (_computed(run.config, dtype), run.backend) == (_computed(configs[0], dtype), backends[0])
+            if same and torch.equal(run.x, runs[0].x):
+                run.x = runs[0].x
         for i in range(layers):
-            for number, (each, ops, source, x, sequences) in enumerate(runs):
-                names = [layer_prefix(i) + name for name in layer_tensors(each, i)]
-                model = _part(each, source, names, dtype, device, ops, chunk)
-                before = x[:watched].clone()
-                for some in x.split(rows):
-                    some.copy_(layer(model, i, some, sequences))
-                if on_pass:
-                    on_pass(LayerPass(i, number, model, sequences, before, x))
-                del model
+            run_layer(i, runs, rows, pool, watched, on_pass, chunk)
             if on_layer:
                 on_layer(i + 1, layers)
-        for each, ops, source, x, _ in runs:
-            model = _part(each, source, [FINAL_NORM], dtype, device, ops, chunk)
-            for some in x.split(rows):
+        for number, run in enumerate(runs):
+            if number and run.x is runs[0].x:
+                run.x = run.x.clone()
+        for run in runs:
+            model = part(run, [FINAL_NORM], chunk)
+            for some in run.x.split(rows):
                 some.copy_(final_norm(model, some))
-    return [x.to(dtype) for _, _, _, x, _ in runs]
+    return [run.x.to(dtype) for run in runs]
 
 
-def logit_blocks(
-    config: Config,
-    source: Mapping[str, Any],
-    hidden: Tensor,
-    *,
-    backend: Backend = TORCH,
-    block: int | Sequence[int] = _HEAD_TOKENS,
-) -> Iterator[Tensor]:
-    """Logits (at most ``block``, V), wide, for final hidden states (T, d), block after block of tokens.
+class Head:
+    """Logits (T, V), wide, of final hidden states (T, d), for one weight set: blocks of tokens in any threads.
 
-    ``block`` is the most tokens of one, or the tokens of each, such as ``head_blocks`` gives. On a GPU the head is
-    read once and stays there until the last block.
+    On a GPU, and where it is small, the matrix is kept as numbers of ``dtype``; else its rows are read for each block.
+    Raises ``TensorError`` where its shape is not the configuration's.
     """
-    name = head_name(config)
-    check_shape(name, source[name].shape, tensor_shapes(config)[name])
-    kept = None if hidden.device.type == "cpu" else to_tensor(source[name][:], hidden.dtype, hidden.device)
-    for some in hidden.split(block if isinstance(block, int) else list(block)):
-        with torch.no_grad():  # around the products, because the caller runs between the blocks
-            logits = some.new_empty((len(some), config.vocab_size), dtype=wide(some.dtype))
+
+    def __init__(
+        self,
+        config: Config,
+        source: Mapping[str, Any],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        backend: Backend = TORCH,
+    ) -> None:
+        name = head_name(config)
+        shape = source[name].shape
+        check_shape(name, shape, tensor_shapes(config)[name])
+        kept = torch.device(device).type != "cpu" or math.prod(shape) <= _MOST_KEPT
+        self._kept = to_tensor(source[name][:], dtype, torch.device(device)) if kept else None
+        self._config, self._backend, self._source, self._name = config, backend, source, name
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        config = self._config
+        logits = hidden.new_empty((len(hidden), config.vocab_size), dtype=wide(hidden.dtype))
+        with torch.no_grad():
             for start in range(0, config.vocab_size, _HEAD_ROWS):
-                # On a CPU read again each time, so that a table mapped from a file is freed with its rows.
-                rows = (source[name] if kept is None else kept)[start : start + _HEAD_ROWS]
-                part = backend.head(some, to_tensor(rows, some.dtype, some.device), name)
+                rows = self._source[self._name] if self._kept is None else self._kept
+                some = to_tensor(rows[start : start + _HEAD_ROWS], hidden.dtype, hidden.device)
+                part = self._backend.head(hidden, some, self._name)
                 logits[:, start : start + _HEAD_ROWS] = logits_of(config, part)
-        yield logits
+        return logits
+
+
+def workers(texts: int, ctx: int, sources: int, device: torch.device) -> Workers:
+    """The threads that run texts through layers: of two weight sets at a time, since the next is read ahead."""
+    return Workers(device, -(-texts // _rows(ctx, device)) * min(2, sources))
+
+
+def _computed(config: Config, dtype: torch.dtype) -> Config:
+    """The configuration as layers use it: they add epsilon, which a GGUF stores in float32, to sums of that type."""
+    return (
+        config
+        if dtype == torch.float64
+        else replace(config, rms_norm_eps=float(np.float32(config.rms_norm_eps)))
+    )
 
 
 def together(ctx: int, device: str | torch.device = "cpu", most: int = _HEAD_TOKENS) -> int:
@@ -183,23 +187,6 @@ def _rows(ctx: int, device: str | torch.device) -> int:
     """Texts of ``ctx`` tokens that go through a layer together."""
     on_cpu = torch.device(device).type == "cpu"
     return max(1, (_LAYER_TOKENS if on_cpu else _LAYER_TOKENS_ON_GPU) // ctx)
-
-
-def _part(
-    config: Config,
-    source: Mapping[str, Any],
-    names: Sequence[str],
-    dtype: torch.dtype,
-    device: torch.device,
-    backend: Backend,
-    chunk: int | None,
-) -> Model:
-    """A model of which only these tensors are loaded."""
-    shapes, weights = tensor_shapes(config), {}
-    for name in names:
-        weights[name] = to_tensor(source[name], stored_dtype(name, dtype), device)
-        check_shape(name, weights[name].shape, shapes[name])
-    return Model(config, backend.arrange(weights), dtype, device, backend, chunk or default_chunk(device))
 
 
 def _embed(

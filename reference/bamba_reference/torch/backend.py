@@ -34,7 +34,8 @@ class Backend:
     returns x + linear(y, …) and may overwrite x; ``gate_up(x, gate, up)``, each of them (weight, bias, name),
     returns swiglu of the two products. ``next_tail(tail, xBC)`` returns the inputs of a convolution that the next call
     needs. ``decoder(model, state, room)`` continues from a state as ``kernels.decode.Decoder`` does.
-    ``arrange(weights)`` puts a model's weights into the memory order that the products read.
+    ``arrange(weights)`` puts a model's weights into the memory order that the products read. ``parallel`` says whether
+    its functions may run in several threads at a time.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Backend:
     arrange: Callable[..., Any] = dict
     selective_scan: Callable[..., Any] = selective_scan
     embedding: Callable[..., Any] = F.embedding
+    parallel: bool = True
 
     def with_linear(self, linear: Callable[..., Any], **others: Any) -> Backend:
         """The same with ``linear`` for every product in a layer, and ``others`` replacing other fields."""

@@ -8,7 +8,7 @@ added to the residual stream, (B, L, d), in the model's dtype or wider, and upda
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,11 @@ class BatchTokens:
     real: Tensor | None  # (B, L)
     padding: Tensor | None  # (B,)
     packed: list[tuple[int, int, int]] | None  # (row, start, stop) of each packed sequence
+
+    def first(self, tokens: int) -> BatchTokens:
+        """The first ``tokens`` of whole texts, which have neither padding nor packed sequences."""
+        assert self.sequence_starts is None and self.real is None and self.packed is None
+        return replace(self, cos=self.cos[:, :tokens], sin=self.sin[:, :tokens])
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bamba_reference.torch import onednn_matmul
-
 # Rows of the vocabulary that are converted at once for the logits.
 _HEAD_ROWS = 16384
 
@@ -23,8 +21,6 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
     """x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out) in x's dtype."""
-    if onednn_matmul.worthwhile(x, weight):
-        return onednn_matmul.matmul(x, weight, bias)
     return F.linear(x, weight, bias)
 
 

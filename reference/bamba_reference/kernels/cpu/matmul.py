@@ -19,7 +19,6 @@ from bamba_reference.kernels.cpu.launch import (
     Floats,
     compiled,
     empty,
-    has,
     inlined,
     memory,
     rows_apart,
@@ -30,6 +29,7 @@ from bamba_reference.kernels.cpu.tiles import (
     LANES,
     ROWS,
     VECTORS,
+    WIDE_TILES,
     WIDTH,
     multiply_1,
     multiply_2,
@@ -66,7 +66,7 @@ def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
 
 def _worthwhile(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     fits = x.shape[-1] == weight.shape[1] and (bias is None or len(bias) == len(weight))
-    return has("avx512f") and fits and x.numel() >= LEAST_ROWS * x.shape[-1] and supported(x, weight, bias)
+    return WIDE_TILES and fits and x.numel() >= LEAST_ROWS * x.shape[-1] and supported(x, weight, bias)
 
 
 def matmul(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -22,6 +22,8 @@ from bamba_reference.runtime.jit import transposed
 # Numbers in a register, rows of a tile, and the most vectors across it.
 LANES, ROWS, VECTORS = (16, 8, 3) if has("avx512f") else (8, 4, 3) if has("avx2") else (4, 4, 3)
 WIDTH = LANES * VECTORS
+# Whether products of these tiles are faster than torch's: elsewhere LLVM does each fused operation by a call.
+WIDE_TILES = LANES > 4 and has("fma")
 
 _UNROLLED = 4
 _FLOAT, _INT, _SIZE = ir.FloatType(), ir.IntType(32), ir.IntType(64)

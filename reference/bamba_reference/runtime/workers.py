@@ -1,0 +1,64 @@
+"""Threads that each run whole pieces of work on a CPU, such as a layer over some texts.
+
+Threads that share every operation wait for each other after each of them; on a busy machine, where one of them has lost
+its processor, all of them do. Pieces of work that share nothing wait only at the end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self, TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """A pool for at most ``pieces`` pieces of work at a time, which divides torch's threads among them.
+
+    With one thread, one piece, or on another device than a CPU, ``submit`` runs a piece at once in the calling thread.
+    While the pool exists, torch's number of threads is that of one piece, and afterwards what it was.
+    """
+
+    def __init__(self, device: torch.device, pieces: int) -> None:
+        self._threads = torch.get_num_threads()
+        self.count = max(1, min(self._threads, pieces)) if device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(self.count, "worker") if self.count > 1 else None
+
+    def __enter__(self) -> Self:
+        if self._pool:
+            # torch's setting for threads that start later, which is OpenMP's own in each thread.
+            torch.set_num_threads(self._threads // self.count)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self._threads)
+
+    def submit(self, piece: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """The future result of ``piece(*arguments)``, computed without gradients."""
+        if self._pool:
+            return self._pool.submit(_run, piece, arguments)
+        done: Future[Result] = Future()
+        done.set_result(_run(piece, arguments))
+        return done
+
+    def map(self, piece: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """The results of ``piece`` in the items' order; few of them wait to be taken at a time."""
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(self.submit(piece, item))
+            if len(waiting) > self.count or not self._pool:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _run(piece: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    with torch.no_grad():  # which holds in one thread
+        return piece(*arguments)
