@@ -2,9 +2,9 @@
 
     python benchmarks/generate_large.py [--threads N] [--keep]
 
-prints peak memory, the time of a prompt and the rate of new tokens. The file (5.9 GB) has the metadata that ``convert``
-writes and random weights: rows of a few that were quantized, in random order. The rate is the difference between two
-runs of one and of --tokens new tokens, so that reading and starting do not count.
+prints the commands' peak memory, and for both programs the seconds of a prompt and of each new token: of the clock, and
+of the processors, which other work on the machine changes less. The file (5.9 GB) has the metadata that ``convert``
+writes and random weights: rows of a few that were quantized, in random order.
 """
 
 from __future__ import annotations
@@ -27,20 +27,43 @@ from processes import run
 DISTINCT, TOGETHER = 256, 2048  # rows that are quantized, and that are written at once
 PROMPT = "etaoi nshrd lueta oinsh"
 
+# Each defines eval(ids), which returns the likeliest next token.
+OURS = """
+from pathlib import Path
+import torch
+from bamba_quant.inference.loading import load_model_and_tokenizer
+from bamba_quant.inference.ready import ready_model
+from bamba_reference.torch.forward import forward, new_state
+loaded, encoder = load_model_and_tokenizer(Path(file))
+model = ready_model(loaded, torch.device("cpu"), torch.float32, weights="stored")
+state, ids = new_state(model, 1), encoder.encode(prompt)
+@torch.no_grad()
+def eval(ids):
+    return int(forward(model, [ids], state=state, logits_to_keep=1).logits.argmax())
+"""
 LLAMA = """
-import json, sys, time
 import numpy as np
 from llama_cpp import Llama
-file, threads, count, prompt = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 model = Llama(file, n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False)
 ids = model.tokenize(prompt.encode())
-started = time.perf_counter()
-model.eval(ids)
-prompted = time.perf_counter()
+def eval(ids):
+    model.eval(ids)
+    return int(np.argmax(model.scores[model.n_tokens - 1]))
+"""
+TIMED = """
+import json, sys, time
+file, threads, count, prompt = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+def now():
+    return time.perf_counter(), time.process_time()
+{eval}
+times = [now()]
+tokens = [eval(ids)]
+times.append(now())
 for _ in range(count):
-    model.eval([int(np.argmax(model.scores[model.n_tokens - 1]))])
-ended = time.perf_counter()
-print(json.dumps({"prompt_tokens": len(ids), "prompt": prompted - started, "token": (ended - prompted) / count}))
+    tokens.append(eval(tokens[-1:]))
+times.append(now())
+spent = [[after - before for before, after in zip(*pair)] for pair in zip(times, times[1:])]
+print(json.dumps({{"ids": len(ids), "prompt": spent[0], "token": [each / count for each in spent[1]]}}))
 """
 
 
@@ -52,7 +75,7 @@ def make_file(directory: Path) -> Path:
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text(json.dumps(BAMBA_9B))
     write_tokenizer(model, BAMBA_9B["bos_token_id"])
-    plan = plan_conversion(model, outtype="q4_k_m", outfile=file)
+    plan = plan_conversion(model, outtype="q4_k_m", outfile=file, allow_config_only=True)
     (shard,) = plan.shards
     rng, known = np.random.default_rng(9), dict[tuple[str, int], Any]()
     partial = file.with_suffix(".partial")
@@ -103,7 +126,7 @@ def main() -> None:
     )
     parser.add_argument("--directory", type=Path, default=Path("bench"), help="where the files go")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--tokens", type=int, default=9, help="new tokens of the longer run")
+    parser.add_argument("--tokens", type=int, default=8, help="new tokens")
     parser.add_argument("--keep", action="store_true", help="do not remove the 5.9 GB afterwards")
     options = parser.parse_args()
     directory = options.directory
@@ -113,30 +136,30 @@ def main() -> None:
     size = file.stat().st_size
     print(f"{size / 1e9:.2f} GB, {options.threads} threads", flush=True)
     command = [sys.executable, "-m", "bamba_quant_cli"]
-    generate = [*command, "generate", str(file), "--prompt", PROMPT, "--json", "--max-tokens"]
-    first, _, _ = measured([*generate, "1"], directory)
-    last, peak, found = measured([*generate, str(options.tokens)], directory)
-    rate = (options.tokens - 1) / (last - first)
-    print(
-        f"generate: {first:.1f} s to the first token, then {rate:.2f} tokens/s; peak {peak:.0f} MB, "
-        f"{peak * 1e6 / size:.2f} × the file; backend {found['backend']}",
-        flush=True,
-    )
     text = random_text(directory / "random.txt", 400)
-    score = [*command, "perplexity", str(file), "--text", str(text), "--json"]
-    for ctx in (128, 512):
-        wall, peak, found = measured([*score, "--ctx", str(ctx), "--chunks", "2"], directory)
+    score = ["perplexity", str(file), "--text", str(text), "--chunks", "2", "--ctx"]
+    for more in (
+        ["generate", str(file), "--prompt", PROMPT, "--max-tokens", str(options.tokens)],
+        [*score, "128"],
+        [*score, "512"],
+    ):
+        wall, peak, found = measured([*command, *more, "--json"], directory)
         print(
-            f"perplexity of 2 × {ctx} tokens: {found['perplexity']:.1f}, {wall:.1f} s; peak {peak:.0f} MB, "
-            f"{peak * 1e6 / size:.2f} × the file",
+            f"{more[0]}, {more[-2].strip('-')} {more[-1]}: {wall:.0f} s; peak {peak:.0f} MB, "
+            f"{peak * 1e6 / size:.2f} × the file; backend {found['backend']}",
             flush=True,
         )
-    llama = [sys.executable, "-c", LLAMA, str(file), str(options.threads), str(options.tokens - 1), PROMPT]
-    _, peak, theirs = measured(llama, directory)
-    print(
-        f"llama.cpp: {theirs['prompt']:.2f} s for {theirs['prompt_tokens']} tokens of prompt, then "
-        f"{1 / theirs['token']:.2f} tokens/s; peak {peak:.0f} MB"
-    )
+    for name, code in (("bamba-quant", OURS), ("llama.cpp", LLAMA)):
+        command = [sys.executable, "-c", TIMED.format(eval=code)]
+        _, peak, found = measured(
+            [*command, str(file), str(options.threads), str(options.tokens), PROMPT], directory
+        )
+        (prompt, prompt_work), (token, token_work) = found["prompt"], found["token"]
+        print(
+            f"{name}: prompt of {found['ids']} tokens {prompt:.2f} s ({prompt_work:.2f} s of the processors), "
+            f"then {token:.2f} s a token ({token_work:.2f} s), {1 / token:.2f} tokens/s; peak {peak:.0f} MB",
+            flush=True,
+        )
     if not options.keep:
         file.unlink()
 

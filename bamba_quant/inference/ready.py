@@ -18,6 +18,8 @@ from bamba_reference.torch.forward import Model, default_chunk, load, stored_dty
 
 WEIGHTS = ("auto", "converted", "stored")
 
+_MARGIN = 1.05  # for activations and states
+
 
 def ready_model(
     loaded: LoadedModel,
@@ -50,11 +52,15 @@ def ready_model(
         free = free_memory(device)
         roomy = device.type != "cpu" or free is None or 2 * converted <= free
         weights = "converted" if roomy or stored >= converted else "stored"
-    needed = stored if weights == "stored" else converted
-    fix = f"take a smaller file of the model, a --device with more memory{instead}"
+    ways = ["a smaller file of the model", "a --device with more memory", *([instead] if instead else [])]
     if weights == "converted" and stored < converted and device.type == "cpu":
-        fix = f"take --weights stored, which needs {stored / 1e9:.1f} GB"
-    check_memory(f"the model, {loaded.checkpoint.n_bytes / 1e9:.1f} GB on disk,", needed, device, fix)
+        ways = [f"--weights stored, which needs {stored / 1e9:.1f} GB", *ways]
+    check_memory(
+        f"the model, {loaded.checkpoint.n_bytes / 1e9:.1f} GB on disk,",
+        stored if weights == "stored" else converted,
+        device,
+        fix=f"take {', '.join(ways[:-1])} or {ways[-1]}",
+    )
     if weights == "converted":
         kernels = with_activations(kernels, loaded, activations, device, dtype)
         return load(
@@ -76,7 +82,7 @@ def ready_model(
 
 
 def _sizes(loaded: LoadedModel, dtype: torch.dtype) -> tuple[int, int]:
-    """The bytes of all weights converted to ``dtype``, and as stored with the buffer of the largest matrix."""
+    """What a model takes converted to ``dtype``, and as stored with the buffer of the largest matrix, in bytes."""
     converted = stored = buffer = 0
     for name in loaded.weights:
         shape = loaded.weights.info(name).shape
@@ -86,4 +92,4 @@ def _sizes(loaded: LoadedModel, dtype: torch.dtype) -> tuple[int, int]:
         stored += n_bytes if packed is None else packed
         if packed is not None and name not in (EMBEDDING, head_name(loaded.config)):
             buffer = max(buffer, 4 * math.prod(shape[-2:]))
-    return converted, stored + buffer
+    return int(_MARGIN * converted), int(_MARGIN * (stored + buffer))

@@ -7,6 +7,7 @@ order of its sums differs from that of the other product.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -70,16 +71,19 @@ def held(weights: LazyWeights, config: Config, dtype: torch.dtype) -> dict[str, 
     Raises ``TensorError`` as that does.
     """
     check_names(config, weights)
-    found: dict[str, Any] = {}
-    for name, shape in tensor_shapes(config).items():
-        check_shape(name, weights.info(name).shape, shape)
+    shapes = tensor_shapes(config)
+
+    def weight(name: str) -> Any:
+        check_shape(name, weights.info(name).shape, shapes[name])
         if held_bytes(weights, name, dtype) is None:
-            found[name] = to_tensor(weights[name], stored_dtype(name, dtype), torch.device("cpu"))
-            continue
+            return to_tensor(weights[name], stored_dtype(name, dtype), torch.device("cpu"))
         tensor, rule, moved = weights.stored(name)
-        raw, _ = weights.raw(name, 0, shape[0], Timings())
-        found[name] = StoredMatrix(rule.transform.invert(raw, 0) if moved else raw, shape, tensor.format)
-    return found
+        raw, _ = weights.raw(name, 0, shapes[name][0], Timings())
+        return StoredMatrix(rule.transform.invert(raw, 0) if moved else raw, shapes[name], tensor.format)
+
+    # Copying bytes from the page cache keeps a core busy.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return dict(zip(shapes, pool.map(weight, shapes), strict=True))
 
 
 def held_bytes(weights: LazyWeights, name: str, dtype: torch.dtype) -> int | None:

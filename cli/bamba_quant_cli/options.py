@@ -155,7 +155,8 @@ Weights = Annotated[
     Literal["auto", "converted", "stored"],
     typer.Option(
         help="How weights are held in memory. converted: in --dtype; stored: matrices as in the file, dequantized when "
-        "they are used, on a CPU; auto: converted on a GPU or where that takes at most half of the free memory."
+        "they are used, on a CPU; auto: converted on a GPU or where that takes at most half of the free memory, "
+        "else stored."
     ),
 ]
 

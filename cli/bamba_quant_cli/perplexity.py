@@ -177,7 +177,7 @@ def _scorer(
         backend=backend,
         activations=rounding,
         weights=weights,
-        instead=", or --stream, which holds one layer at a time",
+        instead="--stream, which holds one layer at a time",
     )
     return spread_over_ranks(torch_scorer(ready), batched, ranks), ready.backend.name
 

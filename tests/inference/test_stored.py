@@ -13,12 +13,12 @@ import torch
 from bamba_quant.codecs import SafetensorsCodec, codec_named
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.inference import memory
+from bamba_quant.inference import memory, ready
 from bamba_quant.inference.loading import load_model
 from bamba_quant.inference.memory import free_memory
 from bamba_quant.inference.ready import ready_model
 from bamba_quant.inference.stored import StoredMatrix
-from bamba_reference.runtime.generate import generate
+from bamba_reference.runtime.generate import generate, generate_batch
 from bamba_reference.torch.forward import Model, forward, new_state
 from tests.support.command import run
 from tests.support.conversion import english_chunks, random_tokens, to_gguf
@@ -119,10 +119,10 @@ def test_the_same_words_of_a_trained_model(tmp_path: Path) -> None:
     """From float32 weights and from the file's, for 100 tokens after each of three prompts."""
     model = shared("models/bamba-43m")
     converted, stored = both(to_gguf(model, tmp_path / "m.gguf", "q4_k_m"))
-    for prompt in english_chunks(model, 20, 3):
-        drawn = [list(generate(each, prompt, max_new_tokens=100, stop=())) for each in (converted, stored)]
-        assert len(drawn[0]) == 100
-        assert drawn[0] == drawn[1]
+    prompts = english_chunks(model, 20, 3)
+    drawn = [generate_batch(each, prompts, max_new_tokens=100, stop=()) for each in (converted, stored)]
+    assert [len(tokens) for tokens in drawn[0]] == [100] * 3
+    assert drawn[0] == drawn[1]
 
 
 def machine(
@@ -165,7 +165,7 @@ def test_the_choice_by_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file = to_gguf(embedded_model(), tmp_path / "m.gguf", "q8_0")
     (tmp_path / "text").write_text("The function returns a list of names.\n" * 60)
     score = ("perplexity", file, "--text", tmp_path / "text", "--ctx", 64, "--chunks", 2)
-    converted = 4 * load_model(file).checkpoint.elements
+    converted = int(ready._MARGIN * 4 * load_model(file).checkpoint.elements)
     found = []
     for number, (available, backend) in enumerate(
         ((2 * converted + 4096, "numba"), (2 * converted - 4096, "numba, weights as stored"))
