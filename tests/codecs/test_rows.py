@@ -39,11 +39,12 @@ def test_processors_that_look_nothing_up(monkeypatch: pytest.MonkeyPatch) -> Non
     check(codec_named("iq4_nl", BlockCodec))
 
 
+@pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("rows", [1, 7, 70])
-def test_products(rows: int) -> None:
+def test_products(rows: int, count: int) -> None:
     codec, random = codec_named("q4_k", BlockCodec), np.random.default_rng(1)
     raw = codec.quantize(random.standard_normal((rows, COLUMNS), np.float32))
-    x = random.standard_normal((5, COLUMNS), np.float32)
+    x = random.standard_normal((count, COLUMNS), np.float32)
     kernels = row_kernels(codec, COLUMNS)
     assert kernels is not None
     expected = x.astype(np.float64) @ codec.dequantize(raw).astype(np.float64).T

@@ -30,7 +30,7 @@ from bamba_quant.codecs.compiled.lanes import (
     vector_of,
     vector_pointer,
 )
-from bamba_quant.codecs.compiled.unpacking import Unpacking, unpacking
+from bamba_quant.codecs.compiled.unpacking import Unpacking, Use, unpacking
 from bamba_reference.kernels.cpu.launch import share
 
 _TOGETHER = 4  # rows that a product dequantizes together
@@ -95,6 +95,19 @@ def _kernel(number: int) -> Callable[..., None]:
         """Products of rows start to stop with ``count`` vectors x: out (count, rows). Without x the rows themselves:
         out (rows, n).
         """
+        for r in range(start, stop if count == 1 else start):
+            total = floats(0)
+            at = r * row_bytes
+            scale, zero = at + scales, at + zeros
+            for column in range(0, n, group):
+                for j in range(column, min(n, column + group), weights):
+                    total = _dot(number, raw, at, scale, zero, x, j, total)
+                    at += n_bytes
+                scale += 4
+                zero += 4
+            out[r] = _sum(total)
+        if count == 1:
+            return
         tile, sums = np.zeros(_TOGETHER * n, np.float32), np.empty(_TOGETHER, np.float32)
         for first in range(start, stop, _TOGETHER):
             some = min(_TOGETHER, stop - first)
@@ -128,27 +141,62 @@ def _dots(tile: Any, n: int, start: int, stop: int, x: Any, x0: int, sums: Any) 
         b = _multiply_add(_at(tile, n + i), v, b)
         c = _multiply_add(_at(tile, 2 * n + i), v, c)
         d = _multiply_add(_at(tile, 3 * n + i), v, d)
-    sums[0], sums[1], sums[2], sums[3] = _total(a), _total(b), _total(c), _total(d)
+    sums[0], sums[1], sums[2], sums[3] = _sum(a), _sum(b), _sum(c), _sum(d)
 
 
 @primitive
 def _unpack(
     typing_context: Any, number: Any, raw: Any, at: Any, scale: Any, zero: Any, out: Any, o: Any
 ) -> Any:
-    """The code of ``_UNPACKINGS[number]``."""
+    """The weights to out[o], …"""
     if not isinstance(number, types.IntegerLiteral):
         return None
 
     def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
-        source = context.make_array(raw)(context, builder, args[1]).data
-        target = context.make_array(out)(context, builder, args[5]).data
-        block, scales, zeros = (
-            builder.bitcast(builder.gep(source, [arg]), BYTE.as_pointer()) for arg in args[2:5]
-        )
-        _UNPACKINGS[number.literal_value].emit(builder, block, scales, zeros, builder.gep(target, [args[6]]))
+        def use(weights: Any, j: int) -> None:
+            place = builder.add(args[6], ir.Constant(args[6].type, j))
+            builder.store(
+                weights, vector_pointer(context, builder, args[5], out, place, weights.type), align=4
+            )
+
+        _emit(context, builder, call, args, use)
         return context.get_dummy_value()
 
     return types.void(number, raw, *[_SIZE] * 3, out, _SIZE), generate
+
+
+@primitive
+def _dot(
+    typing_context: Any, number: Any, raw: Any, at: Any, scale: Any, zero: Any, x: Any, i: Any, total: Any
+) -> Any:
+    """``total`` and the products of the weights with x[i], …"""
+    if not isinstance(number, types.IntegerLiteral):
+        return None
+
+    def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:
+        sums = [args[7]]  # of two, which do not wait for each other
+
+        def use(weights: Any, j: int) -> None:
+            place = builder.add(args[6], ir.Constant(args[6].type, j))
+            v = builder.load(vector_pointer(context, builder, args[5], x, place, weights.type), align=4)
+            if j == LANES:
+                sums.append(builder.fmul(weights, v))
+            else:
+                which = j // LANES % 2
+                sums[which] = llvm_call(builder, "fmuladd", weights, v, sums[which])
+
+        _emit(context, builder, call, args, use)
+        return sums[0] if len(sums) == 1 else builder.fadd(*sums)
+
+    return FLOATS(number, raw, *[_SIZE] * 3, x, _SIZE, total), generate
+
+
+def _emit(context: Any, builder: Any, call: Any, args: tuple[Any, ...], use: Use) -> None:
+    """The code of ``_UNPACKINGS[number]`` for (number, raw, at, scale, zero, …)."""
+    number, raw = call.args[:2]
+    source = context.make_array(raw)(context, builder, args[1]).data
+    places = [builder.bitcast(builder.gep(source, [arg]), BYTE.as_pointer()) for arg in args[2:5]]
+    _UNPACKINGS[number.literal_value].emit(builder, places[0], places[1], places[2], use)
 
 
 @primitive
@@ -169,7 +217,7 @@ def _multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @primitive
-def _total(typing_context: Any, v: Any) -> Any:
+def _sum(typing_context: Any, v: Any) -> Any:
     """The sum of a vector's lanes: halves are added until one is left."""
 
     def generate(context: Any, builder: Any, call: Any, args: tuple[Any, ...]) -> Any:

@@ -19,9 +19,10 @@ from bamba_quant.codecs.compiled.lanes import BYTE, FLOAT, INT, LANES, vector_of
 from bamba_quant.codecs.layout import Bits, BlockLayout, Field
 from bamba_reference.kernels.cpu.launch import has
 
-# emit(builder, block, scale, zero, out): addresses of a block, of its group's float32 scale and zero where these lie
-# elsewhere in the row, and of the float32 it becomes.
-Emit = Callable[[Any, Any, Any, Any, Any], None]
+# emit(builder, block, scale, zero, use): addresses of a block, and of its group's float32 scale and zero where these
+# lie elsewhere in the row; use(weights, j) adds what is done with weights j to j + 15, a vector of float32.
+Use = Callable[[Any, int], None]
+Emit = Callable[[Any, Any, Any, Any, Use], None]
 
 
 @dataclass(frozen=True)
@@ -53,36 +54,40 @@ def unpacking(codec: BlockCodec) -> Unpacking | None:
 
 
 def _of_layout(layout: BlockLayout) -> Emit:
-    def emit(builder: Any, block: Any, scale: Any, zero: Any, out: Any) -> None:
+    def emit(builder: Any, block: Any, scale: Any, zero: Any, use: Use) -> None:
         code = _Block(builder, block)
         d = code.power(layout.d) if layout.exponent else code.half(layout.d)
         dmin = None if layout.dmin is None else code.half(layout.dmin)
         if layout.added and dmin is not None:
             dmin = builder.fneg(dmin)
-        step = low = None
+        steps = _scaled(code, d, layout.scales)
+        lows = None if dmin is None else _scaled(code, dmin, layout.minima)
         for j in range(0, layout.block, LANES):
-            if j % layout.group == 0:
-                g = j // layout.group
-                step = code.repeated(_scaled(code, d, layout.scales, g))
-                low = None if dmin is None else code.repeated(_scaled(code, dmin, layout.minima, g))
+            g = j // layout.group
             q = code.integers(layout.codes, j)
             signed = bool(layout.codes.zero or layout.codes.signed or layout.table is not None)
             if layout.table is not None:
                 q = code.looked_up(layout.table, q)
-            weights = builder.fmul(step, code.floats(q, signed))
-            code.store(weights if low is None else builder.fsub(weights, low), out, j)
+            weights = builder.fmul(steps(g), code.floats(q, signed))
+            use(weights if lows is None else builder.fsub(weights, lows(g)), j)
 
     return emit
 
 
-def _scaled(code: _Block, d: Any, field: Field | None, g: int) -> Any:
+def _scaled(code: _Block, d: Any, field: Field | None) -> Callable[[int], Any]:
+    """d times integer g of a field, in every lane."""
     if field is None:
-        return d
-    return code.builder.fmul(d, code.builder.sitofp(code.integer(field, g), FLOAT))
+        every = code.repeated(d)
+        return lambda g: every
+    products = code.lanes(field)
+    if products is None:
+        return lambda g: code.repeated(code.builder.fmul(d, code.integer(field, g)))
+    products = code.builder.fmul(code.repeated(d), products)
+    return lambda g: code.lane(products, g)
 
 
 def _packed(packed: PackedRows) -> Emit:
-    def emit(builder: Any, block: Any, scale: Any, zero: Any, out: Any) -> None:
+    def emit(builder: Any, block: Any, scale: Any, zero: Any, use: Use) -> None:
         code = _Block(builder, block)
         step = code.repeated(code.float32(scale))
         if packed.kind == "e4m3":
@@ -98,20 +103,20 @@ def _packed(packed: PackedRows) -> Emit:
         value = builder.fmul(step, value)
         if packed.kind.endswith("float"):
             value = builder.fadd(value, code.repeated(code.float32(zero)))
-        code.store(_to_bfloat16(code, value) if packed.dtype == "bf16" else value, out, 0)
+        use(_to_bfloat16(code, value) if packed.dtype == "bf16" else value, 0)
 
     return emit
 
 
-def _halves(builder: Any, block: Any, scale: Any, zero: Any, out: Any) -> None:
+def _halves(builder: Any, block: Any, scale: Any, zero: Any, use: Use) -> None:
     code = _Block(builder, block)
-    code.store(code.from_half(code.words()), out, 0)
+    use(code.from_half(code.words()), 0)
 
 
-def _bfloat16(builder: Any, block: Any, scale: Any, zero: Any, out: Any) -> None:
+def _bfloat16(builder: Any, block: Any, scale: Any, zero: Any, use: Use) -> None:
     code = _Block(builder, block)
     widened = builder.shl(code.words(), code.constant(INT, 16))
-    code.store(builder.bitcast(widened, vector_of(FLOAT)), out, 0)
+    use(builder.bitcast(widened, vector_of(FLOAT)), 0)
 
 
 def _e4m3(code: _Block, q: Any) -> Any:
@@ -193,7 +198,7 @@ class _Block:
         return builder.bitcast(builder.select(builder.icmp_unsigned("<", e, two), low, high), FLOAT)
 
     def integer(self, field: Field, j: int) -> Any:
-        """Integer j of a field."""
+        """Integer j of a field, as a float."""
         builder, value = self.builder, ir.Constant(INT, 0)
         for bits in field.bits:
             k = j - bits.first
@@ -203,7 +208,29 @@ class _Block:
                 part = builder.and_(part, ir.Constant(INT, (1 << bits.width) - 1))
                 value = builder.or_(value, builder.shl(part, ir.Constant(INT, bits.low)))
         sign = 1 << 7 if field.signed else 0
-        return builder.sub(builder.xor(value, ir.Constant(INT, sign)), ir.Constant(INT, sign or field.zero))
+        value = builder.sub(builder.xor(value, ir.Constant(INT, sign)), ir.Constant(INT, sign or field.zero))
+        return builder.sitofp(value, FLOAT)
+
+    def lanes(self, field: Field) -> Any:
+        """The integers of a field of at most sixteen, as floats; None where a byte holds several."""
+        if any(bits.per_byte > 1 for bits in field.bits):
+            return None
+        builder, value = self.builder, self.constant(BYTE, 0)
+        for bits in field.bits:
+            few = self.bytes(bits.at, bits.count)
+            numbers = (0, bits.shift, (1 << bits.width) - 1, bits.low)
+            nothing, shift, mask, low = (ir.Constant(few.type, [n] * bits.count) for n in numbers)
+            few = builder.shl(builder.and_(builder.lshr(few, shift), mask), low)
+            # Lanes without an integer take the first one of nothing.
+            places = [min(k % 256, bits.count) for k in range(-bits.first, LANES - bits.first)]
+            part = builder.shuffle_vector(few, nothing, ir.Constant(vector_of(INT), places))
+            value = builder.or_(value, part)
+        value = builder.sub(value, self.constant(BYTE, field.zero)) if field.zero else value
+        return self.floats(value, signed=bool(field.zero or field.signed))
+
+    def lane(self, vector: Any, g: int) -> Any:
+        """Lane g in every lane."""
+        return self.builder.shuffle_vector(vector, vector, ir.Constant(vector_of(INT), [g] * LANES))
 
     def integers(self, field: Field, j: int) -> Any:
         """Integers j to j + 15 of a field, as bytes; j is a multiple of sixteen."""
@@ -258,12 +285,7 @@ class _Block:
 
     def repeated(self, value: Any) -> Any:
         undefined = ir.Constant(vector_of(FLOAT), ir.Undefined)
-        first = self.builder.insert_element(undefined, value, ir.Constant(INT, 0))
-        return self.builder.shuffle_vector(first, undefined, ir.Constant(vector_of(INT), [0] * LANES))
-
-    def store(self, weights: Any, out: Any, j: int) -> None:
-        place = self.builder.bitcast(self.builder.gep(out, [_index(j)]), weights.type.as_pointer())
-        self.builder.store(weights, place, align=4)
+        return self.lane(self.builder.insert_element(undefined, value, ir.Constant(INT, 0)), 0)
 
     def constant(self, kind: ir.Type, value: float) -> Any:
         return ir.Constant(vector_of(kind), [value] * LANES)
