@@ -26,7 +26,7 @@ from bamba_quant.evaluation.input_files import FileHasher, input_files
 from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.logits_file import is_logits_file, read_logits_file, writing
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
-from bamba_quant.evaluation.provenance import ModelFile, base_warning
+from bamba_quant.evaluation.provenance import FileHash, ModelFile, base_warning
 from bamba_quant.evaluation.run import (
     EvaluationOptions,
     command_line,
@@ -62,13 +62,15 @@ def evaluate(
     command: str | None = None,
     progress: scoring.ProgressCallback = lambda progress: None,
     note: Callable[[str], None] = lambda note: None,
+    quick: Callable[[result.Evaluation], None] | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> result.Evaluation:
     """Evaluate ``candidates`` against ``base`` on a UTF-8 text.
 
     Each is a Hugging Face directory or a GGUF file; the base may be a file of llama-perplexity's logits, which
     brings its own tokens and then needs no text. ``gates`` are ``gates.read_gates``' sections, ``limits`` hold for
-    every candidate. ``note`` is called with what was tolerated in reading. ``command`` is the command line in the
+    every candidate. ``quick`` receives the evaluation of the first chunks of a longer text, without gates, before the
+    rest is measured. ``note`` is called with what was tolerated in reading. ``command`` is the command line in the
     report. Every process of ``ranks`` gets the same arguments, reports its own ``progress`` and returns the same
     result. Raises a ``BambaQuantError`` for models that cannot be compared and texts that cannot be scored.
     """
@@ -90,11 +92,13 @@ def evaluate(
     kinds = [each.model.checkpoint.kind for each in opened]
     options = replace(options, activations=resolve(options.activations, kinds))
     dtype, device = torch_dtype(options.dtype), torch_device(ranks.device(options.device), options.device)
-    backend = backend_named(options.backend, device, dtype)
     with ThreadPoolExecutor(1) as warm_up:
         warm_up.submit(first_product, device, dtype)
         tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
     files = [models.describe(each) for each in others]
+    # Of one model, so that the number of candidates does not change the choice.
+    work = 2.0 * max(file.weights for file in files) * tokens.cut.size
+    backend = backend_named(options.backend, device, dtype, work=work)
     if gates is not None:
         check_sections(gates, files)
     chosen = [limits_for(gates or {}, file, limits) for file in files]
@@ -147,9 +151,64 @@ def evaluate(
             hashing = stack.enter_context(FileHasher(map(models.files_of, opened)))
         tell(scoring.EvaluationProgress("layers", done, total, {}))
 
+    def assembled(
+        measured: scoring.ScoreBlocks,
+        chunks: int,
+        hashed: Sequence[Sequence[FileHash]],
+        limits: Sequence[Sequence[Limit]],
+        hashing_seconds: float,
+    ) -> result.Evaluation:
+        """The evaluation of the first ``chunks`` chunks."""
+        seconds = time.perf_counter() - clock - hashing_seconds
+        whole = chunks == tokens.text.chunks
+        bootstrap = drawn.result() if drawn and whole else Bootstrap(chunks, options.seed, options.resamples)
+        scored = measured.scores(chunks)
+        measured_floors = floors(collect(measured.floor, floor_chunks)) if floor_chunks else None
+        first = len(opened) - len(others)
+        results = tuple(
+            _candidate(
+                replace(file, files=tuple(hashed[source])),
+                scores,
+                bootstrap,
+                measured_floors,
+                losses[source - first],
+                tuple(drift.layers[source]) if drift else (),
+                limits[source - first],
+            )
+            for source, (file, scores) in enumerate(zip(files, scored, strict=True), first)
+        )
+        described = models.describe_logits(given) if given else models.describe(opened[0])
+        return result.Evaluation(
+            schema=result.SCHEMA,
+            run=run_record(
+                command or command_line(base, paths, text, options, ranks),
+                replace(options, ctx=tokens.text.ctx),
+                "; ".join(dict.fromkeys(each.name for each in backends)),
+                started,
+                ranks,
+            ),
+            text=replace(
+                tokens.text, chunks=chunks, scored=tokens.text.scored // tokens.text.chunks * chunks
+            ),
+            base=described if given else replace(described, files=tuple(hashed[0])),
+            candidates=results,
+            noise_floor=result.NoiseFloor(floor.described, floor_chunks, measured_floors, tuple(floor.layers))
+            if floor and measured_floors
+            else None,
+            drift_chunks=drift_chunks,
+            timing=timing(
+                seconds,
+                hashing_seconds,
+                timings,
+                tokens.cut.size,
+                device,
+                workers(len(tokens.cut[part]), tokens.text.ctx, len(sources), device).count,
+            ),
+        )
+
+    drawn = write = None
     with ExitStack() as stack:
         stack.enter_context(time_compilation(timings, device))
-        drawn = write = None
         if ranks.first:
             pool = stack.enter_context(ThreadPoolExecutor(1))
             drawn = pool.submit(Bootstrap, tokens.text.chunks, options.seed, options.resamples)
@@ -168,22 +227,33 @@ def evaluate(
                     ranks=ranks,
                 )
             )
-        hidden = final_hidden(
-            [each.model.config for each in opened],
-            sources,
-            tokens.cut[part],
-            dtype=dtype,
-            device=device,
-            backend=backends,
-            on_layer=layer_done,
-            on_pass=watch if floor or drift else None,
-            watched=watched,
-        )
-        found = scoring.score_part(given, opened, sources, hidden, tokens, part, floor, write, backends, tell)
+
+        def measure(some: slice, watching: bool) -> scoring.ScoreBlocks:
+            hidden = final_hidden(
+                [each.model.config for each in opened],
+                sources,
+                tokens.cut[some],
+                dtype=dtype,
+                device=device,
+                backend=backends,
+                on_layer=layer_done,
+                on_pass=watch if watching and (floor or drift) else None,
+                watched=watched if watching else 0,
+            )
+            watcher = floor if watching else None
+            return scoring.score_part(
+                given, opened, sources, hidden, tokens, some, watcher, write, backends, tell
+            )
+
+        first_part, rest = scoring.quick_parts(part, watched, at_once, quick is not None, ranks)
+        found = measure(first_part, watching=True)
         losses = drift.finish() if drift else [()] * len(others)
+        if quick and rest:
+            quick(assembled(found, first_part.stop, [()] * len(opened), [()] * len(files), 0.0))
+        if rest:
+            found = scoring.ScoreBlocks.of_parts([found, measure(rest, watching=False)])
         measured = scoring.ScoreBlocks.of_parts(ranks.gather(found, scoring.ScoreBlocks))
-        scored = measured.scores(tokens.text.chunks)
-        for file, scores in zip(files, scored, strict=True):
+        for file, scores in zip(files, measured.scores(tokens.text.chunks), strict=True):
             check_finite(scores, base.name, file.label)
         seconds = time.perf_counter() - clock
         if ranks.first:
@@ -193,47 +263,9 @@ def evaluate(
     if not drawn:
         return ranks.share(None, *result.RECORDS)
 
-    bootstrap = drawn.result()
-    measured_floors = floors(collect(measured.floor, floor_chunks)) if floor_chunks else None
-    first = len(opened) - len(others)
-    results = tuple(
-        _candidate(
-            replace(file, files=hashed[source]),
-            scores,
-            bootstrap,
-            measured_floors,
-            losses[source - first],
-            tuple(drift.layers[source]) if drift else (),
-            chosen[source - first],
-        )
-        for source, (file, scores) in enumerate(zip(files, scored, strict=True), first)
+    return ranks.share(
+        assembled(measured, tokens.text.chunks, hashed, chosen, hashing_seconds), *result.RECORDS
     )
-    evaluation = result.Evaluation(
-        schema=result.SCHEMA,
-        run=run_record(
-            command or command_line(base, paths, text, options, ranks),
-            replace(options, ctx=tokens.text.ctx),
-            "; ".join(dict.fromkeys(each.name for each in backends)),
-            started,
-            ranks,
-        ),
-        text=tokens.text,
-        base=models.describe_logits(given) if given else replace(models.describe(opened[0]), files=hashed[0]),
-        candidates=results,
-        noise_floor=result.NoiseFloor(floor.described, floor_chunks, measured_floors, tuple(floor.layers))
-        if floor and measured_floors
-        else None,
-        drift_chunks=drift_chunks,
-        timing=timing(
-            seconds,
-            hashing_seconds,
-            timings,
-            tokens.cut.size,
-            device,
-            workers(len(tokens.cut[part]), tokens.text.ctx, len(sources), device).count,
-        ),
-    )
-    return ranks.share(evaluation, *result.RECORDS)
 
 
 def _candidate(

@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bamba_quant.errors import BambaQuantError
+from bamba_quant.evaluation.intervals import LEAST_CHUNKS
 from bamba_quant.evaluation.logits_file import LogitsFile, base_blocks
 from bamba_quant.evaluation.models import OpenedModel
 from bamba_quant.evaluation.noise_floor import FloorWatch
 from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, collect, score
 from bamba_quant.evaluation.tokens import TokenizedText
+from bamba_quant.inference.distributed import Ranks
 from bamba_quant.inference.stream_weights import StreamWeights
 from bamba_reference.runtime.stream import Head, head_blocks, together
 from bamba_reference.runtime.workers import Workers
@@ -75,6 +78,21 @@ def most_tokens(vocab_size: int, device: torch.device) -> int:
 def chunks_together(ctx: int, device: torch.device, vocab_size: int) -> int:
     """How many chunks run together; splitting a text between such groups changes no bit of the result."""
     return together(ctx, device, most_tokens(vocab_size, device))
+
+
+def quick_parts(
+    part: slice, watched: int, at_once: int, quick: bool, ranks: Ranks
+) -> tuple[slice, slice | None]:
+    """The chunks of ``part`` whose figures are shown first, if ``quick``, at least ``watched`` ones, and the rest.
+
+    Raises ``BambaQuantError`` for several processes.
+    """
+    if not quick:
+        return part, None
+    if ranks.size > 1:
+        raise BambaQuantError("--quick runs in one process", found=f"{ranks.size} processes")
+    few = -(-max(LEAST_CHUNKS, watched) // at_once) * at_once
+    return (slice(0, few), slice(few, part.stop)) if few < part.stop else (part, None)
 
 
 def score_part(

@@ -16,11 +16,12 @@ from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, echo, print_json
 from bamba_quant_cli.evaluation_screen import print_screen
 from bamba_quant_cli.evaluation_tables import gate_lines, print_details
-from bamba_quant_cli.interrupts import announce_outputs
+from bamba_quant_cli.interrupts import announce_outputs, set_interrupt_message
 from bamba_quant_cli.processes import run_in_processes
 
 if TYPE_CHECKING:
     from bamba_quant.evaluation.gates import Limit
+    from bamba_quant.evaluation.result import Evaluation
     from bamba_quant.evaluation.scoring import EvaluationProgress
 
 EXAMPLES = """
@@ -29,6 +30,8 @@ Examples:
   bamba-quant evaluate ./Bamba-9B bamba-9b-Q4_K_M.gguf --text wiki.test.raw
 
   bamba-quant evaluate ./Bamba-9B *.gguf ./Bamba-9B-FP8 --text wiki.test.raw --chunks 40 --report-dir report
+
+  bamba-quant evaluate ./Bamba-9B bamba-9b-Q4_K_M.gguf --text wiki.test.raw --quick
 
   bamba-quant evaluate bamba-9b-BF16.gguf bamba-9b-Q4_K_M.gguf --text wiki.test.raw --max-kld 0.05 --min-same-top 0.9
 
@@ -135,6 +138,13 @@ def evaluate(
     ignore_config_key: opt.IgnoreConfigKey = None,
     ignore_adapter: opt.IgnoreAdapter = False,
     strip_prefix: opt.StripPrefix = "",
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Print the figures of the first chunks as soon as they are known, then go on with the whole text.",
+        ),
+    ] = False,
     full: Annotated[
         bool,
         typer.Option("--full", help="Print every figure, drift by layer and the worst tensors of each file."),
@@ -193,6 +203,7 @@ def evaluate(
             ),
             progress=show_evaluation(bar) if ranks.first else lambda progress: None,
             note=opt.print_note,
+            quick=_quick_shower(bar) if quick and not as_json else None,
             ranks=ranks,
         )
     if not ranks.first:
@@ -219,6 +230,20 @@ def evaluate(
             for line in gate_lines(candidate, failed=True):
                 echo(line, err=True)
         raise typer.Exit(1)
+
+
+def _quick_shower(bar: Progress) -> Callable[[Evaluation], None]:
+    """A function that prints the figures of the first chunks, which an interrupt leaves."""
+
+    def show(evaluation: Evaluation) -> None:
+        bar.close()
+        print_screen(evaluation, full=True)  # without remedies
+        echo()
+        few = f"the first {evaluation.text.chunks} chunks"
+        echo(f"These are {few}; the whole text follows.", err=True)
+        set_interrupt_message(lambda: f"the figures above are of {few}")
+
+    return show
 
 
 def _limits(given: dict[str, float | None], more: list[str]) -> list[Limit]:

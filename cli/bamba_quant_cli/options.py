@@ -39,8 +39,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 Backend = Annotated[
     str,
     typer.Option(
-        help="Implementation of the operations: torch, numba (CPU, float32), triton and mamba-ssm (GPU), or auto "
-        "(triton on a GPU, numba on a CPU in float32, else torch); for perplexity also numpy, the slow reference."
+        help="Implementation of the operations: torch, numba (CPU, float32), triton and mamba-ssm (GPU), or auto: "
+        "triton on a GPU, numba on a CPU in float32 except for small evaluations, else torch; for perplexity also "
+        "numpy, the slow reference."
     ),
 ]
 Device = Annotated[str, typer.Option(help="torch's name of the device.")]

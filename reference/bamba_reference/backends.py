@@ -16,15 +16,23 @@ if TYPE_CHECKING:
 NAMES = ("auto", "torch", "numba", "triton", "mamba-ssm")
 
 
-def backend_named(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+# Operations of a pass over a text, for which numba's kernels save less time than compiling them once takes.
+_SMALL_WORK = 2e11
+
+
+def backend_named(
+    name: str, device: torch.device, dtype: torch.dtype, *, work: float | None = None
+) -> Backend:
     """The backend of this name, for a device and a model's dtype.
 
     "auto" is "triton" on a CUDA device where Triton is installed and the kernels support the dtype, "numba" on a CPU
-    in float32, else "torch"; results are printed with the chosen backend's name. Raises ``BackendError`` for an
+    in float32, unless ``work``, the operations of a pass over the text, is small; else "torch". Results are
+    printed with the chosen backend's name. Raises ``BackendError`` for an
     unknown name, a missing package, and a device or dtype that the backend does not support.
     """
     if name == "auto":
-        name = _suitable(device, str(dtype))
+        small = work is not None and work < _SMALL_WORK and device.type == "cpu"
+        name = "torch" if small else _suitable(device, str(dtype))
     if name == "torch":
         return TORCH
     if name == "numpy":

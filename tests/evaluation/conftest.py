@@ -12,7 +12,9 @@ from bamba_quant.evaluation.result import Evaluation
 from bamba_quant.evaluation.run import EvaluationOptions
 from tests.support.conversion import to_gguf
 
-OPTIONS = EvaluationOptions(ctx=64, chunks=10, resamples=1000, floor_chunks=4, drift_chunks=2)
+OPTIONS = EvaluationOptions(
+    ctx=64, chunks=10, resamples=1000, floor_chunks=4, drift_chunks=2, backend="numba"
+)
 
 
 @pytest.fixture(scope="session")

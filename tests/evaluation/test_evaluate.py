@@ -357,3 +357,21 @@ def test_bamba_43m_in_shards(text: Path, tmp_path: Path) -> None:
     assert len(found.base.files) == 9 and len(found.candidates[0].model.files) == len(shards) > 1
     assert 0.01 < found.candidates[0].figures["kld_mean"].value < 0.1
     assert found.candidates[0].figures["kld_mean"].low is None
+
+
+def test_quick_figures_are_those_of_the_first_chunks(files: dict[str, Path], text: Path) -> None:
+    """The whole evaluation is the same with them, and candidates with the base's own weights lose nothing."""
+    early: list[Evaluation] = []
+    options = dataclasses.replace(OPTIONS, chunks=20)  # 16 run together
+    paths = [files["bf16"], files["q4_k_m"]]
+    found = evaluate(embedded_model(), paths, text, options, quick=early.append)
+    (quick,) = early
+    assert (quick.text.chunks, quick.text.scored) == (16, 16 * 31)
+    for ours, chunks in ((quick, 16), (found, 20)):
+        theirs = evaluate(embedded_model(), paths, text, dataclasses.replace(options, chunks=chunks))
+        assert [each.figures for each in ours.candidates] == [each.figures for each in theirs.candidates]
+        assert [each.tensors for each in ours.candidates] == [each.tensors for each in theirs.candidates]
+    assert found.candidates[0].figures["kld_max"].value <= 1e-12
+    nothing: list[Evaluation] = []
+    evaluate(embedded_model(), paths[:1], text, dataclasses.replace(options, chunks=16), quick=nothing.append)
+    assert not nothing  # of a text that is not longer

@@ -31,7 +31,7 @@ MODELS = [
     ("mamba", "plain"),
     ("falcon_mamba", "plain"),
 ]
-OPTIONS = EvaluationOptions(ctx=64, chunks=6, resamples=200, floor_chunks=1, drift_chunks=1)
+OPTIONS = EvaluationOptions(ctx=64, chunks=6, resamples=200, floor_chunks=1, drift_chunks=1, backend="numba")
 TEXT = "The function returns a list of the names that are bound in the module, in the order of their definition.\n"
 CLASSES: dict[str, dict[str, list[str]]] = {
     "granitemoehybrid": {"ssm_in": ["z", "x", "B", "C", "dt"]},

@@ -287,7 +287,7 @@ def _scaled_mm(
 
 def test_an_evaluation_says_what_it_rounded(files: dict[str, Path], text: Path, tmp_path: Path) -> None:
     write_plan(plan_quantization(embedded_model(), "fp8-dynamic"), tmp_path / "float8")
-    few = dataclasses.replace(OPTIONS, chunks=4, floor_chunks=2, drift_chunks=1)
+    few = dataclasses.replace(OPTIONS, chunks=4, floor_chunks=2, drift_chunks=1, backend="numba")
     kld = {}
     for kind in ("none", "checkpoint"):
         options = dataclasses.replace(few, activations=kind)

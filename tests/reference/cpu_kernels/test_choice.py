@@ -20,6 +20,9 @@ CPU = torch.device("cpu")
 def test_choice_by_name() -> None:
     assert backend_named("auto", CPU, torch.float32) is NUMBA
     assert backend_named("numba", CPU, torch.float32) is NUMBA
+    assert backend_named("auto", CPU, torch.float32, work=1e12) is NUMBA
+    assert backend_named("auto", CPU, torch.float32, work=1e10) is TORCH
+    assert backend_named("numba", CPU, torch.float32, work=1e10) is NUMBA
     assert backend_named("torch", CPU, torch.float32) is TORCH
     with pytest.raises(BackendError, match=r"expected: auto, torch, numba, .*; for perplexity also numpy"):
         backend_named("trtion", CPU, torch.float32)
