@@ -338,7 +338,9 @@ def test_experts_with_llama_cpps_activations(text: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_other_dtypes(dtype: str, evaluation: Evaluation, files: dict[str, Path], text: Path) -> None:
-    found = evaluate(embedded_model(), [files["q4_k_m"]], text, dataclasses.replace(OPTIONS, dtype=dtype))
+    found = evaluate(
+        embedded_model(), [files["q4_k_m"]], text, dataclasses.replace(OPTIONS, dtype=dtype, backend="auto")
+    )
     expected = evaluation.candidates[1].figures["kld_mean"].value
     assert found.candidates[0].figures["kld_mean"].value == pytest.approx(
         expected, rel=0.1 if dtype == "bfloat16" else 1e-4
