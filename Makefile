@@ -86,6 +86,7 @@ bench: $(VENV)/test.stamp ## Run the benchmarks of the CPU.
 	PYTHONPATH=. $(BIN)/python benchmarks/quantize.py --types q8_0 q4_k_m
 	$(BIN)/python -m benchmarks.quantizers
 	$(BIN)/python -m benchmarks.reading
+	$(BIN)/python -m benchmarks.products
 
 # On a machine with two GPUs (with one: python -m benchmarks.cuda --only tests kernels forward evaluate). It compares
 # with mamba_ssm and causal_conv1d where they are installed; this target does not install them, since they are compiled.
