@@ -56,7 +56,8 @@ class Collector:
         # (2, matrices, columns) on the products' device, float64; tokens by matrix
         self._totals: dict[str, tuple[Tensor, NDArray[np.int64]]] = {}
         self._last: tuple[Tensor, Tensor] | None = None
-        self.backend = kernels.with_linear(self._linear, name=kernels.name)
+        # One after the other, so that sums are added in the same order in every run.
+        self.backend = kernels.with_linear(self._linear, name=kernels.name, parallel=False)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
         self.add(x, name)

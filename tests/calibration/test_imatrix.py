@@ -12,6 +12,7 @@ import torch
 from bamba_quant.calibration import imatrix as module
 from bamba_quant.calibration.imatrix import Round, collect
 from bamba_quant.checkpoint.activation_sums import ActivationSums
+from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.inference.loading import LoadedModel, load_model
 from bamba_quant.planning.quantize import plan_quantization
@@ -103,6 +104,21 @@ def test_a_text_in_several_rounds_has_the_same_sums(tmp_path: Path, monkeypatch:
     for name, entry in whole.entries.items():
         np.testing.assert_array_equal(parts.entries[name].counts, entry.counts)
         np.testing.assert_allclose(parts.entries[name].squares, entry.squares, rtol=1e-5, atol=1e-9)
+
+
+def test_every_run_adds_up_the_same_sums() -> None:
+    """Threads that take a part of the texts each would add in the order in which they finish."""
+    loaded = load_model(embedded_model())
+    chunks = np.random.default_rng(0).integers(loaded.config.vocab_size, size=(6, 512))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        first, second = (collect(loaded, chunks, ()) for _ in range(2))
+    finally:
+        torch.set_num_threads(threads)
+    for name, sums in first.entries.items():
+        assert (sums.counts == 6 * 512).all()
+        np.testing.assert_array_equal(sums.squares, second.entries[name].squares)
 
 
 def test_the_output_is_measured_on_demand_alone(tmp_path: Path) -> None:

@@ -83,7 +83,11 @@ def final_hidden(
     device = torch.device(device)
     rows = _rows(ids.shape[1], device)
     layers = configs[0].num_hidden_layers if configs else 0
-    with torch.no_grad(), workers(len(ids), ids.shape[1], len(sources), device) as pool:
+    parallel = all(ops.parallel for ops in backends)
+    with (
+        torch.no_grad(),
+        workers(len(ids), ids.shape[1], len(sources), device) if parallel else Workers(device, 1) as pool,
+    ):
         runs = [
             # All rows share one row of positions: texts begin at 0 and have no padding.
             TextsRun(
