@@ -23,10 +23,14 @@ from tests.support import ggml, llama
 from tests.support.conversion import to_gguf
 
 # Fewer chunks do not do: where activations are rounded to 8 bits, a last digit decides which way, and perplexities of
-# kernels that differ by 1e-7 scatter by 0.1 % over 24 chunks.
-CTX, CHUNKS = 512, 120
+# kernels that differ by 1e-7 scatter by 0.1 % over 24 chunks, 0.04 % over 60.
+CTX, CHUNKS = 512, 60
 OPTIONS = EvaluationOptions(ctx=CTX, chunks=CHUNKS, noise_floor="none", drift_chunks=0, resamples=1000)
-CANDIDATES = ("q8_0", "q4_0", "q4_k_m")
+# Where activations are not rounded.
+FEW = 24
+FEW_OPTIONS = dataclasses.replace(OPTIONS, chunks=FEW)
+# One of each way to round activations: Q8_0, and Q8_K.
+CANDIDATES = ("q8_0", "q4_k_m")
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +62,27 @@ def tokens(text: Path) -> tuple[np.ndarray, np.ndarray]:
 def logits(files: dict[str, Path], tokens: tuple[np.ndarray, np.ndarray]) -> dict[str, list[np.ndarray]]:
     """llama.cpp's logits of the scored tokens of each chunk."""
     return {
-        name: [rows[CTX // 2 : -1] for rows in llama.chunk_logits(file, tokens[1].tolist())]
+        name: [
+            rows[CTX // 2 : -1]
+            for rows in llama.chunk_logits(file, tokens[1][: FEW if name == "f32" else None].tolist())
+        ]
         for name, file in files.items()
     }
 
 
 def theirs(
-    logits: dict[str, list[np.ndarray]], tokens: tuple[np.ndarray, np.ndarray], base: str, name: str
+    logits: dict[str, list[np.ndarray]],
+    tokens: tuple[np.ndarray, np.ndarray],
+    base: str,
+    name: str,
+    chunks: int = CHUNKS,
 ) -> dict[str, float]:
     """The figures from llama.cpp's logits; that ``scores`` computes llama-perplexity's is tested on its own."""
     blocks = [
         score(base_block(torch.from_numpy(b), cut[CTX // 2 + 1 :]), torch.from_numpy(c))
-        for b, c, cut in zip(logits[base], logits[name], tokens[1], strict=True)
+        for b, c, cut in zip(logits[base][:chunks], logits[name][:chunks], tokens[1][:chunks], strict=True)
     ]
-    return figures.values(collect(blocks, CHUNKS))
+    return figures.values(collect(blocks, chunks))
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +104,11 @@ def test_the_same_table(
 ) -> None:
     found, expected = ours[name], theirs(logits, tokens, "bf16", name)
     for key in ("ppl", "ppl_base", "ppl_ratio"):
-        assert found[key] == pytest.approx(expected[key], rel=1e-3), key
-    assert found["kld_mean"] == pytest.approx(expected["kld_mean"], rel=0.02, abs=1e-5)
+        assert found[key] == pytest.approx(expected[key], rel=1.5e-3), key
+    assert found["kld_mean"] == pytest.approx(expected["kld_mean"], rel=0.03, abs=1e-5)
     assert found["kld_90"] == pytest.approx(expected["kld_90"], rel=0.05)
-    # Of 30,600 tokens some hundred are near ties, which a last digit decides either way.
-    assert found["same_top"] == pytest.approx(expected["same_top"], abs=2e-3 if name == "q8_0" else 3e-3)
+    # Of 15,300 tokens some are near ties, which a last digit decides either way.
+    assert found["same_top"] == pytest.approx(expected["same_top"], abs=3e-3)
     assert found["delta_p_rms"] == pytest.approx(expected["delta_p_rms"], rel=0.05)
 
 
@@ -110,11 +121,11 @@ def test_in_float32_there_is_no_difference_at_all(
 ) -> None:
     """llama.cpp's logits of an f32 file, as a base of ours."""
     saved = tmp_path / "llama.kld"
-    with writing(saved, tokens[0], logits["f32"][0].shape[1]) as write:
+    with writing(saved, tokens[0][:FEW], logits["f32"][0].shape[1]) as write:
         for rows in logits["f32"]:
             write(rows)
-    candidate = evaluate(saved, [files["f32"]], text, OPTIONS).candidates[0]
-    expected = theirs(logits, tokens, "f32", "f32")
+    candidate = evaluate(saved, [files["f32"]], text, FEW_OPTIONS).candidates[0]
+    expected = theirs(logits, tokens, "f32", "f32", FEW)
     assert candidate.figures["ppl"].value == pytest.approx(expected["ppl"], rel=1e-5)
     # What is left is the file's own 16 bits.
     assert abs(candidate.figures["kld_mean"].value) < 2e-5
@@ -122,12 +133,16 @@ def test_in_float32_there_is_no_difference_at_all(
 
 
 def test_the_weights_alone_lose_less(
-    files: dict[str, Path], text: Path, ours: dict[str, dict[str, float]]
+    files: dict[str, Path],
+    text: Path,
+    logits: dict[str, list[np.ndarray]],
+    tokens: tuple[np.ndarray, np.ndarray],
 ) -> None:
     exact = evaluate(
-        files["bf16"], [files["q8_0"]], text, dataclasses.replace(OPTIONS, activations="none")
+        files["bf16"], [files["q8_0"]], text, dataclasses.replace(FEW_OPTIONS, activations="none")
     ).candidates[0]
-    assert 0 < exact.figures["kld_mean"].value < 0.7 * ours["q8_0"]["kld_mean"]
+    rounded = theirs(logits, tokens, "bf16", "q8_0", FEW)
+    assert 0 < exact.figures["kld_mean"].value < 0.7 * rounded["kld_mean"]
 
 
 def test_activations_are_rounded_as_ggml_rounds() -> None:
