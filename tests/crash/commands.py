@@ -129,7 +129,13 @@ def _freeze_the_record() -> None:
 
     def timed(seconds: float, hashing: float, *others: Any) -> Any:
         return dataclasses.replace(
-            timing(1.0, 0.0, *others), reading=0.0, dequantizing=0.0, computing=1.0, peak_memory=0
+            timing(1.0, 0.0, *others),
+            reading=0.0,
+            dequantizing=0.0,
+            compiling=0.0,
+            computing=1.0,
+            products=0.0,
+            peak_memory=0,
         )
 
     def recorded(command: str, options: Any, backend: str, started: datetime.datetime, *others: Any) -> Any:

@@ -16,7 +16,7 @@ from tests.crash.commands import COMMANDS
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 def test_every_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.crash", "--cases", "2", "--points", "8"],
+        [sys.executable, "-m", "tests.crash", "--cases", "2", "--points", "4"],
         capture_output=True,
         text=True,
         check=False,
@@ -24,4 +24,4 @@ def test_every_command() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     killed = {line[:26].strip(): int(line[26:].split()[1]) for line in done.stdout.splitlines()[1:]}
     assert killed.keys() == {command.name for command in COMMANDS}
-    assert all(count >= 5 for count in killed.values()), done.stdout
+    assert all(count >= 3 for count in killed.values()), done.stdout
