@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from bamba_quant.evaluation.result import Candidate, Evaluation
 from bamba_quant.report import tables, wording
 from bamba_quant.report.charts.distributions import divergence_histograms, probability_strips
@@ -43,6 +45,21 @@ def to_html(evaluation: Evaluation) -> str:
         ),
         f"bamba-quant {run.versions.get('bamba-quant', '')}, report schema {evaluation.schema}.",
     )
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class NotebookEvaluation(Evaluation):
+    """An evaluation that a notebook shows as the verdict, the figures and the picture of size against divergence."""
+
+    def _repr_html_(self) -> str:
+        evaluation = wording.by_size(self)
+        title = f"What {listed(short_names(evaluation))} lost against {evaluation.base.label}"
+        page = as_page(title, "", (_verdict(evaluation), tables.summary(evaluation), _size(evaluation)))
+        # In a frame, so that the looks of page and notebook stay apart.
+        height = 960 + 60 * len(evaluation.candidates)
+        return element(
+            "iframe", srcdoc=page, sandbox="allow-scripts", width="100%", height=height, style="border: 0"
+        )
 
 
 def _verdict(evaluation: Evaluation) -> Markup:

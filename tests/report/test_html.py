@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bamba_quant.evaluation.result import FIGURES
 from bamba_quant.printable import printable
 from bamba_quant.report import wording
-from bamba_quant.report.html import to_html
+from bamba_quant.report.html import NotebookEvaluation, to_html
 from bamba_quant.report.markdown import to_markdown
 from bamba_quant.report.markup import element
 from tests.report.variants import EDGES, HOSTILE, relabelled
@@ -228,6 +228,16 @@ def test_it_grows_with_what_it_shows_and_no_more() -> None:
     size = {name: len(to_html(evaluation)) for name, evaluation in EDGES.items()}
     assert size["one"] < 300_000
     assert size["twenty"] < 20 * size["one"]
+
+
+@pytest.mark.parametrize("name", ["two", "twenty"])
+def test_a_notebook_shows_the_figures_and_the_picture_in_a_frame(name: str) -> None:
+    evaluation = relabelled(EDGES[name], HOSTILE[0])
+    frame = Parsed(NotebookEvaluation(**vars(evaluation))._repr_html_())
+    ((tag, attributes),) = frame.elements
+    assert tag == "iframe" and attributes["sandbox"] == "allow-scripts" and not frame.text
+    page = Parsed(str(attributes["srcdoc"]))
+    assert any(tag == "svg" for tag, _ in page.elements) and len(page.rows) > len(evaluation.candidates)
 
 
 def test_drift_that_was_not_watched_is_said(pages: dict[str, tuple[str, Parsed]]) -> None:
