@@ -150,9 +150,9 @@ def evaluate(
 
     Models are directories or GGUF files; ``base`` may be a file of llama-perplexity's logits, which has its own text.
     ``gates`` is a TOML file of limits by recipe, ``limits`` hold for every candidate. ``report_dir`` gets report.json,
-    report.md and report.html. ``options`` are fields of ``evaluation.run.EvaluationOptions``. A notebook shows the result
-    as a table and a picture. Raises ``ComparisonError`` for models that do not belong together, ``GateError`` for limits
-    that cannot be tested.
+    report.md and report.html. ``options`` are fields of ``evaluation.run.EvaluationOptions``. A notebook shows the
+    result as a table and a picture. Raises ``ComparisonError`` for models that do not belong together, ``GateError``
+    for limits that cannot be tested.
     """
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates

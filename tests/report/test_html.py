@@ -230,9 +230,8 @@ def test_it_grows_with_what_it_shows_and_no_more() -> None:
     assert size["twenty"] < 20 * size["one"]
 
 
-@pytest.mark.parametrize("name", ["two", "twenty"])
-def test_a_notebook_shows_the_figures_and_the_picture_in_a_frame(name: str) -> None:
-    evaluation = relabelled(EDGES[name], HOSTILE[0])
+def test_a_notebook_shows_the_figures_and_the_picture_in_a_frame() -> None:
+    evaluation = relabelled(EDGES["two"], '"><script>alert(1)</script>')
     frame = Parsed(NotebookEvaluation(**vars(evaluation))._repr_html_())
     ((tag, attributes),) = frame.elements
     assert tag == "iframe" and attributes["sandbox"] == "allow-scripts" and not frame.text
