@@ -41,7 +41,7 @@ def _head_of_halves(x: Tensor, weight: Tensor, name: str) -> Tensor:
     return _linear_of_halves(x.to(wide(x.dtype)), weight, None, name)
 
 
-OTHER = replace(TORCH, name="torch in halves", linear=_linear_of_halves, head=_head_of_halves)
+OTHER = replace(TORCH, name="torch with terms in halves", linear=_linear_of_halves, head=_head_of_halves)
 
 
 @dataclass
