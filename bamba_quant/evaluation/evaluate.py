@@ -92,6 +92,7 @@ def evaluate(
     kinds = [each.model.checkpoint.kind for each in opened]
     options = replace(options, activations=resolve(options.activations, kinds))
     dtype, device = torch_dtype(options.dtype), torch_device(ranks.device(options.device), options.device)
+    backend_named(options.backend, device, dtype)  # raises for a name before the text is read
     with ThreadPoolExecutor(1) as warm_up:
         warm_up.submit(first_product, device, dtype)
         tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
