@@ -33,7 +33,7 @@ WITHOUT = """
 import importlib.metadata, json, sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "torchao", "safetensors", "transformers", "triton"):
+        if name.partition(".")[0] in ("torch", "torchao", "safetensors", "transformers", "triton", "lm_eval"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 def version(name, version=importlib.metadata.version):
     if name == "bamba-quant":
@@ -80,11 +80,17 @@ def test_converting_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_what_needs_torch_says_how_to_install_it(tmp_path: Path) -> None:
-    commands = ["generate", MINI, "--prompt", "x"], ["convert", MINI, "--outtype", "q4_k_m", "--tune", "self"]
-    codes, err = without_torch(*commands)
-    assert codes == ["exit code 2 generate", "exit code 2 convert"]
+    codes, err = without_torch(
+        ["generate", MINI, "--prompt", "x"],
+        ["convert", MINI, "--outtype", "q4_k_m", "--tune", "self"],
+        ["lm-eval", MINI, "--tasks", "arc_easy"],
+    )
+    assert codes == ["exit code 2 generate", "exit code 2 convert", "exit code 2 lm-eval"]
     assert err.count("error: this needs torch, which is not installed") == 2
     assert err.count("fix: pip install 'bamba-quant[torch]'") == 2
+    assert (
+        "error: this needs lm_eval, which is not installed\n  fix: pip install 'bamba-quant[lm-eval]'" in err
+    )
 
 
 def test_attributes_are_listed_and_others_are_errors() -> None:

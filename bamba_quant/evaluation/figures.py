@@ -171,9 +171,14 @@ def naive_errors(scores: Scores) -> dict[str, float]:
 
 
 def flips(scores: Scores) -> Flips:
-    """Right predictions lost and gained, and the exact two-sided binomial test of the two (McNemar 1947)."""
-    lost = int((scores.right_base & ~scores.right).sum())
-    gained = int((scores.right & ~scores.right_base).sum())
+    """Right predictions lost and gained."""
+    return mcnemar(
+        int((scores.right_base & ~scores.right).sum()), int((scores.right & ~scores.right_base).sum())
+    )
+
+
+def mcnemar(lost: int, gained: int) -> Flips:
+    """The exact two-sided binomial test of lost against gained (McNemar 1947)."""
     n, least = lost + gained, min(lost, gained)
     tail = sum(
         math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))

@@ -240,8 +240,37 @@ class NoiseFloor:
 
 
 @dataclass(frozen=True)
+class TaskScore:
+    """One model's score on a task, with its standard error, and the difference from the base.
+
+    Errors and ``flips`` (questions, where each is right or wrong) are those of the questions, base and candidate on the
+    same ones; None where the metric is not the mean of its questions, and for the base itself.
+    """
+
+    label: str
+    value: float | None
+    error: float | None
+    difference: float | None
+    difference_error: float | None
+    flips: Flips | None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A metric of a task of lm-evaluation-harness, under its names: ``scores`` of the base and each candidate."""
+
+    task: str
+    version: str
+    metric: str
+    filter: str
+    higher_is_better: bool | None
+    questions: int
+    scores: tuple[TaskScore, ...]
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """One base, its candidates, and all that was found."""
+    """One base, its candidates, and all that was found; ``tasks`` where any were asked for."""
 
     schema: int
     run: Run
@@ -251,6 +280,7 @@ class Evaluation:
     noise_floor: NoiseFloor | None
     drift_chunks: int
     timing: Timing
+    tasks: tuple[TaskResult, ...] = ()
 
     def __repr__(self) -> str:
         text, left = self.text, len(self.candidates) - _SHOWN
@@ -266,5 +296,5 @@ class Evaluation:
 # Every record of which an evaluation consists.
 RECORDS = (
     *(Evaluation, Candidate, ChunkMeans, Figure, Flips, Gate, Histogram, LayerDrift, NoiseFloor, RowClass),
-    *(TensorLoss, FileHash, ModelFile, Run, Text, Timing, TuneRecord, TypeTotal),
+    *(TaskResult, TaskScore, TensorLoss, FileHash, ModelFile, Run, Text, Timing, TuneRecord, TypeTotal),
 )

@@ -27,6 +27,7 @@ def to_html(evaluation: Evaluation) -> str:
     sections = [
         ("figures", "Figures", _figures(evaluation)),
         ("size", "Size against divergence", _size(evaluation)),
+        ("tasks", "Tasks", tables.tasks(evaluation)),
         ("spread", "Spread over tokens", _spread(evaluation)),
         ("layers", "Drift by layer", _layers(evaluation)),
         ("tensors", "Tensors", _tensors(evaluation)),

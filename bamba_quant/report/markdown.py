@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import FIGURES, Evaluation, Figure
 from bamba_quant.printable import printable
-from bamba_quant.report import wording
+from bamba_quant.report import task_rows, wording
 from bamba_quant.report.remedies import remedy, worst_tensors
 from bamba_quant.report.tables import base_perplexity, column_styles
 from bamba_quant.report.verdict import verdict
@@ -27,6 +27,7 @@ def to_markdown(evaluation: Evaluation) -> str:
         _heading(evaluation),
         _gates(evaluation),
         _figures(evaluation),
+        _tasks(evaluation),
         _worst(evaluation),
         _drift(evaluation),
         _repeat(evaluation),
@@ -130,6 +131,13 @@ def _bits(model: ModelFile) -> str:
 def _with_interval(key: str, figure: Figure, column: wording.Style) -> str:
     value, interval = wording.value_and_interval(key, figure, column)
     return f"{value}<br><sub>{interval}</sub>" if interval else value
+
+
+def _tasks(evaluation: Evaluation) -> str:
+    rows = [[literal(cell) for cell in row] for row in task_rows.rows(evaluation)]
+    return (
+        f"### Tasks\n\n{table(task_rows.HEADER, rows, words=2)}\n\n{literal(task_rows.NOTE)}" if rows else ""
+    )
 
 
 def _worst(evaluation: Evaluation) -> str:

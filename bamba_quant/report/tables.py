@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bamba_quant.evaluation.provenance import ModelFile
 from bamba_quant.evaluation.result import FIGURES, Candidate, Evaluation, Figure, Gate
-from bamba_quant.report import wording
+from bamba_quant.report import task_rows, wording
 from bamba_quant.report.frontier import standings
 from bamba_quant.report.markup import Markup, breakable, element, joined, unbroken
 from bamba_quant.report.remedies import worst_tensors
@@ -118,6 +118,15 @@ def column_styles(evaluation: Evaluation) -> dict[str, wording.Style]:
             kind, [*figures, base_perplexity(evaluation)] if key == "ppl" else figures
         )
     return found
+
+
+def tasks(evaluation: Evaluation) -> Markup:
+    """A row a metric and model; empty without tasks."""
+    rows = [
+        [TableCell(cell, words=column in (0, 1, 3)) for column, cell in enumerate(row)]
+        for row in task_rows.rows(evaluation)
+    ]
+    return table(task_rows.NOTE, task_rows.HEADER, rows, sortable=False) if rows else Markup()
 
 
 def gates(caption: str, found: Sequence[tuple[str, Candidate, Gate]]) -> Markup:

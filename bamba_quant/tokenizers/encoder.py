@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from bamba_quant.tokenizers.library_guard import check_pipeline, library_errors,
 from bamba_quant.tokenizers.sentencepiece_codec import sentencepiece_codec, to_library_token
 from bamba_quant.tokenizers.sentencepiece_model import read_sentencepiece_files
 from bamba_quant.tokenizers.settings import read_tokenizer_config, tokenizer_file
-from bamba_quant.tokenizers.vocabulary import Vocabulary, is_filler
+from bamba_quant.tokenizers.vocabulary import is_filler
 
 # Patterns that take exponential time often show it at a repeated letter.
 _PROBE = "a" * 64 + "!"
@@ -37,12 +37,14 @@ class Encoder:
     """``plain`` turns text into ids without adding any; ``bos`` is the token added before a text, None without one.
 
     Added and special tokens inside a text become their ids, as in transformers. ``decode`` writes them out again and
-    skips ids without a token, those of rows of the embedding beyond the vocabulary.
+    skips ids without a token, those of rows of the embedding beyond the vocabulary. ``special`` are the ids of special
+    tokens, which are no part of a text.
     """
 
     plain: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
     bos: int | None
+    special: frozenset[int] = frozenset()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a whole text, BOS before it where the tokenizer adds one."""
@@ -71,7 +73,7 @@ def read_encoder(checkpoint: Checkpoint) -> Encoder:
         with library_errors(path, "the tokenizer cannot decode the tokens"):
             return read.decode(ids)
 
-    return Encoder(plain, decode, read.bos)
+    return replace(read, plain=plain, decode=decode)
 
 
 def _from_directory(directory: Path) -> Encoder:
@@ -86,7 +88,7 @@ def _from_directory(directory: Path) -> Encoder:
             space_once=files.space_once,
             split_special=files.config.splits_special,
         )
-        return Encoder(plain, decode, files.bos)
+        return Encoder(plain, decode, files.bos, _special(files.added.tokens))
     tokenizer, before = _tokenizer_json(file)
     if len(before) > 1:
         raise TokenizerError(
@@ -181,7 +183,14 @@ def _huggingface(tokenizer: Any, bos: int | None) -> Encoder:
         plain=lambda text: list(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids),
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False)),
         bos=bos,
+        special=frozenset(
+            token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special
+        ),
     )
+
+
+def _special(added: Sequence[AddedToken]) -> frozenset[int]:
+    return frozenset(one.token for one in added if one.special)
 
 
 def _from_gguf(path: Path, values: Mapping[str, GgufValue]) -> Encoder:
@@ -196,25 +205,21 @@ def _from_gguf(path: Path, values: Mapping[str, GgufValue]) -> Encoder:
     bos = vocabulary.token_around("bos")
     if vocabulary.model == "gpt2":
         return _huggingface(build_bpe_tokenizer(path, vocabulary), bos)
-    return Encoder(*_gguf_pieces(vocabulary), bos)
-
-
-def _gguf_pieces(
-    vocabulary: Vocabulary,
-) -> tuple[Callable[[str], list[int]], Callable[[Sequence[int]], str]]:
     found = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
     typed = [
         (token, text, kind)
         for token, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
         if not is_filler(token, text, kind)
     ]
-    return sentencepiece_codec(
+    added = [
+        AddedToken(token, text, special=kind != TokenType.USER_DEFINED)
+        for token, text, kind in typed
+        if kind in found
+    ]
+    plain, decode = sentencepiece_codec(
         build_sentencepiece_model(vocabulary),
         {token: text for token, text, _ in typed},
-        [
-            AddedToken(token, text, special=kind != TokenType.USER_DEFINED)
-            for token, text, kind in typed
-            if kind in found
-        ],
+        added,
         space_once=vocabulary.space_prefix_once,
     )
+    return Encoder(plain, decode, bos, _special(added))

@@ -23,6 +23,7 @@ from bamba_quant_cli import (
     inspect,
     int4,
     interrupts,
+    lm_eval,
     perplexity,
     processes,
     recipes,
@@ -54,6 +55,10 @@ for _panel, _modules in _PANELS.items():
         app.command(_name, cls=_class, epilog=_module.EXAMPLES, rich_help_panel=_panel)(
             getattr(_module, _name)
         )
+# Its arguments are the harness'.
+app.command("lm-eval", epilog=lm_eval.EXAMPLES, rich_help_panel="Measure and run", **lm_eval.SETTINGS)(
+    lm_eval.lm_eval
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -110,9 +115,11 @@ def _run() -> None:
         _abandon(1)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "triton"):
+        extras = {"torch": "'bamba-quant[torch]'", "triton": "triton"}
+        extras |= dict.fromkeys(("lm_eval", "jinja2", "datasets"), "'bamba-quant[lm-eval]'")
+        if error.name not in extras:
             raise
-        fix = "pip install 'bamba-quant[torch]'" if error.name == "torch" else "pip install triton"
+        fix = f"pip install {extras[error.name]}"
         echo_lines(f"error: this needs {error.name}, which is not installed\n  fix: {fix}", err=True)
         sys.exit(2)
     except FailedElsewhereError:

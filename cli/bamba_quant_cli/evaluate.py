@@ -17,6 +17,7 @@ from bamba_quant_cli.console import Progress, echo, print_json
 from bamba_quant_cli.evaluation_screen import print_screen
 from bamba_quant_cli.evaluation_tables import gate_lines, print_details
 from bamba_quant_cli.interrupts import announce_outputs, set_interrupt_message
+from bamba_quant_cli.lm_eval import task_scorer
 from bamba_quant_cli.processes import run_in_processes
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ Examples:
   bamba-quant evaluate ./Bamba-9B bamba-9b-Q8_0.gguf --text wiki.test.raw --save-base bamba-9b.kld
 
   bamba-quant evaluate bamba-9b.kld bamba-9b-Q4_K_M.gguf
+
+  bamba-quant evaluate ./Bamba-9B bamba-9b-Q4_K_M.gguf --text wiki.test.raw --tasks arc_easy,hellaswag
 
   bamba-quant evaluate ./Bamba-9B bamba-9b-Q4_K_M.gguf --text wiki.test.raw --device cuda --processes 2
 
@@ -110,6 +113,22 @@ def evaluate(
     drift_chunks: Annotated[
         int, typer.Option(min=0, help="Chunks whose first 128 tokens drift is watched on; 0 for none.")
     ] = 2,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK,…",
+            help="Also score base and candidates on these tasks of lm-evaluation-harness. Repeatable.",
+            rich_help_panel="Tasks",
+        ),
+    ] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="YAML files of further tasks.", rich_help_panel="Tasks"),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Questions of each task at most; by default all.", rich_help_panel="Tasks"),
+    ] = None,
     gates: Annotated[
         Path | None,
         typer.Option(
@@ -170,6 +189,7 @@ def evaluate(
     kept = [*read, *([save_base] if save_base else [])]
     use_threads(threads)
     with join_ranks() as ranks, ExitStack() as stack, Progress("", hidden=not ranks.first) as bar:
+        score_tasks = task_scorer(context.params, ranks.first)
         if ranks.first and save_base:
             check_output(save_base, overwrite=overwrite, inputs=read)
         if ranks.first and report_dir:
@@ -210,6 +230,8 @@ def evaluate(
         return
     reports: Sequence[Path] = ()
     try:
+        if score_tasks:
+            evaluation = score_tasks(evaluation)
         if report_dir:
             reports = write_reports(evaluation, report_dir, overwrite=overwrite, inputs=kept)
     finally:  # what took so long is shown, even where it cannot be written

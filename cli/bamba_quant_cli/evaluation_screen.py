@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bamba_quant_cli.console import echo, is_terminal, print_table
-from bamba_quant_cli.evaluation_tables import gate_lines, print_worst
+from bamba_quant_cli.evaluation_tables import gate_lines, print_tasks, print_worst
 from bamba_quant_cli.terminal import can_show, echo_wrapped, terminal_size
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def print_screen(evaluation: Evaluation, *, full: bool = False) -> None:
         echo()
         for line in size_divergence_text(evaluation, min(width, 100), min(_CHART_HEIGHT, max(8, lines // 2))):
             echo(line)
+    if evaluation.tasks:
+        print_tasks(evaluation)
     if not full:
         failed = [candidate for candidate in evaluation.candidates if not candidate.passed]
         for candidate in failed[:_MOST_REMEDIES] or (

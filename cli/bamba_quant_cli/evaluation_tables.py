@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     from bamba_quant.evaluation.result import Candidate, Evaluation, Figure, FigureKind
 
 
+def print_tasks(evaluation: Evaluation) -> None:
+    """A table of each metric of each task; a narrow terminal has no room for the questions lost and gained."""
+    from bamba_quant.report import task_rows
+
+    for result in evaluation.tasks:
+        echo()
+        echo_wrapped(f"{result.task}: {task_rows.metric(result)}, {result.questions:,} questions")
+        print_table(
+            task_rows.HEADER[3:], list(task_rows.model_rows(result)), right=(1, 2, 3), dispensable=(3,)
+        )
+
+
 def print_details(evaluation: Evaluation) -> None:
     """How it was run and where the time went, then each candidate in full."""
     from bamba_quant.report.wording import counted, time_shares

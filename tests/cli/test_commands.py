@@ -36,6 +36,7 @@ COMMANDS = (
     "generate",
     "perplexity",
     "evaluate",
+    "lm-eval",
     "compare",
     "history",
     "demo",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from bamba_quant.recipes import read_recipe
 from bamba_quant_cli.app import app
 from bamba_quant_cli.demo import help_text
 from tests.planning.test_repair import faulty
+from tests.support.tasks import quick_harness, write_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -86,6 +88,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "calib.txt").write_text(help_[half : half + 24_000])
     (directory / "some.txt").write_text(help_[:6_000])
     (directory / "gates.toml").write_text("[default]\nmax-kld = 10.0\n")
+    write_tasks(directory / "tasks", help_[:24_000], count=4)
     model = str(directory / "Bamba-9B")
     names = {"q8_0": "q8_0", "q4_k_m": "q4_k_m", "bamba-9b-Q8_0": "q8_0", "tuned": "q4_k_m"}
     for name, outtype in {**names, "Bamba-9B/Bamba-9B-Q4_K_M": "q4_k_m"}.items():
@@ -102,10 +105,11 @@ def _run(*arguments: str) -> None:
 
 
 @pytest.fixture
-def inside(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def inside(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the material, as the current directory."""
     monkeypatch.chdir(shutil.copytree(material, tmp_path / "here"))
-    return Path.cwd()
+    with quick_harness():
+        yield Path.cwd()
 
 
 def arguments_of(line: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ def generate(
     ``stop`` defaults to the configuration's end-of-sequence tokens. Raises ``InputError`` for an empty
     prompt and for token ids out of range.
     """
-    for row in _steps(model, [prompt], max_new_tokens, sampling, stop):
+    for row in _steps(model, [prompt], max_new_tokens, sampling, stop, [True]):
         yield from (token for token in row if token is not None)
 
 
@@ -66,13 +66,19 @@ def generate_batch(
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     stop: Sequence[int] | None = None,
+    complete: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
-    """The new tokens of prompts run together, padded on the left; row 0 draws as ``generate`` does."""
+    """The new tokens of prompts run together, padded on the left; row 0 draws as ``generate`` does.
+
+    A row also ends where ``complete`` is true of its new tokens, such as after a text to stop at.
+    """
     new: list[list[int]] = [[] for _ in prompts]
-    for row in _steps(model, prompts, max_new_tokens, sampling, stop):
-        for tokens, token in zip(new, row, strict=True):
+    going = [True] * len(prompts)
+    for row in _steps(model, prompts, max_new_tokens, sampling, stop, going):
+        for number, (tokens, token) in enumerate(zip(new, row, strict=True)):
             if token is not None:
                 tokens.append(token)
+                going[number] = complete is None or not complete(tokens)
     return new
 
 
@@ -94,8 +100,12 @@ def _steps(
     max_new_tokens: int,
     sampling: Sampling,
     stop: Sequence[int] | None,
+    going: list[bool],
 ) -> Iterator[list[int | None]]:
-    """For each step the new token of each row, None for rows that have stopped."""
+    """For each step the new token of each row, None for rows that have stopped.
+
+    ``going`` says which rows have not; the caller may stop a row between two steps.
+    """
     lengths = [len(prompt) for prompt in prompts]
     if not lengths or min(lengths) == 0:
         raise InputError(
@@ -117,7 +127,6 @@ def _steps(
         piece, seen = tokens[:, start:stop_at], mask[:, :stop_at]
         with torch.no_grad():  # around each pass, because the caller runs between the steps
             out = forward(model, piece, attention_mask=seen, state=state, logits_to_keep=1)
-    going = [True] * rows
     decoder = None
     # The experts of a step depend on its tokens, so a recorded step cannot run them.
     if model.backend.decoder is not None and not model.config.layers_of("moe"):
@@ -129,11 +138,11 @@ def _steps(
         else:
             logits = last.double().cpu().numpy()
             drawn = [choose(logits[row], sampling, randoms[row]) if going[row] else 0 for row in range(rows)]
-        going = [on and token not in ends for on, token in zip(going, drawn, strict=True)]
+        going[:] = [on and token not in ends for on, token in zip(going, drawn, strict=True)]
         if not any(going):
             return
         yield [token if on else None for on, token in zip(going, drawn, strict=True)]
-        if step + 1 < max_new_tokens:
+        if step + 1 < max_new_tokens and any(going):
             after = np.array(drawn)[:, None]
             with torch.no_grad():
                 out = decoder(after) if decoder else forward(model, after, state=state)

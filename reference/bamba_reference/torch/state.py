@@ -5,6 +5,8 @@ A state is for inference: it holds values, and no gradient flows from one call i
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +44,17 @@ class AttentionState:
         """Keys and values of all tokens so far, as views."""
         return self._buffers[0][:, : self.length], self._buffers[1][:, : self.length]
 
+    @property
+    def n_bytes(self) -> int:
+        return sum(each.nbytes for each in self._buffers)
+
+    def select(self, rows: Tensor) -> AttentionState:
+        """See ``State.select``."""
+        k, v = (each.index_select(0, rows) for each in self.filled())
+        chosen = AttentionState(k)
+        chosen._buffers, chosen.length = (k, v), self.length
+        return chosen
+
     @staticmethod
     def _grown(buffer: Tensor, capacity: int, used: int) -> Tensor:
         grown = buffer.new_empty(buffer.shape[0], capacity, *buffer.shape[2:])
@@ -63,6 +76,14 @@ class MambaState:
         """Set the state after the tokens whose convolution read ``inputs`` (B, L, channels)."""
         self.tail, self.h = ops.next_tail(self.tail, inputs), h.detach()
 
+    @property
+    def n_bytes(self) -> int:
+        return int(self.tail.nbytes + self.h.nbytes)
+
+    def select(self, rows: Tensor) -> MambaState:
+        """See ``State.select``."""
+        return MambaState(self.tail.index_select(0, rows), self.h.index_select(0, rows))
+
 
 # The states of those blocks of a layer that keep one.
 LayerState = dict[Block, MambaState | AttentionState]
@@ -73,6 +94,7 @@ class State:
 
     def __init__(self, config: Config, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         self.batch = batch
+        self._device = device
         self.length = 0
         self.padding: Ints = np.zeros(batch, np.int64)
         self.layers = [
@@ -84,6 +106,11 @@ class State:
             for layer in config.layers
         ]
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(each.n_bytes for layer in self.layers for each in layer.values())
+
     def check(self, batch: int) -> None:
         """Raise ``InputError`` unless a batch has as many rows as this state."""
         if batch != self.batch:
@@ -93,6 +120,15 @@ class State:
                 expected=f"{self.batch} rows",
                 fix="begin a new state for a new batch",
             )
+
+    def select(self, rows: Sequence[int]) -> State:
+        """A state of its own for each of these rows, in this order; a row may be named several times."""
+        chosen, index = copy.copy(self), torch.tensor(rows, device=self._device)
+        chosen.batch, chosen.padding = len(rows), self.padding[list(rows)]
+        chosen.layers = [
+            {block: each.select(index) for block, each in layer.items()} for layer in self.layers
+        ]
+        return chosen
 
 
 def empty_mamba_state(
