@@ -52,7 +52,7 @@ def simulated(rng: np.random.Generator, chunks: int, tokens: int = TOKENS) -> Sc
 
 @pytest.fixture(scope="module")
 def truth() -> dict[str, float]:
-    return figures.values(simulated(np.random.default_rng(0), 120_000))
+    return figures.values(simulated(np.random.default_rng(0), 40_000))
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,10 @@ def test_of_a_file(recipe: str, tmp_path: Path) -> None:
     assert list(found) == list(loaded.weights)
     assert len(found) == len(loaded.weights)
     on_device = 0
-    for name, expected in loaded.weights.items():
-        value = found[name]
+    # A layer with a mixer, one with attention, and what is in none.
+    names = [name for name in found if loaded.weights.info(name).layer in (None, 1, 2)]
+    for name in names:
+        expected, value = loaded.weights[name], found[name]
         if isinstance(value, torch.Tensor):
             on_device += 1
             assert value.device.type == DEVICE.type
@@ -38,7 +40,7 @@ def test_of_a_file(recipe: str, tmp_path: Path) -> None:
         rows = found.rows(name, some.start, some.stop)
         rows = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else rows
         np.testing.assert_array_equal(rows, expected[some])
-    assert on_device > len(found) / 3
+    assert on_device > len(names) / 3
 
 
 def test_a_cpu_reads_them_itself() -> None:

@@ -62,7 +62,7 @@ def test_random_models(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_models(name: str) -> None:
-    case, tokens = trained_case(name), eval_tokens(name, 600)
+    case, tokens = trained_case(name), eval_tokens(name, 300)
     oracle, truth = oracle_logits(case, tokens), numpy_logits(case, tokens, np.float64)
     ours = (torch_logits(case, tokens, backend=backend) for backend in BACKENDS)
     for logits in (numpy_logits(case, tokens), *ours):

@@ -59,7 +59,7 @@ def agree(
 @every_dtype
 @settings(max_examples=12, deadline=None)
 @given(
-    L=st.sampled_from([1, 2, 7, 8, 33, 70]),
+    L=st.sampled_from([1, 2, 7, 8, 33]),
     shape=st.sampled_from([(6, 5), (64, 16), (3, 64), (70, 1), (32, 32)]),
     tokens=st.sampled_from([1, 4, 8]),
     chunks=st.integers(1, 9),
@@ -87,7 +87,7 @@ def test_chunks_as_the_device_is_filled() -> None:
     assert tuning.chunk(4, 2048, 5120) == 512
     assert tuning.chunk(64, 2048, 5120) == 1024
     assert tuning.chunk(1, 1, 5120) == 64
-    agree(arguments(torch.float32, 200, 6, 16, 0), None, None, SelectiveScanTuning())
+    agree(arguments(torch.float32, 70, 6, 16, 0), None, None, SelectiveScanTuning())
 
 
 def test_wide_inputs_and_a_narrow_gate() -> None:
