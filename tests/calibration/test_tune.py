@@ -136,10 +136,6 @@ def test_a_tuned_file_is_nearer_to_the_original(model: Path, quantized: Path, tm
     stored = read_gguf(quantized).tensors
     for name, values in tuned.tensors.items():
         assert values.nbytes == stored[name].n_bytes
-    again = tune(model, quantized, help_texts(), FEW)
-    assert again.record == record
-    for name, values in tuned.tensors.items():
-        assert np.array_equal(again.tensors[name], values), name
 
 
 @pytest.mark.parametrize("content", ["", "a few words"])

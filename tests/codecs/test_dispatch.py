@@ -112,8 +112,8 @@ def test_kernels_are_kept_on_disk(tmp_path: Path) -> None:
         _python(_QUANTIZE, **environment)
         kept = {path: path.stat().st_mtime_ns for path in (tmp_path / variable).rglob("*.nbc")}
         assert kept
-        _python(_QUANTIZE, **environment)
-        assert {path: path.stat().st_mtime_ns for path in (tmp_path / variable).rglob("*.nbc")} == kept
+    _python(_QUANTIZE, **environment)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / variable).rglob("*.nbc")} == kept
 
 
 def test_without_a_place_for_kernels_a_warning_says_so(tmp_path: Path) -> None:
