@@ -47,14 +47,20 @@ def main() -> None:
         for size in given.batch_sizes
     }
     with tempfile.TemporaryDirectory() as directory:
-        asked = questions(given.text.read_text(), given.questions, context=(30, 75), choice=(2, 7))
-        tokens = [
+        drawn = questions(given.text.read_text(), 4 * given.questions, context=(30, 80), choice=(2, 7))
+        lengths = [
             (
                 len(ours.tok_encode(each["context"])),
-                [len(ours.tok_encode(choice)) for choice in each["choices"]],
+                [len(ours.tok_encode(one)) - 1 for one in each["choices"]],
             )
-            for each in asked
+            for each in drawn
         ]
+        fitting = [
+            (each, (context, choices))
+            for each, (context, choices) in zip(drawn, lengths, strict=True)
+            if 60 <= context <= 150 and 3 <= min(choices) and max(choices) <= 15
+        ]
+        asked, tokens = zip(*fitting[: given.questions], strict=True)
         print(
             f"{len(asked)} questions: contexts of {min(c for c, _ in tokens)} to {max(c for c, _ in tokens)} tokens, "
             f"choices of {min(min(n) for _, n in tokens)} to {max(max(n) for _, n in tokens)}"
