@@ -58,7 +58,7 @@ def main() -> None:
         fitting = [
             (each, (context, choices))
             for each, (context, choices) in zip(drawn, lengths, strict=True)
-            if 60 <= context <= 150 and 3 <= min(choices) and max(choices) <= 15
+            if 60 <= context <= 150 and min(choices) >= 3 and max(choices) <= 15
         ]
         asked, tokens = zip(*fitting[: given.questions], strict=True)
         print(
