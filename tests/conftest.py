@@ -6,6 +6,8 @@ import os
 processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if processes > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+# pytest-xdist sets the width of its own screen, and commands take it for that of a terminal.
+os.environ.pop("COLUMNS", None)
 
 import torch  # noqa: E402
 
