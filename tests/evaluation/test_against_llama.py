@@ -104,8 +104,8 @@ def test_the_same_table(
 ) -> None:
     found, expected = ours[name], theirs(logits, tokens, "bf16", name)
     for key in ("ppl", "ppl_base", "ppl_ratio"):
-        assert found[key] == pytest.approx(expected[key], rel=1.5e-3), key
-    assert found["kld_mean"] == pytest.approx(expected["kld_mean"], rel=0.03, abs=1e-5)
+        assert found[key] == pytest.approx(expected[key], rel=1e-3), key
+    assert found["kld_mean"] == pytest.approx(expected["kld_mean"], rel=0.02, abs=1e-5)
     assert found["kld_90"] == pytest.approx(expected["kld_90"], rel=0.05)
     # Of 15,300 tokens some are near ties, which a last digit decides either way.
     assert found["same_top"] == pytest.approx(expected["same_top"], abs=3e-3)

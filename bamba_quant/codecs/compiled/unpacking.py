@@ -266,9 +266,10 @@ class _Block:
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT, 2 * count), order))
 
     def looked_up(self, table: Any, q: Any) -> Any:
-        """The values of a table of sixteen whole numbers for indices q, as bytes."""
+        """The values of a table of at most sixteen whole numbers for indices q, as bytes."""
         whole = [int(value) for value in table]
-        assert np.array_equal(whole, table)
+        assert np.array_equal(whole, table) and len(whole) <= q.type.count
+        whole += [0] * (q.type.count - len(whole))
         if has("ssse3"):
             kind = ir.FunctionType(q.type, [q.type] * 2)
             function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.x86.ssse3.pshuf.b.128")
