@@ -31,9 +31,7 @@ def main() -> None:
     settings: dict[str, list[str]] = {"default": []} | {
         f"--threads {n}": ["--threads", str(n)] for n in range(1, (os.cpu_count() or 1) + 1)
     }
-    subprocess.run(
-        command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )  # compiles kernels
+    run(command)  # compiles kernels
     for busy in options.busy:
         spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
         try:
@@ -41,9 +39,7 @@ def main() -> None:
             for _ in range(options.runs):
                 for name, threads in settings.items():
                     started = time.perf_counter()
-                    subprocess.run(
-                        [*command, *threads], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-                    )
+                    run([*command, *threads])
                     seconds[name].append(time.perf_counter() - started)
         finally:
             for process in spinning:

@@ -73,12 +73,12 @@ class DriftWatch:
         prefix = layer_prefix(passed.layer)
         for name in self.weights[passed.source]:
             if name.startswith(prefix):
-                self._lose(passed.source, name, noises.get(name), base.model, passed.model)
-        if passed.source == len(self.weights) - 1:
-            self._base = None
+                loaded = (base.model, passed.model) if base.model else ()
+                self._lose(passed.source, name, noises.get(name), *loaded)
 
     def finish(self) -> list[tuple[TensorLoss, ...]]:
         """The losses of all tensors of each source, those outside the layers added, in the model's order."""
+        self._base = None
         outside = [name for name in self.weights[0] if self.weights[0].info(name).layer is None]
         # The head, which was used last, is the one that may still be there.
         for name in sorted(outside, key=lambda name: name != HEAD):
@@ -93,7 +93,7 @@ class DriftWatch:
     def _lose(self, source: int, name: str, noise: Noise | None, *loaded: Model) -> None:
         """Add a tensor's loss; ``loaded`` are the layer's weights of the base and of the source, in float32."""
         weights = self.weights[0], self.weights[source]
-        if loaded and self.device == CPU and all(model.dtype == torch.float32 for model in loaded):
+        if loaded:
             first, other = (LoadedRows(w, m.weights[name]) for w, m in zip(weights, loaded, strict=True))
             apart = tensor_difference(first, other, name, self.timings)
         else:
@@ -108,7 +108,7 @@ class _BaseLayer:
     ``after`` is from the run of all texts, ``local`` from one of the watched texts alone, whose last digits differ.
     """
 
-    model: Model
+    model: Model | None  # where its weights are float32 on a CPU, and are compared
     before: Tensor
     after: Tensor
     local: Tensor
@@ -182,7 +182,8 @@ def _watch_base(passed: LayerPass, before: Tensor, after: Tensor) -> _BaseLayer:
         return outputs[name]
 
     local = layer(with_linear(passed.model, linear), passed.layer, before, passed.sequences)
-    return _BaseLayer(passed.model, before, after, local, inputs, outputs)
+    kept = passed.model if (passed.model.device, passed.model.dtype) == (CPU, torch.float32) else None
+    return _BaseLayer(kept, before, after, local, inputs, outputs)
 
 
 def _watch_candidate(passed: LayerPass, base: _BaseLayer) -> tuple[Tensor, dict[str, Noise]]:

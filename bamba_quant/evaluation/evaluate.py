@@ -152,6 +152,10 @@ def evaluate(
             hashing = stack.enter_context(FileHasher(map(models.files_of, opened)))
         tell(scoring.EvaluationProgress("layers", done, total, {}))
 
+    def check(measured: scoring.ScoreBlocks, chunks: int) -> None:
+        for file, scores in zip(files, measured.scores(chunks), strict=True):
+            check_finite(scores, base.name, file.label)
+
     def assembled(
         measured: scoring.ScoreBlocks,
         chunks: int,
@@ -250,12 +254,12 @@ def evaluate(
         found = measure(first_part, watching=True)
         losses = drift.finish() if drift else [()] * len(others)
         if quick and rest:
+            check(found, first_part.stop)
             quick(assembled(found, first_part.stop, [()] * len(opened), [()] * len(files), 0.0))
         if rest:
             found = scoring.ScoreBlocks.of_parts([found, measure(rest, watching=False)])
         measured = scoring.ScoreBlocks.of_parts(ranks.gather(found, scoring.ScoreBlocks))
-        for file, scores in zip(files, measured.scores(tokens.text.chunks), strict=True):
-            check_finite(scores, base.name, file.label)
+        check(measured, tokens.text.chunks)
         seconds = time.perf_counter() - clock
         if ranks.first:
             hashing = hashing or stack.enter_context(FileHasher(map(models.files_of, opened)))

@@ -144,10 +144,10 @@ def timing(
     seconds: float, hashing: float, timings: Timings, tokens: int, device: torch.device, workers: int
 ) -> Timing:
     """Where ``seconds`` of ``workers`` threads for ``tokens`` tokens went."""
-    reading, decoding, compiling, products = (
-        each / (seconds * workers)
-        for each in (timings.reading, timings.decoding, timings.compiling, timings.products)
+    reading, decoding, products = (
+        each / (seconds * workers) for each in (timings.reading, timings.decoding, timings.products)
     )
+    compiling = timings.compiling / seconds  # for which the other threads wait
     return Timing(
         seconds=seconds,
         seconds_per_token=seconds / tokens,

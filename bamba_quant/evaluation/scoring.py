@@ -135,15 +135,15 @@ def score_part(
     wanted = np.split(targets.reshape(-1), np.cumsum(blocks)[:-1])
     labels = [each.label for each in (opened if given else opened[1:])]
 
-    def measure(at: int, base: BaseBlock | None) -> tuple[list[Block], Block | None, BaseBlock]:
+    def measure(at: int, base: BaseBlock | None) -> tuple[list[Block], Block | None, torch.Tensor | None]:
         if base is None:
             base = base_block(heads[0](inputs[at][0]), wanted[at])
         ours = range(len(heads) - len(labels), len(heads))
         scored: list[Block] = [score(base, heads[number](inputs[at][number])) for number in ours]
         if at >= len(floor_inputs):
-            return scored, None, base
+            return scored, None, base.logits if write else None
         floors = score(base.first(len(floor_inputs[at])), floor_head(floor_inputs[at]))
-        return scored, floors, base
+        return scored, floors, base.logits if write else None
 
     found: list[list[Block]] = [[] for _ in labels]
     floor_blocks: list[Block] = []
@@ -152,17 +152,17 @@ def score_part(
     bases = base_blocks(given, part, blocks, device) if given else repeat(None)
     at_once = max(1, _LOGITS_AT_ONCE // (blocks[0] * config.vocab_size))
     with Workers(device, min(len(blocks), at_once)) as workers:
-        for scored, by_another_path, base in workers.map(
+        for scored, by_another_path, written in workers.map(
             lambda piece: measure(*piece), zip(range(len(blocks)), bases, strict=False)
         ):
-            if write:
-                write(base.logits.float().cpu().numpy())
+            if write and written is not None:
+                write(written.float().cpu().numpy())
             for number, block in enumerate(scored):
                 found[number].append(block)
                 sums[number] += [block[name].sum() for name in _ESTIMATED]
             if by_another_path is not None:
                 floor_blocks.append(by_another_path)
-            done += len(base.targets)
+            done += len(scored[0]["kld"])
             progress(EvaluationProgress("tokens", done, targets.size, _estimates(labels, sums / done)))
     return ScoreBlocks(tuple(map(tuple, found)), tuple(floor_blocks))
 

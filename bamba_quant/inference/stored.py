@@ -59,7 +59,7 @@ class StoredMatrix:
     def product(self, x: Tensor) -> Tensor | None:
         """x (…, columns) times a matrix transposed, where it has code to do so as it is dequantized."""
         kernels = row_kernels(self.codec, self.shape[-1])
-        if kernels is None or x.dtype != torch.float32 or x.numel() > _FEW * x.shape[-1]:
+        if kernels is None or x.dtype != torch.float32 or not 0 < x.numel() <= _FEW * x.shape[-1]:
             return None
         flat = x.detach().reshape(-1, x.shape[-1]).contiguous().numpy()
         return torch.from_numpy(kernels.product(self.raw, flat)).view(*x.shape[:-1], self.shape[-2])

@@ -60,9 +60,10 @@ class Timings:
         try:
             yield
         finally:
-            elsewhere = self.compiling - compiled
-            with self._adding:
-                setattr(self, what, getattr(self, what) + time.perf_counter() - started - elsewhere)
+            elapsed = time.perf_counter() - started
+            with self._adding:  # another thread may have begun to compile before
+                elsewhere = min(elapsed, self.compiling - compiled)
+                setattr(self, what, getattr(self, what) + elapsed - elsewhere)
 
 
 class LazyWeights(Mapping[str, NDArray[Any]]):

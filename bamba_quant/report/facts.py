@@ -22,8 +22,9 @@ DEFINITIONS = (
     ),
     (
         "Frontier",
-        "The files that no other dominates, by being at most as large and diverging less. Files are compared chunk by "
-        "chunk: where the 95 % interval of the difference of their mean KLDs holds 0, they are about the same.",
+        "Every smaller file diverges more. A file is dominated if another one is not larger and diverges less. Files "
+        "are compared chunk by chunk: if the 95 % interval of the difference of their mean KLDs contains 0, they are "
+        "about the same, and the larger one is not on the frontier.",
     ),
     ("Noise floor", "The base against itself by another path of computation; nothing smaller can be measured."),
     ("Gate", "A limit on the worse end of the one-sided 95 % interval: chance alone passes it in one of twenty runs."),

@@ -21,10 +21,11 @@ _FP8 = {"e4m3 by channel": "dynamic", "e4m3 by tensor": "tensor", "e4m3 by block
 
 @dataclass(frozen=True)
 class Remedy:
-    """``tensors``, the worst first, and the command that makes the candidate again with more bits for them.
+    """``tensors``, the worst first, and a command that makes a file of the candidate's type with more bits for them.
 
-    ``parts`` are the command and its options, quoted for a shell. ``complete`` is False where the file does not say
-    which command made it: ``parts`` are then the options to add to that one.
+    ``parts`` are the command and its options, quoted for a shell, without an importance matrix or other options of the
+    command that made the candidate. ``complete`` is False where that command is not known, or tuned the file: ``parts``
+    are then the options to add to it.
     """
 
     tensors: tuple[TensorLoss, ...]
@@ -59,7 +60,8 @@ def _for_gguf(evaluation: Evaluation, candidate: Candidate, near: list[TensorLos
         return None
     words = [f"--tensor-type {shlex.quote(f'{name}={found}')}" for name, (_, found) in wider.items()]
     tensors, model = tuple(loss for loss, _ in wider.values()), candidate.model
-    if model.recipe in {recipe.name for recipe in recipes()} and not evaluation.base.is_quantized:
+    plain = not model.tuned and not evaluation.base.is_quantized
+    if plain and model.recipe in {recipe.name for recipe in recipes()}:
         outfile = f"{model.path.removesuffix('.gguf')}-mended.gguf"
         made = f"bamba-quant convert {shlex.quote(evaluation.base.path)} --outtype {model.recipe}"
         return Remedy(tensors, (made, *words, f"--outfile {shlex.quote(outfile)}"), True)
@@ -76,7 +78,8 @@ def _for_directory(evaluation: Evaluation, candidate: Candidate, near: list[Tens
     names = dict.fromkeys(name for loss in near for name in _ignored_together(candidate, loss))
     words = [f"--ignore {shlex.quote(name.removesuffix('.weight'))}" for name in names]
     command = _command(near[0].format, candidate.model.recipe)
-    if command and evaluation.base.kind == "huggingface" and not evaluation.base.is_quantized:
+    plain = evaluation.base.kind == "huggingface" and not evaluation.base.is_quantized
+    if command and plain and not candidate.model.tuned:
         subcommand, *options = command
         places = (evaluation.base.path, f"{candidate.model.path.rstrip('/')}-mended")
         made = f"bamba-quant {subcommand} {shlex.join(places)}"

@@ -38,7 +38,8 @@ def run_command_line(arguments: Sequence[str]) -> None:
         )
     else:
         words = ["run", "--model", "bamba-quant", "--model_args", json.dumps({"pretrained": first}), *rest]
-    if "bamba-quant" in words and not _given(words, "--config", "-C"):
+    ours = "bamba-quant" in words or "--model=bamba-quant" in words
+    if ours and not _given(words, "--config", "-C"):
         # The harness' own defaults are one context at a time, and a GPU.
         words += [] if _given(words, "--batch_size", "-b") else ["--batch_size", "auto"]
         words += [] if _given(words, "--device") else ["--device", "cpu"]

@@ -161,7 +161,8 @@ def evaluate(
         bool,
         typer.Option(
             "--quick",
-            help="Print the figures of the first chunks as soon as they are known, then go on with the whole text.",
+            help="Print the figures of the first chunks as soon as they are known, then go on with the whole text. "
+            "Without effect on --json.",
         ),
     ] = False,
     full: Annotated[
@@ -230,10 +231,12 @@ def evaluate(
         return
     reports: Sequence[Path] = ()
     try:
-        if score_tasks:
-            evaluation = score_tasks(evaluation)
-        if report_dir:
-            reports = write_reports(evaluation, report_dir, overwrite=overwrite, inputs=kept)
+        try:
+            if score_tasks:
+                evaluation = score_tasks(evaluation)
+        finally:  # without scores, where a task fails
+            if report_dir:
+                reports = write_reports(evaluation, report_dir, overwrite=overwrite, inputs=kept)
     finally:  # what took so long is shown, even where it cannot be written
         if as_json:
             print_json(asdict(evaluation))

@@ -99,4 +99,4 @@ def _words(key: str, found: Measured) -> str:
     from bamba_quant.report.wording import value_and_interval
 
     value, interval = value_and_interval(key, found.figure)
-    return f"{value} ({interval})"
+    return f"{value} ({interval})" if interval else value

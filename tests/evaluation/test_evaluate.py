@@ -15,6 +15,7 @@ import torch
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
+from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation import scoring
 from bamba_quant.evaluation.evaluate import evaluate
 from bamba_quant.evaluation.models import ComparisonError
@@ -374,6 +375,16 @@ def test_quick_figures_are_those_of_the_first_chunks(files: dict[str, Path], tex
         assert [each.figures for each in ours.candidates] == [each.figures for each in theirs.candidates]
         assert [each.tensors for each in ours.candidates] == [each.tensors for each in theirs.candidates]
     assert found.candidates[0].figures["kld_max"].value <= 1e-12
+    with pytest.MonkeyPatch.context() as patch:
+        usual = scoring.score
+
+        def damaged(base: Any, logits: torch.Tensor) -> Any:
+            return usual(base, torch.full_like(logits, math.nan))
+
+        patch.setattr(scoring, "score", damaged)
+        with pytest.raises(BambaQuantError, match="not finite"):
+            evaluate(embedded_model(), paths[:1], text, options, quick=early.append)
+    assert len(early) == 1
     nothing: list[Evaluation] = []
     evaluate(embedded_model(), paths[:1], text, dataclasses.replace(options, chunks=16), quick=nothing.append)
     assert not nothing  # of a text that is not longer

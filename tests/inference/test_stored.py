@@ -18,6 +18,7 @@ from bamba_quant.inference.loading import load_model
 from bamba_quant.inference.memory import free_memory
 from bamba_quant.inference.ready import ready_model
 from bamba_quant.inference.stored import StoredMatrix
+from bamba_reference.runtime.continuations import log_likelihoods
 from bamba_reference.runtime.generate import generate, generate_batch
 from bamba_reference.torch.forward import Model, forward, new_state
 from tests.support.command import run
@@ -191,3 +192,25 @@ def test_what_is_not_possible() -> None:
         ready_model(loaded, CPU, torch.float32, weights="compressed")
     with pytest.raises(BambaQuantError, match="on a CPU only"):
         ready_model(loaded, torch.device("meta"), torch.float32, weights="stored")
+
+
+def test_continuations_of_shared_contexts(tmp_path: Path) -> None:
+    """Their contexts run without a position whose logits are wanted."""
+    loaded = load_model(of_type("q8_0")(tmp_path))
+    random = np.random.default_rng(0)
+
+    def tokens(n: int) -> list[int]:
+        return random.integers(loaded.config.vocab_size, size=n).tolist()
+
+    contexts = [tokens(9), tokens(14)]
+    requests = [(context, tokens(3)) for context in contexts for _ in range(4)]
+    stored, converted = (
+        [
+            each.value
+            for each in log_likelihoods(ready_model(loaded, CPU, torch.float32, weights=kind), requests)
+        ]
+        for kind in ("stored", "converted")
+    )
+    np.testing.assert_allclose(stored, converted, rtol=1e-5)
+    model = ready_model(loaded, CPU, torch.float32, weights="stored")
+    assert forward(model, [tokens(5)], logits_to_keep=[]).logits.shape == (1, 0, loaded.config.vocab_size)

@@ -9,18 +9,18 @@ from bamba_quant.report.charts.layout import Scale, linear, logarithmic, shorten
 from bamba_quant.report.frontier import standings
 from bamba_quant.report.wording import is_below_floor, plain, short_names, size
 
-ON_FRONTIER, OFF_FRONTIER = "●", "○"
+MARK, DOMINATED = "●", "○"
 _LONGEST_NAME = 24
 _TICK = 8  # characters of a number at the left axis
 
 
 def marks(evaluation: Evaluation) -> list[str]:
-    """Each candidate's mark: filled on the frontier of size and divergence."""
-    return [OFF_FRONTIER if standing.by is not None else ON_FRONTIER for standing in standings(evaluation)]
+    """Each candidate's mark: hollow where another one is not larger and diverges less."""
+    return [DOMINATED if standing.state == "dominated" else MARK for standing in standings(evaluation)]
 
 
 def size_divergence_text(evaluation: Evaluation, width: int, height: int) -> list[str]:
-    """``height`` lines of at most ``width`` characters: a mark and a name a candidate, filled on the frontier.
+    """``height`` lines of at most ``width`` characters: a mark and a name a candidate, hollow if another beats it.
 
     Candidates that differ from the base by less than the noise floor stand in the lowest line, at 0.
     """
@@ -50,7 +50,9 @@ def size_divergence_text(evaluation: Evaluation, width: int, height: int) -> lis
         for row, cells in enumerate(grid)
     ]
     rule, below = _bottom(x, columns)
-    legend = f"{ON_FRONTIER} on the frontier of size and divergence, {OFF_FRONTIER} not"
+    legend = (
+        f"{DOMINATED} another file is not larger and diverges less" if DOMINATED in marks(evaluation) else ""
+    )
     return [f"{'mean KLD':>{_TICK}}  {legend}", *lines, f"{'':{_TICK}} └{rule}", f"{'':{_TICK}}  {below}"]
 
 

@@ -184,7 +184,9 @@ def stream_scorer(
         )
         wanted = np.split(cut[:, first + 1 :].reshape(-1), np.cumsum(blocks)[:-1])
         waiting = np.empty(0)
-        with Workers(kept.device, len(blocks)) as workers:
+        # Each thread holds a block's logits and softmax's copy of them.
+        most = max(1, _MOST_LOGITS // (2 * blocks[0] * config.vocab_size))
+        with Workers(kept.device, min(most, len(blocks))) as workers:
             pieces = zip(kept.split(blocks), wanted, strict=True)
             for nll in workers.map(lambda piece: _nll(head(piece[0]), piece[1]), pieces):
                 waiting = np.concatenate([waiting, nll])

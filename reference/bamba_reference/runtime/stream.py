@@ -1,7 +1,8 @@
 """Run a model larger than memory: all texts through layer i, for every weight set, before layer i + 1 is loaded.
 
-Memory holds one layer's weights, the texts' hidden states for each weight set, and in the end some rows of the head
-and the logits of a block of tokens; logits of a whole text never exist at once.
+Memory holds one layer's weights (of small layers, those of a few weight sets), the texts' hidden states for each weight
+set, and in the end some rows of the head and the logits of a block of tokens in each thread; logits of a whole text
+never exist at once.
 
 The last bits of a product depend on its shape. Chunks of a text go through layers and head in groups of
 ``together``, so that those of a part which begins at a multiple of it get the same bits as in the whole text.

@@ -165,6 +165,9 @@ def forward(
         state.length, state.padding = state.length + L, where.padding
     last = final_norm(model, x)
     kept = last[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else last[:, logits_to_keep]
+    if not kept.shape[1]:  # no position's logits are wanted
+        none = kept.new_empty((*kept.shape[:-1], model.config.vocab_size), dtype=wide(kept.dtype))
+        return Output(none, last, tuple(trace) if hidden_states else None)
     return Output(head(model, kept), last, tuple(trace) if hidden_states else None)
 
 
