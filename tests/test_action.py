@@ -162,7 +162,7 @@ def test_the_script_makes_a_report_and_fails_on_a_gate(tmp_path: Path) -> None:
     made = tmp_path / "out" / "bamba-mini-q8_0.gguf"
     done = run_script(tmp_path, TYPES="q2_k", FILES=f"{made}\n", **common)
     assert done.returncode == 1, done.stderr
-    assert "FAIL" in done.stderr
+    assert "FAIL" in done.stdout
     assert "FAIL" in (tmp_path / "out" / "report" / "report.md").read_text("utf-8").splitlines()[0]
     assert len(read_report(tmp_path / "out" / "report" / "report.json").candidates) == 2
 

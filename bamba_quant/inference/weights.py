@@ -62,8 +62,7 @@ class Timings:
         finally:
             elapsed = time.perf_counter() - started
             with self._adding:  # another thread may have begun to compile before
-                elsewhere = min(elapsed, self.compiling - compiled)
-                setattr(self, what, getattr(self, what) + elapsed - elsewhere)
+                setattr(self, what, getattr(self, what) + elapsed - min(elapsed, self.compiling - compiled))
 
 
 class LazyWeights(Mapping[str, NDArray[Any]]):

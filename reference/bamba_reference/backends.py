@@ -27,8 +27,8 @@ def backend_named(
 
     "auto" is "triton" on a CUDA device where Triton is installed and the kernels support the dtype, "numba" on a CPU
     in float32, unless ``work``, the operations of a pass over the text, is small; else "torch". Results are printed
-    with the chosen backend's name. Raises ``BackendError`` for an unknown name, a missing package, and a device or dtype
-    that the backend does not support.
+    with the chosen backend's name. Raises ``BackendError`` for an unknown name, a missing package, and a device or
+    dtype that the backend does not support.
     """
     if name == "auto":
         small = work is not None and work < _SMALL_WORK and device.type == "cpu"

@@ -239,7 +239,7 @@ def test_codes_come_back_from_bfloat16(name: str, made: dict[str, Path]) -> None
 def test_every_code_comes_back_from_bfloat16() -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     codes = codes[codes.float().isfinite()].repeat(2000, 1)
-    scale = torch.exp(20 * torch.randn(2000, 1)).bfloat16().float()
+    scale = torch.exp(20 * torch.randn(2000, 1).clamp(-4, 4)).bfloat16().float()
     found = weight_codes((codes.float() * scale).bfloat16(), scale)
     assert torch.equal(found.float(), codes.float())
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from bamba_quant.evaluation.result import RECORDS
+from bamba_quant.evaluation.result import RECORDS, Flips, TaskResult, TaskScore
 from bamba_quant.evaluation.scoring import ScoreBlocks
 from bamba_quant.inference.serialization import SerializationError, decode, encode
 from tests.support.evaluations import make_evaluation
@@ -64,7 +64,9 @@ def test_numbers_that_json_lacks() -> None:
 
 def test_an_evaluation_arrives_as_it_was() -> None:
     found = make_evaluation()
-    found = dataclasses.replace(found, base=dataclasses.replace(found.base, tuned=RECORD))
+    score = TaskScore("q8_0", 0.5, 0.1, -0.25, 0.1, Flips(2, 1, 0.5))
+    task = TaskResult("arc_easy", "1", "acc", "none", True, 4, (score,))
+    found = dataclasses.replace(found, base=dataclasses.replace(found.base, tuned=RECORD), tasks=(task,))
     arrived = decode(encode(found, RECORDS), RECORDS)
     assert arrived == found and repr(arrived) == repr(found)
     reached = set[type]()
