@@ -109,8 +109,8 @@ def _time_triton(timings: Timings, device: torch.device) -> Iterator[None]:
         timings.compiling += times.total / 1e6
 
     def loaded(*about: Any) -> None:
-        # A compiled kernel is loaded at once, after the C module that launches it. For a kernel from the cache there
-        # is no event when its loading starts.
+        # A compiled kernel is loaded at once, after the C module that launches it. Triton does not say when it starts
+        # to load a kernel from the cache.
         nonlocal compiled
         if compiled is not None:
             timings.compiling += time.perf_counter() - compiled

@@ -26,13 +26,11 @@ from bamba_reference.config import Config
 from bamba_reference.tensors import WIDE, check_names, check_shape, tensor_shapes
 from bamba_reference.torch.backend import Backend
 from bamba_reference.torch.forward import stored_dtype, to_tensor
-from bamba_reference.torch.ops import wide
+from bamba_reference.torch.ops import HEAD_ROWS, wide
 
 # Rows of activations whose product is computed with rows of weights as they are dequantized: of more, dequantizing
 # the matrix first costs less than the slower product.
 _FEW = 32
-# Rows of the vocabulary whose logits are computed together, as in ``torch.ops.head``.
-_HEAD_ROWS = 16384
 
 
 class StoredMatrix:
@@ -123,8 +121,8 @@ def with_stored(backend: Backend, dtype: torch.dtype) -> Backend:
         if logits is not None:
             return logits
         logits = x.new_empty(*x.shape[:-1], len(weight), dtype=wide(x.dtype))
-        for start in range(0, len(weight), _HEAD_ROWS):
-            stop = min(len(weight), start + _HEAD_ROWS)
+        for start in range(0, len(weight), HEAD_ROWS):
+            stop = min(len(weight), start + HEAD_ROWS)
             logits[..., start:stop] = backend.head(x, whole(weight, start, stop), name)
         return logits
 

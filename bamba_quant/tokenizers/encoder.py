@@ -38,7 +38,7 @@ class Encoder:
 
     Added and special tokens inside a text become their ids, as in transformers. ``decode`` writes them out again and
     skips ids without a token, those of rows of the embedding beyond the vocabulary. ``special`` are the ids of special
-    tokens, which are no part of a text.
+    tokens, which are not part of a text.
     """
 
     plain: Callable[[str], list[int]]
