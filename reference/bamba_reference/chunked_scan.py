@@ -1,6 +1,6 @@
-"""The recurrences of ``model`` in numpy a chunk of tokens at a time: the same results, faster.
+"""The recurrences of ``numpy_ops`` a chunk of tokens at a time: the same results, faster.
 
-Shapes as in ``model.mamba2_scan`` and ``model.mamba1_scan``; ``chunk`` is the number of tokens of a chunk.
+Shapes as in ``numpy_ops.mamba2_scan`` and ``numpy_ops.mamba1_scan``; ``chunk`` is the number of tokens of a chunk.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 From top to bottom: the five blocks (Mamba-2, Mamba, attention, MLP, mixture of experts), then the forward pass. It puts
 them together as transformers' ``modeling_bamba.py``, ``modeling_granitemoehybrid.py``, ``modeling_mamba2.py``,
-``modeling_mamba.py`` and ``modeling_falcon_mamba.py`` do. The elementary operations are in ``numpy_ops``.
+``modeling_mamba.py`` and ``modeling_falcon_mamba.py`` do. The elementary operations and the recurrences are in ``numpy_ops``.
 
 Shapes: L tokens, d hidden size, V vocabulary; each block names its own. All arrays have one dtype, float32 or float64.
 A block is a function of the configuration, the layer's tensors by their names (``tensors``), the normed hidden states
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bamba_reference import chunked_scan, tensors
+from bamba_reference import chunked_scan, numpy_ops, tensors
 from bamba_reference.config import Block, Config
 from bamba_reference.numpy_ops import Array, linear, matmul, rms_norm, silu, softmax, softplus
 from bamba_reference.packing import Bools, InputError, Ints, check_tokens, layout
@@ -81,30 +81,12 @@ def mamba2(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     dt = np.clip(softplus(dt + w["mamba.dt_bias"]), *map(u.dtype.type, config.time_step_limit))  # (L, H)
     A = -np.exp(w["mamba.A_log"])  # (H,)
     scan = (x, dt, A, B, C, h, tokens.sequence_starts)
-    y, h = mamba2_scan(*scan) if tokens.chunk is None else chunked_scan.mamba2_scan(*scan, tokens.chunk)
+    y, h = numpy_ops.mamba2_scan(*scan) if tokens.chunk is None else chunked_scan.mamba2_scan(*scan, tokens.chunk)
     y = y + w["mamba.D"][:, None] * x  # (L, H, P)
     # The gate comes before the norm, and each group of heads is normalized alone (norm_before_gate = False).
     gated = (y.reshape(L, inner) * silu(z)).reshape(L, G, inner // G)
     y = rms_norm(gated, w["mamba.norm.weight"].reshape(G, inner // G), config.rms_norm_eps)
     return linear(w, "mamba.out_proj", y.reshape(L, inner)), (tail, h)
-
-
-def mamba2_scan(
-    x: Array, dt: Array, A: Array, B: Array, C: Array, h: Array, sequence_starts: Bools
-) -> tuple[Array, Array]:
-    """h = exp(dt A) h + dt x ⊗ B, y = h C, token by token (2405.21060, equation 2).
-
-    x (L, H, P), dt (L, H), A (H,), B and C (L, G, N), h (H, P, N): y (L, H, P) and h after the last token.
-    """
-    L, H, _ = x.shape
-    B, C = (np.repeat(v, H // v.shape[1], axis=1) for v in (B, C))  # (L, H, N)
-    y = np.empty_like(x)
-    for t in range(L):
-        decay = np.exp(dt[t] * A) * (not sequence_starts[t])  # (H,)
-        dBx = (dt[t, :, None] * x[t])[:, :, None] * B[t, :, None, :]  # (H, P, N)
-        h = decay[:, None, None] * h + dBx  # (H, P, N)
-        y[t] = (h @ C[t, :, :, None])[..., 0]  # (H, P)
-    return y, h
 
 
 def mamba1(config: Config, w: Weights, u: Array, state: BlockState, tokens: Tokens) -> Result:
@@ -124,24 +106,9 @@ def mamba1(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     dt = softplus(linear(w, "mamba.dt_proj", dt))  # (L, I)
     A = -np.exp(w["mamba.A_log"])  # (I, N)
     scan = (x, dt, A, B, C, h, tokens.sequence_starts)
-    y, h = mamba1_scan(*scan) if tokens.chunk is None else chunked_scan.mamba1_scan(*scan, tokens.chunk)
+    y, h = numpy_ops.mamba1_scan(*scan) if tokens.chunk is None else chunked_scan.mamba1_scan(*scan, tokens.chunk)
     y = (y + w["mamba.D"] * x) * silu(z)  # (L, I)
     return linear(w, "mamba.out_proj", y), (tail, h)
-
-
-def mamba1_scan(
-    x: Array, dt: Array, A: Array, B: Array, C: Array, h: Array, sequence_starts: Bools
-) -> tuple[Array, Array]:
-    """h = exp(dt A) h + dt x ⊗ B, y = h C, token by token (2312.00752, equation 2).
-
-    x and dt (L, I), A (I, N), B and C (L, N), h (I, N): y (L, I) and h after the last token.
-    """
-    y = np.empty_like(x)
-    for t in range(len(x)):
-        decay = np.exp(dt[t, :, None] * A) * (not sequence_starts[t])  # (I, N)
-        h = decay * h + (dt[t] * x[t])[:, None] * B[t]  # (I, N)
-        y[t] = h @ C[t]  # (I,)
-    return y, h
 
 
 def attention(config: Config, w: Weights, u: Array, state: BlockState, tokens: Tokens) -> Result:

@@ -1,4 +1,4 @@
-"""The elementary operations of ``model`` in numpy; arrays keep their float dtype."""
+"""The elementary operations and the recurrences of ``model`` in numpy; arrays keep their float dtype."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from bamba_reference.packing import Bools
 
 Array = npt.NDArray[Any]
 
@@ -52,3 +54,36 @@ def linear(w: Mapping[str, Array], name: str, x: Array) -> Array:
     """x (L, in) times ``name.weight`` transposed, plus ``name.bias`` where it exists: (L, out)."""
     y = matmul(x, w[f"{name}.weight"])
     return y + w[f"{name}.bias"] if f"{name}.bias" in w else y
+
+
+def mamba2_scan(
+    x: Array, dt: Array, A: Array, B: Array, C: Array, h: Array, sequence_starts: Bools
+) -> tuple[Array, Array]:
+    """h = exp(dt A) h + dt x ⊗ B, y = h C, token by token (2405.21060, equation 2).
+
+    x (L, H, P), dt (L, H), A (H,), B and C (L, G, N), h (H, P, N): y (L, H, P) and h after the last token.
+    """
+    L, H, _ = x.shape
+    B, C = (np.repeat(v, H // v.shape[1], axis=1) for v in (B, C))  # (L, H, N)
+    y = np.empty_like(x)
+    for t in range(L):
+        decay = np.exp(dt[t] * A) * (not sequence_starts[t])  # (H,)
+        dBx = (dt[t, :, None] * x[t])[:, :, None] * B[t, :, None, :]  # (H, P, N)
+        h = decay[:, None, None] * h + dBx  # (H, P, N)
+        y[t] = (h @ C[t, :, :, None])[..., 0]  # (H, P)
+    return y, h
+
+
+def mamba1_scan(
+    x: Array, dt: Array, A: Array, B: Array, C: Array, h: Array, sequence_starts: Bools
+) -> tuple[Array, Array]:
+    """h = exp(dt A) h + dt x ⊗ B, y = h C, token by token (2312.00752, equation 2).
+
+    x and dt (L, I), A (I, N), B and C (L, N), h (I, N): y (L, I) and h after the last token.
+    """
+    y = np.empty_like(x)
+    for t in range(len(x)):
+        decay = np.exp(dt[t, :, None] * A) * (not sequence_starts[t])  # (I, N)
+        h = decay * h + (dt[t] * x[t])[:, None] * B[t]  # (I, N)
+        y[t] = h @ C[t]  # (I,)
+    return y, h
