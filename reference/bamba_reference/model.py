@@ -2,7 +2,8 @@
 
 From top to bottom: the five blocks (Mamba-2, Mamba, attention, MLP, mixture of experts), then the forward pass. It puts
 them together as transformers' ``modeling_bamba.py``, ``modeling_granitemoehybrid.py``, ``modeling_mamba2.py``,
-``modeling_mamba.py`` and ``modeling_falcon_mamba.py`` do. The elementary operations and the recurrences are in ``numpy_ops``.
+``modeling_mamba.py`` and ``modeling_falcon_mamba.py`` do. The elementary operations and the recurrences are in
+``numpy_ops``.
 
 Shapes: L tokens, d hidden size, V vocabulary; each block names its own. All arrays have one dtype, float32 or float64.
 A block is a function of the configuration, the layer's tensors by their names (``tensors``), the normed hidden states
@@ -19,9 +20,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bamba_reference import chunked_scan, numpy_ops, tensors
+from bamba_reference import chunked_scan, tensors
 from bamba_reference.config import Block, Config
-from bamba_reference.numpy_ops import Array, linear, matmul, rms_norm, silu, softmax, softplus
+from bamba_reference.numpy_ops import (
+    Array,
+    linear,
+    mamba1_scan,
+    mamba2_scan,
+    matmul,
+    rms_norm,
+    silu,
+    softmax,
+    softplus,
+)
 from bamba_reference.packing import Bools, InputError, Ints, check_tokens, layout
 
 Weights = Mapping[str, Array]
@@ -81,7 +92,7 @@ def mamba2(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     dt = np.clip(softplus(dt + w["mamba.dt_bias"]), *map(u.dtype.type, config.time_step_limit))  # (L, H)
     A = -np.exp(w["mamba.A_log"])  # (H,)
     scan = (x, dt, A, B, C, h, tokens.sequence_starts)
-    y, h = numpy_ops.mamba2_scan(*scan) if tokens.chunk is None else chunked_scan.mamba2_scan(*scan, tokens.chunk)
+    y, h = mamba2_scan(*scan) if tokens.chunk is None else chunked_scan.mamba2_scan(*scan, tokens.chunk)
     y = y + w["mamba.D"][:, None] * x  # (L, H, P)
     # The gate comes before the norm, and each group of heads is normalized alone (norm_before_gate = False).
     gated = (y.reshape(L, inner) * silu(z)).reshape(L, G, inner // G)
@@ -106,7 +117,7 @@ def mamba1(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     dt = softplus(linear(w, "mamba.dt_proj", dt))  # (L, I)
     A = -np.exp(w["mamba.A_log"])  # (I, N)
     scan = (x, dt, A, B, C, h, tokens.sequence_starts)
-    y, h = numpy_ops.mamba1_scan(*scan) if tokens.chunk is None else chunked_scan.mamba1_scan(*scan, tokens.chunk)
+    y, h = mamba1_scan(*scan) if tokens.chunk is None else chunked_scan.mamba1_scan(*scan, tokens.chunk)
     y = (y + w["mamba.D"] * x) * silu(z)  # (L, I)
     return linear(w, "mamba.out_proj", y), (tail, h)
 
