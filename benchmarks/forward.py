@@ -6,7 +6,7 @@ prints tokens per second of transformers, of the differentiable torch backend an
 itself, and the last one's ratio to the first, for one Mamba layer of Bamba-9B's shape and for the model end to end,
 in float32, and the peak memory of a streamed perplexity over 1.8 billion random weights. They take turns; each
 figure is the median of --repeats, after a run of each that is not counted. "products alone" are the matrix products
-of the line above and nothing else: the bound on its ratio, whatever the rest costs.
+of the line above and nothing else, divided among threads likewise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-TOKENS = 1024
+TOKENS = 1024  # of one layer
+BATCH = 4, 512  # texts and tokens, end to end
 
 BAMBA_9B: dict[str, Any] = {
     "architectures": ["BambaForCausalLM"],
@@ -72,11 +73,11 @@ def take_turns(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
-def report(what: str, seconds: dict[str, float], operations: float | None = None) -> None:
+def report(what: str, seconds: dict[str, float], tokens: int, operations: float | None = None) -> None:
     """``operations`` a token, for the rate at which what is measured computes."""
-    figures = " ".join(f"{TOKENS / each:13,.0f}" for each in seconds.values())
+    figures = " ".join(f"{tokens / each:13,.0f}" for each in seconds.values())
     theirs, *_, ours = seconds.values()
-    rates = [f"{operations * TOKENS / each / 1e9:.0f}" for each in seconds.values()] if operations else []
+    rates = [f"{operations * tokens / each / 1e9:.0f}" for each in seconds.values()] if operations else []
     print(
         f"{what:40} {figures} tok/s {theirs / ours:6.2f} ×"
         + (f"  GFLOP/s {', '.join(rates)}" if rates else ""),
@@ -84,22 +85,38 @@ def report(what: str, seconds: dict[str, float], operations: float | None = None
     )
 
 
-def report_products(whole: float, shapes: list[tuple[int, int]], repeats: int) -> None:
-    """Products alone of (out, in) ``shapes``, each with weights of its own, beside ``whole``, transformers' seconds."""
+def report_products(
+    seconds: dict[str, float], batch: tuple[int, int], shapes: list[tuple[int, int]], repeats: int
+) -> None:
+    """Products alone of (out, in) ``shapes``, each with weights of its own, divided among threads as ``forward`` does.
+
+    ``batch`` is texts and tokens of each; ``seconds`` are those of the whole.
+    """
     import torch
     import torch.nn.functional as F  # noqa: N812
 
-    rows = {K: torch.randn(TOKENS, K) for _, K in shapes}
+    from bamba_reference.runtime.workers import Workers
+
+    rows = {K: torch.randn(*batch, K) for _, K in shapes}
     weights = [torch.randn(shape) for shape in shapes]
 
-    def multiply(linear: Callable[..., torch.Tensor], *others: Any) -> None:
+    def multiply(linear: Callable[..., torch.Tensor], texts: slice, *others: Any) -> None:
         for weight in weights:
-            linear(rows[weight.shape[1]], weight, *others)
+            linear(rows[weight.shape[1]][texts], weight, *others)
 
-    runs = {name: functools.partial(multiply, ops.linear, None, "") for name, ops in backends().items()}
-    seconds = take_turns({"transformers": functools.partial(multiply, F.linear)} | runs, repeats)
-    report("  products alone", seconds, 2 * sum(N * K for N, K in shapes))
-    print(f"  the bound: products alone against all of transformers {whole / [*seconds.values()][-1]:.2f} ×")
+    def divided(linear: Callable[..., torch.Tensor]) -> None:
+        with Workers(torch.device("cpu"), batch[0]) as workers:
+            size = -(-batch[0] // workers.count)
+            texts = [slice(start, start + size) for start in range(0, batch[0], size)]
+            list(workers.map(lambda some: multiply(linear, some, None, ""), texts))
+
+    runs = {name: functools.partial(divided, ops.linear) for name, ops in backends().items()}
+    products = take_turns(
+        {"transformers": functools.partial(multiply, F.linear, slice(None))} | runs, repeats
+    )
+    report("  products alone", products, batch[0] * batch[1], 2 * sum(N * K for N, K in shapes))
+    shares = " ".join(f"{products[name] / whole:13.0%}" for name, whole in seconds.items())
+    print(f"{'  their share of the time':40} {shares}", flush=True)
 
 
 def backends() -> dict[str, Any]:
@@ -153,9 +170,9 @@ def one_layer(repeats: int) -> None:
         return take_turns({"transformers": theirs} | runs, repeats)
 
     whole = turns(lambda: oracle(u), mixer)
-    report("Bamba-9B mixer", whole)
+    report("Bamba-9B mixer", whole, TOKENS)
     projections = [tuple(oracle.in_proj.weight.shape), tuple(oracle.out_proj.weight.shape)]
-    report_products(whole["transformers"], projections, repeats)
+    report_products(whole, (1, TOKENS), projections, repeats)
 
     class Given(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -165,6 +182,7 @@ def one_layer(repeats: int) -> None:
     report(
         "Bamba-9B mixer without its projections",
         turns(lambda: oracle(u), lambda backend: mixer(dataclasses.replace(backend, linear=given))),
+        TOKENS,
     )
 
     H, P, N = config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state
@@ -181,7 +199,7 @@ def one_layer(repeats: int) -> None:
         limit = config.time_step_limit
         return backend.scan(ScanArguments(x, dt, A_log, B, C, D, dt_bias, limit, h, chunk, None, None))[0]
 
-    report("Bamba-9B scan", turns(their_scan, our_scan))
+    report("Bamba-9B scan", turns(their_scan, our_scan), TOKENS)
 
 
 def end_to_end(directory: Path, repeats: int) -> None:
@@ -194,7 +212,7 @@ def end_to_end(directory: Path, repeats: int) -> None:
     oracle = BambaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     config = read_config(json.loads((directory / "config.json").read_text()))
     weights = oracle.state_dict()
-    tokens = torch.randint(config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(config.vocab_size, BATCH, generator=torch.Generator().manual_seed(0))
     runs: dict[str, Callable[[], object]] = {
         "transformers": lambda: oracle(tokens, use_cache=False).logits,
     }
@@ -202,9 +220,9 @@ def end_to_end(directory: Path, repeats: int) -> None:
         model = torch_forward.load(config, weights, backend=backend)
         runs[name] = functools.partial(torch_forward.forward, model, tokens)
     seconds = take_turns(runs, repeats)
-    report(f"{directory.name} end to end", seconds)
+    report(f"{directory.name} end to end", seconds, BATCH[0] * BATCH[1])
     matrices = {name: w for name, w in weights.items() if w.dim() == 2 and "embed_tokens" not in name}
-    report_products(seconds["transformers"], [tuple(w.shape) for w in matrices.values()], repeats)
+    report_products(seconds, BATCH, [tuple(w.shape) for w in matrices.values()], repeats)
 
 
 class RandomWeights(Mapping[str, np.ndarray]):
@@ -268,7 +286,10 @@ def main() -> None:
     import torch
 
     torch.set_grad_enabled(False)
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {TOKENS} tokens, float32")
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32; "
+        f"{TOKENS} tokens of one layer, {BATCH[0]} × {BATCH[1]} end to end"
+    )
     print(f"{'':40} " + " ".join(f"{name:>13}" for name in ("transformers", *backends())))
     if arguments.only != "model":
         one_layer(arguments.repeats)

@@ -38,6 +38,11 @@ class Layout:
     real: Bools | None
     padding: Ints
 
+    def of_rows(self, rows: slice) -> Layout:
+        """The layout of some of the rows."""
+        parts = (self.positions, self.sequence_starts, self.real, self.padding)
+        return Layout(*(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
+
 
 def check_tokens(tokens: Ints, vocab_size: int) -> None:
     """Raise ``InputError`` unless every id names a row of the embedding and there is at least one."""

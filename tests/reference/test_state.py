@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,3 +167,39 @@ def test_state_is_float32_and_can_branch(name: str, dtype: torch.dtype) -> None:
     first = torch_forward.forward(model, [[8]], state=state).logits
     torch_forward.forward(model, [[9]], state=state)
     assert torch.equal(torch_forward.forward(model, [[8]], state=branch).logits, first)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_threads_run_rows_of_their_own(gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large batch is divided among threads by its rows, unless gradients are wanted, and nothing else changes."""
+    case = random_case("two groups, finite limit")
+    model = load(case)
+    for weight in model.weights.values():
+        weight.requires_grad_(gradients)
+    tokens = random_tokens(case, 3, 400)
+    mask = np.ones_like(tokens)
+    mask[1, :7] = 0
+    names: set[str] = set()
+    layer = torch_forward.layer
+
+    def noted(*arguments: Any) -> torch.Tensor:
+        names.add(threading.current_thread().name)
+        return layer(*arguments)
+
+    def run(threads: int) -> torch_forward.Output:
+        names.clear()
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        return torch_forward.forward(model, tokens, attention_mask=mask, hidden_states=True, logits_to_keep=5)
+
+    monkeypatch.setattr(torch_forward, "layer", noted)
+    with torch.set_grad_enabled(gradients):
+        one = run(1)
+        assert len(names) == 1
+        two = run(2)
+        assert len(names) == (1 if gradients else 2)
+    assert two.logits.requires_grad == gradients
+    assert one.hidden_states and two.hidden_states and len(one.hidden_states) == len(two.hidden_states)
+    for found, expected in zip(
+        (*two.hidden_states, two.logits), (*one.hidden_states, one.logits), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -22,6 +22,7 @@ from torch import Tensor
 from bamba_reference.config import Block, Config
 from bamba_reference.model import rotary_angles
 from bamba_reference.packing import Bools, InputError, Layout, check_tokens, layout
+from bamba_reference.runtime.workers import Workers
 from bamba_reference.tensors import (
     EMBEDDING,
     FINAL_NORM,
@@ -56,6 +57,9 @@ __all__ = [
     "stream_of",
     "to_tensor",
 ]
+
+# A batch of so many tokens is divided among a CPU's threads by its rows.
+_MANY_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -154,21 +158,35 @@ def forward(
         seq_idx=_host(seq_idx),
         cu_seq_lens=_host(cu_seq_lens),
     )
-    sequences = prepare(model.config, where, model.dtype, model.device)
-    x = embed(model, ids.to(model.device))  # (B, L, d)
-    trace = [x]
-    for i in range(model.config.num_hidden_layers):
-        x = layer(model, i, x, sequences, state.layers[i] if state else None)
-        if hidden_states:
-            trace.append(x)
+    ids = ids.to(model.device)
+
+    def through(rows: slice) -> list[Tensor]:
+        sequences = prepare(model.config, where.of_rows(rows), model.dtype, model.device)
+        trace = [embed(model, ids[rows])]  # (rows, L, d)
+        for i in range(model.config.num_hidden_layers):
+            x = layer(model, i, trace[-1], sequences, state.layers[i] if state else None)
+            trace = [*trace, x] if hidden_states else [x]
+        return trace
+
+    with Workers(model.device, B if state is None and _divides(model, ids) else 1) as workers:
+        borders = [B * i // workers.count for i in range(workers.count + 1)]
+        pieces = [slice(*border) for border in pairwise(borders)]
+        traces = list(workers.map(through, pieces)) if len(pieces) > 1 else [through(slice(None))]
+    trace = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*traces, strict=True)]
     if state is not None:
         state.length, state.padding = state.length + L, where.padding
-    last = final_norm(model, x)
+    last = final_norm(model, trace[-1])
     kept = last[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else last[:, logits_to_keep]
     if not kept.shape[1]:  # no position's logits are wanted
         none = kept.new_empty((*kept.shape[:-1], model.config.vocab_size), dtype=wide(kept.dtype))
         return Output(none, last, tuple(trace) if hidden_states else None)
     return Output(head(model, kept), last, tuple(trace) if hidden_states else None)
+
+
+def _divides(model: Model, ids: Tensor) -> bool:
+    """Whether threads are to run rows of their own: faster than sharing every operation, and without gradients."""
+    gradients = torch.is_grad_enabled() and any(weight.requires_grad for weight in model.weights.values())
+    return model.backend.parallel and not gradients and ids.numel() >= _MANY_TOKENS
 
 
 def new_state(model: Model, batch: int) -> State:
