@@ -7,6 +7,7 @@ each expert's over the tokens that are routed to it, the output only on request,
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,9 +30,9 @@ from bamba_quant.inference.weights import LazyWeights, Timings
 from bamba_quant.printable import brief_repr
 from bamba_reference.backends import backend_named
 from bamba_reference.runtime.stream import final_hidden
+from bamba_reference.runtime.workers import piece_number
 from bamba_reference.tensors import head_name, stack_of
 from bamba_reference.torch.backend import Backend
-from bamba_reference.torch.ops import wide
 
 # Of all chunks' hidden states: what does not fit goes through the layers, and reads them, in several rounds.
 _HIDDEN_BYTES = 1 << 28
@@ -55,34 +56,44 @@ class Collector:
         self._weights, self._kernels = weights, kernels
         # (2, matrices, columns) on the products' device, float64; tokens by matrix
         self._totals: dict[str, tuple[Tensor, NDArray[np.int64]]] = {}
-        self._last: tuple[Tensor, Tensor] | None = None
-        # One after the other, so that sums are added in the same order in every run.
-        self.backend = kernels.with_linear(self._linear, name=kernels.name, parallel=False)
+        # Of a layer, from several threads: the piece of work, the reference's name, sums and tokens of each product.
+        self._waiting: list[tuple[int, str, Tensor, int]] = []
+        self._last = threading.local()
+        self.backend = kernels.with_linear(self._linear, name=kernels.name)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
-        self.add(x, name)
+        self._waiting.append((piece_number(), name, self._sums(x), x.numel() // x.shape[-1]))
         product: Tensor = self._kernels.linear(x, weight, bias, name)
         return product
 
+    def _sums(self, x: Tensor) -> Tensor:
+        """Σ x² and Σ x over tokens: (2, columns) float64; computed once where several matrices share their input."""
+        if getattr(self._last, "x", None) is not x:
+            self._last.x, self._last.sums = x, self._kernels.column_sums(x)
+        sums: Tensor = self._last.sums
+        return sums
+
+    def end_layer(self) -> None:
+        """Add what a layer's products saw, in the order of the pieces of work, so that every run has the same bits."""
+        for _, name, sums, tokens in sorted(self._waiting, key=lambda waiting: waiting[0]):
+            self._add(name, sums, tokens)
+        self._waiting.clear()
+
     def add(self, x: Tensor, name: str) -> None:
         """Count tokens x (…, columns) that enter the matrix the reference calls ``name``."""
+        self._add(name, self._sums(x), x.numel() // x.shape[-1])
+
+    def _add(self, name: str, sums: Tensor, tokens: int) -> None:
         stack, expert = stack_of(name)
         rule = self._weights.stored(stack)[1]
         tensor = str(rule.gguf)
         if tensor not in self._totals:
             matrices = math.prod(rule.shape[:-2])
-            zeros = torch.zeros(2, matrices, x.shape[-1], dtype=torch.float64, device=x.device)
+            zeros = torch.zeros(2, matrices, rule.shape[-1], dtype=torch.float64, device=sums.device)
             self._totals[tensor] = zeros, np.zeros(matrices, np.int64)
         totals, counts = self._totals[tensor]
-        totals[:, expert or 0] += self._sums(x)
-        counts[expert or 0] += x.numel() // x.shape[-1]
-
-    def _sums(self, x: Tensor) -> Tensor:
-        """Σ x² and Σ x over tokens: (2, columns) float64; computed once where several matrices share their input."""
-        if self._last is None or self._last[0] is not x:
-            values = x.detach().flatten(0, -2).to(wide(x.dtype))
-            self._last = x, torch.stack([values.square().sum(0).double(), values.sum(0).double()])
-        return self._last[1]
+        totals[:, expert or 0] += sums
+        counts[expert or 0] += tokens
 
     def entries(self) -> dict[str, TensorSums]:
         """What was added up. Raises ``BambaQuantError`` for sums that are not finite."""
@@ -125,6 +136,7 @@ def collect(
     for i in range(rounds):
 
         def tell(layer: int, layers: int, i: int = i) -> None:
+            collector.end_layer()
             progress(Round(layer, layers, i, rounds))
 
         ahead = prefetcher_for(where)

@@ -6,15 +6,28 @@ its processor, all of them do. Pieces of work that share nothing wait only at th
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from typing import Any, Self, TypeVar
 
 import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_numbers, _running = count(), threading.local()
+
+
+def piece_number() -> int:
+    """The number of the piece of work that runs in this thread: pieces count in the order of ``submit``.
+
+    Sums over pieces that are added in the order of these numbers have the same bits in every run.
+    """
+    number: int = _running.number
+    return number
 
 
 class Workers:
@@ -42,10 +55,11 @@ class Workers:
 
     def submit(self, piece: Callable[..., Result], *arguments: Any) -> Future[Result]:
         """The future result of ``piece(*arguments)``, computed without gradients."""
+        number = next(_numbers)
         if self._pool:
-            return self._pool.submit(_run, piece, arguments)
+            return self._pool.submit(_run, number, piece, arguments)
         done: Future[Result] = Future()
-        done.set_result(_run(piece, arguments))
+        done.set_result(_run(number, piece, arguments))
         return done
 
     def map(self, piece: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -59,6 +73,7 @@ class Workers:
             yield waiting.popleft().result()
 
 
-def _run(piece: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+def _run(number: int, piece: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    _running.number = number
     with torch.no_grad():  # which holds in one thread
         return piece(*arguments)

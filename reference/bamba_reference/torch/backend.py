@@ -56,6 +56,7 @@ class Backend:
     arrange: Callable[..., Any] = dict
     selective_scan: Callable[..., Any] = selective_scan
     embedding: Callable[..., Any] = F.embedding
+    column_sums: Callable[..., Any] = torch_ops.column_sums
     parallel: bool = True
 
     def with_linear(self, linear: Callable[..., Any], **others: Any) -> Backend:

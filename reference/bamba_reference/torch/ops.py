@@ -37,6 +37,12 @@ def unit_norm(x: Tensor, eps: float) -> Tensor:
     return v * torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)
 
 
+def column_sums(x: Tensor) -> Tensor:
+    """Σ x² and Σ x over all dimensions of x (…, n) but the last: (2, n) float64."""
+    values = x.detach().flatten(0, -2).to(wide(x.dtype))
+    return torch.stack([values.square().sum(0).double(), values.sum(0).double()])
+
+
 def conv(
     xBC: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, sequence_starts: Tensor | None
 ) -> Tensor:

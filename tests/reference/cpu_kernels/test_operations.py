@@ -242,6 +242,13 @@ def test_swiglu_at_every_size_of_number() -> None:
     assert elementwise.swiglu(torch.tensor([[torch.nan, -torch.inf]]), torch.ones(1, 2)).isnan().all()
 
 
+@pytest.mark.parametrize("columns", [1, 60, 700])
+def test_column_sums(columns: int) -> None:
+    x = draw(columns, CPU)(3, 40, columns + 9)[..., 4 : 4 + columns]
+    truth = torch_ops.column_sums(x.double())
+    torch.testing.assert_close(NUMBA.column_sums(x), truth, rtol=1e-13, atol=1e-13)
+
+
 @some
 @given(
     L=st.integers(16, 110),
@@ -275,6 +282,7 @@ def test_what_is_not_float32_or_wants_a_gradient_is_torchs() -> None:
             w[0, :6], w[1, :6], (0.0, torch.inf), torch.zeros(1, 6, 8, 24, dtype=x.dtype), 32, None, None,
         ))[0],
         "attention": lambda ops, x, w: ops.attention(*(x.view(1, 80, 6, 8),) * 3, 1.0, None, None),
+        "column_sums": lambda ops, x, w: ops.column_sums(x),
     }  # fmt: skip
     fields = (field.name for field in dataclasses.fields(NUMBA))
     assert {f for f in fields if getattr(NUMBA, f) != getattr(TORCH, f)} == {"name", "add_norm", *calls}

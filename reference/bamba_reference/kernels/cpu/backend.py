@@ -25,4 +25,5 @@ NUMBA = replace(
     swiglu=elementwise.swiglu,
     head=matmul.head,
     add_norm=norms.add_norm,
+    column_sums=elementwise.column_sums,
 )

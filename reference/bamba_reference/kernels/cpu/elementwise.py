@@ -1,14 +1,18 @@
-"""SwiGLU and the rotary embedding, each in one pass."""
+"""SwiGLU, the rotary embedding and sums over tokens, each in one pass."""
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from bamba_reference.kernels.cpu.arithmetic import silu
 from bamba_reference.kernels.cpu.launch import (
+    DOUBLES,
     FLOATS,
     LEAST_ROWS,
     SIZE,
+    Doubles,
     Floats,
     compiled,
     empty,
@@ -79,3 +83,25 @@ def _rotary(
                 y[half + i] = v[half + i] * c[i] + v[i] * s[i]
             for i in range(2 * half, E):
                 y[i] = v[i]
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """``torch.ops.column_sums``: Σ x² and Σ x over all dimensions of x (…, n) but the last, added up in float64."""
+    if not supported(x) or x.dim() < 2 or not x.numel():
+        return torch_ops.column_sums(x)
+    rows = rows_apart(x)
+    T, n = rows.shape
+    out = np.zeros(2 * n)
+    share(_column_sums, memory(rows), rows.stride(0), T, n, out, count=n, least=256)
+    return torch.from_numpy(out).view(2, n)
+
+
+@compiled(FLOATS, SIZE, SIZE, SIZE, DOUBLES, SIZE, SIZE)
+def _column_sums(x: Floats, step: int, T: int, n: int, out: Doubles, start: int, stop: int) -> None:
+    squares, sums = out[start:stop], out[n + start : n + stop]
+    for t in range(T):
+        v = x[t * step + start : t * step + stop]
+        for i in range(stop - start):
+            value = np.float64(v[i])
+            squares[i] += value * value
+            sums[i] += value

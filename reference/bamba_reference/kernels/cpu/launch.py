@@ -26,6 +26,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 FLOATS = types.Array(types.float32, 1, "C")
 SIZE, SIZES = types.int64, types.Array(types.int64, 1, "C")
 FLOAT = types.float32
+DOUBLES = types.Array(types.float64, 1, "C")
 
 _PACKAGES = (Path(__file__).parent,)
 
@@ -63,6 +64,7 @@ def has(feature: str) -> bool:
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 
 # The fewest rows of a norm or an elementwise operation that each thread gets.
 LEAST_ROWS = 16

@@ -8,16 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from numba import types
 from torch import Tensor
 
 from bamba_reference.kernels.cpu.arithmetic import exp64
 from bamba_reference.kernels.cpu.launch import (
+    DOUBLES,
     FLOATS,
     SIZE,
     SIZES,
+    Doubles,
     Floats,
     Integers,
     compiled,
@@ -27,8 +28,7 @@ from bamba_reference.kernels.cpu.launch import (
     supported,
 )
 
-Doubles = npt.NDArray[np.float64]
-_DOUBLES, _DOUBLE = types.Array(types.float64, 1, "C"), types.float64
+_DOUBLE = types.float64
 
 
 def supports(*logits: Tensor) -> bool:
@@ -88,7 +88,7 @@ def _greatest(row: Floats, top: int, found: Integers) -> None:
         found[place] = i
 
 
-@compiled(FLOATS, SIZE, SIZE, _DOUBLES, SIZES, SIZE, SIZE, sums=True)
+@compiled(FLOATS, SIZE, SIZE, DOUBLES, SIZES, SIZE, SIZE, sums=True)
 def _normalizers(
     logits: Floats, V: int, top: int, normalizer: Doubles, found: Integers, start: int, stop: int
 ) -> None:
@@ -101,7 +101,7 @@ def _normalizers(
         _greatest(row, top, found[t * top : (t + 1) * top])
 
 
-@compiled(FLOATS, _DOUBLES, FLOATS, SIZE, SIZE, _DOUBLE, _DOUBLES, _DOUBLES, SIZES, SIZE, SIZE, sums=True)
+@compiled(FLOATS, DOUBLES, FLOATS, SIZE, SIZE, _DOUBLE, DOUBLES, DOUBLES, SIZES, SIZE, SIZE, sums=True)
 def _divergences(
     base: Floats, base_normalizer: Doubles, logits: Floats, V: int, top: int, cut: float,
     kld: Doubles, normalizer: Doubles, found: Integers, start: int, stop: int,
