@@ -1,7 +1,7 @@
 """float32 matrix products of a model's shapes: ours beside MKL's, oneDNN's and OpenBLAS's, in GFLOP/s.
 
 Rates are the best of several interleaved runs, of the threads that torch uses; OpenBLAS is numpy's, and uses as many.
-The last column is ours over the fastest of the others.
+As in all commands, threads that wait give up their processor. The last column is ours over the fastest of the others.
 
   python -m benchmarks.products --model bamba_quant/data/bamba-mini
 """
@@ -9,9 +9,14 @@ The last column is ours over the fastest of the others.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from bamba_quant_cli.__main__ import WAITING
+
+os.environ.update(WAITING | os.environ)  # before the libraries are loaded
 
 import numpy as np
 import torch
@@ -21,6 +26,8 @@ from bamba_quant.inference.loading import load_model
 from bamba_reference.kernels.cpu.matmul import matmul
 
 _OPERATIONS = 2e9  # of a run
+# Seconds before a run: a library's threads go on waiting in a loop after its product and would slow the next one.
+_PAUSE = 0.1
 
 
 def main() -> None:
@@ -66,6 +73,8 @@ def measure(x: torch.Tensor, weight: torch.Tensor, runs: int) -> list[float]:
         product()
     for _ in range(runs):
         for number, product in enumerate(products):
+            time.sleep(_PAUSE)
+            product()
             started = time.perf_counter()
             for _ in range(repeats):
                 product()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bamba_reference.kernels.cpu.launch import (
@@ -22,6 +23,7 @@ from bamba_reference.kernels.cpu.launch import (
     inlined,
     memory,
     rows_apart,
+    scratch,
     share,
     supported,
 )
@@ -49,6 +51,10 @@ BLOCK_COLUMNS, BLOCK_TERMS, BLOCK_ROWS = 8 * WIDTH, 1024, 12 * ROWS
 # With fewer rows, rearranging the weights costs more than it saves.
 LEAST_ROWS = 64
 
+# Threads divide the columns of a product, for which they wait for the rearranged activations. A smaller product is done
+# before that is worth while: each thread rearranges all weights for rows of its own, if they are enough.
+LARGE, ROWS_OF_A_THREAD = 1 << 30, 128
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
     """``torch.ops.linear``: x (…, in) times weight (out, in) transposed, plus bias (out,): (…, out)."""
@@ -74,17 +80,31 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows, weights = rows_apart(x), rows_apart(weight)
     (M, K), N = rows.shape, len(weights)
     panels, columns = -(-M // ROWS), -(-N // LANES)
-    packed = np.empty(panels * K * ROWS, np.float32)
-    share(_pack_rows, memory(rows), M, K, rows.stride(0), packed, count=panels)
-    out = empty(M, N)
-    share(
-        _products,
-        packed, memory(weights), memory(out), M, N, K, weights.stride(0),
-        count=columns, least=VECTORS,
-    )  # fmt: skip
+    packed, out = scratch("rows", panels * K * ROWS), empty(M, N)
+    given, matrix, products, step = memory(rows), memory(weights), memory(out), weights.stride(0)
+
+    def multiply_columns(start: int, stop: int) -> None:
+        """All activations by vectors start … stop of the weights."""
+        _products(packed, matrix, products, _block(), M, N, K, step, start, stop)
+
+    def multiply_rows(start: int, stop: int) -> None:
+        """Panels start … stop of the activations by all weights."""
+        _pack_rows(given, M, K, rows.stride(0), packed, start, stop)
+        first, some = start * ROWS, min(M, stop * ROWS) - start * ROWS
+        _products(packed[first * K :], matrix, products[first * N :], _block(), some, N, K, step, 0, columns)
+
+    if M * N * K < LARGE and torch.get_num_threads() * ROWS_OF_A_THREAD <= M:
+        share(multiply_rows, count=panels)
+    else:
+        share(_pack_rows, given, M, K, rows.stride(0), packed, count=panels)
+        share(multiply_columns, count=columns, least=VECTORS)
     if bias is not None:
         out += bias
     return out.view(*x.shape[:-1], N)
+
+
+def _block() -> Floats:
+    return scratch("weights", BLOCK_COLUMNS * BLOCK_TERMS + ROWS * WIDTH)
 
 
 @inlined
@@ -110,13 +130,21 @@ def _pack_rows(x: Floats, M: int, K: int, step: int, out: Floats, start: int, st
         _pack(x, i * ROWS * step, step, min(ROWS, M - i * ROWS), K, ROWS, out, i * K * ROWS, ROWS)
 
 
-@compiled(FLOATS, FLOATS, FLOATS, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE)
+@compiled(FLOATS, FLOATS, FLOATS, FLOATS, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE)
 def _products(
-    a: Floats, weight: Floats, c: Floats, M: int, N: int, K: int, step: int, start: int, stop: int
+    a: Floats,
+    weight: Floats,
+    c: Floats,
+    block: Floats,
+    M: int,
+    N: int,
+    K: int,
+    step: int,
+    start: int,
+    stop: int,
 ) -> None:
-    """The LANES columns of the result from number start to stop, of packed activations a."""
-    b = np.empty(BLOCK_COLUMNS * BLOCK_TERMS, np.float32)
-    edge = np.empty(ROWS * WIDTH, np.float32)
+    """The LANES columns of the result from number start to stop, of packed activations a; block is ``_block()``."""
+    b, edge = block[: BLOCK_COLUMNS * BLOCK_TERMS], block[BLOCK_COLUMNS * BLOCK_TERMS :]
     panels, last = (M + ROWS - 1) // ROWS, min(N, stop * LANES)
     for n0 in range(start * LANES, last, BLOCK_COLUMNS):
         n1 = min(last, n0 + BLOCK_COLUMNS)
