@@ -7,16 +7,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
+from bamba_quant.inference.loading import load_model
+from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.tasks import BambaQuantLM
 from bamba_quant.tasks.errors import TaskError
+from bamba_quant.writers import write_plan
 from tests.support.conversion import to_gguf
 from tests.support.tasks import CHOICE, GENERATION, ROLLING, TASKS, write_tasks
 
@@ -78,6 +84,23 @@ def test_every_kind_of_task_as_the_harness_runs_it(
         assert answers(found, GENERATION) == answers(expected, GENERATION)
         assert any(answers(found, GENERATION))
         assert found["results"][ROLLING]["bits_per_byte,none"] > 0
+
+
+@pytest.mark.parametrize("scheme", ["int4", "fp8"])
+def test_choices_of_quantized_directories(scheme: str, tasks: TaskManager, tmp_path: Path) -> None:
+    """Beside the harness' backend on transformers' model with the same weights, dequantized to float32."""
+    write_plan(plan_quantization(embedded_model(), scheme), tmp_path / "quantized")
+    weights = load_model(tmp_path / "quantized").weights
+    model = AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(np.array(weights[name], np.float32)))
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model())
+    expected = run(HFLM(model, tokenizer=tokenizer, max_length=MAX_LENGTH), tasks, CHOICE)
+    found = run(BambaQuantLM(tmp_path / "quantized", max_length=MAX_LENGTH), tasks, CHOICE)
+    assert found["results"][CHOICE]["acc,none"] == expected["results"][CHOICE]["acc,none"]
+    values, theirs = ([value for value, _ in answers(each, CHOICE)] for each in (found, expected))
+    assert values == pytest.approx(theirs, abs=1e-4)
 
 
 def test_whole_texts(ours: BambaQuantLM, theirs: HFLM, monkeypatch: pytest.MonkeyPatch) -> None:
