@@ -134,9 +134,11 @@ def evaluate(
         else None
     )
 
+    in_layers = scoring.work_in_layers(opened[0].model.config, tokens)
+
     def tell(now: scoring.EvaluationProgress) -> None:
         ranks.check()
-        progress(now)
+        progress(now.with_work(in_layers))
 
     def watch(passed: LayerPass) -> None:
         for each in (drift, floor):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from typing import Any, Self
 
@@ -20,9 +21,10 @@ from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, collect
 from bamba_quant.evaluation.tokens import TokenizedText
 from bamba_quant.inference.distributed import Ranks
 from bamba_quant.inference.stream_weights import StreamWeights
+from bamba_reference.config import Config
 from bamba_reference.runtime.stream import Head, head_blocks, together
 from bamba_reference.runtime.workers import Workers
-from bamba_reference.tensors import FINAL_NORM
+from bamba_reference.tensors import FINAL_NORM, layer_tensors
 from bamba_reference.torch.backend import Backend
 
 # Logits that exist together, of the base and of one candidate each.
@@ -38,12 +40,31 @@ Block = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class EvaluationProgress:
-    """How far a ``stage`` is: ``done`` of ``total`` layers or scored tokens; ``estimates`` by label, once there are."""
+    """How far a ``stage`` is: ``done`` of ``total`` layers or scored tokens; ``estimates`` by label, once there are.
+
+    ``work`` is the part of all multiplications, of both stages, that are done: from 0 to 1.
+    """
 
     stage: str
     done: int
     total: int
     estimates: Mapping[str, Mapping[str, float]]
+    work: float = 0.0
+
+    def with_work(self, in_layers: float) -> EvaluationProgress:
+        """The same with ``work``, of which the stage "layers" does the part ``in_layers``."""
+        before, share = (0.0, in_layers) if self.stage == "layers" else (in_layers, 1 - in_layers)
+        return replace(self, work=before + share * self.done / self.total)
+
+
+def work_in_layers(config: Config, tokens: TokenizedText) -> float:
+    """The part of an evaluation's multiplications that layers do; the head does the rest."""
+    layers = tokens.cut.size * sum(
+        math.prod(shape)
+        for layer in range(config.num_hidden_layers)
+        for shape in layer_tensors(config, layer).values()
+    )
+    return layers / (layers + config.vocab_size * config.hidden_size * tokens.targets.size)
 
 
 ProgressCallback = Callable[[EvaluationProgress], None]

@@ -155,7 +155,7 @@ class Progress:
 
     def __init__(self, doing: str, total: int = 0, *, hidden: bool = False) -> None:
         self._doing, self._total, self._hidden = doing, total, hidden
-        self._done = self._first = 0
+        self._done, self._first = 0, 0.0
         self._started = self._printed = time.monotonic()
         self._bar: Any = None
         self._detail = ""
@@ -206,26 +206,24 @@ class Progress:
         detail: str = "",
         *,
         doing: str | None = None,
+        work: float | None = None,
         seconds_left: float | None = None,
         print_now: bool = False,
     ) -> None:
         """``done`` of ``total`` steps, with further text for the line; a new ``doing`` begins a new stage.
 
-        ``seconds_left`` is estimated from the steps so far if it is not given. ``print_now`` prints a line however
-        short the time since the last one is.
+        ``seconds_left`` is estimated, if it is not given, from ``work``, the part of all stages' work that is done, or
+        from this stage's steps. ``print_now`` prints a line however short the time since the last one is.
         """
-        now = time.monotonic()
+        now, part = time.monotonic(), done / max(1, total) if work is None else work
         if (doing or self._doing) != self._doing or not self._total:
             self._doing = doing or self._doing
-            self._started = self._printed = now
-            self._first = done
-        self._done, self._total = done, total
-        if (
-            seconds_left is None
-            and self._first < done < total
-            and now - self._started > _SECONDS_BEFORE_RATES
-        ):
-            seconds_left = (now - self._started) / (done - self._first) * (total - done)
+            self._printed = now
+            if work is None or not self._total:
+                self._started, self._first = now, part
+        self._total = total
+        if seconds_left is None and self._first < part < 1 and now - self._started > _SECONDS_BEFORE_RATES:
+            seconds_left = (now - self._started) / (part - self._first) * (1 - part)
         left = "" if seconds_left is None else f", {_time(seconds_left)} left"
         if _on_terminal():
             # What is left comes first: a narrow terminal cuts the end.

@@ -293,6 +293,6 @@ def show_evaluation(bar: Progress) -> Callable[[EvaluationProgress], None]:
     def show(now: EvaluationProgress) -> None:
         klds = [f"{label} {figures['kld_mean']:.5f}" for label, figures in now.estimates.items()][:3]
         detail = f"; mean KLD {', '.join(klds)}" if klds else ""
-        bar.update(now.done, now.total, detail, doing=stages.get(now.stage, now.stage))
+        bar.update(now.done, now.total, detail, doing=stages.get(now.stage, now.stage), work=now.work)
 
     return show

@@ -285,6 +285,23 @@ def test_progress_of_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert 1 <= len(more) < 4 and last == "next: 1 of 2, 1:01 left"
 
 
+def test_time_left_of_several_stages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stage that is nearly done is not nearly the end of all."""
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with Progress("") as bar:
+        for stage, step, work in (("layer", 1, 0.0), ("layer", 9, 0.2), ("scoring", 1, 0.25)):
+            bar.update(step, 10, doing=stage, work=work, print_now=True)
+            now += 40.0
+    assert capsys.readouterr().err.splitlines() == [
+        "layer 1 of 10",
+        "layer 9 of 10, 2:40 left",
+        "scoring 1 of 10, 4:00 left",
+    ]
+
+
 def test_progress_of_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter(range(0, 100, 3))
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))

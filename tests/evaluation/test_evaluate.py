@@ -250,6 +250,11 @@ def test_progress_reaches_the_end(files: dict[str, Path], text: Path) -> None:
     last = told[-1]
     assert (last.stage, last.done, last.total) == ("tokens", 310, 310)
     assert last.estimates["q8_0"]["kld_mean"] > 0
+    work = [each.work for each in told]
+    assert work == sorted(work) and work[-1] == 1
+    weights = open_checkpoint(embedded_model()).tensors.items()
+    layers = 640 * sum(tensor.elements for name, tensor in weights if ".layers." in name)
+    assert work[3] == pytest.approx(layers / (layers + 310 * 2048 * 256))
 
 
 @pytest.mark.parametrize("block", [7, 100])
