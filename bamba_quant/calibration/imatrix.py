@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bamba_quant.calibration.texts import Text, read_texts, token_chunks
 from bamba_quant.checkpoint import ReadOptions
-from bamba_quant.checkpoint.activation_sums import ActivationSums, TensorSums, merge_sums, sums_for_model
+from bamba_quant.checkpoint.activation_sums import ActivationSums, TensorSums, checked_sums, merge_sums
 from bamba_quant.checkpoint.imatrix import Imatrix, imatrix_from_sums, read_sums
 from bamba_quant.errors import BambaQuantError, CheckpointError, join_names
 from bamba_quant.inference.loading import LoadedModel, load_model_and_tokenizer, torch_device, torch_dtype
@@ -204,7 +204,7 @@ def measure_imatrix(
         for rule in rules
         if rule.gguf and len(rule.shape) > 1
     }
-    earlier = [sums_for_model(read_sums(file), shapes, ctx, file) for file in map(Path, merge)]
+    earlier = [checked_sums(read_sums(file), shapes, ctx, file) for file in map(Path, merge)]
     notes, given, tokens = (
         list(loaded.checkpoint.notes),
         read_texts(list(map(Path, texts))) if texts else (),

@@ -91,7 +91,9 @@ class TuneOptions:
                 expected="a number of minutes, more than 0",
             )
         if self.resume and self.state is None:
-            raise TuneError("there is no state to resume from", fix="name the file of the interrupted run")
+            raise TuneError(
+                "resume needs a state file", fix="give the state file of the interrupted run (--tune-state)"
+            )
 
     def deciding(self) -> dict[str, Any]:
         """The options that decide the result; the others say where, how fast and until when."""

@@ -70,7 +70,7 @@ class ActivationSums:
         return {name: experts for name, experts in empty.items() if experts}
 
 
-def sums_for_model(
+def checked_sums(
     sums: ActivationSums, shapes: Mapping[str, tuple[int, int]], chunk_size: int, file: Path
 ) -> ActivationSums:
     """The sums in ``file``, of either form, as sums over tokens of a model whose entries have these ``shapes``.
@@ -105,7 +105,7 @@ def sums_for_model(
 
 
 def merge_sums(parts: Sequence[ActivationSums], chunk_size: int) -> ActivationSums:
-    """The sums over all parts' tokens; the parts' entries of one tensor have one shape (``sums_for_model``)."""
+    """The sums over all parts' tokens; the parts' entries of one tensor have one shape (``checked_sums``)."""
     entries: dict[str, TensorSums] = {}
     for part in parts:
         for name, entry in part.entries.items():

@@ -137,12 +137,15 @@ def quantile_bounds(values: F64, fraction: float) -> Bounds | None:
     effect = max(1.0, float(below.var(ddof=1)) / n / plain)
     error = math.sqrt(fraction * (1 - fraction) * effect / values.size)
 
-    def reach(share: float) -> float:
+    def at_share(share: float) -> float:
         return quantile(ordered, min(1.0, max(0.0, share)))
 
     wide, one = student(0.975, n - 1) * error, student(0.95, n - 1) * error
     return Bounds(
-        reach(fraction - wide), reach(fraction + wide), reach(fraction - one), reach(fraction + one)
+        at_share(fraction - wide),
+        at_share(fraction + wide),
+        at_share(fraction - one),
+        at_share(fraction + one),
     )
 
 

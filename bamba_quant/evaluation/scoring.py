@@ -111,7 +111,9 @@ def quick_parts(
     if not quick:
         return part, None
     if ranks.size > 1:
-        raise BambaQuantError("--quick runs in one process", found=f"{ranks.size} processes")
+        raise BambaQuantError(
+            "--quick supports one process only", found=f"{ranks.size} processes", fix="leave out --quick"
+        )
     few = -(-max(LEAST_CHUNKS, watched) // at_once) * at_once
     return (slice(0, few), slice(few, part.stop)) if few < part.stop else (part, None)
 

@@ -101,10 +101,10 @@ def _check_same_tokens(
         (i for i, (a, b) in enumerate(zip(ids, found, strict=False)) if a != b), min(len(ids), len(found))
     )
     raise ComparisonError(
-        "a candidate's tokenizer gives other tokens than the base's",
-        where=f"{path}, token {place}",
-        found=f"{len(found)} tokens, {found[place : place + 4]} here; BOS {theirs.bos}",
-        expected=f"{len(ids)} tokens, {ids[place : place + 4]} here; BOS {encoder.bos}",
+        "a candidate's tokenizer produces other tokens than the base's",
+        where=f"{path}, first difference at token {place}",
+        found=f"{len(found)} tokens, {found[place : place + 4]} there; BOS id {theirs.bos}",
+        expected=f"{len(ids)} tokens, {ids[place : place + 4]} there; BOS id {encoder.bos}",
         fix="compare files that were made from the same model, or use one tokenizer for all with --tokenizer",
     )
 

@@ -19,7 +19,7 @@ _VERSIONS = (
 )
 
 
-def free_memory(device: torch.device) -> int | None:
+def available_memory(device: torch.device) -> int | None:
     """The bytes that are free on ``device``, or None where nothing says so.
 
     Of main memory it is what the system and the control groups of this process (a container's limit) leave to it.
@@ -33,7 +33,7 @@ def free_memory(device: torch.device) -> int | None:
 
 def check_memory(what: str, n_bytes: int, device: torch.device, fix: str) -> None:
     """Raise ``BambaQuantError`` where ``n_bytes``, a lower bound of what is needed, are more than there is."""
-    free = free_memory(device)
+    free = available_memory(device)
     if free is not None and n_bytes > free:
         raise BambaQuantError(
             f"{what} does not fit in the memory of {device}",

@@ -9,7 +9,7 @@ import torch
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.evaluation.activations import with_activations
 from bamba_quant.inference.loading import LoadedModel
-from bamba_quant.inference.memory import check_memory, free_memory
+from bamba_quant.inference.memory import available_memory, check_memory
 from bamba_quant.inference.stored import held, held_bytes, with_stored
 from bamba_quant.inference.weights import weights_on
 from bamba_reference.backends import backend_named
@@ -49,7 +49,7 @@ def ready_model(
     kernels = backend_named(backend, device, dtype)
     converted, stored = _sizes(loaded, dtype)
     if weights == "auto":
-        free = free_memory(device)
+        free = available_memory(device)
         roomy = device.type != "cpu" or free is None or 2 * converted <= free
         weights = "converted" if roomy or stored >= converted else "stored"
     ways = ["a smaller file of the model", "a --device with more memory", *([instead] if instead else [])]

@@ -111,12 +111,16 @@ def _integer(key: str, value: Any, where: Path | None) -> int:
 
 def _invalid(key: str, value: Any, where: Path | None, expected: str) -> PlanError:
     return PlanError(
-        f"{key} is not valid as GGUF metadata",
+        f"the value of {key} is not valid as GGUF metadata",
         where=where,
         found=ascii(repr_short(value)),
         expected=expected,
-        fix="correct it"
-        + (", or move README.md away" if where is not None and where.suffix == ".md" else ""),
+        fix="correct the value"
+        + (
+            ", or move the file out of the model's directory"
+            if where is not None and where.suffix == ".md"
+            else ""
+        ),
     )
 
 

@@ -111,4 +111,4 @@ def _is_directory(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError as error:
-        raise OutputError("the output's path cannot be read", where=path, found=error.strerror) from error
+        raise OutputError("the output's path cannot be accessed", where=path, found=error.strerror) from error

@@ -239,7 +239,7 @@ def _condition(given: Mapping[str, Any], where: str) -> Condition:
 
 def _assignment(given: Any, where: str) -> Assignment:
     if not isinstance(given, dict):
-        raise PlanError("an entry of tensors is not a table", where=where)
+        raise PlanError("an entry of tensors is not a TOML table", where=where, found=type(given).__name__)
     _check_keys(given, {"name", "pattern", "format"}, where)
     if len(given) != 2 or "format" not in given:
         raise PlanError(
@@ -283,7 +283,9 @@ def _text(table: Mapping[str, Any], key: str, where: object, default: str | None
 def _table(table: Mapping[str, Any], key: str, where: object) -> Mapping[str, Any]:
     value = table.get(key, {})
     if not isinstance(value, dict):
-        raise PlanError(f"{key} is not a table", where=where)
+        raise PlanError(
+            f"{key} is not a TOML table", where=where, found=type(value).__name__, expected=f"[{key}]"
+        )
     return value
 
 

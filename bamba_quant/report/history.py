@@ -132,7 +132,7 @@ def _file(path: Path) -> Path:
 def _models(value: Mapping[str, Any], file: Path) -> list[ModelFile]:
     candidates = value.get("candidates")
     if not isinstance(candidates, list) or not candidates:
-        raise ReportError("a report without candidates", where=file)
+        raise ReportError("the report has no candidates", where=file)
     return [
         from_plain(
             ModelFile, _field(each, "model", f"{file}.candidates[{i}]"), f"{file}.candidates[{i}].model"

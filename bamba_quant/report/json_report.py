@@ -71,7 +71,7 @@ def report_object(path: Path, schemas: Collection[int]) -> dict[str, Any]:
 def _check_figures(evaluation: Evaluation, path: Path) -> None:
     """Raise ``ReportError`` where what is shown of a candidate is missing, or what was measured has no meaning."""
     if not evaluation.candidates:
-        raise ReportError("a report without candidates", where=path)
+        raise ReportError("the report has no candidates", where=path)
     floor = evaluation.noise_floor
     known = [("the noise floor", floor.figures.keys() - FIGURES.keys())] if floor else []
     for candidate in evaluation.candidates:

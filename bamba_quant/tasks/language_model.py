@@ -68,7 +68,7 @@ class BambaQuantLM(TemplateLM):  # type: ignore[misc]  # the harness has no type
         if unknown:
             names = [name for name in (self.__init__.__kwdefaults__ or {}) if name != "reading"]  # type: ignore[misc]
             raise TaskError(
-                "the model bamba-quant has no such argument",
+                "the model type bamba-quant has no such argument",
                 where="--model_args",
                 found=", ".join(unknown),
                 expected=", ".join(["pretrained", *names]),

@@ -18,7 +18,7 @@ from bamba_quant.errors import TokenizerError, repr_short
 from bamba_quant.files.json_file import object_list, optional, read_json, required
 from bamba_quant.files.reading import TOKENIZER_BYTES, lexists
 from bamba_quant.tokenizers.settings import TokenizerConfig
-from bamba_quant.tokenizers.vocabulary import LARGEST_ID, two_ids, two_texts
+from bamba_quant.tokenizers.vocabulary import LARGEST_ID, two_ids_error, two_texts_error
 
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
@@ -128,7 +128,7 @@ def read_added_tokens(
     return found.sorted()
 
 
-def llama_cpp_notes(tokens: tuple[AddedToken, ...], config: TokenizerConfig) -> Iterator[str]:
+def llama_cpp_differences(tokens: tuple[AddedToken, ...], config: TokenizerConfig) -> Iterator[str]:
     """Notes on flags and settings that a GGUF cannot store."""
     if config.splits_special:
         yield (
@@ -159,15 +159,15 @@ class _Collector:
         if other != text:
             entries = "entries" if owner == file else "files"
             what = f"two {entries} add different tokens under one id"
-            raise two_texts(token, other, text, _both_files(file, owner), what)
+            raise two_texts_error(token, other, text, _both_files(file, owner), what)
         held = self.tokens.get(text)
         if held is not None and held.token != token:
-            raise two_ids(text, held.token, token, _both_files(file, self.owners[held.token][1]))
+            raise two_ids_error(text, held.token, token, _both_files(file, self.owners[held.token][1]))
         base_id, base_text = self.base.id_of(text), self.base.text_of(token)
         if base_id is not None and base_id != token:
-            raise two_ids(text, base_id, token, _both_files(file, self.file))
+            raise two_ids_error(text, base_id, token, _both_files(file, self.file))
         if not self.renames and base_text is not None and base_text != text:
-            raise two_texts(token, base_text, text, _both_files(file, self.file))
+            raise two_texts_error(token, base_text, text, _both_files(file, self.file))
 
     def add(self, one: AddedToken, file: Path) -> None:
         """Add a token, or give one that is there already the flags of a later file, as AutoTokenizer does."""

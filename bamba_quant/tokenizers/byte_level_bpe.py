@@ -16,7 +16,7 @@ from bamba_quant.files.reading import TOKENIZER_BYTES, read_bytes
 from bamba_quant.tokenizers.added_tokens import (
     AddedTokens,
     BaseVocabulary,
-    llama_cpp_notes,
+    llama_cpp_differences,
     read_added_tokens,
 )
 from bamba_quant.tokenizers.library_guard import tokens_around
@@ -27,7 +27,7 @@ from bamba_quant.tokenizers.pretokenizers import (
 )
 from bamba_quant.tokenizers.settings import TokenizerConfig, read_tokenizer_config
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_ids
-from bamba_quant.tokenizers.vocabulary import LARGEST_ID, Vocabulary, fill_embedding_rows, two_texts
+from bamba_quant.tokenizers.vocabulary import LARGEST_ID, Vocabulary, fill_embedding_rows, two_texts_error
 
 _SPACE = "\u0120"  # how the byte-level alphabet writes a space
 
@@ -138,7 +138,7 @@ def read_byte_level_bpe(file: Path, vocab_size: int, pre: str | None = None) -> 
         notes=(
             *notes,
             *read.added.notes,
-            *llama_cpp_notes(read.added.tokens, config),
+            *llama_cpp_differences(read.added.tokens, config),
             *more,
             *special_notes,
         ),
@@ -179,7 +179,7 @@ def _vocab(file: Path, vocab: dict[str, Any]) -> dict[str, int]:
                 expected=f"an integer from 0 to {LARGEST_ID}",
             )
         if texts.setdefault(token, text) != text:
-            raise two_texts(token, texts[token], text, file)
+            raise two_texts_error(token, texts[token], text, file)
     return vocab
 
 

@@ -135,11 +135,12 @@ def recognize_pretokenizer(tokenizer: Mapping[str, Any], where: object) -> tuple
             return row.name, (*notes, row.differs) if row.differs else notes
     if same_split:
         raise TokenizerError(
-            "llama.cpp splits text like this tokenizer, but treats whole-word tokens differently",
+            f"llama.cpp's pre-tokenizer {same_split[0].name!r} splits text like this tokenizer, but with another "
+            "ignore_merges",
             where=where,
             found=f"ignore_merges = {ignore_merges}",
-            expected=f"ignore_merges = {same_split[0].ignore_merges}, which {same_split[0].name!r} implies",
-            fix=f"accept the difference with --pre {same_split[0].name}",
+            expected=f"ignore_merges = {same_split[0].ignore_merges}, as {same_split[0].name!r} implies",
+            fix=f"to use it in spite of that, which splits some words differently: --pre {same_split[0].name}",
         )
     raise TokenizerError(
         "none of llama.cpp's pre-tokenizers matches this one",

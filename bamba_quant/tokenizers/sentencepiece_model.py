@@ -16,13 +16,13 @@ from bamba_quant.tokenizers.added_tokens import (
     AddedToken,
     AddedTokens,
     BaseVocabulary,
-    llama_cpp_notes,
+    llama_cpp_differences,
     read_added_tokens,
 )
 from bamba_quant.tokenizers.library_guard import first_line
 from bamba_quant.tokenizers.settings import TokenizerConfig, read_tokenizer_config
 from bamba_quant.tokenizers.special_tokens import chat_templates, special_id, special_ids
-from bamba_quant.tokenizers.vocabulary import BPE, UNIGRAM, Vocabulary, fill_embedding_rows, two_ids
+from bamba_quant.tokenizers.vocabulary import BPE, UNIGRAM, Vocabulary, fill_embedding_rows, two_ids_error
 
 _INSIDE = frozenset(
     {int(TokenType.CONTROL), int(TokenType.USER_DEFINED)}
@@ -105,7 +105,7 @@ def read_sentencepiece_files(file: Path) -> SentencePieceFiles:
     base: dict[str, int] = {}
     for token, piece in enumerate(model.pieces):
         if base.setdefault(piece.piece, token) != token:
-            raise two_ids(piece.piece, base[piece.piece], token, file)
+            raise two_ids_error(piece.piece, base[piece.piece], token, file)
     added = read_added_tokens(config, BaseVocabulary.of_vocab(base), file, renames=True)
     # transformers cuts the model's own control and user-defined pieces out of a text, too.
     listed = {one.text for one in added.tokens}
@@ -165,7 +165,7 @@ def read_sentencepiece(file: Path, vocab_size: int) -> Vocabulary:
             *_notes(tokens, types, special.values(), read.space_once),
             *_bos_note(read),
             *read.added.notes,
-            *llama_cpp_notes(read.added.tokens, config),
+            *llama_cpp_differences(read.added.tokens, config),
             *special_notes,
         ),
         space_prefix_once=read.space_once,

@@ -168,7 +168,7 @@ def fill_embedding_rows(
     for token, (text, _) in known.items():
         other = ids.setdefault(text, token)
         if other != token:
-            raise two_ids(text, other, token, where)
+            raise two_ids_error(text, other, token, where)
     filled = [known.get(token) or (_unused(token, ids), int(TokenType.UNUSED)) for token in range(vocab_size)]
     return tuple(text for text, _ in filled), tuple(kind for _, kind in filled)
 
@@ -186,13 +186,13 @@ def is_filler(token: int, text: str, kind: int) -> bool:
     return kind == TokenType.UNUSED and text == f"[PAD{token}]"
 
 
-def two_ids(text: str, one: int, other: int, where: object) -> TokenizerError:
+def two_ids_error(text: str, one: int, other: int, where: object) -> TokenizerError:
     """The error for one text under two ids."""
     found = f"{repr_short(text)} as {one} and as {other}"
     return _contradiction("the tokenizer has one text under two ids", found, where)
 
 
-def two_texts(
+def two_texts_error(
     token: int, one: str, other: str, where: object, what: str = "the tokenizer has two texts under one id"
 ) -> TokenizerError:
     """The error for two texts under one id."""

@@ -171,7 +171,7 @@ def _read(files: Sequence[Path], descriptor: int) -> tuple[str, Mapping[str, int
         begun = json.loads(first)
         mark, inodes = begun["mark"], begun["files"]
         if not _MARK.fullmatch(mark):
-            raise ValueError("the mark is not eight hexadecimal digits")
+            raise ValueError(f"the mark {repr_short(mark)} is not eight hexadecimal digits")
         for name, inode in inodes.items():
             if _set_name(name) not in names:
                 raise ValueError(f"the name {repr_short(name)}, which does not belong to the output")

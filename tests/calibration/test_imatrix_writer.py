@@ -10,7 +10,7 @@ import pytest
 
 from bamba_quant.calibration.imatrix import calibrated, measure_imatrix
 from bamba_quant.calibration.imatrix_writer import check_imatrix_target, write_imatrix
-from bamba_quant.checkpoint.activation_sums import ActivationSums, TensorSums, merge_sums, sums_for_model
+from bamba_quant.checkpoint.activation_sums import ActivationSums, TensorSums, checked_sums, merge_sums
 from bamba_quant.checkpoint.imatrix import imatrix_from_sums, read_imatrix, read_sums
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import CheckpointError, OutputError, PlanError
@@ -113,7 +113,7 @@ def test_an_earlier_file_adds_up(form: str, tmp_path: Path) -> None:
     earlier, later = sums_of(64, 64), sums_of(32, 96, seed=1)
     write_imatrix(earlier, tmp_path / f"x.{form}")
     shapes = {"blk.0.x.weight": (2, 4), "other": (1, 8)}
-    read = sums_for_model(read_sums(tmp_path / f"x.{form}"), shapes, 32, tmp_path / f"x.{form}")
+    read = checked_sums(read_sums(tmp_path / f"x.{form}"), shapes, 32, tmp_path / f"x.{form}")
     found = merge_sums([read, later], 32)
     entry = found.entries["blk.0.x.weight"]
     np.testing.assert_array_equal(entry.counts, [96, 160])
@@ -125,7 +125,7 @@ def test_an_earlier_file_adds_up(form: str, tmp_path: Path) -> None:
         if form == "dat" and others == {"blk.0.x.weight": (8, 1)}:
             continue  # which does not tell how many matrices there are
         with pytest.raises(PlanError, match="another model"):
-            sums_for_model(read_sums(tmp_path / f"x.{form}"), others, 32, tmp_path / "x")
+            checked_sums(read_sums(tmp_path / f"x.{form}"), others, 32, tmp_path / "x")
 
 
 def test_texts_measured_one_after_the_other_are_both_texts(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_what_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(PlanError, match=complaint):
             text_costs(embedded_model(), [tmp_path / "text"], options)
     with monkeypatch.context() as patched:
-        patched.setattr("bamba_quant.inference.memory.free_memory", lambda device: 10_000_000)
+        patched.setattr("bamba_quant.inference.memory.available_memory", lambda device: 10_000_000)
         with pytest.raises(BambaQuantError, match="does not fit in the memory of cpu"):
             text_costs(embedded_model(), [tmp_path / "text"])
     assert spread(np.arange(100)[:, None], 4).ravel().tolist() == [0, 33, 66, 99]

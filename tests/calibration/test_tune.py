@@ -154,7 +154,7 @@ def test_tokens_that_the_model_lacks(model: Path) -> None:
 def test_a_model_that_memory_cannot_hold(
     model: Path, quantized: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bamba_quant.inference.memory.free_memory", lambda device: 50_000_000)
+    monkeypatch.setattr("bamba_quant.inference.memory.available_memory", lambda device: 50_000_000)
     with pytest.raises(BambaQuantError, match="does not fit in the memory of cpu"):
         tune(model, quantized, help_texts(), FEW)
 

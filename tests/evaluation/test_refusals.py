@@ -58,7 +58,7 @@ def test_a_tokenizer_that_reads_otherwise(files: dict[str, Path], text: Path, tm
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:200]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ComparisonError, match="gives other tokens") as error:
+    with pytest.raises(ComparisonError, match="produces other tokens") as error:
         evaluate(embedded_model(), [other], text, OPTIONS)
     assert "--tokenizer" in str(error.value)
     vouched = evaluate(

@@ -16,7 +16,7 @@ import numpy as np
 
 from bamba_quant.calibration.imatrix_writer import write_imatrix
 from bamba_quant.checkpoint import open_checkpoint, read_tensor
-from bamba_quant.checkpoint.activation_sums import merge_sums, sums_for_model
+from bamba_quant.checkpoint.activation_sums import checked_sums, merge_sums
 from bamba_quant.checkpoint.imatrix import read_imatrix, read_sums
 from bamba_quant.evaluation.models import OpenedModel, describe, files_of, tokenizer_hash
 from bamba_quant.inference.loading import load_model
@@ -118,7 +118,7 @@ def imatrix_merged(file: Path, model: Path) -> None:
     weights = load_model(model).weights
     rules = [weights.stored(name)[1] for name in weights]
     shapes = {str(rule.gguf): (1, rule.gguf_shape[-1]) for rule in rules}
-    sums = sums_for_model(read_sums(file), shapes, 512, file)
+    sums = checked_sums(read_sums(file), shapes, 512, file)
     for form in ("gguf", "dat"):
         target = file.with_name(f"merged.{form}")
         write_imatrix(merge_sums([sums, sums], 512), target)

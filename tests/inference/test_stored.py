@@ -15,7 +15,7 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError
 from bamba_quant.inference import memory, ready
 from bamba_quant.inference.loading import load_model
-from bamba_quant.inference.memory import free_memory
+from bamba_quant.inference.memory import available_memory
 from bamba_quant.inference.ready import ready_model
 from bamba_quant.inference.stored import StoredMatrix
 from bamba_reference.runtime.continuations import log_likelihoods
@@ -144,7 +144,7 @@ def machine(
 def test_memory_that_a_container_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def free(name: str, *arguments: object, **files: str) -> int | None:
         machine(tmp_path / name, monkeypatch, *arguments, **files)  # type: ignore[arg-type]
-        return free_memory(CPU)
+        return available_memory(CPU)
 
     limit = {"memory_0_max": "900000\n", "memory_0_current": "500000\n"}
     cache = {"memory_0_stat": "anon 7\ninactive_file 100000\n"}
@@ -158,7 +158,7 @@ def test_memory_that_a_container_leaves(tmp_path: Path, monkeypatch: pytest.Monk
     old = {"memory__memory_0_limit_in_bytes": "700000\n", "memory__memory_0_usage_in_bytes": "100000\n"}
     assert free("version 1", 1 << 30, "5:cpu,memory:/\n4:pids:/\n", **old) == 600_000
     monkeypatch.setattr(memory, "_PROC", tmp_path / "nowhere")
-    assert free_memory(CPU) is None
+    assert available_memory(CPU) is None
 
 
 def test_the_choice_by_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

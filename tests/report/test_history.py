@@ -116,7 +116,7 @@ def test_schema_3_reads_as_4_does(tmp_path: Path) -> None:
         (lambda value: value.update(schema=2), "schema 2"),
         (lambda value: value.update(schema=True), "schema True"),
         (lambda value: value.pop("text"), "text"),
-        (lambda value: value.update(candidates=[]), "without candidates"),
+        (lambda value: value.update(candidates=[]), "has no candidates"),
         (lambda value: value["candidates"][0].pop("figures"), "figures"),
         (lambda value: value["candidates"][0]["figures"].pop("kld_mean"), "kld_mean"),
         (lambda value: value["candidates"][1].update(model=value["candidates"][0]["model"]), "same name"),

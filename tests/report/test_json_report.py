@@ -107,7 +107,7 @@ def test_other_files_are_refused_by_place(place: str, value: object, complaint: 
         ("candidates.0.gates.0.figure", "strange", "the gates of .*\n.*found: strange"),
         ("noise_floor.figures.strange", 0.1, "the noise floor\n.*found: strange"),
         ("candidates.0.kld_histogram.counts", [1], "kld histogram"),
-        ("candidates", [], "without candidates"),
+        ("candidates", [], "has no candidates"),
         ("base.label", "x" * 1_000_000, ""),
     ],
 )

@@ -92,7 +92,9 @@ class Decoder:
     def __call__(self, tokens: Any) -> Output:
         """The next step's output for tokens (B, 1). Raises ``IndexError`` when ``room`` is used up."""
         if self.length >= self.room:
-            raise IndexError(f"the decoder was made for {self.room} tokens, and all are used")
+            raise IndexError(
+                f"the decoder has room for {self.room} tokens, and all is used; make it with a larger room"
+            )
         self._tokens.copy_(torch.as_tensor(tokens, dtype=torch.int64).view_as(self._tokens))
         self.length += 1
         if self._graph is None:

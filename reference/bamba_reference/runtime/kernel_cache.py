@@ -8,6 +8,7 @@ that cannot be read or written is a warning, and the kernel is compiled.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
@@ -111,9 +112,9 @@ def _opened(directory: Path) -> int | None:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
         found = os.fstat(descriptor)
         if found.st_uid != os.geteuid():
-            raise PermissionError(0, "the directory belongs to another user")
+            raise PermissionError(errno.EPERM, "the directory belongs to another user")
         if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise PermissionError(0, "other users can write to the directory")
+            raise PermissionError(errno.EPERM, "other users can write to the directory")
         return descriptor
     except OSError as error:
         if descriptor is not None:
