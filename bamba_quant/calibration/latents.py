@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bamba_quant.calibration.straight_through import codes_of, looked_up, narrowed, rounded, sorted_table
-from bamba_quant.checkpoint import PackedTensor, StoredTensor
+from bamba_quant.checkpoint import StoredTensor, packed_like
 from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.families import TensorRule
 from bamba_quant.families.transforms import IDENTITY, Transform
@@ -284,11 +284,13 @@ def _fraction(matrix: LatentMatrix, weights: F32, start: NDArray[Any]) -> Tensor
 
 def _own_scales(tensor: StoredTensor) -> bool:
     """Whether no two rows share a scale."""
-    return not isinstance(tensor, PackedTensor) or tensor.scale.rows == 1
+    packed = packed_like(tensor)
+    return packed is None or packed.scale.rows == 1
 
 
 def _float_type(tensor: StoredTensor) -> str:
     """torch's name of the type in which the floats of blocks are stored."""
-    if isinstance(tensor, PackedTensor):
-        return {"bf16": "bfloat16", "f16": "float16"}.get(tensor.scale.tensor.format.name, "float32")
+    packed = packed_like(tensor)
+    if packed is not None:
+        return {"bf16": "bfloat16", "f16": "float16"}.get(packed.scale.tensor.format.name, "float32")
     return "float16"

@@ -16,6 +16,7 @@ from bamba_quant.checkpoint.base import (
 from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.checkpoint.huggingface import read_huggingface
 from bamba_quant.checkpoint.packed import PackedTensor
+from bamba_quant.checkpoint.stack import StackedTensor, packed_like, stacked
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.reading import check_regular
 
@@ -25,11 +26,14 @@ __all__ = [
     "RawReader",
     "ReadOptions",
     "Section",
+    "StackedTensor",
     "StoredTensor",
     "open_checkpoint",
+    "packed_like",
     "read_raw",
     "read_tensor",
     "row_runs",
+    "stacked",
 ]
 
 

@@ -99,6 +99,15 @@ class StoredTensor:
         """The files that reading it needs."""
         return (self.file,)
 
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its rows are one run of bytes, from ``offset`` on."""
+        return self.section is None
+
+    def located(self, row: int) -> tuple[StoredTensor, int]:
+        """The tensor of the file that holds this row, and the row's number there: for messages."""
+        return self, row
+
     def fetch(self, reader: RawReader, row_bytes: int, first: int, buffer: U8) -> None:
         """Fill ``buffer`` with rows from ``first`` on, ``row_bytes`` each; errors as ``RawReader.read_into``'s."""
         reader.read_into(self.file, self.offset + first * row_bytes, buffer)

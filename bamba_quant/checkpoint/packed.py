@@ -168,6 +168,10 @@ class PackedTensor(StoredTensor):
         return tuple(tensor.file for tensor in self._tensors)
 
     @property
+    def is_contiguous(self) -> bool:
+        return False
+
+    @property
     def _tensors(self) -> tuple[StoredTensor, ...]:
         """Each stored tensor once: a scale and a zero may lie in one."""
         tensors = (self.codes.tensor, *(part.tensor for part in self.scale_tensors))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bamba_quant.checkpoint.base import RawReader, Section, StoredTensor, row_runs
 from bamba_quant.checkpoint.packed import PackedTensor, ScaleTensor
+from bamba_quant.checkpoint.stack import StackedTensor
 from bamba_quant.codecs.arrays import U8
 
 StoredArrays = dict[str, NDArray[Any]]
@@ -21,13 +22,14 @@ def repack(tensor: StoredTensor, raw: U8, into: StoredArrays) -> None:
     scales that are a row's own, in their dtype and shape; a tensor that several weights share is read from the file
     once and filled by each. Zeros, and scales that rows share, stay the file's.
     """
+    if isinstance(tensor, StackedTensor):
+        for matrix, rows in zip(tensor.matrices, np.split(raw, len(tensor.matrices)), strict=True):
+            repack(matrix, rows, into)
+        return
     if not isinstance(tensor, PackedTensor):
-        rows = (
-            tensor.rows
-            if tensor.section is None
-            else tensor.rows // tensor.section.length * tensor.section.period
-        )
-        whole = _whole(tensor.name, tensor, np.dtype(np.uint8), (rows, tensor.row_bytes), into)
+        section = tensor.section
+        count = tensor.rows if section is None else tensor.rows // section.length * section.period
+        whole = _whole(tensor.name, tensor, np.dtype(np.uint8), (count, tensor.row_bytes), into)
         _put(tensor.section, whole, raw)
         return
     codes = tensor.codes

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bamba_quant.checkpoint import PackedTensor
+from bamba_quant.checkpoint import PackedTensor, packed_like
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer
 from bamba_quant.checkpoint.packed import Activations
 from bamba_quant.errors import BambaQuantError, join_names
 from bamba_quant.inference.weights import LazyWeights
+from bamba_reference.tensors import stack_of
 from bamba_reference.torch.backend import Backend
 from bamba_reference.torch.ops import wide
 
@@ -96,7 +97,7 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
     ``BambaQuantError`` for a strategy that ``Activations`` does not have, and for groups that do not divide a row.
     """
     stored = {name: weights.stored(name)[0] for name in weights}
-    packed = {name: tensor for name, tensor in stored.items() if isinstance(tensor, PackedTensor)}
+    packed = {name: found for name, tensor in stored.items() if (found := packed_like(tensor)) is not None}
     rules = {name: tensor.activations for name, tensor in packed.items() if tensor.activations is not None}
     unknown = [f"{name}: {rule}" for name, rule in rules.items() if rule.unknown]
     if unknown:
@@ -120,7 +121,8 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
         )
     if not rules:
         return backend
-    by_codes = _by_codes(packed, rules) if scaled else {}
+    alone = {name: rule for name, rule in rules.items() if stored[name] is packed[name]}
+    by_codes = _by_codes(packed, alone) if scaled else {}
     made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def codes_of(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +137,8 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
         if name in by_codes:
             y = scaled_product(x, *codes_of(name, weight), rules[name])
             return y if bias is None else y + bias
-        return backend.linear(rounded(x, rules[name]) if name in rules else x, weight, bias, name)
+        rule = rules.get(stack_of(name)[0])
+        return backend.linear(x if rule is None else rounded(x, rule), weight, bias, name)
 
     def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
         return backend.head(rounded(x, rules[name]) if name in rules else x, weight, name)

@@ -21,10 +21,12 @@ class Rule:
 
     ``name`` is the reference's. ``gguf`` is the name in GGUF, None for a tensor that GGUF cannot hold or that no output
     needs. ``hf`` lists the names in checkpoints, the one to write first; none means the reference's name. ``role``
-    says what the tensor is for, to recipes.
+    says what the tensor is for, to recipes. An ``hf`` name with ``*`` stands for a stack (E, rows, columns) whose
+    matrices are tensors of their own in checkpoints: the number of the expert takes its place.
 
     ``shape`` follows from the configuration, and ``gguf_shape`` where that of GGUF differs; both in numpy's order.
-    ``section`` (k, n) means that a checkpoint stacks this tensor as number k of n along the rows of each matrix.
+    ``section`` (k, n) means that a checkpoint stacks this tensor as number k of n along the rows of each matrix, but
+    under a name with ``*``.
     ``row_sections`` names the sections of its own rows that mean different things, with their lengths.
 
     ``layers`` gives the layers that have the tensor, ``when`` whether a configuration has it at all. A tensor with a
@@ -67,8 +69,8 @@ def _replaced(name: str, words: Mapping[str, str]) -> str:
 class TensorRule:
     """A rule with its layer and configuration filled in: one tensor of the reference.
 
-    ``hf`` is the first of ``hf_names``, its names in checkpoints. ``hf_shape`` is the shape there: where ``section``
-    is set, that of the tensor of which this one is a section.
+    ``hf`` is the first of ``hf_names``, its names in checkpoints. ``hf_shape`` is the shape under those without ``*``:
+    where ``section`` is set, that of the tensor of which this one is a section.
     """
 
     name: str
@@ -85,6 +87,12 @@ class TensorRule:
     skipped: str
     equal_to: str | None
     row_sections: Mapping[str, int]
+
+    def stored(self, name: str) -> dict[str, Shape]:
+        """The tensors of a checkpoint that hold this one under ``name``, one of ``hf_names``, with their shapes."""
+        if "*" not in name:
+            return {name: self.hf_shape}
+        return {name.replace("*", str(matrix)): self.shape[1:] for matrix in range(self.shape[0])}
 
 
 def fill_rules(rules: tuple[Rule, ...], config: Config) -> tuple[TensorRule, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.checkpoint import PackedTensor, RawReader, StoredTensor, read_tensor
+from bamba_quant.checkpoint import PackedTensor, RawReader, StoredTensor, packed_like, read_tensor
 from bamba_quant.codecs.arrays import U8
 from bamba_quant.codecs.decoding import decode
 from bamba_quant.families import TensorRule
@@ -178,6 +178,7 @@ class DeviceWeights(Mapping[str, Any]):
 
     def rows(self, name: str, start: int = 0, stop: int | None = None, timings: Timings | None = None) -> Any:
         """``LazyWeights.rows``, as a tensor on the device where that reads it."""
+
         from bamba_quant.codecs.gpu.decoding import decode
 
         timings = timings or Timings()
@@ -195,8 +196,10 @@ class DeviceWeights(Mapping[str, Any]):
         with timings.spent("decoding"):
             if moved:
                 raw = rule.transform.invert(raw, first * (tensor.rows // rule.shape[0]))
-            plain = tensor.format.dtype
-            values = decode(tensor.format, raw, self._dtype if plain is None else _torch_dtype(plain.name))
+            plain, packed = tensor.format.dtype, packed_like(tensor)
+            dtype = self._dtype if plain is None else getattr(torch, plain.name)
+            # Only a stack of packed matrices is read as their rows.
+            values = decode_packed(packed, raw, dtype) if packed else decode(tensor.format, raw, dtype)
             return values.view(-1, *rule.shape[1:])[start - first : stop - first]
 
     def info(self, name: str) -> WeightInfo:
@@ -262,13 +265,6 @@ class DeviceWeights(Mapping[str, Any]):
 def weights_on(weights: LazyWeights, device: torch.device, dtype: torch.dtype) -> LazyWeights | DeviceWeights:
     """The weights for a device: on a GPU dequantized there, to ``dtype``, elsewhere as they are."""
     return DeviceWeights(weights, device, dtype) if device.type == "cuda" else weights
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    import torch
-
-    found: torch.dtype = getattr(torch, name)
-    return found
 
 
 def read_packed(

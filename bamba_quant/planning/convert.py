@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from bamba_quant.checkpoint import Checkpoint, PackedTensor, ReadOptions, StoredTensor
+from bamba_quant.checkpoint import Checkpoint, ReadOptions, StoredTensor, packed_like
 from bamba_quant.checkpoint.imatrix import MAY_BE_MISSING, Imatrix, read_imatrix
 from bamba_quant.codecs import BlockCodec
 from bamba_quant.errors import PlanError
@@ -168,7 +168,7 @@ def _rows(
 
 
 def _check_requantization(tensor: StoredTensor, codec: BlockCodec, allowed: bool) -> None:
-    if isinstance(tensor, PackedTensor) and codec.dtype is not None:
+    if packed_like(tensor) is not None and codec.dtype is not None:
         return  # GGUF has no type for such codes, and plain numbers hold their values
     if tensor.format.dtype is None and codec != tensor.format and not allowed:
         raise PlanError(

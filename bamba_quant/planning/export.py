@@ -8,7 +8,7 @@ as f32 whatever they were, so one whose values all fit into the 16-bit type was 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,7 +59,11 @@ def plan_export(
     check_row_order(checkpoint)
     main, chosen = _types(model, dtype)
     chosen = _one_type_a_tensor(model, chosen)
-    rows = [_row(tensor, rule, codec) for (tensor, rule), codec in zip(model.pairs, chosen, strict=True)]
+    rows = [
+        row
+        for (tensor, rule), codec in zip(model.pairs, chosen, strict=True)
+        for row in _rows(tensor, rule, codec)
+    ]
     # Sections of a tensor are rows of one part.
     parts = {row.name: row.parts[0] for row in rows}
     placed = {
@@ -85,19 +89,24 @@ def plan_export(
     )
 
 
-def _row(tensor: StoredTensor, rule: TensorRule, codec: BlockCodec) -> PlanRow:
-    whole = rule.shape
-    if rule.section is not None:
-        whole = (*rule.shape[:-2], rule.section.period, rule.shape[-1])
-    return PlanRow(
-        tensor,
-        rule.role,
-        codec,
-        rule.shape,
-        (safetensors_layout.tensor_part(rule.hf, codec, whole),),
-        transform=rule.transform.inverse(),
-        section=rule.section,
-    )
+def _rows(tensor: StoredTensor, rule: TensorRule, codec: BlockCodec) -> Iterator[PlanRow]:
+    """The tensor's row; for a stack of which a checkpoint has each matrix alone, one for each."""
+    alone = "*" in rule.hf
+    for number, (name, whole) in enumerate(rule.stored(rule.hf).items()):
+        shape = whole if alone else rule.shape
+        matrix_bytes = tensor.n_bytes // rule.shape[0]
+        source = (
+            replace(tensor, shape=shape, offset=tensor.offset + number * matrix_bytes) if alone else tensor
+        )
+        yield PlanRow(
+            source,
+            rule.role,
+            codec,
+            shape,
+            (safetensors_layout.tensor_part(name, codec, whole),),
+            transform=rule.transform.inverse(),
+            section=None if alone else rule.section,
+        )
 
 
 def _types(model: Model, dtype: str) -> tuple[str, list[BlockCodec]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,10 +13,10 @@ from bamba_quant.checkpoint.quantized import is_quantized
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import PlanError, join_names
 from bamba_quant.families import Family, TensorRule, family_of, family_of_gguf, read_config
+from bamba_quant.planning.matching import Pairs, match_gguf, match_huggingface
 from bamba_quant.printable import brief_repr
 from bamba_reference.config import Config
 
-Pairs = tuple[tuple[StoredTensor, TensorRule], ...]
 Weights = Literal["required", "optional", "none"]
 
 CONFIG = "config.json"
@@ -97,13 +97,13 @@ def open_model(
     if checkpoint.kind == "gguf":
         architecture = family_of_gguf(checkpoint.key_values)
         config = architecture.config_of_gguf(checkpoint.key_values, checkpoint.tensors)
-        return Model(checkpoint, architecture, config, _match_gguf(checkpoint, architecture.tensors(config)))
+        return Model(checkpoint, architecture, config, match_gguf(checkpoint, architecture.tensors(config)))
     architecture = family_of(checkpoint.metadata)
     config = read_config(checkpoint.metadata, ignore=reading.ignore_config_keys)
     rules = architecture.tensors(config) if weights != "none" else ()
     if config_only:
         checkpoint = _with_implied_tensors(checkpoint, rules, reading)
-    return Model(checkpoint, architecture, config, _match_huggingface(checkpoint, rules), config_only)
+    return Model(checkpoint, architecture, config, match_huggingface(checkpoint, rules), config_only)
 
 
 def unused_note(checkpoint: Checkpoint) -> str:
@@ -160,9 +160,10 @@ def _with_implied_tensors(
         )
     stored = codec_named(config_dtype(checkpoint), BlockCodec)
     tensors = {
-        rule.hf: StoredTensor(rule.hf, rule.hf_shape, stored, directory, 0)
+        name: StoredTensor(name, shape, stored, directory, 0)
         for rule in rules
         if not rule.skipped
+        for name, shape in rule.stored(rule.hf).items()
     }
     total = longest = 0
     for tensor in tensors.values():
@@ -178,109 +179,3 @@ def _with_implied_tensors(
         )
     notes = adapter_notes(directory, ignore=reading.ignore_adapter)
     return replace(checkpoint, tensors=tensors, notes=notes)
-
-
-def _match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) -> Pairs:
-    """Pair every tensor of a Hugging Face checkpoint with its rule, in the rules' order.
-
-    Raises ``PlanError`` naming tensors that no rule covers, that are missing, or whose shape is not the rule's.
-    """
-    known = {name for rule in rules for name in rule.hf_names}
-    uncovered = [tensor for name, tensor in checkpoint.tensors.items() if name not in known]
-    if uncovered:
-        _refuse_prefix(uncovered, known)
-        raise PlanError(
-            "the checkpoint has tensors that the architecture does not know",
-            where=uncovered[0].file,
-            found=join_names([tensor.name for tensor in uncovered]),
-            expected="the tensors that config.json implies",
-            fix="check config.json (biases, layer types); merge an adapter before conversion",
-        )
-    found = [[name for name in rule.hf_names if name in checkpoint.tensors] for rule in rules]
-    missing = [
-        rule.hf for rule, names in zip(rules, found, strict=True) if not names and rule.gguf is not None
-    ]
-    if missing:
-        raise PlanError(
-            "the checkpoint lacks tensors that config.json implies",
-            where=checkpoint.path,
-            found=join_names(missing) + " missing",
-            fix="fetch all shards, or correct config.json (tie_word_embeddings, biases, layer types)",
-        )
-    for names in found:
-        if len(names) > 1:
-            raise PlanError(
-                "the checkpoint holds one tensor under two names",
-                where=checkpoint.tensors[names[1]].file,
-                found=join_names(names),
-                expected="one of them",
-            )
-    pairs: list[tuple[StoredTensor, TensorRule]] = []
-    for rule, names in zip(rules, found, strict=True):
-        for tensor in (checkpoint.tensors[name] for name in names):
-            if tensor.shape != rule.hf_shape:
-                raise PlanError(
-                    "a tensor has another shape than config.json implies",
-                    where=f"{tensor.file}, tensor {tensor.name}",
-                    found=tensor.shape,
-                    expected=rule.hf_shape,
-                    fix="check that config.json and the weights belong together",
-                )
-            if rule.section is not None:
-                tensor = replace(tensor, shape=rule.shape, section=rule.section)
-            pairs.append((tensor, rule))
-    return tuple(pairs)
-
-
-def _refuse_prefix(uncovered: list[StoredTensor], known: Collection[str]) -> None:
-    """Raise ``PlanError`` if all these names are known names after one prefix, as wrapper modules write them."""
-    name = uncovered[0].name
-    for end in (position + 1 for position, letter in enumerate(name) if letter == "."):
-        prefix = name[:end]
-        if all(tensor.name.startswith(prefix) and tensor.name[end:] in known for tensor in uncovered):
-            raise PlanError(
-                "the tensor names have a prefix",
-                where=uncovered[0].file,
-                found=f"{prefix!r} before {len(uncovered)} names, such as {name}",
-                expected=name[end:],
-                fix=f"--strip-prefix {prefix} removes it",
-            )
-
-
-def _match_gguf(checkpoint: Checkpoint, listed_rules: tuple[TensorRule, ...]) -> Pairs:
-    """Pair every tensor of a GGUF with its rule. Raises ``PlanError`` naming tensors missing, unknown or misshapen."""
-    rules = {rule.gguf: rule for rule in listed_rules if rule.gguf is not None}
-    missing = sorted(rules.keys() - checkpoint.tensors.keys())
-    unknown = sorted(checkpoint.tensors.keys() - rules.keys())
-    if missing or unknown:
-        raise PlanError(
-            "the file's tensors do not match its key-values",
-            where=checkpoint.path,
-            found="; ".join(
-                f"{what} {join_names(names)}"
-                for what, names in (("missing", missing), ("unknown", unknown))
-                if names
-            ),
-        )
-    for name, rule in rules.items():
-        if not checkpoint.tensors[name].format.readable:
-            raise PlanError(
-                "a tensor has a type that weights cannot be read from",
-                where=f"{checkpoint.path}, tensor {name}",
-                found=checkpoint.tensors[name].format.name,
-                expected="a type of llama-quantize's, or f32, f16, bf16",
-                fix="convert the original checkpoint again",
-            )
-        # Writers differ in whether they count leading axes of one row.
-        if _squeezed(checkpoint.tensors[name].shape) != _squeezed(rule.gguf_shape):
-            raise PlanError(
-                "a tensor has another shape than the file's key-values imply",
-                where=f"{checkpoint.path}, tensor {name}",
-                found=checkpoint.tensors[name].shape,
-                expected=rule.gguf_shape,
-            )
-    return tuple((checkpoint.tensors[name], rule) for name, rule in rules.items())
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(length for length in shape if length != 1)

@@ -15,7 +15,8 @@ from bamba_quant.checkpoint.gguf_values import GgufValue
 from bamba_quant.codecs import BlockCodec, Method, SafetensorsCodec
 from bamba_quant.codecs.arrays import F32
 from bamba_quant.families.transforms import IDENTITY, Transform
-from bamba_quant.planning.model import Model, Pairs, SkippedTensor
+from bamba_quant.planning.matching import Pairs
+from bamba_quant.planning.model import Model, SkippedTensor
 from bamba_quant.printable import brief_repr
 
 MAX_SHARD_BYTES = 5 * 10**9  # of safetensors files, by default

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bamba_quant import __version__
-from bamba_quant.checkpoint import ReadOptions, StoredTensor
+from bamba_quant.checkpoint import ReadOptions, StackedTensor, StoredTensor
 from bamba_quant.checkpoint.imatrix import Imatrix
 from bamba_quant.codecs import BlockCodec, Method, SafetensorsCodec, codec_named
 from bamba_quant.errors import FormatError, PlanError, did_you_mean, join_names
@@ -128,8 +128,9 @@ def _candidates(model: Model) -> list[MatrixCandidate]:
     """The checkpoint's tensors that an output holds, each with its rules, in the order of these."""
     rules: dict[str, list[Any]] = {}
     for tensor, rule in model.pairs:
-        if not rule.skipped:
-            rules.setdefault(tensor.name, []).append(rule)
+        for part in tensor.matrices if isinstance(tensor, StackedTensor) else (tensor,):
+            if not rule.skipped:
+                rules.setdefault(part.name, []).append(rule)
     tensors = model.checkpoint.tensors
     return [MatrixCandidate(name, tensors[name].shape, tuple(served)) for name, served in rules.items()]
 

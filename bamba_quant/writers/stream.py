@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bamba_quant.checkpoint import PackedTensor, RawReader, Section, StoredTensor, row_runs
+from bamba_quant.checkpoint import RawReader, Section, StoredTensor, row_runs
 from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.blocks import Quantize
 from bamba_quant.codecs.floats import to_float32
@@ -128,9 +128,7 @@ def chunks(row: PlanRow) -> Iterator[tuple[int, int]]:
     rows, columns = row.matrix
     unit = row.scheme.row_multiple if row.method is not None else row.transform.unit
     # What is packed in the input becomes float32 on its way, of many times its size.
-    packed = isinstance(row.source, PackedTensor) or (
-        row.source.format.dtype is None and not keeps_format(row)
-    )
+    packed = row.source.format.dtype is None and not keeps_format(row)
     row_bytes = 4 * columns if packed else source_row_bytes(row)
     chunk_bytes = _COPIED_CHUNKS * CHUNK_BYTES if is_copied(row) else CHUNK_BYTES
     step = max(1, chunk_bytes // (unit * row_bytes)) * unit
@@ -169,8 +167,8 @@ def keeps_format(row: PlanRow) -> bool:
 def is_copied(row: PlanRow) -> bool:
     """Whether the bytes of the input are those of the output, one contiguous run of each."""
     order = row.transform.row_order
-    sections = row.section or row.source.section
-    return keeps_format(row) and order is None and not sections and not isinstance(row.source, PackedTensor)
+    whole = row.section is None and row.source.is_contiguous
+    return keeps_format(row) and order is None and whole
 
 
 def convert_rows(row: PlanRow, quantize: Quantize, raw: U8, first_row: int) -> U8:
@@ -250,6 +248,7 @@ def check_finite(tensor: StoredTensor, values: NDArray[Any], first: int) -> None
         return
     position = int(np.flatnonzero(~np.isfinite(to_float32(values)))[0])
     row, column = divmod(first + position, tensor.columns) if len(tensor.shape) > 1 else (0, first + position)
+    tensor, row = tensor.located(row)
     raise CheckpointError(
         "a weight is not a finite number",
         where=f"{tensor.file}, tensor {tensor.name}",
@@ -264,10 +263,11 @@ def _check_computed(tensor: StoredTensor, values: F32, first_row: int) -> None:
     if math.isfinite(values.max(initial=0)) and math.isfinite(values.min(initial=0)):
         return
     row, column = np.argwhere(~np.isfinite(values))[0].tolist()
+    tensor, row = tensor.located(first_row + row)
     raise CheckpointError(
         "a dequantized weight is not a finite number",
         where=f"{tensor.file}, tensor {tensor.name}",
-        found=f"{float(values[row, column])} at row {first_row + row}, column {column}",
+        found=f"{float(values[row, column])} at row {row}, column {column}",
         expected="finite values",
         fix="the file is damaged: fetch or make it again",
     )
