@@ -159,7 +159,7 @@ def test_tensors_that_do_not_fit(name: str, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="no tokenizer"):
         plan_conversion(broken({}))
     (directory / "config.json").write_text(json.dumps(config | {"architectures": ["OtherForCausalLM"]}))
-    with pytest.raises(ArchitectureError, match="GraniteMoeHybridForCausalLM, Mamba"):
+    with pytest.raises(ArchitectureError, match="GraniteMoeHybridForCausalLM, .*Mamba"):
         plan_conversion(directory, outfile=tmp_path / "no.gguf", vocab=False)
     assert not (tmp_path / "no.gguf").exists()
 

@@ -57,6 +57,16 @@ def mamba2(config: Config) -> Metadata:
     }
 
 
+def mamba1(config: Config) -> Metadata:
+    """What ``Reader.mamba1`` reads."""
+    return {
+        "ssm.conv_kernel": uint32(config.mamba_d_conv),
+        "ssm.inner_size": uint32(config.mamba_d_inner),
+        "ssm.state_size": uint32(config.mamba_d_state),
+        "ssm.time_step_rank": uint32(config.mamba_time_step_rank),
+    }
+
+
 class Reader:
     """The key-values below a file's architecture.
 
@@ -187,8 +197,20 @@ class Reader:
             "mamba_conv_bias": self.has_convolution_bias(),
         }
 
-    def attention(self, feed_forward: tuple[Block, ...] = ("mlp",)) -> dict[str, Any]:
-        """The fields of ``Config`` that attention layers have; a layer without key-value heads is not one."""
+    def mamba1(self) -> dict[str, Any]:
+        """The fields of ``Config`` that Mamba's layers have; biases show in the tensors' names."""
+        return {
+            "mamba_expand": self.expansion(),
+            "mamba_d_state": self.count("ssm.state_size"),
+            "mamba_d_conv": self.count("ssm.conv_kernel"),
+            "mamba_conv_bias": self.has_convolution_bias(),
+            "mamba_time_step_rank": self.count("ssm.time_step_rank"),
+        }
+
+    def attention(
+        self, feed_forward: tuple[Block, ...] = ("mlp",), mixer: Block = "mamba2"
+    ) -> dict[str, Any]:
+        """The fields of ``Config`` that attention layers have; a layer without key-value heads has ``mixer``."""
         heads, blocks = self.count("attention.head_count"), self.blocks()
         key = self.key("attention.head_count_kv")
         if self._values.is_array(key):
@@ -205,7 +227,7 @@ class Reader:
             self._quotient("attention.head_count_kv", heads, count, "attention.head_count")
         return {
             "layers": single_block_layers(
-                ("attention" if count else "mamba2" for count in kv_heads), feed_forward
+                ("attention" if count else mixer for count in kv_heads), feed_forward
             ),
             "num_attention_heads": heads,
             "num_key_value_heads": max(kv_heads),

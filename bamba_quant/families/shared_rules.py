@@ -78,6 +78,18 @@ def down(config: Config) -> tuple[int, int]:
     return (config.hidden_size, config.intermediate_size)
 
 
+def router(config: Config) -> tuple[int, int]:
+    return (config.num_local_experts, config.hidden_size)
+
+
+def expert_up(config: Config) -> tuple[int, int, int]:
+    return (config.num_local_experts, config.expert_intermediate_size, config.hidden_size)
+
+
+def expert_down(config: Config) -> tuple[int, int, int]:
+    return (config.num_local_experts, config.hidden_size, config.expert_intermediate_size)
+
+
 def inner(config: Config) -> tuple[int]:
     return (config.mamba_d_inner,)
 
@@ -118,6 +130,19 @@ def _rotary(config: Config) -> Transform:
     return interleave_rotary(config.head_dim, config.rotary_dim) if config.rotary_dim else IDENTITY
 
 
+def _selected(config: Config) -> tuple[int, int]:
+    return (config.mamba_time_step_rank + 2 * config.mamba_d_state, config.mamba_d_inner)
+
+
+def _states(config: Config) -> tuple[int, int]:
+    return (config.mamba_d_inner, config.mamba_d_state)
+
+
+def _decay(config: Config) -> Transform:
+    # Its inverse finds out what type the values had, from all of them.
+    return replace(NEGATIVE_EXP, unit=config.mamba_d_inner)
+
+
 # fmt: off
 EMBEDDINGS = (
     Rule("model.embed_tokens.weight", "token_embd.weight", "token_embd", embedding),
@@ -144,6 +169,25 @@ MAMBA2 = of_block(
     Rule(LAYER + "mamba.D", BLOCK + "ssm_d", "ssm_d", _heads, gguf_shape=_heads_by_one),
     Rule(LAYER + "mamba.norm.weight", BLOCK + "ssm_norm.weight", "norm", inner,
          gguf_shape=lambda c: (c.mamba_n_groups, c.mamba_d_inner // c.mamba_n_groups)),
+    Rule(LAYER + "mamba.out_proj.weight", BLOCK + "ssm_out.weight", "ssm_out", projected_out),
+    Rule(LAYER + "mamba.out_proj.bias", None, "bias", hidden, when=has_projection_bias),
+)
+
+MAMBA1 = of_block(
+    "mamba1",
+    Rule(LAYER + "mamba.in_proj.weight", BLOCK + "ssm_in.weight", "ssm_in", projected_in,
+         row_sections=lambda c: {"x": c.mamba_d_inner, "z": c.mamba_d_inner}),
+    Rule(LAYER + "mamba.in_proj.bias", None, "bias", lambda c: projected_in(c)[:1], when=has_projection_bias),
+    Rule(LAYER + "mamba.conv1d.weight", BLOCK + "ssm_conv1d.weight", "ssm_conv1d", convolution,
+         gguf_shape=convolution_in_gguf),
+    Rule(LAYER + "mamba.conv1d.bias", BLOCK + "ssm_conv1d.bias", "bias", inner, when=has_convolution_bias),
+    Rule(LAYER + "mamba.x_proj.weight", BLOCK + "ssm_x.weight", "ssm_x", _selected,
+         row_sections=lambda c: {"dt": c.mamba_time_step_rank, "B": c.mamba_d_state, "C": c.mamba_d_state}),
+    Rule(LAYER + "mamba.dt_proj.weight", BLOCK + "ssm_dt.weight", "ssm_dt_proj",
+         lambda c: (c.mamba_d_inner, c.mamba_time_step_rank)),
+    Rule(LAYER + "mamba.dt_proj.bias", BLOCK + "ssm_dt.bias", "ssm_dt", inner),
+    Rule(LAYER + "mamba.A_log", BLOCK + "ssm_a", "ssm_a", _states, transform=_decay),
+    Rule(LAYER + "mamba.D", BLOCK + "ssm_d", "ssm_d", inner),
     Rule(LAYER + "mamba.out_proj.weight", BLOCK + "ssm_out.weight", "ssm_out", projected_out),
     Rule(LAYER + "mamba.out_proj.bias", None, "bias", hidden, when=has_projection_bias),
 )

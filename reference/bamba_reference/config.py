@@ -51,10 +51,11 @@ class Config:
     attention scores by ``attention_multiplier``, where
     None means head_dim^-1/2; logits are divided by ``logits_scaling``. ``intermediate_size`` is the width of
     ``mlp``; ``moe`` uses ``num_experts_per_tok`` of ``num_local_experts`` experts, each ``expert_intermediate_size``
-    wide.
+    wide. The weights of a token's experts are the softmax over all experts, scaled to add up to 1 if
+    ``norm_topk_prob``.
 
     Mamba's dt comes from ``mamba_time_step_rank`` elements; where ``mixer_rms_eps`` is given, these and B and C
-    are normalized without weights. ``residual_in_fp32`` keeps the residual stream in float32.
+    are normalized, with weights if ``mixer_norm_weights``. ``residual_in_fp32`` keeps the residual stream in float32.
     """
 
     vocab_size: int
@@ -90,10 +91,12 @@ class Config:
     # mamba1
     mamba_time_step_rank: int = 0
     mixer_rms_eps: float | None = None
+    mixer_norm_weights: bool = False
     # moe
     num_local_experts: int = 0
     num_experts_per_tok: int = 0
     expert_intermediate_size: int = 0
+    norm_topk_prob: bool = True
     # Granite's multipliers
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0

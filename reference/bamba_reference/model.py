@@ -1,9 +1,9 @@
 """What a model of the family computes, in numpy, one sequence at a time: the definition that faster code is tested by.
 
 From top to bottom: the five blocks (Mamba-2, Mamba, attention, MLP, mixture of experts), then the forward pass. It puts
-them together as transformers' ``modeling_bamba.py``, ``modeling_granitemoehybrid.py``, ``modeling_mamba2.py``,
-``modeling_mamba.py`` and ``modeling_falcon_mamba.py`` do. The elementary operations and the recurrences are in
-``numpy_ops``.
+them together as transformers' ``modeling_bamba.py``, ``modeling_granitemoehybrid.py``, ``modeling_jamba.py``,
+``modeling_mamba2.py``, ``modeling_mamba.py`` and ``modeling_falcon_mamba.py`` do. The elementary operations and the
+recurrences are in ``numpy_ops``.
 
 Shapes: L tokens, d hidden size, V vocabulary; each block names its own. All arrays have one dtype, float32 or float64.
 A block is a function of the configuration, the layer's tensors by their names (``tensors``), the normed hidden states
@@ -104,8 +104,8 @@ def mamba1(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     """Mamba's selective state-space block (Gu and Dao 2023, "Mamba", 2312.00752, algorithm 2 and section 3.3).
 
     There are no heads: each of I channels has a state (N,) and a dt of its own; B, C and the R elements that dt is
-    computed from are projections of the convolved x. FalconMamba normalizes the three without weights. The state: the
-    last inputs of the convolution (K-1, I) and h (I, N).
+    computed from are projections of the convolved x. FalconMamba normalizes the three without weights, Jamba with. The
+    state: the last inputs of the convolution (K-1, I) and h (I, N).
     """
     inner, N, R = config.mamba_d_inner, config.mamba_d_state, config.mamba_time_step_rank
     tail, h = state or (None, np.zeros((inner, N), u.dtype))
@@ -113,7 +113,8 @@ def mamba1(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     x, tail = causal_conv(w, x, tail, tokens.sequence_starts)
     dt, B, C = np.split(linear(w, "mamba.x_proj", x), [R, R + N], axis=-1)  # (L, R), (L, N), (L, N)
     if config.mixer_rms_eps is not None:
-        dt, B, C = (rms_norm(v, None, config.mixer_rms_eps) for v in (dt, B, C))
+        norms = zip((dt, B, C), tensors.MIXER_NORMS, strict=True)
+        dt, B, C = (rms_norm(v, w.get(name), config.mixer_rms_eps) for v, name in norms)
     dt = softplus(linear(w, "mamba.dt_proj", dt))  # (L, I)
     A = -np.exp(w["mamba.A_log"])  # (I, N)
     scan = (x, dt, A, B, C, h, tokens.sequence_starts)
@@ -174,11 +175,13 @@ def moe(config: Config, w: Weights, u: Array, state: BlockState, tokens: Tokens)
     """A mixture of SwiGLU experts (Shazeer et al. 2017, 1701.06538, section 2.1).
 
     Each token uses the ``num_experts_per_tok`` experts of E with the largest router logits, weighted by the softmax of
-    these logits alone (transformers' ``modeling_granitemoehybrid.py``).
+    these logits alone (transformers' ``modeling_granitemoehybrid.py``) or of all logits (``modeling_jamba.py``).
     """
     logits = matmul(u, w["moe.router.weight"])  # (L, E)
     chosen = np.argsort(-logits, axis=-1, kind="stable")[:, : config.num_experts_per_tok]  # (L, k)
-    weights = softmax(np.take_along_axis(logits, chosen, axis=-1))  # (L, k)
+    scores = logits if config.norm_topk_prob else softmax(logits)  # (L, E)
+    weights = np.take_along_axis(scores, chosen, axis=-1)  # (L, k)
+    weights = softmax(weights) if config.norm_topk_prob else weights
     y = np.zeros_like(u)
     for e in np.unique(chosen):
         token, rank = np.nonzero(chosen == e)  # (n,), (n,)

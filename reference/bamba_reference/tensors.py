@@ -23,6 +23,8 @@ FINAL_NORM = "model.final_layernorm.weight"
 HEAD = "lm_head.weight"
 # The norms before the two steps of a layer, within the layer.
 NORMS = ("input_layernorm.weight", "pre_ff_layernorm.weight")
+# Of what Mamba's dt is computed from, and of B and C.
+MIXER_NORMS = ("mamba.dt_layernorm.weight", "mamba.b_layernorm.weight", "mamba.c_layernorm.weight")
 
 # Endings of the names of tensors that are used in float32 arithmetic only, so that 16 bits would save nothing.
 WIDE = (
@@ -75,6 +77,7 @@ def _mamba1(c: Config) -> Shapes:
         "mamba.A_log": (inner, N),
         "mamba.D": (inner,),
         **_linear("mamba.out_proj", c.hidden_size, inner, c.mamba_proj_bias),
+        **(dict(zip(MIXER_NORMS, ((R,), (N,), (N,)), strict=True)) if c.mixer_norm_weights else {}),
     }
 
 

@@ -17,17 +17,16 @@ from bamba_quant.families.shared_rules import (
     LAYER,
     MAMBA2,
     MLP,
+    expert_down,
+    expert_up,
     of_block,
+    router,
 )
 from bamba_reference.config import Config
 
 
 def has_experts(config: Config) -> bool:
     return config.num_local_experts > 0
-
-
-def _expert_up(config: Config) -> tuple[int, int, int]:
-    return (config.num_local_experts, config.expert_intermediate_size, config.hidden_size)
 
 
 def _beside_experts(rule: Rule) -> tuple[Rule, Rule]:
@@ -54,14 +53,13 @@ _NAMES = {"model.final_layernorm": "model.norm", "pre_ff_layernorm": "post_atten
 # fmt: off
 _MIXTURE = of_block(
     "moe",
-    Rule(LAYER + "moe.router.weight", BLOCK + "ffn_gate_inp.weight", "ffn_gate_inp",
-         lambda c: (c.num_local_experts, c.hidden_size), hf=_ROUTER),
-    Rule(LAYER + "moe.gate_proj.weight", BLOCK + "ffn_gate_exps.weight", "ffn_gate_exps", _expert_up,
+    Rule(LAYER + "moe.router.weight", BLOCK + "ffn_gate_inp.weight", "ffn_gate_inp", router, hf=_ROUTER),
+    Rule(LAYER + "moe.gate_proj.weight", BLOCK + "ffn_gate_exps.weight", "ffn_gate_exps", expert_up,
          hf=_UP, section=(0, 2)),
-    Rule(LAYER + "moe.up_proj.weight", BLOCK + "ffn_up_exps.weight", "ffn_up_exps", _expert_up,
+    Rule(LAYER + "moe.up_proj.weight", BLOCK + "ffn_up_exps.weight", "ffn_up_exps", expert_up,
          hf=_UP, section=(1, 2)),
-    Rule(LAYER + "moe.down_proj.weight", BLOCK + "ffn_down_exps.weight", "ffn_down_exps",
-         lambda c: (c.num_local_experts, c.hidden_size, c.expert_intermediate_size), hf=_DOWN),
+    Rule(LAYER + "moe.down_proj.weight", BLOCK + "ffn_down_exps.weight", "ffn_down_exps", expert_down,
+         hf=_DOWN),
 )
 # fmt: on
 _SHARED_MLP = tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bamba_quant.checkpoint.gguf_values import KeyValues, boolean, float32, uint32
+from bamba_quant.checkpoint.gguf_values import KeyValues, boolean, float32
 from bamba_quant.families import gguf_keys as shared
 from bamba_quant.families import limitations
 from bamba_quant.families.mamba.rules import epsilon_exponent
@@ -23,10 +23,7 @@ def write(config: Config) -> Metadata:
     written = {
         **shared.shape(config),
         **shared.NO_ATTENTION,
-        "ssm.conv_kernel": uint32(config.mamba_d_conv),
-        "ssm.inner_size": uint32(config.mamba_d_inner),
-        "ssm.state_size": uint32(config.mamba_d_state),
-        "ssm.time_step_rank": uint32(config.mamba_time_step_rank),
+        **shared.mamba1(config),
         _NORMED: boolean(config.mixer_rms_eps is not None),
     }
     return written | ({_NORMED_EPSILON: float32(config.mixer_rms_eps)} if config.mixer_rms_eps else {})
@@ -54,11 +51,7 @@ def read(values: KeyValues, tensors: Tensors) -> Config:
     return Config(
         **shape,
         **reader.layers("mamba1"),
-        mamba_expand=reader.expansion(),
-        mamba_d_state=reader.count("ssm.state_size"),
-        mamba_d_conv=reader.count("ssm.conv_kernel"),
-        mamba_conv_bias=reader.has_convolution_bias(),
-        mamba_time_step_rank=reader.count("ssm.time_step_rank"),
+        **reader.mamba1(),
         residual_in_fp32=True,
         mixer_rms_eps=reader.positive(_NORMED_EPSILON, shape["rms_norm_eps"]) if is_falcon(values) else None,
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bamba_reference.config import Block, Config
+from bamba_reference.tensors import MIXER_NORMS
 from bamba_reference.torch.backend import Backend
 from bamba_reference.torch.ops import unit_norm, wide
 from bamba_reference.torch.scan import ScanArguments, SelectiveScanArguments
@@ -124,7 +125,13 @@ def mamba1(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: 
     )  # (B, L, I), wide
     dt, B, C = w.linear("mamba.x_proj", convolved.to(u.dtype)).split([R, N, N], dim=-1)
     if config.mixer_rms_eps is not None:
-        dt, B, C = (unit_norm(v, config.mixer_rms_eps) for v in (dt, B, C))
+        norms = zip((dt, B, C), map(w.get, MIXER_NORMS), strict=True)
+        dt, B, C = (
+            unit_norm(v, config.mixer_rms_eps)
+            if weight is None
+            else ops.rms_norm(v, weight, config.mixer_rms_eps)
+            for v, weight in norms
+        )
     y, h = ops.selective_scan(
         SelectiveScanArguments(
             x=convolved,
@@ -182,7 +189,9 @@ def moe(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: Non
     ops, x = model.backend, u.flatten(0, -2)  # (T, d)
     logits = w.linear("moe.router", x.to(wide(x.dtype)))  # (T, E)
     largest, chosen = logits.topk(model.config.num_experts_per_tok, dim=-1)  # (T, k), (T, k)
-    weights = largest.softmax(dim=-1)  # (T, k)
+    weights = (
+        largest.softmax(dim=-1) if model.config.norm_topk_prob else logits.softmax(dim=-1).gather(-1, chosen)
+    )  # (T, k)
     y = torch.zeros_like(x, dtype=logits.dtype)
     for e in chosen.unique().tolist():
         token, rank = (chosen == e).nonzero(as_tuple=True)  # (n,), (n,)
