@@ -159,7 +159,7 @@ def test_tensors_that_do_not_fit(name: str, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="no tokenizer"):
         plan_conversion(broken({}))
     (directory / "config.json").write_text(json.dumps(config | {"architectures": ["OtherForCausalLM"]}))
-    with pytest.raises(ArchitectureError, match="GraniteMoeHybridForCausalLM, .*Mamba"):
+    with pytest.raises(ArchitectureError, match=r"GraniteMoeHybridForCausalLM, .*Mamba"):
         plan_conversion(directory, outfile=tmp_path / "no.gguf", vocab=False)
     assert not (tmp_path / "no.gguf").exists()
 
@@ -202,6 +202,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mamba", {"expand": 3}, "mamba_expand"),
     ("mamba", {"use_bias": True}, "mamba_proj_bias"),
     ("falcon_mamba", {"use_conv_bias": False}, "mamba_conv_bias"),
+    ("jamba", {"head_dim": 24}, "head_dim"),
 ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from bamba_reference.config import Config
 from bamba_reference.errors import ConfigError, repr_short
 
 MOST_LAYERS = 1024  # no model has half as many; a damaged number would make a plan of millions of tensors
+MOST_EXPERTS = 1024  # no model has more than half as many; where each is a tensor, a plan lists it
 MOST_TOKENS = 2**21  # the largest vocabularies have about 500,000; a plan lists every token
 MOST_HEAD_DIM = 2**16  # a plan lists the rows of a head
 MOST = 2**31 - 1  # what every format and kernel counts in

@@ -44,7 +44,8 @@ def hooked_sums(oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> dict[st
         epsilon = getattr(oracle.config, "mixer_rms_eps", None)
 
         def hook(module: Any, arguments: Any, out: torch.Tensor) -> None:
-            dt = out[..., : oracle.config.time_step_rank].flatten(0, -2).double()
+            rank = getattr(oracle.config, "time_step_rank", out.shape[-1])
+            dt = out[..., :rank].flatten(0, -2).double()
             if epsilon is not None:
                 dt = dt / (dt.square().mean(-1, keepdim=True) + epsilon).sqrt()
             inputs[name].append((0, dt))
@@ -53,9 +54,10 @@ def hooked_sums(oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> dict[st
 
     hooks = []
     for key, module in oracle.named_modules():
-        if key.endswith("moe.experts"):
+        if key.endswith(("moe.experts", "feed_forward.experts")):
             hooks.append(watch_experts(module, f"blk.{key.split('.')[2]}."))
-        if key.endswith("x_proj"):
+        # What dt_proj multiplies comes from here, or from the norm behind it.
+        if key.endswith("dt_layernorm" if oracle.config.model_type == "jamba" else "x_proj"):
             hooks.append(watch_steps(module, f"blk.{key.split('.')[2]}.ssm_dt.weight"))
         if key.endswith(("_proj", "lm_head", "_linear", "router")):
             served = [rule for rule in rules if f"{key}.weight" in rule.hf_names]

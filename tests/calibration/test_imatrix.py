@@ -30,6 +30,7 @@ MODELS = [
     ("mamba2", "groups 2"),
     ("mamba", "untied"),
     ("falcon_mamba", "untied"),
+    ("jamba", "plain"),
 ]
 
 
@@ -61,7 +62,8 @@ def test_every_family(name: str, case: str, backend: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "case"), [("bamba", "plain"), ("granitemoehybrid", "six experts"), ("falcon_mamba", "untied")]
+    ("name", "case"),
+    [("bamba", "plain"), ("granitemoehybrid", "six experts"), ("falcon_mamba", "untied"), ("jamba", "plain")],
 )
 def test_what_llama_imatrix_adds_up(name: str, case: str, tmp_path: Path) -> None:
     """The same tensors, tokens and sums, in llama.cpp's own graph of the model."""

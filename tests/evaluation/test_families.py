@@ -30,6 +30,7 @@ MODELS = [
     ("mamba2", "groups 2"),
     ("mamba", "plain"),
     ("falcon_mamba", "plain"),
+    ("jamba", "plain"),
 ]
 OPTIONS = EvaluationOptions(ctx=64, chunks=6, resamples=200, floor_chunks=1, drift_chunks=1, backend="numba")
 TEXT = "The function returns a list of the names that are bound in the module, in the order of their definition.\n"
@@ -38,6 +39,7 @@ CLASSES: dict[str, dict[str, list[str]]] = {
     "mamba2": {"ssm_in": ["z", "x", "B", "C", "dt"]},
     "mamba": {"ssm_in": ["x", "z"], "ssm_x": ["dt", "B", "C"]},
     "falcon_mamba": {"ssm_in": ["x", "z"], "ssm_x": ["dt", "B", "C"]},
+    "jamba": {"ssm_in": ["x", "z"], "ssm_x": ["dt", "B", "C"]},
 }
 
 

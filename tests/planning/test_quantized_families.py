@@ -39,6 +39,7 @@ MODELS = [
     ("mamba2", "tied"),
     ("mamba", "plain"),
     ("falcon_mamba", "plain"),
+    ("jamba", "plain"),
 ]
 COMPRESSED = ["fp8-dynamic", "fp8-tensor", "fp8-block", "w4a16-g128", "w4a16-asym-g64", "w8a16-g32"]
 PACKED = ["w4a16-g128", "w8a16-g32"]

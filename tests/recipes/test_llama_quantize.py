@@ -46,11 +46,16 @@ _GRANITE: dict[str, Any] = {
 _ALONE: dict[str, Any] = {"layer_types": ["attention"] * 2, "position_embedding_type": "rope"}
 _EIGHT: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2}
 _MIXERS: dict[str, Any] = {"hidden_size": 256, "vocab_size": 64, "num_hidden_layers": 1}
+_JAMBA: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 32, "vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "num_key_value_heads": 1, "num_experts": 8, "attn_layer_period": 2, "expert_layer_offset": 0,
+}  # fmt: skip
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite, eight experts": ("granitemoehybrid", _GRANITE | _EIGHT),
     "granite, attention alone, tied": ("granitemoehybrid", _GRANITE | _ALONE | {"tie_word_embeddings": True}),
     "mamba2": ("mamba2", _MIXERS | {"num_heads": 8, "head_dim": 64, "n_groups": 2}),
     "mamba, a rank of 48": ("mamba", _MIXERS | {"time_step_rank": 48}),
+    "jamba, eight experts": ("jamba", _JAMBA),
     "falcon_mamba": ("falcon_mamba", _MIXERS | {"tie_word_embeddings": False, "time_step_rank": 256}),
 }
 # Where rules go by the layer: sixteen, and where experts and their neighbour share a count. Without importance, which
@@ -63,6 +68,11 @@ DEEP_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite, dense": ("granitemoehybrid", _DEEP_GRANITE),
     "granite, one expert": ("granitemoehybrid", _DEEP_GRANITE | {"num_local_experts": 1}),
     "granite, two experts": ("granitemoehybrid", _DEEP_GRANITE | {"num_local_experts": 2}),
+    "jamba, two experts in every second layer": (
+        "jamba",
+        _JAMBA
+        | {"num_hidden_layers": 16, "num_experts": 2, "attn_layer_offset": 0, "intermediate_size": 256},
+    ),
 }
 BY_LAYER = ("q2_k", "q3_k_m", "q4_k_m", "q5_0")
 

@@ -104,6 +104,7 @@ VIEWS = {
     "mamba2": View({}, _mamba2, ("num_heads", "head_dim", "n_groups", "state_size")),
     "mamba": View({}, _mamba, ("", "", "", "")),
     "falcon_mamba": View({}, _mamba, ("", "", "", "")),
+    "jamba": View({}, _mamba, ("", "", "", "")),
 }
 
 

@@ -55,7 +55,7 @@ SMALL_MODELS = SmallModels(
             "rms_norm_eps": 1e-3,
         },
         "jamba, one expert of many, rank 5, state 3": {
-            "num_experts": 9,
+            "num_experts": 4,
             "num_experts_per_tok": 1,
             "mamba_dt_rank": 5,
             "mamba_d_state": 3,

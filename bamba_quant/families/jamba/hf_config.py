@@ -66,7 +66,7 @@ _KEYS = {
     **_periodic("attn", 8, 4, _attention),
     **_periodic("expert", 2, 1, _experts),
     "num_local_experts": schema.count(
-        16, key="num_experts", write=lambda config: config.num_local_experts or 1
+        16, most=schema.MOST_EXPERTS, key="num_experts", write=lambda config: config.num_local_experts or 1
     ),
     "num_experts_per_tok": schema.count(2, write=lambda config: config.num_experts_per_tok or 1),
     "mamba_expand": schema.count(2),
