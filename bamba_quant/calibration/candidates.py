@@ -75,7 +75,7 @@ def quantize_layers(
     formats = {
         str(rule.gguf): {scheme: scheme}
         for tensor, rule in plan.pairs
-        if tensor.name in quantized and rule.gguf is not None
+        if rule.gguf is not None and quantized.issuperset(part.name for part in tensor.stored)
     }
     return Candidates(formats, {scheme: load_model(directory / scheme).weights})
 

@@ -89,7 +89,7 @@ def allocate_layers(
 def _units(plan: Plan) -> list[Sequence[PlanRow]]:
     """The matrices in groups that are quantized together or not at all."""
     assert plan.model is not None
-    rules = {tensor.name: rule for tensor, rule in plan.model.pairs}
+    rules = {part.name: rule for tensor, rule in plan.model.pairs for part in tensor.stored}
     fused = plan.model.architecture.loaders.units
     units: dict[object, list[PlanRow]] = {}
     for row in plan.matrices:
@@ -101,9 +101,9 @@ def _units(plan: Plan) -> list[Sequence[PlanRow]]:
 
 
 def _cost(plan: Plan, row: PlanRow, costs: Mapping[str, Mapping[str, float]]) -> float:
-    """What quantizing a tensor costs: the sum over the tensors of a GGUF that are stacked in it."""
+    """What quantizing a tensor costs: the sum over a GGUF's tensors that are stacked in it, or its share of one."""
     return sum(
-        costs[str(rule.gguf)][plan.recipe]
+        costs[str(rule.gguf)][plan.recipe] / len(tensor.stored)
         for tensor, rule in plan.pairs
-        if tensor.name == row.source.name and rule.gguf in costs
+        if rule.gguf in costs and any(part.name == row.source.name for part in tensor.stored)
     )

@@ -100,6 +100,11 @@ class StoredTensor:
         return (self.file,)
 
     @property
+    def stored(self) -> tuple[StoredTensor, ...]:
+        """The tensors of the checkpoint that it consists of: itself, or the matrices of a stack."""
+        return (self,)
+
+    @property
     def is_contiguous(self) -> bool:
         """Whether its rows are one run of bytes, from ``offset`` on."""
         return self.section is None

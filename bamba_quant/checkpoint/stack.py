@@ -28,6 +28,10 @@ class StackedTensor(StoredTensor):
         return tuple(dict.fromkeys(file for matrix in self.matrices for file in matrix.files))
 
     @property
+    def stored(self) -> tuple[StoredTensor, ...]:
+        return self.matrices
+
+    @property
     def is_contiguous(self) -> bool:
         return False
 

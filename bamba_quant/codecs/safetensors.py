@@ -39,8 +39,9 @@ class SafetensorsCodec(Codec):
     ``configuration`` is the ``quantization_config`` of
     config.json. A ``packed`` layer that a loader makes from it has no ``weight``, one with ``zero_points`` has integers
     beside its scales; ``kernels`` names what computing with it requires, "" for a CPU. ``block_rows`` is the height of
-    blocks that share a scale, 0 where there are none. ``metadata(matrices, others)``, given the shapes of the matrices
-    and the names of all other tensors, is the ``__metadata__`` of every shard's header.
+    blocks that share a scale, 0 where there are none. ``experts`` says whether transformers loads experts in this form,
+    each a matrix in the directory and all of a layer one tensor in memory. ``metadata(matrices, others)``, given the
+    shapes of the matrices and the names of all other tensors, is the ``__metadata__`` of every shard's header.
     """
 
     tensors: Callable[[int, int], tuple[Part, ...]]
@@ -49,6 +50,7 @@ class SafetensorsCodec(Codec):
     zero_points: bool = False
     kernels: str = ""
     block_rows: int = 0
+    experts: bool = True
     fits: Callable[[int, int], str] = lambda rows, columns: ""
     whole: Callable[[int, int, Shared], Parts] = lambda rows, columns, shared: {}
     metadata: Callable[[Mapping[str, tuple[int, int]], Sequence[str]], dict[str, str]] = (

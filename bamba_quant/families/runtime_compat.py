@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from bamba_quant.families.shared_rules import in_proj_sections
 from bamba_reference.config import Config
 
+# Where each expert is a tensor, loaders stack those of a layer.
+EXPERTS = frozenset({"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"})
 ATTENTION_INPUTS = frozenset({"attn_q", "attn_k", "attn_v"})
 
 
@@ -41,9 +43,9 @@ class Loaders:
     """How vLLM 0.23 and transformers 5.23 load the family.
 
     ``vllm`` maps parts of a module's name to those in vLLM; None means that vLLM's class has no quantized layers.
-    ``units`` are roles of a layer that vLLM needs to be all quantized or none, ``merged`` the matmuls whose outputs
-    must be whole blocks. ``experts`` are the names, with ``{i}`` for the layer, of the module of stacked experts, which
-    no scheme quantizes. ``initialized`` are roles whose ``weight`` transformers reads while it loads
+    ``units`` are roles of a layer that loaders need to be all quantized or none, ``merged`` the matmuls whose outputs
+    must be whole blocks. ``experts`` are the names, with ``{i}`` for the layer, of the module of stacked experts.
+    ``initialized`` are roles whose ``weight`` transformers reads while it loads
     (``_init_weights``), which packed layers lack.
     """
 

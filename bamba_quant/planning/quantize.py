@@ -69,7 +69,7 @@ def plan_quantization(
         )
     candidates = _candidates(source)
     loaders = source.architecture.loaders
-    chosen = select_matrices(candidates, source.config, keep, loaders.units)
+    chosen = select_matrices(candidates, source.config, keep, loaders.units, codec.experts)
     if not chosen:
         raise PlanError(
             "no matrix remains to be quantized", where=checkpoint.path, fix="ignore fewer matrices"
@@ -127,12 +127,18 @@ def plan_quantization(
 def _candidates(model: Model) -> list[MatrixCandidate]:
     """The checkpoint's tensors that an output holds, each with its rules, in the order of these."""
     rules: dict[str, list[Any]] = {}
+    numbers: dict[str, int] = {}
     for tensor, rule in model.pairs:
-        for part in tensor.matrices if isinstance(tensor, StackedTensor) else (tensor,):
+        for number, part in enumerate(tensor.stored):
             if not rule.skipped:
                 rules.setdefault(part.name, []).append(rule)
+            if isinstance(tensor, StackedTensor):
+                numbers[part.name] = number
     tensors = model.checkpoint.tensors
-    return [MatrixCandidate(name, tensors[name].shape, tuple(served)) for name, served in rules.items()]
+    return [
+        MatrixCandidate(name, tensors[name].shape, tuple(served), numbers.get(name))
+        for name, served in rules.items()
+    ]
 
 
 def _matrix(
@@ -156,7 +162,10 @@ def _matrix(
     rule = candidate.rules[0]
     importance = None
     if imatrix is not None and rule.gguf is not None:
-        importance = imatrix.importance(rule.gguf, rule.role, columns)
+        stack = 1 if candidate.matrix is None else rule.shape[0]
+        importance = imatrix.importance(rule.gguf, rule.role, columns, stack)
+        if importance is not None and stack > 1:
+            importance = importance[candidate.matrix]
     group = candidate.group(SHARED)
     return PlanRow(
         tensor,
@@ -187,8 +196,8 @@ def _notes(plan: Plan, model: Model, configuration: dict[str, Any], dtype: str) 
     experts = sum(row.source.elements for row in plan.others if _is_expert(row))
     if experts:
         notes.append(
-            f"the experts, {experts / plan.elements:.0%} of the weights, stay as they are: they are stacked in one "
-            "tensor, for which transformers has no quantized layer in these forms"
+            f"the experts, {experts / plan.elements:.0%} of the weights, stay as they are: transformers has no "
+            "quantized layer for stacked experts in this form"
         )
     notes += model.notes
     if any(row.source.format.name == "f16" and row.codec.name == "bf16" for row in plan.others):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from typing import Any
 
 from bamba_quant.codecs import SafetensorsCodec
 from bamba_quant.families import Family
-from bamba_quant.families.runtime_compat import Loaders
+from bamba_quant.families.runtime_compat import EXPERTS, Loaders
 from bamba_reference.config import Config
 
 _DEQUANTIZED = "from_pretrained(..., quantization_config=CompressedTensorsConfig(dequantize=True))"
@@ -18,13 +18,19 @@ def loading_notes(
     config: Config,
     hf_config: Mapping[str, Any],
     scheme: SafetensorsCodec,
-    roles: Collection[str],
+    roles: Set[str],
 ) -> list[str]:
     """Notes for a directory of this ``scheme`` whose quantized matrices have ``roles``."""
     loaders = family.loaders
     notes: list[str] = []
     touched = sorted(loaders.initialized & set(roles))
-    if scheme.zero_points:
+    alone = any("*" in rule.hf for rule in family.tensors(config))
+    if alone and scheme.packed and (scheme.zero_points or (scheme.experts and not roles & EXPERTS)):
+        notes.append(
+            "transformers 5.23 does not load packed weights beside experts that are not packed or have zero points: "
+            "quantize the experts by a symmetric scheme, or choose an FP8 scheme"
+        )
+    elif scheme.zero_points:
         notes.append(
             "transformers 5.23 does not expect the packed zero points that compressed-tensors 0.20 defines: load with "
             + _DEQUANTIZED

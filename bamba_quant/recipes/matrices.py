@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from bamba_quant.codecs import Ignored
-from bamba_quant.errors import PlanError, did_you_mean
+from bamba_quant.errors import PlanError, did_you_mean, join_names
 from bamba_quant.families import TensorRule
 from bamba_quant.families.runtime_compat import ATTENTION_INPUTS, Loaders
 from bamba_quant.recipes.patterns import glob_matches, likely_names
 from bamba_reference.config import Config
 
-# The linear layers that hold nearly all weights of every family. Embedding, output, convolutions, routers, experts
-# stacked into one tensor, norms, biases and the parameters of the recurrence (A, D, dt) are not quantized.
+# The linear layers that hold nearly all weights of every family, experts among them where each is a tensor. Embedding,
+# output, convolutions, routers, stacked experts, norms, biases and the parameters of the recurrence (A, D, dt) are not
+# quantized.
 QUANTIZED = frozenset(
     "ssm_in ssm_out attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down "
-    "ffn_gate_shexp ffn_up_shexp ffn_down_shexp".split()
+    "ffn_gate_shexp ffn_up_shexp ffn_down_shexp ffn_gate_exps ffn_up_exps ffn_down_exps".split()
 )
 # Roles of a layer that share what a scheme measures of a matrix.
 SHARED = (
@@ -33,11 +34,15 @@ SHARED = (
 
 @dataclass(frozen=True)
 class MatrixCandidate:
-    """A tensor of the checkpoint, its shape, and the rules of the tensors that it holds, all of one layer."""
+    """A tensor of the checkpoint, its shape, and the rules of the tensors that it holds, all of one layer.
+
+    ``matrix`` is its number in the stack that its rule describes, None where it holds whole tensors.
+    """
 
     name: str
     shape: tuple[int, ...]
     rules: tuple[TensorRule, ...]
+    matrix: int | None = None
 
     @property
     def module(self) -> str:
@@ -58,7 +63,7 @@ class MatrixCandidate:
 
     @property
     def is_expert(self) -> bool:
-        """Whether it holds one matrix of every expert, stacked."""
+        """Whether it holds an expert's matrix, or that of every expert, stacked."""
         return all(role.endswith("_exps") for role in self.roles)
 
     @property
@@ -94,8 +99,11 @@ def select_matrices(
     config: Config,
     keep: Sequence[str],
     units: Sequence[frozenset[str]],
+    experts: bool = True,
 ) -> frozenset[str]:
     """The names of the tensors to quantize: all quantizable ones without those that ``keep`` lists.
+
+    Without ``experts`` none of these.
 
     An entry of ``keep`` is a preset, a role, or a glob that a tensor's or module's name matches as a whole; if there is
     none, a glob of whole parts of GGUF's or Hugging Face's names (``patterns.glob_matches``). Raises ``PlanError`` for
@@ -113,7 +121,9 @@ def select_matrices(
                 "glob of Hugging Face's or GGUF's names such as out_proj, '*.layers.0.*' or 'blk.0.*'",
             )
         kept |= found
-    chosen = frozenset(c.name for c in candidates if c.is_quantizable and c.name not in kept)
+    chosen = frozenset(
+        c.name for c in candidates if c.is_quantizable and c.name not in kept and (experts or not c.is_expert)
+    )
     _check_units(candidates, chosen, units)
     return chosen
 
@@ -148,14 +158,17 @@ def _check_units(
         if kept and len(kept) < len(members):
             others = [member.module for member in members if member.name in chosen]
             raise PlanError(
-                "a part of the matrices that vLLM fuses would be ignored",
-                found=f"{', '.join(kept)} kept, {', '.join(others)} quantized",
+                "a part of the matrices that loaders fuse would be ignored",
+                found=f"{join_names(kept)} kept, {join_names(others)} quantized",
                 expected="all of them ignored, or none",
                 fix="ignore these, too: "
-                + " ".join(f"--ignore {module}" for module in others)
+                + " ".join(f"--ignore {module}" for module in others[:8])
+                + (f" and {len(others) - 8} more" if len(others) > 8 else "")
                 + "; or in every layer: "
                 + " ".join(
-                    f"--ignore {role}" for m in members if m.name in chosen for role in sorted(m.roles)
+                    dict.fromkeys(
+                        f"--ignore {role}" for m in members if m.name in chosen for role in sorted(m.roles)
+                    )
                 ),
             )
 
@@ -171,7 +184,7 @@ def ignored_modules(candidates: Sequence[MatrixCandidate], rules: Sequence[Tenso
     tied = [rule.hf.removesuffix(".weight") for rule in rules if rule.role == "output"]
     taken = [module for module, candidate in linear.items() if candidate.name in chosen]
     layered = [linear[module] for module in kept if linear[module].layer is not None]
-    stacked = dict.fromkeys(candidate.layer for candidate in candidates if candidate.is_expert)
+    stacked = dict.fromkeys(c.layer for c in candidates if c.is_expert and c.name not in chosen)
     experts = [name.format(i=layer) for layer in stacked for name in loaders.experts]
     return Ignored(
         tuple(dict.fromkeys([*tied, *kept])),
@@ -203,7 +216,7 @@ def _patterns(
     patterns: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for tail, found in tails.items():
         stack = _split(found[0].module)[0]
-        numbers = tuple(sorted(candidate.layer for candidate in found if candidate.layer is not None))
+        numbers = tuple(sorted({candidate.layer for candidate in found if candidate.layer is not None}))
         patterns.setdefault((stack, numbers), []).append(re.escape(tail))
     return tuple(
         rf".*{re.escape(stack)}\.({'|'.join(map(str, numbers))})\.(.*\.)?({'|'.join(leaves)})$"

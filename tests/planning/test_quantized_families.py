@@ -17,6 +17,9 @@ from torchao.quantization import Int4Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig, FineGrainedFP8Config
 from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
 
+from bamba_quant.checkpoint.imatrix import Imatrix
+from bamba_quant.errors import PlanError
+from bamba_quant.families.runtime_compat import EXPERTS as EXPERT_ROLES
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.plan import Plan
 from bamba_quant.planning.quantize import plan_quantization
@@ -62,7 +65,12 @@ def made(name: str, case: str, scheme: str, place: Path, **options: Any) -> tupl
 
 def loaded(directory: Path, dtype: torch.dtype, dequantize: bool = False) -> Any:
     config = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **config).eval()
+    network = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **config).eval()
+    # Of a float32 model it rounds dequantized experts to bfloat16 or does not, and leaves some in bfloat16.
+    for key, parameter in network.named_parameters():
+        if parameter.dim() == 3 and "experts" in key and dequantize:
+            parameter.data = parameter.to(torch.bfloat16).to(dtype)
+    return network
 
 
 def reference_logits(directory: Path) -> np.ndarray:
@@ -72,8 +80,11 @@ def reference_logits(directory: Path) -> np.ndarray:
         return torch_forward.forward(ready, torch.tensor([TOKENS])).logits[0].numpy()
 
 
-@pytest.mark.parametrize("scheme", COMPRESSED)
-@pytest.mark.parametrize(("name", "case"), MODELS)
+@pytest.mark.parametrize(
+    ("name", "case", "scheme"),
+    # Experts with zero points do not load.
+    [(*one, scheme) for one in MODELS for scheme in COMPRESSED if one[0] != "jamba" or "asym" not in scheme],
+)
 def test_weights_alone(name: str, case: str, scheme: str, tmp_path: Path) -> None:
     """Dequantized while loading: the reference's logits on the weights that this package reads back."""
     directory, _ = made(name, case, scheme, tmp_path)
@@ -98,7 +109,8 @@ def test_weights_and_activations(name: str, case: str, scheme: str, tmp_path: Pa
     assert np.isfinite(transformers_logits(network, TOKENS)).all()
     weights = directories.dequantized(plan, directories.tensors(directory))
     quantized = {matrix.source.name.removesuffix(".weight") for matrix in plan.matrices}
-    assert quantized <= seen.keys()
+    # Experts are dequantized while loading.
+    assert {name for name in quantized if "experts" not in name} <= seen.keys()
     for key, (x, out) in seen.items():
         module = network.get_submodule(key)
         if key not in quantized:
@@ -111,11 +123,14 @@ def test_weights_and_activations(name: str, case: str, scheme: str, tmp_path: Pa
 
 @pytest.mark.parametrize(("name", "case"), MODELS)
 def test_transformers_own_form(name: str, case: str, tmp_path: Path) -> None:
-    source = save(model(name, case), tmp_path / "model")
+    dtype: Any
+    # Dequantized experts are bfloat16, which a float32 model cannot multiply by.
+    dtype, tolerance = ("bfloat16", 0.1) if name == "jamba" else ("float32", 1e-5)
+    source = save(model(name, case), tmp_path / "model", dtype=dtype)
     plan = plan_quantization(source, "fp8-block-inv", dtype="stored")
     write_plan(plan, tmp_path / "quantized")
-    found = transformers_logits(loaded(tmp_path / "quantized", torch.float32), TOKENS)
-    assert_near(found, reference_logits(tmp_path / "quantized"), 1e-5)
+    found = transformers_logits(loaded(tmp_path / "quantized", getattr(torch, dtype)), TOKENS)
+    assert_near(found, reference_logits(tmp_path / "quantized"), tolerance)
 
 
 def test_experts_are_left_alone_on_a_gpu_too(tmp_path: Path) -> None:
@@ -143,7 +158,10 @@ def test_integers_load_as_they_are(name: str, case: str, scheme: str, tmp_path: 
         transformers_logits(loaded(directory, torch.bfloat16, dequantize), TOKENS)
         for dequantize in (False, True)
     )
-    np.testing.assert_array_equal(packed, plain)
+    if name == "jamba":  # whose class, where quantized, adds dt_proj's bias and takes it off, in bfloat16
+        assert_near(packed, plain, 0.1)
+    else:
+        np.testing.assert_array_equal(packed, plain)
 
 
 @pytest.mark.parametrize("scheme", PACKED)
@@ -286,7 +304,37 @@ def test_a_plan_says_where_vllm_refuses_blocks(
         assert plan("fp8-block", [*keep, *advice]) == ([], False)
 
 
-@pytest.mark.parametrize("name", ["mamba", "falcon_mamba"])
+@pytest.mark.parametrize(("scheme", "keep"), [("w4a16-asym-g64", []), ("w4a16-g128", sorted(EXPERT_ROLES))])
+def test_packed_weights_beside_other_experts_fail_to_load(
+    scheme: str, keep: list[str], tmp_path: Path
+) -> None:
+    """transformers 5.23 looks for packed experts without zero points; where this passes, its fault is mended."""
+    directory, plan = made("jamba", "plain", scheme, tmp_path, keep=keep)
+    for dequantize in (False, True):
+        with pytest.raises(RuntimeError, match="conversion of the weights"):
+            loaded(directory, torch.bfloat16, dequantize)
+    assert any("quantize the experts by a symmetric scheme" in note for note in plan.notes)
+    assert np.isfinite(reference_logits(directory)).all()
+
+
+def test_experts_are_quantized_one_by_one(tmp_path: Path) -> None:
+    """Each by its own scales and its own importance, and all of a layer or none."""
+    source = save(model("jamba", "plain"), tmp_path / "model")
+    stacks = {f"blk.{i}.ffn_{kind}_exps.weight" for i in (1, 3) for kind in ("gate", "up", "down")}
+    importance = np.random.default_rng(0).uniform(0.1, 1, (6, 128)).astype(np.float32)
+    imatrix = Imatrix(None, {name: importance.reshape(-1) for name in stacks}, "", 1)
+    plan = plan_quantization(source, "w4a16-g128", imatrix=imatrix)
+    rows = {row.name: row for row in plan.matrices if "experts" in row.name}
+    assert len(rows) == 36
+    for name, row in rows.items():
+        np.testing.assert_array_equal(row.importance, importance[int(name.split(".")[5])])
+    ignored = plan_quantization(source, "w4a16-g128", keep=sorted(EXPERT_ROLES))
+    assert not any("experts" in row.name for row in ignored.matrices)
+    with pytest.raises(PlanError, match="loaders fuse"):
+        plan_quantization(source, "w4a16-g128", keep=["*.experts.3.*"])
+
+
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "jamba"])
 def test_vllm_does_not_quantize_mamba(name: str, tmp_path: Path) -> None:
     plan = plan_quantization(save(model(name, "plain"), tmp_path / "model"), "fp8-dynamic")
     with pytest.raises(vllm.RefusalError, match="MambaMixer"):

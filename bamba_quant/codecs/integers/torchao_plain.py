@@ -42,6 +42,7 @@ def plain_int4(group: int) -> SafetensorsCodec:
         configuration=partial(configuration, group=group),
         kernels="a GPU with torchao's mslk kernels",
         fits=lambda rows, columns: "" if columns % group == 0 else f"columns in multiples of {group}",
+        experts=False,
         metadata=partial(metadata, describe=partial(_describe, group=group)),
     )
 

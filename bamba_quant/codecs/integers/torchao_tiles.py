@@ -92,6 +92,7 @@ def tile_packed_int4(group: int) -> SafetensorsCodec:
         kernels="a CUDA GPU, for tinygemm",
         row_multiple=TILE,
         fits=fits,
+        experts=False,
         metadata=partial(metadata, describe=partial(_describe, group=group)),
     )
 

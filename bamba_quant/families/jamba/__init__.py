@@ -1,5 +1,6 @@
 """Jamba: Mamba's selective scan with norms on dt, B and C, attention without rotary embedding, and experts."""
 
+from bamba_quant.families import runtime_compat
 from bamba_quant.families.jamba import gguf_keys, hf_config
 from bamba_quant.families.jamba.cases import SMALL_MODELS
 from bamba_quant.families.jamba.rules import EXPERTS, RULES
@@ -17,7 +18,7 @@ register(
         check_gguf=gguf_keys.check,
         config_of_gguf=gguf_keys.read,
         # vLLM's MambaMixer makes every layer without a quantization (layers/mamba/mamba_mixer.py).
-        loaders=Loaders(vllm=None, experts=(EXPERTS,)),
+        loaders=Loaders(vllm=None, units=(runtime_compat.EXPERTS,), experts=(EXPERTS,)),
         small_models=SMALL_MODELS,
     )
 )
