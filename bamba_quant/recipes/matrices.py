@@ -158,7 +158,7 @@ def _check_units(
         if kept and len(kept) < len(members):
             others = [member.module for member in members if member.name in chosen]
             raise PlanError(
-                "a part of the matrices that loaders fuse would be ignored",
+                "a part of the matrices that a loader fuses would be ignored",
                 found=f"{join_names(kept)} kept, {join_names(others)} quantized",
                 expected="all of them ignored, or none",
                 fix="ignore these, too: "

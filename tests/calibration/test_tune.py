@@ -38,7 +38,8 @@ from bamba_reference.packing import InputError
 from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch import ops as torch_ops
 from tests.support.conversion import to_gguf
-from tests.support.models import random_bamba, save_checkpoint
+from tests.support.families import FAMILIES, save
+from tests.support.models import random_bamba
 from tests.support.quantized import DIVIDES, read_all, save_quantized
 
 FEW = TuneOptions(steps=4, ctx=64, batch=4, held_out=12, evaluations=2, seed=1)
@@ -237,13 +238,25 @@ def test_every_type_is_tuned_in_one_file(model: Path, tmp_path: Path) -> None:
     assert_measured_right(tuned.record, model, file, after, FEW)
 
 
+def random_jamba() -> Any:
+    """Whose experts are a tensor each."""
+    family = FAMILIES["jamba"]
+    return family.random(4, **{**family.small.multiples_of_128, "vocab_size": 2048})
+
+
 @pytest.mark.parametrize(
-    "name", ["w4a16-g128", "w4a16-asym-g64", "w8a16-g32", "torchao-int4-g64", "fp8-dynamic", "fp8-block"]
+    ("name", "jamba"),
+    [
+        *(
+            (name, False)
+            for name in ("w4a16-g128", "w4a16-asym-g64", "w8a16-g32", "torchao-int4-g64", "fp8-block")
+        ),
+        ("fp8-dynamic", True),
+    ],
 )
-def test_directories_are_tuned_too(name: str, tmp_path: Path) -> None:
-    source = save_checkpoint(
-        random_bamba(seed=4, vocab_size=2048, **DIVIDES).bfloat16(), tmp_path / "model", "bfloat16"
-    )
+def test_directories_are_tuned_too(name: str, jamba: bool, tmp_path: Path) -> None:
+    network = random_jamba() if jamba else random_bamba(seed=4, vocab_size=2048, **DIVIDES)
+    source = save(network, tmp_path / "model", dtype="bfloat16", spelling=5)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (source / file).write_bytes((embedded_model() / file).read_bytes())
     directory = save_quantized(source, tmp_path / "quantized", codec_named(name, SafetensorsCodec))

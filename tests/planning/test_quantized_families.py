@@ -330,7 +330,7 @@ def test_experts_are_quantized_one_by_one(tmp_path: Path) -> None:
         np.testing.assert_array_equal(row.importance, importance[int(name.split(".")[5])])
     ignored = plan_quantization(source, "w4a16-g128", keep=sorted(EXPERT_ROLES))
     assert not any("experts" in row.name for row in ignored.matrices)
-    with pytest.raises(PlanError, match="loaders fuse"):
+    with pytest.raises(PlanError, match="a loader fuses"):
         plan_quantization(source, "w4a16-g128", keep=["*.experts.3.*"])
 
 
