@@ -120,9 +120,9 @@ def test_a_configuration_is_what_transformers_says(name: str, case: str) -> None
             assert config.time_step_limit == tuple(mixer.time_step_limit)
         else:
             assert config.mamba_time_step_rank == mixer.time_step_rank
-            normed = getattr(mixer, "dt_layernorm", None)
-            epsilon = normed.variance_epsilon if normed else getattr(mixer, "rms_eps", None)
-            assert config.mixer_rms_eps == epsilon and config.mixer_norm_weights == (normed is not None)
+            weighted = name == "jamba"
+            epsilon = mixer.dt_layernorm.variance_epsilon if weighted else getattr(mixer, "rms_eps", None)
+            assert (config.mixer_rms_eps, config.mixer_norm_weights) == (epsilon, weighted)
 
 
 @pytest.mark.parametrize(("name", "case", "spelling"), SPELLED)
