@@ -179,6 +179,8 @@ class DeviceWeights(Mapping[str, Any]):
     def rows(self, name: str, start: int = 0, stop: int | None = None, timings: Timings | None = None) -> Any:
         """``LazyWeights.rows``, as a tensor on the device where that reads it."""
 
+        import torch
+
         from bamba_quant.codecs.gpu.decoding import decode
 
         timings = timings or Timings()

@@ -15,7 +15,10 @@ needs_triton()
 from bamba_quant.embedded import embedded_model
 from bamba_quant.inference.loading import load_model
 from bamba_quant.inference.weights import DeviceWeights, weights_on
+from bamba_quant.planning.quantize import plan_quantization
+from bamba_quant.writers import write_plan
 from tests.support.conversion import to_gguf
+from tests.support.families import save, wide_case
 
 
 @pytest.mark.parametrize("recipe", ["f16", "q4_k_m"])
@@ -41,6 +44,22 @@ def test_of_a_file(recipe: str, tmp_path: Path) -> None:
         rows = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else rows
         np.testing.assert_array_equal(rows, expected[some])
     assert on_device > len(names) / 3
+
+
+@pytest.mark.parametrize("scheme", ["fp8-block", "w4a16-g128", ""])
+def test_experts_that_are_a_tensor_each(scheme: str, tmp_path: Path) -> None:
+    directory = save(wide_case("jamba"), tmp_path / "model", dtype="bfloat16", shards=3)
+    if scheme:
+        write_plan(plan_quantization(directory, scheme), tmp_path / "quantized")
+        directory = tmp_path / "quantized"
+    weights = load_model(directory).weights
+    found = DeviceWeights(weights, DEVICE, torch.float32)
+    names = [name for name in found if ".moe." in name and "router" not in name]
+    assert len(names) == 6
+    for name in names:
+        np.testing.assert_array_equal(
+            found.rows(name, 2, 5).float().cpu(), weights[name][2:5].astype(np.float32)
+        )
 
 
 def test_a_cpu_reads_them_itself() -> None:
