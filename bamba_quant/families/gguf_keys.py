@@ -182,13 +182,16 @@ class Reader:
         width = self.count("ssm.inner_size")
         return self._quotient("embedding_length", width, self.count("embedding_length"), "ssm.inner_size")
 
-    def mamba2(self) -> dict[str, Any]:
-        """The fields of ``Config`` that Mamba-2 layers have; biases show in the tensors' names."""
+    def mamba2(self, *, expands: bool = True) -> dict[str, Any]:
+        """The fields of ``Config`` that Mamba-2 layers have; biases show in the tensors' names.
+
+        Unless the inner width ``expands`` that of the model by a whole number, heads and their size give it.
+        """
         heads, d_inner = self.count("ssm.time_step_rank"), self.count("ssm.inner_size")
         groups = self.count("ssm.group_count")
         self._quotient("ssm.group_count", heads, groups, "ssm.time_step_rank")
         return {
-            "mamba_expand": self.expansion(),
+            "mamba_expand": self.expansion() if expands else 0,
             "mamba_n_heads": heads,
             "mamba_d_head": self._quotient("ssm.time_step_rank", d_inner, heads, "ssm.inner_size"),
             "mamba_n_groups": groups,

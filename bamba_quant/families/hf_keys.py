@@ -178,17 +178,23 @@ def complete_attention(values: Mapping[str, Any]) -> dict[str, int]:
 def complete_mamba2(values: Mapping[str, Any], keys: Mapping[str, schema.HfKey]) -> dict[str, int]:
     """The size of Mamba-2's heads, by default the inner width's share of each, checked against that width.
 
-    ``keys`` give the names for errors.
+    ``keys`` give the names for errors. The inner width is ``mamba_d_ssm`` where a family has that.
     """
     name = {field: keys[field].key or field for field in keys if field.startswith("mamba_")}
     d_inner = values["mamba_expand"] * values["hidden_size"]
+    width, product = (
+        f"{name['mamba_expand']} × hidden_size",
+        f"{values['mamba_expand']} × {values['hidden_size']} = ",
+    )
+    if values.get("mamba_d_ssm") is not None:
+        d_inner, width, product = values["mamba_d_ssm"], "mamba_d_ssm", ""
     heads, d_head = values["mamba_n_heads"], values["mamba_d_head"]
     d_head = d_inner // heads if d_head is None else d_head
     if d_head * heads != d_inner:
         raise ConfigError(
-            f"{name['mamba_n_heads']} × {name['mamba_d_head']} is not {name['mamba_expand']} × hidden_size",
+            f"{name['mamba_n_heads']} × {name['mamba_d_head']} is not {width}",
             found=f"{heads} × {d_head} = {heads * d_head}",
-            expected=f"{values['mamba_expand']} × {values['hidden_size']} = {d_inner}",
+            expected=f"{product}{d_inner}",
             fix="correct these keys in config.json",
         )
     schema.quotient(heads, values["mamba_n_groups"], name["mamba_n_heads"], name["mamba_n_groups"])

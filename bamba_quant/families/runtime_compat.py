@@ -42,7 +42,8 @@ MERGED_FEED_FORWARD = tuple(
 class Loaders:
     """How vLLM 0.23 and transformers 5.23 load the family.
 
-    ``vllm`` maps parts of a module's name to those in vLLM; None means that vLLM's class has no quantized layers.
+    ``vllm`` maps parts of a module's name, with ``{i}`` for the layer, to those in vLLM, with ``{beside}`` for the
+    layer plus the number of layers; None means that vLLM's class has no quantized layers.
     ``units`` are roles of a layer that loaders need to be all quantized or none, ``merged`` the matmuls whose outputs
     must be whole blocks. ``experts`` are the names, with ``{i}`` for the layer, of the module of stacked experts.
     ``initialized`` are roles whose ``weight`` transformers reads while it loads

@@ -168,9 +168,10 @@ MAMBA2 = of_block(
          transform=lambda c: NEGATIVE_EXP),
     Rule(LAYER + "mamba.D", BLOCK + "ssm_d", "ssm_d", _heads, gguf_shape=_heads_by_one),
     Rule(LAYER + "mamba.norm.weight", BLOCK + "ssm_norm.weight", "norm", inner,
-         gguf_shape=lambda c: (c.mamba_n_groups, c.mamba_d_inner // c.mamba_n_groups)),
+         gguf_shape=lambda c: (c.mamba_n_groups, c.mamba_d_inner // c.mamba_n_groups),
+         when=lambda c: c.mamba_rms_norm),
     Rule(LAYER + "mamba.out_proj.weight", BLOCK + "ssm_out.weight", "ssm_out", projected_out),
-    Rule(LAYER + "mamba.out_proj.bias", None, "bias", hidden, when=has_projection_bias),
+    Rule(LAYER + "mamba.out_proj.bias", None, "bias", hidden, when=lambda c: c.mamba_out_bias),
 )
 
 MAMBA1 = of_block(

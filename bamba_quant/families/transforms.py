@@ -44,6 +44,11 @@ class Transform:
         return all(part is None for part in others)
 
     @property
+    def scales_rows_at_most(self) -> bool:
+        """Whether values stay in their rows, times the row's factor."""
+        return self.column_order is None and self.column_factors is None and self.function is None
+
+    @property
     def depends_on_row(self) -> bool:
         """Whether rows are treated differently: a vector must then be given as a column."""
         return self.unit > 1 or self.row_factors is not None
@@ -144,14 +149,21 @@ NEGATIVE_EXP = Transform("-exp", function=(_negative_exp, log_of_negative))
 
 def power_of_two(exponent: int) -> Transform:
     """Multiply by 2^``exponent``, which loses nothing within a float's range."""
-    if exponent == 0:
+    return scaled(2.0**exponent, f"× 2^{exponent}")
+
+
+def scaled(factor: float, name: str = "") -> Transform:
+    """Multiply by ``factor`` as float32 has it."""
+    if factor == 1:
         return IDENTITY
-    return Transform(f"× 2^{exponent}", row_factors=np.array([2.0**exponent], np.float32))
+    return Transform(name or f"× {factor:.6g}", row_factors=np.array([factor], np.float32))
 
 
 def scaled_sections(name: str, sections: Sequence[tuple[int, float]]) -> Transform:
     """Multiply sections of rows, (number of rows, factor) from the first on: muP's factors of in_proj's outputs."""
     counts, factors = zip(*sections, strict=True)
+    if all(factor == 1 for factor in factors):
+        return IDENTITY
     return Transform(name, row_factors=np.repeat(np.array(factors, np.float32), counts))
 
 

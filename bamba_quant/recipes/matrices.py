@@ -186,13 +186,14 @@ def ignored_modules(candidates: Sequence[MatrixCandidate], rules: Sequence[Tenso
     layered = [linear[module] for module in kept if linear[module].layer is not None]
     stacked = dict.fromkeys(c.layer for c in candidates if c.is_expert and c.name not in chosen)
     experts = [name.format(i=layer) for layer in stacked for name in loaders.experts]
+    layers = len({candidate.layer for candidate in linear.values()} - {None})
     return Ignored(
         tuple(dict.fromkeys([*tied, *kept])),
         (
             *_patterns(layered, taken, {candidate.layer for candidate in linear.values()} - {None}),
             *(_pattern_below(name) for name in loaders.experts[:1] if stacked),
         ),
-        (*(name for candidate in layered for name in _names_in_vllm(candidate.module, loaders)), *experts),
+        (*(name for candidate in layered for name in _names_in_vllm(candidate, layers, loaders)), *experts),
     )
 
 
@@ -243,9 +244,9 @@ def _tail(module: str, beside: Sequence[str]) -> str:
     return ".".join(parts)
 
 
-def _names_in_vllm(module: str, loaders: Loaders) -> tuple[str, ...]:
-    """The name of a module in vLLM, if it differs."""
-    name = module
+def _names_in_vllm(candidate: MatrixCandidate, layers: int, loaders: Loaders) -> tuple[str, ...]:
+    """The name of a matrix' module in vLLM, if it differs, in a model of so many layers."""
+    name, layer = candidate.module, candidate.layer or 0
     for word, other in (loaders.vllm or {}).items():
-        name = name.replace(word, other)
-    return () if name == module else (name,)
+        name = name.replace(word.format(i=layer), other.format(beside=layers + layer))
+    return () if name == candidate.module else (name,)

@@ -49,10 +49,18 @@ class Config:
 
     Embeddings are multiplied by ``embedding_multiplier``, the sum of each residual step by ``residual_multiplier``,
     attention scores by ``attention_multiplier``, where
-    None means head_dim^-1/2; logits are divided by ``logits_scaling``. ``intermediate_size`` is the width of
+    None means head_dim^-1/2; logits are divided by ``logits_scaling``. Falcon-H1 multiplies more: the input and the
+    output of attention by ``attention_in_multiplier`` and ``attention_out_multiplier``, keys by ``key_multiplier``, the
+    input and the output of Mamba-2 by ``ssm_in_multiplier`` and ``ssm_out_multiplier``, the sections z, x, B, C and dt
+    of in_proj's output by ``ssm_multipliers``, and ``mlp``'s gate and output by ``mlp_multipliers``.
+
+    ``intermediate_size`` is the width of
     ``mlp``; ``moe`` uses ``num_experts_per_tok`` of ``num_local_experts`` experts, each ``expert_intermediate_size``
     wide. The weights of a token's experts are the softmax over all experts, scaled to add up to 1 if
     ``norm_topk_prob``.
+
+    Without ``mamba_rms_norm`` Mamba-2's output is gated and not normalized. ``projectors_bias`` says whether its
+    out_proj has a bias; None means as in_proj, whose is ``mamba_proj_bias``.
 
     Mamba's dt comes from ``mamba_time_step_rank`` elements; where ``mixer_rms_eps`` is given, these and B and C
     are normalized, with weights if ``mixer_norm_weights``. ``residual_in_fp32`` keeps the residual stream in float32.
@@ -87,6 +95,8 @@ class Config:
     mamba_d_conv: int = 0
     mamba_conv_bias: bool = False
     mamba_proj_bias: bool = False
+    projectors_bias: bool | None = None
+    mamba_rms_norm: bool = True
     time_step_limit: tuple[float, float] = (0.0, math.inf)
     # mamba1
     mamba_time_step_rank: int = 0
@@ -103,6 +113,14 @@ class Config:
     attention_multiplier: float | None = None
     logits_scaling: float = 1.0
     residual_in_fp32: bool = False
+    # Falcon-H1's further multipliers
+    attention_in_multiplier: float = 1.0
+    attention_out_multiplier: float = 1.0
+    key_multiplier: float = 1.0
+    ssm_in_multiplier: float = 1.0
+    ssm_out_multiplier: float = 1.0
+    ssm_multipliers: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    mlp_multipliers: tuple[float, ...] = (1.0, 1.0)
 
     @property
     def num_hidden_layers(self) -> int:
@@ -138,8 +156,13 @@ class Config:
 
     @property
     def mamba_d_inner(self) -> int:
-        """Width of x and z; with heads, heads times head size."""
-        return self.mamba_expand * self.hidden_size
+        """Width of x and z: with heads, heads times head size."""
+        return self.mamba_n_heads * self.mamba_d_head or self.mamba_expand * self.hidden_size
+
+    @property
+    def mamba_out_bias(self) -> bool:
+        """Whether the output projection of mixers has a bias."""
+        return self.mamba_proj_bias if self.projectors_bias is None else self.projectors_bias
 
     @property
     def mamba_conv_dim(self) -> int:

@@ -2,7 +2,8 @@
 
 From top to bottom: the five blocks (Mamba-2, Mamba, attention, MLP, mixture of experts), then the forward pass. It puts
 them together as transformers' ``modeling_bamba.py``, ``modeling_granitemoehybrid.py``, ``modeling_jamba.py``,
-``modeling_mamba2.py``, ``modeling_mamba.py`` and ``modeling_falcon_mamba.py`` do. The elementary operations and the
+``modeling_falcon_h1.py``, ``modeling_mamba2.py``, ``modeling_mamba.py`` and ``modeling_falcon_mamba.py`` do. The
+elementary operations and the
 recurrences are in ``numpy_ops``.
 
 Shapes: L tokens, d hidden size, V vocabulary; each block names its own. All arrays have one dtype, float32 or float64.
@@ -84,7 +85,9 @@ def mamba2(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     L, inner = len(u), config.mamba_d_inner
     H, P, G, N = config.mamba_n_heads, config.mamba_d_head, config.mamba_n_groups, config.mamba_d_state
     tail, h = state or (None, np.zeros((H, P, N), u.dtype))
-    zxBCdt = linear(w, "mamba.in_proj", u)  # (L, I + (I + 2GN) + H), in the order z | x, B, C | dt
+    zxBCdt = linear(w, "mamba.in_proj", u * config.ssm_in_multiplier)  # (L, I + (I + 2GN) + H)
+    sections = [inner, inner, G * N, G * N, H]  # z | x, B, C | dt
+    zxBCdt = zxBCdt * np.repeat(np.array(config.ssm_multipliers, u.dtype), sections)
     z, xBC, dt = np.split(zxBCdt, [inner, inner + config.mamba_conv_dim], axis=-1)
     xBC, tail = causal_conv(w, xBC, tail, tokens.sequence_starts)
     x, B, C = np.split(xBC, [inner, inner + G * N], axis=-1)
@@ -95,9 +98,10 @@ def mamba2(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     y, h = mamba2_scan(*scan) if tokens.chunk is None else chunked_scan.mamba2_scan(*scan, tokens.chunk)
     y = y + w["mamba.D"][:, None] * x  # (L, H, P)
     # The gate comes before the norm, and each group of heads is normalized alone (norm_before_gate = False).
-    gated = (y.reshape(L, inner) * silu(z)).reshape(L, G, inner // G)
-    y = rms_norm(gated, w["mamba.norm.weight"].reshape(G, inner // G), config.rms_norm_eps)
-    return linear(w, "mamba.out_proj", y.reshape(L, inner)), (tail, h)
+    y = (y.reshape(L, inner) * silu(z)).reshape(L, G, inner // G)
+    if config.mamba_rms_norm:
+        y = rms_norm(y, w["mamba.norm.weight"].reshape(G, inner // G), config.rms_norm_eps)
+    return linear(w, "mamba.out_proj", y.reshape(L, inner)) * config.ssm_out_multiplier, (tail, h)
 
 
 def mamba1(config: Config, w: Weights, u: Array, state: BlockState, tokens: Tokens) -> Result:
@@ -130,8 +134,9 @@ def attention(config: Config, w: Weights, u: Array, state: BlockState, tokens: T
     all tokens so far.
     """
     L, heads, kv, E = len(u), config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    u = u * config.attention_in_multiplier
     q = linear(w, "self_attn.q_proj", u).reshape(L, heads, E)
-    k = linear(w, "self_attn.k_proj", u).reshape(L, kv, E)
+    k = linear(w, "self_attn.k_proj", u).reshape(L, kv, E) * config.key_multiplier
     v = linear(w, "self_attn.v_proj", u).reshape(L, kv, E)
     q, k = rotary(q, tokens.positions, config), rotary(k, tokens.positions, config)
     if state is not None:
@@ -144,7 +149,7 @@ def attention(config: Config, w: Weights, u: Array, state: BlockState, tokens: T
     sees = np.tril(segment[S - L :, None] == segment[None, :], S - L)  # (L, S)
     p = softmax(np.where(sees, scores, -np.inf))  # (heads, L, S)
     y = (p @ values.transpose(1, 0, 2)).transpose(1, 0, 2)  # (L, heads, E)
-    return linear(w, "self_attn.o_proj", y.reshape(L, heads * E)), (k, v)
+    return linear(w, "self_attn.o_proj", y.reshape(L, heads * E)) * config.attention_out_multiplier, (k, v)
 
 
 def rotary_angles(config: Config, positions: Ints) -> Array:
@@ -167,8 +172,9 @@ def rotary(x: Array, positions: Ints, config: Config) -> Array:
 
 def mlp(config: Config, w: Weights, u: Array, state: BlockState, tokens: Tokens) -> Result:
     """SwiGLU (Shazeer 2020, 2002.05202): down(silu(gate(u)) * up(u))."""
+    before, after = config.mlp_multipliers
     gate, up = linear(w, "feed_forward.gate_proj", u), linear(w, "feed_forward.up_proj", u)  # (L, ffn)
-    return linear(w, "feed_forward.down_proj", silu(gate) * up), None
+    return linear(w, "feed_forward.down_proj", silu(gate * before) * up) * after, None
 
 
 def moe(config: Config, w: Weights, u: Array, state: BlockState, tokens: Tokens) -> Result:

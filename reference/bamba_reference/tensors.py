@@ -62,8 +62,8 @@ def _mamba2(c: Config) -> Shapes:
         "mamba.dt_bias": (H,),
         "mamba.A_log": (H,),
         "mamba.D": (H,),
-        "mamba.norm.weight": (inner,),
-        **_linear("mamba.out_proj", c.hidden_size, inner, c.mamba_proj_bias),
+        **({"mamba.norm.weight": (inner,)} if c.mamba_rms_norm else {}),
+        **_linear("mamba.out_proj", c.hidden_size, inner, c.mamba_out_bias),
     }
 
 

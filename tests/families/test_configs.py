@@ -74,7 +74,8 @@ def test_any_value_is_read_or_refused(name: str, data: st.DataObject) -> None:
     except (ConfigError, ArchitectureError) as error:
         assert str(error)
         return
-    assert config.num_hidden_layers > 0 and config.mamba_d_inner == config.mamba_expand * config.hidden_size
+    assert config.num_hidden_layers > 0
+    assert not config.mamba_expand or config.mamba_d_inner == config.mamba_expand * config.hidden_size
     if config.mamba_layers:
         assert config.mamba_n_heads * config.mamba_d_head == config.mamba_d_inner
     assert (good | values).get("num_hidden_layers") in (None, config.num_hidden_layers)

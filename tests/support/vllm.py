@@ -1,9 +1,9 @@
 """vLLM's view of a quantized directory, for vLLM itself cannot run here: which layers it quantizes, and how.
 
 Restated from vLLM 0.23.0: names and fusion from model_executor/models/bamba.py, granitemoehybrid.py,
-granitemoeshared.py, mamba2.py and layers/mamba/mamba_mixer.py, ``should_ignore_layer`` and ``get_moe_method`` from
-quantization/compressed_tensors, ``is_layer_skipped`` from quantization/utils/quant_utils.py, and what schemes ask of
-shapes and scales from quantization/utils/fp8_utils.py.
+granitemoeshared.py, falcon_h1.py, mamba2.py and layers/mamba/mamba_mixer.py, ``should_ignore_layer`` and
+``get_moe_method`` from quantization/compressed_tensors, ``is_layer_skipped`` from quantization/utils/quant_utils.py,
+and what schemes ask of shapes and scales from quantization/utils/fp8_utils.py.
 """
 
 from __future__ import annotations
@@ -83,6 +83,17 @@ def _granite(config: Mapping[str, Any], number: int) -> Layers:
     return found
 
 
+def _falcon_h1(config: Mapping[str, Any], number: int) -> Layers:
+    layer = f"model.layers.{number}"
+    network = f"{layer}.feed_forward"
+    return {
+        **_attention(f"{layer}.self_attn", layer),
+        **_mixer(f"{layer}.mamba", f"model.{config['num_hidden_layers'] + number}.mixer"),
+        f"{network}.gate_up_proj": (f"{network}.gate_proj", f"{network}.up_proj"),
+        f"{network}.down_proj": (f"{network}.down_proj",),
+    }
+
+
 def _mamba2(config: Mapping[str, Any], number: int) -> Layers:
     return _mixer(f"backbone.layers.{number}.mixer", f"backbone.layers.{number}.mixer")
 
@@ -101,6 +112,7 @@ VIEWS = {
         _MAMBA2_KEYS,
         quantizes_the_output=True,
     ),
+    "falcon_h1": View({"qkv_proj": _QKV, "gate_up_proj": ("gate_proj", "up_proj")}, _falcon_h1, _MAMBA2_KEYS),
     "mamba2": View({}, _mamba2, ("num_heads", "head_dim", "n_groups", "state_size")),
     "mamba": View({}, _mamba, ("", "", "", "")),
     "falcon_mamba": View({}, _mamba, ("", "", "", "")),

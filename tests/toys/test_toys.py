@@ -20,7 +20,7 @@ _RUN = "import sys, pytest; sys.path.insert(0, sys.argv[1]); import bamba_quant;
 def package_with(addition: Path, parent: str, directory: Path) -> Path:
     """``directory`` with ``bamba_quant`` as links to the real one, and a copy of ``addition`` in its ``parent``.
 
-    A file that is there already is replaced by one with the lines of ``addition`` at its end.
+    A package of that name is replaced, a file by one with the lines of ``addition`` at its end.
     """
     real, linked = ROOT / "bamba_quant", directory / "bamba_quant"
     while True:
@@ -33,6 +33,7 @@ def package_with(addition: Path, parent: str, directory: Path) -> Path:
             break
         real, linked = real / head, linked / head
     if addition.is_dir():
+        (linked / addition.name).unlink(missing_ok=True)
         shutil.copytree(addition, linked / addition.name, ignore=shutil.ignore_patterns("__pycache__"))
     else:
         text = (real / addition.name).read_text() + addition.read_text()
@@ -88,7 +89,10 @@ def test_recipe(tmp_path: Path) -> None:
 
 
 def test_family(tmp_path: Path) -> None:
-    """Falcon-H1 in one file: two mixers in parallel in every layer, through GGUF and back, as transformers runs it."""
+    """Falcon-H1 without multipliers, in one file: two mixers in parallel in every layer, through GGUF and back.
+
+    It stands in the place of the built-in family.
+    """
     package = package_with(TOYS / "family" / "falcon_h1", "families", tmp_path)
     tests = ("tests/families", "tests/test_families.py", "tests/reference/test_against_transformers.py")
     found = passed(package, "(falcon_h1 or (falcon and h1)) and not any_value and not rounding", *tests)

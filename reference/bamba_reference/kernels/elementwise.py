@@ -39,14 +39,14 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """``torch.ops.swiglu``: silu(gate) * up, (…, F), rounded once to their dtype."""
+def swiglu(gate: Tensor, up: Tensor, multiplier: float = 1.0) -> Tensor:
+    """``torch.ops.swiglu``: silu(gate * multiplier) * up, (…, F), rounded once to their dtype."""
     check(gate)
     shape, F = gate.shape, gate.shape[-1]
     gate, up = rows_apart(gate.reshape(-1, F)), rows_apart(up.reshape(-1, F))
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     _swiglu[(len(gate), -(-F // _COLUMNS))](
-        gate, up, out, F, gate.stride(0), up.stride(0), COLUMNS=_COLUMNS, num_warps=8
+        gate, up, out, multiplier, F, gate.stride(0), up.stride(0), COLUMNS=_COLUMNS, num_warps=8
     )
     return out.view(shape)
 
@@ -92,6 +92,7 @@ def _swiglu(
     gate: tl.tensor,
     up: tl.tensor,
     out: tl.tensor,
+    multiplier: tl.tensor,
     F: tl.tensor,
     gate_row: tl.tensor,
     up_row: tl.tensor,
@@ -99,6 +100,6 @@ def _swiglu(
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    g = tl.load(gate + row * gate_row + c, mask=c < F, other=0).to(tl.float32)
+    g = tl.load(gate + row * gate_row + c, mask=c < F, other=0).to(tl.float32) * multiplier
     u = tl.load(up + row * up_row + c, mask=c < F, other=0).to(tl.float32)
     tl.store(out + row * F + c, (g / (1 + tl.exp(-g)) * u).to(out.dtype.element_ty), mask=c < F)

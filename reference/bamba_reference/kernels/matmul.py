@@ -47,31 +47,40 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, name: str, *, settled
 
 
 def add_linear(
-    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, name: str, *, settled: bool = False
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    name: str,
+    multiplier: float = 1.0,
+    *,
+    settled: bool = False,
 ) -> Tensor:
-    """x + linear(y), rounded once: x (…, out), which may be overwritten, y (…, in)."""
+    """x + linear(y) * multiplier, rounded once: x (…, out), which may be overwritten, y (…, in)."""
     if _few(y, weight):
-        return few_rows(y, weight, bias=bias, residual=x, settled=settled)
+        return few_rows(y, weight, multiplier=multiplier, bias=bias, residual=x, settled=settled)
     total, flat = x.view(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     if bias is None:
-        return torch.addmm(total, flat, weight.t(), out=total).view(x.shape)
-    return total.copy_(_wide_product(flat, weight).add_(bias).add_(total)).view(x.shape)
+        return torch.addmm(total, flat, weight.t(), alpha=multiplier, out=total).view(x.shape)
+    return total.copy_(_wide_product(flat, weight).add_(bias).mul_(multiplier).add_(total)).view(x.shape)
 
 
 def gate_up(
     x: Tensor,
     gate: tuple[Tensor, Tensor | None, str],
     up: tuple[Tensor, Tensor | None, str],
+    multiplier: float = 1.0,
     *,
     settled: bool = False,
 ) -> Tensor:
-    """silu(linear(x, gate)) * linear(x, up), each a tuple of weight (ffn, d), bias and name: (…, ffn)."""
+    """silu(linear(x, gate) * multiplier) * linear(x, up), each a tuple of weight (ffn, d), bias, name: (…, ffn)."""
     if gate[1] is None and up[1] is None and _few(x, gate[0]) and gate[0].stride() == up[0].stride():
-        return few_rows(x, gate[0], gated=up[0], settled=settled)
+        return few_rows(x, gate[0], gated=up[0], multiplier=multiplier, settled=settled)
     both = _joined(gate[0], up[0]) if gate[1] is None and up[1] is None else None
     if both is None:
-        return swiglu(linear(x, *gate, settled=settled), linear(x, *up, settled=settled))
-    return swiglu(*F.linear(x, both).split(len(gate[0]), dim=-1))
+        return swiglu(linear(x, *gate, settled=settled), linear(x, *up, settled=settled), multiplier)
+    left, right = F.linear(x, both).split(len(gate[0]), dim=-1)
+    return swiglu(left, right, multiplier)
 
 
 def arrange(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -121,15 +130,17 @@ def few_rows(
     weight: Tensor,
     *,
     gated: Tensor | None = None,
+    multiplier: float = 1.0,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     dtype: torch.dtype | None = None,
     settled: bool = False,
     tuning: MatmulTuning = DEFAULT,
 ) -> Tensor:
-    """x (…, in) times weight (out, in) transposed, plus bias (out,), plus residual (…, out): (…, out) of ``dtype``.
+    """x (…, in) times weight (out, in) transposed, plus bias (out,), times ``multiplier``, plus residual (…, out).
 
-    With ``gated``, a second matrix of weight's shape and strides: silu of the first product times the second.
+    The result (…, out) is of ``dtype``. With ``gated``, a second matrix of weight's shape and strides: silu of the
+    first product, scaled so, times the second.
     """
     rows, terms = weight.shape
     flat = x.reshape(-1, terms)
@@ -140,6 +151,7 @@ def few_rows(
         flat,
         weight,
         gated,
+        multiplier,
         bias,
         None if residual is None else residual.reshape(-1, rows),
         out,
@@ -162,6 +174,7 @@ def _few_rows(
     x: tl.tensor,
     weight: tl.tensor,
     gated: tl.tensor,
+    multiplier: tl.tensor,
     bias: tl.tensor,
     residual: tl.tensor,
     out: tl.tensor,
@@ -201,6 +214,7 @@ def _few_rows(
     y = tl.sum(total, axis=1)  # (r,)
     if bias is not None:
         y += tl.load(bias + r, mask=r < rows, other=0).to(tl.float32)
+    y *= multiplier
     if gated is not None:
         y = y / (1 + tl.exp(-y)) * tl.sum(second, axis=1)
     if residual is not None:

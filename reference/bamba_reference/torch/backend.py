@@ -30,10 +30,11 @@ class Backend:
     matrix's input and a quantized product can find its scales.
 
     The last entries fuse operations; where one is None, ``torch.forward`` composes it from the others.
-    ``add_norm(x, delta, weight, eps)`` returns x + delta and its rms_norm; ``add_linear(x, y, weight, bias, name)``
-    returns x + linear(y, …) and may overwrite x; ``gate_up(x, gate, up)``, each of them (weight, bias, name),
-    returns swiglu of the two products. ``next_tail(tail, xBC)`` returns the inputs of a convolution that the next call
-    needs. ``decoder(model, state, room)`` continues from a state as ``kernels.decode.Decoder`` does.
+    ``add_norm(x, delta, weight, eps)`` returns x + delta and its rms_norm; ``add_linear(x, y, weight, bias, name,
+    multiplier)`` returns x + linear(y, …) * multiplier and may overwrite x; ``gate_up(x, gate, up, multiplier)``, gate
+    and up each (weight, bias, name), returns swiglu of the two products. ``next_tail(tail, xBC)`` returns the inputs of
+    a convolution that the next call needs. ``decoder(model, state, room)`` continues from a state as
+    ``kernels.decode.Decoder`` does.
     ``arrange(weights)`` puts a model's weights into the memory order that the products read. ``parallel`` says whether
     its functions may run in several threads at a time.
     """

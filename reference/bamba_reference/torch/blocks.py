@@ -17,7 +17,7 @@ from torch import Tensor
 from bamba_reference.config import Block, Config
 from bamba_reference.tensors import MIXER_NORMS
 from bamba_reference.torch.backend import Backend
-from bamba_reference.torch.ops import unit_norm, wide
+from bamba_reference.torch.ops import scaled, unit_norm, wide
 from bamba_reference.torch.scan import ScanArguments, SelectiveScanArguments
 from bamba_reference.torch.state import AttentionState, MambaState, empty_mamba_state
 
@@ -72,29 +72,42 @@ class LayerWeights:
         """The matrix ``name``, its bias if it has one, and the matrix's full name: the last arguments of ``linear``."""
         return self[f"{name}.weight"], self.get(f"{name}.bias"), f"{self.prefix}{name}.weight"
 
-    def linear(self, name: str, x: Tensor, *, bias: bool = True) -> Tensor:
-        """x (…, in) times the matrix ``name`` transposed, plus its bias if it has one, unless ``bias`` is false."""
+    def linear(self, name: str, x: Tensor, *, bias: bool = True, multiplier: float = 1.0) -> Tensor:
+        """x (…, in) times the matrix ``name`` transposed, plus its bias if it has one, unless ``bias`` is false.
+
+        ``multiplier`` scales the product before the bias is added. Scaling x would change what calibration observes,
+        and GGUF has the multiplier in the matrix.
+        """
         weight, added, full_name = self.matrix(name)
-        return self.model.backend.linear(x, weight, added if bias else None, full_name)
+        added = added if bias else None
+        if multiplier == 1 or added is None:
+            return scaled(self.model.backend.linear(x, weight, added, full_name), multiplier)
+        return self.model.backend.linear(x, weight, None, full_name) * multiplier + added
 
 
 def mamba2(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: MambaState | None) -> Tensor:
     config, ops = model.config, model.backend
     H, P, G, N = config.mamba_n_heads, config.mamba_d_head, config.mamba_n_groups, config.mamba_d_state
     inner = config.mamba_d_inner
-    zxBCdt = w.linear("mamba.in_proj", u)  # (B, L, I + (I + 2GN) + H), in the order z | x, B, C | dt
+    of_z, *of_xBC, of_dt = config.ssm_multipliers
+    # (B, L, I + (I + 2GN) + H), in the order z | x, B, C | dt
+    zxBCdt = w.linear("mamba.in_proj", u, multiplier=config.ssm_in_multiplier)
     z, xBC, dt = zxBCdt.split([inner, config.mamba_conv_dim, H], dim=-1)
+    taps = w["mamba.conv1d.weight"][:, 0]  # (I + 2GN, K), wide
+    if any(multiplier != 1 for multiplier in of_xBC):  # fewer numbers than xBC has, and wider
+        parts = taps.split([inner, G * N, G * N])
+        taps = torch.cat([part * multiplier for part, multiplier in zip(parts, of_xBC, strict=True)])
     if batch.real is not None:
         xBC = xBC * batch.real[..., None]
     before = state or empty_mamba_state(config, "mamba2", len(u), u.dtype, u.device)
     convolved = ops.conv(
-        xBC, w["mamba.conv1d.weight"][:, 0], w.get("mamba.conv1d.bias"), before.tail, batch.sequence_starts
+        xBC, taps, w.get("mamba.conv1d.bias"), before.tail, batch.sequence_starts
     )  # (B, L, I + 2GN), wide
     x, B, C = convolved.split([inner, G * N, G * N], dim=-1)
     y, h = ops.scan(
         ScanArguments(
             x=x.unflatten(-1, (H, P)),
-            dt=dt,
+            dt=scaled(dt, of_dt),
             A_log=w["mamba.A_log"],
             B=B.unflatten(-1, (G, N)),
             C=C.unflatten(-1, (G, N)),
@@ -109,8 +122,12 @@ def mamba2(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: 
     )  # (B, L, H, P)
     if state is not None:
         state.update(ops, xBC, h)
-    y = ops.gated_norm(y.flatten(2), z, w["mamba.norm.weight"], G, config.rms_norm_eps)  # (B, L, I)
-    return w.linear("mamba.out_proj", y)
+    y = y.flatten(2)  # (B, L, I)
+    if config.mamba_rms_norm:
+        y = ops.gated_norm(y, scaled(z, of_z), w["mamba.norm.weight"], G, config.rms_norm_eps)
+    else:
+        y = ops.swiglu(z.to(y.dtype), y, of_z).to(u.dtype)
+    return scaled(w.linear("mamba.out_proj", y), config.ssm_out_multiplier)
 
 
 def mamba1(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: MambaState | None) -> Tensor:
@@ -156,28 +173,31 @@ def mamba1(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: 
 def attention(
     model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: AttentionState | None
 ) -> Tensor:
-    config, ops = model.config, model.backend
+    config, ops, before = model.config, model.backend, model.config.attention_in_multiplier
     q, k, v = (
-        w.linear(f"self_attn.{name}_proj", u).unflatten(-1, (-1, config.head_dim)) for name in "qkv"
+        w.linear(f"self_attn.{name}_proj", u, multiplier=before).unflatten(-1, (-1, config.head_dim))
+        for name in "qkv"
     )  # (B, L, heads, E), (B, L, kv, E), (B, L, kv, E)
+    k = scaled(k, config.key_multiplier)
     if config.rotary_dim:
         q, k = (ops.rotary(x, batch.cos, batch.sin) for x in (q, k))
     if state is not None:
         k, v = state.append(k, v)  # (B, S, kv, E)
     y = ops.attention(q, k, v, config.attention_scale, batch.padding, batch.packed)  # (B, L, heads, E)
-    return w.linear("self_attn.o_proj", y.flatten(2))
+    return scaled(w.linear("self_attn.o_proj", y.flatten(2)), config.attention_out_multiplier)
 
 
 def mlp(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: None) -> Tensor:
-    return w.linear("feed_forward.down_proj", gated(model, w, u))
+    return scaled(w.linear("feed_forward.down_proj", gated(model, w, u)), model.config.mlp_multipliers[1])
 
 
 def gated(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
     """The input of the down projection, silu(gate(u)) * up(u): (B, L, ffn)."""
-    ops = model.backend
+    ops, multiplier = model.backend, model.config.mlp_multipliers[0]
+    gate, up = "feed_forward.gate_proj", "feed_forward.up_proj"
     if ops.gate_up is None:
-        return ops.swiglu(w.linear("feed_forward.gate_proj", u), w.linear("feed_forward.up_proj", u))
-    return ops.gate_up(u, w.matrix("feed_forward.gate_proj"), w.matrix("feed_forward.up_proj"))
+        return ops.swiglu(w.linear(gate, u), w.linear(up, u), multiplier)
+    return ops.gate_up(u, w.matrix(gate), w.matrix(up), multiplier)
 
 
 def moe(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: None) -> Tensor:

@@ -247,7 +247,8 @@ def layer(
         x = torch.add(x, y, alpha=added)
         u = norm(NORMS[1])
     if plain and ops.add_linear is not None and steps.feed_forward == ("mlp",):
-        return ops.add_linear(x, gated(model, w, u), *w.matrix("feed_forward.down_proj"))
+        down = w.matrix("feed_forward.down_proj")
+        return ops.add_linear(x, gated(model, w, u), *down, config.mlp_multipliers[1])
     return torch.add(x, sum_of(steps.feed_forward, u), alpha=added)
 
 

@@ -145,9 +145,14 @@ def attention(
     return y.transpose(1, 2)
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, elementwise in their dtype."""
-    return F.silu(gate) * up
+def swiglu(gate: Tensor, up: Tensor, multiplier: float = 1.0) -> Tensor:
+    """silu(gate * multiplier) * up, elementwise in their dtype."""
+    return F.silu(scaled(gate, multiplier)) * up
+
+
+def scaled(x: Tensor, multiplier: float) -> Tensor:
+    """x * multiplier; x itself where that is 1."""
+    return x if multiplier == 1 else x * multiplier
 
 
 def head(x: Tensor, weight: Tensor, name: str) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from bamba_reference.kernels.cpu.arithmetic import silu
 from bamba_reference.kernels.cpu.launch import (
     DOUBLES,
+    FLOAT,
     FLOATS,
     LEAST_ROWS,
     SIZE,
@@ -24,29 +25,31 @@ from bamba_reference.kernels.cpu.launch import (
 from bamba_reference.torch import ops as torch_ops
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """``torch.ops.swiglu``: silu(gate) * up, (…, F)."""
+def swiglu(gate: Tensor, up: Tensor, multiplier: float = 1.0) -> Tensor:
+    """``torch.ops.swiglu``: silu(gate * multiplier) * up, (…, F)."""
     if not supported(gate, up) or gate.shape != up.shape:
-        return torch_ops.swiglu(gate, up)
+        return torch_ops.swiglu(gate, up, multiplier)
     first, second = rows_apart(gate), rows_apart(up)
     out = empty(*gate.shape)
     share(
         _swiglu,
-        memory(first), first.stride(0), memory(second), second.stride(0), memory(out), first.shape[1],
+        memory(first), first.stride(0), memory(second), second.stride(0), memory(out),
+        np.float32(multiplier), first.shape[1],
         count=len(first), least=LEAST_ROWS,
     )  # fmt: skip
     return out
 
 
-@compiled(FLOATS, SIZE, FLOATS, SIZE, FLOATS, SIZE, SIZE, SIZE)
+@compiled(FLOATS, SIZE, FLOATS, SIZE, FLOATS, FLOAT, SIZE, SIZE, SIZE)
 def _swiglu(
-    gate: Floats, gate_step: int, up: Floats, up_step: int, out: Floats, n: int, start: int, stop: int
-) -> None:
+    gate: Floats, gate_step: int, up: Floats, up_step: int, out: Floats, multiplier: float, n: int,
+    start: int, stop: int,
+) -> None:  # fmt: skip
     for r in range(start, stop):
         g, u = gate[r * gate_step : r * gate_step + n], up[r * up_step : r * up_step + n]
         y = out[r * n : (r + 1) * n]
         for i in range(n):
-            y[i] = silu(g[i]) * u[i]
+            y[i] = silu(g[i] * multiplier) * u[i]
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

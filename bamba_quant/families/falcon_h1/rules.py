@@ -1,0 +1,104 @@
+"""The tensors of Falcon-H1, and which multipliers are folded into each of them in GGUF.
+
+Sources: transformers' modeling_falcon_h1.py; llama.cpp's src/models/falcon-h1.cpp, whose graph has no multipliers, and
+conversion/falcon_h1.py; gguf-py's tensor_mapping.py.
+
+GGUF keeps norms and convolutions in float32. What can be folded into them is folded there: the sections x, B and C of
+in_proj into the convolution, which is linear before its bias, and the head's multiplier into the last norm, so that the
+embedding's multiplier can be taken out of a tied head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from bamba_quant.families.rules import Rule
+from bamba_quant.families.shared_rules import (
+    ATTENTION,
+    EMBEDDINGS,
+    FEED_FORWARD_NORM,
+    MAMBA2,
+    MLP,
+    in_proj_sections,
+)
+from bamba_quant.families.transforms import IDENTITY, Transform, scaled, scaled_sections
+from bamba_reference.config import Config
+
+
+def multipliers(config: Config) -> dict[str, float]:
+    """Every multiplier by the name it has in our GGUF keys, as float32 has it."""
+    gate, down = config.mlp_multipliers
+    sections = zip(in_proj_sections(config), config.ssm_multipliers, strict=True)
+    values = {
+        "embedding": config.embedding_multiplier,
+        "head": 1 / config.logits_scaling,
+        "attention_in": config.attention_in_multiplier,
+        "attention_out": config.attention_out_multiplier,
+        "key": config.key_multiplier,
+        "ssm_in": config.ssm_in_multiplier,
+        "ssm_out": config.ssm_out_multiplier,
+        **{f"ssm_{section}": value for section, value in sections},
+        "ffn_gate": gate,
+        "ffn_down": down,
+    }
+    return {name: float(np.float32(value)) for name, value in values.items()}
+
+
+def _product(*names: str) -> Callable[[Config], Transform]:
+    def transform(config: Config) -> Transform:
+        values = multipliers(config)
+        return scaled(float(np.prod([values[name] for name in names])))
+
+    return transform
+
+
+def _last_norm(config: Config) -> Transform:
+    values = multipliers(config)
+    return scaled(values["head"] / (values["embedding"] if config.tie_word_embeddings else 1))
+
+
+def _in_proj(config: Config) -> Transform:
+    values, sections = multipliers(config), in_proj_sections(config)
+    here = {"z": values["ssm_in"] * values["ssm_z"], "dt": values["ssm_in"] * values["ssm_dt"]}
+    return scaled_sections("multipliers", [(rows, here.get(name, 1.0)) for name, rows in sections.items()])
+
+
+def _convolution(config: Config) -> Transform:
+    values, sections = multipliers(config), in_proj_sections(config)
+    return scaled_sections(
+        "multipliers",
+        [(sections[name], values["ssm_in"] * values[f"ssm_{name}"]) for name in ("x", "B", "C")],
+    )
+
+
+# By the ends of the reference's names. What is not here is stored as it is: q and k, too, as llama.cpp rotates them as
+# transformers does.
+_TRANSFORMS: dict[str, Callable[[Config], Transform]] = {
+    "embed_tokens.weight": _product("embedding"),
+    "final_layernorm.weight": _last_norm,
+    "in_proj.weight": _in_proj,
+    "conv1d.weight": _convolution,
+    "A_log": next(rule.transform for rule in MAMBA2 if rule.name.endswith("A_log")),
+    "out_proj.weight": _product("ssm_out"),
+    "q_proj.weight": _product("attention_in"),
+    "k_proj.weight": _product("attention_in", "key"),
+    "v_proj.weight": _product("attention_in"),
+    "o_proj.weight": _product("attention_out"),
+    "gate_proj.weight": _product("ffn_gate"),
+    "gate_proj.bias": _product("ffn_gate"),
+    "down_proj.weight": _product("ffn_down"),
+    "down_proj.bias": _product("ffn_down"),
+}
+
+
+def _folded(rule: Rule) -> Rule:
+    found = (transform for end, transform in _TRANSFORMS.items() if rule.name.endswith(end))
+    return replace(rule, transform=next(found, lambda config: IDENTITY))
+
+
+# llama.cpp's name of one norm lacks ``.weight``.
+_FEED_FORWARD_NORM = replace(FEED_FORWARD_NORM, gguf="blk.{i}.ffn_norm")
+RULES = tuple(map(_folded, (*EMBEDDINGS, *MAMBA2, *ATTENTION, _FEED_FORWARD_NORM, *MLP)))
