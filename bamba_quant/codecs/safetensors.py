@@ -25,9 +25,12 @@ class Ignored:
 
     @property
     def unmatched(self) -> tuple[str, ...]:
-        """The modules outside layers, such as the output: every runtime has the same names for them."""
+        """The names that no pattern matches: of modules outside layers, such as the output, and of modules that vLLM
+        names as if they belonged to another layer.
+        """
         expressions = [re.compile(pattern) for pattern in self.patterns]
-        return tuple(module for module in self.modules if not any(e.match(module) for e in expressions))
+        names = (*self.modules, *self.aliases)
+        return tuple(name for name in names if not any(e.match(name) for e in expressions))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,15 @@ def hooked_sums(oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> dict[st
     inputs: dict[str, list[tuple[int, torch.Tensor]]] = defaultdict(list)
     shapes = {str(rule.gguf): rule.shape for rule in rules}
 
-    def watch(module: Any, names: list[str]) -> Any:
+    config = loaded.config
+    # In transformers these multiply the input, in GGUF and here the matrix.
+    before = dict.fromkeys(("q_proj", "k_proj", "v_proj"), config.attention_in_multiplier)
+    before["in_proj"] = config.ssm_in_multiplier
+
+    def watch(module: Any, names: list[str], multiplier: float) -> Any:
         def hook(module: Any, arguments: tuple[Any, ...]) -> None:
             for name in names:
-                inputs[name].append((0, arguments[0].flatten(0, -2).double()))
+                inputs[name].append((0, arguments[0].flatten(0, -2).double() / multiplier))
 
         return module.register_forward_pre_hook(hook)
 
@@ -62,7 +67,8 @@ def hooked_sums(oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> dict[st
         if key.endswith(("_proj", "lm_head", "_linear", "router")):
             served = [rule for rule in rules if f"{key}.weight" in rule.hf_names]
             if served:
-                hooks.append(watch(module, [str(rule.gguf) for rule in served]))
+                multiplier = before.get(key.rpartition(".")[2], 1.0)
+                hooks.append(watch(module, [str(rule.gguf) for rule in served], multiplier))
     with torch.no_grad():
         for chunk in chunks:
             oracle(torch.from_numpy(chunk[None]), use_cache=False)

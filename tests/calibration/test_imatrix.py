@@ -31,6 +31,7 @@ MODELS = [
     ("mamba", "untied"),
     ("falcon_mamba", "untied"),
     ("jamba", "plain"),
+    ("falcon_h1", "tied, norm, groups 2, biases"),
 ]
 
 
@@ -63,7 +64,13 @@ def test_every_family(name: str, case: str, backend: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "case"),
-    [("bamba", "plain"), ("granitemoehybrid", "six experts"), ("falcon_mamba", "untied"), ("jamba", "plain")],
+    [
+        ("bamba", "plain"),
+        ("granitemoehybrid", "six experts"),
+        ("falcon_mamba", "untied"),
+        ("jamba", "plain"),
+        ("falcon_h1", "plain"),
+    ],
 )
 def test_what_llama_imatrix_adds_up(name: str, case: str, tmp_path: Path) -> None:
     """The same tensors, tokens and sums, in llama.cpp's own graph of the model."""

@@ -43,6 +43,7 @@ MODELS = [
     ("mamba", "plain"),
     ("falcon_mamba", "plain"),
     ("jamba", "plain"),
+    ("falcon_h1", "plain"),
 ]
 COMPRESSED = ["fp8-dynamic", "fp8-tensor", "fp8-block", "w4a16-g128", "w4a16-asym-g64", "w8a16-g32"]
 PACKED = ["w4a16-g128", "w8a16-g32"]
@@ -223,6 +224,7 @@ def test_transformers_rescales_what_it_has_loaded(name: str, rescale: bool, tmp_
 # Every part of in_proj is whole blocks high: 2 · 256 + 2 · 2 · 64 + 128 rows.
 WHOLE_PARTS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"mamba_d_state": 64, "mamba_n_groups": 2, "mamba_n_heads": 128, "mamba_d_head": 2},
+    "falcon_h1": {"mamba_d_state": 64, "mamba_n_groups": 2, "mamba_n_heads": 128, "mamba_d_head": 2},
     "mamba2": {"state_size": 64, "n_groups": 2, "num_heads": 128, "head_dim": 2},
 }
 
@@ -267,6 +269,8 @@ CUT: list[tuple[str, dict[str, Any], str]] = [
         "ffn_gate_shexp",
     ),
     ("granitemoehybrid", {"mamba_d_state": 64}, "ssm_in"),
+    ("falcon_h1", {"mamba_d_state": 128, "num_key_value_heads": 1}, "attn_k"),
+    ("falcon_h1", {"mamba_d_state": 64}, "ssm_in"),
     ("mamba2", {"state_size": 128}, ""),
     ("mamba2", {"state_size": 32}, "ssm_in"),
 ]

@@ -45,6 +45,12 @@ _GRANITE: dict[str, Any] = {
 }  # fmt: skip
 _ALONE: dict[str, Any] = {"layer_types": ["attention"] * 2, "position_embedding_type": "rope"}
 _EIGHT: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2}
+# An attention output of half the model's width, and a mixer of three times it.
+_FALCON_H1: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "head_dim": 16, "mamba_d_ssm": 768, "mamba_n_heads": 12, "mamba_d_head": 64,
+    "vocab_size": 64,
+}  # fmt: skip
 _MIXERS: dict[str, Any] = {"hidden_size": 256, "vocab_size": 64, "num_hidden_layers": 1}
 _JAMBA: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 32, "vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -56,6 +62,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2": ("mamba2", _MIXERS | {"num_heads": 8, "head_dim": 64, "n_groups": 2}),
     "mamba, a rank of 48": ("mamba", _MIXERS | {"time_step_rank": 48}),
     "jamba, eight experts": ("jamba", _JAMBA),
+    "falcon_h1": ("falcon_h1", _FALCON_H1),
     "falcon_mamba": ("falcon_mamba", _MIXERS | {"tie_word_embeddings": False, "time_step_rank": 256}),
 }
 # Where rules go by the layer: sixteen, and where experts and their neighbour share a count. Without importance, which

@@ -6,7 +6,7 @@ from bamba_quant.families.small_models import SPECIAL_TOKENS, Keys, SmallModels
 # folded into matrices are at least 1 here: others lose bits of the smallest numbers of float16.
 _POWERS_OF_TWO: Keys = {
     "embedding_multiplier": 4.0,
-    "lm_head_multiplier": 0.125,
+    "lm_head_multiplier": 2.0,
     "attention_in_multiplier": 2.0,
     "attention_out_multiplier": 4.0,
     "key_multiplier": 0.5,
@@ -16,6 +16,7 @@ _POWERS_OF_TWO: Keys = {
     "mlp_multipliers": [2.0, 4.0],
 }
 _BELOW_ONE: Keys = {
+    "lm_head_multiplier": 0.125,
     "attention_out_multiplier": 0.5,
     "key_multiplier": 0.25,
     "ssm_in_multiplier": 2.0,
@@ -80,6 +81,7 @@ SMALL_MODELS = SmallModels(
         "falcon h1, every bias": {
             **_PUBLISHED,
             "attention_in_multiplier": 1.5,
+            "ssm_out_multiplier": 1.5,
             "attention_bias": True,
             "mlp_bias": True,
             "mamba_proj_bias": True,

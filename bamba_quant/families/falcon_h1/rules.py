@@ -3,9 +3,9 @@
 Sources: transformers' modeling_falcon_h1.py; llama.cpp's src/models/falcon-h1.cpp, whose graph has no multipliers, and
 conversion/falcon_h1.py; gguf-py's tensor_mapping.py.
 
-GGUF keeps norms and convolutions in float32. What can be folded into them is folded there: the sections x, B and C of
-in_proj into the convolution, which is linear before its bias, and the head's multiplier into the last norm, so that the
-embedding's multiplier can be taken out of a tied head.
+GGUF keeps norms and convolutions in float32, so that folding into them rounds least. Sections x, B and C of in_proj are
+folded into the convolution, which is linear before its bias. A tied head is the embedding with its multiplier, which
+the last norm takes out again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _product(*names: str) -> Callable[[Config], Transform]:
 
 def _last_norm(config: Config) -> Transform:
     values = multipliers(config)
-    return scaled(values["head"] / (values["embedding"] if config.tie_word_embeddings else 1))
+    return scaled(values["head"] / values["embedding"]) if config.tie_word_embeddings else IDENTITY
 
 
 def _in_proj(config: Config) -> Transform:
@@ -78,6 +78,7 @@ def _convolution(config: Config) -> Transform:
 # transformers does.
 _TRANSFORMS: dict[str, Callable[[Config], Transform]] = {
     "embed_tokens.weight": _product("embedding"),
+    "lm_head.weight": _product("head"),
     "final_layernorm.weight": _last_norm,
     "in_proj.weight": _in_proj,
     "conv1d.weight": _convolution,

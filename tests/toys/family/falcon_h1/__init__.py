@@ -43,7 +43,7 @@ _KEYS = {
     "mamba_d_ssm": schema.count(None, write=lambda config: config.mamba_d_inner),
     "mamba_rms_norm": schema.only(True, expected="true", write=lambda config: True),
     "mamba_norm_before_gate": schema.only(False, expected="false", write=lambda config: False),
-    "projectors_bias": schema.only(False, expected="false"),
+    "only projectors_bias": schema.only(False, expected="false", key="projectors_bias"),
     **{f"only {name}": schema.HfKey(_ones, "1", key=name) for name in _MULTIPLIERS},
     "rms_norm_eps": schema.positive(1e-5),
     "tie_word_embeddings": schema.flag(False),
