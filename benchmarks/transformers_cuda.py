@@ -1,4 +1,4 @@
-"""transformers' Bamba of Bamba-9B's exact shape on a GPU, with random weights, in each way it can be run."""
+"""transformers' models of published models' exact shapes on a GPU, with random weights, in each way they can be run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.forward import BAMBA_9B
+
+# Falcon-H1-7B with the multipliers of Falcon-H1-0.5B, which cost as much as its own.
+FALCON_H1_7B: dict[str, Any] = {
+    "architectures": ["FalconH1ForCausalLM"], "vocab_size": 130048, "hidden_size": 3072, "intermediate_size": 12288,
+    "num_hidden_layers": 44, "num_attention_heads": 12, "num_key_value_heads": 2, "head_dim": 128,
+    "mamba_d_ssm": 3072, "mamba_n_heads": 24, "mamba_d_head": 128, "mamba_n_groups": 1, "mamba_d_state": 256,
+    "mamba_rms_norm": True, "mamba_norm_before_gate": False, "mamba_chunk_size": 128,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e11}, "embedding_multiplier": 5.656854249492381,
+    "lm_head_multiplier": 0.0390625, "attention_out_multiplier": 0.9375, "key_multiplier": 0.390625,
+    "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.23570226039551587,
+    "ssm_multipliers": [0.3535533905932738, 0.25, 0.3535533905932738, 0.5, 0.3535533905932738],
+    "mlp_multipliers": [0.8838834764831844, 0.5859375],
+}  # fmt: skip
+SHAPES = {"bamba-9b": BAMBA_9B, "falcon-h1-7b": FALCON_H1_7B}
 
 # What transformers does in torch where it lacks a package, by the package that would do it otherwise.
 SCAN = ("mamba2_chunk_scan", "mamba2_selective_state_update")
@@ -38,18 +52,24 @@ def draw(name: str, tensor: Tensor) -> None:
         tensor.normal_(0, 1 if leaf == "embed_tokens" else tensor.shape[1] ** -0.5)
 
 
-def shape(layers: int) -> dict[str, Any]:
-    attention = [i for i in BAMBA_9B["attn_layer_indices"] if i < layers]
-    return BAMBA_9B | {"num_hidden_layers": layers, "attn_layer_indices": attention}
+def shape(model: str, layers: int | None) -> dict[str, Any]:
+    """The configuration of one of ``SHAPES``, of fewer layers if ``layers`` says so."""
+    keys = dict(SHAPES[model])
+    layers = keys["num_hidden_layers"] = layers or keys["num_hidden_layers"]
+    if "attn_layer_indices" in keys:
+        keys["attn_layer_indices"] = [i for i in keys["attn_layer_indices"] if i < layers]
+    return keys
 
 
-def oracle(layers: int) -> Any:
+def oracle(keys: dict[str, Any]) -> Any:
     """transformers' model on the GPU, its scan mamba_ssm's where that can be imported."""
     peers.let_mamba_ssm_be_imported()
-    from transformers import BambaConfig, BambaForCausalLM
+    import transformers
+    from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
 
+    made = getattr(transformers, keys["architectures"][0])
     with torch.device("meta"):
-        model = BambaForCausalLM(BambaConfig(**shape(layers), pad_token_id=None)).to(torch.bfloat16)
+        model = made(made.config_class(**keys, pad_token_id=None)).to(torch.bfloat16)
     # Non-persistent buffers, such as the rotary frequencies, are not in the meta model: made again below.
     model = model.to_empty(device="cuda").eval()
     torch.manual_seed(0)
@@ -57,6 +77,9 @@ def oracle(layers: int) -> Any:
         draw(name, parameter)
     rotary = model.model.rotary_emb
     model.model.rotary_emb = type(rotary)(config=model.config).to("cuda")
+    for layer in model.model.layers:
+        if getattr(getattr(layer, "mamba", None), "mup_vector", None) is not None:
+            layer.mamba.mup_vector = compute_mup_vector(model.config).to("cuda", torch.bfloat16)
     return model
 
 
@@ -69,13 +92,15 @@ def paths() -> dict[str, Sequence[str]]:
 @contextmanager
 def in_torch(names: Sequence[str]) -> Iterator[None]:
     """transformers' functions of these names as they stand under their replacements from other packages."""
-    from transformers.models.bamba import modeling_bamba as module
+    from transformers.models.bamba import modeling_bamba
+    from transformers.models.falcon_h1 import modeling_falcon_h1
 
-    before = {name: getattr(module, name) for name in names}
-    for name, function in before.items():
+    modules = (modeling_bamba, modeling_falcon_h1)
+    before = [(module, name, getattr(module, name)) for module in modules for name in names]
+    for module, name, function in before:
         setattr(module, name, function.__wrapped__)
     try:
         yield
     finally:
-        for name, function in before.items():
+        for module, name, function in before:
             setattr(module, name, function)

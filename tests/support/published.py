@@ -54,6 +54,31 @@ _STATE_SPACES_2: dict[str, Any] = _STATE_SPACES | {
     "pad_vocab_size_multiple": 16, "tie_embeddings": True,
 }  # fmt: skip
 
+# As the tests of NVIDIA-NeMo/Megatron-Bridge for its falcon_h1 have it of Falcon-H1-0.5B. Of the larger models the
+# sizes were found (transformers' docs, model_doc/falcon_h1.md; widths of feed-forward networks in public
+# configurations or, of 1.5B-Deep, 3B and 34B, by the number of weights; the norm of 3B by that number, of 7B by what
+# loads Falcon-H1R-7B, of 34B by a GGUF's keys in tiiuae/llama.cpp-Falcon-H1) but not the multipliers, which change no
+# shape.
+_FALCON_H1: dict[str, Any] = {
+    "architectures": ["FalconH1ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "attention_in_multiplier": 1.0, "attention_out_multiplier": 0.9375, "attn_layer_indices": None,
+    "embedding_multiplier": 5.656854249492381, "head_dim": 64, "hidden_act": "silu", "hidden_size": 1024,
+    "initializer_range": 0.02, "intermediate_size": 2048, "key_multiplier": 0.39062499999999994,
+    "lm_head_multiplier": 0.0390625, "mamba_chunk_size": 128, "mamba_conv_bias": True, "mamba_d_conv": 4,
+    "mamba_d_head": 64, "mamba_d_ssm": 1536, "mamba_d_state": 128, "mamba_expand": 2, "mamba_n_groups": 1,
+    "mamba_n_heads": 24, "mamba_norm_before_gate": False, "mamba_proj_bias": False, "mamba_rms_norm": False,
+    "mamba_use_mlp": True, "max_position_embeddings": 16384, "mlp_bias": False,
+    "mlp_multipliers": [0.8838834764831844, 0.5859375], "model_type": "falcon_h1", "num_attention_heads": 8,
+    "num_hidden_layers": 36, "num_key_value_heads": 2, "projectors_bias": False, "rms_norm_eps": 1e-05,
+    "rope_scaling": None, "rope_theta": 100000000000.0, "ssm_in_multiplier": 1.25,
+    "ssm_multipliers": [0.3535533905932738, 0.25, 0.3535533905932738, 0.5, 0.3535533905932738],
+    "ssm_out_multiplier": 0.23570226039551587, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "vocab_size": 32784,
+}  # fmt: skip
+_FALCON_H1_128: dict[str, Any] = _FALCON_H1 | {
+    "head_dim": 128, "mamba_d_state": 256, "max_position_embeddings": 131072, "vocab_size": 65537,
+}  # fmt: skip
+
 PUBLISHED = {
     "ibm-granite/granite-4.0-h-micro": Published(
         "granitemoehybrid",
@@ -151,5 +176,47 @@ PUBLISHED = {
             "vocab_size": 65024,
         },
         "7.27e9",
+    ),
+    "tiiuae/Falcon-H1-0.5B-Base": Published("falcon_h1", _FALCON_H1, "5.21e8"),
+    "tiiuae/Falcon-H1-1.5B-Base": Published(
+        "falcon_h1",
+        _FALCON_H1_128 | {
+            "hidden_size": 2048, "intermediate_size": 4608, "mamba_d_ssm": 3072, "mamba_n_heads": 48,
+            "num_hidden_layers": 24,
+        },
+        "1.55e9",
+    ),
+    "tiiuae/Falcon-H1-1.5B-Deep-Base": Published(
+        "falcon_h1",
+        _FALCON_H1_128 | {
+            "hidden_size": 1280, "intermediate_size": 3072, "num_attention_heads": 6, "num_hidden_layers": 66,
+        },
+        "1.55e9",
+    ),
+    "tiiuae/Falcon-H1-3B-Base": Published(
+        "falcon_h1",
+        _FALCON_H1_128 | {
+            "hidden_size": 2560, "intermediate_size": 6144, "mamba_d_head": 128, "mamba_d_ssm": 4096,
+            "mamba_n_heads": 32, "mamba_rms_norm": True, "num_attention_heads": 10, "num_hidden_layers": 32,
+        },
+        "3.1494e9",
+    ),
+    "tiiuae/Falcon-H1-7B-Base": Published(
+        "falcon_h1",
+        _FALCON_H1_128 | {
+            "hidden_size": 3072, "intermediate_size": 12288, "mamba_d_head": 128, "mamba_d_ssm": 3072,
+            "mamba_rms_norm": True, "max_position_embeddings": 262144, "num_attention_heads": 12,
+            "num_hidden_layers": 44, "vocab_size": 130048,
+        },
+        "7.59e9",
+    ),
+    "tiiuae/Falcon-H1-34B-Base": Published(
+        "falcon_h1",
+        _FALCON_H1_128 | {
+            "hidden_size": 5120, "intermediate_size": 21504, "mamba_d_head": 128, "mamba_d_ssm": 4096,
+            "mamba_n_groups": 2, "mamba_n_heads": 32, "mamba_rms_norm": True, "max_position_embeddings": 262144,
+            "num_attention_heads": 20, "num_hidden_layers": 72, "num_key_value_heads": 4, "vocab_size": 261120,
+        },
+        "33.6e9",
     ),
 }  # fmt: skip
