@@ -48,6 +48,14 @@ class Transform:
         """Whether values stay in their rows, times the row's factor."""
         return self.column_order is None and self.column_factors is None and self.function is None
 
+    def scaled_moves(self, first_row: int, count: int) -> tuple[Transform, F32 | None]:
+        """Of a transform that ``scales_rows_at_most``: its moves of rows, and what its inverse divides rows by after
+        undoing these, (count, 1); None where it scales none.
+        """
+        moves = replace(self, row_factors=None)
+        scales = self.row_factors is not None
+        return moves, moves.invert(self._row_factors(first_row, count), first_row) if scales else None
+
     @property
     def depends_on_row(self) -> bool:
         """Whether rows are treated differently: a vector must then be given as a column."""

@@ -34,25 +34,33 @@ _FEW = 32
 
 
 class StoredMatrix:
-    """A matrix (rows, columns) in the bytes of its file, or a stack of them, whose matrices an index gives."""
+    """A matrix (rows, columns) in the bytes of its file, or a stack of them, whose matrices an index gives.
 
-    def __init__(self, raw: U8, shape: Shape, codec: BlockCodec) -> None:
-        self.raw, self.shape, self.codec = raw, shape, codec
+    ``divisors`` (rows, 1), of a matrix: the file holds its rows times these.
+    """
+
+    def __init__(self, raw: U8, shape: Shape, codec: BlockCodec, divisors: F32 | None = None) -> None:
+        self.raw, self.shape, self.codec, self.divisors = raw, shape, codec, divisors
 
     def __getitem__(self, index: int) -> StoredMatrix:
         rows = self.shape[-2]
-        return StoredMatrix(self.raw[index * rows : (index + 1) * rows], self.shape[1:], self.codec)
+        here = slice(index * rows, (index + 1) * rows)
+        return StoredMatrix(
+            self.raw[here], self.shape[1:], self.codec, None if self.divisors is None else self.divisors[here]
+        )
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def float32(self, start: int = 0, stop: int | None = None, out: F32 | None = None) -> F32:
         """Rows ``start`` to ``stop`` of a matrix, into ``out`` if given."""
-        return decode(self.codec, self.raw[start:stop], out)
+        found = decode(self.codec, self.raw[start:stop], out)
+        return found if self.divisors is None else np.divide(found, self.divisors[start:stop], out=found)
 
     def chosen(self, rows: Tensor) -> F32:
         """These rows of a matrix."""
-        return decode(self.codec, self.raw[rows.numpy()])
+        found = decode(self.codec, self.raw[rows.numpy()])
+        return found if self.divisors is None else found / self.divisors[rows.numpy()]
 
     def product(self, x: Tensor) -> Tensor | None:
         """x (…, columns) times a matrix transposed, where it has code to do so as it is dequantized."""
@@ -60,7 +68,9 @@ class StoredMatrix:
         if kernels is None or x.dtype != torch.float32 or not 0 < x.numel() <= _FEW * x.shape[-1]:
             return None
         flat = x.detach().reshape(-1, x.shape[-1]).contiguous().numpy()
-        return torch.from_numpy(kernels.product(self.raw, flat)).view(*x.shape[:-1], self.shape[-2])
+        y = kernels.product(self.raw, flat)
+        y = y if self.divisors is None else y / self.divisors[:, 0]
+        return torch.from_numpy(y).view(*x.shape[:-1], self.shape[-2])
 
 
 def held(weights: LazyWeights, config: Config, dtype: torch.dtype) -> dict[str, Any]:
@@ -77,7 +87,10 @@ def held(weights: LazyWeights, config: Config, dtype: torch.dtype) -> dict[str, 
             return to_tensor(weights[name], stored_dtype(name, dtype), torch.device("cpu"))
         tensor, rule, moved = weights.stored(name)
         raw, _ = weights.raw(name, 0, shapes[name][0], Timings())
-        return StoredMatrix(rule.transform.invert(raw, 0) if moved else raw, shapes[name], tensor.format)
+        if not moved:
+            return StoredMatrix(raw, shapes[name], tensor.format)
+        moves, divisors = rule.transform.scaled_moves(0, tensor.rows)
+        return StoredMatrix(moves.invert(raw, 0), shapes[name], tensor.format, divisors)
 
     # Copying bytes from the page cache keeps a core busy.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -88,7 +101,7 @@ def held_bytes(weights: LazyWeights, name: str, dtype: torch.dtype) -> int | Non
     """The bytes of a matrix as it is stored, if it can be held so and is smaller than in ``dtype``."""
     tensor, rule, moved = weights.stored(name)
     n_bytes = tensor.rows * tensor.row_bytes
-    plain = len(rule.shape) == 1 or name.endswith(WIDE) or (moved and not rule.transform.moves_rows_only)
+    plain = len(rule.shape) == 1 or name.endswith(WIDE) or (moved and not rule.transform.scales_rows_at_most)
     return None if plain or n_bytes >= tensor.elements * dtype.itemsize else n_bytes
 
 

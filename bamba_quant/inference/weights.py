@@ -16,6 +16,7 @@ from bamba_quant.checkpoint import PackedTensor, RawReader, StoredTensor, packed
 from bamba_quant.codecs.arrays import U8
 from bamba_quant.codecs.decoding import decode
 from bamba_quant.families import TensorRule
+from bamba_quant.inference.device_rows import decoded_rows
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +156,7 @@ class DeviceWeights(Mapping[str, Any]):
     """``LazyWeights`` read on a GPU: blocks and codes go there as they are stored, and weights of ``dtype`` come out;
     tensors stored plainly keep their own.
 
-    Vectors, and tensors with transforms that change values, are read on the CPU, to the same values. With ``ahead``
+    Vectors, and what is more than moved or scaled by rows, are read on the CPU, to the same values. With ``ahead``
     bytes come from that prefetcher, and those of one layer, or of one tensor outside the layers, stay on the device
     until another is read, so that a layer is read once for all its readers.
     """
@@ -178,11 +179,6 @@ class DeviceWeights(Mapping[str, Any]):
 
     def rows(self, name: str, start: int = 0, stop: int | None = None, timings: Timings | None = None) -> Any:
         """``LazyWeights.rows``, as a tensor on the device where that reads it."""
-
-        import torch
-
-        from bamba_quant.codecs.gpu.decoding import decode
-
         timings = timings or Timings()
         tensor, rule, moved = self._weights.stored(name)
         stop = rule.shape[0] if stop is None else stop
@@ -196,12 +192,14 @@ class DeviceWeights(Mapping[str, Any]):
                 return decode_packed(tensor, whole[start:stop], self._dtype)
         raw, first = self._raw(name, whole, start, stop, timings)
         with timings.spent("decoding"):
-            if moved:
-                raw = rule.transform.invert(raw, first * (tensor.rows // rule.shape[0]))
-            plain, packed = tensor.format.dtype, packed_like(tensor)
-            dtype = self._dtype if plain is None else getattr(torch, plain.name)
-            # Only a stack of packed matrices is read as their rows.
-            values = decode_packed(packed, raw, dtype) if packed else decode(tensor.format, raw, dtype)
+            at, transform = first * (tensor.rows // rule.shape[0]), rule.transform if moved else None
+            # Only a stack of packed matrices is read as their rows, and nothing moves them.
+            packed = packed_like(tensor)
+            values = (
+                decode_packed(packed, raw, self._dtype)
+                if packed
+                else decoded_rows(tensor.format, raw, transform, at, self._dtype)
+            )
             return values.view(-1, *rule.shape[1:])[start - first : stop - first]
 
     def info(self, name: str) -> WeightInfo:
@@ -218,7 +216,7 @@ class DeviceWeights(Mapping[str, Any]):
     def on_device(self, name: str) -> bool:
         """Whether the device decodes this tensor."""
         _, rule, moved = self._weights.stored(name)
-        return len(rule.shape) > 1 and (not moved or rule.transform.moves_rows_only)
+        return len(rule.shape) > 1 and (not moved or rule.transform.scales_rows_at_most)
 
     def _prefetched_tensor(self, name: str) -> tuple[StoredTensor, bool]:
         """The stored tensor to prefetch, and whether only into the page cache: codes that are not in row order are

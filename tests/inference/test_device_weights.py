@@ -18,12 +18,16 @@ from bamba_quant.inference.weights import DeviceWeights, weights_on
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import write_plan
 from tests.support.conversion import to_gguf
-from tests.support.families import save, wide_case
+from tests.support.families import FAMILIES, save, wide_case
 
 
-@pytest.mark.parametrize("recipe", ["f16", "q4_k_m"])
+@pytest.mark.parametrize("recipe", ["f16", "q4_k_m", "q8_0"])
 def test_of_a_file(recipe: str, tmp_path: Path) -> None:
-    loaded = load_model(to_gguf(embedded_model(), tmp_path / "model.gguf", recipe))
+    """The last one of Falcon-H1, whose rows are scaled."""
+    falcon = FAMILIES["falcon_h1"]
+    model = falcon.random(**{**falcon.small.multiples_of_128, **falcon.small.reference_cases["falcon h1"]})
+    source = save(model, tmp_path / "m") if recipe == "q8_0" else embedded_model()
+    loaded = load_model(to_gguf(source, tmp_path / "model.gguf", recipe, vocab=recipe != "q8_0"))
     found = DeviceWeights(loaded.weights, DEVICE, torch.float32)
     assert list(found) == list(loaded.weights)
     assert len(found) == len(loaded.weights)

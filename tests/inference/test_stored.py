@@ -66,6 +66,9 @@ MODELS: dict[str, Callable[[Path], Path]] = {
         vocab=False,
     ),
     "mamba": lambda place: save(random_case("mamba"), place / "m", "float16"),
+    "rows that are scaled": lambda place: to_gguf(
+        save(wide_case("falcon_h1"), place / "m"), place / "m.gguf", "q4_0", vocab=False
+    ),
 }
 
 
