@@ -95,7 +95,9 @@ def test_family(tmp_path: Path) -> None:
     """
     package = package_with(TOYS / "family" / "falcon_h1", "families", tmp_path)
     tests = ("tests/families", "tests/test_families.py", "tests/reference/test_against_transformers.py")
-    found = passed(package, "(falcon_h1 or (falcon and h1)) and not any_value and not rounding", *tests)
+    # The built-in family's own tests, of its multipliers, are in test_falcon_h1.
+    selected = "(falcon_h1 or (falcon and h1)) and not any_value and not rounding and not test_falcon_h1"
+    found = passed(package, selected, *tests)
     assert found >= {
         "test_table_has_the_references_tensors",
         "test_table_covers_what_transformers_writes",
