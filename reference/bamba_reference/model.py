@@ -3,8 +3,7 @@
 From top to bottom: the five blocks (Mamba-2, Mamba, attention, MLP, mixture of experts), then the forward pass. It puts
 them together as transformers' ``modeling_bamba.py``, ``modeling_granitemoehybrid.py``, ``modeling_jamba.py``,
 ``modeling_falcon_h1.py``, ``modeling_mamba2.py``, ``modeling_mamba.py`` and ``modeling_falcon_mamba.py`` do. The
-elementary operations and the
-recurrences are in ``numpy_ops``.
+elementary operations and the recurrences are in ``numpy_ops``.
 
 Shapes: L tokens, d hidden size, V vocabulary; each block names its own. All arrays have one dtype, float32 or float64.
 A block is a function of the configuration, the layer's tensors by their names (``tensors``), the normed hidden states
