@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-# Mamba-2's state-space block, Mamba's selective scan, causal attention, SwiGLU, and a mixture of SwiGLU experts.
+# Mamba-2's state-space block, Mamba's selective scan, causal attention, a feed-forward network, a mixture of experts.
 Block = Literal["mamba2", "mamba1", "attention", "mlp", "moe"]
 
 
@@ -18,7 +18,7 @@ class Layer(NamedTuple):
     of its own; empty where a layer has one step only. Bamba has ``(("mamba2",), ("mlp",))`` and
     ``(("attention",), ("mlp",))``, Granite with experts ``(("mamba2",), ("moe", "mlp"))``, Mamba
     ``(("mamba1",), ())``; Falcon-H1's layers are ``(("mamba2", "attention"), ("mlp",))`` and Nemotron-H's
-    ``(("mamba2",), ())``, ``(("attention",), ())`` or ``(("mlp",), ())``.
+    ``(("mamba2",), ())``, ``(("attention",), ())``, ``(("mlp",), ())`` or ``(("moe", "mlp"), ())``.
     """
 
     blocks: tuple[Block, ...]
@@ -56,8 +56,8 @@ class Config:
 
     ``intermediate_size`` is the width of
     ``mlp``; ``moe`` uses ``num_experts_per_tok`` of ``num_local_experts`` experts, each ``expert_intermediate_size``
-    wide. The weights of a token's experts are the softmax over all experts, scaled to add up to 1 if
-    ``norm_topk_prob``.
+    wide. ``hidden_act`` of both is "silu" (SwiGLU) or "relu2" (ReLU² without a gate). The router is described in
+    ``routing``; ``moe_latent_size`` is the width that experts read and write, 0 for ``hidden_size``.
 
     Without ``mamba_rms_norm`` Mamba-2's output is gated and not normalized. ``projectors_bias`` says whether its
     out_proj has a bias; None means as in_proj, whose is ``mamba_proj_bias``.
@@ -106,7 +106,12 @@ class Config:
     num_local_experts: int = 0
     num_experts_per_tok: int = 0
     expert_intermediate_size: int = 0
+    expert_scores: Literal["softmax", "sigmoid"] = "softmax"
     norm_topk_prob: bool = True
+    expert_weights_scale: float = 1.0
+    expert_groups: int = 1
+    used_expert_groups: int = 1
+    moe_latent_size: int = 0
     # Granite's multipliers
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
@@ -153,6 +158,11 @@ class Config:
     def attention_scale(self) -> float:
         """The factor of attention scores before the softmax."""
         return self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether feed-forward networks and experts have a gate."""
+        return self.hidden_act == "silu"
 
     @property
     def mamba_d_inner(self) -> int:

@@ -2,8 +2,9 @@
 
 From top to bottom: the five blocks (Mamba-2, Mamba, attention, MLP, mixture of experts), then the forward pass. It puts
 them together as transformers' ``modeling_bamba.py``, ``modeling_granitemoehybrid.py``, ``modeling_jamba.py``,
-``modeling_falcon_h1.py``, ``modeling_mamba2.py``, ``modeling_mamba.py`` and ``modeling_falcon_mamba.py`` do. The
-elementary operations and the recurrences are in ``numpy_ops``.
+``modeling_falcon_h1.py``, ``modeling_nemotron_h.py``, ``modeling_mamba2.py``, ``modeling_mamba.py`` and
+``modeling_falcon_mamba.py`` do. The elementary operations and the recurrences are in ``numpy_ops``, the choice of
+experts in ``routing``.
 
 Shapes: L tokens, d hidden size, V vocabulary; each block names its own. All arrays have one dtype, float32 or float64.
 A block is a function of the configuration, the layer's tensors by their names (``tensors``), the normed hidden states
@@ -24,6 +25,7 @@ from bamba_reference import chunked_scan, tensors
 from bamba_reference.config import Block, Config
 from bamba_reference.numpy_ops import (
     Array,
+    activated,
     linear,
     mamba1_scan,
     mamba2_scan,
@@ -34,6 +36,7 @@ from bamba_reference.numpy_ops import (
     softplus,
 )
 from bamba_reference.packing import Bools, InputError, Ints, check_tokens, layout
+from bamba_reference.routing import routed
 
 Weights = Mapping[str, Array]
 
@@ -94,7 +97,11 @@ def mamba2(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     dt = np.clip(softplus(dt + w["mamba.dt_bias"]), *map(u.dtype.type, config.time_step_limit))  # (L, H)
     A = -np.exp(w["mamba.A_log"])  # (H,)
     scan = (x, dt, A, B, C, h, tokens.sequence_starts)
-    y, h = mamba2_scan(*scan) if tokens.chunk is None else chunked_scan.mamba2_scan(*scan, tokens.chunk)
+    y, h = (
+        numpy_ops.mamba2_scan(*scan)
+        if tokens.chunk is None
+        else chunked_scan.mamba2_scan(*scan, tokens.chunk)
+    )
     y = y + w["mamba.D"][:, None] * x  # (L, H, P)
     # The gate comes before the norm, and each group of heads is normalized alone (norm_before_gate = False).
     y = (y.reshape(L, inner) * silu(z)).reshape(L, G, inner // G)
@@ -121,7 +128,11 @@ def mamba1(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     dt = softplus(linear(w, "mamba.dt_proj", dt))  # (L, I)
     A = -np.exp(w["mamba.A_log"])  # (I, N)
     scan = (x, dt, A, B, C, h, tokens.sequence_starts)
-    y, h = mamba1_scan(*scan) if tokens.chunk is None else chunked_scan.mamba1_scan(*scan, tokens.chunk)
+    y, h = (
+        numpy_ops.mamba1_scan(*scan)
+        if tokens.chunk is None
+        else chunked_scan.mamba1_scan(*scan, tokens.chunk)
+    )
     y = (y + w["mamba.D"] * x) * silu(z)  # (L, I)
     return linear(w, "mamba.out_proj", y), (tail, h)
 
@@ -170,30 +181,28 @@ def rotary(x: Array, positions: Ints, config: Config) -> Array:
 
 
 def mlp(config: Config, w: Weights, u: Array, state: BlockState, tokens: Tokens) -> Result:
-    """SwiGLU (Shazeer 2020, 2002.05202): down(silu(gate(u)) * up(u))."""
+    """A feed-forward network: down(activated(gate(u), up(u))), with or without a gate."""
     before, after = config.mlp_multipliers
-    gate, up = linear(w, "feed_forward.gate_proj", u), linear(w, "feed_forward.up_proj", u)  # (L, ffn)
-    return linear(w, "feed_forward.down_proj", silu(gate * before) * up) * after, None
+    gate = linear(w, "feed_forward.gate_proj", u) * before if config.has_gate else None  # (L, ffn)
+    y = linear(w, "feed_forward.down_proj", activated(gate, linear(w, "feed_forward.up_proj", u)))
+    return y * after, None
 
 
 def moe(config: Config, w: Weights, u: Array, state: BlockState, tokens: Tokens) -> Result:
-    """A mixture of SwiGLU experts (Shazeer et al. 2017, 1701.06538, section 2.1).
+    """A mixture of experts (Shazeer et al. 2017, 1701.06538, section 2.1), each of them an ``mlp`` without biases.
 
-    Each token uses the ``num_experts_per_tok`` experts of E with the largest router logits, weighted by the softmax of
-    these logits alone (transformers' ``modeling_granitemoehybrid.py``) or of all logits (``modeling_jamba.py``).
+    Each token uses ``num_experts_per_tok`` of E experts: ``routing`` says which, and with which weights. Latent
+    experts read and write a projection of the hidden states (transformers' ``modeling_nemotron_h.py``).
     """
-    logits = matmul(u, w["moe.router.weight"])  # (L, E)
-    chosen = np.argsort(-logits, axis=-1, kind="stable")[:, : config.num_experts_per_tok]  # (L, k)
-    scores = logits if config.norm_topk_prob else softmax(logits)  # (L, E)
-    weights = np.take_along_axis(scores, chosen, axis=-1)  # (L, k)
-    weights = softmax(weights) if config.norm_topk_prob else weights
-    y = np.zeros_like(u)
+    chosen, weights = routed(config, w, matmul(u, w["moe.router.weight"]))  # (L, k), (L, k)
+    x = matmul(u, w["moe.latent_down.weight"]) if config.moe_latent_size else u  # (L, d or R)
+    y = np.zeros_like(x)
     for e in np.unique(chosen):
         token, rank = np.nonzero(chosen == e)  # (n,), (n,)
-        x = u[token]  # (n, d)
-        gate, up = matmul(x, w["moe.gate_proj.weight"][e]), matmul(x, w["moe.up_proj.weight"][e])
-        y[token] += weights[token, rank, None] * matmul(silu(gate) * up, w["moe.down_proj.weight"][e])
-    return y, None
+        gate = matmul(x[token], w["moe.gate_proj.weight"][e]) if config.has_gate else None
+        hidden = activated(gate, matmul(x[token], w["moe.up_proj.weight"][e]))  # (n, I)
+        y[token] += weights[token, rank, None] * matmul(hidden, w["moe.down_proj.weight"][e])
+    return matmul(y, w["moe.latent_up.weight"]) if config.moe_latent_size else y, None
 
 
 BLOCKS: dict[Block, Callable[[Config, Weights, Array, BlockState, Tokens], Result]] = {

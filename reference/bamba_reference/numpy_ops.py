@@ -26,6 +26,17 @@ def silu(x: Array) -> Array:
     return y
 
 
+def sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):  # exp(-x) may be infinite; the quotient is then rightly zero
+        y: Array = 1 / (1 + np.exp(-x))
+    return y
+
+
+def activated(gate: Array | None, up: Array) -> Array:
+    """SwiGLU, silu(gate) * up (Shazeer 2020, 2002.05202); without a gate ReLU², relu(up)² (So et al. 2021, 2109.08668)."""
+    return np.square(np.maximum(up, 0)) if gate is None else silu(gate) * up
+
+
 def softplus(x: Array) -> Array:
     y: Array = np.logaddexp(x, x.dtype.type(0))
     return y

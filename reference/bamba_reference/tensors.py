@@ -4,7 +4,9 @@ All families share one set of names: Bamba's in transformers (``BambaForCausalLM
 ``model.final_layernorm.weight`` for every final norm, ``model.layers.{i}.mamba.*`` for every state-space layer. A
 tied model has no ``lm_head.weight``. Names of the reference's own, E experts of width I:
 ``moe.router.weight`` (E, d), ``moe.gate_proj.weight`` and ``moe.up_proj.weight`` (E, I, d),
-``moe.down_proj.weight`` (E, d, I), beside which ``feed_forward.*`` is the network that Granite calls shared.
+``moe.down_proj.weight`` (E, d, I), beside which ``feed_forward.*`` is the network that Granite calls shared. A sigmoid
+router has ``moe.router.correction`` (E,). Latent experts have d = R inside ``moe.latent_down.weight`` (R, d) and
+``moe.latent_up.weight`` (d, R). Without a gate there is no ``gate_proj``.
 Mamba's ``in_proj`` has the rows x, z; Mamba-2's z, x, B, C, dt.
 """
 
@@ -37,6 +39,7 @@ WIDE = (
     "mamba.D",
     "mamba.norm.weight",
     "moe.router.weight",
+    "moe.router.correction",
 )
 
 
@@ -92,21 +95,26 @@ def _attention(c: Config) -> Shapes:
 
 
 def _mlp(c: Config) -> Shapes:
+    gate = _linear("feed_forward.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias)
     return {
-        **_linear("feed_forward.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias),
+        **(gate if c.has_gate else {}),
         **_linear("feed_forward.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias),
         **_linear("feed_forward.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias),
     }
 
 
 def _moe(c: Config) -> Shapes:
-    d, E, inner = c.hidden_size, c.num_local_experts, c.expert_intermediate_size
-    return {
-        "moe.router.weight": (E, d),
-        "moe.gate_proj.weight": (E, inner, d),
+    E, inner, R = c.num_local_experts, c.expert_intermediate_size, c.moe_latent_size
+    d = R or c.hidden_size
+    shapes: Shapes = {
+        "moe.router.weight": (E, c.hidden_size),
+        **({"moe.router.correction": (E,)} if c.expert_scores == "sigmoid" else {}),
+        **({"moe.latent_down.weight": (R, c.hidden_size)} if R else {}),
+        **({"moe.gate_proj.weight": (E, inner, d)} if c.has_gate else {}),
         "moe.up_proj.weight": (E, inner, d),
         "moe.down_proj.weight": (E, d, inner),
     }
+    return shapes | ({"moe.latent_up.weight": (c.hidden_size, R)} if R else {})
 
 
 _BLOCKS: dict[Block, Callable[[Config], Shapes]] = {

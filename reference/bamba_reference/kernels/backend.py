@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bamba_reference.kernels import attention, convolution, elementwise, matmul, norms, scan
+from bamba_reference.kernels import attention, convolution, elementwise, experts, matmul, norms, scan
 from bamba_reference.kernels.decode import Decoder
 from bamba_reference.kernels.selective_scan import selective_scan
 from bamba_reference.torch.backend import TORCH
@@ -27,4 +27,6 @@ TRITON = replace(
     decoder=Decoder,
     arrange=matmul.arrange,
     selective_scan=selective_scan,
+    relu2=elementwise.relu2,
+    experts=experts.experts,
 )

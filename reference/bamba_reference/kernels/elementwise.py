@@ -1,4 +1,4 @@
-"""Rotary embedding and SwiGLU in Triton, each one pass, computed in float32 and rounded once."""
+"""Rotary embedding, SwiGLU and ReLU² in Triton, each one pass, computed in float32 and rounded once."""
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -49,6 +49,22 @@ def swiglu(gate: Tensor, up: Tensor, multiplier: float = 1.0) -> Tensor:
         gate, up, out, multiplier, F, gate.stride(0), up.stride(0), COLUMNS=_COLUMNS, num_warps=8
     )
     return out.view(shape)
+
+
+def relu2(x: Tensor) -> Tensor:
+    """``torch.ops.relu2``: relu(x)², (…, F), rounded once to its dtype."""
+    check(x)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _relu2[(-(-x.numel() // _COLUMNS),)](x, out, x.numel(), COLUMNS=_COLUMNS, num_warps=8)
+    return out
+
+
+@triton.jit
+def _relu2(x: tl.tensor, out: tl.tensor, count: tl.tensor, COLUMNS: tl.constexpr) -> None:
+    i = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    v = tl.maximum(tl.load(x + i, mask=i < count, other=0).to(tl.float32), 0)
+    tl.store(out + i, (v * v).to(out.dtype.element_ty), mask=i < count)
 
 
 @triton.jit

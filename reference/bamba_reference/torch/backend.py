@@ -32,9 +32,10 @@ class Backend:
     The last entries fuse operations; where one is None, ``torch.forward`` composes it from the others.
     ``add_norm(x, delta, weight, eps)`` returns x + delta and its rms_norm; ``add_linear(x, y, weight, bias, name,
     multiplier)`` returns x + linear(y, …) * multiplier and may overwrite x; ``gate_up(x, gate, up, multiplier)``, gate
-    and up each (weight, bias, name), returns swiglu of the two products. ``next_tail(tail, xBC)`` returns the inputs of
-    a convolution that the next call needs. ``decoder(model, state, room)`` continues from a state as
-    ``kernels.decode.Decoder`` does.
+    and up each (weight, bias, name), returns swiglu of the two products. ``experts(x, chosen, weights, gate, up, down)``
+    returns the weighted sum of each token's experts, wide: x (T, d), chosen and weights (T, k), stacks of matrices of
+    which ``gate`` may be None. ``next_tail(tail, xBC)`` returns the inputs of a convolution that the next call needs.
+    ``decoder(model, state, room)`` continues from a state as ``kernels.decode.Decoder`` does.
     ``arrange(weights)`` puts a model's weights into the memory order that the products read. ``parallel`` says whether
     its functions may run in several threads at a time.
     """
@@ -52,17 +53,19 @@ class Backend:
     add_norm: Callable[..., Any] | None = None
     add_linear: Callable[..., Any] | None = None
     gate_up: Callable[..., Any] | None = None
+    experts: Callable[..., Any] | None = None
     next_tail: Callable[..., Any] = torch_ops.next_tail
     decoder: Callable[..., Any] | None = None
     arrange: Callable[..., Any] = dict
     selective_scan: Callable[..., Any] = selective_scan
     embedding: Callable[..., Any] = F.embedding
     column_sums: Callable[..., Any] = torch_ops.column_sums
+    relu2: Callable[..., Any] = torch_ops.relu2
     parallel: bool = True
 
     def with_linear(self, linear: Callable[..., Any], **others: Any) -> Backend:
         """The same with ``linear`` for every product in a layer, and ``others`` replacing other fields."""
-        return replace(self, linear=linear, add_linear=None, gate_up=None, **others)
+        return replace(self, linear=linear, add_linear=None, gate_up=None, experts=None, **others)
 
 
 TORCH = Backend(

@@ -188,13 +188,15 @@ def attention(
 
 
 def mlp(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: None) -> Tensor:
-    return scaled(w.linear("feed_forward.down_proj", gated(model, w, u)), model.config.mlp_multipliers[1])
+    return scaled(w.linear("feed_forward.down_proj", activated(model, w, u)), model.config.mlp_multipliers[1])
 
 
-def gated(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
-    """The input of the down projection, silu(gate(u)) * up(u): (B, L, ffn)."""
+def activated(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
+    """The input of the down projection, silu(gate(u)) * up(u) or without a gate relu(up(u))²: (B, L, ffn)."""
     ops, multiplier = model.backend, model.config.mlp_multipliers[0]
     gate, up = "feed_forward.gate_proj", "feed_forward.up_proj"
+    if not model.config.has_gate:
+        return ops.relu2(w.linear(up, u))
     if ops.gate_up is None:
         return ops.swiglu(w.linear(gate, u), w.linear(up, u), multiplier)
     return ops.gate_up(u, w.matrix(gate), w.matrix(up), multiplier)
@@ -203,16 +205,51 @@ def gated(model: Model, w: LayerWeights, u: Tensor) -> Tensor:
 def moe(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: None) -> Tensor:
     """The weighted sum of each token's experts, wide.
 
-    The router's product is wide too: a logit rounded to bfloat16 chooses other experts. ``linear`` receives the
-    matrix of expert e under the stacked tensor's name and ``[e]``.
+    The router's product is wide too: a logit rounded to bfloat16 chooses other experts.
     """
-    ops, x = model.backend, u.flatten(0, -2)  # (T, d)
-    logits = w.linear("moe.router", x.to(wide(x.dtype)))  # (T, E)
-    largest, chosen = logits.topk(model.config.num_experts_per_tok, dim=-1)  # (T, k), (T, k)
-    weights = (
-        largest.softmax(dim=-1) if model.config.norm_topk_prob else logits.softmax(dim=-1).gather(-1, chosen)
-    )  # (T, k)
-    y = torch.zeros_like(x, dtype=logits.dtype)
+    config, ops, x = model.config, model.backend, u.flatten(0, -2)  # (T, d)
+    chosen, weights = routed(config, w, w.linear("moe.router", x.to(wide(x.dtype))))  # (T, k), (T, k)
+    if config.moe_latent_size:
+        x = w.linear("moe.latent_down", x)  # (T, R)
+    if ops.experts is None:
+        y = _experts(model, w, x, chosen, weights)  # (T, d or R), wide
+    else:
+        gate, up, down = (w.get(f"moe.{name}_proj.weight") for name in ("gate", "up", "down"))
+        y = ops.experts(x, chosen, weights, gate, up, down)
+    if config.moe_latent_size:
+        y = w.linear("moe.latent_up", y.to(x.dtype))
+    return y.view(*u.shape[:-1], -1)
+
+
+def routed(config: Config, w: LayerWeights, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """``routing.routed``: experts and weights, (T, k) each, of the router's logits (T, E)."""
+    k = config.num_experts_per_tok
+    if config.expert_scores == "softmax":
+        largest, chosen = logits.topk(k, dim=-1)
+        if config.norm_topk_prob:
+            return chosen, largest.softmax(dim=-1)
+        return chosen, logits.softmax(dim=-1).gather(-1, chosen)
+    scores = logits.sigmoid()
+    ranks = scores + w["moe.router.correction"]
+    if config.expert_groups > 1:
+        groups = ranks.unflatten(-1, (config.expert_groups, -1))  # (T, G, E/G)
+        used = groups.topk(2, dim=-1).values.sum(-1).topk(config.used_expert_groups, dim=-1).indices
+        unused = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, used, False)  # (T, G)
+        ranks = groups.masked_fill(unused[..., None], -torch.inf).flatten(-2)
+    chosen = ranks.topk(k, dim=-1).indices
+    weights = scores.gather(-1, chosen)
+    if config.norm_topk_prob:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return chosen, weights * config.expert_weights_scale
+
+
+def _experts(model: Model, w: LayerWeights, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """``Backend.experts`` expert by expert, where each product is seen.
+
+    ``linear`` receives the matrix of expert e under the stacked tensor's name and ``[e]``.
+    """
+    ops = model.backend
+    y = torch.zeros_like(x, dtype=weights.dtype)
     for e in chosen.unique().tolist():
         token, rank = (chosen == e).nonzero(as_tuple=True)  # (n,), (n,)
 
@@ -220,9 +257,11 @@ def moe(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: Non
             return ops.linear(x, w[f"moe.{name}.weight"][e], None, f"{w.prefix}moe.{name}.weight[{e}]")
 
         some = x[token]  # (n, d)
-        out = linear("down_proj", ops.swiglu(linear("gate_proj", some), linear("up_proj", some)))
+        up = linear("up_proj", some)
+        hidden = ops.swiglu(linear("gate_proj", some), up) if model.config.has_gate else ops.relu2(up)
+        out = linear("down_proj", hidden)
         y.index_add_(0, token, out.to(y.dtype) * weights[token, rank, None])
-    return y.view(*u.shape[:-1], -1)
+    return y
 
 
 BLOCKS: dict[Block, Callable[[Model, LayerWeights, Tensor, BatchTokens, Any], Tensor]] = {

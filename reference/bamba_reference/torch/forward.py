@@ -35,7 +35,7 @@ from bamba_reference.tensors import (
     tensor_shapes,
 )
 from bamba_reference.torch.backend import TORCH, Backend
-from bamba_reference.torch.blocks import BLOCKS, BatchTokens, LayerWeights, Model, gated
+from bamba_reference.torch.blocks import BLOCKS, BatchTokens, LayerWeights, Model, activated
 from bamba_reference.torch.ops import wide
 from bamba_reference.torch.state import LayerState, State
 
@@ -248,7 +248,7 @@ def layer(
         u = norm(NORMS[1])
     if plain and ops.add_linear is not None and steps.feed_forward == ("mlp",):
         down = w.matrix("feed_forward.down_proj")
-        return ops.add_linear(x, gated(model, w, u), *down, config.mlp_multipliers[1])
+        return ops.add_linear(x, activated(model, w, u), *down, config.mlp_multipliers[1])
     return torch.add(x, sum_of(steps.feed_forward, u), alpha=added)
 
 

@@ -155,6 +155,11 @@ def scaled(x: Tensor, multiplier: float) -> Tensor:
     return x if multiplier == 1 else x * multiplier
 
 
+def relu2(x: Tensor) -> Tensor:
+    """relu(x)², elementwise in its dtype."""
+    return x.relu().square()
+
+
 def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
     """Logits (…, V), wide, of x (…, d) by weight (V, d): a block of the vocabulary at a time.
 

@@ -109,6 +109,7 @@ def test_what_is_broadcast_is_not_read_beyond_its_end() -> None:
     normal = draw(0, CPU)
     x, row = normal(20, 60), normal(60)
     assert torch.equal(NUMBA.swiglu(x, row), TORCH.swiglu(x, row))
+    assert torch.equal(NUMBA.relu2(x[:, 7:40]), TORCH.relu2(x[:, 7:40]))
     assert torch.equal(NUMBA.rms_norm(x, row[:1], EPS), TORCH.rms_norm(x, row[:1], EPS))
     assert torch.equal(norms.add_norm(x, row, row, EPS)[0], x + row)
 

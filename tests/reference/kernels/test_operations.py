@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamba_reference.kernels import attention, convolution, elementwise, launch, matmul, norms, scan
+from bamba_reference.kernels import attention, convolution, elementwise, experts, launch, matmul, norms, scan
 from bamba_reference.torch import ops as torch_ops
 from bamba_reference.torch import scan as torch_scan
 from bamba_reference.torch.backend import BackendError
@@ -176,6 +177,29 @@ def test_rotary_and_swiglu(dtype: torch.dtype, E: int, half: int, rows: int) -> 
     gate, up = normal(2, 5, 70, dtype=dtype).split([30, 40], dim=-1)
     truth = torch_ops.swiglu(gate.double(), up[..., :30].double())
     assert_rounded_once(elementwise.swiglu(gate, up[..., :30]), truth, dtype)
+    assert_rounded_once(elementwise.relu2(up), torch_ops.relu2(up.double()), dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize("gated", [False, True])
+def test_experts(dtype: torch.dtype, gated: bool) -> None:
+    """Of 70 pairs most go to expert 2, in two tiles, and none to expert 4."""
+    normal, (T, k, E, inner, d) = draw(3), (35, 2, 5, 40, 70)
+    x, weights = normal(T, d, dtype=dtype), normal(T, k).abs()
+    up, gate, down = (
+        normal(*shape, dtype=dtype) / 8 for shape in ((E, inner, d), (E, inner, d), (E, d, inner))
+    )
+    chosen = torch.tensor([[2, t % 2 * 3 if t > 3 else 1] for t in range(T)], device=DEVICE)
+    truth = torch.zeros(T, d, dtype=torch.float64, device=DEVICE)
+    for t, r in itertools.product(range(T), range(k)):
+        v, (first, second, last) = x[t].double(), (m[chosen[t, r]].double() for m in (gate, up, down))
+        hidden = torch_ops.swiglu(first @ v, second @ v) if gated else torch_ops.relu2(second @ v)
+        truth[t] += weights[t, r].double() * (last @ hidden)
+    found = experts.experts(
+        x, chosen, weights, gate if gated else None, up, down, experts.ExpertTuning(rows=32)
+    )
+    assert found.dtype == torch.float32
+    assert relative_error(found.cpu(), truth.cpu()) <= (EXACT if dtype == torch.float32 else 2**-8)
 
 
 @every_dtype

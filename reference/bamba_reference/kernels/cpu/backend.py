@@ -26,4 +26,5 @@ NUMBA = replace(
     head=matmul.head,
     add_norm=norms.add_norm,
     column_sums=elementwise.column_sums,
+    relu2=elementwise.relu2,
 )

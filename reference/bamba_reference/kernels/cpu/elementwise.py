@@ -1,4 +1,4 @@
-"""SwiGLU, the rotary embedding and sums over tokens, each in one pass."""
+"""SwiGLU, ReLU², the rotary embedding and sums over tokens, each in one pass."""
 
 from __future__ import annotations
 
@@ -50,6 +50,29 @@ def _swiglu(
         y = out[r * n : (r + 1) * n]
         for i in range(n):
             y[i] = silu(g[i] * multiplier) * u[i]
+
+
+def relu2(x: Tensor) -> Tensor:
+    """``torch.ops.relu2``: relu(x)², (…, F)."""
+    if not supported(x):
+        return torch_ops.relu2(x)
+    rows = rows_apart(x)
+    out = empty(*x.shape)
+    share(
+        _relu2,
+        memory(rows), rows.stride(0), memory(out), rows.shape[1],
+        count=len(rows), least=LEAST_ROWS,
+    )  # fmt: skip
+    return out
+
+
+@compiled(FLOATS, SIZE, FLOATS, SIZE, SIZE, SIZE)
+def _relu2(x: Floats, step: int, out: Floats, n: int, start: int, stop: int) -> None:
+    for r in range(start, stop):
+        v, y = x[r * step : r * step + n], out[r * n : (r + 1) * n]
+        for i in range(n):
+            positive = max(v[i], np.float32(0))
+            y[i] = positive * positive
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
