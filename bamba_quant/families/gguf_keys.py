@@ -118,6 +118,19 @@ class Reader:
         """The number of layers, each of which has a tensor."""
         return self.count("block_count", most=min(MOST_LAYERS, len(self._tensors) or MOST_LAYERS))
 
+    def per_layer(self, key: str, *, most: int | None = None) -> list[int]:
+        """The integers of all layers under ``key``: an array, or one integer for all. Raises as ``count`` does."""
+        name, blocks, most = self.key(key), self.blocks(), self._largest if most is None else most
+        if self._values.is_array(name):
+            found = self._values.integers(name, most=most)
+        else:
+            one = self._values.integer(name, most=most)
+            found = None if one is None else [one] * blocks
+        found = self._required(key, found)
+        if len(found) != blocks:
+            raise self._invalid(key, found, f"an integer for each of {blocks} layers")
+        return list(found)
+
     def _required(self, key: str, found: T | None, default: T | None = None) -> T:
         found = default if found is None else found
         if found is None:
@@ -214,18 +227,8 @@ class Reader:
         self, feed_forward: tuple[Block, ...] = ("mlp",), mixer: Block = "mamba2"
     ) -> dict[str, Any]:
         """The fields of ``Config`` that attention layers have; a layer without key-value heads has ``mixer``."""
-        heads, blocks = self.count("attention.head_count"), self.blocks()
-        key = self.key("attention.head_count_kv")
-        if self._values.is_array(key):
-            kv_heads = self._values.integers(key, most=heads)
-        else:
-            one = self._values.integer(key, most=heads)
-            kv_heads = None if one is None else [one] * blocks
-        kv_heads = self._required("attention.head_count_kv", kv_heads)
-        if len(kv_heads) != blocks:
-            raise self._invalid(
-                "attention.head_count_kv", kv_heads, f"the key-value heads of each of {blocks} layers"
-            )
+        heads = self.count("attention.head_count")
+        kv_heads = self.per_layer("attention.head_count_kv", most=heads)
         for count in set(kv_heads) - {0}:
             self._quotient("attention.head_count_kv", heads, count, "attention.head_count")
         return {

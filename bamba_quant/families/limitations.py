@@ -15,8 +15,8 @@ _LLAMA_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp's src/llama-hparams.h
 Requirement = tuple[str, Any, bool, str]
 
 
-def common(config: Config) -> tuple[Requirement, ...]:
-    """What llama.cpp requires of every model."""
+def common(config: Config, hidden_act: str = "silu") -> tuple[Requirement, ...]:
+    """What llama.cpp requires of every model; its graph has this activation."""
     return (
         (
             "num_hidden_layers",
@@ -24,7 +24,7 @@ def common(config: Config) -> tuple[Requirement, ...]:
             config.num_hidden_layers <= _LLAMA_MAX_LAYERS,
             f"at most {_LLAMA_MAX_LAYERS}",
         ),
-        ("hidden_act", config.hidden_act, config.hidden_act == "silu", "silu"),
+        ("hidden_act", config.hidden_act, config.hidden_act == hidden_act, hidden_act),
     )
 
 

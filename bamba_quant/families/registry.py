@@ -35,6 +35,8 @@ class Family:
     name back. ``check_gguf`` raises ``ArchitectureError`` for what llama.cpp cannot represent, and returns notes on
     what it computes slightly differently.
 
+    ``left_out`` are beginnings of the names of tensors that no output gets.
+
     ``loaders`` describes vLLM and transformers as loaders of quantized checkpoints. ``small_models`` are the
     configurations that the tests run on.
     """
@@ -51,6 +53,7 @@ class Family:
     reads_gguf: Callable[[KeyValues], bool] = lambda values: True
     gguf_name: Callable[[Config], str] | None = None
     state_spaces_layer: str | None = None
+    left_out: tuple[str, ...] = ()
     loaders: Loaders = field(default_factory=Loaders)
 
     def __repr__(self) -> str:

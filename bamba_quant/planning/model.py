@@ -103,7 +103,18 @@ def open_model(
     rules = architecture.tensors(config) if weights != "none" else ()
     if config_only:
         checkpoint = _with_implied_tensors(checkpoint, rules, reading)
+    checkpoint = _without(checkpoint, architecture.left_out)
     return Model(checkpoint, architecture, config, match_huggingface(checkpoint, rules), config_only)
+
+
+def _without(checkpoint: Checkpoint, beginnings: tuple[str, ...]) -> Checkpoint:
+    """``checkpoint`` without the tensors whose names begin so, which a note counts."""
+    names = [name for name in checkpoint.tensors if name.startswith(beginnings)]
+    if not names:
+        return checkpoint
+    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in names}
+    note = f"{len(names)} tensors that predict further tokens are left out: {join_names(names, 2)}"
+    return replace(checkpoint, tensors=kept, notes=(*checkpoint.notes, note))
 
 
 def unused_note(checkpoint: Checkpoint) -> str:

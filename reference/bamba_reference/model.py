@@ -98,7 +98,7 @@ def mamba2(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     A = -np.exp(w["mamba.A_log"])  # (H,)
     scan = (x, dt, A, B, C, h, tokens.sequence_starts)
     y, h = (
-        numpy_ops.mamba2_scan(*scan)
+        mamba2_scan(*scan)
         if tokens.chunk is None
         else chunked_scan.mamba2_scan(*scan, tokens.chunk)
     )
@@ -129,7 +129,7 @@ def mamba1(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     A = -np.exp(w["mamba.A_log"])  # (I, N)
     scan = (x, dt, A, B, C, h, tokens.sequence_starts)
     y, h = (
-        numpy_ops.mamba1_scan(*scan)
+        mamba1_scan(*scan)
         if tokens.chunk is None
         else chunked_scan.mamba1_scan(*scan, tokens.chunk)
     )

@@ -33,7 +33,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def activated(gate: Array | None, up: Array) -> Array:
-    """SwiGLU, silu(gate) * up (Shazeer 2020, 2002.05202); without a gate ReLU², relu(up)² (So et al. 2021, 2109.08668)."""
+    """SwiGLU, silu(gate) * up (Shazeer 2020, 2002.05202); without a gate ReLU² (So et al. 2021, 2109.08668)."""
     return np.square(np.maximum(up, 0)) if gate is None else silu(gate) * up
 
 

@@ -53,6 +53,11 @@ def drawn(model: Model, seed: int) -> Model:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_draw(name, parameter.shape, generator))
+        for name, buffer in model.named_buffers():
+            if name.endswith(
+                "correction_bias"
+            ):  # as far apart as the scores of experts that tokens choose between
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
     return model.eval()
 
 
@@ -75,7 +80,7 @@ def _draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Ten
     fan_in = shape[-1]
     # Scores of deviation 6 instead of 1: attention that picks, so that a rotation gone wrong picks otherwise. A
     # router that is undecided between experts decides otherwise with the next rounding.
-    gain = {"q_proj": 2.5, "k_proj": 2.5, "router": 3.0}.get(leaf, 1.0)
+    gain = {"q_proj": 2.5, "k_proj": 2.5, "router": 3.0, "gate": 3.0}.get(leaf, 1.0)
     return gain * normal / math.sqrt(fan_in)
 
 
