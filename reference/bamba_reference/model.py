@@ -97,11 +97,7 @@ def mamba2(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     dt = np.clip(softplus(dt + w["mamba.dt_bias"]), *map(u.dtype.type, config.time_step_limit))  # (L, H)
     A = -np.exp(w["mamba.A_log"])  # (H,)
     scan = (x, dt, A, B, C, h, tokens.sequence_starts)
-    y, h = (
-        mamba2_scan(*scan)
-        if tokens.chunk is None
-        else chunked_scan.mamba2_scan(*scan, tokens.chunk)
-    )
+    y, h = mamba2_scan(*scan) if tokens.chunk is None else chunked_scan.mamba2_scan(*scan, tokens.chunk)
     y = y + w["mamba.D"][:, None] * x  # (L, H, P)
     # The gate comes before the norm, and each group of heads is normalized alone (norm_before_gate = False).
     y = (y.reshape(L, inner) * silu(z)).reshape(L, G, inner // G)
@@ -128,11 +124,7 @@ def mamba1(config: Config, w: Weights, u: Array, state: BlockState, tokens: Toke
     dt = softplus(linear(w, "mamba.dt_proj", dt))  # (L, I)
     A = -np.exp(w["mamba.A_log"])  # (I, N)
     scan = (x, dt, A, B, C, h, tokens.sequence_starts)
-    y, h = (
-        mamba1_scan(*scan)
-        if tokens.chunk is None
-        else chunked_scan.mamba1_scan(*scan, tokens.chunk)
-    )
+    y, h = mamba1_scan(*scan) if tokens.chunk is None else chunked_scan.mamba1_scan(*scan, tokens.chunk)
     y = (y + w["mamba.D"] * x) * silu(z)  # (L, I)
     return linear(w, "mamba.out_proj", y), (tail, h)
 

@@ -57,7 +57,7 @@ def drawn(model: Model, seed: int) -> Model:
             if name.endswith(
                 "correction_bias"
             ):  # as far apart as the scores of experts that tokens choose between
-                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     return model.eval()
 
 
