@@ -40,7 +40,8 @@ def test_weights_are_as_many_as_transformers_makes(model: Published) -> None:
     with torch.device("meta"):
         made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model.config))
     count = sum(prod(shape) for shape in tensor_shapes(read_config(model.config)).values())
-    assert count == sum(parameter.numel() for parameter in made.parameters())
+    corrections = (buffer for name, buffer in made.named_buffers() if name.endswith("correction_bias"))
+    assert count == sum(tensor.numel() for tensor in (*made.parameters(), *corrections))
 
 
 @pytest.mark.parametrize("model", PUBLISHED.values(), ids=PUBLISHED)

@@ -53,6 +53,23 @@ _STATE_SPACES_2: dict[str, Any] = _STATE_SPACES | {
     "d_intermediate": 0, "ssm_cfg": {"layer": "Mamba2"}, "attn_layer_idx": [], "attn_cfg": {},
     "pad_vocab_size_multiple": 16, "tie_embeddings": True,
 }  # fmt: skip
+# NVIDIA's Megatron-Bridge has the sizes (models/nemotronh/nemotron_h_provider.py), llama.cpp and vLLM read these keys.
+_NEMOTRON: dict[str, Any] = {
+    "architectures": ["NemotronHForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration_nemotron_h.NemotronHConfig",
+                 "AutoModelForCausalLM": "modeling_nemotron_h.NemotronHForCausalLM"},
+    "bos_token_id": 1, "chunk_size": 128, "conv_kernel": 4, "eos_token_id": 2, "expand": 2, "hidden_dropout": 0.0,
+    "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "mamba_head_dim": 64, "mamba_hidden_act": "silu",
+    "mamba_proj_bias": False, "mlp_bias": False, "mlp_hidden_act": "relu2", "model_type": "nemotron_h", "n_groups": 8,
+    "num_key_value_heads": 8, "num_logits_to_keep": 1, "pad_token_id": 0, "rescale_prenorm_residual": True,
+    "residual_in_fp32": False, "sliding_window": None, "tie_word_embeddings": False, "time_step_floor": 0.0001,
+    "time_step_max": 0.1, "time_step_min": 0.001, "torch_dtype": "bfloat16", "use_bias": False, "use_cache": True,
+    "use_conv_bias": True, "use_mamba_kernels": True, "vocab_size": 131072,
+}  # fmt: skip
+_NEMOTRON_8K: dict[str, Any] = _NEMOTRON | {
+    "attention_head_dim": 128, "max_position_embeddings": 8192, "rms_norm_eps": 1e-05,
+    "time_step_limit": [0.0, math.inf], "time_step_rank": 256, "transformers_version": "4.48.0.dev0",
+}  # fmt: skip
 
 # As the tests of NVIDIA-NeMo/Megatron-Bridge for its falcon_h1 have it of Falcon-H1-0.5B. Of the larger models the
 # sizes were found (transformers' docs, model_doc/falcon_h1.md; widths of feed-forward networks in public
@@ -80,6 +97,58 @@ _FALCON_H1_128: dict[str, Any] = _FALCON_H1 | {
 }  # fmt: skip
 
 PUBLISHED = {
+    "nvidia/Nemotron-H-8B-Base-8K": Published(
+        "nemotron_h",
+        _NEMOTRON_8K | {
+            "hidden_size": 4096, "intermediate_size": 21504, "mamba_num_heads": 128, "num_attention_heads": 32,
+            "hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+            "num_hidden_layers": 52, "ssm_state_size": 128,
+        },
+        "8.1e9",
+    ),
+    "nvidia/Nemotron-H-47B-Base-8K": Published(
+        "nemotron_h",
+        _NEMOTRON_8K | {
+            "hidden_size": 8192, "intermediate_size": 30720, "mamba_num_heads": 256, "num_attention_heads": 64,
+            "hybrid_override_pattern": "M-M-M-M-M-M-M-M-M*-M-M-M-M-M-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-M-M---M"
+            "M---M-M*-M-M-M-M-M-",
+            "num_hidden_layers": 98, "ssm_state_size": 256,
+        },
+        "46.8e9",
+    ),
+    "nvidia/Nemotron-H-56B-Base-8K": Published(
+        "nemotron_h",
+        _NEMOTRON_8K | {
+            "hidden_size": 8192, "intermediate_size": 32768, "mamba_num_heads": 256, "num_attention_heads": 64,
+            "hybrid_override_pattern": "M-M-M-M" + "*-M-M-M-M-M" * 10 + "-",
+            "num_hidden_layers": 118, "ssm_state_size": 256,
+        },
+        "56e9",
+    ),
+    "nvidia/NVIDIA-Nemotron-Nano-9B-v2": Published(
+        "nemotron_h",
+        _NEMOTRON | {
+            "head_dim": 128, "hidden_size": 4480, "intermediate_size": 15680, "mamba_head_dim": 80,
+            "hybrid_override_pattern": "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-",
+            "mamba_num_heads": 128, "max_position_embeddings": 131072, "num_attention_heads": 40,
+            "num_hidden_layers": 56, "rms_norm_eps": 1e-05, "ssm_state_size": 128,
+            "time_step_limit": [0.0, math.inf], "transformers_version": "4.51.3",
+        },
+        "8.89e9",
+    ),
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": Published(
+        "nemotron_h",
+        _NEMOTRON | {
+            "head_dim": 128, "hidden_size": 2688, "intermediate_size": 1856, "mamba_num_heads": 64,
+            "hybrid_override_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+            "mamba_ssm_cache_dtype": "float32", "max_position_embeddings": 262144, "moe_intermediate_size": 1856,
+            "moe_shared_expert_intermediate_size": 3712, "n_group": 1, "n_routed_experts": 128, "n_shared_experts": 1,
+            "norm_eps": 1e-05, "norm_topk_prob": True, "num_attention_heads": 32, "num_experts_per_tok": 6,
+            "num_hidden_layers": 52, "num_key_value_heads": 2, "partial_rotary_factor": 1.0, "rope_theta": 10000,
+            "routed_scaling_factor": 2.5, "ssm_state_size": 128, "topk_group": 1, "transformers_version": "4.55.4",
+        },
+        "31.6e9",
+    ),
     "ibm-granite/granite-4.0-h-micro": Published(
         "granitemoehybrid",
         _HYBRID | {
