@@ -47,7 +47,8 @@ class Loaders:
     ``units`` are roles of a layer that loaders need to be all quantized or none, ``merged`` the matmuls whose outputs
     must be whole blocks. ``experts`` are the names, with ``{i}`` for the layer, of the module of stacked experts.
     ``initialized`` are roles whose ``weight`` transformers reads while it loads
-    (``_init_weights``), which packed layers lack.
+    (``_init_weights``), which packed layers lack. ``renamed``: transformers renames the
+    tensors while it loads.
     """
 
     vllm: Mapping[str, str] | None = None
@@ -55,3 +56,4 @@ class Loaders:
     merged: tuple[Merged, ...] = ()
     experts: tuple[str, ...] = ()
     initialized: frozenset[str] = frozenset()
+    renamed: bool = False

@@ -46,6 +46,8 @@ def loading_notes(
             f"computing with these weights takes {scheme.kernels}: on a CPU transformers loads them, and the first "
             "product fails"
         )
+    if loaders.renamed and scheme.kernels:
+        notes.append("transformers 5.23 does not load torchao's tensors of this family, which it renames")
     if "architectures" not in hf_config and "model_type" not in hf_config:
         notes.append(
             "config.json is state-spaces' own, which neither transformers nor vLLM reads: make one that they do "

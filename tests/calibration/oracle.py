@@ -35,11 +35,12 @@ def hooked_sums(oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> dict[st
     def watch_experts(module: Any, prefix: str) -> Any:
         def hook(module: Any, arguments: tuple[Any, ...]) -> None:
             x, chosen, _ = arguments
-            for e in range(len(module.gate_up_proj)):
+            gated = hasattr(module, "gate_up_proj")
+            for e, matrix in enumerate(module.gate_up_proj if gated else module.up_proj):
                 some = x[(chosen == e).any(-1)]
-                gate, up = torch.nn.functional.linear(some, module.gate_up_proj[e]).chunk(2, dim=-1)
-                gated = torch.nn.functional.silu(gate) * up
-                for name, values in (("gate", some), ("up", some), ("down", gated)):
+                products = torch.nn.functional.linear(some, matrix).chunk(2 if gated else 1, dim=-1)
+                hidden = module.act_fn(products[0]) * (products[1] if gated else 1)
+                for name, values in (("gate", some), ("up", some), ("down", hidden))[not gated :]:
                     inputs[f"{prefix}ffn_{name}_exps.weight"].append((e, values.double()))
 
         return module.register_forward_pre_hook(hook)
@@ -59,12 +60,12 @@ def hooked_sums(oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> dict[st
 
     hooks = []
     for key, module in oracle.named_modules():
-        if key.endswith(("moe.experts", "feed_forward.experts")):
+        if key.endswith((".block_sparse_moe.experts", ".mixer.experts", "feed_forward.experts")):
             hooks.append(watch_experts(module, f"blk.{key.split('.')[2]}."))
         # What dt_proj multiplies comes from here, or from the norm behind it.
         if key.endswith("dt_layernorm" if oracle.config.model_type == "jamba" else "x_proj"):
             hooks.append(watch_steps(module, f"blk.{key.split('.')[2]}.ssm_dt.weight"))
-        if key.endswith(("_proj", "lm_head", "_linear", "router")):
+        if key.endswith(("_proj", "lm_head", "_linear", "router", ".gate")):
             served = [rule for rule in rules if f"{key}.weight" in rule.hf_names]
             if served:
                 multiplier = before.get(key.rpartition(".")[2], 1.0)

@@ -27,6 +27,7 @@ MODELS = [
     ("granitemoehybrid", "plain"),
     ("granitemoehybrid", "six experts"),
     ("granitemoehybrid", "attention alone, experts"),
+    ("nemotron_h", "latent experts"),
     ("mamba2", "groups 2"),
     ("mamba", "untied"),
     ("falcon_mamba", "untied"),
@@ -67,6 +68,7 @@ def test_every_family(name: str, case: str, backend: str, tmp_path: Path) -> Non
     [
         ("bamba", "plain"),
         ("granitemoehybrid", "six experts"),
+        ("nemotron_h", "groups of experts"),
         ("falcon_mamba", "untied"),
         ("jamba", "plain"),
         ("falcon_h1", "plain"),

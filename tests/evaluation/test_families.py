@@ -27,6 +27,7 @@ MODELS = [
     ("granitemoehybrid", "plain"),
     ("granitemoehybrid", "six experts"),
     ("granitemoehybrid", "attention alone"),
+    ("nemotron_h", "latent experts"),
     ("mamba2", "groups 2"),
     ("mamba", "plain"),
     ("falcon_mamba", "plain"),
@@ -37,6 +38,7 @@ OPTIONS = EvaluationOptions(ctx=64, chunks=6, resamples=200, floor_chunks=1, dri
 TEXT = "The function returns a list of the names that are bound in the module, in the order of their definition.\n"
 CLASSES: dict[str, dict[str, list[str]]] = {
     "granitemoehybrid": {"ssm_in": ["z", "x", "B", "C", "dt"]},
+    "nemotron_h": {"ssm_in": ["z", "x", "B", "C", "dt"]},
     "mamba2": {"ssm_in": ["z", "x", "B", "C", "dt"]},
     "falcon_h1": {"ssm_in": ["z", "x", "B", "C", "dt"]},
     "mamba": {"ssm_in": ["x", "z"], "ssm_x": ["dt", "B", "C"]},
@@ -115,7 +117,8 @@ def test_fewer_bits_lose_more(evaluation: Evaluation) -> None:
     for better, worse in zip(eight.layers, fp8.layers, strict=True):
         assert better.local is not None and worse.local is not None
         assert better.local > 25
-        assert 20 < worse.local < 35
+        # Experts stay in 16 bits.
+        assert 20 < worse.local < (45 if "moe" in worse.kind else 35)
 
 
 def test_drift_and_rows_are_the_familys_own(evaluation: Evaluation, made: Made) -> None:
@@ -129,6 +132,7 @@ def test_drift_and_rows_are_the_familys_own(evaluation: Evaluation, made: Made) 
         expected = {
             "granitemoehybrid": {"mamba", "attention"},
             "jamba": {"mamba1", "attention"},
+            "nemotron_h": {"mamba", "attention", "moe+mlp"},
             "falcon_h1": {"mamba+attention"},
             "mamba2": {"mamba"},
         }

@@ -39,6 +39,7 @@ MODELS = [
     ("granitemoehybrid", "plain"),
     ("granitemoehybrid", "six experts"),
     ("granitemoehybrid", "attention alone"),
+    ("nemotron_h", "groups of experts"),
     ("mamba2", "tied"),
     ("mamba", "plain"),
     ("falcon_mamba", "plain"),
@@ -47,6 +48,8 @@ MODELS = [
 ]
 COMPRESSED = ["fp8-dynamic", "fp8-tensor", "fp8-block", "w4a16-g128", "w4a16-asym-g64", "w8a16-g32"]
 PACKED = ["w4a16-g128", "w8a16-g32"]
+# Whose experts checkpoints store one by one.
+ONE_BY_ONE = ("jamba", "nemotron_h")
 # Whose initialization takes hold of a weight that a packed layer has not.
 TOUCHED = ["mamba2", "mamba", "falcon_mamba"]
 TOKENS = random_tokens(160, 60)
@@ -74,6 +77,11 @@ def loaded(directory: Path, dtype: torch.dtype, dequantize: bool = False) -> Any
     return network
 
 
+def on_disk(name: str, key: str) -> str:
+    """The name in a checkpoint of a module that transformers calls ``key``."""
+    return key.replace("model.", "backbone.", 1) if name == "nemotron_h" else key
+
+
 def reference_logits(directory: Path) -> np.ndarray:
     found = load_model(directory)
     ready = torch_forward.load(found.config, found.weights)
@@ -84,7 +92,12 @@ def reference_logits(directory: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "case", "scheme"),
     # Experts with zero points do not load.
-    [(*one, scheme) for one in MODELS for scheme in COMPRESSED if one[0] != "jamba" or "asym" not in scheme],
+    [
+        (*one, scheme)
+        for one in MODELS
+        for scheme in COMPRESSED
+        if one[0] not in ONE_BY_ONE or "asym" not in scheme
+    ],
 )
 def test_weights_alone(name: str, case: str, scheme: str, tmp_path: Path) -> None:
     """Dequantized while loading: the reference's logits on the weights that this package reads back."""
@@ -102,10 +115,11 @@ def test_weights_and_activations(name: str, case: str, scheme: str, tmp_path: Pa
     directory, plan = made(name, case, scheme, tmp_path)
     network = loaded(directory, torch.float32)
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    modules = {on_disk(name, key): module for key, module in network.named_modules()}
     for key, module in network.named_modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(
-                lambda module, args, out, key=key: seen.update({key: (args[0], out)})
+                lambda module, args, out, key=on_disk(name, key): seen.update({key: (args[0], out)})
             )
     assert np.isfinite(transformers_logits(network, TOKENS)).all()
     weights = directories.dequantized(plan, directories.tensors(directory))
@@ -113,7 +127,7 @@ def test_weights_and_activations(name: str, case: str, scheme: str, tmp_path: Pa
     # Experts are dequantized while loading.
     assert {name for name in quantized if "experts" not in name} <= seen.keys()
     for key, (x, out) in seen.items():
-        module = network.get_submodule(key)
+        module = modules[key]
         if key not in quantized:
             assert torch.equal(out, torch.nn.functional.linear(x, module.weight, module.bias)), key
             continue
@@ -126,7 +140,7 @@ def test_weights_and_activations(name: str, case: str, scheme: str, tmp_path: Pa
 def test_transformers_own_form(name: str, case: str, tmp_path: Path) -> None:
     dtype: Any
     # Dequantized experts are bfloat16, which a float32 model cannot multiply by.
-    dtype, tolerance = ("bfloat16", 0.1) if name == "jamba" else ("float32", 1e-5)
+    dtype, tolerance = ("bfloat16", 0.1) if name in ONE_BY_ONE else ("float32", 1e-5)
     source = save(model(name, case), tmp_path / "model", dtype=dtype)
     plan = plan_quantization(source, "fp8-block-inv", dtype="stored")
     write_plan(plan, tmp_path / "quantized")
@@ -151,7 +165,10 @@ def test_experts_are_left_alone_on_a_gpu_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", PACKED)
-@pytest.mark.parametrize(("name", "case"), [pair for pair in MODELS if pair[0] not in TOUCHED])
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [("nemotron_h", "plain"), *(pair for pair in MODELS if pair[0] not in TOUCHED)],
+)
 def test_integers_load_as_they_are(name: str, case: str, scheme: str, tmp_path: Path) -> None:
     directory, plan = made(name, case, scheme, tmp_path)
     assert not any("CompressedTensorsConfig" in note for note in plan.notes)
@@ -194,7 +211,14 @@ def test_packed_zero_points_fail_to_load(name: str, tmp_path: Path) -> None:
     assert any("CompressedTensorsConfig(dequantize=True)" in note for note in plan.notes)
 
 
-@pytest.mark.parametrize(("name", "case"), MODELS)
+def test_torchao_tensors_of_renamed_modules_fail_to_load(tmp_path: Path) -> None:
+    directory, plan = made("nemotron_h", "groups of experts", "torchao-int4-g64", tmp_path)
+    with pytest.raises(RuntimeError, match="conversion"):
+        loaded(directory, torch.bfloat16)
+    assert any("does not load torchao's" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(("name", "case"), [pair for pair in MODELS if pair[0] != "nemotron_h"])
 def test_torchao_tensors_load(name: str, case: str, tmp_path: Path) -> None:
     directory, plan = made(name, case, "torchao-int4-g64", tmp_path)
     network = loaded(directory, torch.bfloat16)
@@ -225,6 +249,7 @@ def test_transformers_rescales_what_it_has_loaded(name: str, rescale: bool, tmp_
 WHOLE_PARTS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"mamba_d_state": 64, "mamba_n_groups": 2, "mamba_n_heads": 128, "mamba_d_head": 2},
     "falcon_h1": {"mamba_d_state": 64, "mamba_n_groups": 2, "mamba_n_heads": 128, "mamba_d_head": 2},
+    "nemotron_h": {"ssm_state_size": 64, "mamba_num_heads": 128, "mamba_head_dim": 2},
     "mamba2": {"state_size": 64, "n_groups": 2, "num_heads": 128, "head_dim": 2},
 }
 
@@ -246,7 +271,7 @@ def test_vllm_would_load(name: str, case: str, scheme: str, keep: list[str], tmp
     scales = {key: np.ones(shape) for key, shape in shapes.items() if "scale" in key}
     assert vllm.check(config, shapes, scales) == len(plan.matrices)
     assert not any("vLLM" in note for note in plan.notes)
-    if keep or case == "six experts":
+    if keep or "experts" in case:
         key = "modules_to_not_convert" if scheme == "fp8-block-inv" else "ignore"
         config["quantization_config"][key] = ["lm_head"]
         with pytest.raises(vllm.RefusalError, match=r"experts|out_proj|o_proj|layers\.0\."):
@@ -271,6 +296,8 @@ CUT: list[tuple[str, dict[str, Any], str]] = [
     ("granitemoehybrid", {"mamba_d_state": 64}, "ssm_in"),
     ("falcon_h1", {"mamba_d_state": 128, "num_key_value_heads": 1}, "attn_k"),
     ("falcon_h1", {"mamba_d_state": 64}, "ssm_in"),
+    ("nemotron_h", {"ssm_state_size": 64}, ""),
+    ("nemotron_h", {"ssm_state_size": 56}, "ssm_in"),
     ("mamba2", {"state_size": 128}, ""),
     ("mamba2", {"state_size": 32}, "ssm_in"),
 ]

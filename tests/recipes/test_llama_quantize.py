@@ -51,6 +51,13 @@ _FALCON_H1: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 16, "mamba_d_ssm": 768, "mamba_n_heads": 12, "mamba_d_head": 64,
     "vocab_size": 64,
 }  # fmt: skip
+# Rows of experts that are a multiple of 32 and not of 256, as the 1856 and 3712 of Nemotron 3 Nano.
+_NEMOTRON: dict[str, Any] = {
+    "hidden_size": 256, "vocab_size": 64, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 32,
+    "mamba_num_heads": 8, "mamba_head_dim": 64, "n_groups": 2, "n_routed_experts": 2, "num_experts_per_tok": 1,
+    "layers_block_type": ["linear_attention", "moe", "full_attention"], "moe_intermediate_size": 928,
+    "moe_shared_expert_intermediate_size": 480,
+}  # fmt: skip
 _MIXERS: dict[str, Any] = {"hidden_size": 256, "vocab_size": 64, "num_hidden_layers": 1}
 _JAMBA: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 32, "vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -59,6 +66,7 @@ _JAMBA: dict[str, Any] = {
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite, eight experts": ("granitemoehybrid", _GRANITE | _EIGHT),
     "granite, attention alone, tied": ("granitemoehybrid", _GRANITE | _ALONE | {"tie_word_embeddings": True}),
+    "nemotron, experts of 928": ("nemotron_h", _NEMOTRON),
     "mamba2": ("mamba2", _MIXERS | {"num_heads": 8, "head_dim": 64, "n_groups": 2}),
     "mamba, a rank of 48": ("mamba", _MIXERS | {"time_step_rank": 48}),
     "jamba, eight experts": ("jamba", _JAMBA),
@@ -71,6 +79,9 @@ _DEEP_GRANITE: dict[str, Any] = {
     **_GRANITE, "num_hidden_layers": 16, "layer_types": ["attention", *["mamba", "attention", "attention"] * 5],
     "num_experts_per_tok": 1, "intermediate_size": 256,
 }  # fmt: skip
+_DEEP_NEMOTRON: dict[str, Any] = {
+    **_NEMOTRON, "intermediate_size": 256, "moe_intermediate_size": 256, "moe_shared_expert_intermediate_size": 256,
+}  # fmt: skip
 DEEP_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite, dense": ("granitemoehybrid", _DEEP_GRANITE),
     "granite, one expert": ("granitemoehybrid", _DEEP_GRANITE | {"num_local_experts": 1}),
@@ -79,6 +90,21 @@ DEEP_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
         "jamba",
         _JAMBA
         | {"num_hidden_layers": 16, "num_experts": 2, "attn_layer_offset": 0, "intermediate_size": 256},
+    ),
+    "nemotron, latent experts": (
+        "nemotron_h",
+        _DEEP_NEMOTRON
+        | {
+            "layers_block_type": ["full_attention", *["moe", "linear_attention", "full_attention"] * 5],
+            "moe_latent_size": 64,
+        },
+    ),
+    "nemotron, networks": (
+        "nemotron_h",
+        _DEEP_NEMOTRON
+        | {
+            "layers_block_type": ["mlp", *["full_attention", "linear_attention", "mlp"] * 5],
+        },
     ),
 }
 BY_LAYER = ("q2_k", "q3_k_m", "q4_k_m", "q5_0")

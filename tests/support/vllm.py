@@ -1,7 +1,7 @@
 """vLLM's view of a quantized directory, for vLLM itself cannot run here: which layers it quantizes, and how.
 
 Restated from vLLM 0.23.0: names and fusion from model_executor/models/bamba.py, granitemoehybrid.py,
-granitemoeshared.py, falcon_h1.py, mamba2.py and layers/mamba/mamba_mixer.py, ``should_ignore_layer`` and
+granitemoeshared.py, falcon_h1.py, mamba2.py, nemotron_h.py and layers/mamba/mamba_mixer.py, ``should_ignore_layer`` and
 ``get_moe_method`` from quantization/compressed_tensors, ``is_layer_skipped`` from quantization/utils/quant_utils.py,
 and what schemes ask of shapes and scales from quantization/utils/fp8_utils.py.
 """
@@ -98,6 +98,21 @@ def _mamba2(config: Mapping[str, Any], number: int) -> Layers:
     return _mixer(f"backbone.layers.{number}.mixer", f"backbone.layers.{number}.mixer")
 
 
+def _nemotron(config: Mapping[str, Any], number: int) -> Layers:
+    ours, theirs = (f"{root}.layers.{number}.mixer" for root in ("backbone", "model"))
+    kind = config["layers_block_type"][number]
+    if kind == "linear_attention":
+        return _mixer(ours, theirs)
+    if kind == "full_attention":
+        return _attention(ours, theirs)
+    shared = ".shared_experts" if kind == "moe" else ""
+    found: Layers = {
+        f"{theirs}{shared}.{leaf}": (f"{ours}{shared}.{leaf}",) for leaf in ("up_proj", "down_proj")
+    }
+    experts: Layers = {f"{theirs}.experts": (), f"{theirs}.experts.routed_experts": ()}
+    return found | (experts if shared else {})
+
+
 def _mamba(config: Mapping[str, Any], number: int) -> Layers:
     raise RefusalError("MambaMixer takes no quantization")
 
@@ -114,6 +129,9 @@ VIEWS = {
     ),
     "falcon_h1": View({"qkv_proj": _QKV, "gate_up_proj": ("gate_proj", "up_proj")}, _falcon_h1, _MAMBA2_KEYS),
     "mamba2": View({}, _mamba2, ("num_heads", "head_dim", "n_groups", "state_size")),
+    "nemotron_h": View(
+        {"qkv_proj": _QKV}, _nemotron, ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size")
+    ),
     "mamba": View({}, _mamba, ("", "", "", "")),
     "falcon_mamba": View({}, _mamba, ("", "", "", "")),
     "jamba": View({}, _mamba, ("", "", "", "")),
@@ -123,7 +141,7 @@ VIEWS = {
 def layers(config: Mapping[str, Any]) -> Layers:
     """Hugging Face's modules of every linear layer by vLLM's prefix for it; none for stacked experts."""
     view, found = VIEWS[config["model_type"]], {}
-    for number in range(config["num_hidden_layers"]):
+    for number in range(config.get("num_hidden_layers") or len(config["layers_block_type"])):
         found |= view.layer(config, number)
     return found
 
@@ -149,7 +167,7 @@ def ignores(prefix: str, quantization: Mapping[str, Any], packed: Mapping[str, S
     names = [prefix]
     if leaf in packed:
         names = [f"{head}.{part}" for part in packed[leaf]]
-    elif "experts" in prefix:
+    elif ".experts" in prefix:
         names = [f"{prefix}.0.{part}_proj" for part in ("gate", "up", "down")]
     parts = {bool(matches(name)) for name in names}
     if len(parts) > 1:

@@ -9,7 +9,13 @@ from bamba_quant.families.nemotron_h import gguf_keys, hf_config
 from bamba_quant.families.nemotron_h.cases import SMALL_MODELS
 from bamba_quant.families.nemotron_h.rules import RULES
 from bamba_quant.families.registry import Family, register
-from bamba_quant.families.runtime_compat import ATTENTION_INPUTS, MERGED_ATTENTION, MERGED_MIXER, Loaders
+from bamba_quant.families.runtime_compat import (
+    ATTENTION_INPUTS,
+    EXPERTS,
+    MERGED_ATTENTION,
+    MERGED_MIXER,
+    Loaders,
+)
 
 register(
     Family(
@@ -27,9 +33,10 @@ register(
         # vLLM's nemotron_h.py.
         loaders=Loaders(
             vllm={"backbone.": "model."},
-            units=(ATTENTION_INPUTS,),
+            units=(ATTENTION_INPUTS, EXPERTS),
             merged=(MERGED_ATTENTION, MERGED_MIXER),
             experts=("model.layers.{i}.mixer.experts", "model.layers.{i}.mixer.experts.routed_experts"),
+            renamed=True,
         ),
         small_models=SMALL_MODELS,
     )

@@ -6,12 +6,10 @@ _EXPERTS: Keys = {
     "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
     "n_routed_experts": 8,
     "num_experts_per_tok": 3,
-    "moe_intermediate_size": 40,
-    "moe_shared_expert_intermediate_size": 56,
     "routed_scaling_factor": 2.5,
 }
 _GROUPS: Keys = {**_EXPERTS, "n_group": 4, "topk_group": 2}
-_LATENT: Keys = {**_EXPERTS, "moe_latent_size": 32, "norm_topk_prob": False, "n_groups": 1}
+_LATENT: Keys = {**_EXPERTS, "moe_latent_size": 128, "norm_topk_prob": False, "n_groups": 1}
 
 SMALL_MODELS = SmallModels(
     transformers_class="NemotronHForCausalLM",
@@ -19,6 +17,8 @@ SMALL_MODELS = SmallModels(
         "vocab_size": 160,
         "hidden_size": 64,
         "intermediate_size": 96,
+        "moe_intermediate_size": 40,
+        "moe_shared_expert_intermediate_size": 56,
         "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"],
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -56,6 +56,7 @@ SMALL_MODELS = SmallModels(
     multiples_of_128={
         "hidden_size": 128,
         "intermediate_size": 128,
+        "moe_intermediate_size": 128,
         "moe_shared_expert_intermediate_size": 128,
         "num_key_value_heads": 4,
         "head_dim": 32,

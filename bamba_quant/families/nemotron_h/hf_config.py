@@ -41,6 +41,11 @@ def _from_words(value: Any) -> tuple[Layer, ...]:
     return tuple(_WORDS[word] for word in value)
 
 
+def _letters(config: Config) -> str:
+    letters = {layer: letter for letter, layer in _LETTERS.items()}
+    return "".join(letters[layer] for layer in config.layers)
+
+
 def _words(config: Config) -> list[str]:
     names = {layer: word for word, layer in _WORDS.items()}
     return [names[layer] for layer in config.layers]
@@ -65,7 +70,10 @@ _KEYS = {
         _from_words, f"a list that names each layer: {', '.join(_WORDS)}", write=_words
     ),
     "layer_types": schema.HfKey(_from_words, f"a list that names each layer: {', '.join(_WORDS)}"),
-    "hybrid_override_pattern": schema.HfKey(_from_letters, f"a letter for each layer: {' '.join(_LETTERS)}"),
+    # vLLM and llama.cpp's converter read this one.
+    "hybrid_override_pattern": schema.HfKey(
+        _from_letters, f"a letter for each layer: {' '.join(_LETTERS)}", write=_letters
+    ),
     "intermediate_size": schema.count(21504, write=_width),
     "mlp_bias": schema.flag(False),
     "hidden_act": schema.only("relu2", expected="relu2", key="mlp_hidden_act"),
