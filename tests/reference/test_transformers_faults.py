@@ -5,6 +5,9 @@ Each test shows the fault too, so that it fails when a release corrects it.
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +23,7 @@ from tests.reference.cases import (
     relative_error,
 )
 from tests.reference.families import CASES, PROJECTION_BIASES
+from tests.support.families import FAMILIES
 
 TOLERANCE = 2e-5
 
@@ -112,6 +116,20 @@ def test_left_padding_with_projection_biases_reaches_the_first_tokens(name: str)
     model = torch_forward.load(case.config, case.weights)
     ours = torch_forward.forward(model, padded[None], attention_mask=mask).logits[0, 5:]
     assert relative_error(ours, truth) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_nemotron_h_raises_small_time_steps() -> None:
+    """To ``time_step_min``, by which dt was drawn before training, and not to the limit of ``time_step_limit``."""
+    family, keys = FAMILIES["nemotron_h"], {"time_step_min": 0.1, "time_step_limit": [0.0, math.inf]}
+    oracle = family.random(**CASES["nemotron_h"]["nemotron"], **keys)
+    case = random_case("nemotron")
+    tokens = random_tokens(case, 40)
+    theirs = oracle(torch.from_numpy(tokens)[None], use_cache=False).logits[0]
+    truth = numpy_model.forward(case.config, case.weights, tokens).logits
+    assert relative_error(theirs, truth) > 1e-2
+    raised = dataclasses.replace(case.config, time_step_limit=(0.1, math.inf))
+    assert relative_error(theirs, numpy_model.forward(raised, case.weights, tokens).logits) <= TOLERANCE
 
 
 @torch.no_grad()
