@@ -132,6 +132,7 @@ PARTS: dict[str, Part] = {
     "kernels": _script("kernels_cuda"),
     "forward": _script("forward_cuda", "--repeats", "7"),
     "falcon-h1": _script("forward_cuda", "--repeats", "7", "--model", "falcon-h1-7b"),
+    "experts": _script("nemotron_cuda", "--repeats", "7"),
     "evaluate": _script("evaluate_cuda", files=True),
     "ranks": _script("ranks_cuda", files=True, chunks=True),
 }

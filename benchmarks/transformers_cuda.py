@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -49,7 +50,7 @@ def draw(name: str, tensor: Tensor) -> None:
     elif leaf == "conv1d":
         tensor.normal_(0, 0.5)
     else:
-        tensor.normal_(0, 1 if leaf == "embed_tokens" else tensor.shape[1] ** -0.5)
+        tensor.normal_(0, 1 if leaf in ("embed_tokens", "embeddings") else tensor.shape[-1] ** -0.5)
 
 
 def shape(model: str, layers: int | None) -> dict[str, Any]:
@@ -92,10 +93,8 @@ def paths() -> dict[str, Sequence[str]]:
 @contextmanager
 def in_torch(names: Sequence[str]) -> Iterator[None]:
     """transformers' functions of these names as they stand under their replacements from other packages."""
-    from transformers.models.bamba import modeling_bamba
-    from transformers.models.falcon_h1 import modeling_falcon_h1
-
-    modules = (modeling_bamba, modeling_falcon_h1)
+    families = ("bamba", "falcon_h1", "nemotron_h")
+    modules = [importlib.import_module(f"transformers.models.{family}.modeling_{family}") for family in families]
     before = [(module, name, getattr(module, name)) for module in modules for name in names]
     for module, name, function in before:
         setattr(module, name, function.__wrapped__)

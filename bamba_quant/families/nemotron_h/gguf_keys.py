@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gguf import GGUFValueType
 
 from bamba_quant.checkpoint.gguf_values import KeyValues, array, boolean, float32, uint32
@@ -87,7 +89,7 @@ def read(values: KeyValues, tensors: Tensors) -> Config:
     layers = tuple(
         network if width else layer for layer, width in zip(attention["layers"], widths, strict=True)
     )
-    mixture = {}
+    mixture: dict[str, Any] = {}
     if experts:
         mixture = {
             "num_local_experts": experts,

@@ -177,6 +177,7 @@ def _layers(values: Mapping[str, Any]) -> tuple[Layer, ...]:
             "the configuration does not say what its layers are",
             expected="hybrid_override_pattern or layers_block_type",
         )
+    layers: tuple[Layer, ...]
     (key, layers), *others = said.items()
     for other, found in others:
         if found != layers:

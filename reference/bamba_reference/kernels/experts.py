@@ -159,16 +159,20 @@ def _expert_product(
     k = tl.arange(0, TERMS)
     at = x + source[:, None] * terms + k[None, :]  # (m, k)
     matrix = tl.load(expert + tile).to(tl.int64) * outputs * terms
-    by = matrix + n.to(tl.int64)[None, :] * terms + k[:, None]  # (k, n)
+    by = n[None, :] * terms + k[:, None]  # (k, n)
     total = tl.zeros((ROWS, OUTPUTS), tl.float32)
     second = tl.zeros((ROWS, OUTPUTS), tl.float32)
     for begin in range(0, terms, TERMS):
         inside = begin + k < terms
         v = tl.load(at + begin, mask=here[:, None] & inside[None, :], other=0)
         kept = inside[:, None] & (n < outputs)[None, :]
-        total = tl.dot(v, tl.load(weight + by + begin, mask=kept, other=0), total, input_precision="ieee")
+        total = tl.dot(
+            v, tl.load(weight + matrix + by + begin, mask=kept, other=0), total, input_precision="ieee"
+        )
         if gate is not None:
-            second = tl.dot(v, tl.load(gate + by + begin, mask=kept, other=0), second, input_precision="ieee")
+            second = tl.dot(
+                v, tl.load(gate + matrix + by + begin, mask=kept, other=0), second, input_precision="ieee"
+            )
     if gate is not None:
         total = second / (1 + tl.exp(-second)) * total
     if RELU2:
