@@ -109,8 +109,12 @@ def _nemotron(config: Mapping[str, Any], number: int) -> Layers:
     found: Layers = {
         f"{theirs}{shared}.{leaf}": (f"{ours}{shared}.{leaf}",) for leaf in ("up_proj", "down_proj")
     }
-    experts: Layers = {f"{theirs}.experts": (), f"{theirs}.experts.routed_experts": ()}
-    return found | (experts if shared else {})
+    experts = (
+        f"{ours}.experts.{e}.{leaf}_proj"
+        for e in range(config["n_routed_experts"])
+        for leaf in ("up", "down")
+    )
+    return found | ({f"{theirs}.experts": tuple(experts)} if shared else {})
 
 
 def _mamba(config: Mapping[str, Any], number: int) -> Layers:
@@ -195,7 +199,8 @@ def check(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], valu
                 raise RefusalError(f"{prefix} wants {expected} of {module}, the files hold {extra}")
         if modules and not ignored:
             count += len(modules)
-            _check_fused(prefix, modules, quantization, shapes, values)
+            if not prefix.endswith(".experts"):  # each of which has scales of its own
+                _check_fused(prefix, modules, quantization, shapes, values)
             if (
                 prefix.endswith("input_linear")
                 and _block(quantization)
