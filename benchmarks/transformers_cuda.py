@@ -94,7 +94,9 @@ def paths() -> dict[str, Sequence[str]]:
 def in_torch(names: Sequence[str]) -> Iterator[None]:
     """transformers' functions of these names as they stand under their replacements from other packages."""
     families = ("bamba", "falcon_h1", "nemotron_h")
-    modules = [importlib.import_module(f"transformers.models.{family}.modeling_{family}") for family in families]
+    modules = [
+        importlib.import_module(f"transformers.models.{family}.modeling_{family}") for family in families
+    ]
     before = [(module, name, getattr(module, name)) for module in modules for name in names]
     for module, name, function in before:
         setattr(module, name, function.__wrapped__)

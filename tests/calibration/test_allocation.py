@@ -68,13 +68,7 @@ def test_a_size_and_a_number_of_bits() -> None:
             allocate(embedded_model(), costs, target_bpw=wrong)
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bamba"])
-=======
-@pytest.mark.parametrize(
-    "family", ["granitemoehybrid", "mamba", "mamba2", "falcon_mamba", "jamba", "nemotron_h"]
-)
->>>>>>> 7d977dc (Nemotron-H's experts are quantized one by one, by vLLM's rules, too; bounds of lines)
 def test_other_families(family: str, tmp_path: Path) -> None:
     """Ties, experts, and rows of no whole blocks of 256."""
     save(FAMILIES[family].random(), tmp_path / "model", dtype="bfloat16")
