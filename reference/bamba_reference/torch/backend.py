@@ -34,8 +34,9 @@ class Backend:
     multiplier)`` returns x + linear(y, …) * multiplier and may overwrite x; ``gate_up(x, gate, up, multiplier)``, gate
     and up each (weight, bias, name), returns swiglu of the two products.
     ``experts(x, chosen, weights, gate, up, down)`` returns the weighted sum of each token's experts, wide: x (T, d),
-    chosen and weights (T, k), stacks of matrices of which ``gate`` may be None. ``next_tail(tail, xBC)`` returns the inputs of a convolution that the next call needs.
-    ``decoder(model, state, room)`` continues from a state as ``kernels.decode.Decoder`` does.
+    chosen and weights (T, k), stacks of matrices of which ``gate`` may be None. ``next_tail(tail, xBC)`` returns the
+    inputs of a convolution that the next call needs. ``decoder(model, state, room)`` continues from a state as
+    ``kernels.decode.Decoder`` does.
     ``arrange(weights)`` puts a model's weights into the memory order that the products read. ``parallel`` says whether
     its functions may run in several threads at a time.
     """
