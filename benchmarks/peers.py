@@ -15,10 +15,10 @@ INSTALL = (
 
 def let_mamba_ssm_be_imported() -> bool:
     """Whether mamba_ssm's compiled module is there; its package imports that, though most of its kernels do without."""
-    if importlib.util.find_spec("selective_scan_cuda") is not None:
-        return True
-    sys.modules.setdefault("selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
-    return False
+    name = "selective_scan_cuda"
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        sys.modules[name] = types.ModuleType(name)  # which has no specification
+    return name not in sys.modules or sys.modules[name].__spec__ is not None
 
 
 def kernels() -> Any:
