@@ -283,9 +283,9 @@ def _fraction(matrix: LatentMatrix, weights: F32, start: NDArray[Any]) -> Tensor
 
 
 def _own_scales(tensor: StoredTensor) -> bool:
-    """Whether no two rows share a scale."""
+    """Whether no two rows share a scale, and a float of the file is one."""
     packed = packed_like(tensor)
-    return packed is None or packed.scale.rows == 1
+    return packed is None or (packed.scale.rows == 1 and packed.scale.pack is None)
 
 
 def _float_type(tensor: StoredTensor) -> str:

@@ -140,7 +140,7 @@ def latents_of(
         raise TuneError(
             "the model has no tensor whose rounding can be tuned",
             where=target.checkpoint.path,
-            expected="types from Q2_K to Q8_0, IQ4_NL, IQ4_XS, MXFP4, int4 or int8 groups, or FP8",
+            expected="types from Q2_K to Q8_0, IQ4_NL, IQ4_XS, MXFP4, int4 or int8 groups, FP8 or FP4",
             fix="choose another type",
         )
     return latents, constants, digest.hexdigest()

@@ -1,4 +1,4 @@
-"""compressed-tensors' checkpoints: e4m3 weights with scales of rows, blocks or a matrix, and packed integers.
+"""compressed-tensors' checkpoints: e4m3 weights with scales of rows, blocks or a matrix, packed integers and FP4.
 
 Values are those of compressed-tensors' own decompression: the product is rounded to the scale's type.
 """
@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, get_args
 
-import numpy as np
 import regex
 
 from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler, are_two_lengths, is_length
-from bamba_quant.checkpoint.base import RawReader, StoredTensor
+from bamba_quant.checkpoint.base import StoredTensor, read_raw
+from bamba_quant.checkpoint.compressed_fp4 import assemble_float4
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer, IntegerDequantizer
 from bamba_quant.checkpoint.packed import Activations, ScaleTensor, Strategy
 from bamba_quant.codecs.integers.grid import IntegerGrid
@@ -25,9 +25,11 @@ from bamba_quant.errors import repr_short
 
 # Of activations and of the key-value cache: nothing that a weight's value depends on.
 _UNUSED = re.compile(
-    r"\.(input_scale|input_zero_point|output_scale|output_zero_point|[kqv]_scale|[kqv]_zero_point)$"
+    r"\.(input_scale|input_global_scale|input_zero_point|output_scale|output_zero_point|[kqv]_scale|[kqv]_zero_point)$"
 )
-_WEIGHT_PARTS = (".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx", ".weight_packed")
+_WEIGHT_PARTS = tuple(
+    f".weight_{part}" for part in ("scale", "zero_point", "shape", "g_idx", "packed", "global_scale")
+)
 _STRATEGIES = "tensor, channel, block or group"
 
 
@@ -41,7 +43,11 @@ def read_compressed_tensors(quantization: Mapping[str, Any], stored: WeightAssem
     for name, tensor in list(stored.remaining().items()):
         if name.endswith(".weight_packed"):
             module = name.removesuffix(".weight_packed")
-            _assemble_integers(stored, module, groups.find(module, "int"))
+            if tensor.format.name == "u8":
+                group = groups.find(module, "float")
+                assemble_float4(stored, module, tensor, group["weights"], activations_of_group(group))
+            else:
+                _assemble_integers(stored, module, groups.find(module, "int"))
         elif name.endswith(".weight") and tensor.format.name == E4M3:
             module = name.removesuffix(".weight")
             _assemble_float8(stored, module, tensor, groups.find(module, "float"))
@@ -153,10 +159,7 @@ def _unpack_zeros(words: Any, count: int, bits: int) -> Any:
 def _weight_shape(stored: WeightAssembler, name: str) -> tuple[int, int]:
     """The two numbers that ``weight_shape`` holds."""
     tensor = stored.take(name, ("i64", "i32"), ((2,),))
-    raw = np.empty(tensor.n_bytes, np.uint8)
-    with RawReader() as reader:
-        reader.read_into(tensor.file, tensor.offset, raw)
-    rows, columns = raw.view(tensor.format.dtype).tolist()
+    rows, columns = read_raw(tensor).view(tensor.format.dtype).reshape(-1).tolist()
     if rows <= 0 or columns <= 0:
         raise stored.unsupported(name, f"{rows} × {columns}", "a matrix")
     return rows, columns

@@ -18,6 +18,7 @@ from bamba_quant.codecs.arrays import F32, U8
 from bamba_quant.codecs.blocks import PackedRows
 from bamba_quant.codecs.fields import FieldLayout, Fields
 from bamba_quant.codecs.floats import to_bfloat16, to_float32
+from bamba_quant.codecs.fp4 import VALUES as _E2M1_VALUES
 from bamba_quant.codecs.integers.grid import IntegerGrid, pack, unpack
 from bamba_quant.codecs.integers.torchao_tiles import TILE, pack_tiles, unpack_tiles, unpack_tiles_on
 
@@ -86,6 +87,37 @@ class Float8Dequantizer(Dequantizer):
 
     def packed(self, code_bytes: int, scales: int) -> PackedRows:
         return PackedRows("e4m3", 8, 0, self.dtype, self.width, code_bytes, code_bytes + 4 * scales)
+
+
+@dataclass(frozen=True)
+class Float4Dequantizer(Dequantizer):
+    """e2m1 codes in pairs, the first in the low nibble, times steps of ``width`` columns, rounded to bfloat16."""
+
+    width: int
+
+    def values(self, codes: U8, scale: F32, zero: F32) -> F32:
+        return _rounded(_E2M1_VALUES[_nibbles(codes)] * np.repeat(scale, self.width, axis=1), "bf16")
+
+    def values_on(self, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        values = torch.from_numpy(_E2M1_VALUES).to(codes.device)[_unpack_on(codes, 4, 0).long() & 15]
+        return _rounded_on(values * scale.repeat_interleave(self.width, dim=1), "bf16")
+
+    def fields(self, code_bytes: int, scales: int) -> FieldLayout:
+        def split(codes: U8, scale: F32, zero: F32) -> Fields:
+            return Fields(_nibbles(codes), scale)
+
+        def join(fields: Fields) -> tuple[NDArray[Any], ...]:
+            return pack(fields.codes.view(np.int8), 4, 0), fields.d
+
+        unpack_row, pack_row = _row_unpack_and_pack(code_bytes, scales, split, join)
+        return FieldLayout(
+            self.width, self.width, (0, 15), unpack_row, pack_row, table=_E2M1_VALUES, rounded="bf16"
+        )
+
+    def packed(self, code_bytes: int, scales: int) -> PackedRows:
+        return PackedRows("e2m1", 4, 0, "bf16", self.width, code_bytes, code_bytes + 4 * scales)
 
 
 @dataclass(frozen=True)
@@ -196,6 +228,10 @@ def _row_unpack_and_pack(
         return np.concatenate((codes.view(np.uint8), *parts), axis=1)
 
     return unpack_rows, pack_rows
+
+
+def _nibbles(packed: U8) -> U8:
+    return unpack(packed, 4, 0).view(np.uint8) & np.uint8(15)
 
 
 def _unpack_on(packed: torch.Tensor, bits: int, offset: int) -> torch.Tensor:

@@ -48,7 +48,8 @@ class ScaleTensor:
 
     ``rows`` 0 stands for all of them. With ``unpack`` an index holds the numbers of its rows one by one:
     ``unpack(words (n, groups), count)`` gives float32 (count, groups). A last axis behind ``axis`` 1 holds several
-    numbers, of which ``item`` is this one.
+    numbers, of which ``item`` is this one. ``pack`` undoes ``unpack`` where something may write these numbers;
+    ``beside`` is a tensor that ``unpack`` has read.
     """
 
     tensor: StoredTensor
@@ -56,6 +57,8 @@ class ScaleTensor:
     axis: int = 0
     item: int = 0
     unpack: Callable[[NDArray[Any], int], F32] | None = None
+    pack: Callable[[F32], NDArray[Any]] | None = None
+    beside: StoredTensor | None = None
 
     @property
     def width(self) -> int:
@@ -174,7 +177,9 @@ class PackedTensor(StoredTensor):
     @property
     def _tensors(self) -> tuple[StoredTensor, ...]:
         """Each stored tensor once: a scale and a zero may lie in one."""
-        tensors = (self.codes.tensor, *(part.tensor for part in self.scale_tensors))
+        parts = self.scale_tensors
+        beside = (part.beside for part in parts if part.beside is not None)
+        tensors = (self.codes.tensor, *(part.tensor for part in parts), *beside)
         return tuple({tensor.name: tensor for tensor in tensors}.values())
 
     def row_blocks(self, reader: RawReader, first: int, stop: int, most: int) -> Iterator[RowBlock]:

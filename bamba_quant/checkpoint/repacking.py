@@ -55,7 +55,8 @@ def _put_numbers(
     assert dtype is not None
     whole = _whole(part.tensor.name, part.tensor, dtype, part.tensor.shape, into)
     if part.axis == 0:
-        _put(section, whole.reshape(len(whole), -1), numbers.astype(dtype))
+        stored = numbers.astype(dtype) if part.pack is None else part.pack(numbers)
+        _put(section, whole.reshape(len(whole), -1), stored)
     else:
         items = whole.reshape(*whole.shape[:2], -1)[..., part.item]  # (numbers of a row, rows), a view
         _put(section, items.T, numbers.astype(dtype))

@@ -25,8 +25,8 @@ Dequantize = Callable[[U8], F32]
 class PackedRows:
     """Rows of codes with float32 scales and zeros behind them, from bytes ``scales_at`` and ``zeros_at`` on.
 
-    Codes of ``kind`` "e4m3", or integers of ``bits`` stored with ``offset`` and a zero as the kind says, share a scale
-    in groups of ``group``; weights are rounded to ``dtype``.
+    Codes of ``kind`` "e4m3" or "e2m1", or integers of ``bits`` stored with ``offset`` and a zero as the kind says,
+    share a scale in groups of ``group``; weights are rounded to ``dtype``.
     """
 
     kind: str

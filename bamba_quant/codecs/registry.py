@@ -13,7 +13,7 @@ from bamba_quant.errors import FormatError, did_you_mean
 Kind = TypeVar("Kind", bound=Codec)
 
 _registry: dict[str, Codec] = {}
-_ALIASES = {"fp8": "fp8-dynamic", "int4": "w4a16-g128"}
+_ALIASES = {"fp8": "fp8-dynamic", "int4": "w4a16-g128", "fp4": "nvfp4a16"}
 
 
 def register(codec: Codec) -> None:
@@ -36,7 +36,7 @@ def codecs(kind: type[Kind]) -> tuple[Kind, ...]:
 
 
 def codec_named(name: str, kind: type[Kind]) -> Kind:
-    """The codec of a kind called ``name``, in any case; "fp8" and "int4" are the schemes of these commands by default.
+    """The codec of a kind called ``name``, in any case; "fp8", "int4" and "fp4" are those of the commands by default.
 
     Raises ``FormatError`` that lists the names.
     """

@@ -226,7 +226,7 @@ def _recipe(checkpoint: Checkpoint, types: Sequence[TypeTotal]) -> str:
 
 
 def _quantization(config: Any) -> str:
-    """fp8, fp8-dynamic, int4, …: the first group of a compressed-tensors configuration, or the method's name."""
+    """fp8, fp8-dynamic, int4, nvfp4, …: the first group of a compressed-tensors configuration, or the method's name."""
     if not isinstance(config, Mapping):
         return "quantized"
     groups = config.get("config_groups")
@@ -235,6 +235,8 @@ def _quantization(config: Any) -> str:
     if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
         return str(config.get("quant_method", "quantized"))
     kind = {"float": "fp"}.get(str(weights.get("type")), str(weights.get("type")))
+    if kind == "fp" and weights.get("num_bits") == 4:
+        kind = {"16": "nvfp", "32": "mxfp"}.get(str(weights.get("group_size")), kind)
     inputs = group.get("input_activations")
     dynamic = isinstance(inputs, Mapping) and inputs.get("dynamic")
     return f"{kind}{weights.get('num_bits')}" + ("-dynamic" if dynamic else "")

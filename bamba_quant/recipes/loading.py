@@ -41,6 +41,11 @@ def loading_notes(
             f"load with {_DEQUANTIZED}, or keep these matrices: "
             + " ".join(f"--ignore {role}" for role in touched)
         )
+    if roles & EXPERTS and any(part.suffix == ".weight_global_scale" for part in scheme.parts(64, 64)):
+        notes.append(
+            "transformers 5.23 leaves out the global scales of experts, whose weights it then makes thousands of times "
+            "too large: for transformers choose mxfp4a16 or another scheme"
+        )
     if scheme.kernels:
         notes.append(
             f"computing with these weights takes {scheme.kernels}: on a CPU transformers loads them, and the first "

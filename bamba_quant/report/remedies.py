@@ -104,6 +104,8 @@ def _command(stored: str, recipe: str) -> list[str] | None:
     if found := re.fullmatch(r"w([48])a16(-asym)?-g(128|64|32)", stored):
         options = [f"--bits {found[1]}"] * (found[1] != "4") + [f"--group-size {found[3]}"]
         return ["int4", *options, *(["--asymmetric"] if found[2] else [])]
+    if stored in ("nvfp4a16", "mxfp4a16"):
+        return ["fp4", f"--scheme {stored}"]
     if found := re.fullmatch(r"torchao-int4(-tile-packed)?-g(128|64|32)", stored):
         return ["int4", f"--format torchao{found[1] or ''}", f"--group-size {found[2]}"]
     return None

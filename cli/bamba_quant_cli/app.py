@@ -16,6 +16,7 @@ from bamba_quant_cli import (
     demo,
     evaluate,
     export,
+    fp4,
     fp8,
     generate,
     history,
@@ -38,20 +39,20 @@ app = typer.Typer(
     name="bamba-quant",
     cls=Commands,
     help="Turn hybrid Mamba-2/attention checkpoints (Bamba and its family) into GGUF files that llama.cpp runs "
-    "exactly, and into FP8 and int4 directories for transformers and vLLM.",
+    "exactly, and into FP8, int4 and FP4 directories for transformers and vLLM.",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _PANELS = {
-    "Convert and quantize": (convert, fp8, int4, export, repair),
+    "Convert and quantize": (convert, fp8, int4, fp4, export, repair),
     "Calibrate": (imatrix, allocate, recipes),
     "Measure and run": (inspect, evaluate, history, perplexity, compare, generate, demo),
 }
 for _panel, _modules in _PANELS.items():
     for _module in _modules:
         _name = _module.__name__.rpartition(".")[2]
-        _class = LongCommand if _module in (convert, fp8, int4) else Command
+        _class = LongCommand if _module in (convert, fp8, int4, fp4) else Command
         app.command(_name, cls=_class, epilog=_module.EXAMPLES, rich_help_panel=_panel)(
             getattr(_module, _name)
         )

@@ -62,8 +62,8 @@ def imatrix(
 ) -> None:
     """Measure an importance matrix: the mean square of each input channel of each matrix over a text.
 
-    The definition and the file are llama-imatrix's, and llama-quantize takes it as well as convert, int4 and fp8 do
-    (--imatrix). Runs every model and format this tool reads, one layer in memory at a time.
+    The definition and the file are llama-imatrix's, and llama-quantize takes it as well as convert, int4, fp4 and fp8
+    do (--imatrix). Runs every model and format this tool reads, one layer in memory at a time.
     """
     from bamba_quant.calibration.imatrix import measure_imatrix
     from bamba_quant.calibration.imatrix_writer import check_imatrix_target, write_imatrix

@@ -1,4 +1,4 @@
-"""Run ``fp8`` and ``int4`` once their options are turned into a scheme and a method."""
+"""Run ``fp8``, ``int4`` and ``fp4`` once their options are turned into a scheme and a method."""
 
 from __future__ import annotations
 

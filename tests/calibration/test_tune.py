@@ -249,7 +249,14 @@ def random_jamba() -> Any:
     [
         *(
             (name, False)
-            for name in ("w4a16-g128", "w4a16-asym-g64", "w8a16-g32", "torchao-int4-g64", "fp8-block")
+            for name in (
+                "w4a16-g128",
+                "w4a16-asym-g64",
+                "w8a16-g32",
+                "torchao-int4-g64",
+                "fp8-block",
+                "nvfp4a16",
+            )
         ),
         ("fp8-dynamic", True),
     ],

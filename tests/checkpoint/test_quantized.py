@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationScheme
+from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
@@ -194,6 +194,30 @@ def test_torchao_float8_by_row(tmp_path: Path) -> None:
     for name, values in expected.items():
         found = np.asarray(read_tensor(checkpoint.tensors[name]), np.float32)
         np.testing.assert_array_equal(found, values.float().numpy(), err_msg=name)
+
+
+def test_nvfp4_with_quantized_activations(made: Made, tmp_path: Path) -> None:
+    """As llm-compressor's NVFP4 has it: the same weights, and numbers for activations that are named as unused."""
+    source = made(next(scheme for scheme in codecs(SafetensorsCodec) if scheme.name == "nvfp4a16"))
+    config = json.loads((source / "config.json").read_text())
+    group = config["quantization_config"]["config_groups"]["group_0"]
+    group["input_activations"] = preset_name_to_scheme("NVFP4", ["Linear"]).model_dump(mode="json")[
+        "input_activations"
+    ]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = read_all(source)
+    inputs = {
+        name.replace("weight_g", "input_g"): tensor * 2
+        for name, tensor in tensors.items()
+        if "global" in name
+    }
+    write_shards(tmp_path, tensors | inputs, {"format": "pt"})
+    found, expected = open_checkpoint(tmp_path), open_checkpoint(source)
+    assert found.unused == tuple(sorted(inputs))
+    for name, tensor in found.tensors.items():
+        np.testing.assert_array_equal(read_tensor(tensor), read_tensor(expected.tensors[name]))
+        if isinstance(tensor, PackedTensor):
+            assert "'local'" in str(tensor.activations)
 
 
 def test_published_forms_of_scales(made: Made, tmp_path: Path) -> None:

@@ -94,6 +94,16 @@ FAULTS: list[tuple[str, str, Callable[[Tensors, dict[str, Any]], None], str]] = 
     ("other blocks", "fp8-block-inv", _config(weight_block_size=[64, 64]), "does not match"),
     ("no inverse", "fp8-block-inv", _drop(".weight_scale_inv"), r"is missing(.|\n)*in_proj\.weight_scale_inv"),
     ("no torchao scale", "torchao-int4-g128", _drop("._weight_scale"), r"is missing(.|\n)*in_proj\._weight_scale"),
+    ("no global scale", "nvfp4a16", _drop(".weight_global_scale"), r"is missing(.|\n)*weight_global_scale"),
+    ("a global scale of 0", "nvfp4a16", _put(".weight_global_scale", torch.zeros_like), r"global_scale(.|\n)*0\.0"),
+    ("a global scale that is no number", "nvfp4a16", _put(".weight_global_scale", lambda t: t * torch.nan), "nan"),
+    ("several global scales", "nvfp4a16", _put(".weight_global_scale", lambda t: t.repeat(2)), r"of shape \(2,\)"),
+    ("MXFP4's scales as NVFP4's", "mxfp4a16", _weights(strategy="tensor_group", group_size=16), "u8 of shape"),
+    ("FP4 in groups of 64", "mxfp4a16", _weights(group_size=64), "group_size 64"),
+    ("FP4 with zeros", "nvfp4a16", _weights(symmetric=False), "symmetric False"),
+    ("FP4's bits as a float", "nvfp4a16", _weights(num_bits=4.0), r"num_bits 4\.0"),
+    ("FP4 codes cut", "nvfp4a16", _put(".weight_packed", lambda t: t[:, :-4].contiguous()), "whole groups of 16"),
+    ("no FP4 codes", "nvfp4a16", _put(".weight_packed", lambda t: t[:0]), "whole groups of 16|shape"),
     ("stray codes", "fp8-tensor", _put(".extra", lambda t: torch.zeros(4, dtype=torch.int8)), "belong to any weight"),
 ]  # fmt: skip
 

@@ -57,6 +57,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "tied": of_type("q6_k", tie_word_embeddings=True),
     "fp8": of_scheme("fp8-block"),
     "int4": of_scheme("w4a16-g128"),
+    "fp4": of_scheme("nvfp4a16"),
     "bf16 directory": lambda place: save_checkpoint(random_bamba(), place / "m", "bfloat16"),
     "experts": lambda place: save(random_case("granitemoehybrid", "six experts"), place / "m", "bfloat16"),
     "experts, mxfp4": lambda place: to_gguf(

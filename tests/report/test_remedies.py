@@ -61,6 +61,7 @@ def test_no_type_is_wider(stored: str) -> None:
             "int8",
             ["int4 bamba-43m x-mended", "--bits 8", "--group-size 32", "--asymmetric"],
         ),
+        ("mxfp4a16", "mxfp4", ["fp4 bamba-43m x-mended", "--scheme mxfp4a16"]),
         ("torchao-int4-tile-packed-g64", "x", ["int4 bamba-43m x-mended", "--format torchao-tile-packed"]),
     ],
 )

@@ -225,6 +225,9 @@ def _expected(quantization: Mapping[str, Any]) -> list[str]:
             raise RefusalError("integers come as pack-quantized")
         names = ["weight_packed", "weight_scale", "weight_shape"]
         return names if group["weights"]["symmetric"] else [*names, "weight_zero_point"]
+    if group["weights"]["num_bits"] == 4:
+        packed = ["weight_packed", "weight_scale"]
+        return [*packed, "weight_global_scale"] if group["weights"]["strategy"] == "tensor_group" else packed
     if quantization["format"] != "float-quantized" or group["targets"] != ["Linear"]:
         raise RefusalError("floats come as float-quantized, for linear layers")
     if group["weights"]["dynamic"] or not group["input_activations"]["dynamic"]:
@@ -248,10 +251,12 @@ def _check_fused(
 ) -> None:
     if quantization["quant_method"] != "fp8":
         (group,) = quantization["config_groups"].values()
-        if group["weights"]["strategy"] == "tensor":
-            # vLLM rounds the parts of a fused layer again, to the largest scale among them.
-            if len({float(values[f"{module}.weight_scale"].reshape(-1)[0]) for module in modules}) > 1:
-                raise RefusalError(f"{prefix}: its parts would be quantized again")
+        shared = {"tensor": "weight_scale", "tensor_group": "weight_global_scale"}
+        if (part := shared.get(group["weights"]["strategy"])) is not None:
+            # vLLM rounds the parts of a fused layer again, to the largest scale among them; of global scales it takes
+            # the largest for all parts (schemes/compressed_tensors_w4a16_nvfp4.py).
+            if len({float(values[f"{module}.{part}"].reshape(-1)[0]) for module in modules}) > 1:
+                raise RefusalError(f"{prefix}: its parts have different scales")
             return
     if _block(quantization) and len(modules) > 1:
         # Every part but the last one of a fused layer must be whole blocks high.

@@ -16,6 +16,7 @@ from numba.core import cgutils
 
 from bamba_quant.codecs.blocks import BlockCodec, PackedRows
 from bamba_quant.codecs.compiled.lanes import BYTE, FLOAT, INT, LANES, vector_of
+from bamba_quant.codecs.compiled.narrow_floats import e2m1, e4m3, to_bfloat16
 from bamba_quant.codecs.layout import Bits, BlockLayout, Field
 from bamba_reference.kernels.cpu.launch import has
 
@@ -42,9 +43,8 @@ def unpacking(codec: BlockCodec) -> Unpacking | None:
         if packed.dtype == "f16":
             return None
         n_bytes = LANES * packed.bits // 8
-        return Unpacking(
-            repr((packed.kind, packed.bits, packed.offset, packed.dtype)), LANES, n_bytes, _packed(packed)
-        )
+        key = repr((packed.kind, packed.bits, packed.offset, packed.dtype, has("ssse3")))
+        return Unpacking(key, LANES, n_bytes, _packed(packed))
     if layout is not None and all(bits.run == 1 or bits.run % LANES == 0 for bits in layout.codes.bits):
         key = f"{codec.name} {has('ssse3')}"
         return Unpacking(key, layout.block, layout.block_bytes, _of_layout(layout))
@@ -91,7 +91,9 @@ def _packed(packed: PackedRows) -> Emit:
         code = _Block(builder, block)
         step = code.repeated(code.float32(scale))
         if packed.kind == "e4m3":
-            value = _e4m3(code, code.bytes(0, LANES))
+            value = e4m3(code, code.bytes(0, LANES))
+        elif packed.kind == "e2m1":
+            value = e2m1(code, code.integers(Field((Bits(0, 4, LANES),)), 0))
         else:
             bits = (Bits(0, packed.bits, LANES),)
             # Shifting the offset's bits to the top and back extends the sign.
@@ -103,7 +105,7 @@ def _packed(packed: PackedRows) -> Emit:
         value = builder.fmul(step, value)
         if packed.kind.endswith("float"):
             value = builder.fadd(value, code.repeated(code.float32(zero)))
-        use(_to_bfloat16(code, value) if packed.dtype == "bf16" else value, 0)
+        use(to_bfloat16(code, value) if packed.dtype == "bf16" else value, 0)
 
     return emit
 
@@ -117,28 +119,6 @@ def _bfloat16(builder: Any, block: Any, scale: Any, zero: Any, use: Use) -> None
     code = _Block(builder, block)
     widened = builder.shl(code.words(), code.constant(INT, 16))
     use(builder.bitcast(widened, vector_of(FLOAT)), 0)
-
-
-def _e4m3(code: _Block, q: Any) -> Any:
-    """Bits moved to their places in a float32, whose exponent is then corrected: subnormals come out right."""
-    builder = code.builder
-    wide = builder.zext(q, vector_of(INT))
-    magnitude = builder.and_(wide, code.constant(INT, 0x7F))
-    moved = builder.bitcast(builder.shl(magnitude, code.constant(INT, 20)), vector_of(FLOAT))
-    number = builder.bitcast(builder.fmul(moved, code.constant(FLOAT, 2.0**120)), vector_of(INT))
-    special = builder.icmp_unsigned("==", magnitude, code.constant(INT, 0x7F))
-    number = builder.select(special, code.constant(INT, 0x7FC00000), number)
-    sign = builder.shl(builder.and_(wide, code.constant(INT, 0x80)), code.constant(INT, 24))
-    return builder.bitcast(builder.or_(number, sign), vector_of(FLOAT))
-
-
-def _to_bfloat16(code: _Block, value: Any) -> Any:
-    """``floats.to_bfloat16``, as float32."""
-    builder, sixteen = code.builder, code.constant(INT, 16)
-    bits = builder.bitcast(value, vector_of(INT))
-    last = builder.and_(builder.lshr(bits, sixteen), code.constant(INT, 1))
-    bits = builder.add(builder.add(last, code.constant(INT, 0x7FFF)), bits)
-    return builder.bitcast(builder.shl(builder.lshr(bits, sixteen), sixteen), vector_of(FLOAT))
 
 
 class _Block:

@@ -143,7 +143,8 @@ def _compiled_counts() -> Callable[[F32, F32 | None], Array]:
     return lambda x, importance: fp8.counts(x, whole_weights(importance))
 
 
-def _compiled_largest() -> Callable[[F32, F32 | None], Array]:
+def compiled_largest() -> Callable[[F32, F32 | None], Array]:
+    """The compiled version of ``largest_bits``."""
     from bamba_quant.codecs.fp8 import compiled as fp8
 
     return lambda x, importance: fp8.largest_bits(x)
@@ -156,17 +157,18 @@ def _joined(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
     return joined
 
 
-def _largest(bits: NDArray[np.int64]) -> F32:
+def largest_of(bits: NDArray[np.int64]) -> F32:
+    """(1,): the magnitude of the bits that ``largest_bits`` found, the last of several numbers."""
     return bits[-1:].astype(np.uint32).view(np.float32)
 
 
 def _scale_of_counts(found: NDArray[np.int64]) -> F32:
     histogram = (found[:-1] * energies()).reshape(-1, BINS).sum(axis=0)
-    return searched(histogram[None], _largest(found))
+    return searched(histogram[None], largest_of(found))
 
 
 def _scale_of_largest(found: NDArray[np.int64]) -> F32:
-    return of_largest(_largest(found))
+    return of_largest(largest_of(found))
 
 
 def _tensor_parts(rows: int, columns: int) -> tuple[Part, ...]:
@@ -237,7 +239,7 @@ CODECS = (
                 _encode_shared,
                 _compiled_shared,
                 largest_bits,
-                _compiled_largest,
+                compiled_largest,
                 np.maximum,
                 _scale_of_largest,
             ),

@@ -34,7 +34,7 @@ def wide() -> Tree:
 SCHEMES = (
     "fp8-dynamic", "fp8-tensor", "fp8-block", "fp8-block-inv", "w4a16-g32", "w4a16-asym-g128",
     "w8a16-asym-g64", "torchao-int4-g32",
-    "torchao-int4-tile-packed-g128",
+    "torchao-int4-tile-packed-g128", "nvfp4a16", "mxfp4a16",
 )  # fmt: skip
 
 
