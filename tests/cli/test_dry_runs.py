@@ -31,6 +31,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("convert", "--outtype", "q4_k_m"),
         ("fp8", "OUT", "--scheme", "tensor"),
         ("int4", "OUT", "--asymmetric"),
+        ("fp4", "OUT"),
     ],
     ids=lambda words: words[0],
 )

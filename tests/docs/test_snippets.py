@@ -41,6 +41,7 @@ _MORE = {
     "convert": "--overwrite",
     "evaluate": "--overwrite --ctx 64 --chunks 8",
     "export": "--overwrite",
+    "fp4": "--overwrite --scales absmax",
     "fp8": "--overwrite --scales absmax",
     "generate": "--max-tokens 3",
     "imatrix": "--overwrite",

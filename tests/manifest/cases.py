@@ -155,6 +155,12 @@ def _quantizations() -> Iterator[Case]:
                 f"int4/imatrix/{short}/{method}",
                 f"int4 @bamba-wide OUT {layout} --group-size 64 --method {method} --imatrix @imatrix-wide.dat",
             )
+    for scheme, method in product(("nvfp4a16", "mxfp4a16"), ("search", "absmax")):
+        given = f"fp4 @bamba-wide OUT --scheme {scheme} --scales {method}"
+        yield Case(f"fp4/bamba-wide/{scheme}/{method}", given)
+        if method == "search":
+            yield Case(f"fp4/imatrix/{scheme}", f"{given} --imatrix @imatrix-wide.dat")
+            yield Case(f"plan/fp4/{scheme}", f"{given} --dry-run --json", "hash")
     for command in ("fp8", "int4"):
         options = {
             "keep-role": "--keep ssm_in --keep '*.layers.0.*'",

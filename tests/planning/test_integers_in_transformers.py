@@ -1,4 +1,4 @@
-"""transformers loads what ``bamba-quant int4`` writes, and computes what the reference computes on the same weights."""
+"""transformers loads what ``int4`` and ``fp4`` write, and computes what the reference does on the same weights."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.support.quantized import int4_kernel
 TOKENS = random_tokens(2048, 128)
 CPU = torch.device("cpu")
 SYMMETRIC = ("w4a16-g128", "w4a16-g32", "w8a16-g64")
+FP4 = ("nvfp4a16", "mxfp4a16")
 ASYMMETRIC = ("w4a16-asym-g128", "w8a16-asym-g32")
 TORCHAO = ("torchao-int4-g128", "torchao-int4-g32")
 
@@ -62,14 +63,14 @@ def assert_near_reference(directory: Path, logits: np.ndarray) -> None:
     assert (q - p).norm() < 0.02 * p.norm()
 
 
-@pytest.mark.parametrize("scheme", SYMMETRIC)
-def test_symmetric_integers_load_as_they_are(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", (*SYMMETRIC, *FP4))
+def test_symmetric_weights_load_as_they_are(scheme: str, tmp_path: Path) -> None:
     directory = written(scheme, tmp_path)
     assert_right(directory, transformers_logits(loaded(directory), TOKENS))
 
 
-@pytest.mark.parametrize("scheme", (*SYMMETRIC[:1], *ASYMMETRIC))
-def test_integers_load_dequantized(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", (*SYMMETRIC[:1], *ASYMMETRIC, *FP4))
+def test_packed_weights_load_dequantized(scheme: str, tmp_path: Path) -> None:
     directory = written(scheme, tmp_path)
     model = loaded(directory, quantization_config=CompressedTensorsConfig(dequantize=True))
     assert_right(directory, transformers_logits(model, TOKENS))

@@ -134,6 +134,23 @@ def test_fused_matrices_share_the_scale_of_a_tensor(tmp_path: Path) -> None:
         assert gate == up != down
 
 
+def test_fused_matrices_share_the_global_scale(tmp_path: Path) -> None:
+    model = save_checkpoint(random_bamba(**WIDE), tmp_path / "m")
+    plan = written(model, tmp_path / "out", "nvfp4a16")
+    stored = directories.tensors(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    assert vllm.check(config, shapes, stored) == len(plan.matrices)
+    q = "model.layers.1.self_attn.q_proj.weight_global_scale"
+    original = directories.tensors(tmp_path / "m")
+    largest = max(
+        original[q.replace("q_proj.weight_global_scale", f"{leaf}_proj.weight")].abs().max() for leaf in "qkv"
+    )
+    assert float(stored[q]) == pytest.approx(448 * 6 / float(largest), rel=1e-6)
+    with pytest.raises(vllm.RefusalError, match="different scales"):
+        vllm.check(config, shapes, stored | {q: stored[q] * 2})
+
+
 def test_small_files(tmp_path: Path) -> None:
     model = tmp_path / "m"
     shutil.copytree(embedded_model(), model)

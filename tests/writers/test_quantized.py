@@ -22,7 +22,15 @@ from bamba_quant.writers.resumable import partial_of
 from tests.planning.test_quantize import WIDE
 from tests.support.models import random_bamba, save_checkpoint
 
-SCHEMES = ["fp8-dynamic", "fp8-tensor", "fp8-block", "fp8-block-inv", "w4a16-asym-g128", "torchao-int4-g128"]
+SCHEMES = [
+    "fp8-dynamic",
+    "fp8-tensor",
+    "fp8-block",
+    "fp8-block-inv",
+    "w4a16-asym-g128",
+    "torchao-int4-g128",
+    "nvfp4a16",
+]
 
 
 @pytest.fixture(scope="module")
