@@ -185,7 +185,9 @@ def forward(
 
 def _divides(model: Model, ids: Tensor) -> bool:
     """Whether threads are to run rows of their own: faster than sharing every operation, and without gradients."""
-    gradients = torch.is_grad_enabled() and any(weight.requires_grad for weight in model.weights.values())
+    gradients = torch.is_grad_enabled() and any(
+        isinstance(weight, Tensor) and weight.requires_grad for weight in model.weights.values()
+    )
     return model.backend.parallel and not gradients and ids.numel() >= _MANY_TOKENS
 
 
