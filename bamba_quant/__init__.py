@@ -1,4 +1,4 @@
-"""Convert hybrid Mamba-2/attention checkpoints to GGUF, FP8 and int4, and measure what each file lost.
+"""Convert hybrid Mamba-2/attention checkpoints to GGUF, FP8, int4 and FP4, and measure what each file lost.
 
 The functions of ``bamba_quant.api`` are attributes of this package. They are imported when they are first used.
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,12 +30,12 @@ from bamba_quant.inference.stream_weights import StreamWeights, prefetch_order
 from bamba_quant.inference.weights import LazyWeights, Timings
 from bamba_quant.printable import brief_repr
 from bamba_reference.backends import backend_named
-from bamba_reference.runtime.stream import final_hidden
+from bamba_reference.runtime.stream import final_hidden, rows_together
 from bamba_reference.runtime.workers import piece_number
 from bamba_reference.tensors import head_name, stack_of
 from bamba_reference.torch.backend import Backend
 
-# Of all chunks' hidden states: what does not fit goes through the layers, and reads them, in several rounds.
+# Of all chunks' hidden states and a layer's sums: what does not fit goes through the layers in several rounds.
 _HIDDEN_BYTES = 1 << 28
 _HIDDEN_BYTES_ON_GPU = 1 << 32
 
@@ -131,7 +132,8 @@ def collect(
     collector = Collector(model.weights, backend_named(backend, where, number))
     count, ctx = chunks.shape
     room = _HIDDEN_BYTES_ON_GPU if where.type == "cuda" else _HIDDEN_BYTES
-    at_once = max(1, room // (4 * ctx * config.hidden_size))
+    of_a_chunk = 4 * ctx * config.hidden_size + _sums_bytes(model.weights) // rows_together(ctx, where)
+    at_once = max(1, room // of_a_chunk)
     rounds = -(-count // at_once)
     for i in range(rounds):
 
@@ -157,6 +159,15 @@ def collect(
             for some in hidden:
                 collector.add(some, head_name(config))
     return ActivationSums(collector.entries(), datasets, count, ctx)
+
+
+def _sums_bytes(weights: LazyWeights) -> int:
+    """The most bytes of what a layer's products see in one piece of work."""
+    layers: Counter[int | None] = Counter()
+    for rule in (weights.stored(name)[1] for name in weights):
+        if rule.layer is not None and len(rule.shape) > 1:
+            layers[rule.layer] += 16 * math.prod(rule.shape[:-2]) * rule.shape[-1]
+    return max(layers.values())
 
 
 CTX = 512

@@ -40,6 +40,9 @@ def assemble_float4(stored: WeightAssembler, module: str, codes: StoredTensor, w
         raise stored.unsupported(
             name, f"codes of shape {codes.shape}", f"a matrix with rows of whole groups of {group}"
         )
+    for part in ("weight_zero_point", "weight_g_idx"):
+        if stored.get(f"{module}.{part}") is not None:
+            raise stored.unsupported(name, part, "scales alone, of groups in order")
     rows, columns = codes.shape[0], 2 * codes.shape[1]
     stored.take(f"{module}.weight_packed", ("u8",))
     dtype = E4M3 if form == _NVFP4 else "u8"
@@ -47,8 +50,10 @@ def assemble_float4(stored: WeightAssembler, module: str, codes: StoredTensor, w
     if form == _NVFP4:
         whole = stored.take(f"{module}.weight_global_scale", ("f32",), ((1,), ()))
         divisor = read_raw(whole).view(np.float32).reshape(-1)[0]
-        if not (np.isfinite(divisor) and divisor > 0):
-            raise stored.unsupported(f"{module}.weight_global_scale", divisor, "a positive number")
+        if not 2.0**-126 <= divisor < np.inf:
+            raise stored.unsupported(
+                f"{module}.weight_global_scale", divisor, "a positive number of float32, not subnormal"
+            )
         steps = ScaleTensor(
             scale,
             unpack=partial(_divided, divisor=divisor),

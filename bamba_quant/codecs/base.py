@@ -76,7 +76,8 @@ class Method:
 
     Where a whole matrix shares something, ``measure(x, importance)`` gets every chunk first, ``combine`` joins two
     measurements, exactly and in any order, and ``share`` turns the joined one into the ``shared`` of ``encode``.
-    Matrices that a runtime fuses are measured together. Without ``measure``, ``shared`` is None.
+    Matrices that a runtime fuses are measured together. Without ``measure``, ``shared`` is None. ``weighs`` says
+    whether importance changes anything.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Method:
     compiled_measure: Callable[[], Measure] | None = None
     combine: Callable[[Array, Array], Array] | None = None
     share: Callable[[Array], Shared] | None = None
+    weighs: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

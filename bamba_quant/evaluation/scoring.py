@@ -59,10 +59,11 @@ class EvaluationProgress:
 
 def work_in_layers(config: Config, tokens: TokenizedText) -> float:
     """The part of an evaluation's multiplications that layers do; the head does the rest."""
+    used = config.num_experts_per_tok / max(1, config.num_local_experts)
     layers = tokens.cut.size * sum(
-        math.prod(shape)
+        math.prod(shape) * (used if name.startswith("moe.") and len(shape) == 3 else 1)
         for layer in range(config.num_hidden_layers)
-        for shape in layer_tensors(config, layer).values()
+        for name, shape in layer_tensors(config, layer).items()
     )
     return layers / (layers + config.vocab_size * config.hidden_size * tokens.targets.size)
 

@@ -149,7 +149,7 @@ class Reader:
             expected=expected,
         )
 
-    def _quotient(self, key: str, whole: int, part: int, of: str) -> int:
+    def quotient(self, key: str, whole: int, part: int, of: str) -> int:
         """``whole``, the value of ``of``, divided by ``part``, that of ``key``, without a remainder."""
         if whole % part:
             raise self._invalid(key, part, f"a divisor of {self.key(of)}, {whole}")
@@ -193,7 +193,7 @@ class Reader:
     def expansion(self) -> int:
         """The width inside a mixer over that of the model."""
         width = self.count("ssm.inner_size")
-        return self._quotient("embedding_length", width, self.count("embedding_length"), "ssm.inner_size")
+        return self.quotient("embedding_length", width, self.count("embedding_length"), "ssm.inner_size")
 
     def mamba2(self, *, expands: bool = True) -> dict[str, Any]:
         """The fields of ``Config`` that Mamba-2 layers have; biases show in the tensors' names.
@@ -202,11 +202,11 @@ class Reader:
         """
         heads, d_inner = self.count("ssm.time_step_rank"), self.count("ssm.inner_size")
         groups = self.count("ssm.group_count")
-        self._quotient("ssm.group_count", heads, groups, "ssm.time_step_rank")
+        self.quotient("ssm.group_count", heads, groups, "ssm.time_step_rank")
         return {
             "mamba_expand": self.expansion() if expands else 0,
             "mamba_n_heads": heads,
-            "mamba_d_head": self._quotient("ssm.time_step_rank", d_inner, heads, "ssm.inner_size"),
+            "mamba_d_head": self.quotient("ssm.time_step_rank", d_inner, heads, "ssm.inner_size"),
             "mamba_n_groups": groups,
             "mamba_d_state": self.count("ssm.state_size"),
             "mamba_d_conv": self.count("ssm.conv_kernel"),
@@ -230,7 +230,7 @@ class Reader:
         heads = self.count("attention.head_count")
         kv_heads = self.per_layer("attention.head_count_kv", most=heads)
         for count in set(kv_heads) - {0}:
-            self._quotient("attention.head_count_kv", heads, count, "attention.head_count")
+            self.quotient("attention.head_count_kv", heads, count, "attention.head_count")
         return {
             "layers": single_block_layers(
                 ("attention" if count else mixer for count in kv_heads), feed_forward

@@ -211,6 +211,16 @@ def count(default: Any = REQUIRED, *, least: int = 1, most: int = MOST, **names:
     return HfKey(parse, f"a whole number from {least} to {most}", default, **names)
 
 
+def count_or_null(default: int, **names: Any) -> HfKey:
+    """A positive integer, or null, which is no default but read as None."""
+    number = count(default)
+
+    def parse(value: Any) -> int | None:
+        return None if value is None else int(number.parse(value))
+
+    return HfKey(parse, f"{number.expected}, or null", default, null_is_default=False, **names)
+
+
 def count_or_auto(**names: Any) -> HfKey:
     """A positive integer, or "auto", which is read as None."""
 

@@ -36,7 +36,7 @@ _FEW = 32
 class StoredMatrix:
     """A matrix (rows, columns) in the bytes of its file, or a stack of them, whose matrices an index gives.
 
-    ``divisors`` (rows, 1), of a matrix: the file holds its rows times these.
+    ``divisors`` (all rows, 1): the file holds each row times one of these.
     """
 
     def __init__(self, raw: U8, shape: Shape, codec: BlockCodec, divisors: F32 | None = None) -> None:

@@ -112,7 +112,7 @@ def _without(checkpoint: Checkpoint, beginnings: tuple[str, ...]) -> Checkpoint:
     names = [name for name in checkpoint.tensors if name.startswith(beginnings)]
     if not names:
         return checkpoint
-    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in names}
+    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(beginnings)}
     note = f"{len(names)} tensors that predict further tokens are left out: {join_names(names, 2)}"
     return replace(checkpoint, tensors=kept, notes=(*checkpoint.notes, note))
 

@@ -109,13 +109,15 @@ def plan_quantization(
     if imatrix is not None:
         imatrix.check_used(rule.gguf for candidate in candidates for rule in candidate.rules if rule.gguf)
     account = [
-        *_account(plan, codec, chosen_method, imatrix is not None),
+        *_account(plan, codec, chosen_method, imatrix is not None and chosen_method.weighs),
         *(f"Note: {note}." for note in loading),
     ]
     files, not_copied = small_files(checkpoint, configuration, account)
     notes = [*checkpoint.notes, *_notes(plan, source, configuration, dtype), *loading]
     without = [row.source.name for row in plan.matrices if row.importance is None]
-    if imatrix is not None and without:
+    if imatrix is not None and not chosen_method.weighs:
+        notes.append(f"the method {chosen_method.name} does not use the importance matrix")
+    elif imatrix is not None and without:
         notes.append(
             f"the importance matrix has no entry for {len(without)} matrices: {join_names(without, 3)}"
         )
@@ -193,7 +195,7 @@ def _notes(plan: Plan, model: Model, configuration: dict[str, Any], dtype: str) 
     """What a user would want to know before relying on the output."""
     notes: list[str] = []
     asked = config_dtype(model.checkpoint)
-    experts = sum(row.source.elements for row in plan.others if _is_expert(row))
+    experts = sum(row.source.elements for row in plan.others if _is_expert(row) and len(row.shape) == 3)
     if experts:
         notes.append(
             f"the experts, {experts / plan.elements:.0%} of the weights, stay as they are: transformers has no "

@@ -41,7 +41,8 @@ def loading_notes(
             f"load with {_DEQUANTIZED}, or keep these matrices: "
             + " ".join(f"--ignore {role}" for role in touched)
         )
-    if roles & EXPERTS and any(part.suffix == ".weight_global_scale" for part in scheme.parts(64, 64)):
+    lost = roles & EXPERTS and any(part.suffix == ".weight_global_scale" for part in scheme.parts(64, 64))
+    if lost:
         notes.append(
             "transformers 5.23 leaves out the global scales of experts, whose weights it then makes thousands of times "
             "too large: for transformers choose mxfp4a16 or another scheme"
@@ -59,7 +60,10 @@ def loading_notes(
             "with bamba-quant convert --outtype f32 and bamba-quant export, and quantize that"
         )
     if loaders.vllm is None:
-        notes.append("vLLM has no quantized layers for this family: transformers alone loads this")
+        notes.append(
+            "vLLM has no quantized layers for this family"
+            + ("" if lost else ": transformers alone loads this")
+        )
     else:
         notes += _cut_blocks(loaders, config, scheme, roles)
     if loaders.initialized and hf_config.get("rescale_prenorm_residual") is True:

@@ -71,7 +71,7 @@ def recipe_named(name: str, where: object = None, *, auto: bool = False) -> Reci
     if aliases.get(key, key) not in known:
         names = [*(["auto"] if auto else []), *known, *aliases]
         what = f"no built-in recipe is called {repr_short(name)}{did_you_mean(name, names)}"
-        scheme = re.match("fp8|int[48]|w[48]a", key)
+        scheme = re.match("fp[48]|nvfp4|mxfp4a|int[48]|w[48]a", key)
         fix = "bamba-quant fp8, int4 and fp4 write these" if scheme else None
         raise PlanError(what, where=where, expected=", ".join(names), fix=fix)
     return known[aliases.get(key, key)]

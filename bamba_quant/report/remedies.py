@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bamba_quant.codecs import BlockCodec, codecs
 from bamba_quant.evaluation.result import Candidate, Evaluation, TensorLoss
+from bamba_quant.families.runtime_compat import EXPERTS
 from bamba_quant.recipes import recipes
 from bamba_quant.recipes.matrices import SHARED
 
@@ -88,8 +89,8 @@ def _for_directory(evaluation: Evaluation, candidate: Candidate, near: list[Tens
 
 
 def _ignored_together(candidate: Candidate, loss: TensorLoss) -> Iterator[str]:
-    """The tensor's own name in the file, and those of its layer that runtimes fuse with it."""
-    fused = next((group for group in SHARED if loss.role in group), frozenset({loss.role}))
+    """The tensor's own name in the file, and those of its layer that loaders need in the same form."""
+    fused = next((group for group in (*SHARED, EXPERTS) if loss.role in group), frozenset({loss.role}))
     for other in candidate.tensors:
         if other.name == loss.name or (other.layer == loss.layer and other.role in fused - {loss.role}):
             yield other.stored_name

@@ -155,7 +155,7 @@ class Progress:
 
     def __init__(self, doing: str, total: int = 0, *, hidden: bool = False) -> None:
         self._doing, self._total, self._hidden = doing, total, hidden
-        self._done, self._first = 0, 0.0
+        self._done, self._first, self._part = 0, 0.0, 0.0
         self._started = self._printed = time.monotonic()
         self._bar: Any = None
         self._detail = ""
@@ -221,7 +221,10 @@ class Progress:
             self._printed = now
             if work is None or not self._total:
                 self._started, self._first = now, part
-        self._total = total
+        if part < self._part:  # a second run begins
+            self._started, self._first = now, part
+        self._part = part
+        self._done, self._total = done, total
         if seconds_left is None and self._first < part < 1 and now - self._started > _SECONDS_BEFORE_RATES:
             seconds_left = (now - self._started) / (part - self._first) * (1 - part)
         left = "" if seconds_left is None else f", {_time(seconds_left)} left"

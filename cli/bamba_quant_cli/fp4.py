@@ -31,8 +31,8 @@ def fp4(
     scheme: Annotated[
         Literal["nvfp4a16", "mxfp4a16"],
         typer.Option(
-            help="nvfp4a16: an e4m3 scale for 16 columns, under one number of a matrix, or of those that run fused. "
-            "mxfp4a16: a power of two for 32 columns."
+            help="nvfp4a16: an e4m3 scale for 16 columns and a float32 scale for a matrix, or for matrices that "
+            "run fused. mxfp4a16: a power of two for 32 columns."
         ),
     ] = "nvfp4a16",
     scales: Annotated[
@@ -62,10 +62,11 @@ def fp4(
     overwrite: opt.OverwriteDirectory = False,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Quantize a checkpoint's linear layers to FP4 (e2m1) in compressed-tensors' forms, in one pass over its rows.
+    """Quantize a checkpoint's linear layers to FP4 (e2m1) in compressed-tensors' forms.
 
     Embedding, output, norms, convolutions and the recurrence's own parameters stay as they are; activations stay in
-    16 bits. Scales are chosen for the values a loader reads back. The directory appears whole or not at all, and an
+    16 bits. Scales are chosen for the values a loader reads back. nvfp4a16
+    reads each matrix twice: first for its global scale. The directory appears whole or not at all, and an
     interrupted run goes on with --resume and ends with the same bytes.
     """
     from bamba_quant_cli.quantized import quantize

@@ -29,9 +29,8 @@ def routed(config: Config, w: Mapping[str, Array], logits: Array) -> tuple[Ints,
             return chosen, softmax(np.take_along_axis(logits, chosen, axis=-1))
         return chosen, np.take_along_axis(softmax(logits), chosen, axis=-1)
     scores = sigmoid(logits)
-    groups = (scores + w["moe.router.correction"]).reshape(
-        len(logits), config.expert_groups, -1
-    )  # (L, G, E/G)
+    corrected = scores + w["moe.router.correction"]  # (L, E)
+    groups = corrected.reshape(len(logits), config.expert_groups, -1)  # (L, G, E/G)
     used = _largest(np.sort(groups, axis=-1)[..., -2:].sum(-1), config.used_expert_groups)  # (L, used groups)
     unused = np.ones(groups.shape[:2], bool)  # (L, G)
     np.put_along_axis(unused, used, False, axis=-1)

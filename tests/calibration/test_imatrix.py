@@ -17,6 +17,7 @@ from bamba_quant.errors import BambaQuantError
 from bamba_quant.inference.loading import LoadedModel, load_model
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import write_plan
+from bamba_reference.runtime.stream import rows_together
 from tests.calibration.llama_imatrix import collect_imatrix
 from tests.calibration.oracle import hooked_sums
 from tests.support.conversion import to_gguf
@@ -107,7 +108,9 @@ def test_every_format_runs_with_the_weights_it_holds(kind: str, tmp_path: Path) 
 def test_a_text_in_several_rounds_has_the_same_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_model(save(random_case("granitemoehybrid", "six experts"), tmp_path / "m"))
     whole = collect(loaded, random_chunks(), ())
-    monkeypatch.setattr(module, "_HIDDEN_BYTES", 2 * 4 * 40 * 64)
+    sums = module._sums_bytes(loaded.weights) // rows_together(40, "cpu")
+    assert sums > 0
+    monkeypatch.setattr(module, "_HIDDEN_BYTES", 2 * (4 * 40 * 64 + sums))
     told: list[Round] = []
     parts = collect(loaded, random_chunks(), (), progress=told.append)
     assert [(now.round, now.layer) for now in told] == [(i, layer) for i in (0, 1) for layer in (1, 2, 3, 4)]

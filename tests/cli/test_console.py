@@ -285,6 +285,14 @@ def test_progress_of_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert 1 <= len(more) < 4 and last == "next: 1 of 2, 1:01 left"
 
 
+def test_the_bar_shows_how_much_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_on_terminal", lambda: True)
+    with Progress("") as bar:
+        bar.update(5, 6, doing="layer", work=0.5)
+        (task,) = bar._bar.tasks
+        assert (task.completed, task.total) == (5, 6)
+
+
 def test_time_left_of_several_stages(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,13 +300,17 @@ def test_time_left_of_several_stages(
     now = 0.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
     with Progress("") as bar:
-        for stage, step, work in (("layer", 1, 0.0), ("layer", 9, 0.2), ("scoring", 1, 0.25)):
+        for stage, step, work in (
+            ("layer", 1, 0.0), ("layer", 9, 0.2), ("scoring", 1, 0.25), ("layer", 1, 0.0), ("layer", 5, 0.5),
+        ):  # fmt: skip
             bar.update(step, 10, doing=stage, work=work, print_now=True)
             now += 40.0
     assert capsys.readouterr().err.splitlines() == [
         "layer 1 of 10",
         "layer 9 of 10, 2:40 left",
         "scoring 1 of 10, 4:00 left",
+        "layer 1 of 10",
+        "layer 5 of 10, 0:40 left",
     ]
 
 

@@ -38,6 +38,13 @@ def test_any_multipliers_are_folded(tied: bool, tmp_path: Path) -> None:
     assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("multiplier", [1e-30, 1e30])
+def test_products_that_float32_does_not_hold(multiplier: float, tmp_path: Path) -> None:
+    model = FALCON.random(attention_in_multiplier=multiplier, key_multiplier=multiplier)
+    with pytest.raises(ArchitectureError, match="product of the model's multipliers"):
+        plan_conversion(save(model, tmp_path / "m"), vocab=False)
+
+
 @pytest.mark.parametrize(
     ("dtype", "back", "outtype"),
     [("bfloat16", "bf16", "f32"), ("float16", "f16", "f32"), ("bfloat16", "bf16", "bf16")],

@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bamba_quant.errors import ConfigError
-from bamba_quant.families import family_of, read_config
+from bamba_quant.checkpoint import open_checkpoint
+from bamba_quant.checkpoint.gguf_values import GgufValue, KeyValues, float32, uint32
+from bamba_quant.errors import ArchitectureError, CheckpointError, ConfigError
+from bamba_quant.families import family_of, family_of_gguf, read_config
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.export import plan_export
@@ -62,6 +64,7 @@ def test_nano_3() -> None:
         (NANO_3, {"hybrid_override_pattern": None}, "what its layers are"),
         (NANO_3, {"layers_block_type": ["mamba"] * 52}, "different layers"),
         (NANO_3, {"n_shared_experts": 2}, "n_shared_experts"),
+        (NANO_3, {"n_routed_experts": 1 << 30}, "n_routed_experts"),
         (NANO_3, {"n_group": 3}, "n_group"),
         (NANO_3, {"n_group": 128, "topk_group": 128}, "n_group"),
         (NANO_3, {"n_group": 2, "topk_group": 3}, "topk_group"),
@@ -85,6 +88,33 @@ def test_nano_3() -> None:
 def test_what_is_not_implemented_is_named(good: dict[str, Any], bad: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         read_config(good | bad)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("expert_group_count", uint32(3)),
+        ("expert_group_count", uint32(8)),
+        ("expert_group_used_count", uint32(5)),
+        ("expert_used_count", uint32(7)),
+        ("expert_weights_scale", float32(-2.0)),
+    ],
+)
+def test_groups_that_do_not_fit_in_a_gguf(key: str, value: GgufValue, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(
+        to_gguf(
+            save(random_case("nemotron_h", "groups of experts"), tmp_path / "m"),
+            tmp_path / "m.gguf",
+            vocab=False,
+        )
+    )
+    values = dict(checkpoint.key_values)
+    family = family_of_gguf(KeyValues(values))
+    config = family.config_of_gguf(KeyValues(values), checkpoint.tensors)
+    assert (config.num_local_experts, config.expert_groups, config.used_expert_groups) == (8, 4, 2)
+    changed = KeyValues(values | {f"nemotron_h_moe.{key}": value}, checkpoint.path)
+    with pytest.raises((ArchitectureError, CheckpointError), match=key):
+        family.config_of_gguf(changed, checkpoint.tensors)
 
 
 def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:

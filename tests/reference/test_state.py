@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bamba_reference import model as numpy_model
+from bamba_reference.runtime.workers import Workers
 from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch.backend import TORCH, Backend
 from bamba_reference.torch.state import MambaState
@@ -204,3 +205,21 @@ def test_threads_run_rows_of_their_own(gradients: bool, monkeypatch: pytest.Monk
         (*two.hidden_states, two.logits), (*one.hidden_states, one.logits), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_pool_within_a_piece() -> None:
+    """Whatever the other threads do, a piece is computed alike: it is not divided again."""
+
+    def pools(piece: int) -> int:
+        with Workers(torch.device("cpu"), 4) as inner:
+            return inner.count
+
+    torch.set_num_threads(4)
+    try:
+        with Workers(torch.device("cpu"), 2) as workers:
+            assert workers.count == 2 and list(workers.map(pools, range(6))) == [1] * 6
+        with Workers(torch.device("cpu"), 1) as alone:
+            assert list(alone.map(pools, range(2))) == [1] * 2
+        assert pools(0) == 4
+    finally:
+        torch.set_num_threads(1)

@@ -163,7 +163,7 @@ def _methods(scheme: Scheme, shares: bool) -> tuple[Method, ...]:
         }  # fmt: skip
     return tuple(
         Method(name, about, partial(_encode, scheme=scheme, offsets=offsets, run=encode),
-               partial(_compiled, scheme, offsets), **measuring)
+               partial(_compiled, scheme, offsets), weighs=name != "absmax", **measuring)
         for name, (about, offsets) in known.items()
     )  # fmt: skip
 
@@ -200,7 +200,7 @@ def _codec(
 
 
 CODECS = (
-    _codec("nvfp4a16", "e2m1, an e4m3 scale for 16 columns under one of matrices that run fused", NVFP4,
+    _codec("nvfp4a16", "e2m1, an e4m3 scale for 16 columns, a float32 scale for matrices that run fused", NVFP4,
            "tensor_group", "torch.float8_e4m3fn", shares=True),
     _codec("mxfp4a16", "e2m1, a power of two for 32 columns", MXFP4, "group", "torch.uint8", shares=False),
 )  # fmt: skip

@@ -92,7 +92,7 @@ def _tiled(name: str, about: str, tile: Tile, scale: Part, configuration: Callab
 
     methods = tuple(
         Method(method, about, partial(_encode_tiles, tile=tile, search=search, scale=scale),
-               compiled=partial(_compiled_tiles, tile, search, scale))
+               compiled=partial(_compiled_tiles, tile, search, scale), weighs=search)
         for method, about, search in (("search", _SEARCH, True), ("absmax", _ABSMAX, False))
     )  # fmt: skip
     blocks = height if height > 1 else 0
@@ -242,6 +242,7 @@ CODECS = (
                 compiled_largest,
                 np.maximum,
                 _scale_of_largest,
+                weighs=False,
             ),
         ),
         configuration=partial(

@@ -41,7 +41,7 @@ def integer_methods(
             run = quantizer(grid, name, offset)
             return lambda x, importance, shared: parts(*run(x, importance))
 
-        return Method(name, about, encode, compiled)
+        return Method(name, about, encode, compiled, weighs=name != "rtn")
 
     return tuple(method(name, about) for name, about in (_SEARCHES | {"rtn": rtn}).items())
 

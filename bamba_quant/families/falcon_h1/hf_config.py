@@ -16,16 +16,6 @@ def layers(count: int) -> tuple[Layer, ...]:
     return (Layer(("mamba2", "attention"), ("mlp",)),) * count
 
 
-def _count_or_null(default: int, **names: Any) -> schema.HfKey:
-    """An integer, or null, which is no default here but means that others imply it."""
-    number = schema.count(default)
-
-    def parse(value: Any) -> int | None:
-        return None if value is None else number.parse(value)
-
-    return schema.HfKey(parse, f"{number.expected}, or null", default, null_is_default=False, **names)
-
-
 def _inverse(value: Any) -> float:
     return 1 / float(schema.positive(None).parse(value))
 
@@ -53,13 +43,13 @@ _KEYS = {
     "intermediate_size": schema.count(14336),
     "num_hidden_layers": schema.count(most=schema.MOST_LAYERS, write=lambda config: config.num_hidden_layers),
     **hf_keys.attention(32),
-    "num_key_value_heads": _count_or_null(8),
+    "num_key_value_heads": schema.count_or_null(8),
     "attn_layer_indices": schema.only(expected="null (attention in every layer)"),
     "mlp_bias": schema.flag(False),
     "mamba_use_mlp": schema.only(True, expected="true"),
     "hidden_act": hf_keys.SILU,
     **hf_keys.MAMBA2,
-    "mamba_d_ssm": _count_or_null(1024, write=lambda config: config.mamba_d_inner),
+    "mamba_d_ssm": schema.count_or_null(1024, write=lambda config: config.mamba_d_inner),
     "mamba_expand": replace(hf_keys.MAMBA2["mamba_expand"], write=_written(schema.OMITTED)),
     "projectors_bias": schema.flag(False),
     "mamba_rms_norm": schema.flag(False),

@@ -10,11 +10,13 @@ the last norm takes out again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
+from bamba_quant.errors import ArchitectureError
 from bamba_quant.families.rules import Rule
 from bamba_quant.families.shared_rules import (
     ATTENTION,
@@ -47,30 +49,41 @@ def multipliers(config: Config) -> dict[str, float]:
     return {name: float(np.float32(value)) for name, value in values.items()}
 
 
-def _product(*names: str) -> Callable[[Config], Transform]:
-    def transform(config: Config) -> Transform:
-        values = multipliers(config)
-        return scaled(float(np.prod([values[name] for name in names])))
+def _factor(config: Config, *names: str, per: str = "") -> float:
+    """The product of these multipliers, divided by another one, if named. Raises ``ArchitectureError`` where float32
+    does not hold it.
+    """
+    values = multipliers(config)
+    factor = math.prod(values[name] for name in names) / (values[per] if per else 1.0)
+    if not 2.0**-126 <= factor < 2.0**128:
+        raise ArchitectureError(
+            "float32 does not hold the product of the model's multipliers",
+            found=f"{factor:g}, of {', '.join(names)}" + (f" divided by {per}" if per else ""),
+            expected="2^-126 to 2^128",
+            fix="correct the multipliers in config.json",
+        )
+    return factor
 
-    return transform
+
+def _product(*names: str) -> Callable[[Config], Transform]:
+    return lambda config: scaled(_factor(config, *names))
 
 
 def _last_norm(config: Config) -> Transform:
-    values = multipliers(config)
-    return scaled(values["head"] / values["embedding"]) if config.tie_word_embeddings else IDENTITY
+    return scaled(_factor(config, "head", per="embedding")) if config.tie_word_embeddings else IDENTITY
 
 
 def _in_proj(config: Config) -> Transform:
-    values, sections = multipliers(config), in_proj_sections(config)
-    here = {"z": values["ssm_in"] * values["ssm_z"], "dt": values["ssm_in"] * values["ssm_dt"]}
-    return scaled_sections("multipliers", [(rows, here.get(name, 1.0)) for name, rows in sections.items()])
+    here = {section: _factor(config, "ssm_in", f"ssm_{section}") for section in ("z", "dt")}
+    sections = in_proj_sections(config).items()
+    return scaled_sections("multipliers", [(rows, here.get(name, 1.0)) for name, rows in sections])
 
 
 def _convolution(config: Config) -> Transform:
-    values, sections = multipliers(config), in_proj_sections(config)
+    sections = in_proj_sections(config)
     return scaled_sections(
         "multipliers",
-        [(sections[name], values["ssm_in"] * values[f"ssm_{name}"]) for name in ("x", "B", "C")],
+        [(sections[name], _factor(config, "ssm_in", f"ssm_{name}")) for name in ("x", "B", "C")],
     )
 
 

@@ -46,10 +46,6 @@ def _periodic(name: str, period: int, offset: int, found: Callable[[Config], tup
     }
 
 
-def _key_value_heads(value: Any) -> Any:
-    return None if value is None else schema.count().parse(value)
-
-
 _KEYS = {
     "vocab_size": schema.count(65536, most=schema.MOST_TOKENS),
     "hidden_size": schema.count(4096),
@@ -59,9 +55,7 @@ _KEYS = {
     ),
     "num_attention_heads": schema.count(32),
     # Without the key there are 8, with null as many as heads.
-    "num_key_value_heads": schema.HfKey(
-        _key_value_heads, "a whole number from 1 on, or null", 8, null_is_default=False
-    ),
+    "num_key_value_heads": schema.count_or_null(8),
     "head_dim": hf_keys.attention()["head_dim"],
     **_periodic("attn", 8, 4, _attention),
     **_periodic("expert", 2, 1, _experts),

@@ -91,15 +91,20 @@ def read(values: KeyValues, tensors: Tensors) -> Config:
     )
     mixture: dict[str, Any] = {}
     if experts:
+        groups = reader.count("expert_group_count", 1, most=max(1, experts // 2))
+        size = reader.quotient("expert_group_count", experts, groups, "expert_count")
+        used = reader.count("expert_group_used_count", 1, most=groups)
         mixture = {
             "num_local_experts": experts,
-            "num_experts_per_tok": reader.count("expert_used_count", most=experts),
+            "num_experts_per_tok": reader.count("expert_used_count", most=used * size),
             "expert_intermediate_size": reader.count("expert_feed_forward_length"),
             "expert_scores": "sigmoid",
             "norm_topk_prob": reader.flag("expert_weights_norm", False),
-            "expert_weights_scale": reader.scale("expert_weights_scale") or 1.0,
-            "expert_groups": reader.count("expert_group_count", 1),
-            "used_expert_groups": reader.count("expert_group_used_count", 1),
+            "expert_weights_scale": reader.positive("expert_weights_scale", 1.0)
+            if reader.scale("expert_weights_scale")
+            else 1.0,
+            "expert_groups": groups,
+            "used_expert_groups": used,
             "moe_latent_size": reader.count("moe_latent_size", 0),
         }
     width = reader.count("expert_shared_feed_forward_length") if experts else max(widths)

@@ -51,10 +51,6 @@ def _words(config: Config) -> list[str]:
     return [names[layer] for layer in config.layers]
 
 
-def _width(config: Config) -> int:
-    return config.intermediate_size
-
-
 def _experts(config: Config, value: Any) -> Any:
     """``value`` where the model has experts; transformers' defaults elsewhere say nothing."""
     return value if config.num_local_experts else schema.OMITTED
@@ -74,7 +70,7 @@ _KEYS = {
     "hybrid_override_pattern": schema.HfKey(
         _from_letters, f"a letter for each layer: {' '.join(_LETTERS)}", write=_letters
     ),
-    "intermediate_size": schema.count(21504, write=_width),
+    "intermediate_size": schema.count(21504),
     "mlp_bias": schema.flag(False),
     "hidden_act": schema.only("relu2", expected="relu2", key="mlp_hidden_act"),
     **hf_keys.attention(32),
@@ -94,7 +90,10 @@ _KEYS = {
     "mixer_act": schema.only("silu", expected="silu", key="mamba_hidden_act"),
     "time_step_limit": hf_keys.TIME_STEP_LIMIT,
     "num_local_experts": schema.count(
-        8, key="n_routed_experts", write=lambda config: _experts(config, config.num_local_experts)
+        8,
+        most=schema.MOST_EXPERTS,
+        key="n_routed_experts",
+        write=lambda config: _experts(config, config.num_local_experts),
     ),
     "num_experts_per_tok": schema.count(2, write=lambda config: _experts(config, config.num_experts_per_tok)),
     "expert_intermediate_size": schema.count(

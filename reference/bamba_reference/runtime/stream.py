@@ -82,7 +82,7 @@ def final_hidden(
         check_tokens(ids, each.vocab_size)
         check_names(each, source)
     device = torch.device(device)
-    rows = _rows(ids.shape[1], device)
+    rows = rows_together(ids.shape[1], device)
     layers = configs[0].num_hidden_layers if configs else 0
     parallel = all(ops.parallel for ops in backends)
     with (
@@ -156,7 +156,7 @@ class Head:
 
 def workers(texts: int, ctx: int, sources: int, device: torch.device) -> Workers:
     """The threads that run texts through layers: of two weight sets at a time, since the next is read ahead."""
-    return Workers(device, -(-texts // _rows(ctx, device)) * min(2, sources))
+    return Workers(device, -(-texts // rows_together(ctx, device)) * min(2, sources))
 
 
 def _computed(config: Config, dtype: torch.dtype) -> Config:
@@ -170,7 +170,7 @@ def _computed(config: Config, dtype: torch.dtype) -> Config:
 
 def together(ctx: int, device: str | torch.device = "cpu", most: int = _HEAD_TOKENS) -> int:
     """The smallest number of chunks of ``ctx`` tokens by which a text may be split; see ``head_blocks``."""
-    rows = _rows(ctx, device)
+    rows = rows_together(ctx, device)
     return rows * max(1, most // (ctx - 1 - ctx // 2) // rows)
 
 
@@ -188,7 +188,7 @@ def head_blocks(
     return blocks
 
 
-def _rows(ctx: int, device: str | torch.device) -> int:
+def rows_together(ctx: int, device: str | torch.device) -> int:
     """Texts of ``ctx`` tokens that go through a layer together."""
     on_cpu = torch.device(device).type == "cpu"
     return max(1, (_LAYER_TOKENS if on_cpu else _LAYER_TOKENS_ON_GPU) // ctx)

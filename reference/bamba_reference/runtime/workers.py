@@ -33,13 +33,15 @@ def piece_number() -> int:
 class Workers:
     """A pool for at most ``pieces`` pieces of work at a time, which divides torch's threads among them.
 
-    With one thread, one piece, or on another device than a CPU, ``submit`` runs a piece at once in the calling thread.
+    With one thread, one piece, within another piece of work, or on another device than a CPU, ``submit`` runs a piece
+    at once in the calling thread.
     While the pool exists, torch's number of threads is that of one piece, and afterwards what it was.
     """
 
     def __init__(self, device: torch.device, pieces: int) -> None:
         self._threads = torch.get_num_threads()
-        self.count = max(1, min(self._threads, pieces)) if device.type == "cpu" else 1
+        alone = device.type != "cpu" or getattr(_running, "number", None) is not None
+        self.count = 1 if alone else max(1, min(self._threads, pieces))
         self._pool = ThreadPoolExecutor(self.count, "worker") if self.count > 1 else None
 
     def __enter__(self) -> Self:
@@ -74,6 +76,10 @@ class Workers:
 
 
 def _run(number: int, piece: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    around = getattr(_running, "number", None)
     _running.number = number
-    with torch.no_grad():  # which holds in one thread
-        return piece(*arguments)
+    try:
+        with torch.no_grad():  # which holds in one thread
+            return piece(*arguments)
+    finally:
+        _running.number = around
