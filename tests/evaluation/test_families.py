@@ -108,12 +108,13 @@ def test_the_f32_file_is_the_model(evaluation: Evaluation) -> None:
     assert all(layer.local is None or layer.local > 120 for layer in exact.layers)
 
 
-def test_fewer_bits_lose_more(evaluation: Evaluation) -> None:
+def test_fewer_bits_lose_more(evaluation: Evaluation, made: Made) -> None:
     _, eight, fp8 = evaluation.candidates
     floor = evaluation.noise_floor
     assert floor is not None
     assert 1e3 * floor.figures["kld_mean"] < value(eight, "kld_mean") < value(fp8, "kld_mean") / 2
-    assert value(eight, "kld_mean") < 0.01
+    # Two mixers in every layer of random weights lose more than one.
+    assert value(eight, "kld_mean") < (0.02 if made.name == "falcon_h1" else 0.01)
     for better, worse in zip(eight.layers, fp8.layers, strict=True):
         assert better.local is not None and worse.local is not None
         assert better.local > 25
