@@ -51,6 +51,9 @@ ROLE_COSTS: Mapping[str, float] = {
     "ffn_gate": 0.0053,
     "ffn_up": 0.0039,
     "ffn_down": 0.0051,
+    # Not measured: what experts read costs as their inputs do, what they write as their outputs.
+    "ffn_latent_down": 0.0039,
+    "ffn_latent_up": 0.0051,
 }
 _EMBEDDING_LAYERS = 10
 # The cost of mixers' matrices relative to the middle layers: in the first layer, in those after it, and in the last.

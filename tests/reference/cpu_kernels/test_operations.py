@@ -276,6 +276,7 @@ def test_what_is_not_float32_or_wants_a_gradient_is_torchs() -> None:
         "rms_norm": lambda ops, x, w: ops.rms_norm(x, w[0], EPS),
         "gated_norm": lambda ops, x, w: ops.gated_norm(x, x, w[0], 1, EPS),
         "swiglu": lambda ops, x, w: ops.swiglu(x, x * w[0]),
+        "relu2": lambda ops, x, w: ops.relu2(x * w[0]),
         "rotary": lambda ops, x, w: ops.rotary(x.view(1, 80, 6, 8), *w[:2, None, :4].expand(2, 80, 4)[:, None]),
         "conv": lambda ops, x, w: ops.conv(x[None], w[:, :4], None, x[None, :3], None),
         "scan": lambda ops, x, w: ops.scan(ScanArguments(
