@@ -98,7 +98,7 @@ def options(command: str) -> set[str]:
 def test_every_command_and_option_exists() -> None:
     lines = re.sub(r"\\\n", " ", SCRIPT.read_text("utf-8"))
     commands = re.findall(r"^(?!#).*?\bbamba-quant (\w+) ([^\n;]*)", lines, flags=re.M)
-    assert {name for name, _ in commands} == {"convert", "fp8", "int4", "evaluate"}
+    assert {name for name, _ in commands} == {"convert", "fp8", "int4", "fp4", "evaluate"}
     for name, arguments in commands:
         assert set(re.findall(r"(?<!\S)--[\w-]+", arguments)) <= options(name)
     (arguments,) = re.findall(r"^arguments=\((.*)\)$", lines, flags=re.M)
@@ -107,7 +107,7 @@ def test_every_command_and_option_exists() -> None:
 
 
 def test_every_type_in_the_workflows_exists() -> None:
-    known = {recipe.name for recipe in recipes()} | {"fp8", "fp8-tensor", "fp8-block", "int4"}
+    known = {recipe.name for recipe in recipes()} | {"fp8", "fp8-tensor", "fp8-block", "int4", "fp4"}
     known |= {f"{kind}-tuned" for kind in known}
     named = [ACTION["inputs"]["types"]["default"]]
     named += [
