@@ -1,4 +1,4 @@
-"""compressed-tensors' FP4 weights: NVFP4, whose steps a number of the whole matrix divides, and MXFP4."""
+"""compressed-tensors' FP4 weights: NVFP4, with block scales and a global scale for the matrix, and MXFP4."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def count(default: Any = REQUIRED, *, least: int = 1, most: int = MOST, **names:
 
 
 def count_or_null(default: int, **names: Any) -> HfKey:
-    """A positive integer, or null, which is no default but read as None."""
+    """A positive integer with a default for a missing key; null is read as None, not as the default."""
     number = count(default)
 
     def parse(value: Any) -> int | None:

@@ -65,9 +65,9 @@ def fp4(
     """Quantize a checkpoint's linear layers to FP4 (e2m1) in compressed-tensors' forms.
 
     Embedding, output, norms, convolutions and the recurrence's own parameters stay as they are; activations stay in
-    16 bits. Scales are chosen for the values a loader reads back. nvfp4a16
-    reads each matrix twice: first for its global scale. The directory appears whole or not at all, and an
-    interrupted run goes on with --resume and ends with the same bytes.
+    16 bits. Scales are chosen for the values a loader reads back. nvfp4a16 reads each matrix twice, first for its
+    global scale. The directory appears whole or not at all, and an interrupted run goes on with --resume and ends with
+    the same bytes.
     """
     from bamba_quant_cli.quantized import quantize
 

@@ -48,16 +48,16 @@ class Config:
     configurations have no such key. Token ids may be None.
 
     Embeddings are multiplied by ``embedding_multiplier``, the sum of each residual step by ``residual_multiplier``,
-    attention scores by ``attention_multiplier``, where
-    None means head_dim^-1/2; logits are divided by ``logits_scaling``. Falcon-H1 multiplies more: the input and the
-    output of attention by ``attention_in_multiplier`` and ``attention_out_multiplier``, keys by ``key_multiplier``, the
-    input and the output of Mamba-2 by ``ssm_in_multiplier`` and ``ssm_out_multiplier``, the sections z, x, B, C and dt
-    of in_proj's output by ``ssm_multipliers``, and ``mlp``'s gate and output by ``mlp_multipliers``.
+    attention scores by ``attention_multiplier``, where None means head_dim^-1/2; logits are divided by
+    ``logits_scaling``. Falcon-H1 multiplies more: the input and the output of attention by ``attention_in_multiplier``
+    and ``attention_out_multiplier``, keys by ``key_multiplier``, the input and the output of Mamba-2 by
+    ``ssm_in_multiplier`` and ``ssm_out_multiplier``, the sections z, x, B, C and dt of in_proj's output by
+    ``ssm_multipliers``, and ``mlp``'s gate and output by ``mlp_multipliers``.
 
-    ``intermediate_size`` is the width of
-    ``mlp``; ``moe`` uses ``num_experts_per_tok`` of ``num_local_experts`` experts, each ``expert_intermediate_size``
-    wide. ``hidden_act`` of both is "silu" (SwiGLU) or "relu2" (ReLU² without a gate). The router is described in
-    ``routing``; ``moe_latent_size`` is the width that experts read and write, 0 for ``hidden_size``.
+    ``intermediate_size`` is the width of ``mlp``; ``moe`` uses ``num_experts_per_tok`` of ``num_local_experts``
+    experts, each ``expert_intermediate_size`` wide. ``hidden_act`` of both is "silu" (SwiGLU) or "relu2" (ReLU² without
+    a gate). The router is described in ``routing``; ``moe_latent_size`` is the width that experts read and write, 0 for
+    ``hidden_size``.
 
     Without ``mamba_rms_norm`` Mamba-2's output is gated and not normalized. ``projectors_bias`` says whether its
     out_proj has a bias; None means as in_proj, whose is ``mamba_proj_bias``.

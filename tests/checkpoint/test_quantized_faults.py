@@ -96,7 +96,7 @@ FAULTS: list[tuple[str, str, Callable[[Tensors, dict[str, Any]], None], str]] = 
     ("no torchao scale", "torchao-int4-g128", _drop("._weight_scale"), r"is missing(.|\n)*in_proj\._weight_scale"),
     ("no global scale", "nvfp4a16", _drop(".weight_global_scale"), r"is missing(.|\n)*weight_global_scale"),
     ("a global scale of 0", "nvfp4a16", _put(".weight_global_scale", torch.zeros_like), r"global_scale(.|\n)*0\.0"),
-    ("a global scale that is no number", "nvfp4a16", _put(".weight_global_scale", lambda t: t * torch.nan), "nan"),
+    ("a global scale that is not a number", "nvfp4a16", _put(".weight_global_scale", lambda t: t * torch.nan), "nan"),
     ("several global scales", "nvfp4a16", _put(".weight_global_scale", lambda t: t.repeat(2)), r"of shape \(2,\)"),
     ("MXFP4's scales as NVFP4's", "mxfp4a16", _weights(strategy="tensor_group", group_size=16), "u8 of shape"),
     ("FP4 in groups of 64", "mxfp4a16", _weights(group_size=64), "group_size 64"),

@@ -93,7 +93,7 @@ class Decoder:
         """The next step's output for tokens (B, 1). Raises ``IndexError`` when ``room`` is used up."""
         if self.length >= self.room:
             raise IndexError(
-                f"the decoder has room for {self.room} tokens, and all is used; make it with a larger room"
+                f"the decoder has room for {self.room} tokens and is full; make one with more room"
             )
         self._tokens.copy_(torch.as_tensor(tokens, dtype=torch.int64).view_as(self._tokens))
         self.length += 1

@@ -152,7 +152,7 @@ def pickled(random: Random, raw: bytes) -> bytes:
     for _ in range(random.choice((1, 1, 2, 3))):
         try:
             places = [at for _, _, at in pickletools.genops(raw) if at is not None]
-        except Exception:  # noqa: BLE001 - of a pickle that is no more
+        except Exception:  # noqa: BLE001 - the pickle may be damaged by earlier mutations
             return blind(random, raw)
         places.append(len(raw))
         at = random.randrange(len(places) - 1)
