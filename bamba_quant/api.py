@@ -193,13 +193,13 @@ def repair(
     ``outfile`` is by default the input's name with -repaired. Raises ``CheckpointError`` for a file that does not need
     it, ``OutputError`` for a file that exists unless ``overwrite``.
     """
-    from bamba_quant.checkpoint.gguf_file import split_stem
-    from bamba_quant.planning.repair import plan_repair
+    from bamba_quant.hub import local_path
+    from bamba_quant.planning.repair import plan_repair, repaired_path
     from bamba_quant.writers import write_plan
 
-    stem = split_stem(Path(file))
-    target = Path(outfile) if outfile else stem.with_name(f"{stem.name}-repaired.gguf")
-    return write_plan(plan_repair(Path(file)), target, threads=threads, overwrite=overwrite)
+    file = local_path(file)
+    target = Path(outfile) if outfile else repaired_path(file)
+    return write_plan(plan_repair(file), target, threads=threads, overwrite=overwrite)
 
 
 def export(

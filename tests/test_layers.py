@@ -28,6 +28,7 @@ LAYERS = (
         "bamba_quant.families",
         "bamba_quant.tokenizers",
         "bamba_quant.files",
+        "bamba_quant.hub",
         "bamba_quant.metadata",
     ),
     ("bamba_quant.recipes", "bamba_quant.planning"),

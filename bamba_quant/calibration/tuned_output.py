@@ -19,11 +19,10 @@ from bamba_quant.checkpoint.gguf_file import read_gguf
 from bamba_quant.errors import CheckpointError, OutputError, PlanError
 from bamba_quant.families.transforms import IDENTITY
 from bamba_quant.files.json_file import insert_key
+from bamba_quant.files.names import CARD, CONFIG
 from bamba_quant.metadata.tune_record import CONFIG_KEY, SELF, Tuned, read_record
 from bamba_quant.planning.gguf_layout import lay_out_gguf, with_key_values
-from bamba_quant.planning.model import CONFIG
 from bamba_quant.planning.plan import Plan
-from bamba_quant.planning.small_files import CARD
 from bamba_quant.writers import write_plan
 from bamba_quant.writers.atomic import check_space, check_target, temporary_file
 from bamba_quant.writers.journal import Fingerprint, Journal

@@ -19,6 +19,7 @@ from bamba_quant.checkpoint.packed import PackedTensor
 from bamba_quant.checkpoint.stack import StackedTensor, packed_like, stacked
 from bamba_quant.errors import CheckpointError
 from bamba_quant.files.reading import check_regular
+from bamba_quant.hub import local_path
 
 __all__ = [
     "Checkpoint",
@@ -44,12 +45,12 @@ def open_checkpoint(
     allow_quantized: bool = True,
     reading: ReadOptions = ReadOptions(),
 ) -> Checkpoint:
-    """The model at ``path``: a Hugging Face directory, or a GGUF file. Reads headers only.
+    """The model at ``path``: a Hugging Face directory, a GGUF file, or the name of one on the Hub. Reads headers only.
 
     Without ``weights`` a directory may lack them, and none are looked for. Raises ``CheckpointError`` when there
     is nothing, or nothing of these kinds, and, unless ``allow_quantized``, for a quantized directory.
     """
-    path = Path(path)
+    path = local_path(path, headers=not weights)
     if path.is_dir():
         return read_huggingface(path, weights=weights, allow_quantized=allow_quantized, reading=reading)
     if path.is_file():
@@ -59,5 +60,5 @@ def open_checkpoint(
     raise CheckpointError(
         "there is no such file or directory",
         where=path,
-        expected="a Hugging Face checkpoint directory or a .gguf file",
+        expected="a Hugging Face checkpoint directory, a .gguf file, or org/name of a model on the Hub",
     )

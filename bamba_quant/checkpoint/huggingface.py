@@ -23,7 +23,7 @@ ReadFile = Callable[[Path], Tensors]
 
 # Index, single file, pattern of all: safetensors before pickles, as transformers looks for them, then mistral's name
 # for Codestral-Mamba's weights; its directory has transformers' shards too.
-_LAYOUTS: tuple[tuple[str, str, str, ReadFile], ...] = (
+LAYOUTS: tuple[tuple[str, str, str, ReadFile], ...] = (
     ("model.safetensors.index.json", "model.safetensors", "model*.safetensors", read_safetensors),
     ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin", read_torch_file),
     (
@@ -60,7 +60,7 @@ def read_huggingface(
     found = Checkpoint(directory, "huggingface", config, {}, notes=notes, config_text=raw)
     if not weights:
         return found
-    for index_name, single_name, pattern, read in _LAYOUTS:
+    for index_name, single_name, pattern, read in LAYOUTS:
         if quantized and read is read_safetensors:
             read = partial(read_safetensors, quantized=True)
         index = directory / index_name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zipfile
 import zlib
@@ -15,7 +14,7 @@ from bamba_quant.checkpoint.base import StoredTensor
 from bamba_quant.checkpoint.state_dict import STORAGES, PickledTensor, PickleError, read_state_dict
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import CheckpointError, repr_short
-from bamba_quant.files.reading import open_regular
+from bamba_quant.files.reading import open_raw
 
 _LOCAL_HEADER = 30  # bytes before name and extra field: APPNOTE.TXT, section 4.3.7
 _PICKLE_BYTES = 16 << 20  # a tensor takes about 200
@@ -53,8 +52,8 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
     anything but tensors, and for tensors that are not contiguous.
     """
     try:
-        descriptor, size = open_regular(file)
-        with _Archive(io.FileIO(descriptor)) as stream:
+        raw, size = open_raw(file)
+        with _Archive(raw) as stream:
             if not zipfile.is_zipfile(stream):
                 raise CheckpointError(
                     "a .bin file is not a zip archive",
@@ -68,8 +67,8 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
                 raise zipfile.BadZipFile(f"{len(pickles)} zip entries called data.pkl")
             folder = pickles[0].removesuffix("data.pkl")
             if folder + "byteorder" in records:
-                _check_byte_order(file, _read_record(descriptor, records[folder + "byteorder"]))
-            state = read_state_dict(_read_record(descriptor, records[pickles[0]]))
+                _check_byte_order(file, _read_record(stream, records[folder + "byteorder"]))
+            state = read_state_dict(_read_record(stream, records[pickles[0]]))
     # What zipfile, pickletools and the interpreter of their opcodes raise for damaged bytes.
     except (
         OSError, ValueError, LookupError, EOFError, OverflowError, RuntimeError, struct.error, zipfile.BadZipFile
@@ -178,14 +177,16 @@ def _records(file: Path, stream: BinaryIO, size: int) -> dict[str, _Record]:
     return records
 
 
-def _read_record(descriptor: int, record: _Record) -> bytes:
+def _read_record(stream: io.BufferedReader, record: _Record) -> bytes:
     """The bytes of a small record."""
     if record.size > _PICKLE_BYTES:
         raise PickleError(f"{record.name} of {record.size:,} bytes, more than {_PICKLE_BYTES:,}")
-    content = os.pread(descriptor, record.size, record.offset)
+    content = bytearray(record.size)
+    stream.seek(record.offset)
+    stream.readinto(content)
     if zlib.crc32(content) != record.crc:
         raise zipfile.BadZipFile(f"the checksum of {record.name} is wrong")
-    return content
+    return bytes(content)
 
 
 def _check_byte_order(file: Path, content: bytes) -> None:

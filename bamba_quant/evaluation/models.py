@@ -21,6 +21,7 @@ from bamba_quant.evaluation.input_files import hash_files
 from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.provenance import ModelFile, TypeTotal, tuned_name
 from bamba_quant.files.reading import TOKENIZER_BYTES, read_bytes
+from bamba_quant.hub import local_path
 from bamba_quant.inference.loading import LoadedModel, load_model
 from bamba_quant.metadata.general import RECIPE_KEY
 from bamba_quant.metadata.model_name import name_of
@@ -55,7 +56,7 @@ def open_models(
     """
     if not candidates:
         raise ComparisonError("no candidate to evaluate", fix="name a candidate")
-    paths = [*([base] if base else []), *candidates]
+    paths = [local_path(path) for path in (*([base] if base else []), *candidates)]
     places = [path.resolve() for path in paths]
     twice = [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
     if twice:

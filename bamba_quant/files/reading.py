@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,11 +26,46 @@ _KINDS = {
 }
 
 
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of ``size`` bytes that is not on this disk; an empty file stands in its place.
+
+    ``name`` identifies its content. ``open`` is a stream that reads ranges of it; ``fetch`` copies it to a directory,
+    by default to a cache, and returns the path.
+    """
+
+    name: str
+    size: int
+    open: Callable[[], io.RawIOBase]
+    fetch: Callable[[Path | None], Path]
+
+
+REMOTE: dict[Path, RemoteFile] = {}  # by the path of the empty file
+
+
+def identity(file: Path) -> tuple[str, list[int]]:
+    """What tells whether ``file`` is the one of an earlier run: a name, and numbers that change with its content."""
+    if remote := REMOTE.get(file):
+        return remote.name, [remote.size, 0]
+    found = file.stat()
+    return str(file.resolve()), [found.st_size, found.st_mtime_ns]
+
+
+def open_raw(file: Path) -> tuple[io.RawIOBase, int]:
+    """A stream of ``file``, and its size. A remote file is read by ranges, and only where the stream is read."""
+    if remote := REMOTE.get(file):
+        return remote.open(), remote.size
+    descriptor, size = open_regular(file)
+    return os.fdopen(descriptor, "rb", buffering=0), size
+
+
 def open_regular(file: Path) -> tuple[int, int]:
-    """A descriptor for reading ``file``, and its size in bytes; the caller closes it.
+    """A descriptor for reading ``file``, and its size in bytes; the caller closes it. A remote file is fetched.
 
     Raises ``CheckpointError`` for anything but a regular file, and ``OSError`` for what cannot be opened.
     """
+    if remote := REMOTE.get(file):
+        file = remote.fetch(None)
     check_regular(file)
     descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
@@ -42,18 +79,18 @@ def open_regular(file: Path) -> tuple[int, int]:
 
 @contextmanager
 def opened(file: Path, purpose: str | None = None) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file open for reading, and its size in bytes.
+    """A regular file open for reading, and its size in bytes; of a remote file only what is read is fetched.
 
     Raises ``CheckpointError`` saying its ``purpose`` when it is missing, and for a file that is not regular or cannot
     be opened; an ``OSError`` inside the block becomes one too.
     """
     try:
-        descriptor, size = open_regular(file)
+        raw, size = open_raw(file)
     except FileNotFoundError:
         raise CheckpointError(f"{file.name} is missing", where=file.parent, expected=purpose) from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise _unreadable(file, error) from error
-    with os.fdopen(descriptor, "rb") as stream:
+    with io.BufferedReader(raw) as stream:
         try:
             yield stream, size
         except OSError as error:

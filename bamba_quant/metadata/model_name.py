@@ -41,6 +41,12 @@ class ModelName:
         return f"{self.organization}/{self.model}" if self.organization else self.model
 
 
+def output_directory(path: Path) -> Path:
+    """Where outputs of the model at ``path``, a file or a directory, go by default: beside it, never in a cache."""
+    directory = path if path.is_dir() else path.parent
+    return Path() if name_of(directory).commit else directory
+
+
 def name_of(path: str | Path) -> ModelName:
     """The name of the model at ``path``, a directory or a .gguf file: the Hub's for a path in its cache.
 

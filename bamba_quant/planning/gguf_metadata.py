@@ -12,6 +12,7 @@ from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.checkpoint.gguf_values import GgufValue, string, uint32
 from bamba_quant.errors import OutputError
 from bamba_quant.metadata.general import RECIPE_KEY, read_general
+from bamba_quant.metadata.model_name import output_directory
 from bamba_quant.metadata.tune_record import KEYS_PREFIX
 from bamba_quant.planning.model import Model
 from bamba_quant.planning.row_order import check_row_order
@@ -80,12 +81,12 @@ def _file_type(recipe: Recipe) -> dict[str, GgufValue]:
 
 
 def output_file(given: str | Path | None, model: Path, stem: str, file_type: str) -> Path:
-    """The GGUF's path: ``given``, ``stem`` in the directory ``given``, or ``stem`` beside the model.
+    """The GGUF's path: ``given``, ``stem`` in the directory ``given``, or ``stem`` in the default directory.
 
     ``{ftype}`` in ``given`` stands for ``file_type``. Raises ``OutputError`` for a directory that does not exist, an
     unknown template, and a name like a shard's.
     """
-    path = Path(given) if given is not None else (model if model.is_dir() else model.parent)
+    path = Path(given) if given is not None else output_directory(model)
     if _is_directory(path):
         return path / f"{stem}.gguf"
     if str(given).endswith("/"):

@@ -16,8 +16,10 @@ from bamba_quant.families import family_of, family_of_gguf, read_config
 from bamba_quant.families.gguf_keys import gguf_architecture_of
 from bamba_quant.families.hf_schema import MOST_LAYERS
 from bamba_quant.families.rules import Tensors
+from bamba_quant.files.names import CONFIG
+from bamba_quant.hub import local_path
 from bamba_quant.metadata.tune_record import TuneRecord, read_record
-from bamba_quant.planning.model import CONFIG, directory_of, has_weights, open_model, unused_note
+from bamba_quant.planning.model import directory_of, has_weights, open_model, unused_note
 from bamba_quant.planning.row_order import needs_repair
 from bamba_quant.printable import brief_repr
 from bamba_reference.config import has_attention
@@ -82,7 +84,7 @@ def inspect_path(path: str | Path) -> Inspection:
     A directory of a config.json alone, or that file, shows the tensors it implies, if its architecture is known.
     Raises ``CheckpointError`` when it is not a readable checkpoint or GGUF file.
     """
-    directory, reading = directory_of(path), ReadOptions(ignore_adapter=True)
+    directory, reading = directory_of(local_path(path, headers=True)), ReadOptions(ignore_adapter=True)
     if (directory / CONFIG).is_file() and not has_weights(directory):
         model = open_model(directory, weights="optional", reading=reading)
         found = _inspect_huggingface(model.checkpoint)

@@ -13,13 +13,14 @@ from bamba_quant.checkpoint.quantized import is_quantized
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import PlanError, join_names
 from bamba_quant.families import Family, TensorRule, family_of, family_of_gguf, read_config
+from bamba_quant.files.names import CONFIG
+from bamba_quant.hub import local_path
 from bamba_quant.planning.matching import Pairs, match_gguf, match_huggingface
 from bamba_quant.printable import brief_repr
 from bamba_reference.config import Config
 
 Weights = Literal["required", "optional", "none"]
 
-CONFIG = "config.json"
 _MOST_BYTES, _MOST_SIDE = 2**50, 2**31
 _DTYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
@@ -79,14 +80,14 @@ def open_model(
     allow_quantized: bool = True,
     reading: ReadOptions = ReadOptions(),
 ) -> Model:
-    """The model at ``path``: a Hugging Face directory, the config.json in one, or a GGUF file. Reads headers only.
+    """The model at ``path``: a directory, the config.json in one, a GGUF file, or a name on the Hub. Reads headers.
 
     ``weights`` says what happens to a directory without weights: "required" is an error, "optional" gives a
     ``config_only`` model. "none" looks for no weights, and the model has no tensors. Raises a ``BambaQuantError``
     for an architecture that is not supported, for tensors that do not fit their configuration, and, unless
     ``allow_quantized``, for a directory that is quantized already.
     """
-    path = directory_of(path)
+    path = directory_of(local_path(path, headers=weights != "required"))
     config_only = weights == "optional" and path.is_dir() and not has_weights(path)
     checkpoint = open_checkpoint(
         path,

@@ -12,17 +12,23 @@ import numpy as np
 from gguf import Keys
 
 from bamba_quant.checkpoint import Checkpoint
-from bamba_quant.checkpoint.gguf_file import read_gguf
+from bamba_quant.checkpoint.gguf_file import read_gguf, split_stem
 from bamba_quant.checkpoint.gguf_values import string
 from bamba_quant.errors import CheckpointError
 from bamba_quant.families.transforms import IDENTITY, Transform, interleaved_order, permuted_rows
 from bamba_quant.metadata.general import tool_version_key
+from bamba_quant.metadata.model_name import output_directory
 from bamba_quant.planning.gguf_layout import gguf_part, lay_out_gguf
 from bamba_quant.planning.plan import Plan, PlanRow
 from bamba_quant.planning.row_order import ARCHITECTURE, Rotary, needs_repair
 
 _QUERY_OR_KEY = re.compile(r"blk\.\d+\.attn_[qk]\.(weight|bias)$")
 _CONVERT_AGAIN = "convert the original checkpoint again"
+
+
+def repaired_path(file: Path) -> Path:
+    """Where a repaired ``file`` goes by default; of a shard, what all shards are named after."""
+    return output_directory(file) / f"{split_stem(file).name}-repaired.gguf"
 
 
 def plan_repair(file: Path) -> Plan:

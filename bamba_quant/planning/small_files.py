@@ -11,26 +11,9 @@ import yaml
 
 from bamba_quant.checkpoint import Checkpoint
 from bamba_quant.files.json_file import insert_key
+from bamba_quant.files.names import CARD, CHAT_TEMPLATES, CONFIG, COPIED
 from bamba_quant.files.reading import SMALL_BYTES, TOKENIZER_BYTES, check_link, lexists, read_bytes
 from bamba_quant.metadata.model_name import ModelName, name_of
-from bamba_quant.planning.model import CONFIG
-
-CARD = "README.md"
-CHAT_TEMPLATES = "additional_chat_templates"  # transformers' directory for all but the default one
-# Small files that belong to a model whatever its weights are: a quantized copy of the model has them too.
-COPIED = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.jinja",  # those of CHAT_TEMPLATES, too
-    "chat_template.json",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
 
 
 def small_files(

@@ -14,6 +14,7 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
 
 import bamba_quant.tasks.language_model  # noqa: F401 - registers the model
+from bamba_quant.hub import local_path
 from bamba_quant.tasks.errors import TaskError, harness_errors
 
 _COMMANDS = ("run", "ls", "validate")
@@ -30,11 +31,11 @@ def run_command_line(arguments: Sequence[str]) -> None:
         words = ["run", *arguments]
     elif first in _COMMANDS:
         words = list(arguments)
-    elif not Path(first).exists():
+    elif not local_path(first).exists():
         raise TaskError(
             "there is neither such a model nor such a command of the harness",
             found=first,
-            expected=f"a directory, a .gguf file, or one of {', '.join(_COMMANDS)}",
+            expected=f"a directory, a .gguf file, org/name of a model on the Hub, or one of {', '.join(_COMMANDS)}",
         )
     else:
         words = ["run", "--model", "bamba-quant", "--model_args", json.dumps({"pretrained": first}), *rest]

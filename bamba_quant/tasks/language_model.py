@@ -21,8 +21,10 @@ from bamba_quant.checkpoint import ReadOptions, open_checkpoint
 from bamba_quant.errors import repr_short
 from bamba_quant.evaluation.activations import resolve
 from bamba_quant.evaluation.models import OpenedModel, describe
+from bamba_quant.hub import local_path
 from bamba_quant.inference.loading import load_model_and_tokenizer, torch_device, torch_dtype
 from bamba_quant.inference.ready import ready_model
+from bamba_quant.metadata.model_name import name_of
 from bamba_quant.tasks.errors import TaskError, positive
 from bamba_quant.tasks.generation import GenerationArguments, generate_texts
 from bamba_quant.tasks.prompts import read_prompts, render
@@ -75,16 +77,15 @@ class BambaQuantLM(TemplateLM):  # type: ignore[misc]  # the harness has no type
             )
         self._rows = positive("batch_size", batch_size, max_batch_size)
         self._device, number = torch_device(str(device)), torch_dtype(str(dtype))
-        path = Path(str(pretrained))
-        source = Path(str(tokenizer)) if tokenizer else None
-        self._loaded, self._encoder = load_model_and_tokenizer(path, source, reading)
+        source = local_path(str(tokenizer), headers=True) if tokenizer else None
+        self._loaded, self._encoder = load_model_and_tokenizer(str(pretrained), source, reading)
         checkpoint = self._loaded.checkpoint
         for note in checkpoint.notes:
-            warnings.warn(f"{path.name}: {note}", stacklevel=2)
+            warnings.warn(f"{name_of(checkpoint.path).name}: {note}", stacklevel=2)
         self._prompts = read_prompts(
             open_checkpoint(source, weights=False) if source else checkpoint, self._encoder
         )
-        self._path, self._seed, self._template_name = path, seed, "default"
+        self._path, self._seed, self._template_name = checkpoint.path, seed, "default"
         self._max_length: int = positive(
             "max_length", self._loaded.config.max_position_embeddings if max_length is None else max_length
         )
@@ -258,7 +259,7 @@ class BambaQuantLM(TemplateLM):  # type: ignore[misc]  # the harness has no type
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness' results say of the model."""
-        found = describe(OpenedModel(self._path.name, self._path, self._loaded))
+        found = describe(OpenedModel(name_of(self._path).name, self._path, self._loaded))
         return {
             "model_num_parameters": found.weights,
             "model_dtype": str(self.model.dtype),

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from bamba_quant.errors import OutputError, join_names
-from bamba_quant.planning.small_files import CHAT_TEMPLATES, COPIED
+from bamba_quant.files.names import CHAT_TEMPLATES, COPIED
 from bamba_quant.writers.journal import NAME
 from bamba_quant.writers.names import allocate, exchange, flush_directory, output_error
 

@@ -20,6 +20,7 @@ from bamba_quant.checkpoint import RawReader
 from bamba_quant.checkpoint.gguf_file import insert_fingerprint
 from bamba_quant.codecs.base import Encode, Shared
 from bamba_quant.errors import OutputError, PlanError
+from bamba_quant.files.reading import identity
 from bamba_quant.planning.plan import Plan
 from bamba_quant.writers import stream
 from bamba_quant.writers.atomic import atomic_files
@@ -140,7 +141,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     small = hashlib.sha256(repr(sorted(plan.files.items())).encode())
     for row in plan.rows:
         weights.update(b"" if row.importance is None else row.importance.tobytes())
-    inputs = {str(file.resolve()): [file.stat().st_size, file.stat().st_mtime_ns] for file in plan.inputs}
+    inputs = dict(map(identity, plan.inputs))
     return {
         "version": __version__,
         "type": plan.recipe,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bamba_quant.hub import local_path
 from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, echo, print_json, print_table, size
 from bamba_quant_cli.interrupts import announce_outputs
@@ -116,6 +117,7 @@ def allocate(
     from bamba_quant.calibration.allocation import allocate as choose
     from bamba_quant.codecs import SafetensorsCodec, codec_named
     from bamba_quant.errors import PlanError
+    from bamba_quant.metadata.model_name import name_of
     from bamba_quant.writers.atomic import check_target, write_text
 
     scheme = codec_named(scheme, SafetensorsCodec).name if scheme else None
@@ -134,6 +136,7 @@ def allocate(
         raise PlanError("a chart is an .svg or an .html file", found=chart.name)
     target_bytes = opt.parse_file_size(target_size, "--target-size") if target_size else None
     reading = opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
+    model = local_path(model, headers=not text)
     inputs = [*(text or ()), *filter(None, (imatrix,)), model]
     for file in filter(None, (output, chart)):
         check_target(file, overwrite, inputs)
@@ -180,14 +183,12 @@ def allocate(
         allow_config_only=not text,
         reading=reading,
     )
-    searched = time.monotonic()
+    searched, called = time.monotonic(), name_of(model).name
     files: dict[Path, str] = {}
     if output is not None:
         from bamba_quant.recipes import recipe_text
 
-        about = (
-            f"{size(allocation.allocated.n_bytes)}, bits moved between the tensors of {model.name or model}"
-        )
+        about = f"{size(allocation.allocated.n_bytes)}, bits moved between the tensors of {called}"
         files[output] = recipe_text(
             replace(allocation.recipe, about=about),
             allocation.like.name,
@@ -198,9 +199,8 @@ def allocate(
         from bamba_quant.report.page import as_page, as_svg
 
         picture = frontier(allocation)
-        files[chart] = (
-            as_svg(picture) if chart.suffix == ".svg" else as_page(f"{model.name}, {how}", "", [picture])
-        )
+        is_svg = chart.suffix == ".svg"
+        files[chart] = as_svg(picture) if is_svg else as_page(f"{called}, {how}", "", [picture])
     announce_outputs(*files)
     for file, content in files.items():
         write_text(file, content, overwrite=overwrite, inputs=inputs)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from bamba_quant.hub import local_path
 from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, echo, print_json
 from bamba_quant_cli.evaluation_screen import print_screen
@@ -177,6 +178,7 @@ def evaluate(
     is tested on its figure's one-sided 95 % bound: exit code 1 when one fails.
     """
     announce_outputs(save_base, report_dir / "report.json" if report_dir else None)
+    base, candidates = local_path(base), [local_path(candidate) for candidate in candidates]
     run_in_processes(processes, text, gates)
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable

@@ -67,10 +67,11 @@ def imatrix(
     """
     from bamba_quant.calibration.imatrix import measure_imatrix
     from bamba_quant.calibration.imatrix_writer import check_imatrix_target, write_imatrix
+    from bamba_quant.hub import local_path
     from bamba_quant.inference.threads import use_threads
 
     use_threads(threads)
-    texts, earlier = text or [], merge or []
+    texts, earlier, model = text or [], merge or [], local_path(model)
     inputs = [each for each in (*texts, *earlier, model) if each.is_file()]
     check_imatrix_target(outfile, overwrite=overwrite, inputs=inputs)
     announce_outputs(outfile)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bamba_quant.hub import address
 from bamba_quant_cli.console import count, echo, echo_lines, print_json, print_table, size
 from bamba_reference.config import has_attention
 
@@ -44,7 +45,7 @@ def inspect(
         return
     checkpoint = found.checkpoint
     echo(
-        f"{checkpoint.path}: {found.architecture} ({'GGUF' if checkpoint.kind == 'gguf' else 'Hugging Face'})"
+        f"{address(checkpoint.path)}: {found.architecture} ({'GGUF' if checkpoint.kind == 'gguf' else 'Hugging Face'})"
     )
     echo(
         f"{len(checkpoint.tensors)} tensors in {len(checkpoint.files)} file(s), {count(checkpoint.elements)} "
@@ -100,7 +101,7 @@ def _short(value: Any, most: int = 100) -> str:
 def _as_dict(found: Inspection) -> dict[str, Any]:
     checkpoint = found.checkpoint
     return {
-        "path": checkpoint.path,
+        "path": address(checkpoint.path),
         "kind": checkpoint.kind,
         "architecture": found.architecture,
         "layers": found.layers,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bamba_quant.hub import address
 from bamba_quant_cli.console import count, echo, print_json, print_table, size
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def numpy_notes(plan: Plan) -> list[str]:
 def summary(plan: Plan) -> dict[str, Any]:
     """What a conversion is, for a command's JSON."""
     return {
-        "model": plan.checkpoint.path,
+        "model": address(plan.checkpoint.path),
         "architecture": plan.architecture,
         "type": plan.recipe,
         "tensors": len(plan.rows),

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bamba_quant.hub import address
 from bamba_quant_cli.console import Progress, count, echo, print_json, print_table, size
 from bamba_quant_cli.imatrix import calibrate_imatrix
 from bamba_quant_cli.interrupts import announce_outputs
@@ -126,7 +127,7 @@ def _notes(plan: Plan) -> list[str]:
 
 def _summary(plan: Plan) -> dict[str, Any]:
     return {
-        "model": plan.checkpoint.path,
+        "model": address(plan.checkpoint.path),
         "architecture": plan.architecture,
         "scheme": plan.recipe,
         "method": plan.method,

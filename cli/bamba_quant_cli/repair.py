@@ -46,7 +46,8 @@ def repair(
     """
     from bamba_quant.checkpoint.gguf_file import split_stem
     from bamba_quant.errors import OutputError
-    from bamba_quant.planning.repair import plan_repair
+    from bamba_quant.hub import local_path
+    from bamba_quant.planning.repair import plan_repair, repaired_path
     from bamba_quant.writers import write_plan
     from bamba_quant.writers.commit import restore
 
@@ -54,9 +55,11 @@ def repair(
         raise OutputError("--in-place and --outfile contradict each other", fix="give one of them")
     if in_place:
         restore(file)  # an interrupted run may have replaced some shards
+    else:
+        file = local_path(file)
     plan = plan_repair(file)
     stem = split_stem(file)
-    target = outfile or stem.with_name(f"{stem.name}{'' if in_place else '-repaired'}.gguf")
+    target = stem.with_name(f"{stem.name}.gguf") if in_place else outfile or repaired_path(file)
     announce_outputs(*plan.paths(target))
     with Progress("repairing", plan.work_bytes) as bar:
         written = write_plan(
