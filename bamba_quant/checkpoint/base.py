@@ -170,16 +170,24 @@ class RawReader:
             os.close(descriptor)
         self._descriptors.clear()
 
-    def open(self, file: Path) -> int:
-        """The descriptor of ``file``, a regular one; call it before threads share the reader."""
+    def open(self, file: Path, place: Path | None = None) -> int:
+        """The descriptor of ``file``, a regular one, whose content is in ``place`` if that is given.
+
+        Call it before threads share the reader.
+        """
         if file not in self._descriptors:
             try:
-                self._descriptors[file] = open_regular(file)[0]
+                self._descriptors[file] = open_regular(place or file)[0]
             except OSError as error:
                 raise CheckpointError(
                     "a file of the checkpoint cannot be opened", where=file, found=error.strerror
                 ) from error
         return self._descriptors[file]
+
+    def close(self, file: Path) -> None:
+        """Close ``file``, if it is open; no thread may read it any more."""
+        if (descriptor := self._descriptors.pop(file, None)) is not None:
+            os.close(descriptor)
 
     def read_into(self, file: Path, offset: int, buffer: U8) -> None:
         """Fill ``buffer`` from ``offset``. Raises ``CheckpointError`` when that fails or the file ends first.

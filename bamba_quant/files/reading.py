@@ -56,7 +56,7 @@ def open_raw(file: Path) -> tuple[io.RawIOBase, int]:
     if remote := REMOTE.get(file):
         return remote.open(), remote.size
     descriptor, size = open_regular(file)
-    return os.fdopen(descriptor, "rb", buffering=0), size
+    return os.fdopen(descriptor, "rb", 0), size
 
 
 def open_regular(file: Path) -> tuple[int, int]:

@@ -139,9 +139,12 @@ def _remote(repository: _Repository, name: str) -> RemoteFile:
 
     def fetch(directory: Path | None) -> Path:
         from huggingface_hub import constants, hf_hub_download
+        from huggingface_hub.utils import disable_progress_bars
 
         with hub_errors(repository.reference):
             constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
+            if directory is not None:  # while a bar of this program is on the screen
+                disable_progress_bars()
             return Path(hf_hub_download(repository.name, name, revision=commit, local_dir=directory, **_WHO))
 
     def open_ranges() -> io.RawIOBase:

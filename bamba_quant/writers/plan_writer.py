@@ -30,6 +30,7 @@ from bamba_quant.writers.journal import Journal
 from bamba_quant.writers.matrices import Measurement, encode
 from bamba_quant.writers.names import flush_directory
 from bamba_quant.writers.resumable import finished, resumable_directory
+from bamba_quant.writers.shards import Group, ShardStream, by_shard, whole
 from bamba_quant.writers.stream import OutputFile, Streams
 from bamba_quant.writers.tasks import Progress, Task, default_threads, run_tasks
 
@@ -47,6 +48,7 @@ def write_plan(
     overwrite: bool = False,
     replace_input: bool = False,
     resume: bool = False,
+    stream_from_hub: bool = False,
     inputs: Collection[Path] = (),
     progress: Progress = lambda n_bytes: None,
     finish: Finish | None = None,
@@ -62,6 +64,9 @@ def write_plan(
     interrupted one of the same plan stopped, if there was one. ``finish`` may change a directory's files before it
     appears, in ways that ``finished_by`` describes for ``resume``.
 
+    With ``stream_from_hub`` files that are on the Hub are fetched one by one, beside ``output``, and removed when their
+    last row is done.
+
     Raises ``OutputError`` for the output's sake, ``CheckpointError`` and ``FormatError`` for a weight's; then nothing
     has appeared.
     """
@@ -73,6 +78,8 @@ def write_plan(
         )
     paths = plan.paths(output)
     running: dict[str, Any] = {"threads": threads, "compiled": compiled, "progress": progress}
+    if stream_from_hub:
+        running["shards"] = output.with_name(f"{output.name}.hub")
     if plan.container == "gguf":
         kept = {*inputs, *(() if replace_input else plan.inputs)}
         with atomic_files(list(paths.items()), overwrite=overwrite, inputs=kept) as descriptors:
@@ -110,10 +117,11 @@ def fill(
     compiled: bool = True,
     journal: Journal | None = None,
     progress: Progress = lambda n_bytes: None,
+    shards: Path | None = None,
 ) -> None:
     """Write the files of ``plan``, weights first, to open ``descriptors``; arguments and errors as above.
 
-    Chunks that ``journal`` lists are not written again.
+    Chunks that ``journal`` lists are not written again. Files on the Hub are fetched to ``shards``, if it is given.
     """
     is_set = plan.container == "gguf" and len(plan.shards) > 1
     files = [
@@ -121,13 +129,12 @@ def fill(
         for shard, descriptor in zip(plan.shards, descriptors, strict=False)
     ]
     with RawReader() as reader:
-        for skipped in plan.skipped:
-            stream.check_equal(skipped, reader)
-        for file in plan.inputs:
-            reader.open(file)
-        _Run(
-            plan, Streams(reader, files), journal, compiled, threads or default_threads(), progress
-        ).execute()
+        run = _Run(plan, Streams(reader, files), journal, compiled, threads or default_threads(), progress)
+        groups = by_shard(plan) if shards else whole(plan)
+        with ShardStream(shards, list(filter(run.is_pending, groups)), reader) as fetched:
+            for group in groups:
+                with fetched.ready(group):
+                    run.execute(group)
     headers = _marked(plan, files) if is_set else [shard.header for shard in plan.shards]
     for descriptor, content in zip(descriptors, [*headers, *plan.files.values()], strict=True):
         stream.write_at(descriptor, 0, content)
@@ -205,12 +212,18 @@ class _Run:
     threads: int
     progress: Progress
 
-    def execute(self) -> None:
+    def is_pending(self, group: Group) -> bool:
+        """Whether a group has rows that are not done, or only copies to be checked."""
+        return not group.rows or any(True for _ in self._chunks(group.rows))
+
+    def execute(self, group: Group) -> None:
+        for skipped in group.skipped:
+            stream.check_equal(skipped, self.streams.reader)
         rows = self.plan.rows
         units: dict[str, list[int]] = {}
-        for number, row in enumerate(rows):
-            if row.method is not None:
-                units.setdefault(row.unit, []).append(number)
+        for number in group.rows:
+            if rows[number].method is not None:
+                units.setdefault(rows[number].unit, []).append(number)
         before: Iterator[Task] = iter(())
         for unit in units.values():
             method = rows[unit[0]].method
@@ -226,7 +239,7 @@ class _Run:
             # A unit is measured while the one before it is encoded.
             run_tasks(chain(before, self._measurements(unit, measured)), self.threads, self.progress)
             before = self._encodings(unit, encode_rows, measured.shared())
-        run_tasks(chain(before, self._conversions()), self.threads, self.progress)
+        run_tasks(chain(before, self._conversions(group.rows)), self.threads, self.progress)
 
     def _chunks(self, numbers: Sequence[int], skipped: Progress = lambda n_bytes: None) -> Iterator[Chunk]:
         """The chunks of rows that the journal does not list; ``skipped`` is called with the bytes of the others."""
@@ -268,7 +281,7 @@ class _Run:
         for chunk in self._chunks(unit, self.progress):
             yield partial(task, chunk)
 
-    def _conversions(self) -> Iterator[Task]:
+    def _conversions(self, numbers: Sequence[int]) -> Iterator[Task]:
         rows = self.plan.rows
         by_format = stream.quantizers(self.plan.others, self.plan.refine, self.compiled)
 
@@ -281,6 +294,6 @@ class _Run:
                 self.streams.convert(row, start, stop, by_format[row.format.name])
             return self._finished(chunk)
 
-        others = [number for number, row in enumerate(rows) if row.method is None]
+        others = [number for number in numbers if rows[number].method is None]
         for chunk in self._chunks(others, self.progress):
             yield partial(task, chunk)

@@ -40,6 +40,8 @@ Examples:
 
   bamba-quant convert bamba-BF16.gguf --outtype q5_k_m
 
+  bamba-quant convert ibm-ai-platform/Bamba-9B-v2 --outtype q4_k_m --stream-from-hub
+
   bamba-quant convert ./Bamba-9B/config.json --outtype q4_k_m --dry-run
 
   bamba-quant convert ./Bamba-9B --split-max-size 4G --outfile shards/bamba.gguf
@@ -62,7 +64,8 @@ def convert(
     model: Annotated[
         Path,
         typer.Argument(
-            metavar="MODEL", help="Directory with config.json, weights and tokenizer; or a .gguf file."
+            metavar="MODEL",
+            help="Directory with config.json, weights and tokenizer, a .gguf file, or org/name of a model on the Hub.",
         ),
     ],
     outfile: Annotated[
@@ -72,7 +75,7 @@ def convert(
             "-o",
             metavar="PATH",
             help="File to write ({ftype} stands for the type), or a directory. By default llama.cpp's name, "
-            "beside the model.",
+            "beside the model; of one on the Hub, in the current directory.",
         ),
     ] = None,
     outtype: Annotated[
@@ -132,6 +135,7 @@ def convert(
     ] = False,
     asked: TuneArguments = TuneArguments(),
     resume: opt.Resume = False,
+    stream_from_hub: opt.StreamFromHub = False,
     dry_run: opt.DryRun = False,
     tensors: opt.Tensors = False,
     split_max_size: Annotated[
@@ -196,7 +200,12 @@ def convert(
     reading = opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
     plan_with = partial(
         plan_conversion,
-        model,
+        opt.model_path(
+            model,
+            headers=dry_run or vocab_only,
+            stream=stream_from_hub,
+            several_times={"--tune": asked.tune, "--calibrate": calibrate},
+        ),
         outtype=read_recipe(recipe_file) if recipe_file else recipe or outtype,
         outfile=outfile,
         overrides=overrides,
@@ -249,7 +258,7 @@ def convert(
     with Progress("converting", plan.work_bytes) as bar, Progress("tuning: step") as steps:
         writing["progress"] = bar.advance
         if tuning is None:
-            written = write_plan(plan, plan.outfile, **writing)
+            written = write_plan(plan, plan.outfile, **writing, stream_from_hub=stream_from_hub)
         else:
             tell = show_tuning(steps, bar)
             written, tuned = write_tuned_output(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from bamba_quant.hub import local_path
 from bamba_quant_cli.console import echo
 
 if TYPE_CHECKING:
@@ -75,7 +77,8 @@ HuggingFaceModel = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL",
-        help="A checkpoint directory that is not quantized; for a --dry-run its config.json is enough.",
+        help="A checkpoint directory that is not quantized, or org/name on the Hub; for a --dry-run its config.json is "
+        "enough.",
     ),
 ]
 IgnoreConfigKey = Annotated[
@@ -119,7 +122,10 @@ MaxShardSize = Annotated[
     str, typer.Option(metavar="N(K|M|G)", help="Split the weights into files of at most this many bytes.")
 ]
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A checkpoint directory or a .gguf file; also -m MODEL.")
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="A checkpoint directory, a .gguf file, or org/name on the Hub; also -m MODEL."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")]
 OtherDtype = Annotated[
@@ -142,6 +148,14 @@ Processes = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")]
+StreamFromHub = Annotated[
+    bool,
+    typer.Option(
+        "--stream-from-hub",
+        help="Fetch the files of a model of the Hub one by one and remove each when it is done: the disk needs room "
+        "for the output and one of them.",
+    ),
+]
 StripPrefix = Annotated[
     str,
     typer.Option(metavar="PREFIX", help="Remove this from the start of tensor names, such as _orig_mod."),
@@ -160,6 +174,25 @@ Weights = Annotated[
         "else stored."
     ),
 ]
+
+
+def model_path(model: Path, *, headers: bool, stream: bool, several_times: Mapping[str, object]) -> Path:
+    """MODEL, a path or a name on the Hub, as a path; with ``headers`` or ``stream`` without weights.
+
+    Raises ``PlanError`` for a ``stream`` of a path, and with ``several_times``, options that read weights repeatedly.
+    """
+    from bamba_quant.errors import PlanError
+
+    if stream and (model.exists() or model.is_symlink()):
+        raise PlanError(
+            "--stream-from-hub is for models of the Hub", found=model, fix="leave it out: this is a path"
+        )
+    if stream and (given := [option for option, value in several_times.items() if value]):
+        raise PlanError(
+            f"{given[0]} reads the weights several times, --stream-from-hub fetches them once",
+            fix="leave one of them out",
+        )
+    return local_path(model, headers=headers or stream)
 
 
 def check_tensors(tensors: bool, dry_run: bool) -> None:

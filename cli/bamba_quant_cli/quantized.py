@@ -12,7 +12,7 @@ from bamba_quant.hub import address
 from bamba_quant_cli.console import Progress, count, echo, print_json, print_table, size
 from bamba_quant_cli.imatrix import calibrate_imatrix
 from bamba_quant_cli.interrupts import announce_outputs
-from bamba_quant_cli.options import check_one_imatrix, check_tensors, print_note
+from bamba_quant_cli.options import check_one_imatrix, check_tensors, model_path, print_note
 from bamba_quant_cli.plans import files_as_json, numpy_notes, print_files, print_roles, written_as_json
 from bamba_quant_cli.tuning import TuneArguments, print_tuned, show_tuning, tuned_as_json
 
@@ -40,6 +40,7 @@ def quantize(
     dry_run: bool,
     tensors: bool,
     resume: bool,
+    stream_from_hub: bool,
     reading: ReadOptions,
     threads: int | None,
     overwrite: bool,
@@ -62,7 +63,12 @@ def quantize(
         ignored += read_ignore_file(Path(entry), scheme) if entry.endswith(".toml") else [entry]
     plan_with = partial(
         plan_quantization,
-        model,
+        model_path(
+            model,
+            headers=dry_run,
+            stream=stream_from_hub,
+            several_times={"--tune": asked.tune, "--calibrate": calibrate},
+        ),
         scheme,
         method=method,
         keep=ignored,
@@ -95,7 +101,7 @@ def quantize(
     with Progress("quantizing", plan.work_bytes) as bar, Progress("tuning: step") as steps:
         writing["progress"] = bar.advance
         if tuning is None:
-            written = write_plan(plan, directory, **writing)
+            written = write_plan(plan, directory, **writing, stream_from_hub=stream_from_hub)
         else:
             tell = show_tuning(steps, bar)
             written, tuned = write_tuned_output(
