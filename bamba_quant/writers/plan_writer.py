@@ -15,21 +15,21 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bamba_quant import __version__
 from bamba_quant.checkpoint import RawReader
 from bamba_quant.checkpoint.gguf_file import insert_fingerprint
 from bamba_quant.codecs.base import Encode, Shared
 from bamba_quant.errors import OutputError, PlanError
-from bamba_quant.files.reading import identity
 from bamba_quant.planning.plan import Plan
 from bamba_quant.writers import stream
 from bamba_quant.writers.atomic import atomic_files
 from bamba_quant.writers.checksum import Checksum
 from bamba_quant.writers.directory import reserve
+from bamba_quant.writers.fingerprint import fingerprint
 from bamba_quant.writers.journal import Journal
 from bamba_quant.writers.matrices import Measurement, encode
 from bamba_quant.writers.names import flush_directory
 from bamba_quant.writers.resumable import finished, resumable_directory
+from bamba_quant.writers.resumable_file import resumable_file
 from bamba_quant.writers.shards import Group, ShardStream, by_shard, whole
 from bamba_quant.writers.stream import OutputFile, Streams
 from bamba_quant.writers.tasks import Progress, Task, default_threads, run_tasks
@@ -60,9 +60,10 @@ def write_plan(
     allows ``overwrite`` to replace a file that the plan reads; ``inputs`` are other files that must stay.
     ``progress`` is called with input bytes as they are processed.
 
-    A directory that is interrupted leaves what ``resume`` needs beside ``output``: with it a run continues where an
-    interrupted one of the same plan stopped, if there was one. ``finish`` may change a directory's files before it
-    appears, in ways that ``finished_by`` describes for ``resume``.
+    A directory that is interrupted leaves what ``resume`` needs beside ``output``, and so does one GGUF file that is
+    streamed from the Hub: a run with ``resume`` continues where an interrupted one of the same plan stopped, if there
+    was one. ``finish`` may change a directory's files before it appears, in ways that ``finished_by`` describes for
+    ``resume``.
 
     With ``stream_from_hub`` files that are on the Hub are fetched one by one, beside ``output``, and removed when their
     last row is done.
@@ -82,6 +83,18 @@ def write_plan(
         running["shards"] = output.with_name(f"{output.name}.hub")
     if plan.container == "gguf":
         kept = {*inputs, *(() if replace_input else plan.inputs)}
+        if stream_from_hub and len(paths) == 1:
+            begun = {**fingerprint(plan), "search of scales": plan.refine}
+            asked: dict[str, Any] = {"inputs": kept, "overwrite": overwrite, "resume": resume}
+            with (
+                resumable_file(output, paths[output], begun, **asked) as (
+                    descriptor,
+                    journal,
+                ),
+                journal.listing(partial(_flush, [descriptor])),
+            ):
+                fill(plan, [descriptor], journal=journal, **running)
+            return tuple(paths)
         with atomic_files(list(paths.items()), overwrite=overwrite, inputs=kept) as descriptors:
             fill(plan, descriptors, **running)
         return tuple(paths)
@@ -138,27 +151,6 @@ def fill(
     headers = _marked(plan, files) if is_set else [shard.header for shard in plan.shards]
     for descriptor, content in zip(descriptors, [*headers, *plan.files.values()], strict=True):
         stream.write_at(descriptor, 0, content)
-
-
-def fingerprint(plan: Plan) -> dict[str, Any]:
-    """What an interrupted run must have in common with the one that continues it, by names that users know."""
-    layout, weights = hashlib.sha256(), hashlib.sha256()
-    for shard in plan.shards:
-        layout.update(shard.header)
-    small = hashlib.sha256(repr(sorted(plan.files.items())).encode())
-    for row in plan.rows:
-        weights.update(b"" if row.importance is None else row.importance.tobytes())
-    inputs = dict(map(identity, plan.inputs))
-    return {
-        "version": __version__,
-        "type": plan.recipe,
-        "method": plan.method,
-        "layout": layout.hexdigest(),
-        "configuration or card": small.hexdigest(),
-        "importance matrix": weights.hexdigest(),
-        "chunk size": stream.CHUNK_BYTES,
-        "input": inputs,
-    }
 
 
 def _marked(plan: Plan, files: Sequence[OutputFile]) -> list[bytes]:

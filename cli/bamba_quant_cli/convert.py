@@ -175,9 +175,10 @@ def convert(
     from bamba_quant.recipes import TypeOverrides, read_recipe
     from bamba_quant.writers import write_plan
     from bamba_quant.writers.atomic import check_target
+    from bamba_quant.writers.resumable import partial_of
 
-    if resume and not asked.tune:
-        raise typer.BadParameter("has no effect without --tune", param_hint="--resume")
+    if resume and not (asked.tune or stream_from_hub):
+        raise typer.BadParameter("has no effect without --tune or --stream-from-hub", param_hint="--resume")
     opt.check_tensors(tensors, dry_run)
     if vocab_only and no_vocab:
         raise PlanError("--vocab-only and --no-vocab leave nothing to write", fix="give one of them")
@@ -232,7 +233,8 @@ def convert(
         print_conversion(plan, tensors, as_json)
         return
     tuning = asked.plan(plan.outfile, resume=resume, overwrite=overwrite)
-    announce_outputs(*plan.paths(plan.outfile), unfinished=tuning.options.state if tuning else None)
+    unfinished = tuning.options.state if tuning else partial_of(plan.outfile) if stream_from_hub else None
+    announce_outputs(*plan.paths(plan.outfile), unfinished=unfinished)
     path = plan.checkpoint.path
     read = [path, *plan.checkpoint.files]
     if path.is_dir():
@@ -258,7 +260,9 @@ def convert(
     with Progress("converting", plan.work_bytes) as bar, Progress("tuning: step") as steps:
         writing["progress"] = bar.advance
         if tuning is None:
-            written = write_plan(plan, plan.outfile, **writing, stream_from_hub=stream_from_hub)
+            written = write_plan(
+                plan, plan.outfile, **writing, resume=resume, stream_from_hub=stream_from_hub
+            )
         else:
             tell = show_tuning(steps, bar)
             written, tuned = write_tuned_output(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.writers import shards
+from bamba_quant_cli.interrupts import Interrupted
 from tests.hub.server import Hub
 from tests.support.command import run
 
@@ -84,11 +86,88 @@ def test_the_same_bytes_with_one_shard_at_a_time(
 
     monkeypatch.setattr(shards.ShardStream, "ready", watched)
     run(command, NAME, *target, outputs["hub"], *options, "--stream-from-hub")
-    assert contents(tmp_path / "hub") == {
-        name: content.replace(b"local", b"hub") for name, content in contents(tmp_path / "local").items()
-    }
+    assert contents(tmp_path / "hub") == contents(tmp_path / "local")
     assert not place.exists()
     fetched = [name for name in hub.fetched() if name.endswith(".safetensors")]
     assert set(fetched) == {f"model-0000{n}-of-00004.safetensors" for n in range(1, 5)}
     assert most <= 3  # the first waits for its tied copy in the last, one is used, one is fetched meanwhile
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("kind", "killed"), [("convert", True), ("convert", False), ("fp8", True)])
+def test_an_interrupted_run_goes_on(
+    hub: Hub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, killed: bool
+) -> None:
+    """After a kill the shards that were there are used, after an interrupt nothing but finished parts is kept."""
+    hub.add(NAME, contents(model))
+    monkeypatch.chdir(tmp_path)
+    command, *options = COMMANDS[kind]
+    outfile = tmp_path / ("out.gguf" if command == "convert" else "out")
+    arguments = [
+        command,
+        NAME,
+        *(["-o"] if command == "convert" else []),
+        outfile,
+        *options,
+        "--stream-from-hub",
+    ]
+    with monkeypatch.context() as patch:
+        ready, calls = shards.ShardStream.ready, 0
+
+        def stopped(self: shards.ShardStream, group: shards.Group) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 4:
+                raise Interrupted(signal.SIGINT)
+            return ready(self, group)
+
+        patch.setattr(shards.ShardStream, "ready", stopped)
+        if killed:
+            patch.setattr(shards.ShardStream, "__exit__", lambda *error: None)
+        run(*arguments, code=130)
+    assert not outfile.exists()
+    assert (tmp_path / f"{outfile.name}.hub").exists() == killed
+    assert "continue with --resume" in run(*arguments, code=2).stderr
+    hub.requests.clear()
+    run(*arguments, "--resume")
+    # The last, and the first for its tied copy.
+    whole = [each for each in hub.sent() if "/lfs/" in each.path and not each.range]
+    assert len(whole) == (0 if killed else 2)
+    assert {path.name for path in tmp_path.iterdir()} == {outfile.name, "cache"}
+    run(command, model, *(["-o"] if command == "convert" else []), tmp_path / "x", *options)
+    made = outfile.read_bytes() if outfile.is_file() else contents(outfile)
+    assert made == ((tmp_path / "x").read_bytes() if outfile.is_file() else contents(tmp_path / "x"))
+
+
+def test_what_does_not_go_together(hub: Hub, model: Path, tmp_path: Path) -> None:
+    hub.add(NAME, contents(model))
+    for arguments, message in (
+        (["convert", model, "--stream-from-hub"], "is for models of the Hub"),
+        (
+            ["convert", NAME, "--stream-from-hub", "--tune", "self", "--outtype", "q4_k_m"],
+            "--tune reads the weights",
+        ),
+        (["int4", NAME, "out", "--stream-from-hub", "--calibrate", "x"], "--calibrate reads the weights"),
+    ):
+        assert message in run(*arguments, code=2).stderr
+    foreign = tmp_path / "x.gguf.hub"
+    foreign.mkdir()
+    (foreign / "mine").touch()
+    failed = run("convert", NAME, "-o", tmp_path / "x.gguf", "--stream-from-hub", code=2).stderr
+    assert "is not that of an interrupted run" in failed and (foreign / "mine").exists()
+
+
+def test_a_shard_that_cannot_be_fetched(hub: Hub, model: Path, tmp_path: Path) -> None:
+    """The error is the Hub's, and nothing is left."""
+    repository = hub.add(NAME, contents(model))
+    ready = shards.ShardStream.ready
+
+    def gone(self: shards.ShardStream, group: shards.Group) -> Any:
+        repository.gated = True
+        return ready(self, group)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards.ShardStream, "ready", gone)
+        failed = run("convert", NAME, "-o", tmp_path / "x.gguf", "--stream-from-hub", code=2).stderr
+    assert "the model is gated" in failed
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
