@@ -172,3 +172,23 @@ def test_the_script_ends_with_the_first_error(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "nowhere" in done.stderr
     assert run_script(tmp_path, OUT=tmp_path / "out").returncode != 0
+
+
+@pytest.mark.parametrize("kind", ["../../x", "q8_0/../x", "--help", "q8_0;x", "*"])
+def test_a_type_is_never_a_path_or_an_option(kind: str, tmp_path: Path) -> None:
+    done = run_script(
+        tmp_path, MODEL=embedded_model(), TYPES=f"q8_0 {kind}", OUT=tmp_path / "a" / "b" / "out"
+    )
+    assert done.returncode == 2 and "TYPES has a name that no type has" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin"]
+
+
+def test_models_and_candidates_are_never_options(tmp_path: Path) -> None:
+    common: dict[str, object] = {"TYPES": "", "CTX": 64, "CHUNKS": 2, "OUT": tmp_path / "out"}
+    for names in (
+        {"MODEL": embedded_model(), "FILES": f"--save-base={tmp_path / 'x'}\n"},
+        {"MODEL": "--version", "TYPES": "q8_0"},
+    ):
+        done = run_script(tmp_path, **common | names)
+        assert done.returncode == 2 and "there is no such file or directory" in done.stderr, done.stdout
+    assert not (tmp_path / "x").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,13 @@ def test_only_the_publishing_job_has_an_identity() -> None:
     publish = jobs["publish"]
     assert publish["permissions"] == {"id-token": "write"} and publish["needs"] == "build"
     assert not any("run" in step for step in publish["steps"])
+
+
+def test_the_citation_and_the_images() -> None:
+    citation = parsed(ROOT / "CITATION.cff")
+    assert citation["version"] == __version__ and citation["license"] == "Apache-2.0"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert {"hub", "torch", "cuda", "lm-eval"} <= extras.keys()
+    for name in ("Dockerfile", "Dockerfile.cuda"):
+        (asked,) = re.findall(r"/src\[([\w,-]+)\]", (ROOT / name).read_text("utf-8"))
+        assert set(asked.split(",")) <= extras.keys()
