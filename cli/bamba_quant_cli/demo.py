@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -37,13 +38,10 @@ def demo(
     """Convert the embedded bamba-mini to GGUF, FP8 and int4, and report what each file lost against the original.
 
     The text is Python's own help; figures are llama-perplexity's, by the reference forward pass. In the directory,
-    files of an earlier demo are replaced, and no others.
+    files of an earlier demo are replaced, and no others. Without torch the files are made and not evaluated.
     """
     from bamba_quant.embedded import embedded_model
     from bamba_quant.errors import OutputError
-    from bamba_quant.evaluation.evaluate import evaluate
-    from bamba_quant.evaluation.run import EvaluationOptions
-    from bamba_quant.report.write import write_reports
     from bamba_quant.writers.candidates import make_candidate, plan_candidate
 
     if out.exists() and not out.is_dir():
@@ -63,6 +61,15 @@ def demo(
             files.append(make_candidate(source, kind, out))
         demo_files.add(files[-1])
         echo(f"made {files[-1]}", err=True)
+    if find_spec("torch") is None:
+        echo(
+            f"The files are in {out}. Evaluating them needs torch: pip install 'bamba-quant[torch]'", err=True
+        )
+        return
+    from bamba_quant.evaluation.evaluate import evaluate
+    from bamba_quant.evaluation.run import EvaluationOptions
+    from bamba_quant.report.write import write_reports
+
     write_text(text, help_text())
     demo_files.add(text)
     echo(f"evaluating them on {_CHUNKS} chunks of {_CONTEXT} tokens of {text}", err=True)

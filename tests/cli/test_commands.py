@@ -223,6 +223,14 @@ def test_demo(demo: tuple[Path, str]) -> None:
     assert f"{report.text.chunks} chunks of {report.text.ctx}" in again
 
 
+def test_a_demo_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bamba_quant_cli.demo.KINDS", ("q8_0",))
+    monkeypatch.setattr("bamba_quant_cli.demo.find_spec", lambda name: None)
+    done = run("demo", "--out", tmp_path / "demo")
+    assert "pip install 'bamba-quant[torch]'" in done.stderr
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"bamba-mini-q8_0.gguf", "demo.sha256"}
+
+
 def test_a_demo_replaces_what_demos_made(
     demo: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

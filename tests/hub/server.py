@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -250,7 +251,7 @@ class HubHandler(BaseHTTPRequestHandler):
         if not file.endswith(LARGE):
             self.content(content, headers)
             return
-        digest = hashlib.sha256(content).hexdigest()
+        digest = sha256(content)
         headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))}
         self.reply(b"", headers | {"Location": f"{self.server.storage}/{digest}/{file}"}, status=302)
 
@@ -258,7 +259,7 @@ class HubHandler(BaseHTTPRequestHandler):
         for repository in self.server.repositories.values():
             for files in repository.commits.values():
                 for content in files.values():
-                    if hashlib.sha256(content).hexdigest() == digest:
+                    if sha256(content) == digest:
                         self.content(content, {"ETag": f'"{digest}"'})
                         return
         raise HttpError(404)
@@ -277,6 +278,12 @@ class HubHandler(BaseHTTPRequestHandler):
         self.reply(content[first : last + 1], headers, status=206)
 
 
+@lru_cache(maxsize=64)
+def sha256(content: bytes) -> str:
+    """The name that LFS gives to a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def blob(content: bytes) -> str:
     """The name that git gives to a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -286,7 +293,7 @@ def entry(file: str, content: bytes) -> dict[str, Any]:
     """A file as the Hub lists it."""
     found: dict[str, Any] = {"type": "file", "oid": blob(content), "size": len(content), "path": file}
     if file.endswith(LARGE):
-        digest = hashlib.sha256(content).hexdigest()
+        digest = sha256(content)
         found["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 134}
     return found
 
