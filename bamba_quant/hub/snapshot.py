@@ -8,7 +8,8 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ _WHO: dict[str, Any] = {"library_name": "bamba-quant", "library_version": __vers
 # often would never get any further.
 _CHUNK_BYTES = 1 << 18
 _HEADER_BYTES = 1 << 20  # that are read at once: most headers of safetensors
+_SILENT_BYTES = 64 << 20  # that are fetched without a bar
 _PICKLE_BYTES = 1 << 16  # of archives, which have a header for each tensor
 
 
@@ -49,10 +51,13 @@ class _Repository:
         """The snapshot's directory, with these files. Raises ``CheckpointError`` where the disk cannot hold them."""
         from huggingface_hub import constants, snapshot_download
 
-        _check_space(sum(self.files[name] for name in names if self.cached(name) is None))
+        missing = sum(self.files[name] for name in names if self.cached(name) is None)
+        _check_space(missing)
         constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
         patterns = [glob.escape(name) for name in names]
-        return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, **_WHO))
+        with _bars(missing > _SILENT_BYTES):
+            found = snapshot_download(self.name, revision=self.revision, allow_patterns=patterns, **_WHO)
+        return Path(found)
 
     def cached(self, name: str) -> Path | None:
         """The file in the cache, None where it is not there."""
@@ -139,13 +144,12 @@ def _remote(repository: _Repository, name: str) -> RemoteFile:
 
     def fetch(directory: Path | None) -> Path:
         from huggingface_hub import constants, hf_hub_download
-        from huggingface_hub.utils import disable_progress_bars
 
         with hub_errors(repository.reference):
             constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
-            if directory is not None:  # while a bar of this program is on the screen
-                disable_progress_bars()
-            return Path(hf_hub_download(repository.name, name, revision=commit, local_dir=directory, **_WHO))
+            with _bars(directory is None):  # else a bar of this program is on the screen
+                found = hf_hub_download(repository.name, name, revision=commit, local_dir=directory, **_WHO)
+            return Path(found)
 
     def open_ranges() -> io.RawIOBase:
         return _Ranges(repository.reference, name, commit)
@@ -180,6 +184,18 @@ class _Ranges(io.RawIOBase):
             found: bytes = self._file.read(len(buffer))
         buffer[: len(found)] = found
         return len(found)
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    """Inside the block huggingface_hub prints its progress only if that is ``shown`` or the user asks for it."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars
+
+    with (
+        nullcontext() if shown or constants.HF_HUB_DISABLE_PROGRESS_BARS is False else disable_progress_bars()
+    ):
+        yield
 
 
 @cache
