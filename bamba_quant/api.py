@@ -1,5 +1,7 @@
 """What the commands do, as functions. Paths are strings or ``Path``, one or a list; errors are ``BambaQuantError``.
 
+A model may also be the name of one on the Hugging Face Hub, such as "org/name" (``pip install bamba-quant[hub]``).
+
 ``imatrix``, ``tune``, ``evaluate`` and running a loaded model need torch (``pip install bamba-quant[torch]``).
 """
 
@@ -158,18 +160,19 @@ def evaluate(
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates
     from bamba_quant.evaluation.run import EvaluationOptions
+    from bamba_quant.hub import local_path
     from bamba_quant.report.html import NotebookEvaluation
     from bamba_quant.report.write import prepared_directory, write_reports
 
     chosen = EvaluationOptions(**options)
-    models = _paths(candidates)
+    base, models = local_path(base), list(map(local_path, _paths(candidates)))
     words = Path(text) if text else None
-    inputs = [Path(base), *models, *([words] if words else [])]
+    inputs = [base, *models, *([words] if words else [])]
     with ExitStack() as stack:
         if report_dir:
             stack.enter_context(prepared_directory(report_dir, overwrite=chosen.overwrite, inputs=inputs))
         sections = read_gates(Path(gates)) if gates else None
-        evaluation = measure(Path(base), models, words, chosen, gates=sections, limits=limits)
+        evaluation = measure(base, models, words, chosen, gates=sections, limits=limits)
     if report_dir:
         write_reports(evaluation, report_dir, overwrite=chosen.overwrite, inputs=inputs)
     return NotebookEvaluation(**vars(evaluation))

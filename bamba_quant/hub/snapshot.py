@@ -111,7 +111,9 @@ def _open(reference: Reference) -> _Repository:
         else:
             tree = api.list_repo_tree(**at, recursive=True)
             files = {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
-    return _Repository(reference, revision, files)
+    # Names become paths in this machine's directories.
+    safe = {name: size for name, size in files.items() if not {"", "..", "."} & set(name.split("/"))}
+    return _Repository(reference, revision, safe)
 
 
 @cache

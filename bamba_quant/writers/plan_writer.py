@@ -95,6 +95,12 @@ def write_plan(
             ):
                 fill(plan, [descriptor], journal=journal, **running)
             return tuple(paths)
+        if resume:
+            raise OutputError(
+                "only one GGUF file that is streamed from the Hub can be resumed",
+                where=output,
+                fix="leave out --resume",
+            )
         with atomic_files(list(paths.items()), overwrite=overwrite, inputs=kept) as descriptors:
             fill(plan, descriptors, **running)
         return tuple(paths)

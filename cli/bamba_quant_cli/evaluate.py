@@ -73,7 +73,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="BASE",
-            help="The original: a checkpoint directory, a .gguf file, or a file of logits (--save-base).",
+            help="The original: a directory, a .gguf file, org/name on the Hub, or a file of logits (--save-base).",
         ),
     ],
     candidates: Annotated[
@@ -188,7 +188,7 @@ def evaluate(
     from bamba_quant.report.write import check_output, prepared_directory, write_reports
 
     given = {name: context.params[name.replace("-", "_")] for name in _GATES}
-    read = [path for path in (base, *candidates, text, gates, tokenizer) if path]
+    read = [path for path in (base, *candidates, text, gates, tokenizer) if path and path.exists()]
     kept = [*read, *([save_base] if save_base else [])]
     use_threads(threads)
     with join_ranks() as ranks, ExitStack() as stack, Progress("", hidden=not ranks.first) as bar:

@@ -89,7 +89,7 @@ def generate(
         shown = ""
         ends = stop or stop_tokens(loaded.checkpoint)
         if not ends and tokenizer:  # a GGUF without a vocabulary
-            ends = stop_tokens(open_checkpoint(tokenizer))
+            ends = stop_tokens(open_checkpoint(tokenizer, weights=False))
         for token in steps(ready, ids, max_new_tokens=max_tokens, sampling=sampling, stop=ends):
             if not new:
                 _begin_text(progress, prompt, as_json)

@@ -30,7 +30,8 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="A checkpoint directory or a .gguf file (any shard of a split one)."
+            metavar="PATH",
+            help="A checkpoint directory, a .gguf file (any shard of a split one), or org/name on the Hub.",
         ),
     ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,

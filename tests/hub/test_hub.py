@@ -145,6 +145,7 @@ def test_outputs_have_the_right_names_and_stay_out_of_the_cache(
     out = run("evaluate", NAME, "Mill-4M-Q8_0.gguf", "--text", text, "--ctx", "64", "--chunks", "2", "--json")
     base = json.loads(out.stdout)["base"]
     assert base["label"] == "Mill-4M" and "models--acme--Mill-4M" in base["path"]
+    assert bamba_quant.inspect(NAME).architecture == "BambaForCausalLM"
     run("imatrix", NAME, "--text", text, "--ctx", "64")
     run("export", f"{NAME}-GGUF", "exported")
     assert not [path for path in (tmp_path / "cache").rglob("*.gguf") if "GGUF" not in str(path)]
@@ -225,11 +226,13 @@ def test_a_server_that_is_not_there_or_fails(
 
 def test_what_is_not_there(hub: Hub, files: Files) -> None:
     hub.add(NAME, {**files, "x-Q8_0.gguf": b"", "x-Q6_K.gguf": b""})
+    hub.add("acme/outside", {"../x.gguf": b"", "/y.gguf": b""})
     for text, message in (
         (f"{NAME}@v9", "the repository has no such revision"),
         (f"{NAME}/y.gguf", "did you mean x-Q8_0.gguf or x-Q6_K.gguf?"),
         (f"{NAME}:Q4_0", "no GGUF file of the repository has that tag"),
         ("acme/other", "the Hub has no such repository"),
+        ("acme/outside", "the repository has no such model"),
         ("acme/a--b", "not a name of a model on the Hub"),
         ("x.gguf", "org/name of a model on the Hub"),
     ):

@@ -148,6 +148,19 @@ def test_what_does_not_go_together(hub: Hub, model: Path, tmp_path: Path) -> Non
             "--tune reads the weights",
         ),
         (["int4", NAME, "out", "--stream-from-hub", "--calibrate", "x"], "--calibrate reads the weights"),
+        (
+            [
+                "convert",
+                NAME,
+                "-o",
+                tmp_path / "y.gguf",
+                "--stream-from-hub",
+                "--resume",
+                "--split-max-size",
+                "2M",
+            ],
+            "only one GGUF file",
+        ),
     ):
         assert message in run(*arguments, code=2).stderr
     foreign = tmp_path / "x.gguf.hub"
