@@ -228,7 +228,7 @@ def test_a_demo_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("bamba_quant_cli.demo.find_spec", lambda name: None)
     done = run("demo", "--out", tmp_path / "demo")
     assert "pip install 'bamba-quant[torch]'" in done.stderr
-    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"bamba-mini-q8_0.gguf", "demo.sha256"}
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"bamba-mini-Q8_0.gguf", "demo.sha256"}
 
 
 def test_a_demo_replaces_what_demos_made(
