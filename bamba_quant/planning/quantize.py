@@ -179,7 +179,7 @@ def _matrix(
             for part in codec.parts(rows, columns)
         ),
         method=method,
-        unit=candidate.module if group is None else f"{group}",
+        unit=candidate.module if group is None else f"{group}, {candidate.matrix}",
         importance=importance,
     )
 

@@ -24,11 +24,10 @@ QUANTIZED = frozenset(
     "ssm_in ssm_out attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down "
     "ffn_gate_shexp ffn_up_shexp ffn_down_shexp ffn_gate_exps ffn_up_exps ffn_down_exps".split()
 )
-# Roles of a layer that share what a scheme measures of a matrix.
+# Roles of a layer, or of an expert, that share what a scheme measures of a matrix.
 SHARED = (
     ATTENTION_INPUTS,
-    frozenset({"ffn_gate", "ffn_up"}),
-    frozenset({"ffn_gate_shexp", "ffn_up_shexp"}),
+    *(frozenset({f"ffn_gate{kind}", f"ffn_up{kind}"}) for kind in ("", "_shexp", "_exps")),
 )
 
 
