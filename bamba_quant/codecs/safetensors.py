@@ -12,11 +12,12 @@ from bamba_quant.codecs.base import Codec, Part, Parts, Shared
 
 @dataclass(frozen=True)
 class Ignored:
-    """The linear layers that stay unquantized, in three notations, since no runtime understands all of them.
+    """Linear layers that a configuration lists, in three notations, since no runtime understands all of them.
 
-    ``modules`` are all of them by Hugging Face's names. ``patterns`` are Python's regular expressions, without
-    compressed-tensors' prefix ``re:``, that match those of ``modules`` inside layers and no quantized one, also under
-    vLLM's names, which differ between layer and leaf. ``aliases`` are vLLM's own names.
+    They are those that stay unquantized, or those of a group. ``modules`` are all of them by Hugging Face's names.
+    ``patterns`` are Python's regular expressions, without compressed-tensors' prefix ``re:``, that match those of
+    ``modules`` inside layers and no other one, also under vLLM's names, which differ between layer and leaf.
+    ``aliases`` are vLLM's own names.
     """
 
     modules: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Run ``fp8``, ``int4`` and ``fp4`` once their options are turned into a scheme and a method."""
+"""Run ``fp8``, ``int4``, ``fp4`` and ``quantize`` once their options are turned into a scheme and a method."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from bamba_quant_cli.tuning import TuneArguments, print_tuned, show_tuning, tune
 if TYPE_CHECKING:
     from bamba_quant.metadata.tune_record import Tuned
     from bamba_quant.planning.plan import Plan
+    from bamba_quant.recipes.mixtures import Mixture
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class DirectoryArguments(TuneArguments):
     as_json: opt.AsJson = False
 
 
-def quantize(model: Path, directory: Path, scheme: str, method: str, asked: DirectoryArguments) -> None:
+def quantize(
+    model: Path, directory: Path, scheme: str | Mixture, method: str | None, asked: DirectoryArguments
+) -> None:
     """Plan, then print the plan or execute it."""
     from bamba_quant.calibration.tuned_output import write_tuned_output
     from bamba_quant.checkpoint.imatrix import PlaceholderImatrix, read_imatrix
@@ -59,7 +62,8 @@ def quantize(model: Path, directory: Path, scheme: str, method: str, asked: Dire
     opt.check_one_imatrix(asked.imatrix, asked.calibrate, asked.calibrate_chunks)
     ignored: list[str] = []
     for entry in (*(asked.ignore or ()), *(asked.keep or ())):
-        ignored += read_ignore_file(Path(entry), scheme) if entry.endswith(".toml") else [entry]
+        name = scheme if isinstance(scheme, str) else scheme.name
+        ignored += read_ignore_file(Path(entry), name) if entry.endswith(".toml") else [entry]
     reading = opt.read_options(asked.ignore_config_key, asked.ignore_adapter, asked.strip_prefix)
     plan_with = partial(
         plan_quantization,
