@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from bamba_quant.checkpoint.base import Shape, StoredTensor
+from bamba_quant.checkpoint.base import Shape, StoredTensor, read_tensor
 from bamba_quant.checkpoint.dequantize import Dequantizer
 from bamba_quant.checkpoint.packed import Activations, CodeTensor, PackedTensor, ScaleTensor, packed_tensor
 from bamba_quant.errors import CheckpointError
@@ -61,6 +62,14 @@ class WeightAssembler:
             )
         self._taken.add(name)
         return tensor
+
+    def number(self, name: str) -> float | None:
+        """The one number of the tensor ``name``; None where there is none, or it is not positive and finite."""
+        tensor = self._tensors.get(name)
+        if tensor is None or tensor.elements != 1 or tensor.format.name not in _FLOATS:
+            return None
+        found = float(read_tensor(tensor).reshape(()))
+        return found if 0 < found < math.inf else None
 
     def add(self, name: str, described: str, shape: tuple[int, int], dequantizer: Dequantizer,
             codes: CodeTensor | StoredTensor, scale: ScaleTensor, zero: ScaleTensor | None = None,

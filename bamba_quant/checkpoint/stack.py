@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bamba_quant.checkpoint.base import RawReader, Section, StoredTensor, row_runs
@@ -74,4 +74,5 @@ def _format(tensor: StoredTensor) -> tuple[object, ...]:
     if not isinstance(tensor, PackedTensor):
         return (tensor.format.name, tensor.row_bytes)
     parts = tuple((part.width, part.rows, part.tensor.format.name) for part in tensor.scale_tensors)
-    return (tensor.format.name, tensor.row_bytes, tensor.dequantizer, tensor.activations, parts)
+    rounding = tensor.activations and replace(tensor.activations, scale=0.0)  # of each matrix its own
+    return (tensor.format.name, tensor.row_bytes, tensor.dequantizer, rounding, parts)

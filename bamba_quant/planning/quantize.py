@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bamba_quant import __version__
+import numpy as np
+
 from bamba_quant.checkpoint import ReadOptions, StackedTensor, StoredTensor
 from bamba_quant.checkpoint.imatrix import Imatrix
 from bamba_quant.codecs import BlockCodec, Ignored, SafetensorsCodec, codec_named
+from bamba_quant.codecs.arrays import F32
+from bamba_quant.codecs.base import Parts
 from bamba_quant.codecs.compressed_tensors import several_groups
+from bamba_quant.codecs.fp4 import global_scale
 from bamba_quant.errors import FormatError, PlanError, did_you_mean, join_names
 from bamba_quant.planning import safetensors_layout
-from bamba_quant.planning.model import Model, config_dtype, open_model
+from bamba_quant.planning.model import Model, open_model
+from bamba_quant.planning.notes import account, notes_on, weighs
 from bamba_quant.planning.plan import MAX_SHARD_BYTES, Plan, PlanRow
 from bamba_quant.planning.small_files import small_files
 from bamba_quant.recipes.loading import loading_notes
@@ -86,6 +90,17 @@ def plan_quantization(
         raise PlanError(
             "no matrix remains to be quantized", where=checkpoint.path, fix="ignore fewer matrices"
         )
+    if not allow_config_only and (imatrix is None or imatrix.largest is None):
+        measured = next(
+            (codec.name for name, codec in schemes.items() if name in chosen and codec.measured), None
+        )
+        if measured:
+            raise PlanError(
+                "the scheme stores what enters each matrix at most, which a text has to show",
+                where=measured,
+                found="no text" if imatrix is None else "an importance matrix, which does not hold it",
+                fix="give a text with --calibrate",
+            )
     unplaced = [
         _matrix(candidate, checkpoint.tensors[candidate.name], schemes[candidate.name], method, imatrix)
         if candidate.name in chosen
@@ -127,14 +142,14 @@ def plan_quantization(
         )
     if imatrix is not None:
         imatrix.check_used(rule.gguf for candidate in candidates for rule in candidate.rules if rule.gguf)
-    account = [
-        *_account(plan, imatrix is not None),
+    said = [
+        *account(plan, imatrix is not None),
         *(f"Note: {note}." for note in loading),
     ]
-    files, not_copied = small_files(checkpoint, configuration, account)
-    notes = [*checkpoint.notes, *_notes(plan, source, configuration, dtype), *loading]
+    files, not_copied = small_files(checkpoint, configuration, said)
+    notes = [*checkpoint.notes, *notes_on(plan, source, configuration, dtype), *loading]
     without = [row.source.name for row in plan.matrices if row.importance is None]
-    if imatrix is not None and not _weighs(plan):
+    if imatrix is not None and not weighs(plan):
         notes.append(f"the method {plan.method} does not use the importance matrix")
     elif imatrix is not None and without:
         notes.append(
@@ -187,6 +202,9 @@ def _matrix(
         importance = imatrix.importance(rule.gguf, rule.role, columns, stack)
         if importance is not None and stack > 1:
             importance = importance[candidate.matrix]
+    constants: Parts = {}
+    if codec.measured and imatrix is not None and imatrix.largest is not None:
+        constants = {codec.measured: _input_scale(imatrix, str(rule.gguf))}
     group = candidate.group(SHARED)
     return PlanRow(
         tensor,
@@ -200,7 +218,22 @@ def _matrix(
         method=codec.method(method),
         unit=candidate.module if group is None else f"{group}, {candidate.matrix}, {codec.name}",
         importance=importance,
+        constants=constants,
     )
+
+
+def _input_scale(imatrix: Imatrix, name: str) -> F32:
+    """What compressed-tensors stores of the inputs of a tensor. Raises ``PlanError`` where none were seen."""
+    assert imatrix.largest is not None
+    try:
+        return global_scale(np.array([imatrix.largest[name]], np.float32))
+    except KeyError:
+        raise PlanError(
+            "nothing entered a matrix whose inputs the scheme has to know",
+            where=f"calibration, tensor {name}",
+            found=f"{len(imatrix.largest)} other tensors",
+            fix="calibrate with another or a longer text",
+        ) from None
 
 
 def _other(candidate: MatrixCandidate, tensor: StoredTensor, dtype: str) -> PlanRow:
@@ -208,42 +241,6 @@ def _other(candidate: MatrixCandidate, tensor: StoredTensor, dtype: str) -> Plan
     codec = tensor.format if kept else codec_named(dtype, BlockCodec)
     part = safetensors_layout.tensor_part(candidate.name, codec, tensor.shape)
     return PlanRow(tensor, "+".join(sorted(candidate.roles)), codec, tensor.shape, (part,))
-
-
-def _notes(plan: Plan, model: Model, configuration: dict[str, Any], dtype: str) -> list[str]:
-    """What a user would want to know before relying on the output."""
-    notes: list[str] = []
-    asked = config_dtype(model.checkpoint)
-    experts = sum(row.source.elements for row in plan.others if _is_expert(row) and len(row.shape) == 3)
-    if experts:
-        notes.append(
-            f"the experts, {experts / plan.elements:.0%} of the weights, stay as they are: transformers has no "
-            "quantized layer for stacked experts in this form"
-        )
-    notes += model.notes
-    if any(row.source.format.name == "f16" and row.codec.name == "bf16" for row in plan.others):
-        notes.append(
-            "float16 tensors that are not quantized lose three bits as bfloat16, which is not smaller: --dtype stored "
-            "keeps them"
-        )
-    if asked == "f16":
-        notes.append(
-            "config.json asks for float16, to which loaders cast scales: below 2^-17 these lose digits"
-        )
-    if asked == "f32" and dtype == "bf16" and configuration["quant_method"] == "fp8":
-        notes.append(
-            "config.json asks for float32, and in this form transformers leaves all other tensors in the type they "
-            "are stored in: load with dtype=torch.bfloat16, or write with --dtype stored"
-        )
-    return notes
-
-
-def _is_expert(row: PlanRow) -> bool:
-    return "_exps" in row.role
-
-
-def _weighs(plan: Plan) -> bool:
-    return any(row.method.weighs for row in plan.matrices if row.method)
 
 
 def _configuration(
@@ -265,26 +262,3 @@ def _configuration(
             fix="choose other schemes for the mixture",
         )
     return several_groups(found)
-
-
-def _account(plan: Plan, measured: bool) -> list[str]:
-    """What was done, in the words of the card."""
-    sizes = ", ".join(f"{n_bytes / 1e9:.3f} GB {dtype}" for dtype, n_bytes in plan.bytes_by_dtype.items())
-    kept = sorted(
-        row.name
-        for row in plan.others
-        if (len(row.shape) == 2 and row.name.endswith(".weight")) or _is_expert(row)
-    )
-    weights = " weighted by measured activations," if measured and _weighs(plan) else ""
-    counts = Counter((row.scheme, row.method) for row in plan.matrices if row.method)
-    schemes = "; ".join(
-        f"scheme `{codec.name}` ({codec.about}), method `{method.name}` ({method.about})"
-        + (f", for {count} matrices" if len(counts) > 1 else "")
-        for (codec, method), count in counts.items()
-    )
-    return [
-        f"{len(plan.matrices)} matrices ({plan.quantized_elements:,} of {plan.elements:,} weights) were quantized by "
-        f"bamba-quant {__version__}: {schemes},{weights} each code rounded once from the original in float32.",
-        f"All other tensors are not quantized, these matrices among them: {join_names([f'`{n}`' for n in kept], 8)}.",
-        f"Weights take {sizes}; the input took {plan.input_bytes / 1e9:.3f} GB.",
-    ]

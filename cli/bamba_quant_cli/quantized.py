@@ -92,7 +92,7 @@ def quantize(
         plan = plan_with(
             imatrix=calibrate_imatrix(
                 plan.checkpoint.path, asked.calibrate, asked.calibrate_chunks, asked.device, reading,
-                strict=asked.imatrix_strict,
+                bounds=any(row.scheme.measured for row in plan.matrices), strict=asked.imatrix_strict,
             )
         )  # fmt: skip
     writing = going_on | {"threads": asked.threads}

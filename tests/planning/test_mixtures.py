@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from compressed_tensors.quantization.utils import generate_gparam
+from transformers import AutoModelForCausalLM
 
+from bamba_quant.calibration.texts import read_texts, token_chunks
+from bamba_quant.checkpoint.imatrix import Imatrix, PlaceholderImatrix
 from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, PlanError
 from bamba_quant.evaluation.activations import with_activations
-from bamba_quant.inference.loading import load_model
+from bamba_quant.inference.loading import load_model, load_model_and_tokenizer
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.recipes.base import Choice
 from bamba_quant.recipes.mixtures import mixture_named, mixtures, read_mixture
+from bamba_quant.writers import write_plan
 from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch.backend import TORCH
-from tests.planning.test_quantized_families import TOKENS, WHOLE_PARTS, loaded, made, reference_logits
+from tests.planning.test_quantized_families import TOKENS, WHOLE_PARTS, loaded, made, model, reference_logits
 from tests.planning.test_quantized_models import assert_near
-from tests.support import vllm
+from tests.support import directories, vllm
 from tests.support.command import run
 from tests.support.conversion import to_gguf, transformers_logits
 from tests.support.families import FAMILIES, save
@@ -101,6 +107,63 @@ def test_a_users_mixture(tmp_path: Path) -> None:
     assert_near(decompressed(directory), emulated(directory), 0.02)
     file = to_gguf(directory, tmp_path / "model.gguf", vocab=False)
     assert_near(reference_logits(file), reference_logits(directory), 1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["nvfp4a4", "mxfp4a4"])
+def test_activations_of_four_bits(scheme: str, tmp_path: Path) -> None:
+    directory, _ = made("bamba", "plain", scheme, tmp_path, imatrix=PlaceholderImatrix())
+    found = decompressed(directory)
+    # A digit of float32 decides now and then which of two codes is the nearest.
+    assert_near(found, emulated(directory), 0.05)
+    exact = reference_logits(directory)
+    assert np.linalg.norm(found - exact) > 0.1 * np.linalg.norm(exact)
+
+
+def test_input_scales_are_those_of_the_text(tmp_path: Path) -> None:
+    """compressed-tensors' number for what transformers sees enter each layer on the same chunks."""
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_text("The miller looked at the river, and the river went on turning his wheel. " * 60)
+    words = ("fp4", embedded_model(), out, "--scheme", "nvfp4a4")
+    assert "--calibrate" in run(*words, code=2).stderr
+    run(*words, "--calibrate", text, "--calibrate-chunks", "2")
+    _, encoder = load_model_and_tokenizer(embedded_model())
+    chunks = token_chunks(encoder, read_texts([text]), 512, 2)
+    network = AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=torch.float32).eval()
+    seen: dict[str, float] = {}
+    for key, module in network.named_modules():
+        module.register_forward_hook(
+            lambda module, args, out, key=key: (
+                seen.update({key: max(seen.get(key, 0.0), float(args[0].abs().max()))})
+                if isinstance(module, torch.nn.Linear)
+                else None
+            )
+        )
+    with torch.no_grad():
+        for chunk in chunks:
+            network(torch.from_numpy(chunk)[None])
+    stored = directories.tensors(out)
+    found = {name: value for name, value in stored.items() if name.endswith(".input_global_scale")}
+    assert len(found) == sum(name.endswith(".weight_global_scale") for name in stored) > 0
+    for name, value in found.items():
+        largest = torch.tensor(seen[name.removesuffix(".input_global_scale")])
+        torch.testing.assert_close(value, generate_gparam(-largest, largest), rtol=1e-4, atol=0)
+
+
+def test_experts_share_an_input_scale(tmp_path: Path) -> None:
+    source = save(model("jamba", "plain"), tmp_path / "model")
+    seen = Imatrix(None, {"blk.1.ffn_up_exps.weight": np.ones(6 * 128, np.float32)}, "", 1, largest={})
+    with pytest.raises(PlanError, match="nothing entered"):
+        plan_quantization(source, "nvfp4a4", imatrix=seen)
+    seen = dataclasses.replace(seen, largest=defaultdict(lambda: 1.0, {"blk.1.ffn_up_exps.weight": 3.0}))
+    plan = plan_quantization(source, "nvfp4a4", imatrix=seen)
+    rows = {row.name.rpartition(".")[0]: row.constants[".input_global_scale"] for row in plan.matrices}
+    scales = [
+        scale for name, scale in rows.items() if ".1.feed_forward.experts" in name and "up_proj" in name
+    ]
+    np.testing.assert_allclose(scales, [[448 * 6 / 3]] * 6)
+    unknown = plan_quantization(source, "nvfp4a4", allow_config_only=True)
+    with pytest.raises(PlanError, match="does not hold a number"):
+        write_plan(unknown, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE_PARTS))
