@@ -200,6 +200,7 @@ class ConfigGroups:
 
         Raises ``CheckpointError`` when there is none.
         """
+        module = self._stored.target(module)
         named = self._names.get(module, set()) | {
             index for pattern, index in self._patterns if self._matches(pattern, module)
         }

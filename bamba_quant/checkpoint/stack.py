@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bamba_quant.checkpoint.base import RawReader, Section, StoredTensor, row_runs
+from bamba_quant.checkpoint.base import RawReader, Section, Shape, StoredTensor, row_runs
 from bamba_quant.checkpoint.packed import PackedTensor
 from bamba_quant.codecs.arrays import U8
 from bamba_quant.errors import CheckpointError
@@ -61,6 +61,14 @@ def stacked(name: str, matrices: Sequence[StoredTensor]) -> StackedTensor:
             )
     shape = (len(matrices), *first.shape)
     return StackedTensor(name, shape, first.format, first.file, first.offset, matrices=tuple(matrices))
+
+
+def section_of(tensor: StoredTensor, shape: Shape, section: Section) -> StoredTensor:
+    """These rows of ``tensor``, or of each matrix of a stack, as a tensor of ``shape``."""
+    if not isinstance(tensor, StackedTensor):
+        return replace(tensor, shape=shape, section=section)
+    matrices = tuple(replace(matrix, shape=shape[1:], section=section) for matrix in tensor.matrices)
+    return replace(tensor, shape=shape, matrices=matrices)
 
 
 def packed_like(tensor: StoredTensor) -> PackedTensor | None:
