@@ -46,7 +46,10 @@ class WeightAssembler:
                 continue
             count = self._stacks[module] = codes.shape[0]
             for part in [each for each in self._tensors if each.rpartition(".")[0] == module]:
-                tensor, leaf = self._tensors.pop(part), part.rpartition(".")[2]
+                leaf = part.rpartition(".")[2]
+                if not leaf.startswith(("weight", "input_")):
+                    continue
+                tensor = self._tensors.pop(part)
                 cut = len(tensor.shape) > 0 and tensor.shape[0] == count
                 for number in range(count):
                     here, offset = f"{module}.{number}.{leaf}", number * tensor.n_bytes // count

@@ -89,7 +89,7 @@ FAULTS: list[tuple[str, str, Callable[[Tensors, dict[str, Any]], None], str]] = 
     ("targets that are none", "fp8-dynamic", _targets(5), "no group of quantization_config"),
     ("a target that is not an expression", "fp8-dynamic", _targets(["re:("]), r"re:\((.|\n)*regular expression"),
     ("a method that is not a name", "fp8-dynamic", _config(quant_method=[]), r"quant_method \[\]"),
-    ("unknown method", "fp8-dynamic", _config(quant_method="gptq"), r"'gptq'(.|\n)*compressed-tensors, fp8, modelopt, torchao"),
+    ("unknown method", "fp8-dynamic", _config(quant_method="gptq"), r"'gptq'(.|\n)*compressed-tensors, fp8, modelopt"),
     ("no blocks", "fp8-block-inv", _config(weight_block_size=None), r"does not match quantization_config(.|\n)*\(1,\)"),
     ("other blocks", "fp8-block-inv", _config(weight_block_size=[64, 64]), "does not match"),
     ("no inverse", "fp8-block-inv", _drop(".weight_scale_inv"), r"is missing(.|\n)*in_proj\.weight_scale_inv"),
