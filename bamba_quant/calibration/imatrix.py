@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,18 +51,28 @@ class Round:
 
 
 class Collector:
-    """Σ a², Σ a and counts by GGUF name, added to by the products of ``backend`` and of ``head``."""
+    """Σ a², Σ a and counts by GGUF name, added to by the products of ``backend`` and of ``head``.
 
-    def __init__(self, weights: LazyWeights, kernels: Backend) -> None:
+    With ``bounds`` also the largest magnitude of all inputs of a tensor, those of each expert together: what an expert
+    gets later differs little from what others get, and runtimes take one scale for all (vLLM, ``w13_input_scale.max``).
+    """
+
+    def __init__(self, weights: LazyWeights, kernels: Backend, bounds: bool = False) -> None:
         self._weights, self._kernels = weights, kernels
+        self.largest: dict[str, float] | None = {} if bounds else None
         # (2, matrices, columns) on the products' device, float64; tokens by matrix
         self._totals: dict[str, tuple[Tensor, NDArray[np.int64]]] = {}
         # Of a layer, from several threads: the piece of work, the reference's name, sums and tokens of each product.
         self._waiting: list[tuple[int, str, Tensor, int]] = []
         self._last = threading.local()
+        self._bounding = threading.Lock()
         self.backend = kernels.with_linear(self._linear, name=kernels.name)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        if self.largest is not None and x.numel():
+            tensor, most = str(self._weights.stored(stack_of(name)[0])[1].gguf), float(x.abs().max())
+            with self._bounding:
+                self.largest[tensor] = max(most, self.largest.get(tensor, 0.0))
         self._waiting.append((piece_number(), name, self._sums(x), x.numel() // x.shape[-1]))
         product: Tensor = self._kernels.linear(x, weight, bias, name)
         return product
@@ -117,19 +127,21 @@ def collect(
     datasets: tuple[str, ...],
     *,
     output: bool = False,
+    bounds: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
     backend: str = "auto",
     progress: Callable[[Round], None] = lambda now: None,
 ) -> ActivationSums:
     """The sums over ``chunks`` (n, ctx) of token ids; with ``output`` those of an output that is not tied as well.
+    With ``bounds`` the largest inputs too.
 
     One layer's weights are in memory at a time. Raises a ``BambaQuantError`` for tokens beyond the vocabulary, a device
     or dtype that is not to be had, and activations that are not finite.
     """
     config = model.config
     number, where = torch_dtype(dtype), torch_device(device)
-    collector = Collector(model.weights, backend_named(backend, where, number))
+    collector = Collector(model.weights, backend_named(backend, where, number), bounds)
     count, ctx = chunks.shape
     room = _HIDDEN_BYTES_ON_GPU if where.type == "cuda" else _HIDDEN_BYTES
     of_a_chunk = 4 * ctx * config.hidden_size + _sums_bytes(model.weights) // rows_together(ctx, where)
@@ -158,7 +170,7 @@ def collect(
         if output and not config.tie_word_embeddings:
             for some in hidden:
                 collector.add(some, head_name(config))
-    return ActivationSums(collector.entries(), datasets, count, ctx)
+    return ActivationSums(collector.entries(), datasets, count, ctx, collector.largest)
 
 
 def _sums_bytes(weights: LazyWeights) -> int:
@@ -193,6 +205,7 @@ def measure_imatrix(
     chunks: int | None = None,
     ctx: int = CTX,
     output: bool = False,
+    bounds: bool = False,
     merge: Sequence[str | Path] = (),
     tokenizer: str | Path | None = None,
     device: str = "cpu",
@@ -202,9 +215,9 @@ def measure_imatrix(
 ) -> Measured:
     """Measure the importance matrix of a model of any kind and format that can be run.
 
-    ``texts`` are cut into chunks of ``ctx`` tokens, of which at most ``chunks`` are run; ``output`` measures the output
-    matrix as well. The sums in the files ``merge`` are added. Raises a ``BambaQuantError`` for texts, models and files
-    that cannot be read or do not belong together.
+    ``texts`` are cut into chunks of ``ctx`` tokens, of which at most ``chunks`` are run; ``output`` measures the
+    output matrix as well, ``bounds`` the largest inputs, of these texts alone. The sums in the files ``merge`` are
+    added. Raises a ``BambaQuantError`` for texts, models and files that cannot be read or do not belong together.
     """
     if not texts and not merge:
         raise CheckpointError("there is nothing to measure", fix="give a text with --text")
@@ -225,10 +238,19 @@ def measure_imatrix(
         cut = token_chunks(encoder, given, ctx, chunks)
         names = tuple(str(text.path) for text in given)
         earlier.append(
-            collect(loaded, cut, names, output=output, device=device, dtype=dtype, progress=progress)
+            collect(
+                loaded,
+                cut,
+                names,
+                output=output,
+                bounds=bounds,
+                device=device,
+                dtype=dtype,
+                progress=progress,
+            )
         )
         tokens = cut.size
-    sums = merge_sums(earlier, ctx)
+    sums = replace(merge_sums(earlier, ctx), largest=earlier[-1].largest)
     if output and loaded.config.tie_word_embeddings:
         notes.append(
             "the output is tied to the embedding, which has no entry (llama.cpp's quantizer has none for it)"
@@ -246,13 +268,16 @@ def calibrated(
     texts: Sequence[Path],
     *,
     chunks: int | None = None,
+    bounds: bool = False,
     device: str = "cpu",
     strict: bool = False,
     reading: ReadOptions = ReadOptions(),
     progress: Callable[[Round], None] = lambda now: None,
 ) -> tuple[Imatrix, tuple[str, ...]]:
     """The importance matrix that ``measure_imatrix`` would write, for quantizing at once, and its notes."""
-    measured = measure_imatrix(model, texts, chunks=chunks, device=device, reading=reading, progress=progress)
+    measured = measure_imatrix(
+        model, texts, chunks=chunks, bounds=bounds, device=device, reading=reading, progress=progress
+    )
     return imatrix_from_sums(measured.sums, strict=strict), measured.notes
 
 

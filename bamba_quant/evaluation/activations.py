@@ -59,8 +59,9 @@ def with_activations(
 
 def _check_cache(model: LoadedModel) -> None:
     quantization = model.checkpoint.metadata.get("quantization_config")
-    scheme = quantization.get("kv_cache_scheme") if isinstance(quantization, Mapping) else None
-    if scheme:
+    keys = ("kv_cache_scheme", "kv_cache_quant_algo")  # of compressed-tensors, of ModelOpt
+    schemes = [quantization.get(key) for key in keys] if isinstance(quantization, Mapping) else []
+    if scheme := next(filter(None, schemes), None):
         raise BambaQuantError(
             "rounding of the attention cache is not supported",
             where=model.checkpoint.path,

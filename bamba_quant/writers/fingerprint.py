@@ -19,6 +19,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     small = hashlib.sha256(repr(sorted(plan.files.items())).encode())
     for row in plan.rows:
         weights.update(b"" if row.importance is None else row.importance.tobytes())
+        weights.update(b"".join(part.tobytes() for part in row.constants.values()))
     inputs = dict(map(identity, plan.inputs))
     return {
         "version": __version__,

@@ -130,9 +130,12 @@ def calibrate_imatrix(
     device: str,
     reading: ReadOptions,
     *,
+    bounds: bool = False,
     strict: bool = False,
 ) -> Imatrix:
-    """The importance matrix of --calibrate: that of ``model`` on ``texts``. Prints its notes.
+    """The importance matrix of --calibrate: that of ``model`` on ``texts``, and with ``bounds`` the largest inputs.
+
+    Prints its notes.
 
     ``device`` "auto" is a GPU where there is one, "numpy" is the CPU.
     """
@@ -148,6 +151,7 @@ def calibrate_imatrix(
             model,
             texts,
             chunks=chunks,
+            bounds=bounds,
             device=device,
             strict=strict,
             reading=reading,

@@ -25,6 +25,7 @@ from torchao.quantization.quant_primitives import _dequantize_affine_tinygemm
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from bamba_quant.checkpoint import PackedTensor, RawReader, open_checkpoint, read_tensor
+from bamba_quant.checkpoint.packed import Activations
 from bamba_quant.codecs import SafetensorsCodec, codecs
 from bamba_quant.errors import PlanError
 from bamba_quant.inference.loading import load_model
@@ -140,12 +141,12 @@ def test_any_rows_are_the_whole_tensors(made: Made, data: st.DataObject) -> None
 @every_scheme
 def test_sizes_are_those_on_disk(scheme: SafetensorsCodec, made: Made) -> None:
     stored = read_all(made(scheme))
-    unread = [tensor for name, tensor in stored.items() if name.endswith("weight_shape")]
+    unread = [t for name, t in stored.items() if name.endswith(("weight_shape", "input_global_scale"))]
     total = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
     inspection = inspect_path(made(scheme))
     assert inspection.checkpoint.n_bytes == total - sum(tensor.nbytes for tensor in unread)
     assert inspection.architecture == "BambaForCausalLM"
-    assert not inspection.remarks
+    assert len(inspection.remarks) == bool(scheme.measured)
 
 
 @every_scheme
@@ -217,7 +218,8 @@ def test_nvfp4_with_quantized_activations(made: Made, tmp_path: Path) -> None:
     for name, tensor in found.tensors.items():
         np.testing.assert_array_equal(read_tensor(tensor), read_tensor(expected.tensors[name]))
         if isinstance(tensor, PackedTensor):
-            assert "'local'" in str(tensor.activations)
+            scale = float(inputs[name.removesuffix("weight") + "input_global_scale"])
+            assert tensor.activations == Activations("nvfp4", 16, scale=scale)
 
 
 def test_published_forms_of_scales(made: Made, tmp_path: Path) -> None:
@@ -244,7 +246,7 @@ def test_published_forms_of_scales(made: Made, tmp_path: Path) -> None:
         for name, values in expected.items():
             np.testing.assert_array_equal(read_tensor(checkpoint.tensors[name]), values)
         assert open_model(directory).pairs
-        unread = f"{len(checkpoint.unused)} tensors for quantized activations are not read"
+        unread = f"{len(checkpoint.unused)} tensors are for quantized activations alone"
         assert unread in inspect_path(directory).remarks[0]
         notes = plan_conversion(directory, vocab=False).notes
         assert unread in notes[-1]
