@@ -33,6 +33,7 @@ LAYERS = (
     ("bamba_quant.recipes", "bamba_quant.planning"),
     ("bamba_quant.writers", "bamba_quant.calibration", "bamba_quant.evaluation", "bamba_quant.inference"),
     ("bamba_quant.report", "bamba_quant.tasks"),
+    ("bamba_quant.releases",),
     ("bamba_quant.api",),
     ("bamba_quant_cli",),
 )
