@@ -119,7 +119,7 @@ def _card(release: Release, told: About, key: str, made: Sequence[MadeFile], eva
         "## Use",
         _use_gguf(release, told, repository) if key == GGUF else _use_directory(release, key, repository),
         "## How the files were made",
-        *_made(release, key),
+        *_made(release, key, evaluation),
         f"`sha256sum -c {CHECKSUMS}` checks every file.",
     ]
     matter = yaml.safe_dump(_front_matter(release, told, key), sort_keys=False, allow_unicode=True)
@@ -189,7 +189,7 @@ def _use_directory(release: Release, scheme: str, repository: str) -> str:
     )
 
 
-def _made(release: Release, key: str) -> Iterator[str]:
+def _made(release: Release, key: str, evaluation: Evaluation) -> Iterator[str]:
     """Importance matrix, tuning, and of a directory the account of its own plan."""
     preset, texts = release.preset, wording.listed([literal(each.name) for each in release.calibrate])
     if preset.imatrix_chunks:
@@ -198,9 +198,10 @@ def _made(release: Release, key: str) -> Iterator[str]:
             f"Each column's errors are weighed by an importance matrix{where}, measured on at most "
             f"{preset.imatrix_chunks} chunks of 512 tokens of {texts}."
         )
-    tuned = [name for name in preset.tune if name == key or (key == GGUF and name in preset.types)]
-    if tuned:
-        yield f"Rounding was tuned on {texts}: {', '.join(map(literal, tuned))}."
+    for candidate in evaluation.candidates:
+        model = candidate.model
+        if model.tuned and release.folders[key] in Path(model.path).parts:
+            yield f"{literal(model.label)}: {literal(model.tuned.line())}."
     if key != GGUF:
         plan = plan_of(release, Task(key, "directory"), planned_imatrix(release))
         yield plan.files[CARD].decode("utf-8", "replace").rpartition("## Quantization\n\n")[2].strip()

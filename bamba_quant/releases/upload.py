@@ -67,7 +67,7 @@ def upload(
             raise ReleaseError(
                 "the upload failed",
                 where=repository,
-                found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+                found=" ".join(str(error).split()) or type(error).__name__,
                 fix="check the network and the token (hf auth login), then run again: what was sent is not sent again",
             ) from error
         addresses.append(str(address))

@@ -9,7 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import ClassVar
+
+import yaml
 
 from tests.hub.server import LARGE, HttpError, Hub, HubHandler, Repository, blob
 
@@ -20,6 +23,7 @@ class UploadHandler(HubHandler):
     routes: ClassVar[list[tuple[str, str, str]]] = [
         *HubHandler.routes,
         ("POST", r"/api/repos/create", "create"),
+        ("POST", r"/api/validate-yaml", "validate_card"),
         ("POST", r"/api/models/(?P<name>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
         ("POST", r"/(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/lfs-upload/(?P<digest>[0-9a-f]{64})", "put"),
@@ -29,13 +33,33 @@ class UploadHandler(HubHandler):
     def do_PUT(self) -> None:  # noqa: N802 - http.server's name
         self._answer("PUT")
 
+    def reply(self, body: bytes, headers: Mapping[str, str] = {}, status: int = 200) -> None:
+        """After an error the connection closes: what the client sends with its request may be unread."""
+        if status >= 400:
+            self.close_connection = True
+            headers = {**headers, "Connection": "close"}
+        super().reply(body, headers, status)
+
+    def validate_card(self) -> None:
+        """A card begins with a YAML object between two lines."""
+        try:
+            wrong = not isinstance(yaml.safe_load(json.loads(self.body())["content"].split("---\n")[1]), dict)
+        except (yaml.YAMLError, IndexError):
+            wrong = True
+        errors = [{"message": "not YAML"}] if wrong else []
+        self.reply(json.dumps({"errors": errors, "warnings": []}).encode(), status=400 if wrong else 200)
+
     def create(self) -> None:
         asked = json.loads(self.body())
         if self.token not in self.server.tokens:
             raise HttpError(401, message="Invalid username or password.")
         name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
         if name in self.server.repositories:
-            raise HttpError(409, message="You already created this model repo")
+            url = f"{self.server.endpoint}/{name}"
+            self.reply(
+                json.dumps({"error": "You already created this repo", "url": url}).encode(), status=409
+            )
+            return
         private = asked.get("private") or asked.get("visibility") == "private"
         self.server.repositories[name] = made = Repository(private=bool(private), readers={self.token})
         made.commit({".gitattributes": b"*.gguf filter=lfs\n"})

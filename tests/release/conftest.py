@@ -16,8 +16,6 @@ from tests.support.command import Completed, run
 PRESET = """
 types = ["q8_0", "q4_k_m_h"]
 schemes = ["fp8"]
-tune = ["q4_k_m_h"]
-tune_options = { steps = 2, tokens = 512, ctx = 64, held_out = 2, evaluations = 1, batch = 2 }
 imatrix_chunks = 2
 ctx = 64
 chunks = 8

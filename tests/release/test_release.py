@@ -12,9 +12,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 import bamba_quant
+from bamba_quant.calibration import tune
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.checkpoint.imatrix import read_imatrix
 from bamba_quant.metadata.model_card import read_front_matter
+from bamba_quant.metadata.tune_record import read_record
 from bamba_quant.releases import make, state
 from bamba_quant.releases.card import FIGURES
 from bamba_quant.report.json_report import read_report
@@ -22,6 +24,7 @@ from bamba_quant.report.markdown import figures_table
 from bamba_quant.report.wording import by_size
 from tests.release.conftest import REPOSITORY, Material, published
 from tests.support.command import run
+from tests.support.tuning import tune_quickly
 
 GGUF, FP8 = "mini-GGUF", "mini-FP8"
 FILES = {
@@ -54,16 +57,27 @@ def test_files_and_checksums(finished: Path) -> None:
         assert str(finished.parent).encode() not in (finished / file).read_bytes(), file
 
 
-def test_the_importance_matrix_and_tuning_are_used(
-    finished: Path, material: Material, tmp_path: Path
-) -> None:
+def test_the_importance_matrix_is_used(finished: Path, material: Material, tmp_path: Path) -> None:
     (plain,) = bamba_quant.convert(material.place / "mini", "q4_k_m_h", tmp_path / "plain.gguf")
     weighed = finished / GGUF / "mini-h-Q4_K_M.gguf"
     assert plain.read_bytes() != weighed.read_bytes()
     imatrix = finished / GGUF / "mini-imatrix.gguf"
     (fp8, *_) = bamba_quant.quantize(material.place / "mini", tmp_path / "fp8", imatrix=imatrix)
     assert fp8.read_bytes() == (finished / FP8 / "model.safetensors").read_bytes()
-    assert "Rounding was tuned on calibration.txt: q4" in (finished / GGUF / "README.md").read_text()
+
+
+def test_tuned_files_say_so(material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "tune", tune_quickly)
+    preset = tmp_path / "tuned.toml"
+    preset.write_text("types = ['q4_k_m']\ntune = ['q4_k_m']\nimatrix_chunks = 0\nctx = 64\nchunks = 8\n")
+    material.make(tmp_path / "r", "--preset", preset)
+    record = read_record(open_checkpoint(tmp_path / "r" / GGUF / "mini-Q4_K_M.gguf"))
+    assert record is not None and record.line() in _plain((tmp_path / "r" / GGUF / "README.md").read_text())
+    assert not list((tmp_path / "r").rglob("*.tuning"))
+
+
+def _plain(markdown: str) -> str:
+    return markdown.replace("\\", "")
 
 
 def test_cards_as_the_hub_reads_them(finished: Path) -> None:
@@ -126,17 +140,6 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(
     done = material.make(directory)
     assert done.stderr.count("was done before") == 4 and "evaluate: done" in done.stderr
     assert published(directory) == published(finished)
-
-
-def _release(directory: Path, material: Material) -> Any:
-    from bamba_quant.releases.preset import read_preset
-    from bamba_quant.releases.run import release_of
-
-    place = material.place
-    return release_of(
-        place / "mini", directory, read_preset(str(place / "preset.toml")), place / "text.txt",
-        (place / "calibration.txt",),
-    )  # fmt: skip
 
 
 def test_other_settings_are_an_error_until_they_are_to_replace(
