@@ -144,14 +144,19 @@ def _imatrix_bytes(plan: Plan) -> int:
     return sum(8 * rule.gguf_shape[-1] * math.prod(rule.gguf_shape[:-2]) for rule in rules)
 
 
-def _largest_layer(plan: Plan) -> int:
-    """Bytes in float32 of the layer with the most weights."""
+def _layers(plan: Plan) -> Counter[int]:
+    """The weights of each layer."""
     assert plan.model is not None
     layers: Counter[int] = Counter()
     for _, rule in plan.model.pairs:
         if rule.layer is not None:
-            layers[rule.layer] += 4 * math.prod(rule.shape)
-    return max(layers.values())
+            layers[rule.layer] += math.prod(rule.shape)
+    return layers
+
+
+def _largest_layer(plan: Plan) -> int:
+    """Bytes in float32 of the layer with the most weights."""
+    return 4 * max(_layers(plan).values())
 
 
 def _evaluation_bytes(release: Release, plan: Plan, candidates: int) -> int:
@@ -166,14 +171,20 @@ def _evaluation_bytes(release: Release, plan: Plan, candidates: int) -> int:
 def _seconds(release: Release, plan: Plan, plans: Mapping[Task, Plan]) -> dict[str, float]:
     from bamba_quant.writers.tasks import default_threads
 
-    preset, rate = release.preset, _SHARE_OF_PRODUCTS * _products_a_second(release.device)
-    work = 2.0 * plan.elements
+    assert plan.model is not None
+    preset, config, rate = (
+        release.preset,
+        plan.model.config,
+        _SHARE_OF_PRODUCTS * _products_a_second(release.device),
+    )
+    layers = 2.0 * sum(_layers(plan).values())  # operations for a token
+    head = config.hidden_size * config.vocab_size  # twice that for the half of the tokens that is scored
     found = {
         task.name: each.elements / (_WEIGHTS_A_SECOND * default_threads()) for task, each in plans.items()
     }
     if preset.imatrix_chunks:
-        found["imatrix"] = work * preset.imatrix_chunks * _CALIBRATION_CTX / rate
-    found["evaluate"] = work * (len(plans) + 1) * preset.chunks * preset.ctx / rate
+        found["imatrix"] = layers * preset.imatrix_chunks * _CALIBRATION_CTX / rate
+    found["evaluate"] = (layers + head) * (len(plans) + 1) * preset.chunks * preset.ctx / rate
     return found
 
 
