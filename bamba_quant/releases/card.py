@@ -19,7 +19,7 @@ from bamba_quant.releases.make import plan_of, planned_imatrix
 from bamba_quant.releases.names import GGUF, gguf_name, type_of
 from bamba_quant.releases.preset import ReleaseError
 from bamba_quant.releases.state import MadeFile, read_record
-from bamba_quant.releases.tasks import REPORT, Release, Task
+from bamba_quant.releases.tasks import CHECKSUMS, PICTURE, REPORT, Release, Task
 from bamba_quant.report import wording
 from bamba_quant.report.charts.size_divergence import size_divergence
 from bamba_quant.report.frontier import frontier_lines
@@ -28,7 +28,6 @@ from bamba_quant.report.markdown import code, figures_table, literal
 from bamba_quant.report.page import as_svg
 from bamba_quant.writers.atomic import write_text
 
-PICTURE, CHECKSUMS = "size-divergence.svg", "SHA256SUMS"
 _TITLE = "File size against mean KL divergence"
 FIGURES = ("kld_mean", "ppl", "ppl_ratio", "kld_99_9", "same_top")  # as many as a page of the Hub is wide
 # Of the base's card, what holds for its quantized files as well.

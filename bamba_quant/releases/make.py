@@ -17,7 +17,7 @@ from bamba_quant.planning.plan import Plan
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.planning.small_files import CARD
 from bamba_quant.releases.state import is_done, locked, settings_now, write_record
-from bamba_quant.releases.tasks import IMATRIX, Release, Task
+from bamba_quant.releases.tasks import CHECKSUMS, IMATRIX, PICTURE, Release, Task
 from bamba_quant.writers import write_plan
 from bamba_quant.writers.tasks import Progress
 
@@ -97,6 +97,11 @@ def _quantize(release: Release, task: Task, watch: Watch, ranks: Ranks) -> tuple
     writing: dict[str, Any] = {"threads": release.threads, "overwrite": True, "progress": watch.n_bytes}
     if task.kind == "directory":
         writing["resume"] = True
+        for name in (
+            PICTURE,
+            CHECKSUMS,
+        ):  # of an earlier release; only a directory of nothing but a model is replaced
+            (output / name).unlink(missing_ok=True)
     if task.name not in release.preset.tune:
         return _without_card(write_plan(plan, output, **writing))
     options = TuneOptions(**release.preset.tune_options, device=release.device)

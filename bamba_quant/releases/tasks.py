@@ -16,6 +16,7 @@ from bamba_quant.releases.preset import Preset
 
 IMATRIX, EVALUATE = "imatrix", "evaluate"
 REPORT = "report"
+PICTURE, CHECKSUMS = "size-divergence.svg", "SHA256SUMS"  # in each folder, beside the card
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.recipes import read_recipe
+from bamba_quant.releases.preset import read_preset
 from bamba_quant_cli.app import app
 from bamba_quant_cli.demo import help_text
 from tests.planning.test_repair import faulty
@@ -47,6 +48,7 @@ _MORE = {
     "imatrix": "--overwrite",
     "int4": "--overwrite --method rtn",
     "perplexity": "--ctx 64",
+    "release": "--dry-run",
 }
 
 
@@ -161,6 +163,9 @@ def test_recipes(tmp_path: Path) -> None:
     assert found
     for snippet in found:
         (tmp_path / "recipe.toml").write_text(snippet.text)
+        if snippet.place.startswith("release.md"):
+            assert read_preset(str(tmp_path / "recipe.toml")).types, snippet.place
+            continue
         assert read_recipe(tmp_path / "recipe.toml").name, snippet.place
 
 
