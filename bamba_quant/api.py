@@ -182,45 +182,20 @@ def release(
     *,
     preset: str = "default",
     calibrate: StrPaths = (),
-    name: str | None = None,
-    base_model: str | None = None,
-    licence: str | None = None,
-    workers: int | None = None,
-    upload: str | None = None,
-    private: bool = True,
-    overwrite: bool = False,
     **options: Any,
 ) -> NotebookEvaluation:
     """Make a release of ``model`` in ``directory``: every file of the preset, evaluated on ``text``, cards, checksums.
 
-    ``preset`` is a built-in one's name or a TOML file; ``calibrate`` are texts for the importance matrix and tuning;
-    ``base_model`` is the base's name on the Hub. With ``workers`` so many tasks run at a time, each in a process of its
-    own. ``upload``, OWNER/NAME, uploads to OWNER/NAME-GGUF and so on where all gates hold, ``private`` or public. Other
-    ``options`` are ``device``, ``threads`` and ``reading`` of ``releases.tasks.Release``. What an earlier call left is
-    continued. Raises the errors of ``convert``, ``quantize`` and ``evaluate``, and ``ReleaseError`` for what was made
-    with other settings, unless ``overwrite``.
+    ``preset`` is a built-in one's name or a TOML file; ``calibrate`` are texts for the importance matrix and tuning.
+    Other ``options`` are those of ``releases.run.release_model``, such as ``base_model``, ``workers`` and ``upload``.
+    What an earlier call left is continued. Raises the errors of ``convert``, ``quantize`` and ``evaluate``, and
+    ``ReleaseError`` for what was made with other settings, unless ``overwrite``.
     """
-    from bamba_quant.releases.card import about
-    from bamba_quant.releases.forecast import check_release, forecast
-    from bamba_quant.releases.preset import read_preset
-    from bamba_quant.releases.run import make_release, release_of
-    from bamba_quant.releases.upload import check_repository
-    from bamba_quant.releases.upload import upload as send
-    from bamba_quant.releases.workers import Workers
+    from bamba_quant.releases.run import release_model
 
-    if upload:
-        check_repository(upload)
-    made_of = release_of(
-        Path(model), Path(directory), read_preset(preset), Path(text), tuple(_paths(calibrate)), name=name, **options
-    )  # fmt: skip
-    told = about(made_of, base_model, licence, upload or "")
-    check_release(made_of, forecast(made_of, timed=False))
-    evaluation, files = make_release(
-        made_of, told, workers=Workers(workers) if workers else None, overwrite=overwrite
-    )  # fmt: skip
-    if upload and evaluation.passed:
-        send(made_of, told, files, private=private)
-    return evaluation
+    return release_model(
+        Path(model), Path(directory), Path(text), preset, tuple(_paths(calibrate)), **options
+    )
 
 
 def inspect(path: StrPath) -> Inspection:

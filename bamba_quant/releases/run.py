@@ -8,11 +8,14 @@ from pathlib import Path
 from bamba_quant.errors import CheckpointError, OutputError
 from bamba_quant.inference.threads import use_threads
 from bamba_quant.metadata.model_name import name_of
-from bamba_quant.releases.card import About, read_evaluation, write_cards
+from bamba_quant.releases.card import About, about, read_evaluation, write_cards
+from bamba_quant.releases.forecast import check_release, forecast
 from bamba_quant.releases.make import Watch, run_task
-from bamba_quant.releases.preset import Preset
+from bamba_quant.releases.preset import Preset, read_preset
 from bamba_quant.releases.state import is_done
 from bamba_quant.releases.tasks import Release, Task
+from bamba_quant.releases.upload import check_repository
+from bamba_quant.releases.upload import upload as send
 from bamba_quant.releases.workers import Workers, run_on_workers
 from bamba_quant.report.html import NotebookEvaluation
 
@@ -73,3 +76,36 @@ def make_release(
             ended(task, run_task(release, task, overwrite=overwrite, watch=watch))
     files = write_cards(release, told)
     return NotebookEvaluation(**vars(read_evaluation(release))), files
+
+
+def release_model(
+    model: Path,
+    directory: Path,
+    text: Path,
+    preset: str = "default",
+    calibrate: tuple[Path, ...] = (),
+    *,
+    base_model: str | None = None,
+    licence: str | None = None,
+    workers: int | None = None,
+    upload: str | None = None,
+    private: bool = True,
+    overwrite: bool = False,
+    **more: object,
+) -> NotebookEvaluation:
+    """The release of a preset by its name, from start to end; its evaluation.
+
+    ``base_model`` is the base's name on the Hub. With ``workers`` so many tasks run at a time, each in a process of its
+    own. ``upload``, OWNER/NAME, uploads to OWNER/NAME-GGUF and so on where all gates hold, ``private`` or public.
+    ``more`` are ``name``, ``device``, ``threads`` and ``reading`` of ``Release``.
+    """
+    if upload:
+        check_repository(upload)
+    release = release_of(model, directory, read_preset(preset), text, calibrate, **more)  # type: ignore[arg-type]
+    told = about(release, base_model, licence, upload or "")
+    check_release(release, forecast(release, timed=False))
+    chosen = Workers(workers) if workers else None
+    evaluation, files = make_release(release, told, workers=chosen, overwrite=overwrite)
+    if upload and evaluation.passed:
+        send(release, told, files, private=private)
+    return evaluation
