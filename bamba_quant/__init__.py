@@ -15,13 +15,15 @@ if TYPE_CHECKING:
         inspect,
         load_model,
         quantize,
+        release,
         repair,
         tune,
     )
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__", "convert", "evaluate", "export", "imatrix", "inspect", "load_model", "quantize", "repair", "tune",
+    "__version__", "convert", "evaluate", "export", "imatrix", "inspect", "load_model", "quantize", "release", "repair",
+    "tune",
 ]  # fmt: skip
 
 

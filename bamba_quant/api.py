@@ -17,11 +17,11 @@ from bamba_quant.checkpoint import ReadOptions
 if TYPE_CHECKING:
     from bamba_quant.calibration.imatrix import Measured
     from bamba_quant.evaluation.gates import Limit
-    from bamba_quant.evaluation.result import Evaluation
     from bamba_quant.inference.loading import LoadedModel
     from bamba_quant.metadata.tune_record import Tuned
     from bamba_quant.planning.inspection import Inspection
     from bamba_quant.planning.plan import Plan
+    from bamba_quant.report.html import NotebookEvaluation
 
 StrPath = str | Path
 StrPaths = StrPath | Sequence[StrPath]
@@ -29,9 +29,9 @@ StrPaths = StrPath | Sequence[StrPath]
 
 def convert(
     model: StrPath,
+    outtype: str = "auto",
     outfile: StrPath | None = None,
     *,
-    outtype: str = "auto",
     imatrix: StrPath | None = None,
     threads: int | None = None,
     overwrite: bool = False,
@@ -39,8 +39,8 @@ def convert(
 ) -> tuple[Path, ...]:
     """Convert ``model``, a Hugging Face directory or a GGUF file, to GGUF; return the files, several if it is split.
 
-    ``outfile`` is a file (``{ftype}`` in its name stands for the type) or a directory, by default llama.cpp's name
-    beside the model. ``outtype`` is a recipe's name such as "q4_k_m", or "auto" for 16 bits; ``imatrix`` a file of
+    ``outtype`` is a recipe's name such as "q4_k_m", or "auto" for 16 bits. ``outfile`` is a file (``{ftype}`` in its
+    name stands for the type) or a directory, by default llama.cpp's name beside the model; ``imatrix`` is a file of
     llama-imatrix. Other ``options`` are arguments of ``planning.convert.plan_conversion``. Raises ``PlanError`` for
     what llama.cpp could not run, ``OutputError`` for a file that exists unless ``overwrite``.
     """
@@ -149,14 +149,14 @@ def evaluate(
     gates: StrPath | None = None,
     limits: Sequence[Limit] = (),
     **options: Any,
-) -> Evaluation:
+) -> NotebookEvaluation:
     """Measure what ``candidates`` lost against ``base`` on a UTF-8 ``text``: perplexity, divergence, drift.
 
     Models are directories or GGUF files; ``base`` may be a file of llama-perplexity's logits, which has its own text.
     ``gates`` is a TOML file of limits by recipe, ``limits`` hold for every candidate. ``report_dir`` gets report.json,
     report.md and report.html. ``options`` are fields of ``evaluation.run.EvaluationOptions``. A notebook shows the
-    result as a table and a picture. Raises ``ComparisonError`` for models that do not belong together, ``GateError``
-    for limits that cannot be tested.
+    result as a table and a picture, and its ``to_pandas()`` is a table of all figures. Raises ``ComparisonError`` for
+    models that do not belong together, ``GateError`` for limits that cannot be tested.
     """
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates
@@ -177,6 +177,29 @@ def evaluate(
     if report_dir:
         write_reports(evaluation, report_dir, overwrite=chosen.overwrite, inputs=inputs)
     return NotebookEvaluation(**vars(evaluation))
+
+
+def release(
+    model: StrPath,
+    directory: StrPath,
+    text: StrPath,
+    *,
+    preset: str = "default",
+    calibrate: StrPaths = (),
+    **options: Any,
+) -> NotebookEvaluation:
+    """Make a release of ``model`` in ``directory``: every file of the preset, evaluated on ``text``, cards, checksums.
+
+    ``preset`` is a built-in one's name or a TOML file; ``calibrate`` are texts for the importance matrix and tuning.
+    Other ``options`` are those of ``releases.run.release_model``, such as ``base_model``, ``workers`` and ``upload``.
+    What an earlier call left is continued. Raises the errors of ``convert``, ``quantize`` and ``evaluate``, and
+    ``ReleaseError`` for what was made with other settings, unless ``overwrite``.
+    """
+    from bamba_quant.releases.run import release_model
+
+    return release_model(
+        Path(model), Path(directory), Path(text), preset, tuple(_paths(calibrate)), **options
+    )
 
 
 def inspect(path: StrPath) -> Inspection:

@@ -17,7 +17,7 @@ reports = directory / "report"
 
 files: list[Path] = []
 for outtype in ("q8_0", "q4_k_m"):
-    files += bamba_quant.convert(model, directory, outtype=outtype, overwrite=True)
+    files += bamba_quant.convert(model, outtype, directory, overwrite=True)
 bamba_quant.evaluate(model, files, text, report_dir=reports, ctx=256, chunks=8, overwrite=True)
 
 # Any JSON reader will do: report.schema.json in the package describes the file.

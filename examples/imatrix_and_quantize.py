@@ -18,7 +18,7 @@ matrix = directory / "imatrix.gguf"
 measured = bamba_quant.imatrix(model, [text], matrix, ctx=256, chunks=8, overwrite=True)
 print(f"{matrix}: {len(measured.sums.entries)} matrices over {measured.tokens:,} tokens")
 
-files = bamba_quant.convert(model, directory, outtype="q4_k_m", imatrix=matrix, overwrite=True)
+files = bamba_quant.convert(model, "q4_k_m", directory, imatrix=matrix, overwrite=True)
 files += bamba_quant.quantize(model, directory / "w4a16", "w4a16-g128", imatrix=matrix, overwrite=True)
 for file in files:
     print(f"{file}: {file.stat().st_size:,} bytes")

@@ -102,9 +102,9 @@ def test_attributes_are_listed_and_others_are_errors() -> None:
 
 def test_files_and_directories(tmp_path: Path) -> None:
     model = str(save_checkpoint(random_bamba(), tmp_path / "m"))
-    (file,) = bamba_quant.convert(model, f"{tmp_path}/m.gguf", outtype="bf16", vocab=False)
+    (file,) = bamba_quant.convert(model, "bf16", f"{tmp_path}/m.gguf", vocab=False)
     with pytest.raises(OutputError):
-        bamba_quant.convert(model, str(file), vocab=False)
+        bamba_quant.convert(model, outfile=str(file), vocab=False)
     assert bamba_quant.inspect(str(file)).layers == bamba_quant.inspect(model).layers
     exported = bamba_quant.export(str(file), f"{tmp_path}/back", vocab=False)
     assert exported[0] == tmp_path / "back" / "model.safetensors"
@@ -125,7 +125,7 @@ def test_measuring(tmp_path: Path) -> None:
     assert repr(measured).startswith("Measured(sums=ActivationSums(") and len(repr(measured)) < 400
     with pytest.raises(OutputError):
         bamba_quant.imatrix(MINI, [str(text)], f"{tmp_path}/i.gguf")
-    (file,) = bamba_quant.convert(MINI, f"{tmp_path}/q.gguf", outtype="q4_k_m", imatrix=f"{tmp_path}/i.gguf")
+    (file,) = bamba_quant.convert(MINI, "q4_k_m", f"{tmp_path}/q.gguf", imatrix=f"{tmp_path}/i.gguf")
     reports = f"{tmp_path}/report"
     found = bamba_quant.evaluate(
         MINI, str(file), str(text), report_dir=reports, ctx=64, chunks=8, drift_chunks=0, tokenizer=MINI,
@@ -150,7 +150,7 @@ def test_a_scheme_with_a_typing_error(tmp_path: Path) -> None:
     with pytest.raises(BambaQuantError, match=r"did you mean fp8-dynamic\?"):
         bamba_quant.quantize(MINI, f"{tmp_path}/a", "fp8_dynamic")
     with pytest.raises(BambaQuantError, match=r"did you mean q4_k_m\?"):
-        bamba_quant.convert(MINI, f"{tmp_path}/a", outtype="q4km")
+        bamba_quant.convert(MINI, "q4km", f"{tmp_path}/a")
     assert not list(tmp_path.iterdir())
 
 

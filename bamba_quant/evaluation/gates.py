@@ -102,17 +102,21 @@ def read_gates(file: Path) -> dict[str, tuple[Limit, ...]]:
     Files whose rounding is tuned may have a section of their own, such as ``["q4_k_m tuned"]``. A limit that a
     candidate's own section repeats takes the default's place. Raises ``GateError``.
     """
-    parsed = read_toml(file, "gates", GateError)
+    return gate_sections(read_toml(file, "gates", GateError), file)
+
+
+def gate_sections(parsed: Mapping[str, Any], where: object) -> dict[str, tuple[Limit, ...]]:
+    """The limits of ``read_gates`` from tables that are ``parsed`` already. Raises ``GateError`` likewise."""
     loose = [name for name, section in parsed.items() if not isinstance(section, dict)]
     if loose:
         raise GateError(
             "limits are outside of all sections",
-            where=file,
+            where=where,
             found=join_names(loose),
             expected=f"sections such as [{EVERY}] or [q4_k_m] with limits below them",
         )
     return {
-        name: tuple(limit(key, value, f"{file}, [{name}]") for key, value in section.items())
+        name: tuple(limit(key, value, f"{where}, [{name}]") for key, value in section.items())
         for name, section in parsed.items()
     }
 

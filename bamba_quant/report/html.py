@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from bamba_quant.evaluation.result import Candidate, Evaluation
 from bamba_quant.report import tables, wording
@@ -51,6 +52,30 @@ def to_html(evaluation: Evaluation) -> str:
 @dataclass(frozen=True, repr=False, eq=False)
 class NotebookEvaluation(Evaluation):
     """An evaluation that a notebook shows as the verdict, the figures and the picture of size against divergence."""
+
+    def to_pandas(self) -> Any:
+        """A pandas ``DataFrame`` with a row a candidate, by its label, and a column for each figure and its interval.
+
+        Columns are named as in report.json, with ``_low`` and ``_high`` for the 95 % interval; bytes, bits per weight
+        and whether all gates hold come first. pandas is not installed with this package.
+        """
+        from pandas import DataFrame
+
+        rows = {
+            candidate.model.label: {
+                "recipe": candidate.model.variant,
+                "bytes": candidate.model.file_bytes,
+                "bits_per_weight": candidate.model.bits_per_weight,
+                "passed": candidate.passed,
+                **{
+                    f"{key}{end}": value
+                    for key, figure in candidate.figures.items()
+                    for end, value in (("", figure.value), ("_low", figure.low), ("_high", figure.high))
+                },
+            }
+            for candidate in self.candidates
+        }
+        return DataFrame.from_dict(rows, orient="index")
 
     def _repr_html_(self) -> str:
         evaluation = wording.by_size(self)

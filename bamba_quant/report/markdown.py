@@ -96,21 +96,27 @@ def _gates(evaluation: Evaluation) -> str:
 
 
 def _figures(evaluation: Evaluation) -> str:
-    header = ("file", "size", *(literal(name) for name in wording.LEADING.values()), "bits/weight")
+    return f"### Figures\n\n{figures_table(evaluation)}"
+
+
+def figures_table(evaluation: Evaluation, figures: Sequence[str] = tuple(wording.LEADING)) -> str:
+    """The base's row and one a candidate with some of the figures that lead, and what the noise floor is."""
+    names = (literal(wording.LEADING[key]) for key in figures)
+    header = ("file", "size", *names, "bits/weight")
     styles, base = column_styles(evaluation), evaluation.base
     own = _with_interval("ppl_base", base_perplexity(evaluation), styles["ppl"])
     rows = [
         (
             f"{literal(base.label)} (base)",
             "–" if base.kind == "logits" else wording.size(base.file_bytes),
-            *(own if key == "ppl" else "–" for key in wording.LEADING),
+            *(own if key == "ppl" else "–" for key in figures),
             _bits(base),
         ),
         *(
             (
                 f"**{literal(name)}**",
                 wording.size(candidate.model.file_bytes),
-                *(_with_interval(key, candidate.figures[key], styles[key]) for key in wording.LEADING),
+                *(_with_interval(key, candidate.figures[key], styles[key]) for key in figures),
                 _bits(candidate.model),
             )
             for name, candidate in wording.named_candidates(evaluation)
@@ -118,10 +124,10 @@ def _figures(evaluation: Evaluation) -> str:
     ]
     floor = evaluation.noise_floor
     if floor is not None:
-        found = (wording.floor(FIGURES[key], floor.figures.get(key)) or "–" for key in wording.LEADING)
+        found = (wording.floor(FIGURES[key], floor.figures.get(key)) or "–" for key in figures)
         rows.append(("noise floor", "", *found, ""))
     note = f"Noise floor: {literal(floor.path)}." if floor else "No noise floor was measured."
-    return f"### Figures\n\n{table(header, rows)}\n\n{note}"
+    return f"{table(header, rows)}\n\n{note}"
 
 
 def _bits(model: ModelFile) -> str:

@@ -29,6 +29,7 @@ from bamba_quant_cli import (
     processes,
     quantize,
     recipes,
+    release,
     repair,
 )
 from bamba_quant_cli.commands import Command, Commands, LongCommand
@@ -46,7 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _PANELS = {
-    "Convert and quantize": (convert, quantize, fp8, int4, fp4, export, repair),
+    "Convert and quantize": (convert, quantize, fp8, int4, fp4, release, export, repair),
     "Calibrate": (imatrix, allocate, recipes),
     "Measure and run": (inspect, evaluate, history, perplexity, compare, generate, demo),
 }
@@ -119,6 +120,7 @@ def _run() -> None:
     except ModuleNotFoundError as error:
         extras = {"torch": "'bamba-quant[torch]'", "triton": "triton"}
         extras |= dict.fromkeys(("lm_eval", "jinja2", "datasets"), "'bamba-quant[lm-eval]'")
+        extras |= {"submitit": "'bamba-quant[workers]'", "huggingface_hub": "'bamba-quant[hub]'"}
         if error.name not in extras:
             raise
         fix = f"pip install {extras[error.name]}"

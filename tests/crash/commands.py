@@ -18,6 +18,7 @@ from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.checkpoint.imatrix import read_imatrix
 from bamba_quant.embedded import embedded_model
 from bamba_quant.evaluation import evaluate
+from bamba_quant.releases import make, state
 from bamba_quant.report.html import to_html
 from bamba_quant.report.json_report import read_report
 from bamba_quant.report.markdown import to_markdown
@@ -35,6 +36,7 @@ TINY: dict[str, Any] = {
     "vocab_size": 2048,
 }  # fmt: skip
 SPLIT = 150  # thousand bytes
+RELEASE = 'types = ["q8_0"]\nschemes = ["fp8"]\nimatrix_chunks = 1\nctx = 16\nchunks = 2\n'
 FIRST = "x-00001-of-00003.gguf"
 
 
@@ -119,6 +121,8 @@ def inputs(place: Path) -> None:
         (place / f"split{seed}").mkdir()
         faulty(model, place / f"split{seed}" / "x.gguf", "bf16", split_max_bytes=1000 * SPLIT)
     (place / "text.txt").write_text("The function returns a value. " * 60)
+    (place / "calibration.txt").write_text("The value is a number, and the function returns it. " * 200)
+    (place / "release.toml").write_text(RELEASE)
     _freeze_the_record()
     tune.tune = tune_quickly
 
@@ -142,6 +146,9 @@ def _freeze_the_record() -> None:
         return record("", options, backend, datetime.datetime(2000, 1, 1), *others)
 
     evaluate.timing, evaluate.run_record = timed, recorded
+    made, write = state.made_file, state.write_record
+    state.made_file = lambda *given: dataclasses.replace(made(*given), mtime_ns=0)
+    make.write_record = lambda *given: write(*given[:-1], 0.0)
 
 
 def _read_reports(work: Path) -> None:
@@ -259,5 +266,16 @@ COMMANDS = (
         between="mixed",
         threads=True,
         variants={"": None, "no links": without_links},
+    ),
+    Command(
+        "release",
+        words=lambda i, w, seed: [
+            "release", f"{i}/m{seed}", f"{w}/rel", "--name", "m", "--preset", f"{i}/release.toml",
+            "--text", f"{i}/text.txt", "--calibrate", f"{i}/calibration.txt",
+        ],
+        read=lambda work: None,
+        restore=lambda work: None,
+        shown=lambda found: {},  # its parts are those of the commands above; what matters is what it ends with
+        threads=True,
     ),
 )  # fmt: skip

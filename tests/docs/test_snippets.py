@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from bamba_quant.embedded import embedded_model
 from bamba_quant.recipes import read_recipe
 from bamba_quant.recipes.mixtures import read_mixture
+from bamba_quant.releases.preset import read_preset
 from bamba_quant_cli.app import app
 from bamba_quant_cli.demo import help_text
 from tests.planning.test_repair import faulty
@@ -49,6 +50,7 @@ _MORE = {
     "int4": "--overwrite --method rtn",
     "perplexity": "--ctx 64",
     "quantize": "--overwrite --method absmax",
+    "release": "--dry-run",
 }
 
 
@@ -163,6 +165,9 @@ def test_recipes(tmp_path: Path) -> None:
     assert found
     for snippet in found:
         (tmp_path / "recipe.toml").write_text(snippet.text)
+        if snippet.place.startswith("release.md"):
+            assert read_preset(str(tmp_path / "recipe.toml")).types, snippet.place
+            continue
         read = read_mixture if "hybrid-" in snippet.text else read_recipe
         assert read(tmp_path / "recipe.toml"), snippet.place
 
