@@ -12,9 +12,9 @@ import yaml
 
 from bamba_quant import __version__
 from bamba_quant.evaluation.result import Evaluation
+from bamba_quant.files.names import CARD
 from bamba_quant.metadata.model_card import read_front_matter
 from bamba_quant.metadata.model_name import name_of
-from bamba_quant.planning.small_files import CARD
 from bamba_quant.releases.make import plan_of, planned_imatrix
 from bamba_quant.releases.names import GGUF, gguf_name, type_of
 from bamba_quant.releases.preset import ReleaseError

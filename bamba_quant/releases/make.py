@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from bamba_quant.calibration.tune_options import Tell, TuneOptions
 from bamba_quant.calibration.tuned_output import plan_tuning, write_tuned_output
 from bamba_quant.checkpoint.imatrix import Imatrix, PlaceholderImatrix, read_imatrix
+from bamba_quant.files.names import CARD
 from bamba_quant.inference.distributed import SINGLE_PROCESS, Ranks
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.plan import Plan
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.planning.small_files import CARD
 from bamba_quant.releases.state import is_done, locked, settings_now, write_record
 from bamba_quant.releases.tasks import CHECKSUMS, IMATRIX, PICTURE, Release, Task
 from bamba_quant.writers import write_plan
