@@ -60,6 +60,23 @@ Calibrate = Annotated[
         "Repeatable.",
     ),
 ]
+CacheTypes = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE,…",
+        help="Evaluate the candidates with keys and values stored as bf16, fp16, fp8 (e4m3), int8, q8_0 or f32; each "
+        "of several.",
+    ),
+]
+StateTypes = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE,…",
+        help="Evaluate the candidates with the recurrent state stored after each token as bf16, fp16, fp8, "
+        "fp8-unscaled, int8 or f32; behind a type -stochastic rounds up or down at random (--seed). Each of several, "
+        "with each --cache-type.",
+    ),
+]
 CalibrateChunks = Annotated[
     int | None, typer.Option(help="Chunks of 512 tokens of --calibrate's texts at most; by default all.")
 ]
