@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bamba_quant.calibration.cache_ranges import CacheRanges
 from bamba_quant.calibration.texts import Text, read_texts, token_chunks
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.activation_sums import ActivationSums, TensorSums, checked_sums, merge_sums
@@ -120,12 +121,13 @@ def collect(
     device: str = "cpu",
     dtype: str = "float32",
     backend: str = "auto",
+    cache: CacheRanges | None = None,
     progress: Callable[[Round], None] = lambda now: None,
 ) -> ActivationSums:
     """The sums over ``chunks`` (n, ctx) of token ids; with ``output`` those of an output that is not tied as well.
 
-    One layer's weights are in memory at a time. Raises a ``BambaQuantError`` for tokens beyond the vocabulary, a device
-    or dtype that is not to be had, and activations that are not finite.
+    ``cache`` sees the keys and values. One layer's weights are in memory at a time. Raises a ``BambaQuantError`` for
+    tokens beyond the vocabulary, a device or dtype that is not to be had, and activations that are not finite.
     """
     config = model.config
     number, where = torch_dtype(dtype), torch_device(device)
@@ -152,7 +154,7 @@ def collect(
                 chunks[i * at_once : (i + 1) * at_once],
                 dtype=number,
                 device=where,
-                backend=collector.backend,
+                backend=replace(collector.backend, cached=cache),
                 on_layer=tell,
             )
         if output and not config.tie_word_embeddings:
@@ -197,14 +199,15 @@ def measure_imatrix(
     tokenizer: str | Path | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    cache: CacheRanges | None = None,
     reading: ReadOptions = ReadOptions(),
     progress: Callable[[Round], None] = lambda now: None,
 ) -> Measured:
     """Measure the importance matrix of a model of any kind and format that can be run.
 
     ``texts`` are cut into chunks of ``ctx`` tokens, of which at most ``chunks`` are run; ``output`` measures the output
-    matrix as well. The sums in the files ``merge`` are added. Raises a ``BambaQuantError`` for texts, models and files
-    that cannot be read or do not belong together.
+    matrix as well, and ``cache`` sees the keys and values of the texts. The sums in the files ``merge`` are added.
+    Raises a ``BambaQuantError`` for texts, models and files that cannot be read or do not belong together.
     """
     if not texts and not merge:
         raise CheckpointError("there is nothing to measure", fix="give a text with --text")
@@ -225,7 +228,9 @@ def measure_imatrix(
         cut = token_chunks(encoder, given, ctx, chunks)
         names = tuple(str(text.path) for text in given)
         earlier.append(
-            collect(loaded, cut, names, output=output, device=device, dtype=dtype, progress=progress)
+            collect(
+                loaded, cut, names, output=output, device=device, dtype=dtype, cache=cache, progress=progress
+            )
         )
         tokens = cut.size
     sums = merge_sums(earlier, ctx)
@@ -248,11 +253,14 @@ def calibrated(
     chunks: int | None = None,
     device: str = "cpu",
     strict: bool = False,
+    cache: CacheRanges | None = None,
     reading: ReadOptions = ReadOptions(),
     progress: Callable[[Round], None] = lambda now: None,
 ) -> tuple[Imatrix, tuple[str, ...]]:
     """The importance matrix that ``measure_imatrix`` would write, for quantizing at once, and its notes."""
-    measured = measure_imatrix(model, texts, chunks=chunks, device=device, reading=reading, progress=progress)
+    measured = measure_imatrix(
+        model, texts, chunks=chunks, device=device, cache=cache, reading=reading, progress=progress
+    )
     return imatrix_from_sums(measured.sums, strict=strict), measured.notes
 
 

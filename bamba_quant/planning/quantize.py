@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from bamba_quant.checkpoint.imatrix import Imatrix
 from bamba_quant.codecs import BlockCodec, Method, SafetensorsCodec, codec_named
 from bamba_quant.errors import FormatError, PlanError, did_you_mean, join_names
 from bamba_quant.planning import safetensors_layout
+from bamba_quant.planning.cache_scales import NOTE, cache_scheme, scale_tensors
 from bamba_quant.planning.model import Model, config_dtype, open_model
 from bamba_quant.planning.plan import MAX_SHARD_BYTES, Plan, PlanRow
 from bamba_quant.planning.small_files import small_files
@@ -34,13 +35,15 @@ def plan_quantization(
     dtype: str = "bf16",
     max_shard_bytes: int | None = MAX_SHARD_BYTES,
     imatrix: Imatrix | None = None,
+    cache_scales: Mapping[str, tuple[float, float]] | None = None,
     allow_config_only: bool = False,
     reading: ReadOptions = ReadOptions(),
 ) -> Plan:
     """Plan the directory that ``model``, a Hugging Face directory, becomes under ``scheme`` filled by ``method``.
 
     ``keep`` is ``select_matrices``'s. ``dtype`` is that of all other tensors: "bf16", or "stored", as they are.
-    ``imatrix`` weighs the columns' errors. ``allow_config_only`` accepts a directory with only a config.json, or that
+    ``imatrix`` weighs the columns' errors. With ``cache_scales`` (``cache_scales.scale_tensors``) the directory has
+    those of an FP8 cache. ``allow_config_only`` accepts a directory with only a config.json, or that
     file; the plan can then be printed, not written. The plan's rows are the matrices, then the other tensors. Raises
     a ``BambaQuantError`` for an input that is quantized already or not supported, for a matrix that does not divide
     as the scheme requires, and for a ``keep`` that cannot be followed.
@@ -80,8 +83,10 @@ def plan_quantization(
         else _other(candidate, checkpoint.tensors[candidate.name], dtype)
         for candidate in candidates
     ]
-    placed = safetensors_layout.place_parts([row.parts for row in unplaced], max_shard_bytes)
-    rows = [replace(row, parts=parts) for row, parts in zip(unplaced, placed, strict=True)]
+    constants = {} if cache_scales is None else scale_tensors(candidates, cache_scales)
+    scales = [(safetensors_layout.tensor_part(name, "BF16", (1,)),) for name in constants]
+    placed = safetensors_layout.place_parts([*(row.parts for row in unplaced), *scales], max_shard_bytes)
+    rows = [replace(row, parts=parts) for row, parts in zip(unplaced, placed, strict=False)]
     rows.sort(key=lambda row: row.method is None)
     matrices = {row.source.name: (row.shape[0], row.shape[1]) for row in rows if row.method}
     metadata = codec.metadata(matrices, [row.name for row in rows if not row.method])
@@ -95,11 +100,14 @@ def plan_quantization(
         model=source,
         method=chosen_method.name,
         shards=shards,
+        constants=constants,
         skipped=source.skipped(),
     )
     rules = source.architecture.tensors(source.config)
     configuration = codec.configuration(ignored_modules(candidates, rules, chosen, loaders))
-    loading = loading_notes(
+    if constants:
+        configuration = cache_scheme(configuration, codec.name)
+    loading = [NOTE] * bool(constants) + loading_notes(
         source.architecture,
         source.config,
         checkpoint.metadata,

@@ -130,6 +130,10 @@ def fill(
     headers = _marked(plan, files) if is_set else [shard.header for shard in plan.shards]
     for descriptor, content in zip(descriptors, [*headers, *plan.files.values()], strict=True):
         stream.write_at(descriptor, 0, content)
+    for shard, descriptor in zip(plan.shards, descriptors, strict=False):
+        for part in shard.parts if plan.constants else ():
+            if part.name in plan.constants:
+                stream.write_at(descriptor, len(shard.header) + part.offset, plan.constants[part.name])
 
 
 def fingerprint(plan: Plan) -> dict[str, Any]:
@@ -137,7 +141,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     layout, weights = hashlib.sha256(), hashlib.sha256()
     for shard in plan.shards:
         layout.update(shard.header)
-    small = hashlib.sha256(repr(sorted(plan.files.items())).encode())
+    small = hashlib.sha256(repr(sorted({**plan.files, **plan.constants}.items())).encode())
     for row in plan.rows:
         weights.update(b"" if row.importance is None else row.importance.tobytes())
     inputs = {str(file.resolve()): [file.stat().st_size, file.stat().st_mtime_ns] for file in plan.inputs}
