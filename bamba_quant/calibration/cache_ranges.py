@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from bamba_quant.errors import BambaQuantError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _E4M3_MOST = 448.0
 

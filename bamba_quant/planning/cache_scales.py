@@ -16,9 +16,8 @@ from bamba_quant.recipes.matrices import MatrixCandidate
 from bamba_reference.tensors import layer_prefix
 
 NOTE = (
-    "keys and values have scales for a cache in FP8: vLLM uses them with --kv-cache-dtype fp8 where its class of this "
-    "model loads k_scale and v_scale (the Bamba class of 2025 does not know these names and stops; others have ignored "
-    "them), and otherwise stores both unscaled"
+    "the scales of keys and values are for transformers and for vLLM with --kv-cache-dtype fp8. See its log: a class "
+    "that does not load k_scale and v_scale stops (Bamba's of 2025) or stores both unscaled"
 )
 
 

@@ -18,6 +18,8 @@ Examples:
 
   bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --format fp8
 
+  bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --calibrate calib.txt --kv-cache fp8
+
   bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --tune calib.txt --tune-device cuda
 
   bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --resume
@@ -64,6 +66,10 @@ def fp8(
     dtype: opt.OtherDtype = "bf16",
     imatrix: opt.Imatrix = None,
     imatrix_strict: opt.ImatrixStrict = False,
+    calibrate: opt.Calibrate = None,
+    calibrate_chunks: opt.CalibrateChunks = None,
+    kv_cache: opt.KvCache = None,
+    device: opt.Device = "cpu",
     asked: TuneArguments = TuneArguments(),
     max_shard_size: opt.MaxShardSize = "5G",
     dry_run: opt.DryRun = False,
@@ -93,6 +99,10 @@ def fp8(
         dtype=dtype,
         imatrix=imatrix,
         imatrix_strict=imatrix_strict,
+        calibrate=calibrate,
+        calibrate_chunks=calibrate_chunks,
+        kv_cache=kv_cache,
+        device=device,
         asked=asked,
         max_shard_bytes=opt.parse_size(max_shard_size, "--max-shard-size"),
         dry_run=dry_run,

@@ -14,6 +14,7 @@ from bamba_quant_cli.console import Progress, count, echo, print_json, size
 from bamba_quant_cli.interrupts import announce_outputs
 
 if TYPE_CHECKING:
+    from bamba_quant.calibration.cache_ranges import CacheRanges
     from bamba_quant.calibration.imatrix import Round
     from bamba_quant.checkpoint import ReadOptions
     from bamba_quant.checkpoint.imatrix import Imatrix
@@ -130,8 +131,11 @@ def calibrate_imatrix(
     reading: ReadOptions,
     *,
     strict: bool = False,
+    cache: CacheRanges | None = None,
 ) -> Imatrix:
-    """The importance matrix of --calibrate: that of ``model`` on ``texts``. Prints its notes.
+    """The importance matrix of --calibrate: that of ``model`` on ``texts``; ``cache`` sees its keys and values.
+
+    Prints its notes.
 
     ``device`` "auto" is a GPU where there is one, "numpy" is the CPU.
     """
@@ -149,6 +153,7 @@ def calibrate_imatrix(
             chunks=chunks,
             device=device,
             strict=strict,
+            cache=cache,
             reading=reading,
             progress=show_layers(bar),
         )

@@ -60,6 +60,13 @@ Calibrate = Annotated[
         "Repeatable.",
     ),
 ]
+KvCache = Annotated[
+    Literal["fp8"] | None,
+    typer.Option(
+        help="Add scales for a cache of keys and values in FP8, as compressed-tensors defines them: two for each "
+        "attention layer, measured on the texts of --calibrate."
+    ),
+]
 CacheTypes = Annotated[
     str,
     typer.Option(
@@ -185,12 +192,20 @@ def check_tensors(tensors: bool, dry_run: bool) -> None:
         raise typer.BadParameter("has no effect without --dry-run", param_hint="--tensors")
 
 
-def check_one_imatrix(imatrix: Path | None, calibrate: list[Path] | None, chunks: int | None) -> None:
-    """Raise ``PlanError`` for options about importance that do not go together."""
+def check_one_imatrix(
+    imatrix: Path | None, calibrate: list[Path] | None, chunks: int | None, kv_cache: str | None = None
+) -> None:
+    """Raise ``PlanError`` for options about calibration that do not go together."""
     from bamba_quant.errors import PlanError
 
     if imatrix and calibrate:
         raise PlanError("--imatrix and --calibrate exclude each other", fix="give --imatrix or --calibrate")
+    if kv_cache and not calibrate:
+        raise PlanError(
+            "the scales of a cache are measured on a text",
+            found="--kv-cache without --calibrate",
+            fix="give a text with --calibrate",
+        )
     if chunks is not None and not calibrate:
         raise PlanError(
             "--calibrate-chunks has no effect without --calibrate", fix="give one with --calibrate"

@@ -33,6 +33,7 @@ def quantize(
     imatrix_strict: bool,
     calibrate: list[Path] | None = None,
     calibrate_chunks: int | None = None,
+    kv_cache: str | None = None,
     device: str = "cpu",
     asked: TuneArguments,
     max_shard_bytes: int,
@@ -45,6 +46,7 @@ def quantize(
     as_json: bool,
 ) -> None:
     """Plan, then print the plan or execute it."""
+    from bamba_quant.calibration.cache_ranges import CacheRanges
     from bamba_quant.calibration.tuned_output import write_tuned_output
     from bamba_quant.checkpoint.imatrix import PlaceholderImatrix, read_imatrix
     from bamba_quant.inference.threads import use_threads
@@ -55,7 +57,7 @@ def quantize(
 
     check_tensors(tensors, dry_run)
     announce_outputs(directory, unfinished=partial_of(directory))
-    check_one_imatrix(imatrix, calibrate, calibrate_chunks)
+    check_one_imatrix(imatrix, calibrate, calibrate_chunks, kv_cache)
     ignored: list[str] = []
     for entry in ignore:
         ignored += read_ignore_file(Path(entry), scheme) if entry.endswith(".toml") else [entry]
@@ -71,7 +73,7 @@ def quantize(
         reading=reading,
     )
     if calibrate:
-        plan = plan_with(imatrix=PlaceholderImatrix())
+        plan = plan_with(imatrix=PlaceholderImatrix(), cache_scales={} if kv_cache else None)
     else:
         plan = plan_with(imatrix=read_imatrix(imatrix, strict=imatrix_strict) if imatrix else None)
     if dry_run:
@@ -84,11 +86,17 @@ def quantize(
     if calibrate or tuning:
         use_threads(threads)
     if calibrate:
-        plan = plan_with(
-            imatrix=calibrate_imatrix(
-                plan.checkpoint.path, calibrate, calibrate_chunks, device, reading, strict=imatrix_strict
-            )
+        cache = CacheRanges() if kv_cache else None
+        measured = calibrate_imatrix(
+            plan.checkpoint.path,
+            calibrate,
+            calibrate_chunks,
+            device,
+            reading,
+            strict=imatrix_strict,
+            cache=cache,
         )
+        plan = plan_with(imatrix=measured, cache_scales=cache.scales() if cache else None)
     writing: dict[str, Any] = {"threads": threads, "overwrite": overwrite, "resume": resume}
     tuned: Tuned | None = None
     with Progress("quantizing", plan.work_bytes) as bar, Progress("tuning: step") as steps:

@@ -23,6 +23,7 @@ from bamba_quant.evaluation.stored_types import StoredTypes, combinations, round
 from bamba_quant.inference.loading import load_model
 from bamba_quant.report.json_report import read_report, to_json
 from bamba_quant.report.markdown import to_markdown
+from bamba_quant.report.wording import short_names
 from bamba_reference import model as numpy_model
 from bamba_reference.numpy_ops import linear, softmax
 from bamba_reference.tensors import layer_prefix, layer_tensors
@@ -122,7 +123,8 @@ def test_an_evaluation_of_types(files: dict[str, Path], text: Path, tmp_path: Pa
     assert "--cache-type f32,fp8 --state-type fp16-stochastic" in found.run.command
     (tmp_path / "report.json").write_text(to_json(found), encoding="utf-8")
     assert read_report(tmp_path / "report.json") == found
-    assert r"bf16 \(cache fp8, state fp16-stochastic\)" in to_markdown(found)
+    assert short_names(found) == ("cache f32", "cache fp8")
+    assert r"bamba-mini \(cache fp8, state fp16-stochastic\)" in to_markdown(found)
     # Nothing that is rounded to nothing else differs, whatever the file; and a seed is a seed.
     alike = evaluate(
         embedded_model(), [files["bf16"]], text, replace(options, cache_type="", state_type="f32", seed=1),

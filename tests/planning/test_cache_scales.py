@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from bamba_quant.calibration.cache_ranges import CacheRanges
 from bamba_quant.calibration.imatrix import collect
+from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import BambaQuantError, PlanError
 from bamba_quant.evaluation.activations import with_activations
 from bamba_quant.evaluation.stored_types import cache_scales
@@ -26,6 +27,7 @@ from bamba_reference import model as numpy_model
 from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch.backend import TORCH
 from tests.reference.cases import relative_error
+from tests.support.command import run
 from tests.support.conversion import random_tokens
 from tests.support.families import save, wide_case
 
@@ -108,3 +110,15 @@ def test_refusals(tmp_path: Path) -> None:
     with safe_open(tmp_path / "quantized" / "model.safetensors", "pt") as tensors:
         scales = [name for name in tensors.keys() if name.endswith(("k_scale", "v_scale"))]  # noqa: SIM118
         assert scales and all(tensors.get_tensor(name).dtype == torch.bfloat16 for name in scales)
+
+
+def test_the_commands_measure_the_scales(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The keys and the values of a text are all that attention reads of it. " * 100)
+    asked = ("--calibrate", text, "--calibrate-chunks", 2, "--kv-cache", "fp8")
+    for command, options in (("fp8", ("--scheme", "tensor")), ("int4", ("--bits", 8)), ("fp4", ())):
+        run(command, embedded_model(), tmp_path / command, *options, *asked)
+        stored = cache_scales(load_model(tmp_path / command))
+        assert stored and all(0 < scale < 1 for pair in stored.values() for scale in pair)
+    missing = run("int4", embedded_model(), tmp_path / "none", "--kv-cache", "fp8", code=2)
+    assert "--calibrate" in missing.stderr and not (tmp_path / "none").exists()
