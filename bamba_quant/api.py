@@ -63,7 +63,8 @@ def quantize(
     """Quantize ``model``, a Hugging Face directory, to ``directory`` for transformers and vLLM; return its files.
 
     ``scheme`` is a name such as "fp8-dynamic", "fp8-tensor", "w4a16-g128", "torchao-int4-g128", "nvfp4a16" or
-    "mxfp4a16", or "fp8", "int4" or "fp4" for what these commands write by default. ``ignore`` names matrices that stay:
+    "mxfp4a16", a mixture such as "hybrid-nvfp4", or "fp8", "int4" or "fp4" for what these commands write by default.
+    ``ignore`` names matrices that stay:
     roles, globs of Hugging Face's or GGUF's names, or "hybrid". Other ``options`` are arguments of
     ``planning.quantize.plan_quantization``.
     Raises ``PlanError`` for a model that the scheme cannot hold, ``OutputError`` for a directory that is not empty

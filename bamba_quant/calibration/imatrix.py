@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,18 +53,28 @@ class Round:
 
 
 class Collector:
-    """Σ a², Σ a and counts by GGUF name, added to by the products of ``backend`` and of ``head``."""
+    """Σ a², Σ a and counts by GGUF name, added to by the products of ``backend`` and of ``head``.
 
-    def __init__(self, weights: LazyWeights, kernels: Backend) -> None:
+    With ``bounds`` also the largest magnitude of all inputs of a tensor, those of each expert together: what an expert
+    gets later differs little from what others get, and runtimes take one scale for all (vLLM, ``w13_input_scale.max``).
+    """
+
+    def __init__(self, weights: LazyWeights, kernels: Backend, bounds: bool = False) -> None:
         self._weights, self._kernels = weights, kernels
+        self.largest: dict[str, float] | None = {} if bounds else None
         # (2, matrices, columns) on the products' device, float64; tokens by matrix
         self._totals: dict[str, tuple[Tensor, NDArray[np.int64]]] = {}
         # Of a layer, from several threads: the piece of work, the reference's name, sums and tokens of each product.
         self._waiting: list[tuple[int, str, Tensor, int]] = []
         self._last = threading.local()
+        self._bounding = threading.Lock()
         self.backend = kernels.with_linear(self._linear, name=kernels.name)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        if self.largest is not None and x.numel():
+            tensor, most = str(self._weights.stored(stack_of(name)[0])[1].gguf), float(x.abs().max())
+            with self._bounding:
+                self.largest[tensor] = max(most, self.largest.get(tensor, 0.0))
         self._waiting.append((piece_number(), name, self._sums(x), x.numel() // x.shape[-1]))
         product: Tensor = self._kernels.linear(x, weight, bias, name)
         return product
@@ -118,6 +129,7 @@ def collect(
     datasets: tuple[str, ...],
     *,
     output: bool = False,
+    bounds: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
     backend: str = "auto",
@@ -125,18 +137,18 @@ def collect(
     progress: Callable[[Round], None] = lambda now: None,
 ) -> ActivationSums:
     """The sums over ``chunks`` (n, ctx) of token ids; with ``output`` those of an output that is not tied as well.
+    With ``bounds`` the largest inputs too.
 
     ``cache`` sees the keys and values. One layer's weights are in memory at a time. Raises a ``BambaQuantError`` for
     tokens beyond the vocabulary, a device or dtype that is not to be had, and activations that are not finite.
     """
     config = model.config
     number, where = torch_dtype(dtype), torch_device(device)
-    collector = Collector(model.weights, backend_named(backend, where, number))
+    collector = Collector(model.weights, backend_named(backend, where, number), bounds)
     count, ctx = chunks.shape
     room = _HIDDEN_BYTES_ON_GPU if where.type == "cuda" else _HIDDEN_BYTES
     of_a_chunk = 4 * ctx * config.hidden_size + _sums_bytes(model.weights) // rows_together(ctx, where)
-    at_once = max(1, room // of_a_chunk)
-    rounds = -(-count // at_once)
+    rounds = -(-count // (at_once := max(1, room // of_a_chunk)))
     for i in range(rounds):
 
         def tell(layer: int, layers: int, i: int = i) -> None:
@@ -160,7 +172,7 @@ def collect(
         if output and not config.tie_word_embeddings:
             for some in hidden:
                 collector.add(some, head_name(config))
-    return ActivationSums(collector.entries(), datasets, count, ctx)
+    return ActivationSums(collector.entries(), datasets, count, ctx, collector.largest)
 
 
 def _sums_bytes(weights: LazyWeights) -> int:
@@ -195,6 +207,7 @@ def measure_imatrix(
     chunks: int | None = None,
     ctx: int = CTX,
     output: bool = False,
+    bounds: bool = False,
     merge: Sequence[str | Path] = (),
     tokenizer: str | Path | None = None,
     device: str = "cpu",
@@ -205,9 +218,10 @@ def measure_imatrix(
 ) -> Measured:
     """Measure the importance matrix of a model of any kind and format that can be run.
 
-    ``texts`` are cut into chunks of ``ctx`` tokens, of which at most ``chunks`` are run; ``output`` measures the output
-    matrix as well, and ``cache`` sees the keys and values of the texts. The sums in the files ``merge`` are added.
-    Raises a ``BambaQuantError`` for texts, models and files that cannot be read or do not belong together.
+    ``texts`` are cut into chunks of ``ctx`` tokens, of which at most ``chunks`` are run; ``output`` measures the
+    output matrix as well, ``bounds`` the largest inputs, of these texts alone, and ``cache`` sees their keys and
+    values. The sums in the files ``merge`` are added. Raises a ``BambaQuantError`` for texts, models and files that
+    cannot be read or do not belong together.
     """
     if not texts and not merge:
         raise CheckpointError("there is nothing to measure", fix="give a text with --text")
@@ -227,13 +241,16 @@ def measure_imatrix(
     if texts:
         cut = token_chunks(encoder, given, ctx, chunks)
         names = tuple(str(text.path) for text in given)
-        earlier.append(
-            collect(
-                loaded, cut, names, output=output, device=device, dtype=dtype, cache=cache, progress=progress
-            )
-        )
+        how: dict[str, Any] = {
+            "output": output,
+            "bounds": bounds,
+            "device": device,
+            "dtype": dtype,
+            "cache": cache,
+        }
+        earlier.append(collect(loaded, cut, names, progress=progress, **how))
         tokens = cut.size
-    sums = merge_sums(earlier, ctx)
+    sums = replace(merge_sums(earlier, ctx), largest=earlier[-1].largest)
     if output and loaded.config.tie_word_embeddings:
         notes.append(
             "the output is tied to the embedding, which has no entry (llama.cpp's quantizer has none for it)"
@@ -251,6 +268,7 @@ def calibrated(
     texts: Sequence[Path],
     *,
     chunks: int | None = None,
+    bounds: bool = False,
     device: str = "cpu",
     strict: bool = False,
     cache: CacheRanges | None = None,
@@ -259,7 +277,14 @@ def calibrated(
 ) -> tuple[Imatrix, tuple[str, ...]]:
     """The importance matrix that ``measure_imatrix`` would write, for quantizing at once, and its notes."""
     measured = measure_imatrix(
-        model, texts, chunks=chunks, device=device, cache=cache, reading=reading, progress=progress
+        model,
+        texts,
+        chunks=chunks,
+        bounds=bounds,
+        device=device,
+        cache=cache,
+        reading=reading,
+        progress=progress,
     )
     return imatrix_from_sums(measured.sums, strict=strict), measured.notes
 

@@ -53,13 +53,14 @@ class ActivationSums:
     """``entries`` by the tensor's name in a GGUF, measured over ``chunks`` chunks of ``chunk_size`` tokens.
 
     ``datasets`` are the texts' names. A file of the older form does not give its chunk size (0 here), and its counts
-    are chunks instead of tokens.
+    are chunks instead of tokens. ``largest`` are the largest magnitudes that entered tensors; files do not hold them.
     """
 
     entries: Mapping[str, TensorSums]
     datasets: tuple[str, ...]
     chunks: int
     chunk_size: int
+    largest: Mapping[str, float] | None = None
 
     __repr__ = brief_repr
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -43,38 +42,58 @@ def assemble_float4(stored: WeightAssembler, module: str, codes: StoredTensor, w
     for part in ("weight_zero_point", "weight_g_idx"):
         if stored.get(f"{module}.{part}") is not None:
             raise stored.unsupported(name, part, "scales alone, of groups in order")
-    rows, columns = codes.shape[0], 2 * codes.shape[1]
-    stored.take(f"{module}.weight_packed", ("u8",))
-    dtype = E4M3 if form == _NVFP4 else "u8"
-    scale = stored.take(f"{module}.weight_scale", (dtype,), ((rows, columns // group),))
+    packed = f"{module}.weight_packed"
     if form == _NVFP4:
-        whole = stored.take(f"{module}.weight_global_scale", ("f32",), ((1,), ()))
-        divisor = read_raw(whole).view(np.float32).reshape(-1)[0]
-        if not 2.0**-126 <= divisor < np.inf:
-            raise stored.unsupported(
-                f"{module}.weight_global_scale", divisor, "a positive number of float32, not subnormal"
-            )
-        steps = ScaleTensor(
-            scale,
-            unpack=partial(_divided, divisor=divisor),
-            pack=partial(_multiplied, divisor=divisor),
-            beside=whole,
-        )
-    else:
-        steps = ScaleTensor(scale, unpack=_powers, pack=_exponents)
-    described = "nvfp4a16" if form == _NVFP4 else "mxfp4a16"
+        add_nvfp4(stored, module, codes, packed, "weight_global_scale", False, activations)
+        return
+    rows, columns = codes.shape[0], 2 * codes.shape[1]
+    stored.take(packed, ("u8",))
+    scale = stored.take(f"{module}.weight_scale", ("u8",), ((rows, columns // group),))
+    steps = ScaleTensor(scale, unpack=_powers, pack=_exponents)
     stored.add(
-        name, described, (rows, columns), Float4Dequantizer(group), codes, steps, activations=activations
+        name, "mxfp4a16", (rows, columns), Float4Dequantizer(group), codes, steps, activations=activations
     )
 
 
-def _divided(scales: Array, count: int, divisor: np.float32) -> F32:
-    found: F32 = scales.astype(np.float32) / divisor
-    return found
+def add_nvfp4(stored: WeightAssembler, module: str, codes: StoredTensor, packed: str, part: str, multiplies: bool,
+              activations: Activations | None) -> None:  # fmt: skip
+    """Assemble a weight of the ``codes`` called ``packed``; its number ``part`` multiplies, or divides, block scales.
+
+    The product of step and code is rounded to bfloat16. Raises ``CheckpointError`` naming what cannot be read.
+    """
+    rows, columns = codes.shape[0], 2 * codes.shape[1]
+    if columns % 16:
+        raise stored.unsupported(f"{module}.weight", f"{columns} columns", "a multiple of 16")
+    stored.take(packed, ("u8",))
+    scale = stored.take(f"{module}.weight_scale", (E4M3,), ((rows, columns // 16),))
+    whole = stored.take(f"{module}.{part}", ("f32",), ((1,), ()))
+    number = read_raw(whole).view(np.float32).reshape(-1)[0]
+    if not 2.0**-126 <= number < np.inf:
+        raise stored.unsupported(f"{module}.{part}", number, "a positive number of float32, not subnormal")
+    there, back = (_multiplied, _divided) if multiplies else (_divided, _multiplied)
+    steps = ScaleTensor(
+        scale,
+        unpack=lambda scales, count: there(scales.astype(np.float32), number),
+        pack=lambda steps: back(steps, number).astype(ml_dtypes.float8_e4m3fn),
+        beside=whole,
+    )
+    stored.add(
+        f"{module}.weight",
+        "nvfp4a16",
+        (rows, columns),
+        Float4Dequantizer(16),
+        codes,
+        steps,
+        activations=activations,
+    )
 
 
-def _multiplied(steps: F32, divisor: np.float32) -> Array:
-    return (steps * divisor).astype(ml_dtypes.float8_e4m3fn)
+def _divided(numbers: F32, divisor: np.float32) -> F32:
+    return numbers / divisor
+
+
+def _multiplied(numbers: F32, factor: np.float32) -> F32:
+    return numbers * factor
 
 
 def _powers(exponents: Array, count: int) -> F32:

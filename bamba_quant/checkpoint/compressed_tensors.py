@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Literal
 
 import regex
 
@@ -18,7 +18,7 @@ from bamba_quant.checkpoint.assemble import E4M3, WeightAssembler, are_two_lengt
 from bamba_quant.checkpoint.base import StoredTensor, read_raw
 from bamba_quant.checkpoint.compressed_fp4 import assemble_float4
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer, IntegerDequantizer
-from bamba_quant.checkpoint.packed import Activations, ScaleTensor, Strategy
+from bamba_quant.checkpoint.packed import Activations, ScaleTensor
 from bamba_quant.codecs.integers.grid import IntegerGrid
 from bamba_quant.codecs.integers.pack_quantized import unpack_zeros
 from bamba_quant.errors import repr_short
@@ -47,7 +47,7 @@ def read_compressed_tensors(quantization: Mapping[str, Any], stored: WeightAssem
             module = name.removesuffix(".weight_packed")
             if tensor.format.name == "u8":
                 group = groups.find(module, "float")
-                assemble_float4(stored, module, tensor, group["weights"], activations_of_group(group))
+                assemble_float4(stored, module, tensor, group["weights"], _activations(stored, module, group))
             else:
                 _assemble_integers(stored, module, groups.find(module, "int"))
         elif name.endswith(".weight") and tensor.format.name == E4M3:
@@ -87,7 +87,7 @@ def _assemble_float8(
         Float8Dequantizer(columns, width, scale.format.name),
         codes,
         ScaleTensor(scale, 0 if strategy == "tensor" else height),
-        activations=activations_of_group(group),
+        activations=_activations(stored, module, group),
     )
 
 
@@ -150,7 +150,7 @@ def _assemble_integers(stored: WeightAssembler, module: str, described: Mapping[
         codes,
         ScaleTensor(scale),
         zero,
-        activations_of_group(described),
+        _activations(stored, module, described),
     )
 
 
@@ -202,6 +202,7 @@ class ConfigGroups:
 
         Raises ``CheckpointError`` when there is none.
         """
+        module = self._stored.target(module)
         named = self._names.get(module, set()) | {
             index for pattern, index in self._patterns if self._matches(pattern, module)
         }
@@ -241,22 +242,44 @@ class ConfigGroups:
         return self._stored.unsupported("quantization_config", found, expected, "a target")
 
 
-_EXPECTED = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": True}
+# FP4 by strategy, group and dynamic, and the dtypes of its scales; None in files of earlier releases.
+_FLOAT4: dict[tuple[Any, ...], tuple[Literal["nvfp4", "mxfp4"], tuple[str | None, ...]]] = {
+    ("tensor_group", 16, "local"): ("nvfp4", ("torch.float8_e4m3fn", None)),
+    ("group", 32, True): ("mxfp4", ("torch.uint8",)),
+}
 
 
-def activations_of_group(group: Mapping[str, Any]) -> Activations | None:
-    """The rounding of activations in a group of compressed-tensors' ``config_groups``, None without any."""
+def activations_of_group(group: Mapping[str, Any], scale: float | None = None) -> Activations | None:
+    """The rounding of activations in a group of compressed-tensors' ``config_groups``, None without any.
+
+    ``scale`` is the number that the file holds for a matrix, its ``input_scale`` or ``input_global_scale``.
+    """
     inputs, outputs = group.get("input_activations"), group.get("output_activations")
     if not inputs and not outputs:
         return None
     found: Mapping[str, Any] = inputs if isinstance(inputs, dict) and not outputs else {}
-    if all(type(found.get(key)) is type(value) and found[key] == value for key, value in _EXPECTED.items()):
-        size = found.get("group_size")
-        for strategy in get_args(Strategy):
-            if strategy == found.get("strategy") and strategy != "group":
+    bits, strategy, size, dynamic = (
+        found.get(key) for key in ("num_bits", "strategy", "group_size", "dynamic")
+    )
+    if found.get("type") == "float" and found.get("symmetric") is True:
+        if type(bits) is int and bits == 8 and dynamic is True:
+            if strategy in ("token", "tensor"):
                 return Activations(strategy)
-        if found.get("strategy") == "group" and type(size) is int and size > 0:
-            return Activations("group", size)
+            if strategy == "group" and type(size) is int and size > 0:
+                return Activations("group", size)
+        if type(bits) is int and bits == 8 and dynamic is False and strategy == "tensor" and scale:
+            return Activations("tensor", scale=scale)
+        if type(bits) is int and bits == 4 and type(size) is int and isinstance(strategy, str):
+            kind, dtypes = _FLOAT4.get((strategy, size, dynamic), ("nvfp4", ()))
+            if found.get("scale_dtype") in dtypes and (scale or kind == "mxfp4"):
+                return Activations(kind, size, scale=scale or 0.0)
     return Activations(
         unknown=f"input_activations {repr_short(inputs)}, output_activations {repr_short(outputs)}"
+        + ("" if scale or dynamic is True else ", no scale of them in the file")
+    )
+
+
+def _activations(stored: WeightAssembler, module: str, group: Mapping[str, Any]) -> Activations | None:
+    return activations_of_group(
+        group, stored.number(f"{module}.input_scale") or stored.number(f"{module}.input_global_scale")
     )

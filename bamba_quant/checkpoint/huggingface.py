@@ -10,6 +10,7 @@ from typing import Any
 
 from bamba_quant.checkpoint.base import Checkpoint, ReadOptions, StoredTensor
 from bamba_quant.checkpoint.compressed_tensors import CACHE_SCALE
+from bamba_quant.checkpoint.modelopt import separate_configuration
 from bamba_quant.checkpoint.quantized import assemble_weights, is_quantized
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
 from bamba_quant.checkpoint.torch_file import read_torch_file
@@ -55,6 +56,8 @@ def read_huggingface(
     file = directory / "config.json"
     raw = read_bytes(file, "config.json is what says which model this is", JSON_BYTES)
     config = parse_json(raw, file)
+    if not is_quantized(config) and (separate := separate_configuration(directory)):
+        config |= {"quantization_config": separate}
     quantized = is_quantized(config)
     if quantized and not allow_quantized:
         raise _quantized_already(config, file)

@@ -6,6 +6,7 @@ Two forms: GGUF (tools/imatrix/imatrix.cpp, ``save_imatrix``) and the older .dat
 from __future__ import annotations
 
 import struct
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,9 @@ PARTS = ("in_sum2", "counts", "in_sum")
 class Imatrix:
     """``entries`` by tensor name, float32 of shape (columns,), for a stack of matrices those of one after the other's.
 
-    ``dataset`` and ``chunks`` are the name and the length of the text they were measured on; ``file`` is None where no
-    file holds them. Where ``strict``, a tensor without an entry is an error.
+    ``dataset`` and ``chunks`` are the name and the length of the text they were measured on; ``file`` is None where
+    no file holds them. Where ``strict``, a tensor without an entry is an error. ``largest`` are the largest
+    magnitudes that entered tensors, None where they were not measured.
     """
 
     file: Path | None
@@ -47,6 +49,7 @@ class Imatrix:
     dataset: str
     chunks: int
     strict: bool = False
+    largest: Mapping[str, float] | None = None
 
     __repr__ = brief_repr
 
@@ -108,7 +111,7 @@ class PlaceholderImatrix(Imatrix):
     """Has an entry of ones for every matrix, so that a plan can be made before anything is measured."""
 
     def __init__(self) -> None:
-        super().__init__(None, {}, "", 0)
+        super().__init__(None, {}, "", 0, largest=defaultdict(lambda: 1.0))
 
     def importance(self, name: str, role: str, columns: int, matrices: int = 1) -> F32 | None:
         """Ones, but for what llama-imatrix has no entry for."""
@@ -123,7 +126,7 @@ class PlaceholderImatrix(Imatrix):
 def imatrix_from_sums(sums: ActivationSums, file: Path | None = None, *, strict: bool = False) -> Imatrix:
     """The importance matrix that quantizers weigh errors by; ``file`` is where the sums come from, if from one."""
     entries = {name: entry.mean_squares() for name, entry in sums.entries.items()}
-    return Imatrix(file, entries, "".join(sums.datasets[:1]), sums.chunks, strict)
+    return Imatrix(file, entries, "".join(sums.datasets[:1]), sums.chunks, strict, sums.largest)
 
 
 def read_imatrix(file: Path, *, strict: bool = False) -> Imatrix:

@@ -24,22 +24,27 @@ if TYPE_CHECKING:
     import torch
 
 
-Strategy = Literal["token", "tensor", "group"]
+Strategy = Literal["token", "tensor", "group", "nvfp4", "mxfp4"]
 
 
 @dataclass(frozen=True)
 class Activations:
     """e4m3 under scales found as activations come: one a token, one a tensor, or one for ``group`` columns of a token.
 
-    ``unknown`` describes any other rounding, which nothing here can do; the rest then has no meaning.
+    Or e2m1 as "nvfp4" (``scale`` is its global scale) and "mxfp4" have it, in groups of so many columns. With another
+    strategy a ``scale`` that is not 0 is that of every tensor. ``unknown`` describes any other rounding, which nothing
+    here can do; the rest then has no meaning.
     """
 
     strategy: Strategy = "token"
     group: int = 0
     unknown: str = ""
+    scale: float = 0.0
 
     def __str__(self) -> str:
-        return self.unknown or f"e4m3 by {self.group or self.strategy}"
+        if self.strategy.endswith("fp4"):
+            return self.unknown or self.strategy
+        return self.unknown or f"e4m3 by {self.group or self.strategy}" + (", static" if self.scale else "")
 
 
 @dataclass(frozen=True)

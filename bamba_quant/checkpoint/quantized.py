@@ -14,6 +14,7 @@ from bamba_quant.checkpoint.assemble import WeightAssembler
 from bamba_quant.checkpoint.base import StoredTensor
 from bamba_quant.checkpoint.compressed_tensors import read_compressed_tensors
 from bamba_quant.checkpoint.hf_fp8 import read_hf_fp8
+from bamba_quant.checkpoint.modelopt import METHOD, read_modelopt
 from bamba_quant.checkpoint.safetensors_file import SIDE_DTYPES
 from bamba_quant.checkpoint.torchao_tensors import read_torchao
 from bamba_quant.errors import CheckpointError, repr_short
@@ -22,6 +23,7 @@ _KEY = "quantization_config"
 _METHODS: dict[str, Callable[[Mapping[str, Any], WeightAssembler], None]] = {
     "compressed-tensors": read_compressed_tensors,
     "fp8": read_hf_fp8,
+    METHOD: read_modelopt,
     "torchao": read_torchao,
 }
 _SIDE_FORMATS = frozenset(dtype.lower() for dtype in SIDE_DTYPES)
@@ -51,6 +53,7 @@ def assemble_weights(
             fix=f"give the unquantized checkpoint; if its weights are plain, remove {_KEY}",
         )
     stored = WeightAssembler(directory, tensors, prefix)
+    stored.split_stacks()
     _METHODS[method](quantization, stored)
     for name, tensor in stored.remaining().items():
         if tensor.format.name in _SIDE_FORMATS:
@@ -60,4 +63,4 @@ def assemble_weights(
                 found=f"{tensor.format.name} of shape {tensor.shape}",
                 expected=f"a weight as {method} stores it",
             )
-    return {**stored.remaining(), **stored.weights}, tuple(sorted(stored.unused))
+    return stored.assembled(), tuple(sorted(stored.unused))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bamba_quant.checkpoint.base import RawReader, Section, StoredTensor, row_runs
+from bamba_quant.checkpoint.base import RawReader, Section, Shape, StoredTensor, row_runs
 from bamba_quant.checkpoint.packed import PackedTensor
 from bamba_quant.codecs.arrays import U8
 from bamba_quant.errors import CheckpointError
@@ -63,6 +63,14 @@ def stacked(name: str, matrices: Sequence[StoredTensor]) -> StackedTensor:
     return StackedTensor(name, shape, first.format, first.file, first.offset, matrices=tuple(matrices))
 
 
+def section_of(tensor: StoredTensor, shape: Shape, section: Section) -> StoredTensor:
+    """These rows of ``tensor``, or of each matrix of a stack, as a tensor of ``shape``."""
+    if not isinstance(tensor, StackedTensor):
+        return replace(tensor, shape=shape, section=section)
+    matrices = tuple(replace(matrix, shape=shape[1:], section=section) for matrix in tensor.matrices)
+    return replace(tensor, shape=shape, matrices=matrices)
+
+
 def packed_like(tensor: StoredTensor) -> PackedTensor | None:
     """The packed tensor that decodes rows of ``tensor``: itself or a matrix of a stack, None for another format."""
     first = tensor.matrices[0] if isinstance(tensor, StackedTensor) else tensor
@@ -74,4 +82,5 @@ def _format(tensor: StoredTensor) -> tuple[object, ...]:
     if not isinstance(tensor, PackedTensor):
         return (tensor.format.name, tensor.row_bytes)
     parts = tuple((part.width, part.rows, part.tensor.format.name) for part in tensor.scale_tensors)
-    return (tensor.format.name, tensor.row_bytes, tensor.dequantizer, tensor.activations, parts)
+    rounding = tensor.activations and replace(tensor.activations, scale=0.0)  # of each matrix its own
+    return (tensor.format.name, tensor.row_bytes, tensor.dequantizer, rounding, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bamba_quant.codecs.safetensors import Ignored
@@ -28,7 +29,7 @@ def compressed_tensors(ignored: Ignored, weights: dict[str, Any], activations: d
         "config_groups": {"group_0": group},
         "format": form,
         "global_compression_ratio": None,
-        "ignore": [*ignored.unmatched, *(f"re:{pattern}" for pattern in ignored.patterns)],
+        "ignore": _listed(ignored),
         "kv_cache_scheme": None,
         "quant_method": "compressed-tensors",
         # Without this transformers loads the codes unscaled, and all logits are NaN.
@@ -36,3 +37,22 @@ def compressed_tensors(ignored: Ignored, weights: dict[str, Any], activations: d
         "sparsity_config": {},
         "transform_config": {},
     }
+
+
+def several_groups(groups: Sequence[tuple[dict[str, Any], Ignored]]) -> dict[str, Any]:
+    """The configuration of several groups, each the one of a ``compressed_tensors`` configuration and its layers.
+
+    Layers are named, not their class: of names and a class vLLM looks for the class of a fused layer before it looks
+    for the names of its parts (compressed_tensors/utils.py, ``find_matched_target``).
+    """
+    named = {
+        f"group_{number}": each["config_groups"]["group_0"] | {"targets": _listed(layers)}
+        for number, (each, layers) in enumerate(groups)
+    }
+    forms = {each["format"] for each, _ in groups}
+    form = forms.pop() if len(forms) == 1 else "mixed-precision"
+    return groups[0][0] | {"config_groups": named, "format": form}
+
+
+def _listed(layers: Ignored) -> list[str]:
+    return [*layers.unmatched, *(f"re:{pattern}" for pattern in layers.patterns)]

@@ -12,11 +12,12 @@ from bamba_quant.codecs.base import Codec, Part, Parts, Shared
 
 @dataclass(frozen=True)
 class Ignored:
-    """The linear layers that stay unquantized, in three notations, since no runtime understands all of them.
+    """Linear layers that a configuration lists, in three notations, since no runtime understands all of them.
 
-    ``modules`` are all of them by Hugging Face's names. ``patterns`` are Python's regular expressions, without
-    compressed-tensors' prefix ``re:``, that match those of ``modules`` inside layers and no quantized one, also under
-    vLLM's names, which differ between layer and leaf. ``aliases`` are vLLM's own names.
+    They are those that stay unquantized, or those of a group. ``modules`` are all of them by Hugging Face's names.
+    ``patterns`` are Python's regular expressions, without compressed-tensors' prefix ``re:``, that match those of
+    ``modules`` inside layers and no other one, also under vLLM's names, which differ between layer and leaf.
+    ``aliases`` are vLLM's own names.
     """
 
     modules: tuple[str, ...] = ()
@@ -38,13 +39,14 @@ class SafetensorsCodec(Codec):
     """A layout of matrices in a safetensors directory.
 
     ``tensors(rows, columns)`` are the parts of a matrix, ``whole(rows, columns, shared)`` the contents of those that
-    are not cut by rows, and ``fits(rows, columns)`` the shapes that it takes where this one is not among them, else "".
-    ``configuration`` is the ``quantization_config`` of
-    config.json. A ``packed`` layer that a loader makes from it has no ``weight``, one with ``zero_points`` has integers
-    beside its scales; ``kernels`` names what computing with it requires, "" for a CPU. ``block_rows`` is the height of
-    blocks that share a scale, 0 where there are none. ``experts`` says whether transformers loads experts in this form,
-    each a matrix in the directory and all of a layer one tensor in memory. ``metadata(matrices, others)``, given the
-    shapes of the matrices and the names of all other tensors, is the ``__metadata__`` of every shard's header.
+    are not cut by rows, and ``fits(rows, columns)`` the shapes that it takes where this one is not among them, else
+    "". ``configuration`` is the ``quantization_config`` of config.json. A ``packed`` layer that a loader makes from
+    it has no ``weight``, one with ``zero_points`` has integers beside its scales; ``kernels`` names what computing
+    with it requires, "" for a CPU. ``block_rows`` is the height of blocks that share a scale, 0 where there are none.
+    ``measured`` is the part, "" for none, that a plan fills from the largest magnitude that enters the matrix on a
+    text, by ``global_scale`` of FP4. ``experts`` says whether transformers loads experts in this form, each a matrix
+    in the directory and all of a layer one tensor in memory. ``metadata(matrices, others)``, given the shapes of the
+    matrices and the names of all other tensors, is the ``__metadata__`` of every shard's header.
     """
 
     tensors: Callable[[int, int], tuple[Part, ...]]
@@ -53,6 +55,7 @@ class SafetensorsCodec(Codec):
     zero_points: bool = False
     kernels: str = ""
     block_rows: int = 0
+    measured: str = ""
     experts: bool = True
     fits: Callable[[int, int], str] = lambda rows, columns: ""
     whole: Callable[[int, int, Shared], Parts] = lambda rows, columns, shared: {}

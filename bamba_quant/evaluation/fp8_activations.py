@@ -1,4 +1,4 @@
-"""FP8 products: the inputs of a matrix are rounded to e4m3 with dynamic scales, as the checkpoint says.
+"""FP8 and FP4 products: the inputs of a matrix are rounded to e4m3 or e2m1, as the checkpoint says.
 
 A scale is the largest magnitude of a token, a text or a group of columns over 448, and scale and quotient are float32,
 as vLLM's kernels have them and compressed-tensors in a float32 model; codes are the nearest. Products of codes are
@@ -9,15 +9,17 @@ torch's scaled product, which sums them in float32 and multiplies by both scales
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bamba_quant.checkpoint import PackedTensor, packed_like
+from bamba_quant.checkpoint import PackedTensor, StackedTensor, packed_like
 from bamba_quant.checkpoint.dequantize import Float8Dequantizer
 from bamba_quant.checkpoint.packed import Activations
 from bamba_quant.errors import BambaQuantError, join_names
+from bamba_quant.evaluation.fp4_activations import ROUNDED
 from bamba_quant.inference.weights import LazyWeights
 from bamba_reference.tensors import stack_of
 from bamba_reference.torch.backend import Backend
@@ -42,6 +44,9 @@ def quantized(x: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
     values = x.to(wide(x.dtype))
     if activations.strategy == "group":
         values = values.unflatten(-1, (-1, activations.group))
+    if activations.scale:
+        scale = values.new_full((1,) * values.dim(), activations.scale)
+        return (values / scale).clamp(-LARGEST, LARGEST).to(E4M3), scale
     axes = tuple(range(x.dim() - 2, x.dim())) if activations.strategy == "tensor" else (-1,)
     largest = values.abs().amax(axes, keepdim=True)
     # By a tensor: CUDA multiplies by the reciprocal of a number instead, which is another result.
@@ -52,6 +57,8 @@ def quantized(x: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
 
 def rounded(x: Tensor, activations: Activations) -> Tensor:
     """x rounded to its codes and scales, in x's dtype."""
+    if activations.strategy in ROUNDED:
+        return ROUNDED[activations.strategy](x, activations.scale)
     codes, scale = quantized(x, activations)
     return (codes.to(scale.dtype) * scale).reshape(x.shape).to(x.dtype)
 
@@ -104,13 +111,13 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
         raise BambaQuantError(
             "the checkpoint's rounding of activations is not supported",
             found=join_names(unknown, 1),
-            expected="e4m3 with dynamic scales",
+            expected="e4m3 with dynamic scales or one for a tensor, nvfp4 or mxfp4",
             fix="evaluate with --activations none",
         )
     cut = [
         f"{name}: {packed[name].columns} columns, {rule}"
         for name, rule in rules.items()
-        if rule.strategy == "group" and packed[name].columns % rule.group
+        if rule.group and packed[name].columns % rule.group
     ]
     if cut:
         raise BambaQuantError(
@@ -137,7 +144,10 @@ def with_fp8_activations(backend: Backend, weights: LazyWeights, *, scaled: bool
         if name in by_codes:
             y = scaled_product(x, *codes_of(name, weight), rules[name])
             return y if bias is None else y + bias
-        rule = rules.get(stack_of(name)[0])
+        stack, matrix = stack_of(name)
+        rule = rules.get(stack)
+        if rule is not None and isinstance(whole := stored[stack], StackedTensor):
+            rule = cast(PackedTensor, whole.matrices[matrix or 0]).activations
         return backend.linear(x if rule is None else rounded(x, rule), weight, bias, name)
 
     def head(x: Tensor, weight: Tensor, name: str) -> Tensor:
@@ -158,7 +168,7 @@ def _by_codes(
 
     def takes(tensor: PackedTensor, rule: Activations) -> bool:
         divides = tensor.rows % _MULTIPLE == 0 == tensor.columns % _MULTIPLE
-        by_row = rule.strategy != "group" and tensor.scale.width == 1
+        by_row = rule.strategy in ("token", "tensor") and not rule.scale and tensor.scale.width == 1
         float16 = isinstance(tensor.dequantizer, Float8Dequantizer) and tensor.dequantizer.dtype == "f16"
         least = _LEAST_SCALE_OF_FLOAT16 if float16 else _LEAST_SCALE
         return by_row and divides and bool((abs(tensor.scales()) > least).all())

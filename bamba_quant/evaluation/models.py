@@ -220,7 +220,7 @@ def _check_comparable(base: OpenedModel, other: OpenedModel) -> None:
 def variant_names() -> tuple[str, ...]:
     """What ``ModelFile.variant`` may say of GGUF files, and of the directories that this project writes."""
     types = (_type_name(each) for each in LlamaFileType)
-    directories = (_quantization(scheme.configuration(Ignored())) for scheme in codecs(SafetensorsCodec))
+    directories = [_quantization(scheme.configuration(Ignored())) for scheme in codecs(SafetensorsCodec)]
     names = (*(recipe.name for recipe in recipes()), *types, *directories)
     return tuple(dict.fromkeys((*names, *map(tuned_name, names))))
 
@@ -246,14 +246,21 @@ def _recipe(checkpoint: Checkpoint, types: Sequence[TypeTotal]) -> str:
 
 
 def _quantization(config: Any) -> str:
-    """fp8, fp8-dynamic, int4, nvfp4, …: the first group of a compressed-tensors configuration, or the method's name."""
+    """fp8, fp8-dynamic, int4, nvfp4, …, joined where a configuration has several groups; else the method's name."""
     if not isinstance(config, Mapping):
         return "quantized"
     groups = config.get("config_groups")
-    group = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+    described = [_group(each) for each in groups.values()] if isinstance(groups, Mapping) else []
+    if not described or not all(described):
+        return str(config.get("quant_method", "quantized"))
+    return "+".join(sorted(set(described)))
+
+
+def _group(group: Any) -> str:
+    """The name of a group of compressed-tensors, "" for anything else."""
     weights = group.get("weights") if isinstance(group, Mapping) else None
     if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
-        return str(config.get("quant_method", "quantized"))
+        return ""
     kind = {"float": "fp"}.get(str(weights.get("type")), str(weights.get("type")))
     if kind == "fp" and weights.get("num_bits") == 4:
         kind = {"16": "nvfp", "32": "mxfp"}.get(str(weights.get("group_size")), kind)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from bamba_quant.checkpoint import Checkpoint, StoredTensor, stacked
+from bamba_quant.checkpoint.stack import section_of
 from bamba_quant.errors import PlanError, join_names
 from bamba_quant.families import TensorRule
 
@@ -60,7 +60,7 @@ def match_huggingface(checkpoint: Checkpoint, rules: tuple[TensorRule, ...]) -> 
             parts = [_of_shape(checkpoint.tensors[part], shape) for part, shape in forms[name].items()]
             tensor = stacked(name, parts) if "*" in name else parts[0]
             if rule.section is not None and "*" not in name:
-                tensor = replace(tensor, shape=rule.shape, section=rule.section)
+                tensor = section_of(tensor, rule.shape, rule.section)
             pairs.append((tensor, rule))
     return tuple(pairs)
 

@@ -14,6 +14,7 @@ from bamba_quant.checkpoint.gguf_file import split_name, split_stem
 from bamba_quant.checkpoint.gguf_values import GgufValue
 from bamba_quant.codecs import BlockCodec, Method, SafetensorsCodec
 from bamba_quant.codecs.arrays import F32
+from bamba_quant.codecs.base import Parts
 from bamba_quant.families.transforms import IDENTITY, Transform
 from bamba_quant.planning.matching import Pairs
 from bamba_quant.planning.model import Model, SkippedTensor
@@ -47,7 +48,8 @@ class PlanRow:
     ``shape`` is that of the tensor after ``transform``. A ``BlockCodec`` makes one part. With ``section`` the row is
     those rows of its part. A ``SafetensorsCodec`` makes several parts by ``method``; rows of the same ``unit`` are
     measured together. ``importance``, of shape (columns,), or (matrices, columns) for a stack of matrices, weighs the
-    squared errors of columns. ``note`` tells the user what the tool chose for this tensor.
+    squared errors of columns. ``constants`` are parts that the plan knows, by suffix. ``note`` tells the user what
+    the tool chose for this tensor.
     """
 
     source: StoredTensor
@@ -61,6 +63,7 @@ class PlanRow:
     section: Section | None = None
     note: str = ""
     importance: F32 | None = field(default=None, compare=False, repr=False)
+    constants: Parts = field(default_factory=dict, compare=False, repr=False)
 
     __repr__ = brief_repr
 

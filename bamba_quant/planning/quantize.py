@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bamba_quant import __version__
+import numpy as np
+
 from bamba_quant.checkpoint import ReadOptions, StackedTensor, StoredTensor
 from bamba_quant.checkpoint.imatrix import Imatrix
-from bamba_quant.codecs import BlockCodec, Method, SafetensorsCodec, codec_named
+from bamba_quant.codecs import BlockCodec, Ignored, SafetensorsCodec, codec_named
+from bamba_quant.codecs.arrays import F32
+from bamba_quant.codecs.base import Parts
+from bamba_quant.codecs.compressed_tensors import several_groups
+from bamba_quant.codecs.fp4 import global_scale
 from bamba_quant.errors import FormatError, PlanError, did_you_mean, join_names
 from bamba_quant.planning import safetensors_layout
 from bamba_quant.planning.cache_scales import NOTE, cache_scheme, scale_tensors
-from bamba_quant.planning.model import Model, config_dtype, open_model
+from bamba_quant.planning.model import Model, open_model
+from bamba_quant.planning.notes import account, notes_on, weighs
 from bamba_quant.planning.plan import MAX_SHARD_BYTES, Plan, PlanRow
 from bamba_quant.planning.small_files import small_files
 from bamba_quant.recipes.loading import loading_notes
-from bamba_quant.recipes.matrices import SHARED, MatrixCandidate, ignored_modules, select_matrices
+from bamba_quant.recipes.matrices import (
+    SHARED,
+    MatrixCandidate,
+    group_modules,
+    ignored_modules,
+    select_matrices,
+)
+from bamba_quant.recipes.mixtures import Mixture, mixture_named
 
 DTYPES = ("bf16", "stored")
 
@@ -28,7 +42,7 @@ _KEPT = frozenset({"ssm_a", "ssm_d", "ssm_dt"})
 
 def plan_quantization(
     model: str | Path,
-    scheme: str,
+    scheme: str | Mixture,
     *,
     method: str | None = None,
     keep: Sequence[str] = (),
@@ -41,6 +55,7 @@ def plan_quantization(
 ) -> Plan:
     """Plan the directory that ``model``, a Hugging Face directory, becomes under ``scheme`` filled by ``method``.
 
+    ``scheme`` is a mixture, or the name of a built-in one or of a scheme; ``method`` is by default each scheme's first.
     ``keep`` is ``select_matrices``'s. ``dtype`` is that of all other tensors: "bf16", or "stored", as they are.
     ``imatrix`` weighs the columns' errors. With ``cache_scales`` (``cache_scales.scale_tensors``) the directory has
     those of an FP8 cache. ``allow_config_only`` accepts a directory with only a config.json, or that
@@ -54,8 +69,7 @@ def plan_quantization(
             found=dtype,
             expected=", ".join(DTYPES),
         )
-    codec = codec_named(scheme, SafetensorsCodec)
-    chosen_method = codec.method(method)
+    mixture = scheme if isinstance(scheme, Mixture) else mixture_named(scheme)
     source = open_model(
         model,
         weights="optional" if allow_config_only else "required",
@@ -72,13 +86,26 @@ def plan_quantization(
         )
     candidates = _candidates(source)
     loaders = source.architecture.loaders
-    chosen = select_matrices(candidates, source.config, keep, loaders.units, codec.experts)
+    schemes = mixture.schemes(candidates, source.config, imatrix is not None)
+    names = {name: codec.name for name, codec in schemes.items()}
+    chosen = select_matrices(candidates, source.config, keep, loaders.units, names)
     if not chosen:
         raise PlanError(
             "no matrix remains to be quantized", where=checkpoint.path, fix="ignore fewer matrices"
         )
+    if not allow_config_only and (imatrix is None or imatrix.largest is None):
+        measured = next(
+            (codec.name for name, codec in schemes.items() if name in chosen and codec.measured), None
+        )
+        if measured:
+            raise PlanError(
+                "the scheme stores what enters each matrix at most, which a text has to show",
+                where=measured,
+                found="no text" if imatrix is None else "an importance matrix, which does not hold it",
+                fix="give a text with --calibrate",
+            )
     unplaced = [
-        _matrix(candidate, checkpoint.tensors[candidate.name], codec, chosen_method, imatrix)
+        _matrix(candidate, checkpoint.tensors[candidate.name], schemes[candidate.name], method, imatrix)
         if candidate.name in chosen
         else _other(candidate, checkpoint.tensors[candidate.name], dtype)
         for candidate in candidates
@@ -89,42 +116,50 @@ def plan_quantization(
     rows = [replace(row, parts=parts) for row, parts in zip(unplaced, placed, strict=False)]
     rows.sort(key=lambda row: row.method is None)
     matrices = {row.source.name: (row.shape[0], row.shape[1]) for row in rows if row.method}
-    metadata = codec.metadata(matrices, [row.name for row in rows if not row.method])
+    used = {codec: [c for c in candidates if schemes.get(c.name) is codec and c.name in chosen]
+            for codec in dict.fromkeys(row.scheme for row in rows if row.method)}  # fmt: skip
+    metadata = next(iter(used)).metadata(matrices, [row.name for row in rows if not row.method])
     shards = safetensors_layout.pack_shards([part for parts in placed for part in parts], metadata)
     plan = Plan(
         checkpoint,
         source.architecture.name,
-        codec.name,
+        mixture.name,
         tuple(rows),
         "safetensors",
         model=source,
-        method=chosen_method.name,
+        method=", ".join(dict.fromkeys(row.method.name for row in rows if row.method)),
         shards=shards,
         constants=constants,
         skipped=source.skipped(),
     )
     rules = source.architecture.tensors(source.config)
-    configuration = codec.configuration(ignored_modules(candidates, rules, chosen, loaders))
-    if constants:
-        configuration = cache_scheme(configuration, codec.name)
-    loading = [NOTE] * bool(constants) + loading_notes(
-        source.architecture,
-        source.config,
-        checkpoint.metadata,
-        codec,
-        {role for candidate in candidates if candidate.name in chosen for role in candidate.roles},
+    configuration = _configuration(
+        {codec: group_modules(candidates, members, loaders) for codec, members in used.items()},
+        ignored_modules(candidates, rules, chosen, loaders),
+        mixture,
     )
+    if constants:
+        configuration = cache_scheme(configuration, mixture.name)
+    noted = partial(loading_notes, source.architecture, source.config, checkpoint.metadata)
+    roles = {codec: {role for c in members for role in c.roles} for codec, members in used.items()}
+    loading = list(dict.fromkeys(note for codec, found in roles.items() for note in noted(codec, found)))
+    loading += [NOTE] * bool(constants)
+    if len(used) > 1:
+        loading.append(
+            "transformers 5.23 dequantizes the layers of all groups but experts by the first one: load without "
+            "dequantize=True"
+        )
     if imatrix is not None:
         imatrix.check_used(rule.gguf for candidate in candidates for rule in candidate.rules if rule.gguf)
-    account = [
-        *_account(plan, codec, chosen_method, imatrix is not None and chosen_method.weighs),
+    said = [
+        *account(plan, imatrix is not None),
         *(f"Note: {note}." for note in loading),
     ]
-    files, not_copied = small_files(checkpoint, configuration, account)
-    notes = [*checkpoint.notes, *_notes(plan, source, configuration, dtype), *loading]
+    files, not_copied = small_files(checkpoint, configuration, said)
+    notes = [*checkpoint.notes, *notes_on(plan, source, configuration, dtype), *loading]
     without = [row.source.name for row in plan.matrices if row.importance is None]
-    if imatrix is not None and not chosen_method.weighs:
-        notes.append(f"the method {chosen_method.name} does not use the importance matrix")
+    if imatrix is not None and not weighs(plan):
+        notes.append(f"the method {plan.method} does not use the importance matrix")
     elif imatrix is not None and without:
         notes.append(
             f"the importance matrix has no entry for {len(without)} matrices: {join_names(without, 3)}"
@@ -155,7 +190,7 @@ def _matrix(
     candidate: MatrixCandidate,
     tensor: StoredTensor,
     codec: SafetensorsCodec,
-    method: Method,
+    method: str | None,
     imatrix: Imatrix | None,
 ) -> PlanRow:
     rows, columns = tensor.shape
@@ -176,6 +211,9 @@ def _matrix(
         importance = imatrix.importance(rule.gguf, rule.role, columns, stack)
         if importance is not None and stack > 1:
             importance = importance[candidate.matrix]
+    constants: Parts = {}
+    if codec.measured and imatrix is not None and imatrix.largest is not None:
+        constants = {codec.measured: _input_scale(imatrix, str(rule.gguf))}
     group = candidate.group(SHARED)
     return PlanRow(
         tensor,
@@ -186,10 +224,25 @@ def _matrix(
             safetensors_layout.tensor_part(candidate.module + part.suffix, part.dtype, part.shape)
             for part in codec.parts(rows, columns)
         ),
-        method=method,
-        unit=candidate.module if group is None else f"{group}",
+        method=codec.method(method),
+        unit=candidate.module if group is None else f"{group}, {candidate.matrix}, {codec.name}",
         importance=importance,
+        constants=constants,
     )
+
+
+def _input_scale(imatrix: Imatrix, name: str) -> F32:
+    """What compressed-tensors stores of the inputs of a tensor. Raises ``PlanError`` where none were seen."""
+    assert imatrix.largest is not None
+    try:
+        return global_scale(np.array([imatrix.largest[name]], np.float32))
+    except KeyError:
+        raise PlanError(
+            "nothing entered a matrix whose inputs the scheme has to know",
+            where=f"calibration, tensor {name}",
+            found=f"{len(imatrix.largest)} other tensors",
+            fix="calibrate with another or a longer text",
+        ) from None
 
 
 def _other(candidate: MatrixCandidate, tensor: StoredTensor, dtype: str) -> PlanRow:
@@ -199,51 +252,22 @@ def _other(candidate: MatrixCandidate, tensor: StoredTensor, dtype: str) -> Plan
     return PlanRow(tensor, "+".join(sorted(candidate.roles)), codec, tensor.shape, (part,))
 
 
-def _notes(plan: Plan, model: Model, configuration: dict[str, Any], dtype: str) -> list[str]:
-    """What a user would want to know before relying on the output."""
-    notes: list[str] = []
-    asked = config_dtype(model.checkpoint)
-    experts = sum(row.source.elements for row in plan.others if _is_expert(row) and len(row.shape) == 3)
-    if experts:
-        notes.append(
-            f"the experts, {experts / plan.elements:.0%} of the weights, stay as they are: transformers has no "
-            "quantized layer for stacked experts in this form"
-        )
-    notes += model.notes
-    if any(row.source.format.name == "f16" and row.codec.name == "bf16" for row in plan.others):
-        notes.append(
-            "float16 tensors that are not quantized lose three bits as bfloat16, which is not smaller: --dtype stored "
-            "keeps them"
-        )
-    if asked == "f16":
-        notes.append(
-            "config.json asks for float16, to which loaders cast scales: below 2^-17 these lose digits"
-        )
-    if asked == "f32" and dtype == "bf16" and configuration["quant_method"] == "fp8":
-        notes.append(
-            "config.json asks for float32, and in this form transformers leaves all other tensors in the type they "
-            "are stored in: load with dtype=torch.bfloat16, or write with --dtype stored"
-        )
-    return notes
-
-
-def _is_expert(row: PlanRow) -> bool:
-    return "_exps" in row.role
-
-
-def _account(plan: Plan, codec: SafetensorsCodec, method: Method, weighted: bool) -> list[str]:
-    """What was done, in the words of the card."""
-    sizes = ", ".join(f"{n_bytes / 1e9:.3f} GB {dtype}" for dtype, n_bytes in plan.bytes_by_dtype.items())
-    kept = sorted(
-        row.name
-        for row in plan.others
-        if (len(row.shape) == 2 and row.name.endswith(".weight")) or _is_expert(row)
-    )
-    weights = " weighted by measured activations," if weighted else ""
-    return [
-        f"{len(plan.matrices)} matrices ({plan.quantized_elements:,} of {plan.elements:,} weights) were quantized by "
-        f"bamba-quant {__version__}: scheme `{codec.name}` ({codec.about}), method "
-        f"`{method.name}` ({method.about}),{weights} each code rounded once from the original in float32.",
-        f"All other tensors are not quantized, these matrices among them: {join_names([f'`{n}`' for n in kept], 8)}.",
-        f"Weights take {sizes}; the input took {plan.input_bytes / 1e9:.3f} GB.",
+def _configuration(
+    groups: dict[SafetensorsCodec, Ignored], ignored: Ignored, mixture: Mixture
+) -> dict[str, Any]:
+    """The ``quantization_config`` of all groups. Raises ``PlanError`` for schemes that cannot be mixed."""
+    found = [(codec.configuration(ignored), layers) for codec, layers in groups.items()]
+    if len(found) == 1:
+        return found[0][0]
+    alone = [
+        codec.name for codec, (each, _) in zip(groups, found, strict=True) if "config_groups" not in each
     ]
+    if alone:
+        raise PlanError(
+            "a scheme has a form of its own, in which no other scheme can stand",
+            where=mixture.name,
+            found=", ".join(alone),
+            expected="schemes of compressed-tensors' form",
+            fix="choose other schemes for the mixture",
+        )
+    return several_groups(found)

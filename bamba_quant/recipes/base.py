@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from gguf import LlamaFileType
@@ -32,7 +32,8 @@ class TensorPosition:
 
     ``grouped_query`` is query heads per key-value head in the first layer, 0 where that is not an attention layer;
     ``experts`` is how many a mixture has, else 0; ``imatrix`` says whether importance was measured. ``layer`` is
-    the number of its layer, None outside the layers.
+    the number of its layer, None outside the layers; ``before_attention`` says that this layer has no attention and
+    the next one has.
     """
 
     index: int
@@ -41,9 +42,15 @@ class TensorPosition:
     experts: int
     imatrix: bool
     layer: int | None = None
+    before_attention: bool = False
 
 
 Condition = Callable[[TensorPosition], bool]
+
+
+def precedes(layer: int | None, attention: Collection[int | None]) -> bool:
+    """``TensorPosition.before_attention`` of a layer, by the numbers of the layers with attention."""
+    return layer is not None and layer not in attention and layer + 1 in attention
 
 
 def anywhere(position: TensorPosition) -> bool:
@@ -70,6 +77,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "grouped_query": lambda position: position.grouped_query >= 4,
     "eight_experts": lambda position: position.experts == 8,
     "several_experts": lambda position: position.experts > 1,
+    "before_attention": lambda position: position.before_attention,
     "first_eighth_measured": lambda position: position.imatrix and position.index < position.count // 8,
     "first_eighth_unmeasured": lambda position: not position.imatrix and position.index < position.count // 8,
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from bamba_quant.codecs import Ignored
@@ -24,11 +24,10 @@ QUANTIZED = frozenset(
     "ssm_in ssm_out attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down "
     "ffn_gate_shexp ffn_up_shexp ffn_down_shexp ffn_gate_exps ffn_up_exps ffn_down_exps".split()
 )
-# Roles of a layer that share what a scheme measures of a matrix.
+# Roles of a layer, or of an expert, that share what a scheme measures of a matrix.
 SHARED = (
     ATTENTION_INPUTS,
-    frozenset({"ffn_gate", "ffn_up"}),
-    frozenset({"ffn_gate_shexp", "ffn_up_shexp"}),
+    *(frozenset({f"ffn_gate{kind}", f"ffn_up{kind}"}) for kind in ("", "_shexp", "_exps")),
 )
 
 
@@ -99,15 +98,16 @@ def select_matrices(
     config: Config,
     keep: Sequence[str],
     units: Sequence[frozenset[str]],
-    experts: bool = True,
+    schemes: Mapping[str, str] | None = None,
 ) -> frozenset[str]:
     """The names of the tensors to quantize: all quantizable ones without those that ``keep`` lists.
 
-    Without ``experts`` none of these.
+    With ``schemes``, their names by tensor, only those that have one.
 
     An entry of ``keep`` is a preset, a role, or a glob that a tensor's or module's name matches as a whole; if there is
     none, a glob of whole parts of GGUF's or Hugging Face's names (``patterns.glob_matches``). Raises ``PlanError`` for
-    one that matches nothing, and for one of ``units``, roles of a layer, that would be split.
+    one that matches nothing, and for one of ``units``, roles of a layer, that would be split between
+    schemes, or between a scheme and 16 bits.
     """
     kept: set[str] = set()
     for entry in keep:
@@ -121,11 +121,13 @@ def select_matrices(
                 "glob of Hugging Face's or GGUF's names such as out_proj, '*.layers.0.*' or 'blk.0.*'",
             )
         kept |= found
-    chosen = frozenset(
-        c.name for c in candidates if c.is_quantizable and c.name not in kept and (experts or not c.is_expert)
-    )
+    chosen = {
+        c.name: "" if schemes is None else schemes[c.name]
+        for c in candidates
+        if c.is_quantizable and c.name not in kept and (schemes is None or c.name in schemes)
+    }
     _check_units(candidates, chosen, units)
-    return chosen
+    return frozenset(chosen)
 
 
 def _matching(entry: str, candidates: Sequence[MatrixCandidate], config: Config) -> set[str]:
@@ -146,7 +148,7 @@ def _matching(entry: str, candidates: Sequence[MatrixCandidate], config: Config)
 
 
 def _check_units(
-    candidates: Sequence[MatrixCandidate], chosen: Collection[str], units: Sequence[frozenset[str]]
+    candidates: Sequence[MatrixCandidate], chosen: Mapping[str, str], units: Sequence[frozenset[str]]
 ) -> None:
     found: dict[tuple[int | None, int], list[MatrixCandidate]] = {}
     for candidate in candidates:
@@ -155,6 +157,15 @@ def _check_units(
             found.setdefault(unit, []).append(candidate)
     for members in found.values():
         kept = [member.module for member in members if member.name not in chosen]
+        schemes = {chosen[member.name]: member.module for member in members if member.name in chosen}
+        if len(schemes) > 1:
+            raise PlanError(
+                "matrices that a loader fuses would have different schemes",
+                found=join_names([f"{module} in {scheme}" for scheme, module in schemes.items()]),
+                expected="one scheme",
+                fix="give these roles the same scheme: "
+                + ", ".join(sorted({role for member in members for role in member.roles})),
+            )
         if kept and len(kept) < len(members):
             others = [member.module for member in members if member.name in chosen]
             raise PlanError(
@@ -181,20 +192,46 @@ def ignored_modules(candidates: Sequence[MatrixCandidate], rules: Sequence[Tenso
     """
     linear = {candidate.module: candidate for candidate in candidates if candidate.is_linear}
     kept = [module for module, candidate in linear.items() if candidate.name not in chosen]
+    listed = listed_modules(candidates, [linear[module] for module in kept], loaders)
     tied = [rule.hf.removesuffix(".weight") for rule in rules if rule.role == "output"]
-    taken = [module for module, candidate in linear.items() if candidate.name in chosen]
-    layered = [linear[module] for module in kept if linear[module].layer is not None]
     stacked = dict.fromkeys(c.layer for c in candidates if c.is_expert and c.name not in chosen)
     experts = [name.format(i=layer) for layer in stacked for name in loaders.experts]
-    layers = len({candidate.layer for candidate in linear.values()} - {None})
     return Ignored(
-        tuple(dict.fromkeys([*tied, *kept])),
-        (
-            *_patterns(layered, taken, {candidate.layer for candidate in linear.values()} - {None}),
-            *(_pattern_below(name) for name in loaders.experts[:1] if stacked),
-        ),
-        (*(name for candidate in layered for name in _names_in_vllm(candidate, layers, loaders)), *experts),
+        tuple(dict.fromkeys([*tied, *listed.modules])),
+        (*listed.patterns, *(_pattern_below(name) for name in loaders.experts[:1] if stacked)),
+        (*listed.aliases, *experts),
     )
+
+
+def listed_modules(
+    candidates: Sequence[MatrixCandidate], members: Sequence[MatrixCandidate], loaders: Loaders
+) -> Ignored:
+    """The linear layers ``members`` as a configuration lists them; its patterns match no other linear layer."""
+    linear = [candidate for candidate in candidates if candidate.is_linear]
+    names = {member.name for member in members}
+    others = [candidate.module for candidate in linear if candidate.name not in names]
+    layered = [member for member in members if member.layer is not None]
+    layers = {candidate.layer for candidate in linear} - {None}
+    aliases = (name for member in layered for name in _names_in_vllm(member, len(layers), loaders))
+    return Ignored(
+        tuple(member.module for member in members), _patterns(layered, others, layers), tuple(aliases)
+    )
+
+
+def group_modules(
+    candidates: Sequence[MatrixCandidate], members: Sequence[MatrixCandidate], loaders: Loaders
+) -> Ignored:
+    """The layers ``members`` of a group of a configuration, as ``listed_modules``, but for experts, all of a layer.
+
+    transformers finds the group of experts by that word (integrations/compressed_tensors.py, ``get_experts_scheme``),
+    and vLLM asks for matrices that an expert without a gate does not have (``get_moe_method``).
+    """
+    found = listed_modules(candidates, [member for member in members if not member.is_expert], loaders)
+    experts = [member for member in members if member.is_expert]
+    layers = "|".join(map(str, sorted({int(member.layer or 0) for member in experts})))
+    below = {_split(member.module)[0] for member in experts}
+    patterns = (rf".*{re.escape(stack)}\.({layers})\.(.*\.)?experts\..*$" for stack in sorted(below))
+    return replace(found, patterns=(*found.patterns, *patterns))
 
 
 def _pattern_below(name: str) -> str:

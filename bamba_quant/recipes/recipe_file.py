@@ -18,24 +18,14 @@ from bamba_quant.errors import BambaQuantError, PlanError, did_you_mean, join_na
 from bamba_quant.families import families
 from bamba_quant.files.toml_file import read_toml
 from bamba_quant.printable import printable
-from bamba_quant.recipes.base import (
-    ALWAYS_F32,
-    CONDITIONS,
-    Assignment,
-    Choice,
-    Condition,
-    InLayers,
-    Recipe,
-    anywhere,
-)
+from bamba_quant.recipes.base import ALWAYS_F32, CONDITIONS, Assignment, Choice, InLayers, Recipe, anywhere
+from bamba_quant.recipes.tables import check_keys, name_in, role_choices, text_of
 
 _KEYS = frozenset({"name", "like", "about", "default", "roles", "tensors", "candidates", "refine"})
 _BUILTIN = Path(__file__).with_name("builtin.toml")
 _BUILTIN_KEYS = (_KEYS - {"name"}) | {"aliases", "file_type", "needs_importance"}
 _MOST_TENSORS = 1 << 16
 _MOST_CANDIDATES = 64
-_MOST_LAYERS = 1024  # of a configuration
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @functools.cache
@@ -45,7 +35,7 @@ def _builtin() -> tuple[dict[str, Recipe], dict[str, str]]:
     aliases: dict[str, str] = {}
     for name, table in tomllib.loads(_BUILTIN.read_text()).items():
         where = f"{_BUILTIN.name}, {name}"
-        _check_keys(table, _BUILTIN_KEYS, where)
+        check_keys(table, _BUILTIN_KEYS, where)
         if "like" in table:
             like = known[table["like"]]
         else:
@@ -90,38 +80,20 @@ def read_recipe(file: Path) -> Recipe:
     Raises ``PlanError`` for unknown keys, roles and formats, and for values of another type.
     """
     table = read_toml(file, "recipe's tables", PlanError)
-    _check_keys(table, _KEYS, file)
-    name = _text(table, "name", file, file.stem)
-    if not _NAME.fullmatch(name):
-        raise PlanError(
-            "a recipe's name is not valid in a file name",
-            where=file,
-            found=name[:80],
-            expected="up to 64 letters, digits, - and _",
-            fix="set name in the file",
-        )
+    check_keys(table, _KEYS, file)
+    name = name_in(table, file)
     if "like" not in table:
         raise PlanError(
             "the recipe does not set 'like'",
             where=file,
             expected='a line such as like = "q4_k_m"',
         )
-    return _recipe(table, name, recipe_named(_text(table, "like", file), f"{file}, like"), file)
+    return _recipe(table, name, recipe_named(text_of(table, "like", file), f"{file}, like"), file)
 
 
 def _recipe(table: Mapping[str, Any], name: str, like: Recipe, where: object) -> Recipe:
     """``like`` with what ``table`` says."""
-    roles = dict(like.roles)
-    for role, given in _table(table, "roles", where).items():
-        if role not in quantized_roles():
-            raise PlanError(
-                "no tensor that can be quantized has this role" + did_you_mean(role, quantized_roles()),
-                where=f"{where}, [roles]",
-                found=role[:80],
-                expected=", ".join(sorted(quantized_roles())),
-            )
-        choices = given if isinstance(given, list) else [given]
-        roles[role] = tuple(_choice(each, f"{where}, role {role}") for each in choices)
+    roles = {**like.roles, **role_choices(table, quantized_roles(), _format, where)}
     candidates = table.get("candidates", list(like.candidates))
     if not isinstance(candidates, list) or len(candidates) > _MOST_CANDIDATES:
         raise PlanError(
@@ -150,7 +122,7 @@ def _recipe(table: Mapping[str, Any], name: str, like: Recipe, where: object) ->
         like,
         name=name,
         refine=refine,
-        about=_text(table, "about", where, ""),
+        about=text_of(table, "about", where, ""),
         default=_format(table["default"], f"{where}, default") if "default" in table else like.default,
         roles=roles,
         candidates=tuple(dict.fromkeys(_format(each, f"{where}, candidates") for each in candidates)),
@@ -162,23 +134,19 @@ def recipe_text(recipe: Recipe, like: str, comment: str = "") -> str:
     """``recipe`` as ``read_recipe`` reads it, like the built-in recipe ``like``, after ``comment``."""
     base = recipe_named(like)
     lines = [f"# {printable(line)}".rstrip() for line in comment.splitlines()]
-    lines += [f"name = {_quoted(recipe.name)}", f"like = {_quoted(like)}"]
+    lines += [f"name = {quoted(recipe.name)}", f"like = {quoted(like)}"]
     if recipe.about:
-        lines.append(f"about = {_quoted(printable(recipe.about))}")
-    lines.append(f"default = {_quoted(recipe.default)}")
+        lines.append(f"about = {quoted(printable(recipe.about))}")
+    lines.append(f"default = {quoted(recipe.default)}")
     # What the file does not mention is the base's, so that an empty list is stated where the base has another.
     if recipe.refine or base.refine:
         lines.append(f"refine = {str(recipe.refine).lower()}")
     if recipe.candidates or base.candidates:
-        lines.append(f"candidates = [{', '.join(map(_quoted, recipe.candidates))}]")
-    if recipe.roles:
-        lines += ["", "[roles]"]
-    for role, choices in recipe.roles.items():
-        written = [_written(choice) for choice in choices]
-        lines.append(f"{role} = " + (written[0] if len(written) == 1 else f"[{', '.join(written)}]"))
+        lines.append(f"candidates = [{', '.join(map(quoted, recipe.candidates))}]")
+    lines += roles_text(recipe.roles)
     for each in recipe.tensors:
         key, value = ("name", each.name) if each.name else ("pattern", each.pattern)
-        lines += ["", "[[tensors]]", f"{key} = {_quoted(value)}", f"format = {_quoted(each.format)}"]
+        lines += ["", "[[tensors]]", f"{key} = {quoted(value)}", f"format = {quoted(each.format)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -188,59 +156,35 @@ def quantized_roles() -> frozenset[str]:
     return frozenset(rule.role for rule in rules if rule.gguf is not None) - ALWAYS_F32
 
 
+def roles_text(roles: Mapping[str, tuple[Choice, ...]]) -> list[str]:
+    """The lines of the table ``roles``, which ``role_choices`` reads."""
+    lines = ["", "[roles]"] if roles else []
+    for role, choices in roles.items():
+        written = [_written(choice) for choice in choices]
+        lines.append(f"{role} = " + (written[0] if len(written) == 1 else f"[{', '.join(written)}]"))
+    return lines
+
+
 def _written(choice: Choice) -> str:
     if choice.when is anywhere:
-        return _quoted(choice.format)
+        return quoted(choice.format)
     if isinstance(choice.when, InLayers):
         place = f"layers = {sorted(choice.when.layers)}"
     else:
-        place = f"when = {_quoted(next(name for name, known in CONDITIONS.items() if known is choice.when))}"
-    return f"{{ format = {_quoted(choice.format)}, {place} }}"
+        place = f"when = {quoted(next(name for name, known in CONDITIONS.items() if known is choice.when))}"
+    return f"{{ format = {quoted(choice.format)}, {place} }}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A TOML string."""
     # TOML has JSON's escapes but for halves of surrogate pairs, and no DEL as it is.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _choice(given: Any, where: str) -> Choice:
-    """A format, or a table of one with the layers or the named condition it is for."""
-    if not isinstance(given, dict):
-        return Choice(_format(given, where))
-    _check_keys(given, {"format", "layers", "when"}, where)
-    if len(given) != 2 or "format" not in given:
-        raise PlanError(
-            "a choice is not a format with layers or a condition",
-            where=where,
-            found=join_names(list(given)),
-            expected='a format, or { format = "q6_k", layers = [0, 1] }, or { format = "q6_k", when = "more_bits" }',
-        )
-    return Choice(_format(given["format"], where), _condition(given, where))
-
-
-def _condition(given: Mapping[str, Any], where: str) -> Condition:
-    if "layers" in given:
-        layers = given["layers"]
-        if (
-            not isinstance(layers, list)
-            or len(layers) > _MOST_LAYERS
-            or not all(type(each) is int and 0 <= each < _MOST_LAYERS for each in layers)
-        ):
-            raise PlanError(
-                "layers is not a list of layer numbers", where=where, expected="integers from 0 on"
-            )
-        return InLayers(frozenset(layers))
-    name = _text(given, "when", where)
-    if name not in CONDITIONS:
-        what = f"no condition has this name{did_you_mean(name, CONDITIONS)}"
-        raise PlanError(what, where=where, found=name[:80], expected=", ".join(CONDITIONS))
-    return CONDITIONS[name]
 
 
 def _assignment(given: Any, where: str) -> Assignment:
     if not isinstance(given, dict):
         raise PlanError("an entry of tensors is not a TOML table", where=where, found=type(given).__name__)
-    _check_keys(given, {"name", "pattern", "format"}, where)
+    check_keys(given, {"name", "pattern", "format"}, where)
     if len(given) != 2 or "format" not in given:
         raise PlanError(
             "an entry of tensors is not a name or a pattern with a format",
@@ -250,8 +194,8 @@ def _assignment(given: Any, where: str) -> Assignment:
         )
     chosen = _format(given["format"], where)
     if "name" in given:
-        return Assignment(chosen, name=_text(given, "name", where))
-    pattern = _text(given, "pattern", where)
+        return Assignment(chosen, name=text_of(given, "name", where))
+    pattern = text_of(given, "pattern", where)
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
@@ -271,30 +215,3 @@ def _format(given: Any, where: object) -> str:
     if not found.writable:
         raise PlanError(f"{found.name} can be read but not written", where=where, fix="choose another format")
     return found.name
-
-
-def _text(table: Mapping[str, Any], key: str, where: object, default: str | None = None) -> str:
-    value = table.get(key, default)
-    if not isinstance(value, str) or (not value and default is None):
-        raise PlanError(f"{key} is not a string", where=where)
-    return value
-
-
-def _table(table: Mapping[str, Any], key: str, where: object) -> Mapping[str, Any]:
-    value = table.get(key, {})
-    if not isinstance(value, dict):
-        raise PlanError(
-            f"{key} is not a TOML table", where=where, found=type(value).__name__, expected=f"[{key}]"
-        )
-    return value
-
-
-def _check_keys(table: Mapping[str, Any], keys: frozenset[str] | set[str], where: object) -> None:
-    unknown = [key[:80] for key in table if key not in keys]
-    if unknown:
-        raise PlanError(
-            f"the recipe has unknown keys{did_you_mean(unknown[0], keys)}",
-            where=where,
-            found=join_names(unknown),
-            expected=", ".join(sorted(keys)),
-        )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bamba_quant.codecs import BlockCodec, codec_named
 from bamba_quant.errors import PlanError
 from bamba_quant.families import TensorRule
-from bamba_quant.recipes.base import ALWAYS_F32, FALLBACKS, Recipe, TensorPosition
+from bamba_quant.recipes.base import ALWAYS_F32, FALLBACKS, Recipe, TensorPosition, precedes
 from bamba_quant.recipes.hybrid import move_bits
 from bamba_quant.recipes.patterns import tensors_matching
 
@@ -65,6 +65,7 @@ def select_formats(
     counts = Counter(rule.role for rule in rules)
     layers = len({rule.layer for rule in rules} - {None})
     tied = counts["output"] == 0
+    attention = {rule.layer for rule in rules if rule.role == "attn_q"}
     seen: Counter[str] = Counter()
     selected: list[Selected] = []
     movable: list[int] = []
@@ -91,7 +92,9 @@ def select_formats(
             feed_forward = role.startswith("ffn_")
             index = rule.layer if feed_forward and experts > 1 and rule.layer is not None else seen[role]
             count = layers if feed_forward else counts[role]
-            position = TensorPosition(index, count, grouped_query, experts, imatrix, rule.layer)
+            position = TensorPosition(
+                index, count, grouped_query, experts, imatrix, rule.layer, precedes(rule.layer, attention)
+            )
             seen[role] += 1
             assigned = recipe.assigned(str(rule.gguf))
             name = assigned or recipe.format_for(recipe_role, position)

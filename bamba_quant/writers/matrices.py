@@ -12,7 +12,7 @@ from bamba_quant.codecs.arrays import F32, Array
 from bamba_quant.codecs.base import DTYPES, Encode, Measure, Method, Shared
 from bamba_quant.codecs.base import Part as CodecPart
 from bamba_quant.codecs.floats import to_float32
-from bamba_quant.errors import FormatError
+from bamba_quant.errors import FormatError, PlanError
 from bamba_quant.planning.plan import Part, PlanRow
 from bamba_quant.writers.stream import Streams
 
@@ -52,7 +52,15 @@ def encode(streams: Streams, row: PlanRow, start: int, stop: int, function: Enco
         ) from None
     rows, columns = row.matrix
     if start == 0:
-        parts |= row.scheme.whole(rows, columns, shared)
+        parts |= {**row.scheme.whole(rows, columns, shared), **row.constants}
+        missing = [p.suffix for p in row.scheme.parts(rows, columns) if not p.rows and p.suffix not in parts]
+        if missing:
+            raise PlanError(
+                "the plan does not hold a number that the scheme stores",
+                where=row.source.name,
+                found=f"no {', '.join(missing)}",
+                fix="plan with the text that shows it",
+            )
     for layout, part in zip(row.scheme.parts(rows, columns), row.parts, strict=True):
         if layout.suffix in parts:
             _write(streams, layout, part, parts[layout.suffix], start, stop)

@@ -144,6 +144,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     small = hashlib.sha256(repr(sorted({**plan.files, **plan.constants}.items())).encode())
     for row in plan.rows:
         weights.update(b"" if row.importance is None else row.importance.tobytes())
+        weights.update(b"".join(part.tobytes() for part in row.constants.values()))
     inputs = {str(file.resolve()): [file.stat().st_size, file.stat().st_mtime_ns] for file in plan.inputs}
     return {
         "version": __version__,

@@ -27,6 +27,7 @@ from bamba_quant_cli import (
     lm_eval,
     perplexity,
     processes,
+    quantize,
     recipes,
     repair,
 )
@@ -45,14 +46,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _PANELS = {
-    "Convert and quantize": (convert, fp8, int4, fp4, export, repair),
+    "Convert and quantize": (convert, quantize, fp8, int4, fp4, export, repair),
     "Calibrate": (imatrix, allocate, recipes),
     "Measure and run": (inspect, evaluate, history, perplexity, compare, generate, demo),
 }
 for _panel, _modules in _PANELS.items():
     for _module in _modules:
         _name = _module.__name__.rpartition(".")[2]
-        _class = LongCommand if _module in (convert, fp8, int4, fp4) else Command
+        _class = LongCommand if _module in (convert, quantize, fp8, int4, fp4) else Command
         app.command(_name, cls=_class, epilog=_module.EXAMPLES, rich_help_panel=_panel)(
             getattr(_module, _name)
         )

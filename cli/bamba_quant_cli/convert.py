@@ -14,7 +14,7 @@ from bamba_quant_cli.console import Progress, count, echo, print_json, print_tab
 from bamba_quant_cli.imatrix import calibrate_imatrix
 from bamba_quant_cli.interrupts import announce_outputs
 from bamba_quant_cli.plans import notes_of, print_conversion, summary, written_as_json
-from bamba_quant_cli.tuning import TuneArguments, print_tuned, show_tuning, tuned_as_json, with_tune_options
+from bamba_quant_cli.tuning import TuneArguments, print_tuned, show_tuning, tuned_as_json, with_asked_options
 
 if TYPE_CHECKING:
     from bamba_quant.metadata.tune_record import Tuned
@@ -57,7 +57,7 @@ def _list_types(wanted: bool) -> None:
     raise typer.Exit
 
 
-@with_tune_options
+@with_asked_options
 def convert(
     model: Annotated[
         Path,

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from bamba_quant_cli import options as opt
-from bamba_quant_cli.tuning import TuneArguments, with_tune_options
+from bamba_quant_cli.quantized import DirectoryArguments, quantize
+from bamba_quant_cli.tuning import with_asked_options
 
 EXAMPLES = """
 Examples:
@@ -35,7 +36,7 @@ _SCHEMES = {
 }
 
 
-@with_tune_options
+@with_asked_options
 def fp8(
     model: opt.HuggingFaceModel,
     directory: opt.Directory,
@@ -61,26 +62,7 @@ def fp8(
             help="search: the scale of least squared error. absmax: the largest weight becomes 448."
         ),
     ] = "search",
-    ignore: opt.Ignore = None,
-    keep: opt.OldIgnore = None,
-    dtype: opt.OtherDtype = "bf16",
-    imatrix: opt.Imatrix = None,
-    imatrix_strict: opt.ImatrixStrict = False,
-    calibrate: opt.Calibrate = None,
-    calibrate_chunks: opt.CalibrateChunks = None,
-    kv_cache: opt.KvCache = None,
-    device: opt.Device = "cpu",
-    asked: TuneArguments = TuneArguments(),
-    max_shard_size: opt.MaxShardSize = "5G",
-    dry_run: opt.DryRun = False,
-    tensors: opt.Tensors = False,
-    resume: opt.Resume = False,
-    ignore_config_key: opt.IgnoreConfigKey = None,
-    ignore_adapter: opt.IgnoreAdapter = False,
-    strip_prefix: opt.StripPrefix = "",
-    threads: opt.Threads = None,
-    overwrite: opt.OverwriteDirectory = False,
-    as_json: opt.AsJson = False,
+    asked: DirectoryArguments = DirectoryArguments(),
 ) -> None:
     """Quantize a checkpoint's linear layers to FP8 (e4m3), in one pass over its rows and in bounded memory.
 
@@ -88,31 +70,7 @@ def fp8(
     rounded once, from the original in float32, against the scale that a loader reads. The directory appears whole or
     not at all, and an interrupted run goes on with --resume and ends with the same bytes.
     """
-    from bamba_quant_cli.quantized import quantize
-
-    quantize(
-        model,
-        directory,
-        _scheme(layout, scheme),
-        method=scales,
-        ignore=[*(ignore or ()), *(keep or ())],
-        dtype=dtype,
-        imatrix=imatrix,
-        imatrix_strict=imatrix_strict,
-        calibrate=calibrate,
-        calibrate_chunks=calibrate_chunks,
-        kv_cache=kv_cache,
-        device=device,
-        asked=asked,
-        max_shard_bytes=opt.parse_size(max_shard_size, "--max-shard-size"),
-        dry_run=dry_run,
-        tensors=tensors,
-        resume=resume,
-        reading=opt.read_options(ignore_config_key, ignore_adapter, strip_prefix),
-        threads=threads,
-        overwrite=overwrite,
-        as_json=as_json,
-    )
+    quantize(model, directory, _scheme(layout, scheme), scales, asked)
 
 
 def _scheme(layout: str, kind: str | None) -> str:

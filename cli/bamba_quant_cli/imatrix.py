@@ -130,10 +130,13 @@ def calibrate_imatrix(
     device: str,
     reading: ReadOptions,
     *,
+    bounds: bool = False,
     strict: bool = False,
     cache: CacheRanges | None = None,
 ) -> Imatrix:
-    """The importance matrix of --calibrate: that of ``model`` on ``texts``; ``cache`` sees its keys and values.
+    """The importance matrix of --calibrate: that of ``model`` on ``texts``, and with ``bounds`` the largest inputs.
+
+    ``cache`` sees the keys and values.
 
     Prints its notes.
 
@@ -151,6 +154,7 @@ def calibrate_imatrix(
             model,
             texts,
             chunks=chunks,
+            bounds=bounds,
             device=device,
             strict=strict,
             cache=cache,

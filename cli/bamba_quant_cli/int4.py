@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from bamba_quant_cli import options as opt
-from bamba_quant_cli.tuning import TuneArguments, with_tune_options
+from bamba_quant_cli.quantized import DirectoryArguments, quantize
+from bamba_quant_cli.tuning import with_asked_options
 
 EXAMPLES = """
 Examples:
@@ -28,7 +29,7 @@ Examples:
 """
 
 
-@with_tune_options
+@with_asked_options
 def int4(
     model: opt.HuggingFaceModel,
     directory: opt.Directory,
@@ -57,26 +58,7 @@ def int4(
             "least squared error. rtn: round to nearest over the whole range."
         ),
     ] = "hqq",
-    ignore: opt.Ignore = None,
-    keep: opt.OldIgnore = None,
-    dtype: opt.OtherDtype = "bf16",
-    imatrix: opt.Imatrix = None,
-    imatrix_strict: opt.ImatrixStrict = False,
-    calibrate: opt.Calibrate = None,
-    calibrate_chunks: opt.CalibrateChunks = None,
-    kv_cache: opt.KvCache = None,
-    device: opt.Device = "cpu",
-    asked: TuneArguments = TuneArguments(),
-    max_shard_size: opt.MaxShardSize = "5G",
-    dry_run: opt.DryRun = False,
-    tensors: opt.Tensors = False,
-    resume: opt.Resume = False,
-    ignore_config_key: opt.IgnoreConfigKey = None,
-    ignore_adapter: opt.IgnoreAdapter = False,
-    strip_prefix: opt.StripPrefix = "",
-    threads: opt.Threads = None,
-    overwrite: opt.OverwriteDirectory = False,
-    as_json: opt.AsJson = False,
+    asked: DirectoryArguments = DirectoryArguments(),
 ) -> None:
     """Quantize a checkpoint's linear layers to integers of 4 or 8 bits, in one pass over its rows.
 
@@ -84,31 +66,7 @@ def int4(
     16 bits. Scales are chosen for the values a loader reads back. The directory appears whole or not at all, and an
     interrupted run goes on with --resume and ends with the same bytes.
     """
-    from bamba_quant_cli.quantized import quantize
-
-    quantize(
-        model,
-        directory,
-        _scheme(layout, bits, group_size, symmetric),
-        method=method,
-        ignore=[*(ignore or ()), *(keep or ())],
-        dtype=dtype,
-        imatrix=imatrix,
-        imatrix_strict=imatrix_strict,
-        calibrate=calibrate,
-        calibrate_chunks=calibrate_chunks,
-        kv_cache=kv_cache,
-        device=device,
-        asked=asked,
-        max_shard_bytes=opt.parse_size(max_shard_size, "--max-shard-size"),
-        dry_run=dry_run,
-        tensors=tensors,
-        resume=resume,
-        reading=opt.read_options(ignore_config_key, ignore_adapter, strip_prefix),
-        threads=threads,
-        overwrite=overwrite,
-        as_json=as_json,
-    )
+    quantize(model, directory, _scheme(layout, bits, group_size, symmetric), method, asked)
 
 
 def _scheme(layout: str, bits: int, group: int, symmetric: bool | None) -> str:

@@ -1,49 +1,53 @@
-"""Run ``fp8``, ``int4`` and ``fp4`` once their options are turned into a scheme and a method."""
+"""Run ``fp8``, ``int4``, ``fp4`` and ``quantize`` once their options are turned into a scheme and a method."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, count, echo, print_json, print_table, size
 from bamba_quant_cli.imatrix import calibrate_imatrix
 from bamba_quant_cli.interrupts import announce_outputs
-from bamba_quant_cli.options import check_one_imatrix, check_tensors, print_note
 from bamba_quant_cli.plans import files_as_json, numpy_notes, print_files, print_roles, written_as_json
 from bamba_quant_cli.tuning import TuneArguments, print_tuned, show_tuning, tuned_as_json
 
 if TYPE_CHECKING:
-    from bamba_quant.checkpoint import ReadOptions
     from bamba_quant.metadata.tune_record import Tuned
     from bamba_quant.planning.plan import Plan
+    from bamba_quant.recipes.mixtures import Mixture
+
+
+@dataclass(frozen=True)
+class DirectoryArguments(TuneArguments):
+    """The options that these commands share, as typed."""
+
+    ignore: opt.Ignore = None
+    keep: opt.OldIgnore = None
+    dtype: opt.OtherDtype = "bf16"
+    imatrix: opt.Imatrix = None
+    imatrix_strict: opt.ImatrixStrict = False
+    calibrate: opt.Calibrate = None
+    calibrate_chunks: opt.CalibrateChunks = None
+    kv_cache: opt.KvCache = None
+    device: opt.Device = "cpu"
+    max_shard_size: opt.MaxShardSize = "5G"
+    dry_run: opt.DryRun = False
+    tensors: opt.Tensors = False
+    resume: opt.Resume = False
+    ignore_config_key: opt.IgnoreConfigKey = None
+    ignore_adapter: opt.IgnoreAdapter = False
+    strip_prefix: opt.StripPrefix = ""
+    threads: opt.Threads = None
+    overwrite: opt.OverwriteDirectory = False
+    as_json: opt.AsJson = False
 
 
 def quantize(
-    model: Path,
-    directory: Path,
-    scheme: str,
-    *,
-    method: str,
-    ignore: Sequence[str],
-    dtype: str,
-    imatrix: Path | None,
-    imatrix_strict: bool,
-    calibrate: list[Path] | None = None,
-    calibrate_chunks: int | None = None,
-    kv_cache: str | None = None,
-    device: str = "cpu",
-    asked: TuneArguments,
-    max_shard_bytes: int,
-    dry_run: bool,
-    tensors: bool,
-    resume: bool,
-    reading: ReadOptions,
-    threads: int | None,
-    overwrite: bool,
-    as_json: bool,
+    model: Path, directory: Path, scheme: str | Mixture, method: str | None, asked: DirectoryArguments
 ) -> None:
     """Plan, then print the plan or execute it."""
     from bamba_quant.calibration.cache_ranges import CacheRanges
@@ -55,49 +59,48 @@ def quantize(
     from bamba_quant.writers import write_plan
     from bamba_quant.writers.resumable import check_output, partial_of
 
-    check_tensors(tensors, dry_run)
+    opt.check_tensors(asked.tensors, asked.dry_run)
     announce_outputs(directory, unfinished=partial_of(directory))
-    check_one_imatrix(imatrix, calibrate, calibrate_chunks, kv_cache)
+    opt.check_one_imatrix(asked.imatrix, asked.calibrate, asked.calibrate_chunks, asked.kv_cache)
     ignored: list[str] = []
-    for entry in ignore:
-        ignored += read_ignore_file(Path(entry), scheme) if entry.endswith(".toml") else [entry]
+    for entry in (*(asked.ignore or ()), *(asked.keep or ())):
+        name = scheme if isinstance(scheme, str) else scheme.name
+        ignored += read_ignore_file(Path(entry), name) if entry.endswith(".toml") else [entry]
+    reading = opt.read_options(asked.ignore_config_key, asked.ignore_adapter, asked.strip_prefix)
     plan_with = partial(
         plan_quantization,
         model,
         scheme,
         method=method,
         keep=ignored,
-        dtype=dtype,
-        max_shard_bytes=max_shard_bytes,
-        allow_config_only=dry_run,
+        dtype=asked.dtype,
+        max_shard_bytes=opt.parse_size(asked.max_shard_size, "--max-shard-size"),
+        allow_config_only=asked.dry_run,
         reading=reading,
     )
-    if calibrate:
-        plan = plan_with(imatrix=PlaceholderImatrix(), cache_scales={} if kv_cache else None)
-    else:
-        plan = plan_with(imatrix=read_imatrix(imatrix, strict=imatrix_strict) if imatrix else None)
-    if dry_run:
-        _print_plan(plan, directory, tensors, as_json)
+    given = read_imatrix(asked.imatrix, strict=asked.imatrix_strict) if asked.imatrix else None
+    cache = CacheRanges() if asked.kv_cache else None
+    plan = plan_with(
+        imatrix=PlaceholderImatrix() if asked.calibrate else given,
+        cache_scales=cache.scales() if cache else None,
+    )
+    if asked.dry_run:
+        _print_plan(plan, directory, asked.tensors, asked.as_json)
         return
     n_bytes = sum(plan.sizes.values())
-    tuning = asked.plan(directory, resume=resume, overwrite=overwrite)
-    check_output(directory, inputs=plan.inputs, overwrite=overwrite, resume=resume, n_bytes=n_bytes)
+    going_on: dict[str, Any] = {"overwrite": asked.overwrite, "resume": asked.resume}
+    tuning = asked.plan(directory, **going_on)
+    check_output(directory, inputs=plan.inputs, n_bytes=n_bytes, **going_on)
     started = time.monotonic()
-    if calibrate or tuning:
-        use_threads(threads)
-    if calibrate:
-        cache = CacheRanges() if kv_cache else None
+    if asked.calibrate or tuning:
+        use_threads(asked.threads)
+    if asked.calibrate:
         measured = calibrate_imatrix(
-            plan.checkpoint.path,
-            calibrate,
-            calibrate_chunks,
-            device,
-            reading,
-            strict=imatrix_strict,
-            cache=cache,
-        )
+            plan.checkpoint.path, asked.calibrate, asked.calibrate_chunks, asked.device, reading,
+            bounds=any(row.scheme.measured for row in plan.matrices), strict=asked.imatrix_strict, cache=cache,
+        )  # fmt: skip
         plan = plan_with(imatrix=measured, cache_scales=cache.scales() if cache else None)
-    writing: dict[str, Any] = {"threads": threads, "overwrite": overwrite, "resume": resume}
+    writing = going_on | {"threads": asked.threads}
     tuned: Tuned | None = None
     with Progress("quantizing", plan.work_bytes) as bar, Progress("tuning: step") as steps:
         writing["progress"] = bar.advance
@@ -106,11 +109,11 @@ def quantize(
         else:
             tell = show_tuning(steps, bar)
             written, tuned = write_tuned_output(
-                plan, directory, tuning, **writing, reading=reading, tell=tell, note=print_note
+                plan, directory, tuning, **writing, reading=reading, tell=tell, note=opt.print_note
             )
     seconds = time.monotonic() - started
     found = written_as_json(written, seconds)
-    if as_json:
+    if asked.as_json:
         print_json({"directory": directory, **found, **_summary(plan), **tuned_as_json(tuned)})
         return
     for note in _notes(plan):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TuneArguments:
-    """What the options of ``with_tune_options`` say, as typed."""
+    """The options of tuning, as typed: ``with_asked_options`` makes them options of a command."""
 
     tune: Annotated[
         list[str] | None,
@@ -55,8 +55,8 @@ class TuneArguments:
         """The tuning of ``output``, with its texts read; None without --tune, when other tuning options are errors."""
         if not self.tune:
             usual = TuneArguments()
-            for name, value in vars(self).items():
-                if name != "tune" and value != getattr(usual, name):
+            for name, default in vars(usual).items():
+                if name != "tune" and getattr(self, name) != default:
                     raise typer.BadParameter(
                         "has no effect without --tune", param_hint="--" + name.replace("_", "-")
                     )
@@ -75,23 +75,24 @@ class TuneArguments:
         return plan_tuning(self.tune, options, output=output, resume=resume, overwrite=overwrite)
 
 
-def with_tune_options(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with the options of ``TuneArguments`` in the place of its parameter ``asked``, which gets them."""
+def with_asked_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with the fields of its parameter ``asked``, a dataclass of options, in the parameter's place."""
     hints = get_type_hints(command, include_extras=True)
-    options = get_type_hints(TuneArguments, include_extras=True)
+    group = hints["asked"]
+    options = get_type_hints(group, include_extras=True)
     parameters: list[Parameter] = []
     for name, parameter in signature(command).parameters.items():
         if name == "asked":
             parameters += [
                 Parameter(f.name, parameter.kind, default=f.default, annotation=options[f.name])
-                for f in fields(TuneArguments)
+                for f in fields(group)
             ]
         else:
             parameters.append(parameter.replace(annotation=hints[name]))
 
     @wraps(command)
     def run(**given: Any) -> None:
-        command(asked=TuneArguments(**{f.name: given.pop(f.name) for f in fields(TuneArguments)}), **given)
+        command(asked=group(**{f.name: given.pop(f.name) for f in fields(group)}), **given)
 
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}

@@ -25,6 +25,7 @@ from torchao.quantization.quant_primitives import _dequantize_affine_tinygemm
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from bamba_quant.checkpoint import PackedTensor, RawReader, open_checkpoint, read_tensor
+from bamba_quant.checkpoint.packed import Activations
 from bamba_quant.codecs import SafetensorsCodec, codecs
 from bamba_quant.errors import PlanError
 from bamba_quant.inference.loading import load_model
@@ -217,7 +218,8 @@ def test_nvfp4_with_quantized_activations(made: Made, tmp_path: Path) -> None:
     for name, tensor in found.tensors.items():
         np.testing.assert_array_equal(read_tensor(tensor), read_tensor(expected.tensors[name]))
         if isinstance(tensor, PackedTensor):
-            assert "'local'" in str(tensor.activations)
+            scale = float(inputs[name.removesuffix("weight") + "input_global_scale"])
+            assert tensor.activations == Activations("nvfp4", 16, scale=scale)
 
 
 def test_published_forms_of_scales(made: Made, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.recipes import read_recipe
+from bamba_quant.recipes.mixtures import read_mixture
 from bamba_quant_cli.app import app
 from bamba_quant_cli.demo import help_text
 from tests.planning.test_repair import faulty
@@ -47,6 +48,7 @@ _MORE = {
     "imatrix": "--overwrite",
     "int4": "--overwrite --method rtn",
     "perplexity": "--ctx 64",
+    "quantize": "--overwrite --method absmax",
 }
 
 
@@ -161,7 +163,8 @@ def test_recipes(tmp_path: Path) -> None:
     assert found
     for snippet in found:
         (tmp_path / "recipe.toml").write_text(snippet.text)
-        assert read_recipe(tmp_path / "recipe.toml").name, snippet.place
+        read = read_mixture if "hybrid-" in snippet.text else read_recipe
+        assert read(tmp_path / "recipe.toml"), snippet.place
 
 
 def test_the_action_has_the_inputs_that_the_documentation_gives() -> None:

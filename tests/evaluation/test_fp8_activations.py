@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compressed_tensors.quantization import QuantizationScheme, QuantizationStatus
+from compressed_tensors.quantization import QuantizationScheme, QuantizationStatus, preset_name_to_scheme
 from compressed_tensors.quantization.lifecycle.forward import forward_quantize
+from compressed_tensors.quantization.utils import generate_gparam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,6 +92,34 @@ def test_rounding_is_compressed_tensors(name: str, tokens: int, power: int, seed
     assert torch.equal(rounded(x, rule), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("preset", ["NVFP4", "MXFP4", "FP8"])
+@settings(max_examples=20, deadline=None)
+@given(power=st.integers(-30, 30), seed=st.integers(0, 2**31))
+def test_presets_are_rounded_to_the_bit(preset: str, dtype: torch.dtype, power: int, seed: int) -> None:
+    """compressed-tensors' FP4, and e4m3 under a number of the file; the number fits no, or another, magnitude, too."""
+    x = torch.randn(2, 9, 256, generator=torch.Generator().manual_seed(seed)) * 2.0**power
+    x[0, 0, ::3] *= 1e-5
+    x[0, -1, :128] = 0
+    x[1, 3, 5] *= 100
+    x = x.to(dtype)
+    group = preset_name_to_scheme(preset, ["Linear"])
+    module = quantizing(torch.nn.Module())
+    bound = x.float().abs().max() * (1 + seed % 3) / 2
+    number = generate_gparam(-bound, bound) if preset == "NVFP4" else (bound / 448).reshape(1)
+    module.input_global_scale = number if preset == "NVFP4" else None
+    module.input_scale = number.to(dtype)
+    rule = activations_of_group(
+        group.model_dump(mode="json"), float(module.input_scale if preset == "FP8" else number)
+    )
+    assert rule is not None and not rule.unknown
+    expected = forward_quantize(module, x, "input", group.input_activations).to(dtype)
+    if preset == "FP8" and dtype == torch.bfloat16:  # of which the quotient is rounded to bfloat16 there
+        assert relative_error(rounded(x, rule).float().numpy(), expected.float().numpy()) < 0.05
+    else:
+        assert torch.equal(rounded(x, rule), expected)
+
+
 def test_a_tensor_is_one_text() -> None:
     x = torch.randn(3, 5, 64) * torch.tensor([1.0, 100.0, 1e4])[:, None, None]
     together = rounded(x, Activations("tensor"))
@@ -137,6 +166,8 @@ def test_what_every_scheme_says(scheme: SafetensorsCodec, tmp_path: Path, base: 
         "fp8-tensor": Activations("tensor"),
         "fp8-block": Activations("group", 128),
         "fp8-block-inv": Activations("group", 128),
+        "nvfp4a4": Activations("nvfp4", 16, scale=1.0),
+        "mxfp4a4": Activations("mxfp4", 32),
     }
     assert rules == {expected.get(scheme.name)}
     loaded = load_model(directory)

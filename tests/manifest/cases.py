@@ -161,6 +161,8 @@ def _quantizations() -> Iterator[Case]:
         if method == "search":
             yield Case(f"fp4/imatrix/{scheme}", f"{given} --imatrix @imatrix-wide.dat")
             yield Case(f"plan/fp4/{scheme}", f"{given} --dry-run --json", "hash")
+    for mixture in ("hybrid-nvfp4", "hybrid-fp8"):
+        yield Case(f"quantize/bamba-wide/{mixture}", f"quantize @bamba-wide OUT --recipe {mixture}")
     for command in ("fp8", "int4"):
         options = {
             "keep-role": "--keep ssm_in --keep '*.layers.0.*'",

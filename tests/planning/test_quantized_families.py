@@ -206,6 +206,11 @@ def test_transformers_loses_global_scales_of_experts(scheme: str, lost: bool, tm
     factor = float(stored[name.replace("weight", "weight_global_scale")]) if lost else 1.0
     np.testing.assert_allclose(found, ours[name] * np.float32(factor), rtol=1e-2)
     assert factor == 1 or factor > 100
+    # vLLM multiplies by one global scale for the gate and up of an expert (``CompressedTensorsW4A4Nvfp4MoEMethod``).
+    scales = {key: float(value) for key, value in stored.items() if key.endswith("weight_global_scale")}
+    gates = {key: scale for key, scale in scales.items() if "experts" in key and "gate_proj" in key}
+    assert all(scales[key.replace("gate_proj", "up_proj")] == scale for key, scale in gates.items())
+    assert (len(gates), len(set(gates.values())) > 1) == ((12, True) if lost else (0, False))
     assert any("leaves out the global scales of experts" in note for note in plan.notes) == lost
 
 

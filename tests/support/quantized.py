@@ -30,7 +30,8 @@ def quantized_parts(scheme: SafetensorsCodec, method: Method, x: np.ndarray) -> 
     shared = None
     if method.measure is not None and method.share is not None:
         shared = method.share(method.measure(x, None))
-    return {**method.encode(x, None, shared), **scheme.whole(*x.shape, shared)}
+    constants = {scheme.measured: np.ones(1, np.float32)} if scheme.measured else {}
+    return {**method.encode(x, None, shared), **scheme.whole(*x.shape, shared), **constants}
 
 
 def read_back(

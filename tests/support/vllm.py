@@ -194,26 +194,53 @@ def check(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], valu
             extra = sorted(
                 name.removeprefix(f"{module}.") for name in shapes if name.startswith(f"{module}.weight")
             )
-            expected = ["weight"] if ignored else _expected(quantization)
+            expected = ["weight"] if ignored else _expected(_of_layer(prefix, quantization, view.packed))
             if extra != sorted(expected):
                 raise RefusalError(f"{prefix} wants {expected} of {module}, the files hold {extra}")
         if modules and not ignored:
             count += len(modules)
+            here = _of_layer(prefix, quantization, view.packed)
             if not prefix.endswith(".experts"):  # each of which has scales of its own
-                _check_fused(prefix, modules, quantization, shapes, values)
-            if (
-                prefix.endswith("input_linear")
-                and _block(quantization)
-                and config["shared_intermediate_size"] % 128
-            ):
+                _check_fused(prefix, modules, here, shapes, values)
+            if prefix.endswith("input_linear") and _block(here) and config["shared_intermediate_size"] % 128:
                 raise RefusalError(f"{prefix}: a half is not whole blocks high")
-            if prefix.endswith("mixer.in_proj") and _block(quantization):
+            if prefix.endswith("mixer.in_proj") and _block(here):
                 _check_partitions(config, view)
     if view.quantizes_the_output and not ignores("lm_head", quantization, view.packed):
         raise RefusalError("lm_head would be quantized")
     if "lm_head.weight" in shapes and "lm_head.weight_scale" in shapes:
         raise RefusalError("lm_head is built without a quantization")
     return count
+
+
+def _of_layer(
+    prefix: str, quantization: Mapping[str, Any], packed: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """``quantization`` with the one group of a layer (compressed_tensors/utils.py, ``find_matched_target``).
+
+    Names come before classes, and a class before the names of a fused layer's parts, which must all have a target, of
+    which the first counts. Experts are looked for as those of three matrices (``get_moe_method``).
+    """
+    if quantization["quant_method"] == "fp8":
+        return dict(quantization)
+    groups = quantization["config_groups"].values()
+    targets = {target: group for group in groups for target in group["targets"]}
+
+    def find(name: str) -> str | None:
+        named = (t for t in targets if (re.match(t[3:], name) if t.startswith("re:") else t == name))
+        return next(named, "Linear" if "Linear" in targets else None)
+
+    head, _, leaf = prefix.rpartition(".")
+    parts = [f"{head}.{part}" for part in packed.get(leaf, (leaf,))]
+    if leaf == "experts":
+        parts = [f"{prefix}.0.{part}_proj" for part in ("gate", "up", "down")]
+    found = [find(prefix) or find(part) for part in parts]
+    if None in found:
+        raise RefusalError(f"{prefix}: no target for {parts}")
+    groups_found = [targets[str(target)] for target in found]
+    if any(group != groups_found[0] for group in groups_found):
+        raise RefusalError(f"{prefix}: its parts are in different groups")
+    return {**quantization, "config_groups": {"": groups_found[0]}, "format": groups_found[0]["format"]}
 
 
 def _expected(quantization: Mapping[str, Any]) -> list[str]:
@@ -228,8 +255,8 @@ def _expected(quantization: Mapping[str, Any]) -> list[str]:
     if group["weights"]["num_bits"] == 4:
         packed = ["weight_packed", "weight_scale"]
         return [*packed, "weight_global_scale"] if group["weights"]["strategy"] == "tensor_group" else packed
-    if quantization["format"] != "float-quantized" or group["targets"] != ["Linear"]:
-        raise RefusalError("floats come as float-quantized, for linear layers")
+    if quantization["format"] != "float-quantized":
+        raise RefusalError("floats come as float-quantized")
     if group["weights"]["dynamic"] or not group["input_activations"]["dynamic"]:
         raise RefusalError("weights are static and activations dynamic")
     return ["weight", "weight_scale"]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from bamba_quant.codecs import SafetensorsCodec, codecs
 from bamba_quant.errors import BambaQuantError, CheckpointError, OutputError
 from bamba_quant.planning.quantize import plan_quantization
+from bamba_quant.recipes.mixtures import mixtures
 from bamba_quant.writers import journal, stream, write_plan
 from bamba_quant.writers.resumable import partial_of
 from tests.planning.test_quantize import WIDE
@@ -29,7 +30,7 @@ SCHEMES = [
     "fp8-block-inv",
     "w4a16-asym-g128",
     "torchao-int4-g128",
-    "nvfp4a16",
+    "hybrid-nvfp4",
 ]
 
 
@@ -62,7 +63,7 @@ def stop_after(count: int) -> Any:
 
 
 def test_schemes_are_there() -> None:
-    assert set(SCHEMES) <= {scheme.name for scheme in codecs(SafetensorsCodec)}
+    assert set(SCHEMES) <= {scheme.name for scheme in codecs(SafetensorsCodec)} | mixtures().keys()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -107,6 +108,7 @@ KILLED = """
 import os, sys, time
 from pathlib import Path
 from bamba_quant.planning.quantize import plan_quantization
+from bamba_quant.recipes.mixtures import mixtures
 from bamba_quant.writers import journal, stream, write_plan
 stream.CHUNK_BYTES, journal.SECONDS = 1 << 14, 0.0
 told = 0

@@ -25,6 +25,7 @@ from bamba_quant.codecs.layout import half_powers
 from bamba_quant.codecs.mxfp4 import VALUES as DOUBLED
 from bamba_quant.codecs.safetensors import Ignored, SafetensorsCodec
 
+INPUT_SCALE = ".input_global_scale"
 VALUES = DOUBLED / np.float32(2)  # of e2m1, by code
 E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 with np.errstate(over="ignore"):
@@ -169,21 +170,27 @@ def _methods(scheme: Scheme, shares: bool) -> tuple[Method, ...]:
 
 
 def _codec(
-    name: str, about: str, scheme: Scheme, strategy: str, scale_dtype: str, shares: bool
-) -> SafetensorsCodec:
-    form = f"{name.removesuffix('a16')}-pack-quantized"
+    name: str, about: str, scheme: Scheme, strategy: str, scale_dtype: str, shares: bool,
+    activations: dict[str, Any] | None = None,
+) -> SafetensorsCodec:  # fmt: skip
+    """A form of FP4 weights; ``activations`` say what differs from weights in a configuration."""
+    form = f"{name[:5]}-pack-quantized"
+    measured = activations is not None and shares
 
     def tensors(rows: int, columns: int) -> tuple[Part, ...]:
         parts = (
             Part(".weight_packed", "U8", (rows, columns // 2)),
             Part(".weight_scale", scheme.dtype, (rows, columns // scheme.block)),
         )
-        return (*parts, Part(".weight_global_scale", "F32", (1,), 0)) if shares else parts
+        whole = (".weight_global_scale",) * shares + (INPUT_SCALE,) * measured
+        return (*parts, *(Part(suffix, "F32", (1,), 0) for suffix in whole))
 
     def configuration(ignored: Ignored) -> dict[str, Any]:
         types = {"scale_dtype": scale_dtype, "zp_dtype": scale_dtype}
-        weights = {"num_bits": 4, "type": "float", "strategy": strategy, "group_size": scheme.block} | types
-        return compressed_tensors(ignored, weights, None, form)
+        both = {"num_bits": 4, "type": "float", "strategy": strategy, "group_size": scheme.block} | types
+        return compressed_tensors(
+            ignored, both, activations if activations is None else both | activations, form
+        )
 
     return SafetensorsCodec(
         name=name,
@@ -192,6 +199,7 @@ def _codec(
         methods=_methods(scheme, shares),
         configuration=configuration,
         packed=True,
+        measured=INPUT_SCALE if measured else "",
         fits=lambda rows, columns: (
             "" if columns % scheme.block == 0 else f"columns in multiples of {scheme.block}"
         ),
@@ -199,8 +207,12 @@ def _codec(
     )
 
 
+_OF_NVFP4 = (NVFP4, "tensor_group", "torch.float8_e4m3fn", True)
+_OF_MXFP4 = (MXFP4, "group", "torch.uint8", False)
 CODECS = (
-    _codec("nvfp4a16", "e2m1, an e4m3 scale for 16 columns, a float32 scale for matrices that run fused", NVFP4,
-           "tensor_group", "torch.float8_e4m3fn", shares=True),
-    _codec("mxfp4a16", "e2m1, a power of two for 32 columns", MXFP4, "group", "torch.uint8", shares=False),
+    _codec("nvfp4a16", "e2m1, an e4m3 scale for 16 columns, a float32 scale for matrices that run fused", *_OF_NVFP4),
+    _codec("mxfp4a16", "e2m1, a power of two for 32 columns", *_OF_MXFP4),
+    _codec("nvfp4a4", "nvfp4a16 with activations in the same form, under a float32 scale from a text", *_OF_NVFP4,
+           activations={"dynamic": "local", "observer": "static_minmax"}),
+    _codec("mxfp4a4", "mxfp4a16 with activations in the same form", *_OF_MXFP4, activations={}),
 )  # fmt: skip
