@@ -19,11 +19,16 @@ def read_hf_fp8(quantization: Mapping[str, Any], stored: WeightAssembler) -> Non
     """Assemble every e4m3 matrix and its scales. Raises ``CheckpointError`` naming what cannot be read."""
     block = quantization.get("weight_block_size")
     if block is None:
-        static = quantization.get("activation_scheme", "dynamic") == "static"
+        activations = quantization.get("activation_scheme", "dynamic")
+        if activations not in ("dynamic", "static"):
+            found = f"activation_scheme {repr_short(activations)}"
+            raise stored.unsupported("quantization_config", found, "dynamic or static", "the checkpoint")
         for name, codes in list(stored.remaining().items()):
             if codes.format.name == E4M3 and name.endswith(".weight") and len(codes.shape) == 2:
                 parts = ("weight_scale", "weight_scale_inv")
-                assemble_by_tensor(stored, name.removesuffix(".weight"), codes, parts, static=static)
+                assemble_by_tensor(
+                    stored, name.removesuffix(".weight"), codes, parts, static=activations == "static"
+                )
         _check_rest(stored)
         return
     if not are_two_lengths(block):

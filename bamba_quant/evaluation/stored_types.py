@@ -140,12 +140,14 @@ def _cached(name: str, model: LoadedModel) -> _Cached:
 
 
 def has_scheme(model: LoadedModel) -> bool:
-    """Whether the checkpoint asks for a cache in FP8. Raises ``BambaQuantError`` for any other ``kv_cache_scheme``."""
+    """Whether the checkpoint asks for a cache in FP8. Raises ``BambaQuantError`` for a cache of another type."""
     quantization = model.checkpoint.metadata.get("quantization_config")
-    scheme = quantization.get("kv_cache_scheme") if isinstance(quantization, Mapping) else None
-    if not scheme:
+    keys = ("kv_cache_scheme", "kv_cache_quant_algo")  # of compressed-tensors, of ModelOpt
+    schemes = [quantization.get(key) for key in keys] if isinstance(quantization, Mapping) else []
+    if not (scheme := next(filter(None, schemes), None)):
         return False
-    if not isinstance(scheme, Mapping) or any(scheme.get(key) != value for key, value in _SCHEME.items()):
+    found = scheme if isinstance(scheme, Mapping) else {}
+    if scheme != "FP8" and any(found.get(key) != value for key, value in _SCHEME.items()):
         raise BambaQuantError(
             "this rounding of the attention cache is not supported",
             where=model.checkpoint.path,

@@ -31,8 +31,8 @@ Activations = Annotated[
         metavar=f"<{'|'.join(_ACTIVATIONS)}>",
         autocompletion=lambda: list(_ACTIVATIONS),
         help="How the inputs of each matrix are rounded. none: not at all; llama.cpp: as its CPU backend does; "
-        "checkpoint: as each checkpoint says, FP8 and FP4 by its configuration (on a GPU FP8 in bfloat16 by FP8 "
-        "products), GGUF as llama.cpp; auto: llama.cpp if all models are GGUF, else none.",
+        "checkpoint: as each checkpoint says, FP8 and FP4 by its configuration (FP8 on a GPU in bfloat16 by products), "
+        "GGUF as llama.cpp; auto: llama.cpp if all models are GGUF, else none.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
