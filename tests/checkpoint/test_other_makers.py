@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from bamba_quant.checkpoint import StackedTensor, open_checkpoint, packed_like
-from bamba_quant.errors import CheckpointError, PlanError
+from bamba_quant.errors import BambaQuantError, CheckpointError, PlanError
 from bamba_quant.evaluation.activations import with_activations
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.quantize import plan_quantization
@@ -146,6 +146,14 @@ def test_a_configuration_in_a_file_of_its_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_model(directory).weights[name], expected[name].numpy())
     (directory / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "W4A8_AWQ"}}))
     with pytest.raises(CheckpointError, match="W4A8_AWQ"):
+        load_model(directory)
+    cache = {"quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}}
+    (directory / "hf_quant_config.json").write_text(json.dumps(cache))
+    with pytest.raises(BambaQuantError, match="attention cache"):
+        logits(directory, "checkpoint")
+    config["quantization_config"] = AUTO | {"activation_scheme": "slow"}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="activation_scheme 'slow'"):
         load_model(directory)
     assert quantization["quant_method"] == "modelopt"
 
