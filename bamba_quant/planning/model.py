@@ -120,7 +120,7 @@ def _without(checkpoint: Checkpoint, beginnings: tuple[str, ...]) -> Checkpoint:
 def unused_note(checkpoint: Checkpoint) -> str:
     """What to tell the user about tensors that only quantized activations need."""
     names = join_names(checkpoint.unused, 2)
-    return f"{len(checkpoint.unused)} tensors for quantized activations are not read: {names}"
+    return f"{len(checkpoint.unused)} tensors are for quantized activations alone: {names}"
 
 
 def directory_of(path: str | Path) -> Path:
