@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bamba_quant.calibration.cache_ranges import CacheRanges
 from bamba_quant.calibration.texts import Text, read_texts, token_chunks
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.activation_sums import ActivationSums, TensorSums, checked_sums, merge_sums
@@ -131,13 +133,14 @@ def collect(
     device: str = "cpu",
     dtype: str = "float32",
     backend: str = "auto",
+    cache: CacheRanges | None = None,
     progress: Callable[[Round], None] = lambda now: None,
 ) -> ActivationSums:
     """The sums over ``chunks`` (n, ctx) of token ids; with ``output`` those of an output that is not tied as well.
     With ``bounds`` the largest inputs too.
 
-    One layer's weights are in memory at a time. Raises a ``BambaQuantError`` for tokens beyond the vocabulary, a device
-    or dtype that is not to be had, and activations that are not finite.
+    ``cache`` sees the keys and values. One layer's weights are in memory at a time. Raises a ``BambaQuantError`` for
+    tokens beyond the vocabulary, a device or dtype that is not to be had, and activations that are not finite.
     """
     config = model.config
     number, where = torch_dtype(dtype), torch_device(device)
@@ -145,8 +148,7 @@ def collect(
     count, ctx = chunks.shape
     room = _HIDDEN_BYTES_ON_GPU if where.type == "cuda" else _HIDDEN_BYTES
     of_a_chunk = 4 * ctx * config.hidden_size + _sums_bytes(model.weights) // rows_together(ctx, where)
-    at_once = max(1, room // of_a_chunk)
-    rounds = -(-count // at_once)
+    rounds = -(-count // (at_once := max(1, room // of_a_chunk)))
     for i in range(rounds):
 
         def tell(layer: int, layers: int, i: int = i) -> None:
@@ -164,7 +166,7 @@ def collect(
                 chunks[i * at_once : (i + 1) * at_once],
                 dtype=number,
                 device=where,
-                backend=collector.backend,
+                backend=replace(collector.backend, cached=cache),
                 on_layer=tell,
             )
         if output and not config.tie_word_embeddings:
@@ -210,14 +212,16 @@ def measure_imatrix(
     tokenizer: str | Path | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    cache: CacheRanges | None = None,
     reading: ReadOptions = ReadOptions(),
     progress: Callable[[Round], None] = lambda now: None,
 ) -> Measured:
     """Measure the importance matrix of a model of any kind and format that can be run.
 
     ``texts`` are cut into chunks of ``ctx`` tokens, of which at most ``chunks`` are run; ``output`` measures the
-    output matrix as well, ``bounds`` the largest inputs, of these texts alone. The sums in the files ``merge`` are
-    added. Raises a ``BambaQuantError`` for texts, models and files that cannot be read or do not belong together.
+    output matrix as well, ``bounds`` the largest inputs, of these texts alone, and ``cache`` sees their keys and
+    values. The sums in the files ``merge`` are added. Raises a ``BambaQuantError`` for texts, models and files that
+    cannot be read or do not belong together.
     """
     if not texts and not merge:
         raise CheckpointError("there is nothing to measure", fix="give a text with --text")
@@ -237,18 +241,14 @@ def measure_imatrix(
     if texts:
         cut = token_chunks(encoder, given, ctx, chunks)
         names = tuple(str(text.path) for text in given)
-        earlier.append(
-            collect(
-                loaded,
-                cut,
-                names,
-                output=output,
-                bounds=bounds,
-                device=device,
-                dtype=dtype,
-                progress=progress,
-            )
-        )
+        how: dict[str, Any] = {
+            "output": output,
+            "bounds": bounds,
+            "device": device,
+            "dtype": dtype,
+            "cache": cache,
+        }
+        earlier.append(collect(loaded, cut, names, progress=progress, **how))
         tokens = cut.size
     sums = replace(merge_sums(earlier, ctx), largest=earlier[-1].largest)
     if output and loaded.config.tie_word_embeddings:
@@ -271,12 +271,20 @@ def calibrated(
     bounds: bool = False,
     device: str = "cpu",
     strict: bool = False,
+    cache: CacheRanges | None = None,
     reading: ReadOptions = ReadOptions(),
     progress: Callable[[Round], None] = lambda now: None,
 ) -> tuple[Imatrix, tuple[str, ...]]:
     """The importance matrix that ``measure_imatrix`` would write, for quantizing at once, and its notes."""
     measured = measure_imatrix(
-        model, texts, chunks=chunks, bounds=bounds, device=device, reading=reading, progress=progress
+        model,
+        texts,
+        chunks=chunks,
+        bounds=bounds,
+        device=device,
+        cache=cache,
+        reading=reading,
+        progress=progress,
     )
     return imatrix_from_sums(measured.sums, strict=strict), measured.notes
 

@@ -124,8 +124,8 @@ class Checkpoint:
 
     ``kind`` is "huggingface", where ``metadata`` is the parsed config.json, or "gguf", where it is ``KeyValues``.
     ``files`` are those that hold tensors. Weights that a quantized checkpoint stores as several tensors are one in
-    ``tensors``; ``unused`` names those that only its activations need. ``notes`` tell the user what was tolerated in
-    reading it. ``config_text`` is config.json as it was read.
+    ``tensors``; ``unused`` names those that only its activations need, of which ``cache_scales`` are those of keys and
+    values. ``notes`` tell the user what was tolerated in reading it. ``config_text`` is config.json as it was read.
     """
 
     path: Path
@@ -134,6 +134,7 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     files: tuple[Path, ...] = field(default=())
     unused: tuple[str, ...] = ()
+    cache_scales: Mapping[str, StoredTensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     config_text: bytes = field(default=b"", compare=False, repr=False)
 

@@ -27,6 +27,8 @@ from bamba_quant.errors import repr_short
 _UNUSED = re.compile(
     r"\.(input_scale|input_global_scale|input_zero_point|output_scale|output_zero_point|[kqv]_scale|[kqv]_zero_point)$"
 )
+# The layer's number, and k or v: compressed-tensors' names, the newer ones and those that it wrote on the projections.
+CACHE_SCALE = re.compile(r"\.(\d+)\..*\b([kv])(?:_proj\.output)?_scale$")
 _WEIGHT_PARTS = tuple(
     f".weight_{part}" for part in ("scale", "zero_point", "shape", "g_idx", "packed", "global_scale")
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bamba_quant.checkpoint.base import Checkpoint, ReadOptions, StoredTensor
+from bamba_quant.checkpoint.compressed_tensors import CACHE_SCALE
 from bamba_quant.checkpoint.modelopt import separate_configuration
 from bamba_quant.checkpoint.quantized import assemble_weights, is_quantized
 from bamba_quant.checkpoint.safetensors_file import read_safetensors
@@ -83,7 +84,8 @@ def read_huggingface(
         if not quantized:
             return replace(found, tensors=tensors, files=used, notes=notes)
         assembled, unused = assemble_weights(config, tensors, directory, reading.strip_prefix)
-        return replace(found, tensors=assembled, files=used, unused=unused, notes=notes)
+        scales = {name: tensors[name] for name in unused if CACHE_SCALE.search(name)}
+        return replace(found, tensors=assembled, files=used, unused=unused, cache_scales=scales, notes=notes)
     raise CheckpointError(
         "the directory holds no weights",
         where=directory,

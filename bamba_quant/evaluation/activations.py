@@ -7,14 +7,15 @@ Which type goes with which: ggml-cpu.c, ``type_traits_cpu``; sums are this libra
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from bamba_quant.errors import BambaQuantError, did_you_mean
 from bamba_quant.evaluation.fp8_activations import has_scaled_products, with_fp8_activations
+from bamba_quant.evaluation.stored_types import AS_COMPUTED, StoredTypes, has_scheme, q8_0, with_stored_types
 from bamba_quant.inference.loading import LoadedModel
 from bamba_quant.inference.weights import LazyWeights
 from bamba_reference.tensors import stack_of
@@ -41,45 +42,33 @@ def resolve(activations: str, kinds: Iterable[str]) -> str:
 
 
 def with_activations(
-    backend: Backend, model: LoadedModel, activations: str, device: torch.device, dtype: torch.dtype
+    backend: Backend,
+    model: LoadedModel,
+    activations: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    types: StoredTypes = AS_COMPUTED,
+    seed: int = 0,
 ) -> Backend:
     """``backend`` for a model, with the inputs of each matrix rounded as ``activations`` (resolved) says.
 
+    Cache and state are stored in ``types`` (``with_stored_types``).
+
     "checkpoint" rounds as the file's own runtime does: GGUF as llama.cpp, FP8 as its configuration says, on a GPU by
-    scaled products if it supports them; inputs of other matrices are not rounded. The backend's name says what was
+    scaled products if it supports them, its cache in FP8 where it has scales for that; inputs of other matrices are not
+    rounded. The backend's name says what was
     done. Raises ``BambaQuantError`` for a rounding that is not implemented.
     """
-    if activations == "llama.cpp" or (activations == "checkpoint" and model.checkpoint.kind == "gguf"):
-        return with_llama_activations(backend, model.weights)
-    if activations == "checkpoint":
-        _check_cache(model)
-        return with_fp8_activations(backend, model.weights, scaled=has_scaled_products(device, dtype))
-    return backend
-
-
-def _check_cache(model: LoadedModel) -> None:
-    quantization = model.checkpoint.metadata.get("quantization_config")
-    keys = ("kv_cache_scheme", "kv_cache_quant_algo")  # of compressed-tensors, of ModelOpt
-    schemes = [quantization.get(key) for key in keys] if isinstance(quantization, Mapping) else []
-    if scheme := next(filter(None, schemes), None):
-        raise BambaQuantError(
-            "rounding of the attention cache is not supported",
-            where=model.checkpoint.path,
-            found=f"kv_cache_scheme {reprlib.repr(scheme)}",
-            expected="a cache that is not quantized",
-            fix="evaluate with --activations none",
-        )
+    if activations == "checkpoint" and model.checkpoint.kind != "gguf":
+        if has_scheme(model) and not types.cache:
+            types = replace(types, cache="fp8")
+        backend = with_fp8_activations(backend, model.weights, scaled=has_scaled_products(device, dtype))
+    elif activations != "none":
+        backend = with_llama_activations(backend, model.weights)
+    return with_stored_types(backend, model, types, seed)
 
 
 Rounding = Callable[[Tensor], Tensor]
-
-
-def q8_0(x: Tensor) -> Tensor:
-    """Blocks of 32 to eight bits under a float16 scale (ggml-cpu/arch/x86/quants.c, ``quantize_row_q8_0``)."""
-    blocks = x.float().unflatten(-1, (-1, 32))  # (…, n/32, 32)
-    greatest = blocks.abs().amax(-1, keepdim=True)
-    inverse = torch.where(greatest > 0, 127 / greatest, 0)
-    return ((blocks * inverse).round() * (greatest / 127).half().float()).flatten(-2).to(x.dtype)
 
 
 def q8_k(x: Tensor) -> Tensor:

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 
-from bamba_quant.evaluation import figures, models, result, scoring
+from bamba_quant.evaluation import models, result, scoring
 from bamba_quant.evaluation.activations import resolve, with_activations
-from bamba_quant.evaluation.drift import DriftWatch, worst
-from bamba_quant.evaluation.gates import Limit, check_enough, check_sections, judge, limits_for
+from bamba_quant.evaluation.drift import DriftWatch
+from bamba_quant.evaluation.gates import Limit, check_enough, check_sections, limits_for
 from bamba_quant.evaluation.input_files import FileHasher, input_files
 from bamba_quant.evaluation.intervals import Bootstrap
 from bamba_quant.evaluation.logits_file import is_logits_file, read_logits_file, writing
 from bamba_quant.evaluation.noise_floor import OTHER, FloorWatch, floors
-from bamba_quant.evaluation.provenance import FileHash, ModelFile, base_warning
+from bamba_quant.evaluation.provenance import FileHash, base_warning
 from bamba_quant.evaluation.run import (
     EvaluationOptions,
     command_line,
@@ -35,7 +35,8 @@ from bamba_quant.evaluation.run import (
     time_products,
     timing,
 )
-from bamba_quant.evaluation.scores import Scores, check_finite, collect
+from bamba_quant.evaluation.scores import check_finite, collect
+from bamba_quant.evaluation.stored_types import combinations
 from bamba_quant.evaluation.tokens import file_tokens, text_tokens
 from bamba_quant.inference.distributed import SINGLE_PROCESS, Ranks
 from bamba_quant.inference.loading import first_product, torch_device, torch_dtype
@@ -83,7 +84,9 @@ def evaluate(
             where=base,
             fix="leave out --save-base, or give a model as the base",
         )
-    opened = models.open_models(None if given else base, paths, options.reading)
+    opened = models.open_models(
+        None if given else base, paths, options.reading, combinations(options.cache_type, options.state_type)
+    )
     if ranks.first:
         models.tell_notes(opened, note)
         if not given and (warning := base_warning(*map(models.describe, opened))):
@@ -97,8 +100,8 @@ def evaluate(
         warm_up.submit(first_product, device, dtype)
         tokens = file_tokens(given, opened, text, options) if given else text_tokens(opened, text, options)
     files = [models.describe(each) for each in others]
-    # Of one model, so that the number of candidates does not change the choice.
-    work = 2.0 * max(file.weights for file in files) * tokens.cut.size
+    # Of one model, so that the number of candidates does not change the choice. Recurrences token by token are long.
+    work = None if options.state_type else 2.0 * max(file.weights for file in files) * tokens.cut.size
     backend = backend_named(options.backend, device, dtype, work=work)
     if gates is not None:
         check_sections(gates, files)
@@ -113,7 +116,10 @@ def evaluate(
     ]
     floor_chunks = 0 if given or options.noise_floor == "none" else min(options.floor_chunks, len(tokens.cut))
     drift_chunks = 0 if given else min(options.drift_chunks, len(tokens.cut))
-    rounded = [with_activations(backend, each.model, options.activations, device, dtype) for each in opened]
+    rounded = [
+        with_activations(backend, each.model, options.activations, device, dtype, each.types, options.seed)
+        for each in opened
+    ]
     # The same record for the same functions, so that equal weights are seen to give equal states.
     timed = {id(each): time_products(each, timings, device) for each in rounded}
     backends = [timed[id(each)] for each in rounded]
@@ -173,7 +179,7 @@ def evaluate(
         measured_floors = floors(collect(measured.floor, floor_chunks)) if floor_chunks else None
         first = len(opened) - len(others)
         results = tuple(
-            _candidate(
+            scoring.candidate_result(
                 replace(file, files=tuple(hashed[source])),
                 scores,
                 bootstrap,
@@ -246,6 +252,7 @@ def evaluate(
                 on_layer=layer_done,
                 on_pass=watch if watching and (floor or drift) else None,
                 watched=watched if watching else 0,
+                first_text=some.start or 0,
             )
             watcher = floor if watching else None
             return scoring.score_part(
@@ -272,29 +279,4 @@ def evaluate(
 
     return ranks.share(
         assembled(measured, tokens.text.chunks, hashed, chosen, hashing_seconds), *result.RECORDS
-    )
-
-
-def _candidate(
-    model: ModelFile,
-    scores: Scores,
-    bootstrap: Bootstrap,
-    noise_floors: Mapping[str, float] | None,
-    losses: tuple[result.TensorLoss, ...],
-    layers: tuple[result.LayerDrift, ...],
-    limits: Sequence[Limit],
-) -> result.Candidate:
-    """A candidate's part of the report: the figures of its scores, and the results of its gates."""
-    table = figures.figures(scores, bootstrap, noise_floors)
-    return result.Candidate(
-        model=model,
-        figures=table,
-        flips=figures.flips(scores),
-        kld_histogram=figures.histogram(scores.kld, figures.KLD_EDGES),
-        delta_p_histogram=figures.histogram(scores.delta_p, figures.DELTA_P_EDGES),
-        chunks=figures.chunk_means(scores),
-        tensors=losses,
-        layers=layers,
-        worst=worst(losses),
-        gates=judge(limits, table),
     )

@@ -8,7 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from bamba_quant.errors import BambaQuantError, join_names
 from bamba_quant.evaluation.input_files import hash_files
 from bamba_quant.evaluation.logits_file import LogitsFile
 from bamba_quant.evaluation.provenance import ModelFile, TypeTotal, tuned_name
+from bamba_quant.evaluation.stored_types import AS_COMPUTED, StoredTypes
 from bamba_quant.files.reading import TOKENIZER_BYTES, read_bytes
 from bamba_quant.hub import local_path
 from bamba_quant.inference.loading import LoadedModel, load_model
@@ -40,33 +41,50 @@ class ComparisonError(BambaQuantError):
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model ready to be read, under a ``label`` that no other of the evaluation has."""
+    """A model ready to be read, under a ``label`` that no other of the evaluation has, and how it stores its state."""
 
     label: str
     path: Path
     model: LoadedModel
+    types: StoredTypes = AS_COMPUTED
 
 
 def open_models(
-    base: Path | None, candidates: Sequence[Path], reading: ReadOptions = ReadOptions()
+    base: Path | None,
+    candidates: Sequence[Path],
+    reading: ReadOptions = ReadOptions(),
+    types: Sequence[StoredTypes] = (AS_COMPUTED,),
 ) -> list[OpenedModel]:
-    """The base, if it is a model, and the candidates, in this order.
+    """The base, if it is a model, and each candidate under each of ``types``, in this order.
 
-    Raises ``ComparisonError`` for a path given twice and for models of another architecture, vocabulary or shape.
+    With types the base may be a candidate too, and is the only one by default. Raises ``ComparisonError`` for a path
+    given twice and for models of another architecture, vocabulary or shape.
     """
-    if not candidates:
-        raise ComparisonError("no candidate to evaluate", fix="name a candidate")
-    paths = [local_path(path) for path in (*([base] if base else []), *candidates)]
+    named = any(map(str, types))
+    if not candidates and not (named and base):
+        raise ComparisonError(
+            "no candidate to evaluate",
+            fix="name a candidate, or with a model as the base types of its cache or state (--state-type)",
+        )
+    base = local_path(base) if base else None
+    candidates = [local_path(path) for path in candidates] or ([base] if base else [])
+    own = named and base is not None and base.resolve() in [path.resolve() for path in candidates]
+    paths = [*([base] if base and not own else []), *candidates]
     places = [path.resolve() for path in paths]
     twice = [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
     if twice:
         raise ComparisonError(
             "a model is given twice", found=", ".join(map(str, twice)), fix="name every model once"
         )
-    opened = [
-        OpenedModel(label, path, load_model(path, reading=reading))
+    models = {
+        path.resolve(): OpenedModel(label, path, load_model(path, reading=reading))
         for label, path in zip(_labels(paths), paths, strict=True)
-    ]
+    }
+    opened = [models[base.resolve()]] if base else []
+    for path in candidates:
+        plain = models[path.resolve()]
+        labels = (f"{plain.label} ({each})" if str(each) else plain.label for each in types)
+        opened += [replace(plain, label=name, types=each) for name, each in zip(labels, types, strict=True)]
     for other in opened[1:]:
         _check_comparable(opened[0], other)
     return opened
@@ -74,9 +92,11 @@ def open_models(
 
 def tell_notes(opened: Iterable[OpenedModel], note: Callable[[str], None]) -> None:
     """Call ``note`` with what was tolerated in reading each model."""
-    for each in opened:
+    for each in {each.path: each for each in opened}.values():
         for text in each.model.checkpoint.notes:
-            note(f"{each.label}: {text}")
+            note(f"{each.label.removesuffix(f' ({each.types})')}: {text}")
+    if any(each.types.state.endswith("-stochastic") for each in opened):
+        note("states are rounded stochastically: figures depend on --seed, which draws the random numbers")
 
 
 def describe(opened: OpenedModel) -> ModelFile:
@@ -107,6 +127,7 @@ def describe(opened: OpenedModel) -> ModelFile:
         bits_per_weight=8 * n_bytes / max(1, elements),
         files=(),
         tuned=read_record(checkpoint),
+        stored_types=str(opened.types),
     )
 
 

@@ -32,7 +32,8 @@ class TypeTotal:
 @dataclass(frozen=True)
 class ModelFile:
     """A model on disk. ``label`` is unique in the evaluation; ``recipe`` is what the file calls its mixture of
-    types (q4_k_m, fp8-dynamic), or its commonest type; ``tuned`` is what it says of how its rounding was tuned.
+    types (q4_k_m, fp8-dynamic), or its commonest type; ``tuned`` is what it says of how its rounding was tuned;
+    ``stored_types`` are those that its cache and its state were evaluated in, such as "cache fp8, state fp16".
 
     ``n_bytes`` are those of its weights, which with ``weights`` give ``bits_per_weight``; ``file_bytes`` of the
     whole files, vocabulary included. A base given as a logits file has kind "logits" and neither weights nor types.
@@ -50,11 +51,13 @@ class ModelFile:
     bits_per_weight: float | None
     files: tuple[FileHash, ...]
     tuned: TuneRecord | None = None
+    stored_types: str = ""
 
     @property
     def variant(self) -> str:
-        """The recipe and what was done besides, such as "q4_k_m tuned"."""
-        return tuned_name(self.recipe) if self.tuned else self.recipe
+        """The recipe and what was done besides, such as "q4_k_m tuned" or "q4_k_m (state fp16)"."""
+        name = tuned_name(self.recipe) if self.tuned else self.recipe
+        return f"{name} ({self.stored_types})" if self.stored_types else name
 
     @property
     def is_quantized(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Literal
 from bamba_quant.evaluation.provenance import FileHash, ModelFile, Run, Text, Timing, TypeTotal
 from bamba_quant.metadata.tune_record import TuneRecord
 
-SCHEMA = 4
+SCHEMA = 5
 _SHOWN = 8  # candidates in a ``repr``
 
 Section = Literal["perplexity", "divergence", "probability", "agreement"]

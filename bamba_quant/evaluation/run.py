@@ -177,7 +177,8 @@ def peak_memory() -> int:
 class EvaluationOptions:
     """How to evaluate; ``chunks`` None is the whole text. ``floor_chunks`` and ``drift_chunks`` are watched.
 
-    Paths may be given as strings.
+    ``cache_type`` and ``state_type`` are ``stored_types.combinations``' lists, of which candidates are evaluated under
+    every combination. Paths may be given as strings.
     """
 
     ctx: int = 512
@@ -191,6 +192,8 @@ class EvaluationOptions:
     floor_chunks: int = 2
     drift_chunks: int = 2
     activations: str = "auto"
+    cache_type: str = ""
+    state_type: str = ""
     tokenizer: Path | None = None
     reading: ReadOptions = field(default_factory=ReadOptions)
     save_base: Path | None = None

@@ -13,10 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.evaluation.intervals import LEAST_CHUNKS
+from bamba_quant.evaluation import figures
+from bamba_quant.evaluation.drift import worst
+from bamba_quant.evaluation.gates import Limit, judge
+from bamba_quant.evaluation.intervals import LEAST_CHUNKS, Bootstrap
 from bamba_quant.evaluation.logits_file import LogitsFile, base_blocks
 from bamba_quant.evaluation.models import OpenedModel
 from bamba_quant.evaluation.noise_floor import FloorWatch
+from bamba_quant.evaluation.provenance import ModelFile
+from bamba_quant.evaluation.result import Candidate, LayerDrift, TensorLoss
 from bamba_quant.evaluation.scores import BaseBlock, Scores, base_block, collect, score
 from bamba_quant.evaluation.tokens import TokenizedText
 from bamba_quant.inference.distributed import Ranks
@@ -207,3 +212,28 @@ def _estimates(labels: Sequence[str], means: NDArray[np.float64]) -> dict[str, d
         label: {"ppl_ratio": float(np.exp(np.minimum(nll - nll_base, 700))), "kld_mean": float(kld)}
         for label, (nll, nll_base, kld) in zip(labels, means, strict=True)
     }
+
+
+def candidate_result(
+    model: ModelFile,
+    scores: Scores,
+    bootstrap: Bootstrap,
+    noise_floors: Mapping[str, float] | None,
+    losses: tuple[TensorLoss, ...],
+    layers: tuple[LayerDrift, ...],
+    limits: Sequence[Limit],
+) -> Candidate:
+    """A candidate's part of the report: the figures of its scores, and the results of its gates."""
+    table = figures.figures(scores, bootstrap, noise_floors)
+    return Candidate(
+        model=model,
+        figures=table,
+        flips=figures.flips(scores),
+        kld_histogram=figures.histogram(scores.kld, figures.KLD_EDGES),
+        delta_p_histogram=figures.histogram(scores.delta_p, figures.DELTA_P_EDGES),
+        chunks=figures.chunk_means(scores),
+        tensors=losses,
+        layers=layers,
+        worst=worst(losses),
+        gates=judge(limits, table),
+    )

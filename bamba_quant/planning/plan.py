@@ -124,7 +124,8 @@ class Plan:
 
     ``recipe`` is the name of the GGUF type, of the scheme, or of the dtype; ``metadata`` are a GGUF's key-values.
     ``outfile`` is the GGUF's path. With ``refine`` the scales of GGUF types are searched further than ggml does.
-    A plan of a config-only model can be printed, not written.
+    ``constants`` are the bytes of parts, by their names, that no row makes. A plan of a config-only model can be
+    printed, not written.
     """
 
     checkpoint: Checkpoint
@@ -139,6 +140,7 @@ class Plan:
     metadata: Mapping[str, GgufValue] = field(default_factory=dict, repr=False)
     shards: tuple[Shard, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    constants: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     skipped: tuple[SkippedTensor, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from bamba_quant.codecs.compressed_tensors import several_groups
 from bamba_quant.codecs.fp4 import global_scale
 from bamba_quant.errors import FormatError, PlanError, did_you_mean, join_names
 from bamba_quant.planning import safetensors_layout
+from bamba_quant.planning.cache_scales import NOTE, cache_scheme, scale_tensors
 from bamba_quant.planning.model import Model, open_model
 from bamba_quant.planning.notes import account, notes_on, weighs
 from bamba_quant.planning.plan import MAX_SHARD_BYTES, Plan, PlanRow
@@ -48,6 +49,7 @@ def plan_quantization(
     dtype: str = "bf16",
     max_shard_bytes: int | None = MAX_SHARD_BYTES,
     imatrix: Imatrix | None = None,
+    cache_scales: Mapping[str, tuple[float, float]] | None = None,
     allow_config_only: bool = False,
     reading: ReadOptions = ReadOptions(),
 ) -> Plan:
@@ -55,7 +57,8 @@ def plan_quantization(
 
     ``scheme`` is a mixture, or the name of a built-in one or of a scheme; ``method`` is by default each scheme's first.
     ``keep`` is ``select_matrices``'s. ``dtype`` is that of all other tensors: "bf16", or "stored", as they are.
-    ``imatrix`` weighs the columns' errors. ``allow_config_only`` accepts a directory with only a config.json, or that
+    ``imatrix`` weighs the columns' errors. With ``cache_scales`` (``cache_scales.scale_tensors``) the directory has
+    those of an FP8 cache. ``allow_config_only`` accepts a directory with only a config.json, or that
     file; the plan can then be printed, not written. The plan's rows are the matrices, then the other tensors. Raises
     a ``BambaQuantError`` for an input that is quantized already or not supported, for a matrix that does not divide
     as the scheme requires, and for a ``keep`` that cannot be followed.
@@ -107,8 +110,10 @@ def plan_quantization(
         else _other(candidate, checkpoint.tensors[candidate.name], dtype)
         for candidate in candidates
     ]
-    placed = safetensors_layout.place_parts([row.parts for row in unplaced], max_shard_bytes)
-    rows = [replace(row, parts=parts) for row, parts in zip(unplaced, placed, strict=True)]
+    constants = {} if cache_scales is None else scale_tensors(candidates, cache_scales)
+    scales = [(safetensors_layout.tensor_part(name, "BF16", (1,)),) for name in constants]
+    placed = safetensors_layout.place_parts([*(row.parts for row in unplaced), *scales], max_shard_bytes)
+    rows = [replace(row, parts=parts) for row, parts in zip(unplaced, placed, strict=False)]
     rows.sort(key=lambda row: row.method is None)
     matrices = {row.source.name: (row.shape[0], row.shape[1]) for row in rows if row.method}
     used = {codec: [c for c in candidates if schemes.get(c.name) is codec and c.name in chosen]
@@ -124,6 +129,7 @@ def plan_quantization(
         model=source,
         method=", ".join(dict.fromkeys(row.method.name for row in rows if row.method)),
         shards=shards,
+        constants=constants,
         skipped=source.skipped(),
     )
     rules = source.architecture.tensors(source.config)
@@ -132,9 +138,12 @@ def plan_quantization(
         ignored_modules(candidates, rules, chosen, loaders),
         mixture,
     )
+    if constants:
+        configuration = cache_scheme(configuration, mixture.name)
     noted = partial(loading_notes, source.architecture, source.config, checkpoint.metadata)
     roles = {codec: {role for c in members for role in c.roles} for codec, members in used.items()}
     loading = list(dict.fromkeys(note for codec, found in roles.items() for note in noted(codec, found)))
+    loading += [NOTE] * bool(constants)
     if len(used) > 1:
         loading.append(
             "transformers 5.23 dequantizes the layers of all groups but experts by the first one: load without "

@@ -15,7 +15,7 @@ from bamba_quant.evaluation.result import FIGURES, Figure, FigureKind
 from bamba_quant.report import wording
 from bamba_quant.report.json_report import ReportError, from_plain, report_object
 
-SCHEMAS = (3, 4)  # which differ in nothing that is read here
+SCHEMAS = (3, 4, 5)  # which differ in nothing that is read here
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class History:
 def read_history(paths: Sequence[Path], key: str = "kld_mean") -> History:
     """The history of the figure ``key`` in reports: files, or directories that hold a ``report.json``.
 
-    Raises ``ReportError`` for a file that is not a report of schema 3 or 4, and for an unknown figure.
+    Raises ``ReportError`` for a file that is not a report of schema 3, 4 or 5, and for an unknown figure.
     """
     if key not in FIGURES:
         near = join_names(get_close_matches(key, FIGURES, 5, 0.0))

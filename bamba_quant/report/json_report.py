@@ -200,8 +200,9 @@ def _record(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise _wrong(where, value, "an object")
     hints = typing.get_type_hints(kind)
-    if value.keys() != hints.keys():
-        unknown, missing = sorted(value.keys() - hints.keys()), sorted(hints.keys() - value.keys())
+    needed = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    if value.keys() - hints.keys() or needed - value.keys():  # older reports lack what now has a default
+        unknown, missing = sorted(value.keys() - hints.keys()), sorted(needed - value.keys())
         raise ReportError(
             "a report's record has other fields than this version writes",
             where=where,
@@ -212,7 +213,7 @@ def _record(kind: type, value: Any, where: str) -> Any:
             ),
             fix="read it with the version of bamba-quant that wrote it",
         )
-    return kind(**{name: from_plain(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    return kind(**{name: from_plain(hints[name], each, f"{where}.{name}") for name, each in value.items()})
 
 
 def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:

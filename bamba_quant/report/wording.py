@@ -224,7 +224,11 @@ def short_names(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def unique_names(models: Sequence[ModelFile]) -> tuple[str, ...]:
-    """Each model's variant where no other of them has it, else its label."""
+    """Each model's variant where no other of them has it, else its label; of one file what its types differ in."""
+    types = [model.stored_types.split(", ") for model in models]
+    if len(types) > 1 and types[0][0] and len({model.path for model in models}) == 1:
+        apart = [[each for each in some if not all(each in other for other in types)] for some in types]
+        return tuple(map(", ".join, apart))
     counts = Counter(model.variant for model in models)
     return tuple(
         model.variant if counts[model.variant] == 1 and model.recipe else model.label for model in models

@@ -16,7 +16,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     layout, weights = hashlib.sha256(), hashlib.sha256()
     for shard in plan.shards:
         layout.update(shard.header)
-    small = hashlib.sha256(repr(sorted(plan.files.items())).encode())
+    small = hashlib.sha256(repr(sorted({**plan.files, **plan.constants}.items())).encode())
     for row in plan.rows:
         weights.update(b"" if row.importance is None else row.importance.tobytes())
         weights.update(b"".join(part.tobytes() for part in row.constants.values()))

@@ -157,6 +157,10 @@ def fill(
     headers = _marked(plan, files) if is_set else [shard.header for shard in plan.shards]
     for descriptor, content in zip(descriptors, [*headers, *plan.files.values()], strict=True):
         stream.write_at(descriptor, 0, content)
+    for shard, descriptor in zip(plan.shards, descriptors, strict=False):
+        for part in shard.parts if plan.constants else ():
+            if part.name in plan.constants:
+                stream.write_at(descriptor, len(shard.header) + part.offset, plan.constants[part.name])
 
 
 def _marked(plan: Plan, files: Sequence[OutputFile]) -> list[bytes]:

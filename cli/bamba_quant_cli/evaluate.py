@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,12 +17,12 @@ from bamba_quant_cli import options as opt
 from bamba_quant_cli.console import Progress, echo, print_json
 from bamba_quant_cli.evaluation_screen import print_screen
 from bamba_quant_cli.evaluation_tables import gate_lines, print_details
+from bamba_quant_cli.gate_options import GATES, gate_option, given_limits
 from bamba_quant_cli.interrupts import announce_outputs, set_interrupt_message
 from bamba_quant_cli.lm_eval import task_scorer
 from bamba_quant_cli.processes import run_in_processes
 
 if TYPE_CHECKING:
-    from bamba_quant.evaluation.gates import Limit
     from bamba_quant.evaluation.result import Evaluation
     from bamba_quant.evaluation.scoring import EvaluationProgress
 
@@ -43,28 +43,14 @@ Examples:
 
   bamba-quant evaluate bamba-9b.kld bamba-9b-Q4_K_M.gguf
 
+  bamba-quant evaluate ./Bamba-9B --text wiki.test.raw --state-type fp16,fp16-stochastic,fp8 --ctx 4096
+
   bamba-quant evaluate ./Bamba-9B bamba-9b-Q4_K_M.gguf --text wiki.test.raw --tasks arc_easy,hellaswag
 
   bamba-quant evaluate ./Bamba-9B bamba-9b-Q4_K_M.gguf --text wiki.test.raw --device cuda --processes 2
 
   torchrun --nproc-per-node 2 -m bamba_quant_cli evaluate ./Bamba-9B q4.gguf --text wiki.test.raw --device cuda
 """
-
-# EvaluationOptions of this command that are gates, in the order of its help.
-_GATES = {
-    "max-kld": "Greatest mean KLD.",
-    "max-kld-99": "Greatest 99 % KLD.",
-    "max-kld-99-9": "Greatest 99.9 % KLD.",
-    "max-ppl-ratio": "Greatest PPL(Q)/PPL(base).",
-    "max-delta-p-rms": "Greatest RMS Δp, as a fraction.",
-    "max-flips": "Greatest share of flips, as a fraction.",
-    "min-same-top": "Least share of tokens with the same top p, as a fraction.",
-}
-
-
-def _gate(name: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(help=_GATES[name], rich_help_panel="Gates")
-    return option
 
 
 def evaluate(
@@ -77,9 +63,13 @@ def evaluate(
         ),
     ],
     candidates: Annotated[
-        list[Path],
-        typer.Argument(metavar="CANDIDATE…", help="Checkpoint directories and .gguf files, of any types."),
-    ],
+        list[Path] | None,
+        typer.Argument(
+            metavar="[CANDIDATE…]",
+            help="Checkpoint directories and .gguf files, of any types; with --cache-type or --state-type by default "
+            "BASE.",
+        ),
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -104,11 +94,13 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Write report.json, report.md and report.html there.")
     ] = None,
     activations: opt.Activations = "auto",
+    cache_type: opt.CacheTypes = "",
+    state_type: opt.StateTypes = "",
     noise_floor: Annotated[
         Literal["order", "bfloat16", "none"],
         typer.Option(help="Path of the base's comparison with itself: order (of the sums), or bfloat16."),
     ] = "order",
-    seed: Annotated[int, typer.Option(help="Of the bootstrap; the same seed gives the same intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and of stochastic rounding.")] = 0,
     resamples: Annotated[int, typer.Option(min=1000, help="Of the bootstrap.")] = 10_000,
     floor_chunks: Annotated[int, typer.Option(min=1, help="Chunks the noise floor is measured on.")] = 2,
     drift_chunks: Annotated[
@@ -142,13 +134,13 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="NAME=LIMIT", help="Any other limit. Repeatable.", rich_help_panel="Gates"),
     ] = None,
-    max_kld: Annotated[float | None, _gate("max-kld")] = None,
-    max_kld_99: Annotated[float | None, _gate("max-kld-99")] = None,
-    max_kld_99_9: Annotated[float | None, _gate("max-kld-99-9")] = None,
-    max_ppl_ratio: Annotated[float | None, _gate("max-ppl-ratio")] = None,
-    max_delta_p_rms: Annotated[float | None, _gate("max-delta-p-rms")] = None,
-    max_flips: Annotated[float | None, _gate("max-flips")] = None,
-    min_same_top: Annotated[float | None, _gate("min-same-top")] = None,
+    max_kld: Annotated[float | None, gate_option("max-kld")] = None,
+    max_kld_99: Annotated[float | None, gate_option("max-kld-99")] = None,
+    max_kld_99_9: Annotated[float | None, gate_option("max-kld-99-9")] = None,
+    max_ppl_ratio: Annotated[float | None, gate_option("max-ppl-ratio")] = None,
+    max_delta_p_rms: Annotated[float | None, gate_option("max-delta-p-rms")] = None,
+    max_flips: Annotated[float | None, gate_option("max-flips")] = None,
+    min_same_top: Annotated[float | None, gate_option("min-same-top")] = None,
     dtype: opt.Dtype = "float32",
     device: opt.Device = "cpu",
     backend: opt.Backend = "auto",
@@ -178,7 +170,7 @@ def evaluate(
     is tested on its figure's one-sided 95 % bound: exit code 1 when one fails.
     """
     announce_outputs(save_base, report_dir / "report.json" if report_dir else None)
-    base, candidates = local_path(base), [local_path(candidate) for candidate in candidates]
+    base, candidates = local_path(base), [local_path(candidate) for candidate in candidates or ()]
     run_in_processes(processes, text, gates)
     from bamba_quant.evaluation.evaluate import evaluate as measure
     from bamba_quant.evaluation.gates import read_gates, refuse_unmeasurable
@@ -187,7 +179,7 @@ def evaluate(
     from bamba_quant.inference.threads import use_threads
     from bamba_quant.report.write import check_output, prepared_directory, write_reports
 
-    given = {name: context.params[name.replace("-", "_")] for name in _GATES}
+    given = {name: context.params[name.replace("-", "_")] for name in GATES}
     read = [path for path in (base, *candidates, text, gates, tokenizer) if path and path.exists()]
     kept = [*read, *([save_base] if save_base else [])]
     use_threads(threads)
@@ -200,7 +192,7 @@ def evaluate(
         bar.say("reading models and text")
         evaluation = measure(
             base,
-            candidates,
+            candidates or (),
             text,
             EvaluationOptions(
                 ctx=ctx,
@@ -214,13 +206,15 @@ def evaluate(
                 floor_chunks=floor_chunks,
                 drift_chunks=drift_chunks,
                 activations=activations,
+                cache_type=cache_type,
+                state_type=state_type,
                 tokenizer=tokenizer,
                 reading=opt.read_options(ignore_config_key, ignore_adapter, strip_prefix),
                 save_base=save_base,
                 overwrite=overwrite,
             ),
             gates=read_gates(gates) if gates else None,
-            limits=_limits(given, gate or []),
+            limits=given_limits(given, gate or []),
             command=shlex.join(
                 ["bamba-quant", *sys.argv[1:]] if processes > 1 else ranks.command(sys.argv[1:])
             ),
@@ -271,21 +265,6 @@ def _quick_shower(bar: Progress) -> Callable[[Evaluation], None]:
         set_interrupt_message(lambda: f"the figures above are of {few}")
 
     return show
-
-
-def _limits(given: dict[str, float | None], more: list[str]) -> list[Limit]:
-    from bamba_quant.evaluation.gates import GateError, limit
-
-    limits = [limit(name, value, f"--{name}") for name, value in given.items() if value is not None]
-    for each in more:
-        name, equals, value = each.partition("=")
-        number: object = value
-        with suppress(ValueError):
-            number = float(value)
-        if not equals:
-            raise GateError("a gate has no limit", where="--gate", found=each, expected="NAME=LIMIT")
-        limits.append(limit(name.strip(), number, "--gate"))
-    return limits
 
 
 def show_evaluation(bar: Progress) -> Callable[[EvaluationProgress], None]:

@@ -19,6 +19,8 @@ Examples:
 
   bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --format fp8
 
+  bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --calibrate calib.txt --kv-cache fp8
+
   bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --tune calib.txt --tune-device cuda
 
   bamba-quant fp8 ./Bamba-9B ./Bamba-9B-fp8 --resume

@@ -14,6 +14,7 @@ from bamba_quant_cli.console import Progress, count, echo, print_json, size
 from bamba_quant_cli.interrupts import announce_outputs
 
 if TYPE_CHECKING:
+    from bamba_quant.calibration.cache_ranges import CacheRanges
     from bamba_quant.calibration.imatrix import Round
     from bamba_quant.checkpoint import ReadOptions
     from bamba_quant.checkpoint.imatrix import Imatrix
@@ -132,8 +133,11 @@ def calibrate_imatrix(
     *,
     bounds: bool = False,
     strict: bool = False,
+    cache: CacheRanges | None = None,
 ) -> Imatrix:
     """The importance matrix of --calibrate: that of ``model`` on ``texts``, and with ``bounds`` the largest inputs.
+
+    ``cache`` sees the keys and values.
 
     Prints its notes.
 
@@ -154,6 +158,7 @@ def calibrate_imatrix(
             bounds=bounds,
             device=device,
             strict=strict,
+            cache=cache,
             reading=reading,
             progress=show_layers(bar),
         )

@@ -67,6 +67,12 @@ def task_scorer(options: dict[str, Any], first: bool) -> Callable[[Evaluation], 
             where=options["base"],
             fix="give a model as the base, or leave out --tasks",
         )
+    if options["cache_type"] or options["state_type"]:
+        raise BambaQuantError(
+            "tasks are scored with cache and state as computed",
+            found="--tasks with --cache-type or --state-type",
+            fix="leave one of them out",
+        )
     opened = open_tasks(names, options["include_path"])
 
     def score_tasks(evaluation: Evaluation) -> Evaluation:

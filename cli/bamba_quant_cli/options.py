@@ -62,6 +62,30 @@ Calibrate = Annotated[
         "Repeatable.",
     ),
 ]
+KvCache = Annotated[
+    Literal["fp8"] | None,
+    typer.Option(
+        help="Add scales for a cache of keys and values in FP8, as compressed-tensors defines them: two for each "
+        "attention layer, measured on the texts of --calibrate."
+    ),
+]
+CacheTypes = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE,…",
+        help="Evaluate the candidates with keys and values stored as bf16, fp16, fp8 (e4m3), int8, q8_0 or f32; each "
+        "of several.",
+    ),
+]
+StateTypes = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE,…",
+        help="Evaluate the candidates with the recurrent state stored after each token as bf16, fp16, fp8, "
+        "fp8-unscaled, int8 or f32; behind a type -stochastic rounds up or down at random (--seed). Each of several, "
+        "with each --cache-type.",
+    ),
+]
 CalibrateChunks = Annotated[
     int | None, typer.Option(help="Chunks of 512 tokens of --calibrate's texts at most; by default all.")
 ]
@@ -201,12 +225,20 @@ def check_tensors(tensors: bool, dry_run: bool) -> None:
         raise typer.BadParameter("has no effect without --dry-run", param_hint="--tensors")
 
 
-def check_one_imatrix(imatrix: Path | None, calibrate: list[Path] | None, chunks: int | None) -> None:
-    """Raise ``PlanError`` for options about importance that do not go together."""
+def check_one_imatrix(
+    imatrix: Path | None, calibrate: list[Path] | None, chunks: int | None, kv_cache: str | None = None
+) -> None:
+    """Raise ``PlanError`` for options about calibration that do not go together."""
     from bamba_quant.errors import PlanError
 
     if imatrix and calibrate:
         raise PlanError("--imatrix and --calibrate exclude each other", fix="give --imatrix or --calibrate")
+    if kv_cache and not calibrate:
+        raise PlanError(
+            "the scales of a cache are measured on a text",
+            found="--kv-cache without --calibrate",
+            fix="give a text with --calibrate",
+        )
     if chunks is not None and not calibrate:
         raise PlanError(
             "--calibrate-chunks has no effect without --calibrate", fix="give one with --calibrate"

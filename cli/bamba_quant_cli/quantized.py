@@ -33,6 +33,7 @@ class DirectoryArguments(TuneArguments):
     imatrix_strict: opt.ImatrixStrict = False
     calibrate: opt.Calibrate = None
     calibrate_chunks: opt.CalibrateChunks = None
+    kv_cache: opt.KvCache = None
     device: opt.Device = "cpu"
     max_shard_size: opt.MaxShardSize = "5G"
     dry_run: opt.DryRun = False
@@ -51,6 +52,7 @@ def quantize(
     model: Path, directory: Path, scheme: str | Mixture, method: str | None, asked: DirectoryArguments
 ) -> None:
     """Plan, then print the plan or execute it."""
+    from bamba_quant.calibration.cache_ranges import CacheRanges
     from bamba_quant.calibration.tuned_output import write_tuned_output
     from bamba_quant.checkpoint.imatrix import PlaceholderImatrix, read_imatrix
     from bamba_quant.inference.threads import use_threads
@@ -61,7 +63,7 @@ def quantize(
 
     opt.check_tensors(asked.tensors, asked.dry_run)
     announce_outputs(directory, unfinished=partial_of(directory))
-    opt.check_one_imatrix(asked.imatrix, asked.calibrate, asked.calibrate_chunks)
+    opt.check_one_imatrix(asked.imatrix, asked.calibrate, asked.calibrate_chunks, asked.kv_cache)
     ignored: list[str] = []
     for entry in (*(asked.ignore or ()), *(asked.keep or ())):
         name = scheme if isinstance(scheme, str) else scheme.name
@@ -84,7 +86,11 @@ def quantize(
         reading=reading,
     )
     given = read_imatrix(asked.imatrix, strict=asked.imatrix_strict) if asked.imatrix else None
-    plan = plan_with(imatrix=PlaceholderImatrix() if asked.calibrate else given)
+    cache = CacheRanges() if asked.kv_cache else None
+    plan = plan_with(
+        imatrix=PlaceholderImatrix() if asked.calibrate else given,
+        cache_scales=cache.scales() if cache else None,
+    )
     if asked.dry_run:
         _print_plan(plan, directory, asked.tensors, asked.as_json)
         return
@@ -96,12 +102,11 @@ def quantize(
     if asked.calibrate or tuning:
         use_threads(asked.threads)
     if asked.calibrate:
-        plan = plan_with(
-            imatrix=calibrate_imatrix(
-                plan.checkpoint.path, asked.calibrate, asked.calibrate_chunks, asked.device, reading,
-                bounds=any(row.scheme.measured for row in plan.matrices), strict=asked.imatrix_strict,
-            )
+        measured = calibrate_imatrix(
+            plan.checkpoint.path, asked.calibrate, asked.calibrate_chunks, asked.device, reading,
+            bounds=any(row.scheme.measured for row in plan.matrices), strict=asked.imatrix_strict, cache=cache,
         )  # fmt: skip
+        plan = plan_with(imatrix=measured, cache_scales=cache.scales() if cache else None)
     writing = going_on | {"threads": asked.threads}
     tuned: Tuned | None = None
     with Progress("quantizing", plan.work_bytes) as bar, Progress("tuning: step") as steps:

@@ -203,7 +203,7 @@ def test_other_roundings_are_refused_by_name(
         with_activations(TORCH, loaded, "checkpoint", CPU, torch.float32)
 
 
-def test_a_rounded_cache_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
+def test_a_cache_that_is_rounded_otherwise_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
     directory = shutil.copytree(made["fp8-dynamic"], tmp_path / "model")
     with configuration_of(directory) as config:
         config["kv_cache_scheme"] = {"num_bits": 8, "type": "float"}

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,7 +83,8 @@ def run_layer(
         names = [layer_prefix(index) + name for name in layer_tensors(run.config, index)]
         return part(run, names, chunk)
 
-    def step(model: Model, some: Tensor, sequences: BatchTokens) -> None:
+    def step(model: Model, some: Tensor, sequences: BatchTokens, first: int) -> None:
+        sequences = replace(sequences, first_text=sequences.first_text + first)
         some.copy_(layer(model, index, some, sequences))
 
     def finish(passed: LayerPass, pieces: list[Future[None]]) -> None:
@@ -112,7 +113,7 @@ def run_layer(
             run.x, shared = before_all.clone(), False
         before = (before_all if shared else run.x)[:watched].clone()
         states = () if shared else run.x.split(rows)
-        pieces = [workers.submit(step, model, some, run.sequences) for some in states]
+        pieces = [workers.submit(step, model, some, run.sequences, i * rows) for i, some in enumerate(states)]
         if any_shared and number == 0:
             first_model = model
         started.append((LayerPass(index, number, model, run.sequences, before, run.x), pieces))

@@ -63,6 +63,7 @@ def final_hidden(
     on_layer: Callable[[int, int], None] | None = None,
     on_pass: Callable[[LayerPass], None] | None = None,
     watched: int = 0,
+    first_text: int = 0,
 ) -> list[Tensor]:
     """The final hidden states (n, L, d), after the final norm, of n texts of L tokens under each weight set.
 
@@ -70,7 +71,8 @@ def final_hidden(
     of it is kept after its layer. ``config`` and ``backend`` are one for all or one for each; the
     configurations have the same number of layers.
     ``on_layer(done, layers)`` is called after each layer, ``on_pass`` after each weight set's pass through it, with
-    the hidden states of the first ``watched`` texts before it. Raises ``TensorError`` for tensors that do not fit and
+    the hidden states of the first ``watched`` texts before it. ``first_text`` is the number of the first text, on which
+    stochastic rounding depends. Raises ``TensorError`` for tensors that do not fit and
     ``InputError`` for tokens that cannot be run.
     """
     ids = np.asarray(tokens, np.int64)  # (n, L)
@@ -97,7 +99,7 @@ def final_hidden(
                 source,
                 _embed(each, source, ids, dtype, device),
                 dtype,
-                prepare(each, layout((1, ids.shape[1])), dtype, device),
+                replace(prepare(each, layout((1, ids.shape[1])), dtype, device), first_text=first_text),
             )
             for each, ops, source in zip(configs, backends, sources, strict=True)
         ]

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from bamba_reference.errors import BambaQuantError
 from bamba_reference.torch import ops as torch_ops
 from bamba_reference.torch.scan import scan, selective_scan
+from bamba_reference.torch.stored_state import StateRounding, recurrence
 
 
 class BackendError(BambaQuantError):
@@ -39,6 +40,9 @@ class Backend:
     ``kernels.decode.Decoder`` does.
     ``arrange(weights)`` puts a model's weights into the memory order that the products read. ``parallel`` says whether
     its functions may run in several threads at a time.
+
+    ``cached(k, v, layer)`` returns keys and values (B, L, kv, E) as a cache stores them; ``layer`` is what the layer's
+    tensor names begin with. With ``state_rounding`` the recurrences run token by token, by ``recurrence``.
     """
 
     name: str
@@ -63,6 +67,9 @@ class Backend:
     column_sums: Callable[..., Any] = torch_ops.column_sums
     relu2: Callable[..., Any] = torch_ops.relu2
     parallel: bool = True
+    cached: Callable[..., Any] | None = None
+    state_rounding: StateRounding | None = None
+    recurrence: Callable[..., Any] = recurrence
 
     def with_linear(self, linear: Callable[..., Any], **others: Any) -> Backend:
         """The same with ``linear`` for every product in a layer, and ``others`` replacing other fields."""

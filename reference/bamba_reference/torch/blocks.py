@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from bamba_reference.torch.backend import Backend
 from bamba_reference.torch.ops import scaled, unit_norm, wide
 from bamba_reference.torch.scan import ScanArguments, SelectiveScanArguments
 from bamba_reference.torch.state import AttentionState, MambaState, empty_mamba_state
+from bamba_reference.torch.stored_state import rounded_scan, rounded_selective_scan
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class BatchTokens:
     real: Tensor | None  # (B, L)
     padding: Tensor | None  # (B,)
     packed: list[tuple[int, int, int]] | None  # (row, start, stop) of each packed sequence
+    first_text: int = 0  # the number of the first row's text, for stochastic rounding
 
     def first(self, tokens: int) -> BatchTokens:
         """The first ``tokens`` of whole texts, which have neither padding nor packed sequences."""
@@ -104,7 +107,8 @@ def mamba2(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: 
         xBC, taps, w.get("mamba.conv1d.bias"), before.tail, batch.sequence_starts
     )  # (B, L, I + 2GN), wide
     x, B, C = convolved.split([inner, G * N, G * N], dim=-1)
-    y, h = ops.scan(
+    scan = partial(rounded_scan, ops, w.prefix, batch.first_text) if ops.state_rounding else ops.scan
+    y, h = scan(
         ScanArguments(
             x=x.unflatten(-1, (H, P)),
             dt=scaled(dt, of_dt),
@@ -149,7 +153,8 @@ def mamba1(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: 
             else ops.rms_norm(v, weight, config.mixer_rms_eps)
             for v, weight in norms
         )
-    y, h = ops.selective_scan(
+    rounded = partial(rounded_selective_scan, ops, w.prefix, batch.first_text)
+    y, h = (rounded if ops.state_rounding else ops.selective_scan)(
         SelectiveScanArguments(
             x=convolved,
             dt=w.linear("mamba.dt_proj", dt.to(u.dtype), bias=False),  # the scan adds the bias, wide
@@ -181,6 +186,8 @@ def attention(
     k = scaled(k, config.key_multiplier)
     if config.rotary_dim:
         q, k = (ops.rotary(x, batch.cos, batch.sin) for x in (q, k))
+    if ops.cached is not None:
+        k, v = ops.cached(k, v, w.prefix)
     if state is not None:
         k, v = state.append(k, v)  # (B, S, kv, E)
     y = ops.attention(q, k, v, config.attention_scale, batch.padding, batch.packed)  # (B, L, heads, E)

@@ -11,7 +11,7 @@ product with C, the router's logits, and all logits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -162,6 +162,7 @@ def forward(
 
     def through(rows: slice) -> list[Tensor]:
         sequences = prepare(model.config, where.of_rows(rows), model.dtype, model.device)
+        sequences = replace(sequences, first_text=rows.start or 0)
         trace = [embed(model, ids[rows])]  # (rows, L, d)
         for i in range(model.config.num_hidden_layers):
             x = layer(model, i, trace[-1], sequences, state.layers[i] if state else None)

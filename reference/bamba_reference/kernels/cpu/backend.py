@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bamba_reference.kernels.cpu import attention, convolution, elementwise, matmul, norms, scan
+from bamba_reference.kernels.cpu import attention, convolution, elementwise, matmul, norms, scan, stored_state
 from bamba_reference.torch.backend import TORCH
 
 NUMBA = replace(
@@ -27,4 +27,5 @@ NUMBA = replace(
     add_norm=norms.add_norm,
     column_sums=elementwise.column_sums,
     relu2=elementwise.relu2,
+    recurrence=stored_state.recurrence,
 )
