@@ -4,8 +4,8 @@ Weights are random, bfloat16, made on the GPU and shared by all paths; --model f
 Printed are the limits of the machine (its matrix products at the model's shapes, its copies), prefill of 4 × 2,048
 tokens with full logits, greedy decoding of one sequence, and the error of 512 tokens' logits against float32. The paths
 take turns; figures are medians, after a run of each that is not counted, but for decoding, where one run of many tokens
-less one of few is a figure. transformers runs three times: in torch alone, with mamba_ssm's Triton kernels and, where
-that is installed, with causal_conv1d's convolution besides.
+less one of few is a figure. transformers runs in torch alone, a row at a time, and where these are installed with
+mamba_ssm's Triton kernels and with causal_conv1d's convolution besides.
 """
 
 from __future__ import annotations

@@ -206,10 +206,10 @@ def test_model(name: str, how: str) -> None:
         arguments = {"attention_mask": np.repeat([[0, 1], [1, 1]], [2, 4], axis=1)}
     found: list[tuple[Tensor, ...]] = []
     for backend in (TORCH, TRITON_GRADIENTS if how == "whole" else TRITON):
-        weights = {n: torch.from_numpy(case.weights[n].copy()).to(DEVICE) for n in tensor_shapes(config)}
-        # A sigmoid router's correction only chooses.
-        leaves = [w.requires_grad_() for n, w in weights.items() if not n.endswith("router.correction")]
+        weights = {n: case.weights[n] for n in tensor_shapes(config)}
         model = torch_forward.load(config, weights, device=DEVICE, backend=backend)
+        # A sigmoid router's correction only chooses. As ``gradient_costs`` asks, of tensors side by side in memory too.
+        leaves = [w.requires_grad_() for n, w in model.weights.items() if not n.endswith("router.correction")]
         logits = torch_forward.forward(model, tokens, **arguments).logits
         direction = draw(1)(*logits.shape)
         found.append(torch.autograd.grad((logits * direction).sum(), leaves, materialize_grads=True))

@@ -16,11 +16,8 @@ from tests.reference.cases import relative_error
 from tests.reference.kernels.test_gradients import agree
 from tests.reference.kernels.test_operations import every_dtype
 from tests.reference.kernels.test_selective_scan import arguments
-from tests.reference.operations import random_starts
+from tests.reference.operations import RECURRENT, random_starts
 from tests.support.kernels import DEVICE
-
-# A gradient is a sum over more terms than a result, and goes through twice as many operations.
-BOUND = 2e-5
 
 
 @every_dtype
@@ -60,7 +57,7 @@ def test_any_cut(
         scan(TRITON.selective_scan),
         scan(torch_scan.selective_scan),
         *arguments(dtype, L, *shape, L),
-        besides=BOUND,
+        besides=RECURRENT,
     )
 
 
@@ -77,4 +74,6 @@ def test_small_steps_keep_their_digits_and_either_result_may_be_unused() -> None
             result = operation(SelectiveScanArguments(*leaves, 32, None, None))[used]
             found.append(torch.autograd.grad(result.sin().sum(), leaves, materialize_grads=True))
         for mine, exact in zip(*found, strict=True):
-            assert relative_error(mine.cpu(), exact.cpu()) <= BOUND or (not exact.any() and not mine.any())
+            assert relative_error(mine.cpu(), exact.cpu()) <= RECURRENT or (
+                not exact.any() and not mine.any()
+            )
