@@ -88,8 +88,8 @@ bench: $(VENV)/test.stamp ## Run the benchmarks of the CPU.
 	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.products
 
-# On a machine with two GPUs (with one: python -m benchmarks.cuda --only tests kernels forward evaluate). It compares
-# with mamba_ssm and causal_conv1d where they are installed; this target does not install them, since they are compiled.
+# On a machine with two GPUs (with one: python -m benchmarks.cuda --only tests kernels gradients forward evaluate). It
+# compares with mamba_ssm and causal_conv1d where they are installed; they are compiled, so this target does not do it.
 bench-cuda: $(VENV)/test.stamp ## Run the benchmarks of a GPU.
 	$(BIN)/python -m benchmarks.cuda
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from itertools import chain
-from math import inf, isnan
+from math import inf, isnan, nan
 from multiprocessing import get_context
 from typing import Any
 
@@ -37,14 +37,14 @@ SAME = 1.02
 class Contest:
     """One kernel on one input: each function gives the tensors that ``truth`` holds in float64.
 
-    ``against`` names who made the peer. An error up to ``floor`` is none.
+    ``against`` names who made the peer, which is None where that is not installed. An error up to ``floor`` is none.
     """
 
     kernel: str
     case: str
     truth: Callable[[], tuple[Tensor, ...]]
     ours: Callable[[], tuple[Tensor, ...]]
-    peer: Callable[[], tuple[Tensor, ...]]
+    peer: Callable[[], tuple[Tensor, ...]] | None
     timed: bool = False
     against: str = "mamba_ssm"
     floor: float = 0.0
@@ -59,10 +59,12 @@ def doubles(*values: Any) -> list[Any]:
 
 
 def relative(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> list[float]:
-    return [
-        ((f.double() - t.double()).norm() / t.double().norm()).item() if f.isfinite().all() else float("nan")
-        for f, t in zip(found, truth, strict=True)
-    ]
+    """Of each tensor; of a truth of zeros, as a gradient may be, 0 or infinity."""
+    errors = []
+    for f, t in zip(found, truth, strict=True):
+        off = (f.double() - t.double()).norm().item() if f.isfinite().all() else nan
+        errors.append(off and off / (t.double().norm().item() or 1e-300))
+    return errors
 
 
 def milliseconds(run: Callable[[], object]) -> float:
@@ -73,26 +75,37 @@ def milliseconds(run: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a contest ended: who it was against, whether it was lost, and what its ``floor`` was."""
+    """How a contest ended: who it was against, whether it was lost (None: no peer), and what its ``floor`` was."""
 
     against: str
-    lost: bool
+    lost: bool | None
     floor: float
 
 
 def outcome(contest: Contest) -> Outcome:
-    """Also prints a line that tells of it."""
+    """Also prints a line that tells of it; of more than two tensors, of the one that is the worst beside its peer."""
     truth = contest.truth()
-    ours, peer = relative(contest.ours(), truth), relative(contest.peer(), truth)
+    ours = relative(contest.ours(), truth)
+    peer = relative(contest.peer(), truth) if contest.peer else [inf] * len(ours)
     del truth
     # What is not finite is nan, and further from the truth than anything.
     allowed = [max(SAME * (inf if isnan(other) else other), contest.floor) for other in peer]
     lost = any(not mine <= most for mine, most in zip(ours, allowed, strict=True))
+    if len(ours) > 2:
+        worst = max(
+            range(len(ours)),
+            key=lambda i: (not ours[i] <= allowed[i], ours[i] / (allowed[i] or 1e-300), ours[i]),
+        )
+        ours, peer = [ours[worst]], [peer[worst]]
     shown = [" ".join(f"{error:.2e}" for error in errors) for errors in (ours, peer)]
-    took = [milliseconds(run) for run in (contest.ours, contest.peer)] if contest.timed else []
+    if not contest.peer:
+        shown[1] = "not measured" if not lost else "not finite"
+    took = [milliseconds(run) for run in (contest.ours, contest.peer) if run] if contest.timed else []
     line = f"{contest.kernel:18}{contest.case:34}{shown[0]:>18}{shown[1]:>18}"
     line += "".join(f"{time:9.4f}" for time in took) + f"  {contest.against}{'  WORSE' if lost else ''}"
     print(line, flush=True)
+    if not contest.peer and not lost:
+        return Outcome(contest.against, None, contest.floor)
     return Outcome(contest.against, lost, contest.floor)
 
 
@@ -109,8 +122,11 @@ def outcomes(module: str, options: argparse.Namespace, job: int = 0) -> list[Out
     return found
 
 
-def main(module: str, description: str | None) -> None:
-    """Run the contests of ``module``, in as many processes as asked for, because compiling takes the longest."""
+def main(module: str, description: str | None, what: str = "kernels") -> None:
+    """Run the contests of ``module``, in as many processes as asked for, because compiling takes the longest.
+
+    ``what`` they compare is named in the figures, but for the selective scan's, which have a floor.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -132,21 +148,21 @@ def main(module: str, description: str | None) -> None:
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         shares = pool.map(partial(outcomes, module, options), range(options.jobs))
         found = list(chain.from_iterable(shares))
-    counted, worse = (
-        Counter((each.against, each.floor) for each in found),
-        Counter((each.against, each.floor) for each in found if each.lost),
+    counted, worse, alone = (
+        Counter((each.against, each.floor) for each in found if counts(each.lost))
+        for counts in (lambda lost: lost is not None, bool, lambda lost: lost is None)
     )
-    print(f"{worse.total()} of {counted.total()} less exact than their peers")
+    print(f"{worse.total()} of {counted.total()} less exact than their peers, {alone.total()} without a peer")
     inputs = " and ".join(options.dtype)
     points.write(
         [
             Point(
-                f"{'selective scan' if floor else 'kernels'} against float64 beside {against}'s, {inputs}",
+                f"{'selective scan' if floor else what} against float64 beside {against}'s, {inputs}",
                 f"none less exact by over {SAME - 1:.0%}" + (f" and {floor:.0e} in all" if floor else ""),
-                f"{worse[against, floor]} of {count} inputs less exact",
-                not worse[against, floor],
+                f"{worse[against, floor]} of {count} inputs less exact" if count else "not installed",
+                not worse[against, floor] if count else None,
             )
-            for (against, floor), count in counted.items()
+            for (against, floor), count in {**dict.fromkeys(alone, 0), **counted}.items()
         ],
         options.points,
     )

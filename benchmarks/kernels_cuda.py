@@ -145,7 +145,7 @@ def mixer_contests(theirs: Any, dtype: torch.dtype, shape: Shape, timed: bool) -
         case,
         lambda: torch_scan.scan(ScanArguments(*doubles(*args), 64, m.sequence_starts, None)),
         lambda: scan.scan(ScanArguments(*args, 64, m.sequence_starts, None)),
-        their_step if L == 1 and not packed else their_scan,
+        theirs.scan and (their_step if L == 1 and not packed else their_scan),
         timed,
     )
     y = torch.randn(B, L, INNER, device="cuda").to(dtype)
@@ -154,8 +154,13 @@ def mixer_contests(theirs: Any, dtype: torch.dtype, shape: Shape, timed: bool) -
         case,
         lambda: (torch_ops.gated_norm(*doubles(y, m.z, m.norm), G, EPS),),
         lambda: (norms.gated_norm(y, m.z, m.norm, G, EPS),),
-        lambda: (
-            theirs.gated_norm(y, m.norm, None, z=m.z, eps=EPS, group_size=INNER // G, norm_before_gate=False),
+        theirs.gated_norm
+        and (
+            lambda: (
+                theirs.gated_norm(
+                    y, m.norm, None, z=m.z, eps=EPS, group_size=INNER // G, norm_before_gate=False
+                ),
+            )
         ),
         timed,
     )
@@ -207,7 +212,7 @@ def other_contests(theirs: Any, dtype: torch.dtype, L: int, timed: bool) -> Iter
         case,
         lambda: (total.double(), torch_ops.rms_norm(*doubles(total, coarse), EPS)),
         lambda: norms.add_norm(x, delta, coarse, EPS),
-        their_norm,
+        theirs.rms_norm and their_norm,
         timed,
     )
     gate, up = torch.randn(2, 1, L, FFN, device="cuda").to(dtype)

@@ -11,7 +11,6 @@ torch, and those of mamba_ssm and causal_conv1d where these are installed.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import peers, points
+from benchmarks import peers, points, transformers_cuda
 from benchmarks.forward_cuda import LENGTH, ROWS, profile, turns
 from benchmarks.points import Point
 from benchmarks.transformers_cuda import CONVOLUTION, SCAN, TORCH_ONLY, draw, in_torch, paths
@@ -69,11 +68,6 @@ def reference(theirs: Any, layers: int, dtype: torch.dtype, backend: str = "trit
         if not rule.skipped
     }
     return load(config, weights, dtype=dtype, device=cuda, backend=backend_named(backend, cuda, dtype))
-
-
-def ways() -> dict[str, Sequence[str]]:
-    """Of each way to run transformers' model, the functions that stay in torch."""
-    return paths() if importlib.util.find_spec("mamba_ssm") else {TORCH_ONLY: (*SCAN, *CONVOLUTION)}
 
 
 def agreement(layers: int) -> list[Point]:
@@ -146,11 +140,13 @@ def prefill(theirs: Any, model: Any, repeats: int) -> list[Point]:
     ids = np.random.default_rng(0).integers(model.config.vocab_size, size=(ROWS, LENGTH))
     on_gpu = torch.from_numpy(ids).cuda()
 
-    def their(names: Sequence[str]) -> None:
+    def their(path: str, names: Sequence[str]) -> None:
         with in_torch(names):
-            theirs(on_gpu, use_cache=False)
+            transformers_cuda.prefill(theirs, on_gpu, path == TORCH_ONLY)
 
-    runs: dict[str, Callable[[], object]] = {way: partial(their, names) for way, names in ways().items()}
+    runs: dict[str, Callable[[], object]] = {
+        path: partial(their, path, names) for path, names in paths().items()
+    }
     found = turns(runs | {OURS: lambda: forward(model, ids)}, repeats)
     large = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     rate = 2 * 8192**3 / (turns({"": lambda: [large @ large for _ in range(10)]}, 3)[""] / 10)
@@ -195,7 +191,7 @@ def main() -> None:
     from bamba_reference.torch.forward import forward
 
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{torch.cuda.get_device_name()}, {versions}, {', '.join(ways())}")
+    print(f"{torch.cuda.get_device_name()}, {versions}, {', '.join(paths())}")
     held = agreement(min(8, options.layers))
     print(held[0])
     theirs = oracle(options.layers, torch.bfloat16)

@@ -1,4 +1,8 @@
-"""The packages that the kernels compete with on a GPU, each as far as it is installed."""
+"""The packages that the kernels compete with on a GPU, each as far as it is installed.
+
+``MAMBA_FORCE_BUILD=TRUE pip install --no-deps --no-build-isolation mamba-ssm`` installs mamba_ssm; with
+MAMBA_SKIP_CUDA_BUILD=TRUE besides, all of it but what must be compiled, which is Mamba's selective scan.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,6 @@ import importlib.util
 import sys
 import types
 from typing import Any
-
-INSTALL = (
-    "MAMBA_FORCE_BUILD=TRUE pip install --no-deps --no-build-isolation mamba-ssm (MAMBA_SKIP_CUDA_BUILD=TRUE besides "
-    "leaves out what must be compiled, which is Mamba's selective scan)"
-)
 
 
 def let_mamba_ssm_be_imported() -> bool:
@@ -22,21 +21,15 @@ def let_mamba_ssm_be_imported() -> bool:
 
 
 def kernels() -> Any:
-    """mamba_ssm's functions and causal_conv1d's.
-
-    Where they are not compiled ``selective_scan``, ``conv`` and ``conv_step`` are None.
-
-    Ends the process where mamba_ssm is not installed.
-    """
+    """mamba_ssm's functions and causal_conv1d's; those are None that are not installed, or not compiled."""
     compiled = let_mamba_ssm_be_imported()
-    try:
+    selective_scan_fn = rms_norm_fn = rmsnorm_fn = selective_state_update = mamba_chunk_scan_combined = None
+    if importlib.util.find_spec("mamba_ssm") is not None:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
         from mamba_ssm.ops.triton.layer_norm import rms_norm_fn
         from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
         from mamba_ssm.ops.triton.selective_state_update import selective_state_update
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-    except ImportError as error:
-        sys.exit(f"mamba_ssm is the peer here, and it is missing ({error}): {INSTALL}")
     conv = conv_step = None
     if importlib.util.find_spec("causal_conv1d_cuda") is not None:
         from causal_conv1d import causal_conv1d_fn as conv

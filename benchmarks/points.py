@@ -11,12 +11,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Point:
-    """One figure; ``held`` says whether ``measured`` is what ``required`` asks for."""
+    """One figure; ``held`` says whether ``measured`` is what ``required`` asks for, None that nothing was measured."""
 
     what: str
     required: str
     measured: str
-    held: bool
+    held: bool | None
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,6 @@ def table(points: Sequence[Point]) -> str:
     """A table in Markdown."""
     lines = ["| point | required | measured | |", "|---|---|---|---|"]
     for point in points:
-        held = "yes" if point.held else "**no**"
+        held = {True: "yes", False: "**no**", None: "not measured"}[point.held]
         lines.append(f"| {point.what} | {point.required} | {point.measured} | {held} |")
     return "\n".join(lines)

@@ -85,9 +85,16 @@ def oracle(keys: dict[str, Any]) -> Any:
 
 
 def paths() -> dict[str, Sequence[str]]:
-    """Of each way to run transformers' model, the functions that stay in torch."""
-    found = {TORCH_ONLY: (*SCAN, *CONVOLUTION), WITH_SCAN: CONVOLUTION}
-    return found | ({WITH_BOTH: ()} if peers.kernels().conv else {})
+    """Of each way to run transformers' model with what is installed, the functions that stay in torch."""
+    theirs, found = peers.kernels(), {TORCH_ONLY: (*SCAN, *CONVOLUTION)}
+    found |= {WITH_SCAN: CONVOLUTION} if theirs.scan else {}
+    return found | ({WITH_BOTH: ()} if theirs.scan and theirs.conv else {})
+
+
+def prefill(model: Any, ids: Tensor, in_torch_alone: bool) -> None:
+    """Logits of tokens (B, L); in torch alone a row at a time, because its scan of four takes 128 GiB at once."""
+    for rows in ids.split(1 if in_torch_alone else len(ids)):
+        model(rows, use_cache=False)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from bamba_quant.calibration.candidates import Candidates
 from bamba_quant.inference.loading import LoadedModel
 from bamba_quant.inference.weights import weights_on
+from bamba_reference.backends import differentiable
 from bamba_reference.packing import layout
 from bamba_reference.tensors import HEAD, tensor_shapes
 from bamba_reference.torch.forward import (
@@ -80,7 +81,13 @@ def gradient_costs(
     ``batch`` chunks share a backward pass. ``memory`` bounds the bytes of differences that are held: where they take
     more, the text is passed over again for each group of tensors.
     """
-    model = load(original.config, weights_on(original.weights, device, dtype), dtype=dtype, device=device)
+    model = load(
+        original.config,
+        weights_on(original.weights, device, dtype),
+        dtype=dtype,
+        device=device,
+        backend=differentiable(device, dtype),
+    )
     targets = targets_of(original, candidates)
     groups = _groups(targets, original, memory)
     batches = [chunks[start : start + batch] for start in range(0, len(chunks), batch)]

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bamba_quant.calibration import narrow_gradients
 from bamba_quant.calibration.latents import LatentTensor
+from bamba_reference.backends import differentiable
 from bamba_reference.config import Config
 from bamba_reference.packing import layout
 from bamba_reference.torch.backend import TORCH
@@ -47,7 +48,7 @@ def products(precision: str) -> Iterator[None]:
 
 def model_of(config: Config, weights: Mapping[str, Tensor], device: torch.device) -> Model:
     """A float32 model of these weights, differentiable."""
-    backend = TORCH
+    backend = differentiable(device, torch.float32)
     if narrow_gradients.supported(device):
         backend = TORCH.with_linear(narrow_gradients.linear, head=narrow_gradients.head)
     return Model(config, weights, torch.float32, device, backend, default_chunk(device))

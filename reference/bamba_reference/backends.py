@@ -59,6 +59,11 @@ def backend_named(
     return TRITON
 
 
+def differentiable(device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend for gradients of a model: "auto" on a GPU, and torch on a CPU, whose kernels have none."""
+    return TORCH if device.type == "cpu" else backend_named("auto", device, dtype)
+
+
 def _suitable(device: torch.device, dtype: str) -> str:
     if device.type == "cuda" and dtype != "torch.float64" and _installed("triton"):
         return "triton"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bamba_reference.backends import backend_named
+from bamba_reference.backends import backend_named, differentiable
 from bamba_reference.kernels.decode import Decoder
 from bamba_reference.runtime import stream
 from bamba_reference.runtime.generate import generate_batch
@@ -132,6 +132,7 @@ def test_choice_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend_named("auto", cuda, torch.float64).name == "torch"
     assert backend_named("auto", cuda, torch.bfloat16).name == "triton"
     assert backend_named("torch", cuda, torch.float32) is TORCH
+    assert [differentiable(device, torch.float32).name for device in (cpu, cuda)] == ["torch", "triton"]
     with pytest.raises(BackendError, match="jax"):
         backend_named("jax", cpu, torch.float32)
     with pytest.raises(BackendError, match="float64"):
