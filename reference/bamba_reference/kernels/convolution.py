@@ -2,7 +2,9 @@
 
 A token's sum is kept in float32 and rounded once, to the input's dtype.
 """
-# mypy: disable-error-code="untyped-decorator"
+# Triton's own meaning of this syntax: tuples grow by adding.
+# mypy: disable-error-code="untyped-decorator, assignment"
+# ruff: noqa: RUF005
 
 from __future__ import annotations
 
@@ -35,18 +37,65 @@ def conv(
         bias,
         tail,
         sequence_starts,
+        None,
+        None,
         out,
         L,
         W,
         *xBC.stride()[:2],
         *weight.stride(),
         *tail.stride()[:2],
+        0,
+        0,
         K=weight.shape[1],
         TOKENS=tokens,
         CHANNELS=_CHANNELS,
         num_warps=_WARPS,
     )
     return out
+
+
+def gradient_before_silu(
+    gradient: Tensor,
+    xBC: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tail: Tensor,
+    sequence_starts: Tensor | None,
+    weighted: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """From the gradient of ``conv``'s result (B, L, W) that of its sums before SiLU, float32 (B, L, W).
+
+    If ``weighted``, also the gradients of the taps, the current token's first, and of the bias: (K + 1, W) float32.
+    """
+    xBC, tail, gradient = rows_apart(xBC), rows_apart(tail), rows_apart(gradient)
+    B, L, W = xBC.shape
+    K, tokens, channels = weight.shape[1], padded(L, least=1, most=_TOKENS), _CHANNELS // 2
+    grid = (-(-L // tokens), -(-W // channels), B)
+    out, sums = torch.empty(B, L, W, dtype=torch.float32, device=xBC.device), None
+    if weighted:
+        sums = torch.empty(B * grid[0], K + 1, W, dtype=torch.float32, device=xBC.device)
+    _conv[grid](
+        xBC,
+        weight,
+        bias,
+        tail,
+        sequence_starts,
+        gradient,
+        sums,
+        out,
+        L,
+        W,
+        *xBC.stride()[:2],
+        *weight.stride(),
+        *tail.stride()[:2],
+        *gradient.stride()[:2],
+        K=K,
+        TOKENS=tokens,
+        CHANNELS=channels,
+        num_warps=_WARPS,
+    )
+    return out, None if sums is None else sums.sum(0)
 
 
 def conv_in_place(
@@ -82,6 +131,8 @@ def _conv(
     bias: tl.tensor,
     tail: tl.tensor,
     sequence_starts: tl.tensor,
+    gradient: tl.tensor,
+    sums: tl.tensor,
     out: tl.tensor,
     L: tl.tensor,
     W: tl.tensor,
@@ -91,16 +142,20 @@ def _conv(
     weight_tap: tl.tensor,
     tail_row: tl.tensor,
     tail_token: tl.tensor,
+    gradient_row: tl.tensor,
+    gradient_token: tl.tensor,
     K: tl.constexpr,
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
+    """The convolution; with ``gradient``, that of its result, the gradient of the sums before SiLU."""
     row = tl.program_id(2).to(tl.int64)
     t = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)  # (T,)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)  # (W,)
     total = tl.zeros((TOKENS, CHANNELS), tl.float32)
     if bias is not None:
         total += tl.load(bias + c, mask=c < W, other=0).to(tl.float32)[None, :]
+    inputs = ()
     seen = t < L  # whether the token `back` positions ago belongs to the same sequence
     for back in tl.static_range(K):
         tap = tl.load(weight + c * weight_channel + (K - 1 - back) * weight_tap, mask=c < W, other=0)
@@ -117,15 +172,23 @@ def _conv(
                 other=0,
             ).to(tl.float32)
         total += tap.to(tl.float32)[None, :] * earlier
+        inputs = inputs + (earlier,)
         if sequence_starts is not None:
             begins = tl.load(sequence_starts + row * L + at, mask=(at >= 0) & (at < L), other=0).to(tl.int32)
             seen = seen & (begins == 0)
-    y = total / (1 + tl.exp(-total))
-    tl.store(
-        out + (row * L + t[:, None]) * W + c[None, :],
-        y.to(out.dtype.element_ty),
-        mask=(t < L)[:, None] & (c < W)[None, :],
-    )
+    here = (t < L)[:, None] & (c < W)[None, :]
+    if gradient is None:
+        y = total / (1 + tl.exp(-total))
+    else:
+        sigmoid = 1 / (1 + tl.exp(-total))
+        gradient += row * gradient_row + t[:, None] * gradient_token + c[None, :]
+        y = tl.load(gradient, mask=here, other=0).to(tl.float32) * sigmoid * (1 + total * (1 - sigmoid))
+        if sums is not None:
+            sums += (row * tl.num_programs(0) + tl.program_id(0)) * (K + 1) * W + c
+            for back in tl.static_range(K):
+                tl.store(sums + back * W, tl.sum(y * inputs[back], axis=0), mask=c < W)
+            tl.store(sums + K * W, tl.sum(y, axis=0), mask=c < W)
+    tl.store(out + (row * L + t[:, None]) * W + c[None, :], y.to(out.dtype.element_ty), mask=here)
 
 
 @triton.jit

@@ -157,11 +157,11 @@ def _in_place(backend: Backend, position: Tensor, padding: Tensor) -> Backend:
         return decode_attention(q, k, v, scale, position, padding)
 
     # A step writes no weights. Functions that a caller has replaced stay.
-    early: dict[str, Any] = {
-        name: partial(function, settled=True)
-        for name, function in _PRODUCTS.items()
-        if getattr(backend, name) is function
-    }
+    early: dict[str, Any] = {}
+    for name, function in _PRODUCTS.items():
+        given = getattr(backend, name)
+        if getattr(given, "kernel", given) is function:
+            early[name] = partial(function, settled=True)
     return replace(
         backend,
         conv=conv_in_place,

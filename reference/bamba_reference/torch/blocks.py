@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -211,11 +212,9 @@ def moe(model: Model, w: LayerWeights, u: Tensor, batch: BatchTokens, state: Non
     chosen, weights = routed(config, w, w.linear("moe.router", x.to(wide(x.dtype))))  # (T, k), (T, k)
     if config.moe_latent_size:
         x = w.linear("moe.latent_down", x)  # (T, R)
-    if ops.experts is None:
-        y = _experts(model, w, x, chosen, weights)  # (T, d or R), wide
-    else:
-        gate, up, down = (w.get(f"moe.{name}_proj.weight") for name in ("gate", "up", "down"))
-        y = ops.experts(x, chosen, weights, gate, up, down)
+    stacks = (w.get(f"moe.{name}_proj.weight") for name in ("gate", "up", "down"))
+    experts = ops.experts or partial(each_expert, ops, prefix=f"{w.prefix}moe.")
+    y = experts(x, chosen, weights, *stacks)  # (T, d or R), wide
     if config.moe_latent_size:
         y = w.linear("moe.latent_up", y.to(x.dtype))
     return y.view(*u.shape[:-1], -1)
@@ -243,23 +242,31 @@ def routed(config: Config, w: LayerWeights, logits: Tensor) -> tuple[Tensor, Ten
     return chosen, weights * config.expert_weights_scale
 
 
-def _experts(model: Model, w: LayerWeights, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """``Backend.experts`` expert by expert, where each product is seen.
+def each_expert(
+    ops: Backend,
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    gate: Tensor | None,
+    up: Tensor,
+    down: Tensor,
+    prefix: str = "",
+) -> Tensor:
+    """``Backend.experts`` expert by expert, where each product is seen, by the other operations of ``ops``.
 
     ``linear`` receives the matrix of expert e under the stacked tensor's name and ``[e]``.
     """
-    ops = model.backend
     y = torch.zeros_like(x, dtype=weights.dtype)
     for e in chosen.unique().tolist():
         token, rank = (chosen == e).nonzero(as_tuple=True)  # (n,), (n,)
 
-        def linear(name: str, x: Tensor, e: int = e) -> Tensor:
-            return ops.linear(x, w[f"moe.{name}.weight"][e], None, f"{w.prefix}moe.{name}.weight[{e}]")
+        def linear(name: str, stack: Tensor, x: Tensor, e: int = e) -> Tensor:
+            return ops.linear(x, stack[e], None, f"{prefix}{name}_proj.weight[{e}]")
 
         some = x[token]  # (n, d)
-        up = linear("up_proj", some)
-        hidden = ops.swiglu(linear("gate_proj", some), up) if model.config.has_gate else ops.relu2(up)
-        out = linear("down_proj", hidden)
+        hidden = linear("up", up, some)
+        hidden = ops.relu2(hidden) if gate is None else ops.swiglu(linear("gate", gate, some), hidden)
+        out = linear("down", down, hidden)
         y.index_add_(0, token, out.to(y.dtype) * weights[token, rank, None])
     return y
 
