@@ -12,6 +12,7 @@ from bamba_quant.errors import BambaQuantError, did_you_mean
 
 _RUNNING = ("device", "graph", "max_memory", "micro_batch", "recompute", "max_minutes", "state", "resume")
 _CLI = {"steps": "--tune-steps", "tokens": "--tune-tokens", "seed": "--tune-seed"}
+DTYPES = ("float32", "bfloat16")
 PARTS = ("codes", "scales", "blocks", "floats")
 
 
@@ -96,6 +97,9 @@ class TuneOptions:
                 found=self.max_minutes,
                 expected="a number of minutes, more than 0",
             )
+        if self.dtype not in (None, *DTYPES):
+            raise TuneError("unknown tuning option dtype (--tune-dtype)" + did_you_mean(str(self.dtype), DTYPES),
+                            found=self.dtype, expected=", ".join(DTYPES))  # fmt: skip
         if self.resume and self.state is None:
             raise TuneError(
                 "resume needs a state file", fix="give the state file of the interrupted run (--tune-state)"

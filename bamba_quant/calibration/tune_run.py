@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +170,14 @@ class Run:
         for latent in self._learner.latents:
             if isinstance(latent, LatentMatrix) and latent.learns_codes:
                 codes += latent.count
-            if self.best_kld < self.before:
-                repack(latent.tensor, latent.raw(self._best[latent.name]), tensors)
-                if isinstance(latent, LatentMatrix):
-                    changed[latent.tensor.name] = latent.changed(self._best[latent.name])
+        if self.best_kld < self.before:
+            latents = self._learner.latents
+            with ThreadPoolExecutor() as pool:
+                packed = pool.map(lambda latent: latent.raw(self._best[latent.name]), latents)
+                for latent, raw in zip(latents, packed, strict=True):
+                    repack(latent.tensor, raw, tensors)
+                    if isinstance(latent, LatentMatrix):
+                        changed[latent.tensor.name] = latent.changed(self._best[latent.name])
         record = TuneRecord(
             data.names, data.sha256, data.batches.tokens, self.step, options.seed, self.before, self.best_kld,
             codes, sum(changed.values()),

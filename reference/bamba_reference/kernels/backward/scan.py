@@ -74,7 +74,8 @@ def _backward(arguments: ScanArguments, dy: Tensor, end: Tensor) -> tuple[Tensor
     x, B, C, dy = (rows_apart(v) for v in (x, B, C, dy))
     rows, L, H, P = x.shape
     G, N = B.shape[2:]
-    wide = x.dtype == torch.float32 or INTERPRETED
+    # With eight warps Triton 3.6 makes wrong code of float16's products; float32's take longer and are right.
+    wide = x.dtype != torch.bfloat16 or INTERPRETED
     Q = padded(L, most=_CHUNK if N <= 128 and not wide else _CHUNK // 2)
     chunks = -(-L // Q)
     segment = None if sequence_starts is None else sequence_starts.cumsum(1, dtype=torch.int32)  # (B, L)
@@ -110,11 +111,9 @@ def _backward(arguments: ScanArguments, dy: Tensor, end: Tensor) -> tuple[Tensor
     raw = dt.float() + dt_bias.float()
     step = F.softplus(raw)
     passes = (step >= limit[0]) & (step <= limit[1])
-    if real is not None:
-        passes = passes & real[..., None]
-    step = step.clamp(*limit)
-    # Where a token is padding its decay does not depend on A either.
-    dA_log = torch.where(passes if real is None else real[..., None], ddtA * step, 0).sum((0, 1)) * A
+    if real is not None:  # padding has dt 0
+        ddt, ddtA = ddt * real[..., None], ddtA * real[..., None]
+    dA_log = (ddtA * step.clamp(*limit)).sum((0, 1)) * A
     draw = torch.where(passes, (ddt + ddtA * A) * raw.sigmoid(), 0)
     return (
         dx,
