@@ -61,38 +61,76 @@ def selective_scan(
 
     All inputs may be strided along every dimension but the last. ``chunk`` is not used.
     """
-    x, dt, A_log, B, C, D, z, dt_bias, h, _, sequence_starts, real = arguments
-    check(x)
-    x, dt, B, C, z = (rows_apart(v) for v in (x, dt, B, C, z))
-    rows, L, inner = x.shape
-    N = B.shape[-1]
+    check(arguments.x)
+    arguments = laid_out(arguments)
+    rows, L, inner = arguments.x.shape
     length = tuning.chunk(rows, L, inner)
+    begins = chunk_begins(arguments, length, tuning)
+    y = torch.empty(arguments.x.shape, dtype=arguments.z.dtype, device=arguments.x.device)
+    after = torch.empty(rows, begins.shape[2], inner, dtype=torch.float32, device=y.device)
+    _launch(arguments, begins, length, tuning, y=y, after=after)
+    return y, after.transpose(1, 2)
+
+
+def laid_out(arguments: SelectiveScanArguments) -> SelectiveScanArguments:
+    """The arguments as the kernels read them: rows contiguous, A_log (N, I) and h (B, N, I).
+
+    Channels are neighbours in memory, so that a thread has one channel and sums its states alone.
+    """
+    x, dt, B, C, z = (
+        rows_apart(v) for v in (arguments.x, arguments.dt, arguments.B, arguments.C, arguments.z)
+    )
+    A_log, h = arguments.A_log.t().contiguous(), arguments.h.transpose(1, 2).contiguous()
+    return arguments._replace(x=x, dt=dt, A_log=A_log, B=B, C=C, z=z, h=h)
+
+
+def chunk_begins(arguments: SelectiveScanArguments, length: int, tuning: SelectiveScanTuning) -> Tensor:
+    """The states (B, chunks, N, I), float32, before each chunk of ``length`` tokens, of arguments laid out."""
+    (rows, L, inner), N = arguments.x.shape, arguments.B.shape[-1]
     chunks = -(-L // length)
-    y = torch.empty(x.shape, dtype=z.dtype, device=x.device)
-    after = torch.empty(rows, N, inner, dtype=torch.float32, device=x.device)
-    # Channels are neighbours in memory, so that a thread has one channel and sums its states alone.
-    A_log = A_log.t().contiguous()  # (N, I)
-    begins = h.transpose(1, 2).contiguous()[:, None]  # (B, chunks, N, I)
-    blocks = -(-inner // tuning.channels)
-    strides = [stride for v in (x, dt, B, C, z) for stride in v.stride()[:2]]
-    sizes = {"CHANNELS": tuning.channels, "STATE": padded(N, least=1)}
-    tokens = min(tuning.tokens, padded(L, least=1))
-    whole = L % tokens == 0 and inner % tuning.channels == 0 and sizes["STATE"] == N
-
-    def run(y: Tensor | None, spans: Tensor | None, count: int) -> None:
-        _run[(blocks, count, rows)](
-            x, dt, A_log, B, C, D, z, dt_bias, begins, sequence_starts, real, y, after, spans,
-            L, inner, N, length, chunks, *strides,
-            **sizes, TOKENS=tokens, WHOLE=whole, num_warps=tuning.warps,
-        )  # fmt: skip
-
+    begins = arguments.h[:, None]
     if chunks > 1:
         begins = torch.cat([begins, begins.new_empty(rows, chunks - 1, N, inner)], dim=1)
         spans = begins.new_empty(rows, chunks - 1, inner)
-        run(None, spans, chunks - 1)
-        _pass_on[(blocks, rows)](A_log, begins, spans, inner, N, chunks, **sizes, num_warps=tuning.warps)
-    run(y, None, chunks)
-    return y, after.transpose(1, 2)
+        _launch(arguments, begins, length, tuning, spans=spans)
+        pass_on(arguments.A_log, begins, spans, tuning)
+    return begins
+
+
+def pass_on(A_log: Tensor, begins: Tensor, spans: Tensor, tuning: SelectiveScanTuning) -> None:
+    """``_pass_on`` over begins (B, chunks, N, I), by spans (B, chunks - 1, I)."""
+    rows, chunks, N, inner = begins.shape
+    _pass_on[(-(-inner // tuning.channels), rows)](
+        A_log, begins, spans, inner, N, chunks,
+        CHANNELS=tuning.channels, STATE=padded(N, least=1), num_warps=tuning.warps,
+    )  # fmt: skip
+
+
+def _launch(
+    arguments: SelectiveScanArguments,
+    begins: Tensor,
+    length: int,
+    tuning: SelectiveScanTuning,
+    *,
+    y: Tensor | None = None,
+    after: Tensor | None = None,
+    spans: Tensor | None = None,
+) -> None:
+    x, dt, A_log, B, C, D, z, dt_bias, _, _, sequence_starts, real = arguments
+    rows, L, inner = x.shape
+    N, chunks, state = B.shape[-1], begins.shape[1], padded(B.shape[-1], least=1)
+    tokens = min(tuning.tokens, padded(L, least=1))
+    _run[(-(-inner // tuning.channels), chunks if spans is None else chunks - 1, rows)](
+        x, dt, A_log, B, C, D, z, dt_bias, begins, sequence_starts, real, y, after, spans,
+        L, inner, N, length, chunks, *strides(x, dt, B, C, z),
+        CHANNELS=tuning.channels, STATE=state, TOKENS=tokens, num_warps=tuning.warps,
+        WHOLE=L % tokens == 0 and inner % tuning.channels == 0 and state == N,
+    )  # fmt: skip
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    """Those along rows and tokens."""
+    return [stride for v in tensors for stride in v.stride()[:2]]
 
 
 @triton.jit
