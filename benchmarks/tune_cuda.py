@@ -123,13 +123,13 @@ def tuned(
     """One run of tuning in this process: tokens a second of its steps, the most memory, operations a token."""
     import torch
 
-    from bamba_quant.calibration import by_layer
+    from bamba_quant.calibration import by_layer, units
     from bamba_quant.calibration.tune import tune
     from bamba_quant.calibration.tune_options import TuneOptions
     from bamba_reference.torch.backend import TORCH
 
     if plain:
-        by_layer.backends = lambda device: (TORCH, TORCH)
+        by_layer.backends = units.backends = lambda device: (TORCH, TORCH)
     times: list[float] = []
     # As many tokens a step whatever their sequences.
     options = TuneOptions(
@@ -199,7 +199,9 @@ def _costs(model: Path, text: Path, chunks: int, formats: str) -> Point:
         "print(json.dumps([times['measuring'] - times['quantizing'], end - times['measuring']]))\n"
     )
     making, measuring = _last([sys.executable, "-c", code, str(model), str(text), str(chunks), formats])
-    said = f"{measuring / 60:.1f} min on {chunks} chunks, {formats}, after {making / 60:.1f} min of quantizing"
+    said = (
+        f"{measuring / 60:.1f} min on {chunks} chunks, {formats}, after {making / 60:.1f} min of quantizing"
+    )
     return Point("sensitivities of all tensors", "≤ 5 min", said, measuring <= 300)
 
 

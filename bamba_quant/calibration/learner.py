@@ -18,10 +18,10 @@ from torch import Tensor
 from bamba_quant.calibration.latents import LatentTensor
 from bamba_quant.calibration.learning_rates import groups_of, mean_decay
 from bamba_quant.calibration.optimizer import Adam
-from bamba_quant.calibration.student import HeldOut, gradients, hidden, model_of, weights_now
+from bamba_quant.calibration.student import HeldOut, gradients, model_of, passes, weights_now
 from bamba_quant.calibration.tune_data import Ints
 from bamba_quant.calibration.tune_options import TuneOptions
-from bamba_reference.torch.forward import BatchTokens, Model, head
+from bamba_reference.torch.forward import BatchTokens, Model
 
 Snapshot = dict[str, dict[str, Tensor]]
 
@@ -109,7 +109,9 @@ class WholeModel(Learner):
         device = original.device
         self._constants, self._original, self._sequences = constants, original, sequences
         self._known, self._micro_batch, self._note = known, micro_batch, note
-        self._held_out = HeldOut(held_out, original.config.vocab_size, *self._ends(original))
+        self._held_out = HeldOut(
+            held_out, original.config.vocab_size, *passes(original, sequences, micro_batch)
+        )
         self._ids = torch.zeros(batch, options.ctx, dtype=torch.int64, device=device)
         self._numbers = torch.zeros(batch, dtype=torch.int64, device=device)
         self._graphs = options.graph and device.type == "cuda"
@@ -140,7 +142,7 @@ class WholeModel(Learner):
             model = model_of(
                 self._original.config, weights_now(self._constants, self.latents), self._original.device
             )
-            found: float = self._held_out.divergence(*self._ends(model))
+            found: float = self._held_out.divergence(*passes(model, self._sequences, self._micro_batch))
             return found
 
     def _record(self) -> None:
@@ -169,11 +171,3 @@ class WholeModel(Learner):
         )  # fmt: skip
         self._move()
         return loss
-
-    def _ends(self, model: Model) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """What ``HeldOut`` asks of a model: from tokens to what the head multiplies, and from there to logits."""
-
-        def states(ids: Tensor) -> Tensor:
-            return torch.cat([hidden(model, some, self._sequences) for some in ids.split(self._micro_batch)])
-
-        return states, lambda x: head(model, x)

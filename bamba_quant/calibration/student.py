@@ -155,6 +155,17 @@ def weights_now(constants: Mapping[str, Tensor], latents: Iterable[LatentTensor]
     return {**constants, **{latent.name: latent.weight() for latent in latents}}
 
 
+def passes(
+    model: Model, sequences: BatchTokens, micro_batch: int
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """What ``HeldOut`` asks of a model: from tokens (n, L) to what the head multiplies, and from there to logits."""
+
+    def states(ids: Tensor) -> Tensor:
+        return torch.cat([hidden(model, some, sequences) for some in ids.split(micro_batch)])
+
+    return states, lambda x: head(model, x)
+
+
 class HeldOut:
     """Text that is only measured on: chunks (n, L), and what the original's head is given at the scored positions.
 

@@ -151,7 +151,8 @@ def _whole_model(given: Given) -> tuple[Learner, TuneData, int, str]:
 
 def _by_layer(given: Given) -> tuple[Learner, TuneData, int, str]:
     """A layer at a time in bfloat16; results as of ``_whole_model``."""
-    from bamba_quant.calibration.by_layer import DTYPE, ByLayer, Codes, Original
+    from bamba_quant.calibration.by_layer import ByLayer
+    from bamba_quant.calibration.units import DTYPE, Codes, Original
 
     source, options, device = given.source, given.options, given.device
     free = available_memory(device) or 0
