@@ -39,6 +39,8 @@ from bamba_reference.torch.forward import (
     stored_dtype,
 )
 
+_ROWS = 1 << 14  # of the head's gradient that are multiplied together
+
 
 class ByLayer(Learner):
     """See the module. ``constants`` are the student's tensors that are not learned; ``micro_batch`` chunks pass a
@@ -55,6 +57,7 @@ class ByLayer(Learner):
         options: TuneOptions,
         micro_batch: int,
         device: torch.device,
+        on_host: bool = False,
         reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     ) -> None:
         super().__init__(latents, options, device)
@@ -69,6 +72,10 @@ class ByLayer(Learner):
         self._numbers = {latent.name: number for number, latent in enumerate(latents)}
         self._sequences = prepare(original.config, layout((1, options.ctx)), DTYPE, device)
         self._now = (1, 1, 1.0)
+        tokens = micro_batch * options.ctx
+        self._block = max(
+            1, min(tokens, blocks_of(tokens, original.config.vocab_size, device) // (4 if on_host else 1))
+        )
         self._held_out = HeldOut(
             held_out,
             original.config.vocab_size,
@@ -182,7 +189,7 @@ class ByLayer(Learner):
             states = final_norm(model, x)
             flat, theirs = states.detach().flatten(0, 1), theirs.flatten(0, 1)
             back = torch.empty_like(flat)
-            for some in range(0, len(flat), step := blocks_of(len(flat), self._config.vocab_size, x.device)):
+            for some in range(0, len(flat), step := self._block):
                 now = slice(some, some + step)
                 with torch.no_grad():
                     divergence, g = divergence_with_gradient(
@@ -191,7 +198,7 @@ class ByLayer(Learner):
                     g = g.mul_(scale).to(DTYPE)
                     back[now] = g @ matrix
                     if of_matrix is not None:
-                        of_matrix += _wide_product(g.t(), flat[now])
+                        _add_product(of_matrix, g, flat[now])
                 total += divergence
             states.backward(back.view(states.shape))
             gradients.append(x.grad)
@@ -252,6 +259,9 @@ class ByLayer(Learner):
         return Rates(rate, options.eps, 1 - mean_decay(options, steps), seed)
 
 
-def _wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32, of 16-bit matrices."""
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+def _add_product(total: Tensor, g: Tensor, x: Tensor) -> None:
+    """Add gᵀ x to ``total`` (V, d), float32, of 16-bit g (T, V) and x (T, d): some rows at a time."""
+    for start in range(0, len(total), _ROWS):
+        rows = g[:, start : start + _ROWS].t()
+        product = torch.mm(rows, x, out_dtype=torch.float32) if x.is_cuda else rows.float() @ x.float()
+        total[start : start + _ROWS] += product

@@ -177,7 +177,7 @@ def _by_layer(given: Given) -> tuple[Learner, TuneData, int, str]:
     held_out = torch.from_numpy(data.held_out).to(device)
     steps = options.steps or customary_steps(data.batches.tokens)
     return (
-        ByLayer(original, codes, latents, constants, held_out, options, micro, device),
+        ByLayer(original, codes, latents, constants, held_out, options, micro, device, on_host),
         data,
         steps,
         digest,
