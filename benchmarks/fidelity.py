@@ -204,7 +204,7 @@ def divergence(options: argparse.Namespace, path: Path, text: Path) -> float:
     """Mean KL divergence of the model at ``path`` on a text."""
     import torch
 
-    from bamba_quant.calibration.student import HeldOut, model_of, sequences_of
+    from bamba_quant.calibration.student import HeldOut, model_of, passes, sequences_of
     from bamba_quant.evaluation.tokens import cut_chunks
     from bamba_quant.inference.loading import load_model, read_text
     from bamba_quant.tokenizers.encoder import read_encoder
@@ -225,9 +225,9 @@ def divergence(options: argparse.Namespace, path: Path, text: Path) -> float:
         {name: to_tensor(model.weights[name], torch.float32, device) for name in model.weights}
         for model in (original, quantized)
     ]
-    teacher = model_of(config, weights[0], device)
-    held_out = HeldOut(teacher, torch.as_tensor(ids).to(device), sequences_of(config, CTX, device), 8)
-    return held_out.divergence(weights[1])
+    sequences = sequences_of(config, CTX, device)
+    teacher, student = (passes(model_of(config, each, device), sequences, 8) for each in weights)
+    return HeldOut(torch.as_tensor(ids).to(device), config.vocab_size, *teacher).divergence(*student)
 
 
 def show(rows: list[Job]) -> None:

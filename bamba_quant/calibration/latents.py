@@ -20,13 +20,17 @@ from torch import Tensor
 
 from bamba_quant.calibration.straight_through import codes_of, looked_up, narrowed, rounded, sorted_table
 from bamba_quant.checkpoint import StoredTensor, packed_like
+from bamba_quant.checkpoint.base import read_raw
 from bamba_quant.codecs.arrays import F32, U8
+from bamba_quant.codecs.fields import Fields
 from bamba_quant.families import TensorRule
 from bamba_quant.families.transforms import IDENTITY, Transform
+from bamba_reference.torch.forward import to_tensor
 
 Reference = NDArray[Any]  # a tensor as the reference shapes it
 
 _MOST_SCALE_STEPS = 31.0
+_TOGETHER = 1 << 26  # weights of a tensor whose offsets are computed together
 
 
 class LatentTensor(ABC):
@@ -54,43 +58,44 @@ class LatentTensor(ABC):
 
 
 class LatentMatrix(LatentTensor):
-    """A quantized tensor. ``original`` has the weights it was made from, in the reference's shape, ``raw`` its bytes.
+    """A quantized tensor. ``original`` has the weights it was made from, in the reference's shape, ``fields`` what its
+    bytes hold.
 
     What is in ``train`` is learned: "codes", "scales" (integers of groups), "blocks" (floats of blocks).
     """
 
-    def __init__(self, tensor: StoredTensor, rule: TensorRule, moved: bool, original: Reference, raw: U8,
-                 train: tuple[str, ...], reach: float, device: torch.device) -> None:  # fmt: skip
+    def __init__(self, tensor: StoredTensor, rule: TensorRule, moved: bool, original: Reference | Tensor,
+                 fields: Fields, train: tuple[str, ...], reach: float, device: torch.device) -> None:  # fmt: skip
         layout = tensor.format.fields
         assert layout is not None
         self.name, self.tensor, self.layout, self.shape = rule.name, tensor, layout, rule.shape
-        self.fields, self.reach = layout.unpack(raw), reach
-        self.columns = tensor.columns
+        self.reach, self.columns = reach, tensor.columns
         self._order, self._factors = _inverse(rule.transform if moved else IDENTITY, tensor.rows, device)
-        weights = np.ascontiguousarray(original, np.float32).reshape(tensor.rows, tensor.columns)
-        if moved:
-            weights = rule.transform.apply(weights, 0)
-        self._table, places = sorted_table(layout)
-        codes = self.fields.codes[:, : self.columns]
-        start = codes if places is None else places[codes]
-        self.start = torch.from_numpy(start.astype(np.int16)).to(device)
+        self._table, self._places = sorted_table(layout)
+        codes = fields.codes[:, : self.columns]
+        start = codes if self._places is None else self._places[codes]
         self.low, self.high = layout.codes if self._table is None else (0, len(self._table) - 1)
+        self.start = torch.from_numpy(np.ascontiguousarray(start)).to(device)
         self.table = None if self._table is None else torch.from_numpy(self._table).to(device)
 
-        def put(part: NDArray[Any] | None, dtype: Any = np.float32) -> Tensor | None:
-            return None if part is None else torch.from_numpy(part.astype(dtype)).to(device)
+        def put(part: NDArray[Any] | None) -> Tensor | None:
+            return None if part is None else torch.from_numpy(part).to(device)
 
-        self.d, self.dmin = put(self.fields.d), put(self.fields.dmin)
-        self.scales, self.minima = put(self.fields.scales), put(self.fields.minima)
+        def floats(part: NDArray[Any] | None) -> Tensor | None:
+            return None if part is None else put(part.astype(np.float32))
+
+        self.d, self.dmin = floats(fields.d), floats(fields.dmin)
+        self.scales, self.minima = put(fields.scales), put(fields.minima)
         self.float_type = getattr(torch, _float_type(tensor))
         self.rounded = {"bf16": torch.bfloat16, "f16": torch.float16}.get(layout.rounded)
         self.parameters = {}
-        if "codes" in train:
-            self.parameters["codes"] = _fraction(self, weights, start).to(device)
+        self.count, self.learns_codes = self.start.numel(), "codes" in train
+        if self.learns_codes:
+            self.parameters["codes"] = _fraction(self, original)
         if "scales" in train and self.scales is not None:
-            self.parameters["scales"] = torch.zeros_like(self.scales)
+            self.parameters["scales"] = torch.zeros(self.scales.shape, device=device)
         if "scales" in train and self.minima is not None and self.dmin is not None:
-            self.parameters["minima"] = torch.zeros_like(self.minima)
+            self.parameters["minima"] = torch.zeros(self.minima.shape, device=device)
         if "blocks" in train and _own_scales(tensor) and tensor.format.name != "mxfp4":
             self.parameters["d"] = torch.zeros_like(self.d)
             if self.dmin is not None and tensor.format.ggml_type >= 0:
@@ -106,7 +111,7 @@ class LatentMatrix(LatentTensor):
 
     def _integers(self, name: str, start: Tensor | None) -> Tensor | None:
         offset = self.parameters.get(name)
-        return start if start is None or offset is None else start + rounded(offset)
+        return start if start is None or offset is None else start + rounded(offset)  # float32
 
     def _floats(self, name: str, start: Tensor | None) -> Tensor | None:
         relative = self.parameters.get(name)
@@ -151,13 +156,10 @@ class LatentMatrix(LatentTensor):
         for name, parameter in self.parameters.items():
             if name == "codes":
                 parameter.clamp_(-self.reach, self.reach)
-                torch.maximum(parameter, self.low - self.start, out=parameter)
-                torch.minimum(parameter, self.high - self.start, out=parameter)
+                _clamp_sum(parameter, self.start, (self.low, self.high))
             elif name in ("scales", "minima"):
-                start, allowed = getattr(self, name), getattr(self.layout, name)
                 parameter.clamp_(-_MOST_SCALE_STEPS, _MOST_SCALE_STEPS)
-                torch.maximum(parameter, allowed[0] - start, out=parameter)
-                torch.minimum(parameter, allowed[1] - start, out=parameter)
+                _clamp_sum(parameter, getattr(self, name), getattr(self.layout, name))
 
     @torch.no_grad()
     def snapshot(self) -> dict[str, Tensor]:
@@ -172,28 +174,28 @@ class LatentMatrix(LatentTensor):
         return found
 
     def raw(self, found: dict[str, Tensor]) -> U8:
+        fields = self.layout.unpack(read_raw(self.tensor))
         parts: dict[str, NDArray[Any]] = {}
         for name, values in found.items():
-            array, before = values.cpu().numpy(), getattr(self.fields, name)
+            array, before = values.cpu().numpy(), getattr(fields, name)
             if name in ("d", "dmin"):
                 parts[name] = array.astype(before.dtype)
             elif name == "codes":
-                parts[name] = self._codes(array)
+                parts[name] = self._codes(before, array)
             else:
                 parts[name] = (before.astype(np.int16) + array).astype(before.dtype)
-        return self.layout.pack(replace(self.fields, **parts))
+        return self.layout.pack(replace(fields, **parts))
 
-    def _codes(self, moved: NDArray[np.int8]) -> NDArray[Any]:
+    def _codes(self, before: NDArray[Any], moved: NDArray[np.int8]) -> NDArray[Any]:
         """Codes of the file, each so many steps further; one that did not move stays as it is, also if its value has
         several codes.
         """
-        before = self.fields.codes
         codes = before.copy()
         inside = codes[:, : self.columns]
-        places = self.start.cpu().numpy() + moved
-        if self._table is None:
-            inside[:] = places.astype(codes.dtype)
+        if self._table is None or self._places is None:
+            inside += moved.astype(codes.dtype)
         else:
+            places = self._places[inside] + moved
             inside[:] = np.where(moved == 0, inside, codes_of(self.layout, self._table)[places])
         return codes
 
@@ -259,27 +261,42 @@ def _by_group(values: Tensor, step: Tensor, low: Tensor | None, group: int, colu
     return w.reshape(rows, -1)[:, :columns]
 
 
-def _fraction(matrix: LatentMatrix, weights: F32, start: NDArray[Any]) -> Tensor:
-    """The offsets that latent codes start at, (rows, columns), within half a step."""
-    with torch.no_grad():
-        step, low = (None if part is None else part.cpu() for part in matrix._scaling())
-        assert step is not None
-        rows, columns = weights.shape
-        group = matrix.layout.group
-        groups = -(-columns // group)
-        w = torch.nn.functional.pad(torch.from_numpy(weights), (0, groups * group - columns)).view(
-            rows, groups, group
-        )
+@torch.no_grad()
+def _fraction(matrix: LatentMatrix, original: Reference | Tensor) -> Tensor:
+    """The offsets that latent codes start at, (rows, columns) float32, within half a step of the file's codes."""
+    step, low = matrix._scaling()
+    device, (rows, columns), group = step.device, matrix.start.shape, matrix.layout.group
+    reference = to_tensor(original, torch.float32, device).reshape(rows, columns)
+    order = torch.arange(rows, device=device) if matrix._order is None else matrix._order.argsort()
+    found = torch.empty(rows, columns, device=device)
+    for first in range(0, rows, each := max(1, _TOGETHER // columns)):
+        now = slice(first, first + each)  # of the file's rows
+        w = reference[order[now]]
+        if matrix._factors is not None:
+            w = w / matrix._factors[order[now]]
+        steps = step[now].repeat_interleave(group, 1)[:, :columns, 0]
         if low is not None:
-            w = w + low[:, :groups]
-        quotient = (
-            torch.where(step[:, :groups] != 0, w / step[:, :groups], 0).reshape(rows, -1)[:, :columns].numpy()
-        )
-    if matrix._table is not None:
-        quotient = np.interp(quotient, matrix._table, np.arange(len(matrix._table))).astype(np.float32)
-    zero = np.repeat((step[:, :groups, 0] == 0).numpy(), group, axis=1)[:, :columns]
-    offset = np.clip(quotient - start, np.float32(-0.5), np.float32(0.5))
-    return torch.from_numpy(np.where(zero | ~np.isfinite(offset), np.float32(0), offset))
+            w = w + low[now].repeat_interleave(group, 1)[:, :columns, 0]
+        place = w / steps
+        if matrix.table is not None:
+            place = _interpolated(place, matrix.table)
+        offset = (place - matrix.start[now]).clamp_(-0.5, 0.5)
+        found[now] = torch.where((steps != 0) & offset.isfinite(), offset, 0)
+    return found
+
+
+def _interpolated(values: Tensor, table: Tensor) -> Tensor:
+    """Where between the places of a rising table the values lie: numpy.interp of its places."""
+    high = torch.searchsorted(table, values.contiguous()).clamp_(1, len(table) - 1)
+    lower, upper = table[high - 1], table[high]
+    return ((values - lower) / (upper - lower)).clamp_(0, 1) + (high - 1)
+
+
+def _clamp_sum(x: Tensor, start: Tensor, allowed: tuple[int, int]) -> None:
+    """Bring x back to where start + x is allowed."""
+    start = start.float()
+    torch.maximum(x, allowed[0] - start, out=x)
+    torch.minimum(x, allowed[1] - start, out=x)
 
 
 def _own_scales(tensor: StoredTensor) -> bool:

@@ -32,8 +32,8 @@ def mean_decay(options: TuneOptions, steps: int) -> float:
 def groups_of(latents: Sequence[LatentTensor], options: TuneOptions) -> list[Group]:
     """The parameters by their learning rates; a name is the tensor's and the part's."""
     matrices = [latent for latent in latents if isinstance(latent, LatentMatrix)]
-    weights = sum(matrix.start.numel() for matrix in matrices)
-    mean_bits = sum(matrix.bits * matrix.start.numel() for matrix in matrices) / weights if weights else 4.0
+    weights = sum(matrix.count for matrix in matrices)
+    mean_bits = sum(matrix.bits * matrix.count for matrix in matrices) / weights if weights else 4.0
     groups: dict[tuple[str, float], Group] = {}
     for latent in latents:
         bits = latent.bits if isinstance(latent, LatentMatrix) else mean_bits

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_BETA1, _BETA2 = 0.9, 0.99
+BETA1, BETA2 = 0.9, 0.99
+
+
+def bias_correction(step: int) -> float:
+    """What the learning rate of a step, counted from 1, is multiplied by because both moments start at 0."""
+    return float((1 - BETA2**step) ** 0.5 / (1 - BETA1**step))
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,11 @@ class Adam:
         self.second = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
         self._sizes = [len(group.parameters) for group in groups]
         self._rates = [group.rate for group in groups]
-        self._now = [torch.zeros((), device=self.parameters[0].device) for _ in groups]
+        self._now = [torch.zeros((), device=next(iter(g.parameters.values())).device) for g in groups]
 
     def prepare(self, step: int, steps: int, factor: float) -> None:
         """For step number ``step`` of ``steps``, counted from 1, at ``factor`` of the first learning rates."""
-        corrected = (1 - _BETA2**step) ** 0.5 / (1 - _BETA1**step)
+        corrected = bias_correction(step)
         for now, rate in zip(self._now, self._rates, strict=True):
             now.fill_(rate(steps) * factor * corrected)
 
@@ -50,9 +55,9 @@ class Adam:
             start += size
             parameters = self.parameters[here]
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            torch._foreach_lerp_(self.first[here], gradients, 1 - _BETA1)
-            torch._foreach_mul_(self.second[here], _BETA2)
-            torch._foreach_addcmul_(self.second[here], gradients, gradients, 1 - _BETA2)
+            torch._foreach_lerp_(self.first[here], gradients, 1 - BETA1)
+            torch._foreach_mul_(self.second[here], BETA2)
+            torch._foreach_addcmul_(self.second[here], gradients, gradients, 1 - BETA2)
             moves = torch._foreach_sqrt(self.second[here])
             torch._foreach_add_(moves, self._eps)
             torch._foreach_reciprocal_(moves)

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from bamba_quant.calibration.candidates import Candidates
 from bamba_quant.inference.loading import LoadedModel
 from bamba_quant.inference.weights import weights_on
 from bamba_reference.backends import differentiable
 from bamba_reference.packing import layout
-from bamba_reference.tensors import HEAD, tensor_shapes
+from bamba_reference.tensors import EMBEDDING, FINAL_NORM, HEAD, head_name, layer_prefix, tensor_shapes
 from bamba_reference.torch.forward import (
     BatchTokens,
     Model,
@@ -38,9 +38,6 @@ from bamba_reference.torch.forward import (
 
 Costs = dict[str, dict[str, float]]  # tensor by its GGUF name -> format -> nats a token
 Progress = Callable[[int, int], None]
-
-# Models of more weights are run again on the way back instead of keeping what is between their layers' operations.
-_RECOMPUTED = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -73,43 +70,111 @@ def gradient_costs(
     dtype: torch.dtype = torch.float32,
     batch: int = 1,
     seed: int = 0,
-    memory: int = 2 << 30,
+    memory: int = 4 << 30,
     progress: Progress = lambda done, total: None,
 ) -> Costs:
     """The second-order estimate of every cost over token ids ``chunks`` (n, ctx), all positions counted.
 
-    ``batch`` chunks share a backward pass. ``memory`` bounds the bytes of differences that are held: where they take
-    more, the text is passed over again for each group of tensors.
+    ``batch`` chunks share a backward pass, which goes back a layer at a time for all of them, so that each layer's
+    candidates are read once. What enters the layers is kept, in ``memory`` bytes at most: a longer text is passed in
+    parts.
     """
-    model = load(
-        original.config,
-        weights_on(original.weights, device, dtype),
-        dtype=dtype,
-        device=device,
-        backend=differentiable(device, dtype),
-    )
+    model = _model(original, device, dtype)
     targets = targets_of(original, candidates)
-    groups = _groups(targets, original, memory)
-    batches = [chunks[start : start + batch] for start in range(0, len(chunks), batch)]
-    costs: Costs = {}
-    for number, group in enumerate(groups):
-        differences = [list(_differences(model, target, candidates)) for target in group]
-        sums = [torch.zeros(len(target.formats), dtype=torch.float64, device=device) for target in group]
-        weights = [model.weights[target.name].requires_grad_() for target in group]
-        generator = torch.Generator(device).manual_seed(seed)  # the same labels for all groups
-        for done, tokens in enumerate(batches):
-            likelihood = _drawn_likelihood(model, tokens, generator)
-            gradients = torch.autograd.grad(likelihood, weights)
-            for found, some, gradient in zip(sums, differences, gradients, strict=True):
-                for place, difference in enumerate(some):
-                    found[place] += _half_square(gradient, difference)
-            del gradients
-            progress(number * len(batches) + done + 1, len(groups) * len(batches))
-        for target, weight, found in zip(group, weights, sums, strict=True):
-            weight.requires_grad_(False)
-            means = (found / chunks.size).tolist()
-            costs[target.gguf] = dict(zip(target.formats, means, strict=True))
-    return costs
+    each = chunks.shape[1] * original.config.hidden_size * dtype.itemsize * original.config.num_hidden_layers
+    together = max(1, memory // (each * batch)) * batch
+    generator = torch.Generator(device).manual_seed(seed)
+    sums = {
+        target: torch.zeros(len(target.formats), dtype=torch.float64, device=device) for target in targets
+    }
+    steps = (original.config.num_hidden_layers + 2) * -(-len(chunks) // together)
+    for part, start in enumerate(range(0, len(chunks), together)):
+        some = chunks[start : start + together]
+        back = _Backward(model, [some[i : i + batch] for i in range(0, len(some), batch)], generator)
+        for done, (prefixes, pass_back) in enumerate(back.units()):
+            here = [target for target in targets if target.name.startswith(prefixes)]
+            differences = {target: list(_differences(model, target, candidates)) for target in here}
+            for gradients in pass_back([target.name for target in here]):
+                for target, gradient in zip(here, gradients, strict=True):
+                    for place, difference in enumerate(differences[target]):
+                        sums[target][place] += _half_square(gradient, difference)
+            progress(part * (steps // -(-len(chunks) // together)) + done + 1, steps)
+    return {
+        target.gguf: dict(zip(target.formats, (found / chunks.size).tolist(), strict=True))
+        for target, found in sums.items()
+    }
+
+
+Passed = Callable[[list[str]], Iterator[tuple[Tensor, ...]]]
+
+
+class _Backward:
+    """Passes back the gradients of Σ log p(y) over all positions, each y drawn from the model's own distribution."""
+
+    def __init__(
+        self, model: Model, batches: Sequence[NDArray[np.int64]], generator: torch.Generator
+    ) -> None:
+        self._model, self._generator = model, generator
+        self._batches = [_sequences(model, tokens) for tokens in batches]
+        self._kept: list[list[Tensor]] = []
+        self._drawn: list[tuple[Tensor, Tensor]] = []  # what left the last layer, and the labels
+        with torch.no_grad():
+            self._ends = [embed(model, ids) for ids, _ in self._batches]
+            for number in range(model.config.num_hidden_layers):
+                self._kept.append(self._ends)
+                self._ends = [
+                    layer(model, number, x, sequences)
+                    for x, (_, sequences) in zip(self._ends, self._batches, strict=True)
+                ]
+
+    def units(self) -> Iterator[tuple[tuple[str, ...], Passed]]:
+        """From the head to the embedding: what names of tensors begin with, and a function that gives each batch's
+        gradients of the tensors that it is asked for. A unit is to be passed before the next.
+        """
+        tied = head_name(self._model.config) == EMBEDDING
+        yield (FINAL_NORM, *(() if tied else (HEAD,))), self._head
+        for number in reversed(range(self._model.config.num_hidden_layers)):
+            yield (layer_prefix(number),), partial(self._layer, number)
+        yield (EMBEDDING,), self._embedding
+
+    def _head(self, names: list[str]) -> Iterator[tuple[Tensor, ...]]:
+        ends = []
+        for x in self._ends:
+            model, leaves, x = self._leaves(names, x)
+            found = _log_probabilities(model, x).flatten(0, 1)  # (B·L, V)
+            labels = torch.multinomial(found.detach().exp(), 1, generator=self._generator)
+            self._drawn.append((x.detach(), labels))
+            end, *gradients = torch.autograd.grad(found.gather(-1, labels).sum(), [x, *leaves])
+            ends.append(end)
+            yield tuple(gradients)
+        self._ends = ends
+
+    def _layer(self, number: int, names: list[str]) -> Iterator[tuple[Tensor, ...]]:
+        ends = []
+        for x, end, (_, sequences) in zip(self._kept.pop(), self._ends, self._batches, strict=True):
+            model, leaves, x = self._leaves(names, x)
+            y = layer(model, number, x, sequences)
+            begin, *gradients = torch.autograd.grad(y, [x, *leaves], end)
+            ends.append(begin)
+            yield tuple(gradients)
+        self._ends = ends
+
+    def _embedding(self, names: list[str]) -> Iterator[tuple[Tensor, ...]]:
+        for (ids, _), end, (x, labels) in zip(self._batches, self._ends, self._drawn, strict=True):
+            model, leaves, _ = self._leaves(names, end)
+            if not leaves:
+                continue
+            parts, ends = [embed(model, ids)], [end]
+            if head_name(model.config) == EMBEDDING:  # which multiplies what leaves the last layer too
+                parts.append(_log_probabilities(model, x).flatten(0, 1).gather(-1, labels).sum())
+                ends.append(torch.ones_like(parts[-1]))
+            yield torch.autograd.grad(parts, leaves, ends)
+
+    def _leaves(self, names: Sequence[str], x: Tensor) -> tuple[Model, list[Tensor], Tensor]:
+        """The model with tensors that want gradients, these tensors, and x as another."""
+        leaves = {name: self._model.weights[name].detach().requires_grad_() for name in names}
+        model = replace(self._model, weights={**self._model.weights, **leaves})
+        return model, list(leaves.values()), x.detach().requires_grad_()
 
 
 def measured_costs(
@@ -123,7 +188,7 @@ def measured_costs(
     progress: Progress = lambda done, total: None,
 ) -> Costs:
     """The mean divergence with one tensor at a time in each format, all others as they are; arguments as above."""
-    model = load(original.config, weights_on(original.weights, device, dtype), dtype=dtype, device=device)
+    model = _model(original, device, dtype)
     targets = targets_of(original, candidates)
     starts = range(0, len(chunks), batch)
     sums = {(target.gguf, name): 0.0 for target in targets for name in target.formats}
@@ -165,7 +230,7 @@ def measured_divergence(
     batch: int = 1,
 ) -> list[float]:
     """The mean divergence of each assignment of formats to tensors, all at once; arguments as above."""
-    model = load(original.config, weights_on(original.weights, device, dtype), dtype=dtype, device=device)
+    model = _model(original, device, dtype)
     sums = [0.0] * len(assignments)
     with torch.no_grad():
         for number, assignment in enumerate(assignments):
@@ -177,6 +242,12 @@ def measured_divergence(
                 )
                 sums[number] += divergence(expected, found)
     return [total / chunks.size for total in sums]
+
+
+def _model(original: LoadedModel, device: torch.device, dtype: torch.dtype) -> Model:
+    """The original on a device; its kernels have gradients on a GPU, and on a CPU torch's operations have."""
+    weights, backend = weights_on(original.weights, device, dtype), differentiable(device, dtype)
+    return load(original.config, weights, dtype=dtype, device=device, backend=backend)
 
 
 def _stream(model: Model, ids: Tensor, sequences: BatchTokens) -> Tensor:
@@ -197,21 +268,6 @@ def quantized(model: Model, formats: Mapping[Target, str], candidates: Candidate
 def divergence(expected: Tensor, found: Tensor) -> float:
     """The sum over positions of KL(expected ‖ found), nats, of log-probabilities (B, L, V)."""
     return float((expected.exp() * (expected - found)).sum(-1).double().sum())
-
-
-def _groups(targets: Sequence[Target], original: LoadedModel, memory: int) -> list[list[Target]]:
-    """Neighbouring tensors whose differences in all formats, two bytes each, fit in ``memory``; one at least."""
-    shapes = tensor_shapes(original.config)
-    groups: list[list[Target]] = []
-    held = 0
-    for target in targets:
-        n_bytes = 2 * len(target.formats) * int(np.prod(shapes[target.name], dtype=np.int64))
-        if not groups or held + n_bytes > memory:
-            groups.append([])
-            held = 0
-        groups[-1].append(target)
-        held += n_bytes
-    return groups
 
 
 def _candidate(model: Model, target: Target, candidates: Candidates, name: str) -> Tensor:
@@ -239,18 +295,3 @@ def _sequences(model: Model, tokens: NDArray[np.int64]) -> tuple[Tensor, BatchTo
 
 def _log_probabilities(model: Model, x: Tensor) -> Tensor:
     return torch.log_softmax(head(model, final_norm(model, x)).float(), -1)
-
-
-def _drawn_likelihood(model: Model, tokens: NDArray[np.int64], generator: torch.Generator) -> Tensor:
-    """Σ log p(y) over all positions of ``tokens`` (B, L), each y drawn from the model's own distribution there."""
-    ids, sequences = _sequences(model, tokens)
-    x = embed(model, ids)
-    again = sum(weight.numel() for weight in model.weights.values()) > _RECOMPUTED
-    for number in range(model.config.num_hidden_layers):
-        if again:
-            x = checkpoint(layer, model, number, x, sequences, use_reentrant=False)
-        else:
-            x = layer(model, number, x, sequences)
-    found = _log_probabilities(model, x).flatten(0, 1)  # (B·L, V)
-    labels = torch.multinomial(found.detach().exp(), 1, generator=generator)
-    return found.gather(-1, labels).sum()

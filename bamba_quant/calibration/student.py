@@ -7,7 +7,7 @@ time; gradients are gathered by weight and go back to the latents in the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 from bamba_quant.calibration import narrow_gradients
 from bamba_quant.calibration.latents import LatentTensor
-from bamba_reference.backends import differentiable
 from bamba_reference.config import Config
 from bamba_reference.packing import layout
 from bamba_reference.torch.backend import TORCH
@@ -48,7 +47,7 @@ def products(precision: str) -> Iterator[None]:
 
 def model_of(config: Config, weights: Mapping[str, Tensor], device: torch.device) -> Model:
     """A float32 model of these weights, differentiable."""
-    backend = differentiable(device, torch.float32)
+    backend = TORCH
     if narrow_gradients.supported(device):
         backend = TORCH.with_linear(narrow_gradients.linear, head=narrow_gradients.head)
     return Model(config, weights, torch.float32, device, backend, default_chunk(device))
@@ -70,16 +69,21 @@ def hidden(model: Model, ids: Tensor, sequences: BatchTokens, recompute: bool = 
     return final_norm(model, x)
 
 
+def divergence_with_gradient(student: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_t KL(p_t ‖ q_t) of the student's logits (T, V) from the original's, float32, and its gradient of the first."""
+    log_p, log_q = original.log_softmax(-1), student.log_softmax(-1)
+    p = log_p.exp()
+    divergence = (p * (log_p - log_q)).sum()
+    return divergence, log_q.exp_().sub_(p)
+
+
 class _Divergence(torch.autograd.Function):
-    """Σ_t KL(p_t ‖ q_t) of the student's logits (T, V) from the original's, float32; differentiable in the first."""
+    """``divergence_with_gradient``, differentiable in the student's logits."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, original: Tensor) -> Tensor:
-        log_p = original.log_softmax(-1)
-        log_q = student.log_softmax(-1)
-        p = log_p.exp()
-        divergence = (p * (log_p - log_q)).sum()
-        ctx.save_for_backward(log_q.exp_().sub_(p))
+        divergence, gradient = divergence_with_gradient(student, original)
+        ctx.save_for_backward(gradient)
         return divergence
 
     @staticmethod
@@ -151,36 +155,48 @@ def weights_now(constants: Mapping[str, Tensor], latents: Iterable[LatentTensor]
     return {**constants, **{latent.name: latent.weight() for latent in latents}}
 
 
+def passes(
+    model: Model, sequences: BatchTokens, micro_batch: int
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """What ``HeldOut`` asks of a model: from tokens (n, L) to what the head multiplies, and from there to logits."""
+
+    def states(ids: Tensor) -> Tensor:
+        return torch.cat([hidden(model, some, sequences) for some in ids.split(micro_batch)])
+
+    return states, lambda x: head(model, x)
+
+
 class HeldOut:
     """Text that is only measured on: chunks (n, L), and what the original's head is given at the scored positions.
 
-    These are an evaluation's: of each chunk's second half those that have a next token.
+    These are an evaluation's: of each chunk's second half those that have a next token. ``hidden`` are functions from
+    tokens (n, L) to what a model's head multiplies (n, L, d), ``logits`` from these (T, d) to logits (T, V).
     """
 
-    def __init__(self, original: Model, ids: Tensor, sequences: BatchTokens, micro_batch: int) -> None:
-        self._original, self._ids, self._sequences = original, ids, sequences
-        self._micro_batch = micro_batch
+    def __init__(
+        self,
+        ids: Tensor,
+        vocab_size: int,
+        hidden: Callable[[Tensor], Tensor],
+        logits: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._ids, self._vocab_size, self._logits = ids, vocab_size, logits
         with products("highest"):
-            self._wanted = [self._scored(original, some) for some in ids.split(micro_batch)]
+            self._wanted = self._scored(hidden)
 
     @torch.no_grad()
     @products("highest")
-    def divergence(self, weights: Mapping[str, Tensor]) -> float:
+    def divergence(self, hidden: Callable[[Tensor], Tensor], logits: Callable[[Tensor], Tensor]) -> float:
         """Mean KL(original ‖ model) in nats a token, summed in float64."""
-        original = self._original
-        model = model_of(original.config, weights, original.device)
-        total, count = 0.0, 0
-        for some, wanted in zip(self._ids.split(self._micro_batch), self._wanted, strict=True):
-            found = self._scored(model, some)
-            step = max(1, blocks_of(len(found), original.config.vocab_size, original.device) // 4)
-            for ours, theirs in zip(found.split(step), wanted.split(step), strict=True):
-                log_p = head(original, theirs).double().log_softmax(-1)
-                log_q = head(model, ours).double().log_softmax(-1)
-                total += float((log_p.exp() * (log_p - log_q)).sum())
-            count += len(found)
-        return total / count
+        found = self._scored(hidden)
+        step = max(1, blocks_of(len(found), self._vocab_size, found.device) // 4)
+        total = 0.0
+        for ours, theirs in zip(found.split(step), self._wanted.split(step), strict=True):
+            log_p = self._logits(theirs).double().log_softmax(-1)
+            log_q = logits(ours).double().log_softmax(-1)
+            total += float((log_p.exp() * (log_p - log_q)).sum())
+        return total / len(found)
 
     @torch.no_grad()
-    def _scored(self, model: Model, ids: Tensor) -> Tensor:
-        states = hidden(model, ids, self._sequences)
-        return states[:, ids.shape[1] // 2 : -1].flatten(0, 1)
+    def _scored(self, hidden: Callable[[Tensor], Tensor]) -> Tensor:
+        return hidden(self._ids)[:, self._ids.shape[1] // 2 : -1].flatten(0, 1)

@@ -8,34 +8,48 @@ nothing is learned from decides whether that is nearer to the original than the 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bamba_quant.calibration.latents import LatentMatrix, LatentTensor, LatentVector
-from bamba_quant.calibration.student import HeldOut, gradients, model_of, products, sequences_of, states_of
+from bamba_quant.calibration.learner import Learner, WholeModel
+from bamba_quant.calibration.student import model_of, products, sequences_of, states_of
 from bamba_quant.calibration.texts import Text, read_texts
-from bamba_quant.calibration.tune_data import customary_steps, tune_data
+from bamba_quant.calibration.tune_data import TuneData, customary_steps, tune_data
 from bamba_quant.calibration.tune_options import Tell, TuneError, TuneOptions
 from bamba_quant.calibration.tune_run import Run
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.base import read_raw
+from bamba_quant.codecs.arrays import U8
+from bamba_quant.codecs.fields import Fields
 from bamba_quant.inference.loading import LoadedModel, load_model, torch_device
-from bamba_quant.inference.memory import check_memory
+from bamba_quant.inference.memory import available_memory, check_memory
+from bamba_quant.inference.weights import weights_on
 from bamba_quant.metadata.tune_record import Tuned
 from bamba_quant.tokenizers.encoder import read_encoder
 from bamba_reference.tensors import WIDE, tensor_shapes
-from bamba_reference.torch.forward import to_tensor
+from bamba_reference.torch.forward import Model, stored_dtype, to_tensor
 
 _BATCH, _BATCH_ON_CPU = 24, 8
 _MICRO_BATCH_ON_CPU = 4
 # Of what the original's head is given, kept from epoch to epoch.
 _KNOWN_BYTES = 1 << 30
+# A layer at a time: tokens that pass a layer together where the weights are on the GPU, and where they are not; bytes
+# of a GPU that are left to activations, one layer's weights and a block of logits; tensors that are unpacked ahead.
+_LAYER_TOKENS = {False: 12288, True: 4096}
+_BESIDES = 16_000_000_000
+_AHEAD = 8
 
 
 def tune(
@@ -55,7 +69,7 @@ def tune(
     """
     started = time.monotonic()
     device = torch_device(options.device)
-    given = [text if isinstance(text, Text) else read_texts([Path(text)])[0] for text in texts]
+    read = [text if isinstance(text, Text) else read_texts([Path(text)])[0] for text in texts]
     source = load_model(Path(original), reading=reading)
     target = load_model(Path(quantized), reading=replace(reading, strip_prefix=""))
     if tensor_shapes(source.config) != tensor_shapes(target.config):
@@ -65,68 +79,155 @@ def tune(
             expected=f"the tensors of {original}",
             fix="give the checkpoint that the quantized model was made from",
         )
-    check_memory(
-        "tuning this model",
-        _least_bytes(source, target),
-        device,
-        "tune on a device with more memory (--tune-device), or without --tune",
-    )
-    weights = {name: to_tensor(source.weights[name], torch.float32, device) for name in source.weights}
-    teacher = model_of(source.config, weights, device)
-    batch = options.batch or (_BATCH_ON_CPU if device.type == "cpu" else _BATCH)
-    with products("high"):
-        if options.self_tokens:
-            note(f"the original writes {options.self_tokens:,} tokens to tune on")
-        # On a CPU the original's forward pass costs too much to cut the text anew in every epoch.
-        fixed = device.type == "cpu"
-        data = tune_data(read_encoder(source.checkpoint), given, teacher, options, batch, fixed)
-        latents, constants, digest = latents_of(source, target, options, device)
-        micro = options.micro_batch or (min(batch, _MICRO_BATCH_ON_CPU) if device.type == "cpu" else batch)
-        student = {name: constants[name] for name in constants}
-        sequences = sequences_of(source.config, options.ctx, device)
-        held_out = HeldOut(teacher, torch.from_numpy(data.held_out).to(device), sequences, micro)
-
-        steps = options.steps or customary_steps(data.batches.tokens)
-        known = None
-        n_bytes = 4 * data.batches.count * options.ctx * source.config.hidden_size
-        if fixed and steps * batch > data.batches.count and n_bytes <= _KNOWN_BYTES:
-            known = states_of(teacher, torch.from_numpy(data.batches.chunks()), sequences, micro)
-
-        def add_gradients(ids: Tensor, numbers: Tensor) -> Tensor:
-            return gradients(
-                target.config, teacher, student, latents, ids, sequences, micro, options.recompute,
-                None if known is None else known[numbers],
-            )  # fmt: skip
-
-        run = Run(
-            latents, student, data, held_out, options, digest, add_gradients, device, batch, steps, note
+    least, by_layer = _least_bytes(source, target), options.dtype == "bfloat16"
+    if options.dtype is None and device.type == "cuda":
+        by_layer = options.max_memory is not None or least > (available_memory(device) or least)
+    if by_layer and not ((set(options.train) & {"codes"}) and _kernels(device)):
+        raise TuneError(
+            "tuning a layer at a time learns codes, by Triton's kernels",
+            found=f"device {device}, parts {', '.join(options.train)}",
+            fix="tune on a GPU (--tune-device cuda), with codes among the parts, or in float32 (--tune-dtype float32)",
         )
+    if by_layer:
+        note("tuning in bfloat16, a layer at a time")
+    else:
+        check_memory(
+            "tuning this model",
+            least,
+            device,
+            "tune on a GPU (--tune-device cuda --tune-dtype bfloat16), or without --tune",
+        )
+    batch = options.batch or (_BATCH_ON_CPU if device.type == "cpu" else _BATCH)
+    given = Given(source, target, read, options, device, batch, note)
+    with products("high"):
+        learner, data, steps, digest = (_by_layer if by_layer else _whole_model)(given)
+        run = Run(learner, data, options, digest, batch, steps, device.type == "cuda")
         return run.finish(progress, started)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The arguments of ``tune``, read."""
+
+    source: LoadedModel
+    target: LoadedModel
+    texts: list[Text]
+    options: TuneOptions
+    device: torch.device
+    batch: int
+    note: Callable[[str], None]
+
+    def data(self, teacher: Model, fixed: bool) -> TuneData:
+        """The tokens; ``teacher`` writes what the options ask it to."""
+        if self.options.self_tokens:
+            self.note(f"the original writes {self.options.self_tokens:,} tokens to tune on")
+        encoder = read_encoder(self.source.checkpoint)
+        return tune_data(encoder, self.texts, teacher, self.options, self.batch, fixed)
+
+
+def _whole_model(given: Given) -> tuple[Learner, TuneData, int, str]:
+    """Everything in float32, and what the schedule needs to know: tokens, steps, a hash of what is learned."""
+    source, options, device, batch = given.source, given.options, given.device, given.batch
+    originals = weights_on(source.weights, device, torch.float32)
+    weights = {name: to_tensor(originals[name], torch.float32, device) for name in source.weights}
+    teacher = model_of(source.config, weights, device)
+    # On a CPU the original's forward pass costs too much to cut the text anew in every epoch.
+    fixed = device.type == "cpu"
+    data = given.data(teacher, fixed)
+    latents, constants, digest = latents_of(source, given.target, options, device)
+    micro = options.micro_batch or (min(batch, _MICRO_BATCH_ON_CPU) if device.type == "cpu" else batch)
+    sequences = sequences_of(source.config, options.ctx, device)
+    steps = options.steps or customary_steps(data.batches.tokens)
+    known = None
+    n_bytes = 4 * data.batches.count * options.ctx * source.config.hidden_size
+    if fixed and steps * batch > data.batches.count and n_bytes <= _KNOWN_BYTES:
+        known = states_of(teacher, torch.from_numpy(data.batches.chunks()), sequences, micro)
+    held_out = torch.from_numpy(data.held_out).to(device)
+    learner = WholeModel(
+        latents, constants, teacher, sequences, held_out, known, options, batch, micro, given.note
+    )
+    return learner, data, steps, digest
+
+
+def _by_layer(given: Given) -> tuple[Learner, TuneData, int, str]:
+    """A layer at a time in bfloat16; results as of ``_whole_model``."""
+    from bamba_quant.calibration.by_layer import ByLayer
+    from bamba_quant.calibration.units import DTYPE, Codes, Original
+
+    source, options, device = given.source, given.options, given.device
+    free = available_memory(device) or 0
+    if options.max_memory is not None and device.type == "cuda":
+        free = min(free, options.max_memory)
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, options.max_memory / torch.cuda.mem_get_info(device)[1]), device
+        )
+    weights, learned = _counts(source, given.target)
+    on_host = free < 2 * weights + 8 * learned + _BESIDES
+    if on_host:
+        given.note(
+            f"codes, moments and the original ({(2 * weights + 8 * learned) / 1e9:.1f} GB) stay in main memory"
+        )
+    original = Original(source, device, on_host)
+    data = given.data(original.model(), False)
+    codes = Codes(given.target, device, on_host)
+    latents, constants, digest = latents_of(
+        source, given.target, options, device, codes.matrix, lambda name: stored_dtype(name, DTYPE)
+    )
+    micro = options.micro_batch or max(1, min(given.batch, _LAYER_TOKENS[on_host] // options.ctx))
+    held_out = torch.from_numpy(data.held_out).to(device)
+    steps = options.steps or customary_steps(data.batches.tokens)
+    return (
+        ByLayer(original, codes, latents, constants, held_out, options, micro, device, on_host),
+        data,
+        steps,
+        digest,
+    )
+
+
+def _counts(source: LoadedModel, target: LoadedModel) -> tuple[int, int]:
+    """How many weights the model has, and how many of them have codes that are learned."""
+    tensors = (target.weights.stored(name)[0] for name in target.weights)
+    learned = sum(tensor.rows * tensor.columns for tensor in tensors if tensor.format.fields is not None)
+    return sum(map(math.prod, tensor_shapes(source.config).values())), learned
 
 
 def _least_bytes(source: LoadedModel, target: LoadedModel) -> int:
     """Original and student in float32; of what is learned also latents, their mean, both moments and gradients."""
-    tensors = (target.weights.stored(name)[0] for name in target.weights)
-    learned = sum(tensor.rows * tensor.columns for tensor in tensors if tensor.format.fields is not None)
-    shapes = tensor_shapes(source.config).values()
-    return 8 * sum(map(math.prod, shapes)) + 20 * learned
+    weights, learned = _counts(source, target)
+    return 8 * weights + 20 * learned
+
+
+def _kernels(device: torch.device) -> bool:
+    """Whether Triton's kernels run on the device."""
+    able = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return able and importlib.util.find_spec("triton") is not None
 
 
 def latents_of(
-    source: LoadedModel, target: LoadedModel, options: TuneOptions, device: torch.device
+    source: LoadedModel,
+    target: LoadedModel,
+    options: TuneOptions,
+    device: torch.device,
+    matrix_of: Callable[..., LatentMatrix] = LatentMatrix,
+    dtype_of: Callable[[str], torch.dtype] = lambda name: torch.float32,
 ) -> tuple[list[LatentTensor], dict[str, Tensor], str]:
-    """The tensors of ``target`` that are learned, all others as the reference has them, and a hash of the first."""
+    """The tensors of ``target`` that are learned, all others as the reference has them, and a hash of the first.
+
+    ``matrix_of`` takes the arguments of ``LatentMatrix``; ``dtype_of`` is asked for the dtypes of tensors that are not
+    learned.
+    """
     latents: list[LatentTensor] = []
     constants: dict[str, Tensor] = {}
     digest = hashlib.sha256()
-    for name in target.weights:
+    originals = weights_on(source.weights, device, torch.float32)
+    parts = set(options.train) - {"floats"}
+    for name, raw, fields in _unpacked(target, bool(parts)):
         tensor, rule, moved = target.weights.stored(name)
-        if tensor.format.fields is not None and set(options.train) - {"floats"}:
-            raw = read_raw(tensor)
-            matrix = LatentMatrix(
-                tensor, rule, moved, source.weights[name], raw, options.train, options.reach, device
+        if fields is not None:
+            matrix = matrix_of(
+                tensor, rule, moved, originals[name], fields, options.train, options.reach, device
             )
-            if matrix.parameters:
+            if matrix.learns_codes or matrix.parameters:
                 digest.update(raw.data)
                 latents.append(matrix)
                 continue
@@ -135,7 +236,7 @@ def latents_of(
             digest.update(raw.data)
             latents.append(LatentVector(tensor, rule, moved, raw, target.weights[name], device))
             continue
-        constants[name] = to_tensor(target.weights[name], torch.float32, device)
+        constants[name] = to_tensor(target.weights[name], dtype_of(name), device)
     if not latents:
         raise TuneError(
             "the model has no tensor whose rounding can be tuned",
@@ -144,3 +245,26 @@ def latents_of(
             fix="choose another type",
         )
     return latents, constants, digest.hexdigest()
+
+
+def _unpacked(target: LoadedModel, wanted: bool) -> Iterator[tuple[str, U8, Fields | None]]:
+    """Every tensor's name, bytes and fields in order; the latter of formats that have them, if they are ``wanted``.
+
+    Some are read and unpacked ahead, by threads.
+    """
+
+    def unpack(name: str) -> tuple[str, U8, Fields | None]:
+        tensor = target.weights.stored(name)[0]
+        if tensor.format.fields is None or not wanted:
+            return name, np.empty(0, np.uint8), None
+        raw = read_raw(tensor)
+        return name, raw, tensor.format.fields.unpack(raw)
+
+    with ThreadPoolExecutor() as pool:
+        ahead: deque[Future[tuple[str, U8, Fields | None]]] = deque()
+        for name in target.weights:
+            ahead.append(pool.submit(unpack, name))
+            if len(ahead) > _AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

@@ -10,8 +10,9 @@ from typing import Any
 
 from bamba_quant.errors import BambaQuantError, did_you_mean
 
-_RUNNING = ("device", "graph", "micro_batch", "recompute", "max_minutes", "state", "resume")
+_RUNNING = ("device", "graph", "max_memory", "micro_batch", "recompute", "max_minutes", "state", "resume")
 _CLI = {"steps": "--tune-steps", "tokens": "--tune-tokens", "seed": "--tune-seed"}
+DTYPES = ("float32", "bfloat16")
 PARTS = ("codes", "scales", "blocks", "floats")
 
 
@@ -39,6 +40,10 @@ class TuneOptions:
     themselves. ``recompute`` saves memory: activations of a layer are
     computed again in its backward pass.
 
+    ``dtype`` is "float32", by whole-model gradients, or "bfloat16", on a GPU a layer at a time in 10 bytes a weight
+    (``by_layer``); by default the first where it fits. ``max_memory`` bytes of the GPU are used at most: what does not
+    fit stays in main memory.
+
     ``held_out`` chunks of text that is learned from nowhere choose the best of the file as it is and ``evaluations``
     states on the way, by default 10 or as many as take a tenth of the time. With ``max_minutes`` the schedule is fitted
     to the time, and still finished. ``state`` is a file that keeps what a later run with ``resume`` goes on from.
@@ -63,6 +68,8 @@ class TuneOptions:
     evaluations: int | None = None
     seed: int = 0
     device: str = "cpu"
+    dtype: str | None = None
+    max_memory: int | None = None
     graph: bool = True
     max_minutes: float | None = None
     state: Path | None = None
@@ -90,6 +97,9 @@ class TuneOptions:
                 found=self.max_minutes,
                 expected="a number of minutes, more than 0",
             )
+        if self.dtype not in (None, *DTYPES):
+            raise TuneError("unknown tuning option dtype (--tune-dtype)" + did_you_mean(str(self.dtype), DTYPES),
+                            found=self.dtype, expected=", ".join(DTYPES))  # fmt: skip
         if self.resume and self.state is None:
             raise TuneError(
                 "resume needs a state file", fix="give the state file of the interrupted run (--tune-state)"

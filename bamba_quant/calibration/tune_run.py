@@ -1,11 +1,11 @@
 """The schedule of tuning: steps at a falling rate, states measured on held-out text, and a file to go on from."""
-# mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bamba_quant.calibration.latents import LatentMatrix, LatentTensor
-from bamba_quant.calibration.learning_rates import groups_of, mean_decay
-from bamba_quant.calibration.optimizer import Adam
-from bamba_quant.calibration.student import HeldOut, weights_now
+from bamba_quant.calibration.latents import LatentMatrix
+from bamba_quant.calibration.learner import Learner
 from bamba_quant.calibration.tune_data import TuneData
 from bamba_quant.calibration.tune_options import Tell, TuneError, TuneOptions, TuneProgress
-from bamba_quant.calibration.tune_state import TuneState, read_state, write_state
+from bamba_quant.calibration.tune_state import read_state, write_state
 from bamba_quant.checkpoint.repacking import repack
 from bamba_quant.metadata.tune_record import Tuned, TuneRecord
 from bamba_reference.errors import repr_short
 
 _SAVE_SECONDS, _SAVE_SHARE = 120.0, 20  # between states kept, and times what keeping one takes
 _TOGETHER = 10  # steps that a GPU is given before it is waited for
-_WARM_STEPS = 3  # on a GPU, before a step is recorded as a graph
+_WARM_STEPS = 6  # on a GPU, which say nothing about the time of others
 
 _NUMBERS = ("factor", "before", "best_kld", "last_kld", "step", "remaining")  # of a state
 
 # Measuring a chunk takes up to 40 % of the time that learning from it takes: a tenth of the whole.
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.25
-
-Snapshot = dict[str, dict[str, Tensor]]
 
 
 def evaluations_of(options: TuneOptions, chunks: int, held_out: int) -> int:
@@ -42,25 +38,19 @@ def evaluations_of(options: TuneOptions, chunks: int, held_out: int) -> int:
 
 
 class Run:
-    """The schedule: steps at a falling rate, evaluations on the way, the best state, and a file to go on from."""
+    """The schedule: steps at a falling rate, evaluations on the way, the best state, and a file to go on from.
 
-    def __init__(self, latents: list[LatentTensor], constants: dict[str, Tensor], data: TuneData, held_out: HeldOut,
-                 options: TuneOptions, digest: str, add_gradients: Callable[[Tensor, Tensor], Tensor],
-                 device: torch.device, batch: int, steps: int, note: Callable[[str], None]) -> None:  # fmt: skip
-        self._latents, self._constants, self._data, self._held_out = latents, constants, data, held_out
-        self._options, self._add_gradients, self._device, self._note = options, add_gradients, device, note
-        self._adam = Adam(groups_of(latents, options), options.eps)
-        self._means = [p.detach().clone() for p in self._adam.parameters] if options.ema != 0 else []
-        self._mean_weight = torch.zeros((), device=device)
+    ``digest`` is a hash of the tensors that are learned, ``batch`` the chunks of a step.
+    """
+
+    def __init__(self, learner: Learner, data: TuneData, options: TuneOptions, digest: str, batch: int, steps: int,
+                 waits: bool) -> None:  # fmt: skip
+        self._learner, self._data, self._options, self._waits = learner, data, options, waits
         self.steps = steps
         self._every = -(-steps // evaluations_of(options, steps * batch, len(data.held_out)))
-        self._ids = torch.zeros(batch, options.ctx, dtype=torch.int64, device=device)
-        self._numbers = torch.zeros(batch, dtype=torch.int64, device=device)
-        self._graph: Any = None
-        self._graphs = options.graph and device.type == "cuda"
-        self._loss = torch.zeros((), device=device)
+        self._loss: Tensor | float = math.nan
         self.step, self._remaining, self._factor = 0, self.steps, 1.0
-        self._best: Snapshot = {latent.name: latent.snapshot() for latent in latents}
+        self._best = learner.snapshot()
         self._belongs = options.deciding() | {
             "sha256": list(data.sha256), "quantized": digest, "tokens": data.batches.tokens, "batch": batch,
         }  # fmt: skip
@@ -73,15 +63,15 @@ class Run:
         if options.resume:
             self._restore()
         else:
-            self.before = self.best_kld = self.last_kld = self._held_out.divergence(self._now())
+            self.before = self.best_kld = self.last_kld = self._learner.divergence()
         if not math.isfinite(self.before):
             raise TuneError(
                 "the divergence of the quantized file from the original is not a finite number",
                 found=self.before,
             )
         deadline = None if options.max_minutes is None else started + 60 * options.max_minutes
-        on_gpu = self._device.type == "cuda"
-        warm = self.step + (2 * _WARM_STEPS if on_gpu else 0)
+        on_gpu = self._waits
+        warm = self.step + (_WARM_STEPS if on_gpu else 0)
         stepping = evaluating = each = saving = 0.0
         while self._remaining > 0:
             clock = time.monotonic()
@@ -121,97 +111,28 @@ class Run:
 
     def _advance(self) -> None:
         """One step of the optimizer."""
-        for held, values in zip((self._ids, self._numbers), self._data.batches.batch(self.step), strict=True):
-            held.copy_(torch.from_numpy(values))
-        steps = self.step + self._remaining
-        self._adam.prepare(self.step + 1, steps, self._factor)
-        self._mean_weight.fill_(1 - mean_decay(self._options, steps))
-        if not self._graphs:
-            self._loss = self._work()
-        elif self._graph is not None:
-            self._graph.replay()
-        elif self.step < _WARM_STEPS:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self._loss = self._work()
-            torch.cuda.current_stream().wait_stream(stream)
-        else:
-            self._record()
+        self._learner.prepare(self.step + 1, self.step + self._remaining, self._factor)
+        self._loss = self._learner.advance(*self._data.batches.batch(self.step))
         self.step += 1
         self._factor *= (self._remaining - 1) / self._remaining
         self._remaining -= 1
 
-    def _record(self) -> None:
-        """Record a step as a CUDA graph and run it."""
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                self._loss = self._work()
-        except RuntimeError as error:
-            self._graphs = False
-            self._note(
-                f"a step cannot be recorded as a CUDA graph and runs as it is: {str(error).splitlines()[0]}"
-            )
-            for parameter in self._adam.parameters:
-                parameter.grad = None
-            self._loss = self._work()
-            return
-        self._graph = graph
-        graph.replay()
-
-    def _work(self) -> Tensor:
-        loss = self._add_gradients(self._ids, self._numbers)
-        self._adam.step()
-        with torch.no_grad():
-            for latent in self._latents:
-                latent.clamp()
-            if self._means:
-                ahead = torch._foreach_sub(self._adam.parameters, self._means)
-                torch._foreach_mul_(ahead, self._mean_weight)
-                torch._foreach_add_(self._means, ahead)
-        return loss
-
-    @torch.no_grad()
     def _evaluate(self) -> None:
         """Measure the state on held-out text, and keep it if it is the best."""
-        kept = [p.detach().clone() for p in self._adam.parameters] if self._means else []
-        if self._means:
-            self._put(self._means)
-        self.last_kld = self._held_out.divergence(self._now())
+        self.last_kld = self._learner.divergence()
         if self.last_kld < self.best_kld:
-            self.best_kld = self.last_kld
-            self._best = {latent.name: latent.snapshot() for latent in self._latents}
-        if kept:
-            self._put(kept)
-
-    def _now(self) -> dict[str, Tensor]:
-        now: dict[str, Tensor] = weights_now(self._constants, self._latents)
-        return now
-
-    @torch.no_grad()
-    def _put(self, values: Sequence[Tensor]) -> None:
-        for parameter, value in zip(self._adam.parameters, values, strict=True):
-            parameter.copy_(value)
+            self.best_kld, self._best = self.last_kld, self._learner.snapshot()
 
     def _arrays(self) -> dict[str, Tensor]:
         """Everything that a later run needs, by name."""
-        found: dict[str, Tensor] = {}
-        for kind, tensors in (("latent", self._adam.parameters), ("first", self._adam.first),
-                              ("second", self._adam.second), ("mean", self._means)):  # fmt: skip
-            found |= {
-                f"{kind}:{name}": tensor.detach()
-                for name, tensor in zip(self._adam.names, tensors, strict=False)
-            }
-        found |= {f"best:{name}:{part}": t for name, parts in self._best.items() for part, t in parts.items()}
-        return found
+        best = {f"best:{name}:{part}": t for name, parts in self._best.items() for part, t in parts.items()}
+        return self._learner.arrays() | best
 
     def save(self, file: Path) -> None:
         """Write the state, from which a run with the same options goes on."""
         numbers = (self._factor, self.before, self.best_kld, self.last_kld, self.step, self._remaining)
         about = dict(zip(_NUMBERS, numbers, strict=True))
-        arrays = {name: tensor.cpu().numpy() for name, tensor in self._arrays().items()}
-        write_state(file, TuneState(arrays, self._belongs, about))
+        write_state(file, self._arrays(), self._belongs, about)
 
     def _restore(self) -> None:
         file = self._options.state
@@ -246,13 +167,17 @@ class Run:
         changed: dict[str, int] = {}
         tensors: dict[str, NDArray[Any]] = {}
         codes = 0
-        for latent in self._latents:
-            if isinstance(latent, LatentMatrix) and "codes" in latent.parameters:
-                codes += latent.start.numel()
-            if self.best_kld < self.before:
-                repack(latent.tensor, latent.raw(self._best[latent.name]), tensors)
-                if isinstance(latent, LatentMatrix):
-                    changed[latent.tensor.name] = latent.changed(self._best[latent.name])
+        for latent in self._learner.latents:
+            if isinstance(latent, LatentMatrix) and latent.learns_codes:
+                codes += latent.count
+        if self.best_kld < self.before:
+            latents = self._learner.latents
+            with ThreadPoolExecutor() as pool:
+                packed = pool.map(lambda latent: latent.raw(self._best[latent.name]), latents)
+                for latent, raw in zip(latents, packed, strict=True):
+                    repack(latent.tensor, raw, tensors)
+                    if isinstance(latent, LatentMatrix):
+                        changed[latent.tensor.name] = latent.changed(self._best[latent.name])
         record = TuneRecord(
             data.names, data.sha256, data.batches.tokens, self.step, options.seed, self.before, self.best_kld,
             codes, sum(changed.values()),

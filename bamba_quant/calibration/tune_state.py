@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bamba_quant.calibration.tune_options import TuneError
 from bamba_quant.checkpoint.base import read_tensor
@@ -22,33 +24,35 @@ from bamba_quant.writers.stream import write_at
 from bamba_reference.errors import repr_short
 
 _KEY = "bamba_quant.tune"
-_DTYPES = {"float32": "F32", "int8": "I8"}
+_DTYPES = {torch.float32: "F32", torch.int8: "I8", torch.uint8: "U8"}
 
 
 @dataclass(frozen=True)
 class TuneState:
-    """``arrays`` of float32 or int8 by name, and ``about``: plain values, of which ``belongs`` must be the same in a
-    run that goes on from here.
-    """
+    """``arrays`` of float32, int8 or uint8 by name, and ``about``: plain values."""
 
     arrays: Mapping[str, NDArray[Any]]
-    belongs: Mapping[str, Any]
     about: Mapping[str, Any]
 
 
-def write_state(file: Path, state: TuneState) -> None:
-    """Write the state whole, or leave the file as it was. Raises ``OutputError``."""
+def write_state(
+    file: Path, tensors: Mapping[str, Tensor], belongs: Mapping[str, Any], about: Mapping[str, Any]
+) -> None:
+    """Write the state whole, or leave the file as it was. Raises ``OutputError``.
+
+    ``belongs`` must be the same in a run that goes on from here. Tensors are copied from their device one at a time.
+    """
     parts = [
-        [safetensors_layout.tensor_part(name, _DTYPES[array.dtype.name], array.shape)]
-        for name, array in state.arrays.items()
+        [safetensors_layout.tensor_part(name, _DTYPES[tensor.dtype], tuple(tensor.shape))]
+        for name, tensor in tensors.items()
     ]
-    about = json.dumps({"belongs": state.belongs, "about": state.about})
+    header = json.dumps({"belongs": belongs, "about": about})
     placed = [part for (part,) in safetensors_layout.place_parts(parts, None)]
-    (shard,) = safetensors_layout.pack_shards(placed, {_KEY: about})
+    (shard,) = safetensors_layout.pack_shards(placed, {_KEY: header})
     with atomic_files([(file, shard.n_bytes)], overwrite=True) as (descriptor,):
         write_at(descriptor, 0, np.frombuffer(shard.header, np.uint8))
         for part in shard.parts:
-            array = np.ascontiguousarray(state.arrays[part.name])
+            array = np.ascontiguousarray(tensors[part.name].detach().cpu().numpy())
             write_at(descriptor, len(shard.header) + part.offset, array.reshape(-1).view(np.uint8))
 
 
@@ -104,4 +108,4 @@ def read_state(file: Path, belongs: Mapping[str, Any], shapes: Mapping[str, tupl
                 expected=f"{' or '.join(_DTYPES.values())} {shape}",
                 fix="tune without --resume",
             )
-    return TuneState({name: read_tensor(tensors[name]) for name in shapes}, found["belongs"], found["about"])
+    return TuneState({name: read_tensor(tensors[name]) for name in shapes}, found["about"])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from bamba_quant_cli.console import Progress, echo
+from bamba_quant_cli.options import parse_file_size
 
 if TYPE_CHECKING:
     from bamba_quant.calibration.tune_options import TuneProgress
@@ -43,6 +44,21 @@ class TuneArguments:
     ] = None
     tune_seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same file.")] = 0
     tune_device: Annotated[str, typer.Option(help="torch's name of the device to tune on.")] = "cpu"
+    tune_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float32|bfloat16",
+            help="float32 by gradients of the whole model, or bfloat16 a layer at a time, in 10 bytes a weight, on a "
+            "GPU; by default float32 if it fits.",
+        ),
+    ] = None
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Use so much of the GPU at most, such as 24GB; what does not fit stays in main memory.",
+        ),
+    ] = None
     tune_state: Annotated[
         Path | None,
         typer.Option(
@@ -70,6 +86,8 @@ class TuneArguments:
             max_minutes=self.max_minutes,
             seed=self.tune_seed,
             device=self.tune_device,
+            dtype=self.tune_dtype,
+            max_memory=None if self.max_memory is None else parse_file_size(self.max_memory, "--max-memory"),
             state=self.tune_state,
         )
         return plan_tuning(self.tune, options, output=output, resume=resume, overwrite=overwrite)

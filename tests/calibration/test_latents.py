@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -23,8 +25,14 @@ NAMES = [each.name for each in codecs(BlockCodec) if each.fields is not None]
 CPU = torch.device("cpu")
 
 
-def stored(codec: BlockCodec) -> StoredTensor:
-    return StoredTensor("blk.0.x.weight", (ROWS, COLUMNS), codec, Path("none"), 0)
+SCRATCH = tempfile.TemporaryDirectory()
+
+
+def stored(codec: BlockCodec, raw: np.ndarray) -> StoredTensor:
+    """A tensor in a file of its own, from which its codes are read again in the end."""
+    file = Path(SCRATCH.name) / f"{uuid4()}"
+    file.write_bytes(raw.tobytes())
+    return StoredTensor("blk.0.x.weight", (ROWS, COLUMNS), codec, file, 0)
 
 
 def rule(transform: Transform = IDENTITY) -> TensorRule:
@@ -37,7 +45,9 @@ def latent(
 ) -> tuple[LatentMatrix, np.ndarray]:
     raw = codec.quantize(transform.apply(w, 0), None)
     moved = bool(transform.name)
-    return LatentMatrix(stored(codec), rule(transform), moved, w, raw, PARTS, 1.5, CPU), raw
+    assert codec.fields is not None
+    fields = codec.fields.unpack(raw)
+    return LatentMatrix(stored(codec, raw), rule(transform), moved, w, fields, PARTS, 1.5, CPU), raw
 
 
 def weights(seed: int) -> np.ndarray:

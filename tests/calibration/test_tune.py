@@ -17,7 +17,7 @@ import torch
 
 from bamba_quant.calibration import narrow_gradients
 from bamba_quant.calibration.latents import LatentMatrix, LatentVector
-from bamba_quant.calibration.student import HeldOut, gradients, model_of, sequences_of, weights_now
+from bamba_quant.calibration.student import HeldOut, gradients, model_of, passes, sequences_of, weights_now
 from bamba_quant.calibration.texts import Text
 from bamba_quant.calibration.tune import latents_of, tune
 from bamba_quant.calibration.tune_data import Batches, customary_steps, tune_data, write_text
@@ -98,13 +98,16 @@ def assert_measured_right(
     assert record.held_out_kld_after == pytest.approx(divergence(original, after, data.held_out), rel=1e-4)
 
 
-def held_out(original: Path, ids: np.ndarray) -> HeldOut:
+def held_out_divergence(original: Path, ids: np.ndarray, weights_of: dict[str, torch.Tensor]) -> float:
     source = load_model(original)
     weights = {
         name: torch_forward.to_tensor(source.weights[name], torch.float32, CPU) for name in source.weights
     }
-    teacher = model_of(source.config, weights, CPU)
-    return HeldOut(teacher, torch.from_numpy(ids), sequences_of(source.config, ids.shape[1], CPU), 3)
+    sequences = sequences_of(source.config, ids.shape[1], CPU)
+    teacher, student = (
+        passes(model_of(source.config, each, CPU), sequences, 3) for each in (weights, weights_of)
+    )
+    return HeldOut(torch.from_numpy(ids), source.config.vocab_size, *teacher).divergence(*student)
 
 
 def test_the_start_is_the_quantized_file(model: Path, quantized: Path) -> None:
@@ -113,7 +116,7 @@ def test_the_start_is_the_quantized_file(model: Path, quantized: Path) -> None:
     source, target = load_model(model), load_model(quantized)
     latents, constants, _ = latents_of(source, target, options, CPU)
     assert {type(latent) for latent in latents} == {LatentMatrix, LatentVector}
-    found = held_out(model, ids).divergence(weights_now(constants, latents))
+    found = held_out_divergence(model, ids, weights_now(constants, latents))
     assert found == pytest.approx(divergence(model, quantized, ids), rel=1e-5)
     for latent in latents:
         before = read_gguf(quantized).tensors[latent.tensor.name]

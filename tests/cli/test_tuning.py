@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 import typer
 
 from bamba_quant.calibration import tune as tuning
 from bamba_quant.calibration.tune_options import TuneOptions, TuneProgress
-from bamba_quant.calibration.tune_state import TuneState, write_state
+from bamba_quant.calibration.tune_state import write_state
 from bamba_quant.calibration.tuned_output import SELF_TOKENS
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.embedded import embedded_model
@@ -55,7 +55,7 @@ class Asked:
         tell(TuneProgress(1, 2, 0.5, 0.25, 0.75, 61.0))
         if self.interrupted:
             assert options.state is not None
-            write_state(options.state, TuneState({"x": np.zeros(1, np.float32)}, {}, {}))
+            write_state(options.state, {"x": torch.zeros(1)}, {}, {})
             raise interrupts.Interrupted(signal.SIGINT)
         return self.stand_in(quantized)
 

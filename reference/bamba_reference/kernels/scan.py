@@ -109,7 +109,7 @@ def scan(
 
 
 @triton.jit
-def _add_dot(a: tl.tensor, b: tl.tensor, total: tl.tensor, WIDE: tl.constexpr) -> tl.tensor:
+def add_dot(a: tl.tensor, b: tl.tensor, total: tl.tensor, WIDE: tl.constexpr) -> tl.tensor:
     """total + a @ b, one of them float32 and the other of the model's dtype."""
     if WIDE:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc=total, input_precision="ieee")
@@ -205,11 +205,11 @@ def _scan(
             c = k * COLUMNS + n  # (n,)
             of_group = (start + i < L)[:, None] & (c < N)[None, :]
             Cs = load(C + i[:, None] * C_token + c[None, :], of_group, WHOLE)  # (q, n)
-            out = _add_dot(states[k], tl.trans(Cs), out, WIDE)  # (P, q)
+            out = add_dot(states[k], tl.trans(Cs), out, WIDE)  # (P, q)
             Bs = load(B + i[:, None] * B_token + c[None, :], of_group, WHOLE)  # (q, n)
-            ends = ends + (_add_dot(kept, Bs, states[k] * decay, WIDE),)  # (P, n)
+            ends = ends + (add_dot(kept, Bs, states[k] * decay, WIDE),)  # (P, n)
         states = ends
-        out = _add_dot(xt, M, out * reach[None, :], WIDE)
+        out = add_dot(xt, M, out * reach[None, :], WIDE)
         target = y + i[None, :] * H * P + p[:, None]
         if WHOLE:
             tl.store(target, out.to(y.dtype.element_ty))

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from bamba_reference.kernels import attention
 from bamba_reference.kernels.backward import convolution, elementwise, norms, products
+from bamba_reference.kernels.backward.scan import scan
 from bamba_reference.kernels.backward.selective_scan import selective_scan
 from bamba_reference.torch.backend import TORCH
-from bamba_reference.torch.scan import scan
 
 # Products are torch's own, and ``torch.forward`` composes what is fused without gradients. torch's attention has a
 # backward pass that holds no scores, for grouped queries too.
