@@ -18,7 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bamba_quant.calibration.straight_through import codes_of, looked_up, narrowed, rounded, sorted_table
+from bamba_quant.calibration.straight_through import (
+    clamp_sum,
+    codes_of,
+    interpolated,
+    looked_up,
+    narrowed,
+    rounded,
+    sorted_table,
+)
 from bamba_quant.checkpoint import StoredTensor, packed_like
 from bamba_quant.checkpoint.base import read_raw
 from bamba_quant.codecs.arrays import F32, U8
@@ -156,10 +164,10 @@ class LatentMatrix(LatentTensor):
         for name, parameter in self.parameters.items():
             if name == "codes":
                 parameter.clamp_(-self.reach, self.reach)
-                _clamp_sum(parameter, self.start, (self.low, self.high))
+                clamp_sum(parameter, self.start, (self.low, self.high))
             elif name in ("scales", "minima"):
                 parameter.clamp_(-_MOST_SCALE_STEPS, _MOST_SCALE_STEPS)
-                _clamp_sum(parameter, getattr(self, name), getattr(self.layout, name))
+                clamp_sum(parameter, getattr(self, name), getattr(self.layout, name))
 
     @torch.no_grad()
     def snapshot(self) -> dict[str, Tensor]:
@@ -279,24 +287,10 @@ def _fraction(matrix: LatentMatrix, original: Reference | Tensor) -> Tensor:
             w = w + low[now].repeat_interleave(group, 1)[:, :columns, 0]
         place = w / steps
         if matrix.table is not None:
-            place = _interpolated(place, matrix.table)
+            place = interpolated(place, matrix.table)
         offset = (place - matrix.start[now]).clamp_(-0.5, 0.5)
         found[now] = torch.where((steps != 0) & offset.isfinite(), offset, 0)
     return found
-
-
-def _interpolated(values: Tensor, table: Tensor) -> Tensor:
-    """Where between the places of a rising table the values lie: numpy.interp of its places."""
-    high = torch.searchsorted(table, values.contiguous()).clamp_(1, len(table) - 1)
-    lower, upper = table[high - 1], table[high]
-    return ((values - lower) / (upper - lower)).clamp_(0, 1) + (high - 1)
-
-
-def _clamp_sum(x: Tensor, start: Tensor, allowed: tuple[int, int]) -> None:
-    """Bring x back to where start + x is allowed."""
-    start = start.float()
-    torch.maximum(x, allowed[0] - start, out=x)
-    torch.minimum(x, allowed[1] - start, out=x)
 
 
 def _own_scales(tensor: StoredTensor) -> bool:

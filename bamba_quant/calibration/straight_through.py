@@ -47,6 +47,20 @@ def codes_of(layout: FieldLayout, values: F32) -> NDArray[Any]:
     return np.array([np.flatnonzero(layout.table == value)[0] for value in values], np.uint8)
 
 
+def interpolated(values: Tensor, table: Tensor) -> Tensor:
+    """Where between the places of a rising table the values lie: numpy.interp of its places."""
+    high = torch.searchsorted(table, values.contiguous()).clamp_(1, len(table) - 1)
+    lower, upper = table[high - 1], table[high]
+    return ((values - lower) / (upper - lower)).clamp_(0, 1) + (high - 1)
+
+
+def clamp_sum(x: Tensor, start: Tensor, allowed: tuple[int, int]) -> None:
+    """Bring x back to where start + x is allowed."""
+    start = start.float()
+    torch.maximum(x, allowed[0] - start, out=x)
+    torch.minimum(x, allowed[1] - start, out=x)
+
+
 class _Round(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
