@@ -34,7 +34,7 @@ TESTS = (
     "tests/reference/kernels", "tests/codecs/test_cuda_decoding.py",
     "tests/codecs/test_cuda_activations.py", "tests/codecs/test_integer_layouts.py",
     "tests/checkpoint/test_on_device.py",
-    "tests/inference/test_device_weights.py", "tests/inference/test_prefetch.py", "tests/evaluation/test_on_cuda.py",
+    "tests/calibration/test_by_layer.py", "tests/inference/test_device_weights.py", "tests/inference/test_prefetch.py", "tests/evaluation/test_on_cuda.py",
 )  # fmt: skip
 
 
@@ -135,6 +135,7 @@ PARTS: dict[str, Part] = {
     "falcon-h1": _script("forward_cuda", "--repeats", "7", "--model", "falcon-h1-7b"),
     "experts": _script("nemotron_cuda", "--repeats", "7"),
     "evaluate": _script("evaluate_cuda", files=True),
+    "tune": _script("tune_cuda", files=True),
     "ranks": _script("ranks_cuda", files=True, chunks=True),
 }
 

@@ -103,10 +103,8 @@ class Residence:
     def _fetch(self, part: Part, besides: _Slot | None) -> _Slot:
         """The slot that has ``part`` or gets it now: the one that was not used last."""
         if not self._slots:
-            most = max(map(len, self.homes))
-            self._slots = [
-                _Slot(torch.empty(most, dtype=torch.uint8, device=self._device)) for _ in range(_SLOTS)
-            ]
+            none = torch.empty(0, dtype=torch.uint8, device=self._device)
+            self._slots = [_Slot(none) for _ in range(_SLOTS)]
         number, n_bytes = part
         for slot in self._slots:
             if slot.holds[0] == number and slot.holds[1] >= n_bytes:
@@ -116,6 +114,8 @@ class Residence:
             for other in self._slots:
                 if other.holds[0] == number and other is not besides:
                     other.holds = (-1, 0)
+            if len(slot.buffer) < n_bytes:
+                self._grow(slot, n_bytes)
             with self._behind_the_work():
                 slot.buffer[:n_bytes].copy_(self.homes[number][:n_bytes], non_blocking=True)
                 if self._copies is not None:
@@ -125,6 +125,13 @@ class Residence:
         # The last one used is the last in the list.
         self._slots.sort(key=lambda other: other is slot if besides is None else other is besides)
         return slot
+
+    def _grow(self, slot: _Slot, n_bytes: int) -> None:
+        """A longer buffer for a slot; what its old one is copied to or from goes on."""
+        if self._copies is not None:
+            slot.buffer.record_stream(self._copies)
+        slot.buffer = torch.empty(0, dtype=torch.uint8, device=self._device)
+        slot.buffer = torch.empty(n_bytes, dtype=torch.uint8, device=self._device)
 
     def _behind_the_work(self) -> Any:
         """The stream of copies, behind everything that is queued on the current one."""
