@@ -34,7 +34,8 @@ TESTS = (
     "tests/reference/kernels", "tests/codecs/test_cuda_decoding.py",
     "tests/codecs/test_cuda_activations.py", "tests/codecs/test_integer_layouts.py",
     "tests/checkpoint/test_on_device.py",
-    "tests/calibration/test_by_layer.py", "tests/inference/test_device_weights.py", "tests/inference/test_prefetch.py", "tests/evaluation/test_on_cuda.py",
+    "tests/calibration/test_by_layer.py",
+    "tests/inference/test_device_weights.py", "tests/inference/test_prefetch.py", "tests/evaluation/test_on_cuda.py",
 )  # fmt: skip
 
 

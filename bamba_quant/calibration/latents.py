@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bamba_quant.calibration.straight_through import (
+    by_group,
     clamp_sum,
     codes_of,
     interpolated,
@@ -150,7 +151,7 @@ class LatentMatrix(LatentTensor):
         else:
             values = looked_up(offset, self.start, self.table)
         step, low = self._fixed or self._scaling()
-        w = _by_group(values, step, low, self.layout.group, self.columns)
+        w = by_group(values, step, low, self.layout.group, self.columns)
         if self.rounded is not None:
             w = narrowed(w, self.rounded)
         if self._order is not None:
@@ -255,18 +256,6 @@ def _inverse(transform: Transform, rows: int, device: torch.device) -> tuple[Ten
     if transform.row_factors is not None:
         factors = torch.from_numpy(transform.invert(np.ones((rows, 1), np.float32), 0)).to(device)
     return order, factors
-
-
-def _by_group(values: Tensor, step: Tensor, low: Tensor | None, group: int, columns: int) -> Tensor:
-    """step·value - low, (rows, columns); the last group may be cut short, and steps for padding may follow."""
-    rows = len(values)
-    groups = -(-columns // group)
-    if groups * group != columns:
-        values = torch.nn.functional.pad(values, (0, groups * group - columns))
-    w = values.view(rows, groups, group) * step[:, :groups]
-    if low is not None:
-        w = w - low[:, :groups]
-    return w.reshape(rows, -1)[:, :columns]
 
 
 @torch.no_grad()

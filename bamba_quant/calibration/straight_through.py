@@ -61,6 +61,18 @@ def clamp_sum(x: Tensor, start: Tensor, allowed: tuple[int, int]) -> None:
     torch.minimum(x, allowed[1] - start, out=x)
 
 
+def by_group(values: Tensor, step: Tensor, low: Tensor | None, group: int, columns: int) -> Tensor:
+    """step·value - low, (rows, columns); the last group may be cut short, and steps for padding may follow."""
+    rows = len(values)
+    groups = -(-columns // group)
+    if groups * group != columns:
+        values = torch.nn.functional.pad(values, (0, groups * group - columns))
+    w = values.view(rows, groups, group) * step[:, :groups]
+    if low is not None:
+        w = w - low[:, :groups]
+    return w.reshape(rows, -1)[:, :columns]
+
+
 class _Round(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -158,9 +158,8 @@ def fill(
     for descriptor, content in zip(descriptors, [*headers, *plan.files.values()], strict=True):
         stream.write_at(descriptor, 0, content)
     for shard, descriptor in zip(plan.shards, descriptors, strict=False):
-        for part in shard.parts if plan.constants else ():
-            if part.name in plan.constants:
-                stream.write_at(descriptor, len(shard.header) + part.offset, plan.constants[part.name])
+        for part in (part for part in shard.parts if part.name in plan.constants):
+            stream.write_at(descriptor, len(shard.header) + part.offset, plan.constants[part.name])
 
 
 def _marked(plan: Plan, files: Sequence[OutputFile]) -> list[bytes]:

@@ -42,9 +42,7 @@ def files() -> Files:
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return bamba_quant.convert(embedded_model(), tmp_path_factory.mktemp("gguf"), outtype="q4_k_m")[
-        0
-    ].read_bytes()
+    return bamba_quant.convert(embedded_model(), "q4_k_m", tmp_path_factory.mktemp("gguf"))[0].read_bytes()
 
 
 def test_every_form_of_a_name(hub: Hub, files: Files, gguf: bytes, tmp_path: Path) -> None:

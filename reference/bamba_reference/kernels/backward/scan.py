@@ -1,7 +1,7 @@
 """Mamba-2's recurrence with gradients: the forward scan of ``kernels.scan`` and its backward pass in Triton.
 
 Nothing of the forward pass is kept but its inputs. Going back, one kernel walks forward through the chunks and writes
-the state before each, another walks backward and writes the gradient of the state behind each (both are ``_walk``);
+the state before each, another walks backward and writes the gradient of the state behind each (both are ``walk``);
 then all chunks are independent. With a_i the log of the decay up to token i of a chunk, M_ij = C_i·B_j exp(a_i - a_j)
 dt_j, h the state before the chunk and g the gradient of the state behind it:
 
@@ -28,13 +28,13 @@ import triton.language as tl
 from torch import Tensor
 
 from bamba_reference.kernels import scan as forward_scan
-from bamba_reference.kernels.chunks import Decays, decays, pairs
+from bamba_reference.kernels.backward.walk import COLUMNS, ROWS, states
+from bamba_reference.kernels.chunks import decays, pairs
 from bamba_reference.kernels.launch import INTERPRETED, padded, rows_apart
 from bamba_reference.kernels.scan import add_dot
 from bamba_reference.torch.scan import ScanArguments
 
-# Tokens of a chunk, rows of heads and columns of the state that are multiplied at a time.
-_CHUNK, _ROWS, _COLUMNS = 64, 64, 64
+_CHUNK = 64  # tokens
 # So many programs keep a GPU busy; a program adds up the gradients of B and C over its heads.
 _PROGRAMS = 1024
 
@@ -80,10 +80,8 @@ def _backward(arguments: ScanArguments, dy: Tensor, end: Tensor) -> tuple[Tensor
     chunks = -(-L // Q)
     segment = None if sequence_starts is None else sequence_starts.cumsum(1, dtype=torch.int32)  # (B, L)
     decay = decays(dt, A_log, dt_bias, limit, real, Q)
-    before, _ = _states(x, B, decay.keeps, decay, segment, h.contiguous(), Q, wide, reverse=False)
-    behind, dh = _states(
-        dy, C, decay.reaches, decay, segment, end.float().contiguous(), Q, wide, reverse=True
-    )
+    before, _ = states(x, B, decay.keeps, decay, segment, h.contiguous(), Q, wide, reverse=False)
+    behind, dh = states(dy, C, decay.reaches, decay, segment, end.float().contiguous(), Q, wide, reverse=True)
 
     heads = H // G
     splits = min(heads, max(1, _PROGRAMS // (rows * chunks * G)))
@@ -94,7 +92,7 @@ def _backward(arguments: ScanArguments, dy: Tensor, end: Tensor) -> tuple[Tensor
     dD = torch.empty(rows, chunks, H, dtype=torch.float32, device=x.device)
     dB, dC = torch.empty(2, splits, rows, L, G, N, dtype=torch.float32, device=x.device)
     state = padded(N)
-    columns = min(_COLUMNS, state)
+    columns = min(COLUMNS, state)
     _gradients[(chunks, G * splits, rows)](
         x, dy, B, C,
         decay.steps, decay.sums, decay.reaches,
@@ -103,7 +101,7 @@ def _backward(arguments: ScanArguments, dy: Tensor, end: Tensor) -> tuple[Tensor
         dx, ddt, ddtA, dD, dB, dC,
         L, H, P, N, G, heads, each,
         *x.stride()[:3], *dy.stride()[:3], *B.stride()[:3], *C.stride()[:3],
-        Q=Q, ROWS=padded(P, most=_ROWS), BLOCKS=-(-P // padded(P, most=_ROWS)),
+        Q=Q, ROWS=padded(P, most=ROWS), BLOCKS=-(-P // padded(P, most=ROWS)),
         COLUMNS=columns, PARTS=state // columns, WIDE=wide, num_warps=8, num_stages=1,
     )  # fmt: skip
     ddt, ddtA = (v[..., :L].transpose(1, 2) for v in (ddt, ddtA))  # (B, L, H)
@@ -125,94 +123,6 @@ def _backward(arguments: ScanArguments, dy: Tensor, end: Tensor) -> tuple[Tensor
         draw.sum((0, 1)).to(dt_bias.dtype),
         dh.to(h.dtype),
     )
-
-
-def _states(
-    u: Tensor,
-    V: Tensor,
-    weights: Tensor,
-    decay: Decays,
-    segment: Tensor | None,
-    begin: Tensor,
-    Q: int,
-    wide: bool,
-    *,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """The state before each chunk (B, H, chunks, P, N) float32, and the last one (B, H, P, N).
-
-    A chunk multiplies the state by its decay and adds Σ_t weights_t u_t ⊗ V_t, u (B, L, H, P), V (B, L, G, N). With
-    ``reverse`` the walk is from the last chunk to the first, of the gradients of states.
-    """
-    rows, L, H, P = u.shape
-    G, N = V.shape[2:]
-    chunks = -(-L // Q)
-    states = torch.empty(rows, H, chunks, P, N, dtype=torch.float32, device=u.device)
-    last = torch.empty_like(begin)
-    block, columns = padded(P, most=_ROWS), padded(N, most=_COLUMNS)
-    _walk[(H, -(-P // block) * -(-N // columns), rows)](
-        u, V, weights, decay.reaches, segment, begin, states, last,
-        L, H, P, N, H // G, *u.stride()[:3], *V.stride()[:3],
-        Q=Q, ROWS=block, COLUMNS=columns, WIDE=wide, REVERSE=reverse, num_warps=4, num_stages=2,
-    )  # fmt: skip
-    return states, last
-
-
-@triton.jit
-def _walk(
-    u: tl.tensor,
-    V: tl.tensor,
-    weights: tl.tensor,
-    reaches: tl.tensor,
-    segment: tl.tensor,
-    begin: tl.tensor,
-    states: tl.tensor,
-    last: tl.tensor,
-    L: tl.tensor,
-    H: tl.tensor,
-    P: tl.tensor,
-    N: tl.tensor,
-    heads_a_group: tl.tensor,
-    u_row: tl.tensor,
-    u_token: tl.tensor,
-    u_head: tl.tensor,
-    V_row: tl.tensor,
-    V_token: tl.tensor,
-    V_group: tl.tensor,
-    Q: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WIDE: tl.constexpr,
-    REVERSE: tl.constexpr,
-) -> None:
-    head, row = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    blocks, chunks = tl.cdiv(N, COLUMNS), tl.cdiv(L, Q)
-    p = tl.program_id(1) // blocks * ROWS + tl.arange(0, ROWS)  # (P,)
-    n = tl.program_id(1) % blocks * COLUMNS + tl.arange(0, COLUMNS)  # (N,)
-    i = tl.arange(0, Q)  # (q,)
-    of_state = p[:, None] * N + n[None, :]
-    stored = (p < P)[:, None] & (n < N)[None, :]
-    h = tl.load(begin + (row * H + head) * P * N + of_state, mask=stored, other=0).to(tl.float32)
-    u += row * u_row + head * u_head + p[None, :]
-    V += row * V_row + head // heads_a_group * V_group + n[None, :]
-    at = (row * H + head) * chunks
-    for step in range(chunks):
-        chunk = chunks - 1 - step if REVERSE else step
-        tl.store(states + (at + chunk) * P * N + of_state, h, mask=stored)
-        t = chunk * Q + i
-        weight = tl.load(weights + (at + chunk) * Q + i)  # (q,)
-        decay = tl.load(reaches + (at + chunk) * Q + Q - 1)
-        if segment is not None:
-            of_row = segment + row * L
-            mine = tl.load(of_row + t, mask=t < L, other=-1)
-            first = tl.load(of_row + chunk * Q - 1, mask=chunk > 0, other=0)
-            end = tl.load(of_row + tl.minimum(chunk * Q + Q, L) - 1)
-            weight = tl.where(mine == (first if REVERSE else end), weight, 0)
-            decay = tl.where(first == end, decay, 0)
-        us = tl.load(u + t[:, None] * u_token, mask=(t < L)[:, None] & (p < P)[None, :], other=0)  # (q, P)
-        Vs = tl.load(V + t[:, None] * V_token, mask=(t < L)[:, None] & (n < N)[None, :], other=0)  # (q, N)
-        h = add_dot(tl.trans(us.to(tl.float32) * weight[:, None]), Vs, h * decay, WIDE)
-    tl.store(last + (row * H + head) * P * N + of_state, h, mask=stored)
 
 
 @triton.jit
