@@ -116,22 +116,23 @@ def check_release(release: Release, planned: Forecast) -> None:
     from bamba_quant.inference.loading import read_text
 
     content, _ = read_text(release.text)
-    chunks = min(preset.chunks, len(encoder.encode(content)) // preset.ctx)
+    there = len(encoder.encode(content)) // preset.ctx
+    chunks = min(preset.chunks, there)
     limits = [each for section in preset.gates.values() for each in section]
-    if not chunks:
+    if there < 2:
         raise ReleaseError(
-            "the text has less than one chunk", where=release.text, expected=f"{preset.ctx} tokens"
+            "the text has less than two chunks", where=release.text, expected=f"{2 * preset.ctx} tokens"
         )
     check_enough(limits, chunks, chunks * (preset.ctx - 1 - preset.ctx // 2))
-    there = sum(file.stat().st_size for some in planned.files.values() for file in some if file.is_file())
+    made = sum(file.stat().st_size for some in planned.files.values() for file in some if file.is_file())
     place = next(each for each in (release.directory, *release.directory.parents) if each.exists())
     free = shutil.disk_usage(place).free
-    if planned.disk - there > free:
+    if planned.disk - made > free:
         raise ReleaseError(
             "the disk has too little space for the release",
             where=place,
             found=f"{free:,} bytes free",
-            expected=f"{planned.disk - there:,} bytes",
+            expected=f"{planned.disk - made:,} bytes",
             fix="free some space, or leave out types of the preset",
         )
 

@@ -181,7 +181,7 @@ def test_a_gate_that_fails(finished: Path, material: Material, tmp_path: Path) -
         ("types = ['q4_k_m']\ntune_options = { stepps = 3 }", "did you mean steps"),
         ("types = ['q4_k_m']\n[gates]\ndefault = { max-kd = 1 }", "unknown gate"),
         ("types = ['q4_k_m', 'q4_k_m_h']\nimatrix_chunks = 0", "several files of the release answer to :Q4_K_M"),
-        ("types = ['q4_k_m']\nctx = 4000\nimatrix_chunks = 0", "less than one chunk"),
+        ("types = ['q4_k_m']\nctx = 4000\nimatrix_chunks = 0", "less than two chunks"),
     ],
 )  # fmt: skip
 def test_presets_that_are_errors(preset: str, said: str, material: Material, tmp_path: Path) -> None:
