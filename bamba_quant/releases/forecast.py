@@ -161,7 +161,7 @@ def _largest_layer(plan: Plan) -> int:
 
 
 def _evaluation_bytes(release: Release, plan: Plan, candidates: int) -> int:
-    """Hidden states and the logits of a block of tokens of every model, and three weight sets of a layer (5.1 GB were seen where two gave 4.3)."""
+    """Hidden states and the logits of a block of tokens of every model, and three weight sets of a layer."""
     assert plan.model is not None
     config, preset = plan.model.config, release.preset
     hidden = 4 * (candidates + 1) * preset.ctx * preset.chunks * config.hidden_size
