@@ -116,22 +116,23 @@ def check_release(release: Release, planned: Forecast) -> None:
     from bamba_quant.inference.loading import read_text
 
     content, _ = read_text(release.text)
-    chunks = min(preset.chunks, len(encoder.encode(content)) // preset.ctx)
+    there = len(encoder.encode(content)) // preset.ctx
+    chunks = min(preset.chunks, there)
     limits = [each for section in preset.gates.values() for each in section]
-    if not chunks:
+    if there < 2:
         raise ReleaseError(
-            "the text has less than one chunk", where=release.text, expected=f"{preset.ctx} tokens"
+            "the text has less than two chunks", where=release.text, expected=f"{2 * preset.ctx} tokens"
         )
     check_enough(limits, chunks, chunks * (preset.ctx - 1 - preset.ctx // 2))
-    there = sum(file.stat().st_size for some in planned.files.values() for file in some if file.is_file())
+    made = sum(file.stat().st_size for some in planned.files.values() for file in some if file.is_file())
     place = next(each for each in (release.directory, *release.directory.parents) if each.exists())
     free = shutil.disk_usage(place).free
-    if planned.disk - there > free:
+    if planned.disk - made > free:
         raise ReleaseError(
             "the disk has too little space for the release",
             where=place,
             found=f"{free:,} bytes free",
-            expected=f"{planned.disk - there:,} bytes",
+            expected=f"{planned.disk - made:,} bytes",
             fix="free some space, or leave out types of the preset",
         )
 
@@ -160,12 +161,12 @@ def _largest_layer(plan: Plan) -> int:
 
 
 def _evaluation_bytes(release: Release, plan: Plan, candidates: int) -> int:
-    """Hidden states and the logits of a block of tokens of every model, and two models' weights of a layer."""
+    """Hidden states and the logits of a block of tokens of every model, and three weight sets of a layer."""
     assert plan.model is not None
     config, preset = plan.model.config, release.preset
     hidden = 4 * (candidates + 1) * preset.ctx * preset.chunks * config.hidden_size
     logits = 4 * (candidates + 1) * _HEAD_TOKENS * config.vocab_size
-    return hidden + 2 * _largest_layer(plan) + logits
+    return hidden + 3 * _largest_layer(plan) + logits
 
 
 def _seconds(release: Release, plan: Plan, plans: Mapping[Task, Plan]) -> dict[str, float]:

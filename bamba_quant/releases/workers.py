@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bamba_quant.errors import BambaQuantError
-from bamba_quant.inference.distributed import TOKEN, join_ranks
+from bamba_quant.inference.distributed import TOKEN, FailedElsewhereError, join_ranks
 from bamba_quant.inference.threads import use_threads
 from bamba_quant.releases.make import run_task
 from bamba_quant.releases.preset import ReleaseError
@@ -143,6 +143,8 @@ def _work(release: Release, task: Task, overwrite: bool, count: int, token: str)
     try:
         with join_ranks() as ranks:
             run_task(release, task, overwrite=overwrite, ranks=ranks)
+    except FailedElsewhereError:
+        return ""  # another one says why
     except BambaQuantError as error:
         return str(error)
     return ""

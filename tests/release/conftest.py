@@ -18,7 +18,7 @@ types = ["q8_0", "q4_k_m_h"]
 schemes = ["fp8"]
 imatrix_chunks = 2
 ctx = 64
-chunks = 8
+chunks = 36
 [gates]
 default = { max-kld = 2.0 }
 q8_0 = { max-kld = 0.1 }
@@ -62,8 +62,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     (place / "mini" / "README.md").write_text(CARD)
     (place / "preset.toml").write_text(PRESET)
     words = help_text()
-    (place / "text.txt").write_text(words[:8_000])
-    (place / "calibration.txt").write_text(words[8_000:40_000])
+    (place / "text.txt").write_text(words[:12_000])
+    (place / "calibration.txt").write_text(words[12_000:40_000])
     return Material(place)
 
 

@@ -83,7 +83,7 @@ def _same_figures_from_the_hub(directory: Path, material: Material, hub: Hub) ->
     gguf = huggingface_hub.hf_hub_download(f"{REPOSITORY}-GGUF", chosen)
     fp8 = huggingface_hub.snapshot_download(f"{REPOSITORY}-FP8")
     base, text = material.place / "mini", material.place / "text.txt"
-    again = bamba_quant.evaluate(base, [gguf, fp8], text, ctx=64, chunks=8)
+    again = bamba_quant.evaluate(base, [gguf, fp8], text, ctx=64, chunks=36)
     reported = read_report(directory / "report" / "report.json")
     expected = [reported.candidates[1], reported.candidates[2]]
     assert [each.model.variant for each in expected] == ["q4_k_m_h", "fp8-dynamic"]

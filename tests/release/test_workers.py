@@ -18,8 +18,10 @@ from tests.support.command import run
 
 
 def test_workers_that_are_killed_are_started_again(
-    finished: Path, material: Material, tmp_path: Path
+    finished: Path, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # How long submitit waits for results, which a distributed file system may show late.
+    monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 1)
     directory, killed = tmp_path / "release", [0]
     stop = threading.Event()
 
