@@ -24,7 +24,7 @@ from bamba_quant.recipes.mixtures import read_mixture
 from bamba_quant.releases.preset import read_preset
 from bamba_quant_cli.app import app
 from bamba_quant_cli.demo import help_text
-from tests.planning.test_repair import faulty
+from tests.support.conversion import faulty
 from tests.support.tasks import quick_harness, write_tasks
 
 ROOT = Path(__file__).resolve().parents[2]

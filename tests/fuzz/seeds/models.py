@@ -117,9 +117,9 @@ def weights(family: str) -> dict[str, np.ndarray]:
     return drawn(CONFIGS[family])
 
 
-def drawn(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def drawn(config: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """A random float32 tensor for each name and shape that a configuration implies."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "config.json").write_bytes(as_json(config))
         tensors = open_model(directory, weights="optional").checkpoint.tensors
