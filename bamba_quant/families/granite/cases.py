@@ -5,24 +5,16 @@ from bamba_quant.families.small_models import SPECIAL_TOKENS, Keys, SmallModels
 _EXPERTS: Keys = {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32}
 _ATTENTION_ONLY: Keys = {"layer_types": ["attention"] * 4}
 _WIDE: Keys = {
-    "hidden_size": 256,
-    "shared_intermediate_size": 256,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 1,
-    "mamba_d_head": 64,
-    "vocab_size": 64,
+    "hidden_size": 256, "shared_intermediate_size": 256, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 1, "mamba_d_head": 64, "vocab_size": 64,
     "layer_types": ["mamba", "attention"],
-}
+}  # fmt: skip
+_ROTATED_ALONE: Keys = {"layer_types": ["attention"] * 2, "position_embedding_type": "rope"}
 # Sixteen layers; experts and their neighbour share a count.
 _DEEP: Keys = {
-    **_WIDE,
-    "num_hidden_layers": 16,
-    "layer_types": ["attention", *["mamba", "attention", "attention"] * 5],
-    "num_experts_per_tok": 1,
-    "intermediate_size": 256,
-}
+    **_WIDE, "num_hidden_layers": 16, "layer_types": ["attention", *["mamba", "attention", "attention"] * 5],
+    "num_experts_per_tok": 1, "intermediate_size": 256,
+}  # fmt: skip
 
 SMALL_MODELS = SmallModels(
     transformers_class="GraniteMoeHybridForCausalLM",
@@ -125,12 +117,7 @@ SMALL_MODELS = SmallModels(
     ),
     llama_quantize={
         "granite, eight experts": {**_WIDE, "num_local_experts": 8, "num_experts_per_tok": 2},
-        "granite, attention alone, tied": {
-            **_WIDE,
-            "layer_types": ["attention"] * 2,
-            "position_embedding_type": "rope",
-            "tie_word_embeddings": True,
-        },
+        "granite, attention alone, tied": {**_WIDE, **_ROTATED_ALONE, "tie_word_embeddings": True},
     },
     llama_quantize_by_layer={
         "granite, dense": _DEEP,

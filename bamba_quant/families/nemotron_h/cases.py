@@ -11,26 +11,15 @@ _EXPERTS: Keys = {
 _GROUPS: Keys = {**_EXPERTS, "n_group": 4, "topk_group": 2}
 # Rows of experts that are a multiple of 32 and not of 256, as the 1856 and 3712 of Nemotron 3 Nano.
 _WIDE: Keys = {
-    "hidden_size": 256,
-    "vocab_size": 64,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "mamba_num_heads": 8,
-    "mamba_head_dim": 64,
-    "n_groups": 2,
-    "n_routed_experts": 2,
-    "num_experts_per_tok": 1,
-    "layers_block_type": ["linear_attention", "moe", "full_attention"],
-    "moe_intermediate_size": 928,
+    "hidden_size": 256, "vocab_size": 64, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 32,
+    "mamba_num_heads": 8, "mamba_head_dim": 64, "n_groups": 2, "n_routed_experts": 2, "num_experts_per_tok": 1,
+    "layers_block_type": ["linear_attention", "moe", "full_attention"], "moe_intermediate_size": 928,
     "moe_shared_expert_intermediate_size": 480,
-}
+}  # fmt: skip
 _DEEP: Keys = {
-    **_WIDE,
-    "intermediate_size": 256,
-    "moe_intermediate_size": 256,
+    **_WIDE, "intermediate_size": 256, "moe_intermediate_size": 256,
     "moe_shared_expert_intermediate_size": 256,
-}
+}  # fmt: skip
 _LATENT: Keys = {**_EXPERTS, "moe_latent_size": 128, "norm_topk_prob": False, "n_groups": 1}
 
 SMALL_MODELS = SmallModels(
