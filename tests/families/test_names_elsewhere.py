@@ -17,6 +17,9 @@ BY_NAME = {"FAMILIES", "random_case", "wide_case"}
 ALLOWED = {
     "families": "the tests of each family's own",
     "manifest/models.py": "inputs whose outputs have recorded hashes",
+    "planning/test_cache_scales.py": "where attention stands in three families' checkpoints",
+    "planning/test_mixtures.py": "mixtures by the names of modules in three families' checkpoints",
+    "reference/kernels/test_gradients.py": "a case of the reference that is called like its family",
     "reference/test_transformers_faults.py": "faults of one family's class in transformers",
     "support/published.py": "models on the Hub, each with its family",
     "support/vllm.py": "what vLLM's class of each family does",
