@@ -34,8 +34,8 @@ demo: $(VENV)/demo.stamp ## Install into .venv and convert the embedded model to
 	@echo "converting a small model and evaluating the files"
 	$(BIN)/bamba-quant demo
 
-# Test files run in parallel, one process per processor (tests/conftest.py); tests of a file share fixtures. In the order
-# of their names, since files with few tests take longest. With bytecode, since many tests start Python.
+# Test files run in parallel, one process per processor, the longest first (tests/conftest.py); tests of a file share
+# fixtures. With bytecode, since many tests start Python.
 test: $(VENV)/test.stamp ## Install the test tools and run all tests (about 20 minutes on two cores).
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 

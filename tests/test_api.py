@@ -20,8 +20,8 @@ from bamba_quant.evaluation.run import EvaluationOptions
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.recipes import recipe_named
-from tests.planning.test_repair import faulty
 from tests.support.command import run
+from tests.support.conversion import faulty
 from tests.support.evaluations import RECIPES, make_evaluation
 from tests.support.models import random_bamba, save_checkpoint
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from bamba_quant.checkpoint import open_checkpoint
 from bamba_quant.errors import ArchitectureError, CheckpointError, PlanError, TokenizerError
+from bamba_quant.families.bamba import BAMBA
 from bamba_quant.inference.loading import load_model
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.export import plan_export
@@ -24,7 +25,7 @@ from bamba_quant.writers import write_plan
 from bamba_reference.tensors import tensor_shapes
 from tests.support import llama
 from tests.support.conversion import random_tokens, to_gguf, transformers_logits
-from tests.support.families import CASES, FAMILIES, SPELLED, Spelling, random_case, save
+from tests.support.families import CASES, FAMILIES, RICHEST, SPELLED, Spelling, random_case, save
 
 
 @pytest.mark.parametrize(("name", "case", "spelling"), SPELLED)
@@ -84,10 +85,9 @@ def test_export_is_the_way_back(name: str, case: str, dtype: Any, tmp_path: Path
     assert np.abs(transformers_logits(loaded, tokens) - expected).max() <= 1e-4 * expected.std()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_shards_sections_and_dtypes(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "case"), RICHEST)
+def test_shards_sections_and_dtypes(name: str, case: str, tmp_path: Path) -> None:
     """Small shards keep the sections of a stacked tensor together; f16 is kept; a GGUF is the same from either."""
-    case = "six experts" if name == "granitemoehybrid" else "plain"
     whole = save(random_case(name, case), tmp_path / "whole", dtype="float16")
     parted = save(random_case(name, case), tmp_path / "parted", dtype="float16", shards=3)
     assert len(list(parted.glob("*.safetensors"))) >= 3
@@ -113,16 +113,15 @@ def test_inspection_agrees_on_both_kinds(name: str, tmp_path: Path) -> None:
     json.dumps(dict(written.metadata))
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "bamba"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != BAMBA.name])
 def test_nothing_but_a_bamba_is_repaired(name: str, tmp_path: Path) -> None:
     file = to_gguf(save(random_case(name), tmp_path / "m"), tmp_path / "m.gguf", vocab=False)
     with pytest.raises(CheckpointError, match="does not need a repair"):
         plan_repair(file)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_dry_run_says_what_is_written(name: str, tmp_path: Path) -> None:
-    case = "eight experts, tied" if name == "granitemoehybrid" else "plain"
+@pytest.mark.parametrize(("name", "case"), RICHEST)
+def test_a_dry_run_says_what_is_written(name: str, case: str, tmp_path: Path) -> None:
     directory = save(random_case(name, case), tmp_path / "m", dtype="bfloat16")
     planned = plan_conversion(directory, outtype="q4_k_m", outfile=tmp_path / "m.gguf", vocab=False)
     assert list(tmp_path.glob("*.gguf")) == []
@@ -164,51 +163,7 @@ def test_tensors_that_do_not_fit(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "no.gguf").exists()
 
 
-def test_one_tensor_under_two_names(tmp_path: Path) -> None:
-    directory = save(random_case("mamba2"), tmp_path / "m")
-    tensors = load_file(directory / "model.safetensors")
-    save_file(tensors | {"backbone.embedding.weight": torch.zeros(160, 64)}, directory / "model.safetensors")
-    with pytest.raises(PlanError, match="under two names"):
-        plan_conversion(directory, vocab=False)
-
-
-def test_codestral_mambas_own_names(tmp_path: Path) -> None:
-    model = random_case("mamba2", "groups 2")
-    directory = save(model, tmp_path / "m")
-    renamed = {
-        f"model.{key.replace('embeddings', 'embedding')}": tensor
-        for key, tensor in load_file(directory / "model.safetensors").items()
-    }
-    # The directory on the Hub has them beside transformers' own, which go first.
-    save_file(renamed, directory / "consolidated.safetensors")
-    assert open_checkpoint(directory).files == (directory / "model.safetensors",)
-    (directory / "model.safetensors").unlink()
-    file = to_gguf(directory, tmp_path / "m.gguf", vocab=False)
-    tokens = random_tokens(model.config.vocab_size)
-    reference = transformers_logits(model, tokens)
-    assert np.abs(llama.logits(file, tokens) - reference).max() <= 1e-3 * reference.std()
-
-
-REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("granitemoehybrid", {"layer_types": ["mamba"] * 4}, "layer_types"),
-    ("granitemoehybrid", {"layer_types": ["attention"] * 4, "num_local_experts": 4, "num_experts_per_tok": 2},
-     "position_embedding_type"),
-    ("granitemoehybrid", {"mamba_proj_bias": True}, "mamba_proj_bias"),
-    ("granitemoehybrid", {"mamba_conv_bias": False}, "mamba_conv_bias"),
-    ("granitemoehybrid", {"time_step_limit": (0.01, 0.1)}, "time_step_limit"),
-    ("nemotron_h", {"layers_block_type": ["linear_attention", "mlp", "moe", "full_attention"], "intermediate_size": 56},
-     "layers_block_type"),
-    ("nemotron_h", {"layers_block_type": ["linear_attention", "mlp"]}, "layers_block_type"),
-    ("nemotron_h", {"layers_block_type": ["linear_attention", "moe", "full_attention"], "mlp_bias": True}, "mlp_bias"),
-    ("nemotron_h", {"use_bias": True}, "mamba_proj_bias"),
-    ("mamba2", {"use_bias": True}, "mamba_proj_bias"),
-    ("mamba2", {"use_conv_bias": False}, "mamba_conv_bias"),
-    ("mamba2", {"time_step_limit": (0.01, 0.1)}, "time_step_limit"),
-    ("mamba", {"expand": 3}, "mamba_expand"),
-    ("mamba", {"use_bias": True}, "mamba_proj_bias"),
-    ("falcon_mamba", {"use_conv_bias": False}, "mamba_conv_bias"),
-    ("jamba", {"head_dim": 24}, "head_dim"),
-]  # fmt: skip
+REFUSED = [(name, *refused) for name, family in FAMILIES.items() for refused in family.small.refused_by_gguf]
 
 
 @pytest.mark.parametrize(("name", "overrides", "key"), REFUSED)

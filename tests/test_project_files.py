@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from bamba_quant import __version__
+from tests.conftest import LONGEST
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -40,6 +41,7 @@ def test_fast_tests_exist() -> None:
     assert len(paths) > 10
     for path in paths:
         assert (ROOT / path).exists(), path
+    assert all((ROOT / "tests" / f"{name}.py").is_file() for name in LONGEST)
 
 
 def test_pre_commit_runs_what_make_lint_runs() -> None:

@@ -22,8 +22,8 @@ from tests.accuracy.faults import (
     neighbours_scales_swapped,
     zeroed,
 )
-from tests.planning.test_repair import faulty
 from tests.support.command import run
+from tests.support.conversion import faulty
 from tests.support.tuning import RECORD
 
 GATES = Path(__file__).parent / "bamba-mini.toml"

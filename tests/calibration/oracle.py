@@ -59,11 +59,12 @@ def hooked_sums(oracle: Any, loaded: LoadedModel, chunks: np.ndarray) -> dict[st
         return module.register_forward_hook(hook)
 
     hooks = []
+    normed = any(key.endswith("dt_layernorm") for key, _ in oracle.named_modules())
     for key, module in oracle.named_modules():
         if key.endswith((".block_sparse_moe.experts", ".mixer.experts", "feed_forward.experts")):
             hooks.append(watch_experts(module, f"blk.{key.split('.')[2]}."))
         # What dt_proj multiplies comes from here, or from the norm behind it.
-        if key.endswith("dt_layernorm" if oracle.config.model_type == "jamba" else "x_proj"):
+        if key.endswith("dt_layernorm" if normed else "x_proj"):
             hooks.append(watch_steps(module, f"blk.{key.split('.')[2]}.ssm_dt.weight"))
         if key.endswith(("_proj", "lm_head", "_linear", "router", ".gate")):
             served = [rule for rule in rules if f"{key}.weight" in rule.hf_names]

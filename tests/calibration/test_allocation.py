@@ -68,7 +68,7 @@ def test_a_size_and_a_number_of_bits() -> None:
             allocate(embedded_model(), costs, target_bpw=wrong)
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "bamba"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_other_families(family: str, tmp_path: Path) -> None:
     """Ties, experts, and rows of no whole blocks of 256."""
     save(FAMILIES[family].random(), tmp_path / "model", dtype="bfloat16")

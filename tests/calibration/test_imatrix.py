@@ -21,20 +21,7 @@ from bamba_reference.runtime.stream import rows_together
 from tests.calibration.llama_imatrix import collect_imatrix
 from tests.calibration.oracle import hooked_sums
 from tests.support.conversion import to_gguf
-from tests.support.families import random_case, save, wide_case
-
-MODELS = [
-    ("bamba", "groups 2"),
-    ("granitemoehybrid", "plain"),
-    ("granitemoehybrid", "six experts"),
-    ("granitemoehybrid", "attention alone, experts"),
-    ("nemotron_h", "latent experts"),
-    ("mamba2", "groups 2"),
-    ("mamba", "untied"),
-    ("falcon_mamba", "untied"),
-    ("jamba", "plain"),
-    ("falcon_h1", "tied, norm, groups 2, biases"),
-]
+from tests.support.families import CASES, RICHEST, STACKED, random_case, sampled, save, wide_case
 
 
 def random_chunks(vocab_size: int = 160, count: int = 3, ctx: int = 40) -> np.ndarray:
@@ -53,8 +40,7 @@ def assert_same(sums: ActivationSums, oracle: Any, loaded: LoadedModel, chunks: 
         assert (np.abs(entry.sums - plain) <= 1e-4 * tokens * np.sqrt(squares) + 1e-12).all(), name
 
 
-@pytest.mark.parametrize(("name", "case"), MODELS)
-@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize(("name", "case", "backend"), sampled(CASES, ["numba", "torch"], 1))
 def test_every_family(name: str, case: str, backend: str, tmp_path: Path) -> None:
     oracle = random_case(name, case)
     loaded = load_model(save(oracle, tmp_path / "m"))
@@ -64,17 +50,7 @@ def test_every_family(name: str, case: str, backend: str, tmp_path: Path) -> Non
     assert_same(sums, oracle, loaded, chunks)
 
 
-@pytest.mark.parametrize(
-    ("name", "case"),
-    [
-        ("bamba", "plain"),
-        ("granitemoehybrid", "six experts"),
-        ("nemotron_h", "groups of experts"),
-        ("falcon_mamba", "untied"),
-        ("jamba", "plain"),
-        ("falcon_h1", "plain"),
-    ],
-)
+@pytest.mark.parametrize(("name", "case"), RICHEST)
 def test_what_llama_imatrix_adds_up(name: str, case: str, tmp_path: Path) -> None:
     """The same tensors, tokens and sums, in llama.cpp's own graph of the model."""
     directory = save(random_case(name, case), tmp_path / "m")
@@ -106,7 +82,7 @@ def test_every_format_runs_with_the_weights_it_holds(kind: str, tmp_path: Path) 
 
 
 def test_a_text_in_several_rounds_has_the_same_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = load_model(save(random_case("granitemoehybrid", "six experts"), tmp_path / "m"))
+    loaded = load_model(save(random_case(*STACKED[0]), tmp_path / "m"))
     whole = collect(loaded, random_chunks(), ())
     sums = module._sums_bytes(loaded.weights) // rows_together(40, "cpu")
     assert sums > 0

@@ -17,12 +17,12 @@ from bamba_quant.errors import CheckpointError, OutputError, PlanError
 from bamba_quant.recipes import recipe_named
 from tests.support import llama
 from tests.support.conversion import assert_same_tensors, to_gguf
-from tests.support.families import FAMILIES, save
+from tests.support.families import FAMILIES, STACKED, save
 
 TEXT = "The miller looked at the river, and the river went on turning his wheel. " * 60
-EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 1, "vocab_size": 64, "num_hidden_layers": 2,
-           "layer_types": ["mamba", "attention"], "hidden_size": 256, "intermediate_size": 256,
-           "shared_intermediate_size": 256, "mamba_d_head": 64, "num_key_value_heads": 1}  # fmt: skip
+FAMILY = FAMILIES[STACKED[0][0]]
+# Eight of them, with rows of whole blocks of 256.
+EXPERTS = next(iter(FAMILY.small.llama_quantize.values()))
 
 
 def text_file(place: Path) -> Path:
@@ -58,7 +58,7 @@ def as_llama_quantize_reads_it(file: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("recipe", ["q4_k_m", "iq4_xs"])
 def test_llama_cpp_quantizes_by_it_to_our_bytes(recipe: str, tmp_path: Path) -> None:
     """With experts of which some have no data; measured at once or read from the file, the tensors are the same."""
-    model = save(FAMILIES["granitemoehybrid"].random(**EXPERTS), tmp_path / "m", dtype="bfloat16")
+    model = save(FAMILY.random(**EXPERTS), tmp_path / "m", dtype="bfloat16")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (model / name).write_bytes((embedded_model() / name).read_bytes())
     chunks = np.full((1, 32), 7)
@@ -148,7 +148,7 @@ def test_texts_measured_one_after_the_other_are_both_texts(tmp_path: Path) -> No
 
 
 def test_notes_name_what_is_missing(tmp_path: Path) -> None:
-    model = save(FAMILIES["granitemoehybrid"].random(**EXPERTS, tie_word_embeddings=True), tmp_path / "m")
+    model = save(FAMILY.random(**EXPERTS, tie_word_embeddings=True), tmp_path / "m")
     write_imatrix(collected(model, np.full((1, 32), 7)), tmp_path / "x.dat")
     write_imatrix(collected(model, np.full((1, 32), 7)), tmp_path / "x.gguf")
     options = {"ctx": 32, "output": True, "tokenizer": embedded_model()}

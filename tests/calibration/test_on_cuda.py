@@ -17,10 +17,10 @@ from bamba_quant.inference.loading import load_model
 from bamba_quant.inference.prefetch import Prefetcher
 from tests.calibration.test_imatrix import random_chunks
 from tests.support.conversion import to_gguf
-from tests.support.families import random_case, save
+from tests.support.families import MIXERS_ALONE, STACKED, random_case, save
 
 
-@pytest.mark.parametrize(("name", "case"), [("granitemoehybrid", "six experts"), ("falcon_mamba", "untied")])
+@pytest.mark.parametrize(("name", "case"), [STACKED[0], MIXERS_ALONE[0]])
 def test_prefetching(name: str, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = save(random_case(name, case), tmp_path / "m")
     loaded = load_model(to_gguf(directory, tmp_path / "m.gguf", "q8_0", vocab=False))

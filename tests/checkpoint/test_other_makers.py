@@ -20,7 +20,7 @@ from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch.backend import TORCH
 from tests.reference.cases import relative_error
 from tests.support.conversion import to_gguf
-from tests.support.families import save, wide_case
+from tests.support.families import STACKED, save, wide_case
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import DIVIDES, LINEAR, read_all
 
@@ -161,7 +161,7 @@ def test_a_configuration_in_a_file_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dims", [(2,), (1, 2)], ids=["by row", "by expert"])
 def test_stacks_of_experts(dims: tuple[int, ...], tmp_path: Path) -> None:
     """As llm-compressor writes Granite's: e4m3 (E, rows, columns), scales (E, rows, 1); inputs by token."""
-    source = save(wide_case("granitemoehybrid", "six experts"), tmp_path / "model", dtype="bfloat16")
+    source = save(wide_case(*STACKED[0]), tmp_path / "model", dtype="bfloat16")
     tensors, expected = {}, {}
     for name, tensor in read_all(source).items():
         linear = name.endswith(("_linear.weight", *LINEAR)) and not name.endswith("router.layer.weight")

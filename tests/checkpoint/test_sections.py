@@ -17,7 +17,7 @@ from bamba_quant.planning.export import plan_export
 from bamba_quant.writers import stream, write_plan
 from tests.recipes.test_llama_quantize import random_imatrix
 from tests.support.conversion import to_gguf
-from tests.support.families import FAMILIES, save
+from tests.support.families import STACKED, random_case, save
 
 
 @st.composite
@@ -68,14 +68,7 @@ def test_sections_are_read_from_where_they_lie(tmp_path: Path) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_chunks_cut_experts_anywhere(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bytes for chunks of any size, with an importance for each expert, there and back."""
-    overrides = {
-        "hidden_size": 96,
-        "mamba_d_head": 24,
-        "intermediate_size": 32,
-        "shared_intermediate_size": 64,
-    }
-    model = FAMILIES["granitemoehybrid"].random(**overrides, num_local_experts=5, num_experts_per_tok=2)
-    directory = save(model, tmp_path / "m", dtype="bfloat16")
+    directory = save(random_case(*STACKED[0]), tmp_path / "m", dtype="bfloat16")
     random_imatrix(directory, tmp_path / "imatrix.gguf")
     planned = plan_conversion(
         directory,

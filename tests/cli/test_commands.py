@@ -22,8 +22,8 @@ from bamba_quant.embedded import embedded_model
 from bamba_quant.errors import OutputError
 from bamba_quant.report.json_report import read_report
 from bamba_quant_cli.app import app
-from tests.planning.test_repair import faulty
 from tests.support.command import run
+from tests.support.conversion import faulty
 from tests.support.models import random_bamba, save_checkpoint
 
 COMMANDS = (

@@ -14,9 +14,8 @@ import pytest
 
 from bamba_quant.embedded import embedded_model
 from bamba_quant.writers.journal import NAME
-from tests.planning.test_repair import faulty
 from tests.support.command import run
-from tests.support.conversion import to_gguf
+from tests.support.conversion import faulty, to_gguf
 from tests.support.models import random_bamba, save_checkpoint
 
 
@@ -87,7 +86,7 @@ def test_bad_sizes(size: str, tmp_path: Path) -> None:
 
 def test_a_terminated_export_is_resumed(tmp_path: Path) -> None:
     # Large enough to be caught at work.
-    directory = save_checkpoint(random_bamba(vocab_size=1_500_000), tmp_path / "m", dtype="bfloat16")
+    directory = save_checkpoint(random_bamba(vocab_size=700_000), tmp_path / "m", dtype="bfloat16")
     file = to_gguf(directory, tmp_path / "m.gguf", "q8_0", vocab=False)
     before = sorted(path.name for path in tmp_path.iterdir())
     command = ["export", str(file), str(tmp_path / "out"), "--threads", "1"]

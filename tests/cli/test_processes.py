@@ -57,9 +57,11 @@ def at_work(child: subprocess.Popen[str], saved: Path) -> list[int]:
     return found
 
 
-def test_figures_and_exit_codes_are_those_of_one_process(text: Path, q4: Path) -> None:
-    words = ("evaluate", embedded_model(), q4, "--text", text, *SMALL)
-    failing = (*words, "--max-kld", 0.02, "--json")
+def test_figures_and_exit_codes_are_those_of_one_process(text: Path, q4: Path, tmp_path: Path) -> None:
+    """From a file of logits; a gate that fails the run is told once, and so is an error that all processes meet."""
+    base = tmp_path / "base.kld"
+    alone("evaluate", embedded_model(), q4, "--text", text, *SMALL, "--save-base", base, "--json")
+    failing = ("evaluate", base, q4, *SMALL, "--max-kld", 0.02, "--json")
     said = done(*failing, "--processes", 2, code=1)
     found = json.loads(said[0])
     assert comparable(found) == comparable(alone(*failing, code=1))
@@ -67,12 +69,28 @@ def test_figures_and_exit_codes_are_those_of_one_process(text: Path, q4: Path) -
     assert "--processes 2" in found["run"]["command"]
     assert found["run"]["device"] == "cpu in 2 processes"
     assert said[1].count("FAIL mini-q4: max-kld 0.02") == 1
-    said = done(*words, "--backend", "int8", "--processes", 2, code=2)
-    assert said[1].count("error: ") == said[1].count("unknown backend") == 1 and not said[0]
+    said = done("evaluate", base, q4, *SMALL, "--chunks", 16, "--processes", 2, code=2)
+    assert (
+        said[1].count("error: ") == said[1].count("more processes than parts of the text") == 1
+        and not said[0]
+    )
+    assert "2 processes; 16 chunks, which are parted by 16\n" in said[1]
+    assert "17 chunks or more, or one process\n" in said[1]
 
 
 def test_perplexity_is_that_of_one_process(text: Path) -> None:
-    words = ("perplexity", embedded_model(), "--text", text, "--ctx", 64, "--chunks", 40, "--json")
+    words = (
+        "perplexity",
+        embedded_model(),
+        "--text",
+        text,
+        "--ctx",
+        64,
+        "--chunks",
+        40,
+        "--stream",
+        "--json",
+    )
     two = json.loads(done(*words, "--processes", 2)[0])
     one = alone(*words)
     assert two.pop("processes") == 2 and one.pop("processes") == 1
@@ -149,19 +167,11 @@ def test_a_process_that_is_terminated(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
-@pytest.mark.parametrize(
-    ("number", "to", "code"),
-    [
-        (signal.SIGKILL, "one", 2),
-        (signal.SIGTERM, "starter", 143),
-        (signal.SIGKILL, "starter", -9),
-        (signal.SIGINT, "all", 130),
-    ],
-)
+@pytest.mark.parametrize(("number", "to", "code"), [(signal.SIGKILL, "one", 2), (signal.SIGINT, "all", 130)])
 def test_a_process_that_is_killed_or_a_run_that_is_ended(
     number: signal.Signals, to: str, code: int, text: Path, q4: Path, tmp_path: Path
 ) -> None:
-    """A signal to one of the two, to what started them, or to all: all end, and partial files are gone."""
+    """A signal to one of the two or to all: all end, and partial files are gone."""
     saved = tmp_path / "base.kld"
     words = ("evaluate", embedded_model(), q4, "--text", text, *SMALL, "--chunks", 200)
     child = started(*words, "--save-base", saved, "--processes", 2)
@@ -170,21 +180,80 @@ def test_a_process_that_is_killed_or_a_run_that_is_ended(
         os.killpg(child.pid, number)
         os.killpg(child.pid, number)
     else:
-        os.kill(both[1] if to == "one" else child.pid, number)
-    said = child.communicate(timeout=60)
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{process}").exists() for process in both) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert child.returncode == code
-    assert not any(Path(f"/proc/{process}").exists() for process in both)
+        os.kill(both[1], number)
+    said = ended(child, both, code)
     assert not said[0] and not list(tmp_path.iterdir())
-    if code > 128:
-        word = "interrupted" if number == signal.SIGINT else "terminated"
-        assert said[1].endswith(f"{word}; nothing written\n") and said[1].count("nothing written") == 1
-        assert "Traceback" not in said[1] and "error" not in said[1]
-    if to == "one":
+    if to == "all":
+        assert_nothing_written(said[1], "interrupted")
+    else:
         assert said[1].count("error: ") == 1 and f"process 2 of 2, by signal {number.value} " in said[1]
         assert "out of memory" in said[1]
+
+
+def ended(child: subprocess.Popen[str], processes: list[int], code: int) -> tuple[str, str]:
+    """What the command said until its end, which is the end of its processes as well."""
+    said = child.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{process}").exists() for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert child.returncode == code
+    assert not any(Path(f"/proc/{process}").exists() for process in processes)
+    return said
+
+
+def assert_nothing_written(said: str, word: str) -> None:
+    assert said.endswith(f"{word}; nothing written\n") and said.count("nothing written") == 1
+    assert "Traceback" not in said and "error" not in said
+
+
+# Starts scripts in place of the command's processes, which answer a signal as those do and cost no time.
+STARTER = """
+import sys
+from bamba_quant_cli.__main__ import main
+sys.executable, *sys.argv = sys.argv[1], "bamba-quant", *sys.argv[2:]
+main()
+"""
+PROCESS = """#!{python}
+import os, signal, sys, time
+from pathlib import Path
+from bamba_quant_cli.processes import run_in_processes
+partial = Path({place!r}) / (os.environ["RANK"] + ".partial")
+def clean_up(*arguments):
+    partial.unlink()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, clean_up)
+partial.touch()
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+run_in_processes(2)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_the_process_that_starts_them_is_ended(
+    number: signal.Signals, code: int, text: Path, tmp_path: Path
+) -> None:
+    """Those that it started end, too, each after its clean-up."""
+    place, stand_in = tmp_path / "partial", tmp_path / "process"
+    place.mkdir()
+    stand_in.write_text(PROCESS.format(python=sys.executable, place=str(place)))
+    stand_in.chmod(0o755)
+    words = ("perplexity", embedded_model(), "--text", text, "--processes", 2)
+    child = subprocess.Popen(
+        [sys.executable, "-c", STARTER, stand_in, *map(str, words)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(list(place.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    both = children(child.pid)
+    assert len(both) == 2
+    os.kill(child.pid, number)
+    said = ended(child, both, code)
+    assert not said[0] and not list(place.iterdir())
+    if number == signal.SIGTERM:
+        assert_nothing_written(said[1], "terminated")
 
 
 class Harmful:

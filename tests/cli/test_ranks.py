@@ -108,38 +108,6 @@ def test_figures_reports_and_saved_bases_are_those_of_one_process(
     assert bases[0].read_bytes() == bases[1].read_bytes()
     assert read_report(directory / "report.json").candidates[0].passed
     assert done.stderr.count(str(directory / "report.html")) == 1
-    # From a file of logits; and a gate that fails the run is told once.
-    words = ("evaluate", bases[0], q4, *SMALL, "--max-kld", 0.02, "--json")
-    done = torchrun(2, "-m", "bamba_quant_cli", *words, code=1)
-    assert comparable(json.loads(done.stdout)) == comparable(alone(*words, code=1))
-    assert done.stderr.count("FAIL mini-q4: max-kld 0.02") == 1
-
-
-def test_perplexity_is_that_of_one_process(text: Path) -> None:
-    words = (
-        "perplexity",
-        embedded_model(),
-        "--text",
-        text,
-        "--ctx",
-        64,
-        "--chunks",
-        40,
-        "--stream",
-        "--json",
-    )
-    one, two = alone(*words), json.loads(torchrun(2, "-m", "bamba_quant_cli", *words).stdout)
-    assert (one.pop("processes"), two.pop("processes")) == (1, 2)
-    assert one.pop("seconds") > 0 and two.pop("seconds") > 0
-    assert one == two
-
-
-def test_bad_input_is_told_once(text: Path, q4: Path) -> None:
-    words = ("evaluate", embedded_model(), q4, "--text", text, *SMALL, "--chunks", 16)
-    done = torchrun(2, "-m", "bamba_quant_cli", *words, code=1)
-    assert done.stderr.count("more processes than parts of the text") == 1 and not done.stdout
-    assert "2 processes; 16 chunks, which are parted by 16\n" in done.stderr
-    assert "17 chunks or more, or one process\n" in done.stderr
 
 
 def test_a_process_that_fails_ends_all(text: Path, q4: Path, tmp_path: Path) -> None:

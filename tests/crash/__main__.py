@@ -72,26 +72,29 @@ class Place:
         return run([*words, *options], self.work, self._log, kill, setting_of.variants[variant])
 
 
-def settings(command: Command, place: Place) -> Iterator[Setting]:
-    """Each situation of a command, with its undisturbed result."""
+def settings(command: Command, place: Place, every: bool) -> Iterator[Setting]:
+    """A command's situations with undisturbed results: ``every`` one, or each variant, new and replacing in turn."""
     before = command.before(place.inputs)
     build(place.work, before)
     if not command.threads:
         warm(command.words(place.inputs, place.work, 0))
-    for variant in command.variants:
-        for replaces in (False, True):
-            if replaces and before:
-                continue  # replacing is all that it does
-            options = command.overwrite if replaces else ()
-            old = before
-            if replaces:
-                build(place.work, {})
-                assert place.run(command, variant, 1, ()).code == 0
-                old = tree(place.work)
-            build(place.work, old)
-            ended = place.run(command, variant, 0, options)
-            assert ended.code == 0, ended.output
-            yield Setting(command, variant, replaces, old, tree(place.work), ended.calls, ended.seconds)
+    replaced = (
+        (False, True) if not before else (False,)
+    )  # replacing what was there before is all that it does
+    pairs = itertools.product(command.variants, replaced)
+    for variant, replaces in (
+        pairs if every else zip(command.variants, itertools.cycle(replaced), strict=False)
+    ):
+        options = command.overwrite if replaces else ()
+        old = before
+        if replaces:
+            build(place.work, {})
+            assert place.run(command, variant, 1, ()).code == 0
+            old = tree(place.work)
+        build(place.work, old)
+        ended = place.run(command, variant, 0, options)
+        assert ended.code == 0, ended.output
+        yield Setting(command, variant, replaces, old, tree(place.work), ended.calls, ended.seconds)
 
 
 def case(setting: Setting, place: Place, kill: Kill, restore: bool, tally: Tally) -> str | None:
@@ -165,7 +168,9 @@ def main() -> int:
     parser.add_argument(
         "--cases", type=int, default=100, help="of each command at random moments, and at calls"
     )
-    parser.add_argument("--points", type=int, help="calls of each command; by default every one")
+    parser.add_argument(
+        "--points", type=int, help="calls of each command; by default every one, in every situation"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--command", choices=[command.name for command in COMMANDS], action="append")
     options = parser.parse_args()
@@ -180,7 +185,7 @@ def main() -> int:
                 continue
             draw = random.Random(f"{options.seed} {command.name}")
             tally = tallies[command.name] = Tally()
-            found = list(settings(command, place))
+            found = list(settings(command, place, options.points is None))
             tally.points = sum(2 * setting.calls for setting in found)
             for number, (setting, kill) in enumerate(kills(found, options.cases, options.points, draw)):
                 wrong = case(setting, place, kill, number % 2 == 0, tally)

@@ -23,16 +23,14 @@ from bamba_quant.report.html import to_html
 from bamba_quant.report.json_report import read_report
 from bamba_quant.report.markdown import to_markdown
 from bamba_quant.writers import commit, directory, resumable
-from tests.planning.test_repair import faulty
-from tests.support.conversion import to_gguf
-from tests.support.models import random_bamba, save_checkpoint
+from tests.fuzz.seeds.models import CONFIGS, as_json, drawn, plain, safetensors
+from tests.support.conversion import faulty, to_gguf
 from tests.support.tuning import tune_quickly
 
 Tree = Mapping[str, bytes | None]  # by path; None is a directory
 
 TINY: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
+    **CONFIGS["bamba"], "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "vocab_size": 2048,
 }  # fmt: skip
 SPLIT = 150  # thousand bytes
@@ -111,7 +109,10 @@ class Command:
 def inputs(place: Path) -> None:
     """Two tiny models under ``place``, their GGUFs, and such as llama.cpp's converter makes."""
     for seed in (0, 1):
-        model = save_checkpoint(random_bamba(seed, **TINY), place / f"m{seed}")
+        model = place / f"m{seed}"
+        model.mkdir(parents=True)
+        (model / "config.json").write_bytes(as_json(TINY))
+        (model / "model.safetensors").write_bytes(safetensors(plain(drawn(TINY, seed))))
         for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
             shutil.copy(embedded_model() / name, model / name)
         (model / "additional_chat_templates").mkdir()

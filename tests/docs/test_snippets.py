@@ -24,7 +24,7 @@ from bamba_quant.recipes.mixtures import read_mixture
 from bamba_quant.releases.preset import read_preset
 from bamba_quant_cli.app import app
 from bamba_quant_cli.demo import help_text
-from tests.planning.test_repair import faulty
+from tests.support.conversion import faulty
 from tests.support.tasks import quick_harness, write_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ _ON_GPU = re.compile(r" --(?:tune-)?device cuda| --dtype bfloat16")
 _MORE = {
     "allocate": "--overwrite --ctx 64 --chunks 2 --types q4_k,q5_k,q6_k --no-refine",
     "convert": "--overwrite",
-    "evaluate": "--overwrite --ctx 64 --chunks 8",
+    "evaluate": "--overwrite --ctx 64 --chunks 4",
     "export": "--overwrite",
     "fp4": "--overwrite --scales absmax",
     "fp8": "--overwrite --scales absmax",
@@ -93,7 +93,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "calib.txt").write_text(help_[half : half + 24_000])
     (directory / "some.txt").write_text(help_[:6_000])
     (directory / "gates.toml").write_text("[default]\nmax-kld = 10.0\n")
-    write_tasks(directory / "tasks", help_[:24_000], count=4)
+    write_tasks(directory / "tasks", help_[:24_000], count=2)
     model = str(directory / "Bamba-9B")
     names = {"q8_0": "q8_0", "q4_k_m": "q4_k_m", "bamba-9b-Q8_0": "q8_0", "tuned": "q4_k_m"}
     for name, outtype in {**names, "Bamba-9B/Bamba-9B-Q4_K_M": "q4_k_m"}.items():
@@ -154,7 +154,9 @@ def test_commands(file: Path, inside: Path) -> None:
 def test_python(file: Path, inside: Path) -> None:
     for snippet in snippets(file):
         if snippet.language == "python" and snippet.not_run is None:
-            text = snippet.text.replace('TuneOptions(device="cuda")', "TuneOptions(steps=2, tokens=2048)")
+            text = snippet.text.replace(
+                'TuneOptions(device="cuda")', "TuneOptions(steps=2, tokens=2048, held_out=8)"
+            )
             exec(compile(text, snippet.place, "exec"), {"__name__": "snippet"})
 
 

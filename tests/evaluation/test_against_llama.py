@@ -27,7 +27,7 @@ from tests.support.conversion import to_gguf
 CTX, CHUNKS = 512, 60
 OPTIONS = EvaluationOptions(ctx=CTX, chunks=CHUNKS, noise_floor="none", drift_chunks=0, resamples=1000)
 # Where activations are not rounded.
-FEW = 24
+FEW = 8
 FEW_OPTIONS = dataclasses.replace(OPTIONS, chunks=FEW)
 # One of each way to round activations: Q8_0, and Q8_K.
 CANDIDATES = ("q8_0", "q4_k_m")

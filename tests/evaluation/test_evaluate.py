@@ -30,7 +30,7 @@ from bamba_reference.torch.forward import forward, load
 from tests.evaluation.conftest import OPTIONS
 from tests.evaluation.oracle import table
 from tests.support.conversion import to_gguf
-from tests.support.families import FAMILIES, save
+from tests.support.families import FAMILIES, STACKED, save
 from tests.support.shared import shared
 
 
@@ -301,9 +301,9 @@ def test_a_saved_base_stands_for_the_model(
 
 
 def experts(directory: Path, vary: float = 0.0) -> Path:
-    """A Granite of six experts with the embedded model's tokenizer; ``vary`` moves its routers."""
-    family = FAMILIES["granitemoehybrid"]
-    model = family.random(**{**family.small.cases["six experts"], "vocab_size": 2048})
+    """A model of stacked experts with the embedded model's tokenizer; ``vary`` moves its routers."""
+    name, case = STACKED[0]
+    model = FAMILIES[name].random(**{**FAMILIES[name].small.cases[case], "vocab_size": 2048})
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "router" in name:

@@ -21,29 +21,16 @@ from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.writers import write_plan
 from bamba_quant_cli.app import app
 from tests.support.conversion import to_gguf
-from tests.support.families import FAMILIES, save
+from tests.support.families import CASES, FAMILIES, KINDS, MIXERS_ALONE, STACKED, save
 
-MODELS = [
-    ("granitemoehybrid", "plain"),
-    ("granitemoehybrid", "six experts"),
-    ("granitemoehybrid", "attention alone"),
-    ("nemotron_h", "latent experts"),
-    ("mamba2", "groups 2"),
-    ("mamba", "plain"),
-    ("falcon_mamba", "plain"),
-    ("jamba", "plain"),
-    ("falcon_h1", "plain"),
-]
+# Experts that read and write less than the model's width lose elsewhere than others.
+LATENT = [(name, case) for name, case in CASES if FAMILIES[name].reference(case).moe_latent_size]
 OPTIONS = EvaluationOptions(ctx=64, chunks=6, resamples=200, floor_chunks=1, drift_chunks=1, backend="numba")
 TEXT = "The function returns a list of the names that are bound in the module, in the order of their definition.\n"
+# What the rows of a mixer's projections are.
 CLASSES: dict[str, dict[str, list[str]]] = {
-    "granitemoehybrid": {"ssm_in": ["z", "x", "B", "C", "dt"]},
-    "nemotron_h": {"ssm_in": ["z", "x", "B", "C", "dt"]},
     "mamba2": {"ssm_in": ["z", "x", "B", "C", "dt"]},
-    "falcon_h1": {"ssm_in": ["z", "x", "B", "C", "dt"]},
-    "mamba": {"ssm_in": ["x", "z"], "ssm_x": ["dt", "B", "C"]},
-    "falcon_mamba": {"ssm_in": ["x", "z"], "ssm_x": ["dt", "B", "C"]},
-    "jamba": {"ssm_in": ["x", "z"], "ssm_x": ["dt", "B", "C"]},
+    "mamba1": {"ssm_in": ["x", "z"], "ssm_x": ["dt", "B", "C"]},
 }
 
 
@@ -78,7 +65,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module", params=MODELS, ids=" ".join)
+@pytest.fixture(scope="module", params=KINDS + LATENT, ids=" ".join)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A family's model as it is and in three other forms."""
     name, case = request.param
@@ -114,7 +101,8 @@ def test_fewer_bits_lose_more(evaluation: Evaluation, made: Made) -> None:
     assert floor is not None
     assert 1e3 * floor.figures["kld_mean"] < value(eight, "kld_mean") < value(fp8, "kld_mean") / 2
     # Two mixers in every layer of random weights lose more than one.
-    assert value(eight, "kld_mean") < (0.02 if made.name == "falcon_h1" else 0.01)
+    parallel = all(len(layer.blocks) > 1 for layer in FAMILIES[made.name].reference(made.case).layers)
+    assert value(eight, "kld_mean") < (0.02 if parallel else 0.01)
     for better, worse in zip(eight.layers, fp8.layers, strict=True):
         assert better.local is not None and worse.local is not None
         assert better.local > 25
@@ -126,35 +114,31 @@ def test_drift_and_rows_are_the_familys_own(evaluation: Evaluation, made: Made) 
     _, eight, _ = evaluation.candidates
     config = FAMILIES[made.name].config(**FAMILIES[made.name].small.cases[made.case])
     assert len(eight.layers) == config.num_hidden_layers
-    kinds = {layer.kind for layer in eight.layers}
-    if made.case == "attention alone":
-        assert kinds == {"attention"}
-    else:
-        expected = {
-            "granitemoehybrid": {"mamba", "attention"},
-            "jamba": {"mamba1", "attention"},
-            "nemotron_h": {"mamba", "attention", "moe+mlp"},
-            "falcon_h1": {"mamba+attention"},
-            "mamba2": {"mamba"},
-        }
-        assert kinds == expected.get(made.name, {"mamba1"})
+    family, blocks = FAMILIES[made.name], FAMILIES[made.name].blocks(made.case)
+    # A layer's second step is of its kind where it has no first one.
+    steps = [layer.blocks or layer.feed_forward for layer in family.reference(made.case).layers]
+    assert [layer.kind for layer in eight.layers] == [
+        "+".join(step).replace("mamba2", "mamba") for step in steps
+    ]
     found = {
         loss.role: [part.name for part in loss.row_classes] for loss in eight.tensors if loss.row_classes
     }
-    assert found == ({} if made.case == "attention alone" else CLASSES[made.name])
+    assert found == {
+        role: names for mixer in blocks & CLASSES.keys() for role, names in CLASSES[mixer].items()
+    }
     for loss in eight.tensors:
         if loss.row_classes:
             assert sum(part.rows for part in loss.row_classes) == loss.shape[0]
     quantized = {loss.role for loss in eight.tensors if loss.output_sqnr is not None}
-    assert quantized >= ({"attn_q", "attn_output"} if "attention" in kinds else {"ssm_in", "ssm_out"})
-    if made.case == "six experts":
+    assert quantized >= ({"attn_q", "attn_output"} if "attention" in blocks else {"ssm_in", "ssm_out"})
+    if (made.name, made.case) in STACKED:
         assert {"ffn_gate_exps", "ffn_down_exps"} <= {loss.role for loss in eight.tensors if loss.weight_sqnr}
 
 
-@pytest.mark.parametrize("name", ["mamba", "falcon_mamba"])
-def test_rows_of_mambas_projections(name: str, text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "case"), MIXERS_ALONE)
+def test_rows_of_mambas_projections(name: str, case: str, text: Path, tmp_path: Path) -> None:
     """Noise in the rows that transformers splits off as C shows as C, and in the first half of in_proj as x."""
-    original, spoilt = with_tokenizer(name, "plain", tmp_path / "model"), tmp_path / "spoilt"
+    original, spoilt = with_tokenizer(name, case, tmp_path / "model"), tmp_path / "spoilt"
     shutil.copytree(original, spoilt)
     state = load_file(spoilt / "model.safetensors")
     config = FAMILIES[name].config(**FAMILIES[name].small.multiples_of_128)

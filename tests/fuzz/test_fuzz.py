@@ -89,5 +89,5 @@ def test_cases_follow_from_reader_seed_and_number() -> None:
 
 def test_readers_fail_at_nothing() -> None:
     """Of an error: the command that stands there runs its case alone; ``make fuzz`` runs many more."""
-    ended = run("--seed", "1", "--cases", "1500")
+    ended = run("--seed", "1", "--cases", "1000")
     assert ended.returncode == 0, ended.stdout[-20_000:] + ended.stderr[-5000:]

@@ -23,7 +23,7 @@ from bamba_reference.runtime.generate import generate, generate_batch
 from bamba_reference.torch.forward import Model, forward, new_state
 from tests.support.command import run
 from tests.support.conversion import english_chunks, random_tokens, to_gguf
-from tests.support.families import random_case, save, wide_case
+from tests.support.families import MIXERS_ALONE, SCALED, STACKED, random_case, save, wide_case
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.quantized import DIVIDES, save_quantized
 from tests.support.shared import shared
@@ -59,16 +59,16 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "int4": of_scheme("w4a16-g128"),
     "fp4": of_scheme("nvfp4a16"),
     "bf16 directory": lambda place: save_checkpoint(random_bamba(), place / "m", "bfloat16"),
-    "experts": lambda place: save(random_case("granitemoehybrid", "six experts"), place / "m", "bfloat16"),
+    "experts": lambda place: save(random_case(*STACKED[0]), place / "m", "bfloat16"),
     "experts, mxfp4": lambda place: to_gguf(
-        save(wide_case("granitemoehybrid", "six experts"), place / "m"),
+        save(wide_case(*STACKED[0]), place / "m"),
         place / "m.gguf",
         "mxfp4_moe",
         vocab=False,
     ),
-    "mamba": lambda place: save(random_case("mamba"), place / "m", "float16"),
+    "mamba": lambda place: save(random_case(*MIXERS_ALONE[0]), place / "m", "float16"),
     "rows that are scaled": lambda place: to_gguf(
-        save(wide_case("falcon_h1"), place / "m"), place / "m.gguf", "q4_0", vocab=False
+        save(wide_case(*SCALED[0]), place / "m"), place / "m.gguf", "q4_0", vocab=False
     ),
 }
 
@@ -121,12 +121,12 @@ def test_other_dtypes_and_rounded_activations(tmp_path: Path) -> None:
 
 
 def test_the_same_words_of_a_trained_model(tmp_path: Path) -> None:
-    """From float32 weights and from the file's, for 100 tokens after each of three prompts."""
+    """From float32 weights and from the file's, for 40 tokens after each of three prompts."""
     model = shared("models/bamba-43m")
     converted, stored = both(to_gguf(model, tmp_path / "m.gguf", "q4_k_m"))
     prompts = english_chunks(model, 20, 3)
-    drawn = [generate_batch(each, prompts, max_new_tokens=100, stop=()) for each in (converted, stored)]
-    assert [len(tokens) for tokens in drawn[0]] == [100] * 3
+    drawn = [generate_batch(each, prompts, max_new_tokens=40, stop=()) for each in (converted, stored)]
+    assert [len(tokens) for tokens in drawn[0]] == [40] * 3
     assert drawn[0] == drawn[1]
 
 

@@ -14,8 +14,7 @@ from bamba_quant.errors import BambaQuantError, CheckpointError, OutputError, Pl
 from bamba_quant.planning.export import plan_export
 from bamba_quant.planning.plan import PlanRow
 from bamba_quant.writers import write_plan
-from tests.planning.test_repair import faulty
-from tests.support.conversion import to_gguf
+from tests.support.conversion import faulty, to_gguf
 from tests.support.exports import assert_same_checkpoint, exported
 from tests.support.models import random_bamba, save_checkpoint
 

@@ -25,12 +25,12 @@ from bamba_quant.recipes.mixtures import mixture_named, mixtures, read_mixture
 from bamba_quant.writers import write_plan
 from bamba_reference.torch import forward as torch_forward
 from bamba_reference.torch.backend import TORCH
-from tests.planning.test_quantized_families import TOKENS, WHOLE_PARTS, loaded, made, model, reference_logits
+from tests.planning.test_quantized_families import TOKENS, loaded, made, model, reference_logits
 from tests.planning.test_quantized_models import assert_near
 from tests.support import directories, vllm
 from tests.support.command import run
 from tests.support.conversion import to_gguf, transformers_logits
-from tests.support.families import FAMILIES, save
+from tests.support.families import FAMILIES, KINDS, STACKED, save
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -166,14 +166,19 @@ def test_experts_share_an_input_scale(tmp_path: Path) -> None:
         write_plan(unknown, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", sorted(WHOLE_PARTS))
-def test_vllm_would_load(name: str, tmp_path: Path) -> None:
-    family = FAMILIES[name]
-    case = {"nemotron_h": "groups of experts"}.get(name, "plain")
+# Stacks of gate and up cannot have two schemes.
+SEPARATE = [
+    (name, case)
+    for name, case in KINDS
+    if "mamba2" in FAMILIES[name].blocks(case) and (name, case) not in STACKED
+]
+
+
+@pytest.mark.parametrize(("name", "case"), SEPARATE)
+def test_vllm_would_load(name: str, case: str, tmp_path: Path) -> None:
+    family, whole = FAMILIES[name], FAMILIES[name].small.whole_blocks or {}
     (tmp_path / "mine.toml").write_text(EVERY)
-    network = family.random(
-        **{**family.small.multiples_of_128, **WHOLE_PARTS[name], **family.small.cases[case]}
-    )
+    network = family.random(**{**family.small.multiples_of_128, **family.small.cases[case], **whole})
     source = save(network, tmp_path / "model", dtype="bfloat16")
     for mixture in (*mixtures().values(), read_mixture(tmp_path / "mine.toml")):
         plan = plan_quantization(source, mixture)

@@ -19,11 +19,10 @@ from bamba_quant.metadata.general import TOOL_VERSION_KEY
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.gguf_layout import with_key_values
 from bamba_quant.planning.inspection import inspect_path
-from bamba_quant.planning.plan import PlanRow
 from bamba_quant.planning.repair import plan_repair
 from bamba_quant.writers import write_plan
 from tests.support import llama
-from tests.support.conversion import assert_same_tensors
+from tests.support.conversion import assert_same_tensors, faulty
 from tests.support.models import random_bamba, save_checkpoint
 
 HEAD_128 = {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1, "mamba_d_head": 64}
@@ -43,20 +42,6 @@ def llama_cpp_order(rows: np.ndarray, heads: int) -> np.ndarray:
 def test_the_fault_is_the_one_llama_cpp_has() -> None:
     rows = np.arange(4 * 24 * 3).reshape(4 * 24, 3)
     np.testing.assert_array_equal(interleave_rotary(24, 24).apply(rows, 0), llama_cpp_order(rows, 4))
-
-
-def faulty(model: Path, target: Path, outtype: str = "f32", **options: Any) -> Path:
-    """What llama.cpp's converter writes for ``model``: whole heads interleaved, no key of this tool."""
-    planned = plan_conversion(model, outtype=outtype, outfile=target, vocab=False, **options)
-
-    def misplaced(row: PlanRow) -> PlanRow:
-        if row.transform.unit == 1:
-            return row
-        return replace(row, transform=interleave_rotary(row.transform.unit, row.transform.unit))
-
-    metadata = {key: value for key, value in planned.metadata.items() if key != TOOL_VERSION_KEY}
-    plan = with_key_values(replace(planned, rows=tuple(map(misplaced, planned.rows))), metadata)
-    return write_plan(plan, planned.outfile)[0]
 
 
 def right(model: Path, target: Path, outtype: str = "f32") -> Path:

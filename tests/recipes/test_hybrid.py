@@ -16,25 +16,15 @@ from bamba_quant.recipes import TypeOverrides, recipes
 from bamba_reference.torch import forward as torch_forward
 from tests.support import llama
 from tests.support.conversion import english_chunks, to_gguf
+from tests.support.published import PUBLISHED
 
 HYBRID = [recipe.name for recipe in recipes() if recipe.candidates]
 _BAMBA_9B = json.loads((Path(__file__).parents[1] / "support" / "bamba_9b.json").read_text())
-# Shapes of ibm-granite/granite-4.0-h-micro and -tiny.
-_GRANITE: dict[str, Any] = {
-    "architectures": ["GraniteMoeHybridForCausalLM"], "model_type": "granitemoehybrid", "vocab_size": 100352,
-    "num_hidden_layers": 40, "layer_types": ["attention" if i in (5, 15, 25, 35) else "mamba" for i in range(40)],
-    "mamba_d_conv": 4, "mamba_d_head": 64, "mamba_d_state": 128, "mamba_expand": 2, "mamba_n_groups": 1,
-    "tie_word_embeddings": True, "position_embedding_type": "nope", "torch_dtype": "bfloat16",
-}  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
     "bamba-9b": _BAMBA_9B,
-    "granite-4.0-h-micro": _GRANITE | {
-        "hidden_size": 2048, "intermediate_size": 8192, "shared_intermediate_size": 8192, "mamba_n_heads": 64,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "num_local_experts": 0, "num_experts_per_tok": 0,
-    },
-    "granite-4.0-h-tiny": _GRANITE | {
-        "hidden_size": 1536, "intermediate_size": 512, "shared_intermediate_size": 1024, "mamba_n_heads": 48,
-        "num_attention_heads": 12, "num_key_value_heads": 4, "num_local_experts": 64, "num_experts_per_tok": 6,
+    **{
+        name: PUBLISHED[f"ibm-granite/{name}"].config | {"torch_dtype": "bfloat16"}
+        for name in ("granite-4.0-h-micro", "granite-4.0-h-tiny")
     },
     "rows of 96 and 272": _BAMBA_9B | {
         "hidden_size": 96, "intermediate_size": 272, "mamba_d_head": 24, "mamba_n_heads": 8, "num_hidden_layers": 4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bamba_quant.planning.model import open_model
 from bamba_quant.recipes import Recipe, TypeOverrides, recipe_named, recipes
 from tests.support import llama
 from tests.support.conversion import assert_same_tensors, to_gguf
-from tests.support.families import FAMILIES, save
+from tests.support.families import FAMILIES, sampled, save
 from tests.support.models import random_bamba, save_checkpoint
 from tests.support.shared import shared
 
@@ -37,75 +38,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "tied": DEEP | {"tie_word_embeddings": True, "num_hidden_layers": 2, "attn_layer_indices": [1]},
     "rows of 96 and 272": ODD,
 }
-# Of the other families, what llama-quantize's rules look at: key-value heads, experts, ties, lengths of rows.
-_GRANITE: dict[str, Any] = {
-    "hidden_size": 256, "shared_intermediate_size": 256, "intermediate_size": 32, "num_hidden_layers": 2,
-    "num_attention_heads": 8, "num_key_value_heads": 1, "mamba_d_head": 64, "vocab_size": 64,
-    "layer_types": ["mamba", "attention"],
-}  # fmt: skip
-_ALONE: dict[str, Any] = {"layer_types": ["attention"] * 2, "position_embedding_type": "rope"}
-_EIGHT: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2}
-# An attention output of half the model's width, and a mixer of three times it.
-_FALCON_H1: dict[str, Any] = {
-    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 8,
-    "num_key_value_heads": 2, "head_dim": 16, "mamba_d_ssm": 768, "mamba_n_heads": 12, "mamba_d_head": 64,
-    "vocab_size": 64,
-}  # fmt: skip
-# Rows of experts that are a multiple of 32 and not of 256, as the 1856 and 3712 of Nemotron 3 Nano.
-_NEMOTRON: dict[str, Any] = {
-    "hidden_size": 256, "vocab_size": 64, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 32,
-    "mamba_num_heads": 8, "mamba_head_dim": 64, "n_groups": 2, "n_routed_experts": 2, "num_experts_per_tok": 1,
-    "layers_block_type": ["linear_attention", "moe", "full_attention"], "moe_intermediate_size": 928,
-    "moe_shared_expert_intermediate_size": 480,
-}  # fmt: skip
-_MIXERS: dict[str, Any] = {"hidden_size": 256, "vocab_size": 64, "num_hidden_layers": 1}
-_JAMBA: dict[str, Any] = {
-    "hidden_size": 256, "intermediate_size": 32, "vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
-    "num_key_value_heads": 1, "num_experts": 8, "attn_layer_period": 2, "expert_layer_offset": 0,
-}  # fmt: skip
-OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "granite, eight experts": ("granitemoehybrid", _GRANITE | _EIGHT),
-    "granite, attention alone, tied": ("granitemoehybrid", _GRANITE | _ALONE | {"tie_word_embeddings": True}),
-    "nemotron, experts of 928": ("nemotron_h", _NEMOTRON),
-    "mamba2": ("mamba2", _MIXERS | {"num_heads": 8, "head_dim": 64, "n_groups": 2}),
-    "mamba, a rank of 48": ("mamba", _MIXERS | {"time_step_rank": 48}),
-    "jamba, eight experts": ("jamba", _JAMBA),
-    "falcon_h1": ("falcon_h1", _FALCON_H1),
-    "falcon_mamba": ("falcon_mamba", _MIXERS | {"tie_word_embeddings": False, "time_step_rank": 256}),
+OTHERS = {
+    name: (family, keys)
+    for family in FAMILIES
+    for name, keys in FAMILIES[family].small.llama_quantize.items()
 }
-# Where rules go by the layer: sixteen, and where experts and their neighbour share a count. Without importance, which
-# the others have.
-_DEEP_GRANITE: dict[str, Any] = {
-    **_GRANITE, "num_hidden_layers": 16, "layer_types": ["attention", *["mamba", "attention", "attention"] * 5],
-    "num_experts_per_tok": 1, "intermediate_size": 256,
-}  # fmt: skip
-_DEEP_NEMOTRON: dict[str, Any] = {
-    **_NEMOTRON, "intermediate_size": 256, "moe_intermediate_size": 256, "moe_shared_expert_intermediate_size": 256,
-}  # fmt: skip
-DEEP_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "granite, dense": ("granitemoehybrid", _DEEP_GRANITE),
-    "granite, one expert": ("granitemoehybrid", _DEEP_GRANITE | {"num_local_experts": 1}),
-    "granite, two experts": ("granitemoehybrid", _DEEP_GRANITE | {"num_local_experts": 2}),
-    "jamba, two experts in every second layer": (
-        "jamba",
-        _JAMBA
-        | {"num_hidden_layers": 16, "num_experts": 2, "attn_layer_offset": 0, "intermediate_size": 256},
-    ),
-    "nemotron, latent experts": (
-        "nemotron_h",
-        _DEEP_NEMOTRON
-        | {
-            "layers_block_type": ["full_attention", *["moe", "linear_attention", "full_attention"] * 5],
-            "moe_latent_size": 64,
-        },
-    ),
-    "nemotron, networks": (
-        "nemotron_h",
-        _DEEP_NEMOTRON
-        | {
-            "layers_block_type": ["mlp", *["full_attention", "linear_attention", "mlp"] * 5],
-        },
-    ),
+# Where rules go by the layer. Without importance, which the others have.
+DEEP_OTHERS = {
+    name: (family, keys)
+    for family in FAMILIES
+    for name, keys in FAMILIES[family].small.llama_quantize_by_layer.items()
 }
 BY_LAYER = ("q2_k", "q3_k_m", "q4_k_m", "q5_0")
 
@@ -154,13 +96,11 @@ def random_imatrix(model: Path, file: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("model", "recipe"),
     [
-        (model, recipe)
-        for model in (*MODELS, *OTHERS)
-        for recipe in QUANTIZED
-        # Jamba's roles are Granite's and Mamba's: a few types show that they are counted alike.
-        if "jamba" not in model or recipe.name in BY_LAYER
-    ]
-    + [(model, recipe_named(name)) for model in DEEP_OTHERS for name in BY_LAYER],
+        *product(MODELS, QUANTIZED),
+        # A role is counted alike in every family: each has a third of the types.
+        *sampled([(model,) for model in OTHERS], QUANTIZED, len(QUANTIZED) // 3),
+        *product(DEEP_OTHERS, [recipe_named(name) for name in BY_LAYER]),
+    ],
     ids=lambda value: value.name if isinstance(value, Recipe) else value,
 )
 def test_random_models(

@@ -11,14 +11,17 @@ from typing import Any
 import torch
 
 from bamba_quant.families import families, family_of, read_config
-from tests.support.families import FAMILIES
+from tests.support.families import FAMILIES, STACKED
 
 # Family -> name of a case -> keys of transformers' configuration.
 CASES = {family.name: family.small_models.reference_cases for family in families()}
 FAMILY_OF = {name: family for family, cases in CASES.items() for name in cases}
 
-# One case of each family, and one with experts.
-REPRESENTATIVE = (*(next(iter(cases)) for cases in CASES.values()), "granite, experts")
+# One case of each family, and one with stacked experts.
+REPRESENTATIVE = (
+    *(next(iter(cases)) for cases in CASES.values()),
+    next(name for name in CASES[STACKED[0][0]] if "experts" in name),
+)
 
 # Cases whose mixers' projections have biases, and whose dt is bounded: transformers errs there
 # (test_transformers_faults).

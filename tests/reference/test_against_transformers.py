@@ -34,6 +34,7 @@ from tests.reference.cases import (
     trained_case,
 )
 from tests.reference.families import CASES, FAMILY_OF, FINITE_LIMIT, PROJECTION_BIASES
+from tests.support.families import STACKED
 
 TOLERANCE = 2e-5
 
@@ -113,7 +114,7 @@ def test_bfloat16_is_no_worse_than_transformers(name: str) -> None:
     assert_bfloat16_is_no_worse(case, random_tokens(case, 300))
 
 
-@pytest.mark.parametrize("name", [name for name in CHOOSING if FAMILY_OF[name] == "granitemoehybrid"])
+@pytest.mark.parametrize("name", [name for name in CHOOSING if FAMILY_OF[name] == STACKED[0][0]])
 def test_experts_are_chosen_by_unrounded_logits(name: str) -> None:
     """In bfloat16 transformers rounds the router's logits, and some tokens go to other experts than float64's."""
     case = random_case(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import torch
 from tokenizers import Tokenizer
 
 from bamba_quant.checkpoint import RawReader, open_checkpoint
+from bamba_quant.families.transforms import interleave_rotary
+from bamba_quant.metadata.general import TOOL_VERSION_KEY
 from bamba_quant.planning.convert import plan_conversion
+from bamba_quant.planning.gguf_layout import with_key_values
+from bamba_quant.planning.plan import PlanRow
 from bamba_quant.writers import write_plan
 
 
@@ -19,6 +24,20 @@ def to_gguf(model: Path, target: Path, outtype: str = "f32", **options: Any) -> 
     conversion = plan_conversion(model, outtype=outtype, outfile=target, **options)
     (file,) = write_plan(conversion, conversion.outfile)
     return file
+
+
+def faulty(model: Path, target: Path, outtype: str = "f32", **options: Any) -> Path:
+    """What llama.cpp's converter writes for ``model``: whole heads interleaved, no key of this tool."""
+    planned = plan_conversion(model, outtype=outtype, outfile=target, vocab=False, **options)
+
+    def misplaced(row: PlanRow) -> PlanRow:
+        if row.transform.unit == 1:
+            return row
+        return replace(row, transform=interleave_rotary(row.transform.unit, row.transform.unit))
+
+    metadata = {key: value for key, value in planned.metadata.items() if key != TOOL_VERSION_KEY}
+    plan = with_key_values(replace(planned, rows=tuple(map(misplaced, planned.rows))), metadata)
+    return write_plan(plan, planned.outfile)[0]
 
 
 def transformers_logits(model: torch.nn.Module, tokens: list[int]) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,9 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from bamba_quant.families import families
+from bamba_quant.families import Family, families, read_config
 from bamba_quant.families.small_models import SmallModels
+from bamba_reference.config import Config
 from tests.support.models import drawn
 
 Spelling = Literal[4, 5, "state-spaces"]
@@ -26,8 +28,15 @@ Spelling = Literal[4, 5, "state-spaces"]
 class TransformersFamily:
     """A registered family's small models as transformers' classes."""
 
-    name: str
-    small: SmallModels
+    family: Family
+
+    @property
+    def name(self) -> str:
+        return self.family.name
+
+    @property
+    def small(self) -> SmallModels:
+        return self.family.small_models
 
     @property
     def model(self) -> type[Any]:
@@ -38,13 +47,47 @@ class TransformersFamily:
         """The configuration of its base model, with ``overrides``."""
         return self.model.config_class(**{**self.small.keys, **overrides})
 
+    def reference(self, case: str) -> Config:
+        """A case's configuration as the reference has it."""
+        written = self.config(**self.small.cases[case]).to_dict()
+        return read_config({**written, "architectures": [self.model.__name__]})
+
+    def blocks(self, case: str) -> set[str]:
+        """The kinds of blocks of a case's layers."""
+        layers = self.reference(case).layers
+        return {block for layer in layers for block in (*layer.blocks, *layer.feed_forward)}
+
     def random(self, seed: int = 0, **overrides: Any) -> Any:
         """A float32 model in eval mode; the same arguments give the same weights."""
         return drawn(self.model(self.config(**overrides)), seed)
 
 
-FAMILIES = {family.name: TransformersFamily(family.name, family.small_models) for family in families()}
+FAMILIES = {family.name: TransformersFamily(family) for family in families()}
 CASES = [(family.name, case) for family in FAMILIES.values() for case in family.small.cases]
+# The cases that differ in the kinds of tensors, and of each family the one with the most.
+KINDS = [(family.name, kind) for family in FAMILIES.values() for kind in family.small.kinds]
+RICHEST = [(family.name, family.small.kinds[-1]) for family in FAMILIES.values()]
+# Those of Mamba's mixers alone.
+MIXERS_ALONE = [(name, kind) for name, kind in KINDS if FAMILIES[name].blocks(kind) == {"mamba1"}]
+# Those with rows that GGUF scales.
+SCALED = [
+    (name, kind)
+    for name, kind in KINDS
+    if any(
+        rule.transform.row_factors is not None
+        for rule in FAMILIES[name].family.tensors(FAMILIES[name].reference(kind))
+    )
+]
+# Those with experts, which checkpoints store as a stack or one by one.
+STACKED, ONE_BY_ONE = (
+    [
+        (name, kind)
+        for name, kind in KINDS
+        if "moe" in FAMILIES[name].blocks(kind)
+        and any("*" in stored for rule in FAMILIES[name].family.rules for stored in rule.hf) == alone
+    ]
+    for alone in (False, True)
+)
 SPELLED: list[tuple[str, str, Spelling]] = [
     (name, case, spelling) for name, case in CASES for spelling in (4, 5)
 ]
@@ -53,6 +96,13 @@ SPELLED += [
     for family in FAMILIES.values()
     for case in family.small.state_spaces_cases
 ]
+
+
+def sampled(cases: Sequence[tuple[Any, ...]], values: Sequence[Any], count: int) -> list[tuple[Any, ...]]:
+    """Each of the cases with ``count`` of the values in turn, so that every value meets some of the cases."""
+    return [
+        (*case, values[(count * i + k) % len(values)]) for i, case in enumerate(cases) for k in range(count)
+    ]
 
 
 def random_case(name: str, case: str = "plain", seed: int = 0) -> Any:

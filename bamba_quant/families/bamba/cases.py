@@ -58,4 +58,11 @@ SMALL_MODELS = SmallModels(
         "mamba_n_heads": 16,
         "mamba_d_state": 56,
     },
+    whole_blocks={"mamba_d_state": 64, "mamba_n_groups": 2, "mamba_n_heads": 128, "mamba_d_head": 2},
+    # gate and up have whole blocks wherever down_proj's columns have.
+    cut_blocks=(
+        ({"mamba_d_state": 128, "num_key_value_heads": 4}, ""),
+        ({"mamba_d_state": 128, "num_key_value_heads": 2}, "attn_k"),
+        ({"mamba_d_state": 64, "num_key_value_heads": 4}, "ssm_in"),
+    ),
 )

@@ -38,6 +38,13 @@ _PUBLISHED: Keys = {
 }
 _ROPE: Keys = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e11}}
 
+# An attention output of half the model's width, and a mixer of three times it.
+_WIDE: Keys = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "head_dim": 16, "mamba_d_ssm": 768, "mamba_n_heads": 12, "mamba_d_head": 64,
+    "vocab_size": 64,
+}  # fmt: skip
+
 SMALL_MODELS = SmallModels(
     transformers_class="FalconH1ForCausalLM",
     keys={
@@ -97,4 +104,10 @@ SMALL_MODELS = SmallModels(
         "mamba_n_heads": 16,
         "mamba_d_state": 56,
     },
+    whole_blocks={"mamba_d_state": 64, "mamba_n_groups": 2, "mamba_n_heads": 128, "mamba_d_head": 2},
+    cut_blocks=(
+        ({"mamba_d_state": 128, "num_key_value_heads": 1}, "attn_k"),
+        ({"mamba_d_state": 64}, "ssm_in"),
+    ),
+    llama_quantize={"falcon_h1": _WIDE},
 )

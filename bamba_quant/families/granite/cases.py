@@ -4,6 +4,17 @@ from bamba_quant.families.small_models import SPECIAL_TOKENS, Keys, SmallModels
 
 _EXPERTS: Keys = {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32}
 _ATTENTION_ONLY: Keys = {"layer_types": ["attention"] * 4}
+_WIDE: Keys = {
+    "hidden_size": 256, "shared_intermediate_size": 256, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 1, "mamba_d_head": 64, "vocab_size": 64,
+    "layer_types": ["mamba", "attention"],
+}  # fmt: skip
+_ROTATED_ALONE: Keys = {"layer_types": ["attention"] * 2, "position_embedding_type": "rope"}
+# Sixteen layers; experts and their neighbour share a count.
+_DEEP: Keys = {
+    **_WIDE, "num_hidden_layers": 16, "layer_types": ["attention", *["mamba", "attention", "attention"] * 5],
+    "num_experts_per_tok": 1, "intermediate_size": 256,
+}  # fmt: skip
 
 SMALL_MODELS = SmallModels(
     transformers_class="GraniteMoeHybridForCausalLM",
@@ -87,5 +98,30 @@ SMALL_MODELS = SmallModels(
         "num_key_value_heads": 4,
         "mamba_n_heads": 16,
         "mamba_d_state": 56,
+    },
+    kinds=("plain", "attention alone", "six experts"),
+    refused_by_gguf=(
+        ({"layer_types": ["mamba"] * 4}, "layer_types"),
+        ({**_ATTENTION_ONLY, "num_local_experts": 4, "num_experts_per_tok": 2}, "position_embedding_type"),
+        ({"mamba_proj_bias": True}, "mamba_proj_bias"),
+        ({"mamba_conv_bias": False}, "mamba_conv_bias"),
+        ({"time_step_limit": (0.01, 0.1)}, "time_step_limit"),
+    ),
+    whole_blocks={"mamba_d_state": 64, "mamba_n_groups": 2, "mamba_n_heads": 128, "mamba_d_head": 2},
+    cut_blocks=(
+        ({"mamba_d_state": 128}, ""),
+        ({"mamba_d_state": 128, "num_key_value_heads": 1}, "attn_k"),
+        ({"mamba_d_state": 128, "shared_intermediate_size": 192}, "ffn_gate"),
+        ({"mamba_d_state": 128, "shared_intermediate_size": 192, **_EXPERTS}, "ffn_gate_shexp"),
+        ({"mamba_d_state": 64}, "ssm_in"),
+    ),
+    llama_quantize={
+        "granite, eight experts": {**_WIDE, "num_local_experts": 8, "num_experts_per_tok": 2},
+        "granite, attention alone, tied": {**_WIDE, **_ROTATED_ALONE, "tie_word_embeddings": True},
+    },
+    llama_quantize_by_layer={
+        "granite, dense": _DEEP,
+        "granite, one expert": {**_DEEP, "num_local_experts": 1},
+        "granite, two experts": {**_DEEP, "num_local_experts": 2},
     },
 )

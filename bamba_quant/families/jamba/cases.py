@@ -3,6 +3,11 @@
 from bamba_quant.families.small_models import SPECIAL_TOKENS, Keys, SmallModels
 
 _DENSE: Keys = {"num_experts": 1, "num_experts_per_tok": 1}
+_WIDE: Keys = {
+    "hidden_size": 256, "intermediate_size": 32, "vocab_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 1, "num_experts": 8, "attn_layer_period": 2,
+    "expert_layer_offset": 0,
+}  # fmt: skip
 
 SMALL_MODELS = SmallModels(
     transformers_class="JambaForCausalLM",
@@ -64,4 +69,15 @@ SMALL_MODELS = SmallModels(
         },
     },
     multiples_of_128={"hidden_size": 128, "intermediate_size": 128, "num_key_value_heads": 4},
+    refused_by_gguf=(({"head_dim": 24}, "head_dim"),),
+    llama_quantize={"jamba, eight experts": _WIDE},
+    llama_quantize_by_layer={
+        "jamba, two experts in every second layer": {
+            **_WIDE,
+            "num_hidden_layers": 16,
+            "num_experts": 2,
+            "attn_layer_offset": 0,
+            "intermediate_size": 256,
+        }
+    },
 )

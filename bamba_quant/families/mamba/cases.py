@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bamba_quant.families.small_models import MIXERS_ALONE, Keys, SmallModels
+from bamba_quant.families.small_models import MIXERS_ALONE, WIDE_MIXER, Keys, SmallModels
 
 _CASES: dict[str, Keys] = {
     "plain": {},
@@ -40,6 +40,8 @@ MAMBA_MODELS = SmallModels(
     multiples_of_128={"hidden_size": 128},
     state_spaces=_state_spaces,
     state_spaces_cases=("plain", "rank 7, state 8"),
+    refused_by_gguf=(({"expand": 3}, "mamba_expand"), ({"use_bias": True}, "mamba_proj_bias")),
+    llama_quantize={"mamba, a rank of 48": {**WIDE_MIXER, "time_step_rank": 48}},
 )
 FALCON_MAMBA_MODELS = SmallModels(
     transformers_class="FalconMambaForCausalLM",
@@ -49,4 +51,8 @@ FALCON_MAMBA_MODELS = SmallModels(
         f"falcon{name}": {"mixer_rms_eps": 1e-2, **keys} for name, keys in _REFERENCE_CASES.items()
     },
     multiples_of_128={"hidden_size": 128},
+    refused_by_gguf=(({"use_conv_bias": False}, "mamba_conv_bias"),),
+    llama_quantize={
+        "falcon_mamba": {**WIDE_MIXER, "tie_word_embeddings": False, "time_step_rank": 256},
+    },
 )

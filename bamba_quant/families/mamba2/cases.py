@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bamba_quant.families.small_models import MIXERS_ALONE, SmallModels
+from bamba_quant.families.small_models import MIXERS_ALONE, WIDE_MIXER, SmallModels
 
 
 def _state_spaces(config: Any) -> dict[str, Any]:
@@ -56,6 +56,15 @@ SMALL_MODELS = SmallModels(
     },
     # in_proj has 2 · 256 + 2 · 56 + 16 = 640 rows.
     multiples_of_128={"hidden_size": 128, "num_heads": 16, "state_size": 56},
+    kinds=("tied",),
     state_spaces=_state_spaces,
     state_spaces_cases=("plain", "tied", "groups 2"),
+    refused_by_gguf=(
+        ({"use_bias": True}, "mamba_proj_bias"),
+        ({"use_conv_bias": False}, "mamba_conv_bias"),
+        ({"time_step_limit": (0.01, 0.1)}, "time_step_limit"),
+    ),
+    whole_blocks={"state_size": 64, "n_groups": 2, "num_heads": 128, "head_dim": 2},
+    cut_blocks=(({"state_size": 128}, ""), ({"state_size": 32}, "ssm_in")),
+    llama_quantize={"mamba2": {**WIDE_MIXER, "num_heads": 8, "head_dim": 64, "n_groups": 2}},
 )

@@ -9,6 +9,17 @@ _EXPERTS: Keys = {
     "routed_scaling_factor": 2.5,
 }
 _GROUPS: Keys = {**_EXPERTS, "n_group": 4, "topk_group": 2}
+# Rows of experts that are a multiple of 32 and not of 256, as the 1856 and 3712 of Nemotron 3 Nano.
+_WIDE: Keys = {
+    "hidden_size": 256, "vocab_size": 64, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 32,
+    "mamba_num_heads": 8, "mamba_head_dim": 64, "n_groups": 2, "n_routed_experts": 2, "num_experts_per_tok": 1,
+    "layers_block_type": ["linear_attention", "moe", "full_attention"], "moe_intermediate_size": 928,
+    "moe_shared_expert_intermediate_size": 480,
+}  # fmt: skip
+_DEEP: Keys = {
+    **_WIDE, "intermediate_size": 256, "moe_intermediate_size": 256,
+    "moe_shared_expert_intermediate_size": 256,
+}  # fmt: skip
 _LATENT: Keys = {**_EXPERTS, "moe_latent_size": 128, "norm_topk_prob": False, "n_groups": 1}
 
 SMALL_MODELS = SmallModels(
@@ -62,5 +73,32 @@ SMALL_MODELS = SmallModels(
         "head_dim": 32,
         "mamba_num_heads": 16,
         "ssm_state_size": 28,
+    },
+    kinds=("plain", "groups of experts"),
+    refused_by_gguf=(
+        (
+            {
+                "layers_block_type": ["linear_attention", "mlp", "moe", "full_attention"],
+                "intermediate_size": 56,
+            },
+            "layers_block_type",
+        ),
+        ({"layers_block_type": ["linear_attention", "mlp"]}, "layers_block_type"),
+        ({"layers_block_type": ["linear_attention", "moe", "full_attention"], "mlp_bias": True}, "mlp_bias"),
+        ({"use_bias": True}, "mamba_proj_bias"),
+    ),
+    whole_blocks={"ssm_state_size": 64, "mamba_num_heads": 128, "mamba_head_dim": 2},
+    cut_blocks=(({"ssm_state_size": 64}, ""), ({"ssm_state_size": 56}, "ssm_in")),
+    llama_quantize={"nemotron, experts of 928": _WIDE},
+    llama_quantize_by_layer={
+        "nemotron, latent experts": {
+            **_DEEP,
+            "layers_block_type": ["full_attention", *["moe", "linear_attention", "full_attention"] * 5],
+            "moe_latent_size": 64,
+        },
+        "nemotron, networks": {
+            **_DEEP,
+            "layers_block_type": ["mlp", *["full_attention", "linear_attention", "mlp"] * 5],
+        },
     },
 )

@@ -18,7 +18,7 @@ from tests.fuzz.tree import Tree
 def _weights() -> list[Tree]:
     return [
         models.directory("bamba"),
-        models.directory("granite with experts", "BF16"),
+        models.directory(models.WITH_EXPERTS, "BF16"),
         models.directory("mamba", "F16"),
     ]
 

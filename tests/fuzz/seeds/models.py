@@ -1,4 +1,4 @@
-"""Model directories of every family, each of two small layers, as ``{file name: bytes}``."""
+"""Model directories of every family, each of a few small layers, as ``{file name: bytes}``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from bamba_quant.families import families
+from bamba_quant.families.bamba import BAMBA
 from bamba_quant.planning.model import open_model
 from tests.fuzz.seeds.tokenizers import VOCAB_SIZE, byte_level_bpe
 from tests.fuzz.tree import Tree
@@ -24,19 +26,6 @@ _HYBRID: dict[str, Any] = {
     "mamba_d_conv": 4,
     "mamba_expand": 2, "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
     "rope_theta": 10000.0, **_TOKENS,
-}  # fmt: skip
-_MIXERS: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "conv_kernel": 4,
-    "expand": 2, "hidden_act": "silu",
-    "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True, "use_bias": False, "use_conv_bias": True,
-    **_TOKENS,
-}  # fmt: skip
-_GRANITE: dict[str, Any] = {
-    **_HYBRID, "architectures": ["GraniteMoeHybridForCausalLM"], "model_type": "granitemoehybrid",
-    "layer_types": ["mamba", "attention"],
-    "shared_intermediate_size": 48, "num_local_experts": 0, "num_experts_per_tok": 0,
-    "embedding_multiplier": 3.0, "residual_multiplier": 0.7,
-    "attention_multiplier": 0.2, "logits_scaling": 2.5, "position_embedding_type": "nope",
 }  # fmt: skip
 _STATE_SPACES: dict[str, Any] = {
     "d_model": 32, "n_layer": 2, "vocab_size": VOCAB_SIZE - 3, "rms_norm": True, "residual_in_fp32": True,
@@ -56,18 +45,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "time_step_limit": [0.0, {"__float__": "Infinity"}], "attention_bias": True, "mlp_bias": True,
     },
-    "granite": {**_GRANITE, "tie_word_embeddings": True},
-    "granite with experts": {**_GRANITE, "num_local_experts": 2, "num_experts_per_tok": 1,
-    "intermediate_size": 16},
-    "mamba2": {
-        **_MIXERS, "architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "num_heads": 4,
-        "head_dim": 16, "n_groups": 1,
-        "tie_word_embeddings": False,
-    },
-    "mamba": {**_MIXERS, "architectures": ["MambaForCausalLM"], "model_type": "mamba", "time_step_rank": 2},
-    "falcon_mamba": {
-        **_MIXERS, "architectures": ["FalconMambaForCausalLM"], "model_type": "falcon_mamba",
-        "time_step_rank": 2, "mixer_rms_eps": 1e-6,
+    **{
+        family.name if kind == family.small_models.kinds[0] else f"{family.name}, {kind}": {
+            **family.small_models.keys, **family.small_models.cases[kind], "model_type": family.name,
+            "architectures": [*family.hf_architectures[:1]], "vocab_size": VOCAB_SIZE,
+        }
+        for family in families() if family is not BAMBA for kind in family.small_models.kinds
     },
     "mamba of state-spaces": {**_STATE_SPACES, "ssm_cfg": {"d_state": 8, "dt_rank": 2},
     "pad_vocab_size_multiple": 8},
@@ -77,6 +60,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attn_cfg": {}, "pad_vocab_size_multiple": 8, "tie_embeddings": True,
     },
 }  # fmt: skip
+WITH_EXPERTS = next(name for name in CONFIGS if "experts" in name)
 # Every side of every matrix divides by 128.
 WIDE: dict[str, Any] = {
     **CONFIGS["bamba"], "hidden_size": 128, "intermediate_size": 128, "mamba_n_heads": 8, "mamba_d_head": 32,
@@ -117,9 +101,9 @@ def weights(family: str) -> dict[str, np.ndarray]:
     return drawn(CONFIGS[family])
 
 
-def drawn(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def drawn(config: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """A random float32 tensor for each name and shape that a configuration implies."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "config.json").write_bytes(as_json(config))
         tensors = open_model(directory, weights="optional").checkpoint.tensors

@@ -48,9 +48,11 @@ assert torch.equal(NUMBA.linear(x, w, None, ""), torch_ops.linear(x, w, None, ""
 H, P, N = 3, 20, 24
 args = [torch.randn(1, 50, H, P), torch.randn(1, 50, H), torch.rand(H), *torch.randn(2, 1, 50, 1, N), torch.randn(H),
         torch.randn(H), (0.0, float("inf")), torch.randn(1, H, P, N), 32, None, None]
-q = torch.randn(1, 70, 4, 20)
-for ours, theirs in ((NUMBA.scan(ScanArguments(*args))[0], scan(ScanArguments(*args))[0]),
-                     (NUMBA.attention(q, q, q, .2, None, None), torch_ops.attention(q, q, q, .2, None, None))):
+pairs = [(NUMBA.scan(ScanArguments(*args))[0], scan(ScanArguments(*args))[0])]
+if tiles.LANES == 8:  # seconds of compiling
+    q = torch.randn(1, 70, 4, 20)
+    pairs += [(NUMBA.attention(q, q, q, .2, None, None), torch_ops.attention(q, q, q, .2, None, None))]
+for ours, theirs in pairs:
     assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
 """
 

@@ -179,6 +179,12 @@ def test_nothing_is_unpickled_that_another_may_have_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_place_that_is_not_a_directory(place: Path) -> None:
+    place.touch()
+    with pytest.warns(UserWarning, match="set NUMBA_CACHE_DIR"):
+        assert added(1.0) == (2.0, False)
+
+
 def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
