@@ -18,6 +18,7 @@ from torch import Tensor
 from bamba_quant.calibration.latent_kernels import QUARTERS, UNIT, learn_codes, make_weights
 from bamba_quant.calibration.latents import LatentMatrix
 from bamba_quant.calibration.optimizer import BETA1, BETA2
+from bamba_reference.kernels.launch import INTERPRETED
 
 # A matrix's arrays in the order in which they lie in a buffer; the first ``FORWARD`` make the weights, all learn.
 ARRAYS = {
@@ -30,7 +31,9 @@ ARRAYS = {
 FORWARD = ("places", "latents")
 BYTES = sum(dtype.itemsize for dtype in ARRAYS.values())
 
-_TILE, _MOST_WIDTH = 1024, 256
+# A program's rows and columns; the interpreter takes as long for many rows as for one.
+_ROWS, _TILE = (128, 256) if INTERPRETED else (1, 1024)
+_MOST_WIDTH = 256
 _HEADROOM = 8  # powers of two that squared gradients may grow by after the first step
 _ROUNDED = {None: None, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -86,10 +89,10 @@ class CodedMatrix(LatentMatrix):
         rows, columns = latents.shape
         step, low = self._scaling()
         out = torch.empty(rows, columns, dtype=dtype, device=latents.device)
-        make_weights[(rows, -(-columns // _TILE))](
+        make_weights[(-(-rows // _ROWS), -(-columns // _TILE))](
             self.arrays["places"], latents, step, low, self.table, self._targets, self._factors, out,
-            columns, step.shape[1], self.layout.group, self._lowest, self._last,
-            UNIT=UNIT, ROUNDED=_ROUNDED[self.rounded], TILE=_TILE,
+            rows, columns, step.shape[1], self.layout.group, self._lowest, self._last,
+            UNIT=UNIT, ROUNDED=_ROUNDED[self.rounded], ROWS=_ROWS, TILE=_TILE,
         )  # fmt: skip
         return out.view(self.shape)
 
@@ -107,11 +110,11 @@ class CodedMatrix(LatentMatrix):
         self._begun = True
         each = -(-columns // width)
         of_steps, of_lows = torch.empty(2, rows, each, device=gradient.device)
-        learn_codes[(rows, -(-each // pieces))](
+        learn_codes[(-(-rows // _ROWS), -(-each // pieces))](
             gradient, *(arrays[name] for name in ARRAYS), step, self.table, self._targets, self._factors, self.top,
-            of_steps, of_lows, columns, step.shape[1], self.layout.group, self._lowest, self._last,
+            of_steps, of_lows, rows, columns, step.shape[1], self.layout.group, self._lowest, self._last,
             self.reach, rates.rate, rates.eps, BETA1, BETA2, rates.mean_weight, rates.seed,
-            UNIT=UNIT, QUARTERS=QUARTERS, WIDTH=width, PIECES=pieces,
+            UNIT=UNIT, QUARTERS=QUARTERS, ROWS=_ROWS, WIDTH=width, PIECES=pieces,
         )  # fmt: skip
         learned = [
             (part, self._by_group(sums, width, part.shape[1]))

@@ -38,6 +38,7 @@ def make_weights(
     targets: tl.tensor,
     factors: tl.tensor,
     out: tl.tensor,
+    rows: tl.tensor,
     columns: tl.tensor,
     groups: tl.tensor,
     group: tl.tensor,
@@ -45,6 +46,7 @@ def make_weights(
     last: tl.tensor,
     UNIT: tl.constexpr,
     ROUNDED: tl.constexpr,
+    ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
     """step · value(round(place + latent)) - low, times the row's factor, to row ``targets`` of out (rows, columns).
@@ -52,8 +54,9 @@ def make_weights(
     ``steps`` and ``lows`` (rows, groups) are of ``group`` weights each. With ``ROUNDED`` a weight is rounded to that
     type before its factor, as a loader of the file rounds it.
     """
-    row, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE + tl.arange(0, TILE)
-    here = c < columns
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (rows, 1)
+    c = tl.program_id(1) * TILE + tl.arange(0, TILE)[None, :]  # (1, columns)
+    here = (row < rows) & (c < columns)
     offset = tl.load(latents + row * columns + c, mask=here, other=0).to(tl.float32) / UNIT
     place = tl.load(places + row * columns + c, mask=here, other=0).to(tl.float32)
     value = code_values(place + ((offset + _ROUNDER) - _ROUNDER), lowest, table, last)
@@ -64,9 +67,9 @@ def make_weights(
         w = w.to(ROUNDED).to(tl.float32)
     target = row
     if targets is not None:
-        target = tl.load(targets + row)
+        target = tl.load(targets + row, mask=row < rows, other=0)
     if factors is not None:
-        w *= tl.load(factors + target)
+        w *= tl.load(factors + target, mask=row < rows, other=0)
     tl.store(out + target * columns + c, w.to(out.dtype.element_ty), mask=here)
 
 
@@ -85,6 +88,7 @@ def learn_codes(
     top: tl.tensor,
     of_steps: tl.tensor,
     of_lows: tl.tensor,
+    rows: tl.tensor,
     columns: tl.tensor,
     groups: tl.tensor,
     group: tl.tensor,
@@ -99,6 +103,7 @@ def learn_codes(
     seed: tl.tensor,
     UNIT: tl.constexpr,
     QUARTERS: tl.constexpr,
+    ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     PIECES: tl.constexpr,
 ) -> None:
@@ -108,24 +113,25 @@ def learn_codes(
     neighbours. ``of_steps`` and ``of_lows`` (rows, pieces of ``WIDTH`` weights) are the sums that steps and lows have
     as their gradients. ``top`` is the logarithm to base 2 of the greatest squared gradient that ``second`` can hold.
     """
-    row = tl.program_id(0).to(tl.int64)
-    piece = tl.program_id(1) * PIECES + tl.arange(0, PIECES)
-    c = piece[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]  # (pieces, width)
-    here = c < columns
+    e = tl.arange(0, ROWS * PIECES)
+    row = tl.program_id(0).to(tl.int64) * ROWS + (e // PIECES)[:, None]  # (rows · pieces, 1)
+    piece = tl.program_id(1) * PIECES + (e % PIECES)[:, None]
+    c = piece * WIDTH + tl.arange(0, WIDTH)[None, :]  # (rows · pieces, width)
+    here = (row < rows) & (c < columns)
     at = row * columns + c
-    target, factor = row, 1.0
+    target = row
     if targets is not None:
-        target = tl.load(targets + row)
+        target = tl.load(targets + row, mask=row < rows, other=0)
+    g = tl.load(gradient + target * columns + c, mask=here, other=0).to(tl.float32)
     if factors is not None:
-        factor = tl.load(factors + target)
-    g = tl.load(gradient + target * columns + c, mask=here, other=0).to(tl.float32) * factor
+        g *= tl.load(factors + target, mask=row < rows, other=0)
     place = tl.load(places + at, mask=here, other=0).to(tl.float32)
     offset = tl.load(latents + at, mask=here, other=0).to(tl.float32) / UNIT
     value = code_values(place + ((offset + _ROUNDER) - _ROUNDER), lowest, table, last)
-    there = piece * WIDTH < columns
-    pieces = tl.cdiv(columns, WIDTH)
-    tl.store(of_steps + row * pieces + piece, tl.sum(tl.where(here, g * value, 0), 1), mask=there)
-    tl.store(of_lows + row * pieces + piece, -tl.sum(g, 1), mask=there)
+    there = (row < rows) & (piece * WIDTH < columns)
+    sums = row * tl.cdiv(columns, WIDTH) + piece
+    tl.store(of_steps + sums, tl.sum(tl.where(here, g * value, 0), 1, keep_dims=True), mask=there)
+    tl.store(of_lows + sums, -tl.sum(g, 1, keep_dims=True), mask=there)
     g *= tl.load(steps + row * groups + c // group, mask=here, other=0)
     if table is not None:
         low = tl.minimum(tl.maximum(tl.floor(place + offset), 0), last - 1).to(tl.int32)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bamba_quant.errors import CheckpointError, OutputError
+from bamba_quant.hub import local_path
 from bamba_quant.inference.threads import use_threads
 from bamba_quant.metadata.model_name import name_of
 from bamba_quant.releases.card import About, about, read_evaluation, write_cards
@@ -22,9 +23,11 @@ from bamba_quant.report.html import NotebookEvaluation
 
 def release_of(
     model: Path, directory: Path, preset: Preset, text: Path, calibrate: tuple[Path, ...] = (), *,
-    name: str | None = None, **more: object,
+    name: str | None = None, headers: bool = False, **more: object,
 ) -> Release:  # fmt: skip
     """A ``Release`` with absolute paths, so that workers find them; ``more`` are other fields.
+
+    ``model`` may be a name on the Hub; with ``headers`` its weights are not fetched.
 
     Raises ``CheckpointError`` for a text that is not there, ``OutputError`` for a directory that is a file, or is or
     holds the model.
@@ -32,6 +35,7 @@ def release_of(
     for file in (text, *calibrate):
         if not file.is_file():
             raise CheckpointError("there is no such text", where=file, expected="a UTF-8 file")
+    model = local_path(model, headers=headers)
     place = directory.resolve()
     if place.exists() and not place.is_dir():
         raise OutputError("the release's directory is a file", where=directory, fix="give another name")

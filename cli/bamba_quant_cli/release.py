@@ -147,8 +147,8 @@ def release(
         wanted = replace(wanted, gates=read_gates(gates))
     reading = opt.read_options(ignore_config_key, ignore_adapter, strip_prefix)
     made_of = release_of(
-        model, directory, wanted, text, tuple(calibrate or ()), name=name, device=device, threads=threads,
-        reading=reading,
+        model, directory, wanted, text, tuple(calibrate or ()), name=name, headers=dry_run, device=device,
+        threads=threads, reading=reading,
     )  # fmt: skip
     told = about(made_of, base_model, licence, upload or "")
     planned = forecast(made_of, config_only=dry_run, timed=dry_run)

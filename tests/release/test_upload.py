@@ -17,6 +17,7 @@ from tests.hub.server import Hub, serving
 from tests.hub.uploads import UploadHandler, stored
 from tests.release.conftest import REPOSITORY, Material, published
 from tests.release.resolving import llama_file
+from tests.support.command import run
 
 TOKEN = "hf_writer"
 
@@ -105,6 +106,20 @@ def test_what_the_hub_refuses(
     hub.shutdown()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "the upload failed" in material.make(directory, "--upload", REPOSITORY, code=2).stderr
+
+
+def test_the_model_may_be_a_name(material: Material, hub: Hub, tmp_path: Path) -> None:
+    """A dry run reads its headers alone; the cards name it as the base."""
+    hub.add("org/base", {file.name: file.read_bytes() for file in (material.place / "mini").iterdir()})
+    words = [
+        "org/base" if word == material.place / "mini" else word for word in material.words(tmp_path / "r")
+    ]
+    at = words.index("--base-model")
+    told = run(*words[:at], *words[at + 2 :], "--dry-run")
+    assert "base-h-Q4_K_M.gguf" in told.stdout
+    assert not any(
+        "model.safetensors" in str(file) for file in (tmp_path / "cache").rglob("*") if file.is_file()
+    )
 
 
 def _files(hub: Hub, name: str) -> dict[str, bytes]:
