@@ -47,6 +47,8 @@ class ByLayer(Learner):
     layer together.
     """
 
+    together = 1
+
     def __init__(
         self,
         original: Original,
@@ -61,6 +63,7 @@ class ByLayer(Learner):
         reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     ) -> None:
         super().__init__(latents, options, device)
+        self.belongs = {"micro_batch": micro_batch}
         self._original, self._codes, self._constants = original, codes, constants
         self._config, self._device, self._micro_batch = original.config, device, micro_batch
         self._reduce = reduce
@@ -119,9 +122,9 @@ class ByLayer(Learner):
 
     def arrays(self) -> dict[str, Tensor]:
         self._codes.residence.settle()
-        homes = {f"codes:{number}": home for number, home in enumerate(self._codes.residence.homes)}
+        changing = {f"codes:{number}": part for number, part in enumerate(self._codes.changing())}
         tops = {f"top:{m.name}": m.top.view(1) for matrices in self._codes.matrices for m in matrices}
-        return super().arrays() | homes | tops
+        return super().arrays() | changing | tops
 
     def _model(self, weights: Weights, backend: Backend) -> Model:
         return Model(self._config, weights, DTYPE, self._device, backend, default_chunk(self._device))
@@ -132,7 +135,7 @@ class ByLayer(Learner):
         found = {matrix.name: matrix.weight(stored_dtype(matrix.name, DTYPE), mean) for matrix in matrices}
         for name in self._units[number]:
             if name in self._vectors:
-                found[name] = self._vectors[name].weight().detach()
+                found[name] = self._vectors[name].weight().detach().to(stored_dtype(name, DTYPE))
             elif name not in found:
                 found[name] = self._constants[name]
         return found
@@ -229,7 +232,7 @@ class ByLayer(Learner):
             shape = tensor_shapes(self._config)[EMBEDDING]
             gradient = torch.zeros(shape, device=self._device)
         rows = torch.cat(ends).flatten(0, 1).float() * self._config.embedding_multiplier
-        gradient.index_add_(0, ids.flatten(), rows)
+        gradient.index_put_((ids.flatten(),), rows, accumulate=True)  # in a fixed order, also on a GPU
         self._codes.take(0, None, whole=True)
         self._learn(0, {EMBEDDING: (gradient, gradient)})
 

@@ -70,8 +70,8 @@ class CodedMatrix(LatentMatrix):
         }
         self.arrays["means"] = self.arrays["latents"].clone()
         self._targets = None if self._order is None else self._order.argsort()
-        # The logarithm of the greatest squared gradient that the second moment can hold, 0 before the first step.
-        self.top, self._begun = torch.zeros((), device=device), False
+        # The logarithm of the greatest squared gradient that the second moment can hold, known after the first step.
+        self.top, self._begun = torch.full((), math.nan, device=device), False
         self._fixed = None
         del self.start
 
@@ -103,10 +103,13 @@ class CodedMatrix(LatentMatrix):
         gradient = gradient.reshape(rows, columns)
         step, low = self._scaling()
         width, pieces = self.widths()
-        if not self._begun and not float(self.top):
+        if not self._begun and math.isnan(float(self.top)):
             greatest = gradient.abs().amax().float() * step.detach().abs().amax()
-            slope = 1.0 if self.table is None else self.table.diff().amax()
-            self.top.copy_((2 * (greatest * slope).clamp(min=1e-30).log2()).ceil() + _HEADROOM)
+            for slopes in (None if self.table is None else self.table.diff(), self._factors):
+                greatest = greatest if slopes is None else greatest * slopes.abs().amax()
+            if not float(greatest):
+                return  # nothing moves, and nothing says how large gradients will be
+            self.top.copy_((2 * greatest.log2()).ceil() + _HEADROOM)
         self._begun = True
         each = -(-columns // width)
         of_steps, of_lows = torch.empty(2, rows, each, device=gradient.device)

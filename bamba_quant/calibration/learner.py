@@ -29,10 +29,17 @@ _WARM_STEPS = 3  # on a GPU, before a step is recorded as a graph
 
 
 class Learner(ABC):
-    """Latents that learn by Adam; what is measured and kept is their running mean."""
+    """Latents that learn by Adam; what is measured and kept is their running mean.
+
+    A GPU is given ``together`` steps before it is waited for. ``belongs`` is what a run that goes on must have in
+    common besides the options.
+    """
+
+    together = 10
 
     def __init__(self, latents: Sequence[LatentTensor], options: TuneOptions, device: torch.device) -> None:
-        self.latents, self._options = list(latents), options
+        self.latents, self._options, self.device = list(latents), options, device
+        self.belongs: dict[str, int] = {}
         self.adam = Adam(groups_of(self.latents, options), options.eps)
         self._means = [p.detach().clone() for p in self.adam.parameters] if options.ema != 0 else []
         self._mean_weight = torch.zeros((), device=device)

@@ -51,13 +51,14 @@ class Residence:
     def add(self, size: int) -> Tensor:
         """A new buffer, to be filled where it is."""
         home = torch.empty(size, dtype=torch.uint8, device="cpu" if self._on_host else self._device)
-        if self._copies is not None:
+        if self._copies is not None and size:
             # torch's own page-locked memory is as long as the next power of two.
             error = torch.cuda.cudart().cudaHostRegister(home.data_ptr(), size, 0)
             if int(error):
+                self.close()
                 raise BambaQuantError(
                     "main memory cannot be page-locked",
-                    found=f"CUDA error {int(error)} after {sum(map(len, self.homes)) / 1e9:.1f} GB",
+                    found=f"CUDA error {int(error)} at a buffer of {size / 1e9:.1f} GB",
                     fix="raise the limit of locked memory (ulimit -l), or give a larger --max-memory",
                 )
         self.homes.append(home)
@@ -98,7 +99,9 @@ class Residence:
         """Unlock the buffers' memory."""
         self.settle()
         for home in self.homes if self._copies is not None else ():
-            torch.cuda.cudart().cudaHostUnregister(home.data_ptr())
+            if len(home):
+                torch.cuda.cudart().cudaHostUnregister(home.data_ptr())
+        self.homes = []
 
     def _fetch(self, part: Part, besides: _Slot | None) -> _Slot:
         """The slot that has ``part`` or gets it now: the one that was not used last."""

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from bamba_quant.calibration.texts import Text, read_texts
 from bamba_quant.calibration.tune_data import TuneData, customary_steps, tune_data
 from bamba_quant.calibration.tune_options import Tell, TuneError, TuneOptions
 from bamba_quant.calibration.tune_run import Run
+from bamba_quant.calibration.tune_state import state_belongs
 from bamba_quant.checkpoint import ReadOptions
 from bamba_quant.checkpoint.base import read_raw
 from bamba_quant.codecs.arrays import U8
@@ -50,6 +52,7 @@ _KNOWN_BYTES = 1 << 30
 _LAYER_TOKENS = {False: 12288, True: 4096}
 _BESIDES = 16_000_000_000
 _AHEAD = 8
+_MOST_REACH = 1.99  # of codes that int16 holds in 1/16384
 
 
 def tune(
@@ -79,30 +82,65 @@ def tune(
             expected=f"the tensors of {original}",
             fix="give the checkpoint that the quantized model was made from",
         )
-    least, by_layer = _least_bytes(source, target), options.dtype == "bfloat16"
-    if options.dtype is None and device.type == "cuda":
-        by_layer = options.max_memory is not None or least > (available_memory(device) or least)
-    if by_layer and not ((set(options.train) & {"codes"}) and _kernels(device)):
-        raise TuneError(
-            "tuning a layer at a time learns codes, by Triton's kernels",
-            found=f"device {device}, parts {', '.join(options.train)}",
-            fix="tune on a GPU (--tune-device cuda), with codes among the parts, or in float32 (--tune-dtype float32)",
-        )
+    options = replace(options, dtype=_dtype(options, device, _least_bytes(source, target)))
+    by_layer = options.dtype == "bfloat16"
     if by_layer:
+        _check_by_layer(options, device)
         note("tuning in bfloat16, a layer at a time")
     else:
+        if options.max_memory is not None:
+            raise TuneError(
+                "a bound on the GPU's memory (--max-memory) is for tuning a layer at a time",
+                found=f"device {device}, {options.dtype}",
+                fix="give --tune-device cuda and --tune-dtype bfloat16, or leave the bound out",
+            )
         check_memory(
             "tuning this model",
-            least,
+            _least_bytes(source, target),
             device,
             "tune on a GPU (--tune-device cuda --tune-dtype bfloat16), or without --tune",
         )
     batch = options.batch or (_BATCH_ON_CPU if device.type == "cpu" else _BATCH)
-    given = Given(source, target, read, options, device, batch, note)
-    with products("high"):
-        learner, data, steps, digest = (_by_layer if by_layer else _whole_model)(given)
-        run = Run(learner, data, options, digest, batch, steps, device.type == "cuda")
-        return run.finish(progress, started)
+    with products("high"), ExitStack() as held:
+        given = Given(source, target, read, options, device, batch, note, held)
+        try:
+            learner, data, steps, digest = (_by_layer if by_layer else _whole_model)(given)
+            return Run(learner, data, options, digest, batch, steps, note).finish(progress, started)
+        except torch.OutOfMemoryError as error:
+            raise TuneError(
+                "the GPU has too little memory for this tuning",
+                found=str(error).splitlines()[0],
+                fix="give a larger --max-memory, or leave it out; or tune on a GPU with more memory",
+            ) from error
+
+
+def _dtype(options: TuneOptions, device: torch.device, least: int) -> str:
+    """The dtype to tune in: that of the options, of the run to go on from, or float32 where ``least`` bytes fit."""
+    if options.dtype is not None:
+        return options.dtype
+    if options.resume and options.state is not None and (begun := state_belongs(options.state).get("dtype")):
+        return str(begun)
+    small = device.type == "cuda" and least > (available_memory(device) or least)
+    return "bfloat16" if small or (device.type == "cuda" and options.max_memory is not None) else "float32"
+
+
+def _check_by_layer(options: TuneOptions, device: torch.device) -> None:
+    """Raise ``TuneError`` for what cannot be tuned a layer at a time."""
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise TuneError(
+            "tuning in bfloat16, a layer at a time, runs on a GPU",
+            found=f"device {device}",
+            fix="give --tune-device cuda, or tune in float32 (--tune-dtype float32)",
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise TuneError("tuning in bfloat16, a layer at a time, needs Triton", fix="pip install triton")
+    if "codes" not in options.train or options.reach > _MOST_REACH:
+        raise TuneError(
+            "tuning in bfloat16, a layer at a time, learns codes",
+            found=f"parts {', '.join(options.train)}; reach {options.reach}",
+            expected=f"codes among the parts, and a reach of at most {_MOST_REACH}",
+            fix="tune in float32 (--tune-dtype float32)",
+        )
 
 
 @dataclass(frozen=True)
@@ -116,6 +154,7 @@ class Given:
     device: torch.device
     batch: int
     note: Callable[[str], None]
+    held: ExitStack  # of what is let go in the end
 
     def data(self, teacher: Model, fixed: bool) -> TuneData:
         """The tokens; ``teacher`` writes what the options ask it to."""
@@ -156,32 +195,33 @@ def _by_layer(given: Given) -> tuple[Learner, TuneData, int, str]:
 
     source, options, device = given.source, given.options, given.device
     free = available_memory(device) or 0
-    if options.max_memory is not None and device.type == "cuda":
+    if options.max_memory is not None:
         free = min(free, options.max_memory)
-        torch.cuda.set_per_process_memory_fraction(
-            min(1.0, options.max_memory / torch.cuda.mem_get_info(device)[1]), device
-        )
+        share = options.max_memory / torch.cuda.mem_get_info(device)[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
+        given.held.callback(torch.cuda.set_per_process_memory_fraction, 1.0, device)
     weights, learned = _counts(source, given.target)
-    on_host = free < 2 * weights + 8 * learned + _BESIDES
+    on_host = free < (n_bytes := 2 * weights + 8 * learned) + _BESIDES
     if on_host:
-        given.note(
-            f"codes, moments and the original ({(2 * weights + 8 * learned) / 1e9:.1f} GB) stay in main memory"
-        )
-    original = Original(source, device, on_host)
+        fix = "tune on a machine with more memory, or without --tune"
+        check_memory("what the GPU does not hold", n_bytes, torch.device("cpu"), fix)
+        given.note(f"codes, moments and the original ({n_bytes / 1e9:.1f} GB) stay in main memory")
+        if options.self_tokens:
+            raise TuneError(
+                "the original is in main memory and cannot write text", fix="give a text (--tune TEXT)"
+            )
+    original, codes = Original(source, device, on_host), Codes(given.target, device, on_host)
+    given.held.callback(original.close)
+    given.held.callback(codes.residence.close)
     data = given.data(original.model(), False)
-    codes = Codes(given.target, device, on_host)
     latents, constants, digest = latents_of(
         source, given.target, options, device, codes.matrix, lambda name: stored_dtype(name, DTYPE)
     )
     micro = options.micro_batch or max(1, min(given.batch, _LAYER_TOKENS[on_host] // options.ctx))
     held_out = torch.from_numpy(data.held_out).to(device)
     steps = options.steps or customary_steps(data.batches.tokens)
-    return (
-        ByLayer(original, codes, latents, constants, held_out, options, micro, device, on_host),
-        data,
-        steps,
-        digest,
-    )
+    learner = ByLayer(original, codes, latents, constants, held_out, options, micro, device, on_host)
+    return learner, data, steps, digest
 
 
 def _counts(source: LoadedModel, target: LoadedModel) -> tuple[int, int]:
@@ -195,12 +235,6 @@ def _least_bytes(source: LoadedModel, target: LoadedModel) -> int:
     """Original and student in float32; of what is learned also latents, their mean, both moments and gradients."""
     weights, learned = _counts(source, target)
     return 8 * weights + 20 * learned
-
-
-def _kernels(device: torch.device) -> bool:
-    """Whether Triton's kernels run on the device."""
-    able = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
-    return able and importlib.util.find_spec("triton") is not None
 
 
 def latents_of(

@@ -98,7 +98,7 @@ class TuneOptions:
                 expected="a number of minutes, more than 0",
             )
         if self.dtype not in (None, *DTYPES):
-            raise TuneError("unknown tuning option dtype (--tune-dtype)" + did_you_mean(str(self.dtype), DTYPES),
+            raise TuneError("unknown dtype to tune in (--tune-dtype)" + did_you_mean(str(self.dtype), DTYPES),
                             found=self.dtype, expected=", ".join(DTYPES))  # fmt: skip
         if self.resume and self.state is None:
             raise TuneError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from bamba_quant.calibration.tune_data import TuneData
 from bamba_quant.calibration.tune_options import Tell, TuneError, TuneOptions, TuneProgress
 from bamba_quant.calibration.tune_state import read_state, write_state
 from bamba_quant.checkpoint.repacking import repack
+from bamba_quant.errors import OutputError
 from bamba_quant.metadata.tune_record import Tuned, TuneRecord
 from bamba_reference.errors import repr_short
 
 _SAVE_SECONDS, _SAVE_SHARE = 120.0, 20  # between states kept, and times what keeping one takes
-_TOGETHER = 10  # steps that a GPU is given before it is waited for
 _WARM_STEPS = 6  # on a GPU, which say nothing about the time of others
 
 _NUMBERS = ("factor", "before", "best_kld", "last_kld", "step", "remaining")  # of a state
@@ -44,8 +44,8 @@ class Run:
     """
 
     def __init__(self, learner: Learner, data: TuneData, options: TuneOptions, digest: str, batch: int, steps: int,
-                 waits: bool) -> None:  # fmt: skip
-        self._learner, self._data, self._options, self._waits = learner, data, options, waits
+                 note: Callable[[str], None]) -> None:  # fmt: skip
+        self._learner, self._data, self._options, self._note = learner, data, options, note
         self.steps = steps
         self._every = -(-steps // evaluations_of(options, steps * batch, len(data.held_out)))
         self._loss: Tensor | float = math.nan
@@ -53,6 +53,7 @@ class Run:
         self._best = learner.snapshot()
         self._belongs = options.deciding() | {
             "sha256": list(data.sha256), "quantized": digest, "tokens": data.batches.tokens, "batch": batch,
+            **learner.belongs,
         }  # fmt: skip
         self.before = self.best_kld = self.last_kld = math.inf
 
@@ -70,13 +71,13 @@ class Run:
                 found=self.before,
             )
         deadline = None if options.max_minutes is None else started + 60 * options.max_minutes
-        on_gpu = self._waits
+        on_gpu, state = self._learner.device.type == "cuda", options.state
         warm = self.step + (_WARM_STEPS if on_gpu else 0)
         stepping = evaluating = each = saving = 0.0
         while self._remaining > 0:
             clock = time.monotonic()
             self._advance()
-            waited = not on_gpu or self.step % _TOGETHER == 0
+            waited = not on_gpu or self.step % self._learner.together == 0
             if on_gpu and waited:
                 torch.cuda.synchronize()
             if self.step > warm:
@@ -89,13 +90,13 @@ class Run:
                 self._evaluate()
                 evaluating = time.monotonic() - clock
             since = time.monotonic() - saved
-            if (
-                options.state is not None
-                and self._remaining
-                and since > max(_SAVE_SECONDS, _SAVE_SHARE * saving)
-            ):
+            if state is not None and self._remaining and since > max(_SAVE_SECONDS, _SAVE_SHARE * saving):
                 clock = time.monotonic()
-                self.save(options.state)
+                try:
+                    self.save(state)
+                except OutputError as error:
+                    self._note(f"the state cannot be saved, so an interrupted run starts again: {error}")
+                    state = None
                 saved = time.monotonic()
                 saving = saved - clock
             if waited or self._remaining == 0:

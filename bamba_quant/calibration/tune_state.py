@@ -64,6 +64,13 @@ def is_state(file: Path) -> bool:
         return False
 
 
+def state_belongs(file: Path) -> dict[str, Any]:
+    """What the run of a state was, nothing for another file. Raises ``CheckpointError`` for a damaged one."""
+    found = parse_json(read_metadata(file).get(_KEY, "null").encode(), f"{file}, {_KEY}")
+    belongs = found.get("belongs") if isinstance(found, dict) else None
+    return belongs if isinstance(belongs, dict) else {}
+
+
 def read_state(file: Path, belongs: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> TuneState:
     """The state in ``file``. Raises ``TuneError`` for one of another run, ``CheckpointError`` for a damaged file.
 

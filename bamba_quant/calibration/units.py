@@ -84,6 +84,10 @@ class Original:
         buffer = self._residence.take(number, then=following)
         return {name: at.of(buffer) for name, at in self._placed[number].items()}
 
+    def close(self) -> None:
+        """Let the weights go."""
+        self._residence.close()
+
     def model(self) -> Model:
         """All of it at once: views of the buffers, wherever these are."""
         weights: Weights = {}
@@ -147,6 +151,10 @@ class Codes:
     def give_back(self, number: int) -> None:
         """Keep what the matrices of a unit that was taken whole have learned."""
         self.residence.give_back(number, self._fixed[number])
+
+    def changing(self) -> list[Tensor]:
+        """What is learned, of each unit, where it is at home."""
+        return [home[fixed:] for home, fixed in zip(self.residence.homes, self._fixed, strict=True)]
 
     def _use(self, matrix: CodedMatrix, number: int, buffer: Tensor, copy: bool = False) -> None:
         for array in ARRAYS:

@@ -56,7 +56,8 @@ class TuneArguments:
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Use so much of the GPU at most, such as 24GB; what does not fit stays in main memory.",
+            help="Tune in bfloat16 and use so much of the GPU at most, such as 24GB; what does not fit stays in main "
+            "memory.",
         ),
     ] = None
     tune_state: Annotated[
