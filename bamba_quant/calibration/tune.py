@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +94,8 @@ def tune(
                 found=f"device {device}, {options.dtype}",
                 fix="give --tune-device cuda and --tune-dtype bfloat16, or leave the bound out",
             )
-        check_memory(
-            "tuning this model",
-            _least_bytes(source, target),
-            device,
-            "tune on a GPU (--tune-device cuda --tune-dtype bfloat16), or without --tune",
-        )
+        fix = "tune on a GPU (--tune-device cuda --tune-dtype bfloat16), or without --tune"
+        check_memory("tuning this model", _least_bytes(source, target), device, fix)
     batch = options.batch or (_BATCH_ON_CPU if device.type == "cpu" else _BATCH)
     with products("high"), ExitStack() as held:
         given = Given(source, target, read, options, device, batch, note, held)
@@ -154,7 +150,7 @@ class Given:
     device: torch.device
     batch: int
     note: Callable[[str], None]
-    held: ExitStack  # of what is let go in the end
+    held: ExitStack = field(default_factory=ExitStack)  # of what is let go in the end
 
     def data(self, teacher: Model, fixed: bool) -> TuneData:
         """The tokens; ``teacher`` writes what the options ask it to."""
@@ -207,9 +203,8 @@ def _by_layer(given: Given) -> tuple[Learner, TuneData, int, str]:
         check_memory("what the GPU does not hold", n_bytes, torch.device("cpu"), fix)
         given.note(f"codes, moments and the original ({n_bytes / 1e9:.1f} GB) stay in main memory")
         if options.self_tokens:
-            raise TuneError(
-                "the original is in main memory and cannot write text", fix="give a text (--tune TEXT)"
-            )
+            what = "the original is in main memory and cannot write text"
+            raise TuneError(what, found="--tune self", fix="give a text (--tune TEXT)")
     original, codes = Original(source, device, on_host), Codes(given.target, device, on_host)
     given.held.callback(original.close)
     given.held.callback(codes.residence.close)

@@ -120,11 +120,11 @@ def test_buffers_in_main_memory_are_as_those_on_the_device(seed: int) -> None:
     assert all(torch.equal(home, each) for home, each in zip(residence.homes, expected, strict=True))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied"])
+@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied, biases"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     directory = tmp_path_factory.mktemp("pair")
     model = save(
-        random_bamba(seed=4, tie_word_embeddings=request.param, **SIZES),
+        random_bamba(seed=4, tie_word_embeddings=request.param, mlp_bias=request.param, **SIZES),
         directory / "model",
         dtype="bfloat16",
     )
@@ -199,14 +199,18 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
 
     with pytest.raises(KeyboardInterrupt):
         tune(*pair, help_texts(), options, interrupt)
-    resumed = tune(*pair, help_texts(), dataclasses.replace(options, resume=True))
+    # Without a dtype a run goes on in that of its state.
+    resumed = tune(*pair, help_texts(), dataclasses.replace(options, resume=True, dtype=None))
     assert whole.record.better and resumed.record == whole.record
     for name, values in whole.tensors.items():
         assert np.array_equal(values, resumed.tensors[name])
 
 
 def test_what_cannot_be_tuned_a_layer_at_a_time(pair: tuple[Path, Path]) -> None:
-    with pytest.raises(TuneError, match="learns codes"):
-        tune(*pair, help_texts(), dataclasses.replace(FEW, train=("blocks",)))
-    with pytest.raises(TuneError, match="unknown tuning option dtype"):
+    for wrong in ({"train": ("blocks",)}, {"reach": 2.5}):
+        with pytest.raises(TuneError, match="learns codes"):
+            tune(*pair, help_texts(), dataclasses.replace(FEW, **wrong))
+    with pytest.raises(TuneError, match="unknown dtype to tune in"):
         dataclasses.replace(FEW, dtype="float16")
+    with pytest.raises(TuneError, match="a bound on the GPU's memory"):
+        tune(*pair, help_texts(), dataclasses.replace(FEW, dtype=None, device="cpu", max_memory=1 << 30))
