@@ -26,7 +26,7 @@ _PANELS = {
     "Output": "outfile dry_run tensors overwrite resume stream_from_hub threads max_shard_size split_max_size "
     "keep_split model_name metadata vocab_only no_vocab as_json help",
     "Calibration": "imatrix imatrix_strict calibrate calibrate_chunks kv_cache device",
-    "Tuning": "tune tune_tokens tune_steps max_minutes tune_seed tune_device tune_state",
+    "Tuning": "tune tune_tokens tune_steps max_minutes tune_seed tune_device tune_dtype max_memory tune_state",
     "Reading": "pre ignore_config_key ignore_adapter strip_prefix",
 }
 _PLACES = {
