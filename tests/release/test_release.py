@@ -19,6 +19,8 @@ from bamba_quant.metadata.model_card import read_front_matter
 from bamba_quant.metadata.tune_record import read_record
 from bamba_quant.releases import make, state
 from bamba_quant.releases.card import FIGURES
+from bamba_quant.releases.preset import Preset
+from bamba_quant.releases.tasks import Release
 from bamba_quant.report.json_report import read_report
 from bamba_quant.report.markdown import figures_table
 from bamba_quant.report.wording import by_size
@@ -158,6 +160,31 @@ def test_other_settings_are_an_error_until_they_are_to_replace(
     file.unlink()
     assert "q8_0: done" in run(*words).stderr
     assert published(directory)[f"{GGUF}/mini-Q8_0.gguf"] == published(finished)[f"{GGUF}/mini-Q8_0.gguf"]
+
+
+def test_another_revision_is_another_model(material: Material, tmp_path: Path) -> None:
+    """Weights are known by the commit, whatever their times are, or by their times; small files by content."""
+
+    def found(model: Path) -> Any:
+        preset = Preset("p", types=("q8_0",), imatrix_chunks=0)
+        release = Release(model, tmp_path / "r", preset, "mini", material.place / "text.txt")
+        return release.settings(release.tasks[0])["model"]
+
+    snapshots = tmp_path / "models--some-org--mini" / "snapshots"
+    snapshots.mkdir(parents=True)
+    first, second, plain = snapshots / "01", snapshots / "02", tmp_path / "mini"
+    for model in (first, second, plain):
+        subprocess.run(["cp", "-a", material.place / "mini", model], check=True)
+    before = {model: found(model) for model in (first, plain)}
+    assert found(second) != before[first]
+    for model in (first, plain):
+        os.utime(model / "model.safetensors", ns=(0, 0))
+        assert (found(model) == before[model]) == (model == first)
+        before[model] = found(model)
+        for name in ("README.md", "tokenizer_config.json"):
+            (model / name).write_text("{}")
+            assert found(model) != before[model]
+            before[model] = found(model)
 
 
 def test_a_gate_that_fails(finished: Path, material: Material, tmp_path: Path) -> None:
