@@ -106,6 +106,33 @@ def read_record(release: Release, name: str) -> Record | None:
         ) from None
 
 
+def finished_record(release: Release, name: str) -> Record:
+    """The record of a task that is done. Raises ``ReleaseError`` where there is none."""
+    if (record := read_record(release, name)) is None:
+        raise ReleaseError(
+            "the release is not finished",
+            where=release.directory,
+            found=f"no record of {name}",
+            fix="run the release again; it makes what is missing",
+        )
+    return record
+
+
+def model_path(release: Release, task: Task) -> Path:
+    """The path by which a model that was made is opened: of a split file its first part."""
+    if task.kind == "directory":
+        return release.output(task)
+    return release.directory / min(made.path for made in finished_record(release, task.name).files)
+
+
+def remove_replaced(release: Release, old: Record | None, files: Sequence[Path]) -> None:
+    """Remove what the replaced record ``old`` lists and ``files``, which were made now, do not have."""
+    for made in old.files if old else ():
+        file = release.directory / made.path
+        if file not in files and ".." not in file.parts and file.is_relative_to(release.directory):
+            file.unlink(missing_ok=True)
+
+
 def write_record(
     release: Release, task: Task, settings: Mapping[str, Any], files: Sequence[Path], seconds: float
 ) -> None:

@@ -187,6 +187,24 @@ def test_another_revision_is_another_model(material: Material, tmp_path: Path) -
             before[model] = found(model)
 
 
+def test_a_file_that_is_split_now_replaces_the_whole_one(material: Material, tmp_path: Path) -> None:
+    """What was made is measured and described, not a file of an earlier run or of somebody else."""
+    preset, whole = tmp_path / "p.toml", tmp_path / "r" / GGUF / "mini-Q8_0.gguf"
+    text = "types = ['q8_0']\nimatrix_chunks = 0\nctx = 64\nchunks = 4\n"
+    preset.write_text(text)
+    material.make(tmp_path / "r", "--preset", preset)
+    preset.write_text(text + "split_bytes = 2_000_000\n")
+    material.make(tmp_path / "r", "--preset", preset, "--overwrite")
+    assert not whole.exists()
+    whole.write_bytes(b"of somebody else")
+    (tmp_path / "r" / ".release" / "evaluate.json").unlink()
+    material.make(tmp_path / "r", "--preset", preset)
+    first = next(whole.parent.glob("mini-Q8_0-00001-of-*.gguf"))
+    assert f"llama-cli -m {first.name}\n" in (whole.parent / "README.md").read_text()
+    report = read_report(tmp_path / "r" / "report" / "report.json")
+    assert [each.model.path for each in report.candidates] == [str(first)]
+
+
 def test_a_gate_that_fails(finished: Path, material: Material, tmp_path: Path) -> None:
     directory = tmp_path / "release"
     subprocess.run(["cp", "-a", finished, directory], check=True)
