@@ -17,7 +17,14 @@ from bamba_quant.metadata.model_card import read_front_matter
 from bamba_quant.metadata.model_name import name_of
 from bamba_quant.releases.make import plan_of, planned_imatrix
 from bamba_quant.releases.names import GGUF, gguf_name, type_of
-from bamba_quant.releases.state import MadeFile, finished_record, model_path
+from bamba_quant.releases.state import (
+    MadeFile,
+    check_not_foreign,
+    finished_record,
+    is_own,
+    model_path,
+    refuse_foreign,
+)
 from bamba_quant.releases.tasks import CHECKSUMS, PICTURE, REPORT, Release, Task
 from bamba_quant.report import wording
 from bamba_quant.report.charts.size_divergence import size_divergence
@@ -81,6 +88,15 @@ def write_cards(release: Release, told: About) -> dict[str, list[Path]]:
             write_text(place / name, text, overwrite=True)
         files[folder] = [place / name for name in sorted({*sums, CHECKSUMS})]
     return files
+
+
+def check_files_are_own(release: Release) -> None:
+    """Raise ``OutputError`` where the release would replace an output, a report or a card that it did not make."""
+    for task in release.tasks:
+        check_not_foreign(release, task)
+    for key, folder in release.folders.items():
+        if not any(is_own(release, task) for task in _tasks_of(release, key)):
+            refuse_foreign(release.directory / folder / name for name in (CARD, PICTURE, CHECKSUMS))
 
 
 def read_evaluation(release: Release) -> Evaluation:

@@ -17,6 +17,8 @@ from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.plan import Plan
 from bamba_quant.planning.quantize import plan_quantization
 from bamba_quant.releases.state import (
+    begin,
+    check_not_foreign,
     is_done,
     locked,
     model_path,
@@ -57,7 +59,8 @@ def run_task(
     """Make what ``task`` makes unless it is done; whether it had to be made.
 
     With ``overwrite`` an output of other settings is replaced. Of several processes, which share an evaluation, the
-    first one locks and records. Raises as ``is_done``, and what the function that makes the output raises.
+    first one locks and records. Raises as ``is_done`` and ``check_not_foreign``, and what the function
+    that makes the output raises.
     """
     if not ranks.first:
         if not is_done(release, task, overwrite=overwrite):
@@ -66,6 +69,9 @@ def run_task(
     with locked(release, task.name):
         if is_done(release, task, overwrite=overwrite):
             return False
+        if not overwrite:
+            check_not_foreign(release, task)
+        begin(release, task)
         started, settings = time.monotonic(), settings_now(release, task)
         old = read_record(release, task.name)
         release.output(task).parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from bamba_quant.errors import CheckpointError, OutputError
 from bamba_quant.hub import local_path
 from bamba_quant.inference.threads import use_threads
 from bamba_quant.metadata.model_name import name_of
-from bamba_quant.releases.card import About, about, read_evaluation, write_cards
+from bamba_quant.releases.card import About, about, check_files_are_own, read_evaluation, write_cards
 from bamba_quant.releases.forecast import check_release, forecast
 from bamba_quant.releases.make import Watch, run_task
 from bamba_quant.releases.preset import Preset, read_preset
@@ -65,6 +65,8 @@ def make_release(
     """
     for task in release.tasks:
         is_done(release, task, overwrite=overwrite)  # raises before hours of work
+    if not overwrite:
+        check_files_are_own(release)
     if workers is not None:
         done = {task.name for task in release.tasks if is_done(release, task, overwrite=overwrite)}
         for task in release.tasks:

@@ -3,6 +3,7 @@
 Records lie in the folder ``.release`` of the release. A task is done when its record has the settings of now and its
 files are as they were. Records appear whole, after what they tell of, so a run that is killed loses one task at most,
 and of a directory or of tuning only what its own journal does not have. A task is locked while a process works on it.
+A note that it was begun, NAME.begun, stays: what lies at a task's output without one is not the release's.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bamba_quant.errors import join_names
+from bamba_quant.errors import OutputError, join_names
 from bamba_quant.files.json_file import read_json
+from bamba_quant.files.reading import lexists
 from bamba_quant.releases.preset import ReleaseError
 from bamba_quant.releases.tasks import Release, Task
 from bamba_quant.writers.atomic import output_error, write_text
@@ -106,6 +108,41 @@ def read_record(release: Release, name: str) -> Record | None:
         ) from None
 
 
+def begin(release: Release, task: Task) -> None:
+    """Note, before a task makes anything, that what lies at its output from now on is the release's."""
+    write_text(_begun_file(release, task.name), "", overwrite=True)
+
+
+def is_own(release: Release, task: Task) -> bool:
+    """Whether the release made, or began to make, what lies at the output of ``task``."""
+    return _begun_file(release, task.name).exists() or _record_file(release, task.name).exists()
+
+
+def check_not_foreign(release: Release, task: Task) -> None:
+    """Raise ``OutputError`` where something that the release did not make lies at the output of ``task``."""
+    output = release.output(task)
+    split = f"{output.stem}-?????-of-?????.gguf"
+    found = [output, *sorted(output.parent.glob(split))] if task.kind == "gguf" else [output]
+    if not is_own(release, task):
+        refuse_foreign(file for file in found if not is_empty_directory(file))
+
+
+def refuse_foreign(files: Iterable[Path]) -> None:
+    """Raise ``OutputError`` for the first of ``files``, none of which the release made, that exists."""
+    for file in files:
+        if lexists(file):
+            raise OutputError(
+                "the release would replace what it did not make",
+                where=file,
+                found="no record of it, and no note that it was begun, in " + STATE,
+                fix="move it away, give another directory, or give --overwrite to replace it",
+            )
+
+
+def is_empty_directory(file: Path) -> bool:
+    return file.is_dir() and not any(file.iterdir())
+
+
 def finished_record(release: Release, name: str) -> Record:
     """The record of a task that is done. Raises ``ReleaseError`` where there is none."""
     if (record := read_record(release, name)) is None:
@@ -167,6 +204,10 @@ def locked(release: Release, name: str) -> Iterator[None]:
 
 def _checksums(record: Record | None) -> dict[str, str]:
     return {made.path: made.sha256 for made in record.files} if record else {}
+
+
+def _begun_file(release: Release, name: str) -> Path:
+    return release.directory / STATE / f"{name}.begun"
 
 
 def _record_file(release: Release, name: str) -> Path:

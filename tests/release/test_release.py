@@ -205,6 +205,23 @@ def test_a_file_that_is_split_now_replaces_the_whole_one(material: Material, tmp
     assert [each.model.path for each in report.candidates] == [str(first)]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{GGUF}/mini-h-Q4_K_M.gguf", f"{GGUF}/mini-Q8_0-00001-of-00002.gguf", f"{GGUF}/README.md",
+        f"{GGUF}/mini-imatrix.gguf", f"{FP8}/mine.txt", "report/report.json",
+    ],
+)  # fmt: skip
+def test_what_the_release_did_not_make_stays(material: Material, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "r" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"of somebody else")
+    refused = material.make(tmp_path / "r", code=2)
+    assert "would replace what it did not make" in refused.stderr and "--overwrite" in refused.stderr
+    assert [each for each in (tmp_path / "r").rglob("*") if each.is_file()] == [file]
+    assert file.read_bytes() == b"of somebody else"
+
+
 def test_a_gate_that_fails(finished: Path, material: Material, tmp_path: Path) -> None:
     directory = tmp_path / "release"
     subprocess.run(["cp", "-a", finished, directory], check=True)
