@@ -152,7 +152,7 @@ def _remote(repository: _Repository, name: str) -> RemoteFile:
     def fetch(directory: Path | None) -> Path:
         from huggingface_hub import constants, hf_hub_download
 
-        with hub_errors(repository.reference):
+        with hub_errors(repository.reference, streaming=directory is not None):
             constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
             with _bars(directory is None):  # else a bar of this program is on the screen
                 found = hf_hub_download(repository.name, name, revision=commit, local_dir=directory, **_WHO)
