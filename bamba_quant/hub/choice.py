@@ -9,13 +9,20 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from bamba_quant.checkpoint import modelopt
 from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.checkpoint.huggingface import ADAPTER_CONFIG, LAYOUTS
 from bamba_quant.errors import CheckpointError, did_you_mean, join_names
 from bamba_quant.files.names import CARD, CHAT_TEMPLATES, CONFIG, COPIED
 from bamba_quant.hub.reference import Reference
 
-SMALL = (CONFIG, CARD, ADAPTER_CONFIG, *COPIED)  # patterns of what decides a copy beside weights
+SMALL = (
+    CONFIG,
+    CARD,
+    ADAPTER_CONFIG,
+    modelopt.FILE,
+    *COPIED,
+)  # patterns of what decides a copy beside weights
 # Parts of names of GGUF files that llama.cpp's -hf does not take for models.
 _NO_MODEL = ("mmproj", "imatrix", "mtp-", "eagle3-")
 
