@@ -79,6 +79,14 @@ def _preset(name: str, table: Mapping[str, Any], where: object) -> Preset:
     given = {key: _checked(key, str(kinds[key]), value, where) for key, value in table.items()}
     given["types"] = tuple(recipe_named(each, where).name for each in given.get("types", ()))
     given["schemes"] = tuple(codec_named(each, SafetensorsCodec).name for each in given.get("schemes", ()))
+    if measured := [each for each in given["schemes"] if codec_named(each, SafetensorsCodec).measured]:
+        raise PlanError(
+            "a release cannot make a scheme that stores what enters each matrix at most",
+            where=where,
+            found=join_names(measured),
+            expected="schemes that need no more than an importance matrix",
+            fix="leave it out, and make it with bamba-quant fp4 --scheme and --calibrate",
+        )
     made = (*given["types"], *given["schemes"])
     if not made or len(set(made)) < len(made):
         raise PlanError(

@@ -238,6 +238,7 @@ def test_a_gate_that_fails(finished: Path, material: Material, tmp_path: Path) -
         ("types = ['q4_k_m']\nchunk = 3", "unknown key of a preset: chunk; did you mean chunks"),
         ("types = ['q4_k_m']\nchunks = '3'", "the value of chunks is of another kind"),
         ("types = ['q4_k_m', 'q4_k_m']", "each once"),
+        ("schemes = ['nvfp4a4']", "stores what enters each matrix at most"),
         ("chunks = 3", "a preset has types or schemes"),
         ("types = ['q4_k_m']\ntune = ['q8_0']", "tune names a file that is not made"),
         ("types = ['q4_k_m']\ntune_options = { stepps = 3 }", "did you mean steps"),
