@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -17,7 +18,22 @@ from bamba_quant.recipes import recipe_named
 
 _BUILTIN = Path(__file__).with_name("presets.toml")
 # What decides where and until when tuning runs, not what comes of it.
-_NOT_TUNABLE = {"device", "graph", "max_minutes", "micro_batch", "recompute", "resume", "state", "train"}
+_NOT_TUNABLE = {
+    "device",
+    "graph",
+    "max_memory",
+    "max_minutes",
+    "micro_batch",
+    "recompute",
+    "resume",
+    "state",
+    "train",
+}
+# What TOML gives for a field of TuneOptions, by its annotation.
+_TUNE_KINDS: Mapping[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "str": (str,),
+}  # fmt: skip
+_NAMES_OF_KINDS = {int: "a whole number", float: "a finite number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -108,10 +124,19 @@ def _preset(name: str, table: Mapping[str, Any], where: object) -> Preset:
             found=join_names(wrong),
             expected=", ".join(allowed),
         )
-    try:
-        TuneOptions(**options)
-    except TypeError as error:
-        raise PlanError("a tuning option of another kind", where=where, found=str(error)) from None
+    for each in fields(TuneOptions):
+        kinds_of = _TUNE_KINDS.get(str(each.type).removesuffix(" | None"), ())
+        value = options.get(each.name)
+        finite = math.isfinite(value) if isinstance(value, float) else True
+        if each.name in options and not (type(value) in kinds_of and finite):
+            raise PlanError(
+                "a tuning option of another kind",
+                where=where,
+                found=f"{each.name} = {value!r}"[:80],
+                expected=" or ".join(_NAMES_OF_KINDS[kind] for kind in kinds_of),
+                fix="correct it in tune_options",
+            )
+    TuneOptions(**options)
     given["gates"] = gate_sections(given.get("gates", {}), where)
     return Preset(name, **given)
 
