@@ -66,7 +66,7 @@ def run_task(
         if not is_done(release, task, overwrite=overwrite):
             _MAKE[task.kind](release, task, watch, ranks)
         return False
-    with locked(release, task.name):
+    with locked(release, task.name, watch.note):
         if is_done(release, task, overwrite=overwrite):
             return False
         if not overwrite:

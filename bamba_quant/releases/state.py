@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from bamba_quant.releases.tasks import Release, Task
 from bamba_quant.writers.atomic import output_error, write_text
 
 STATE = ".release"
+_IN_WORDS = {"needs": "the files that it is made from", "reading": "options for reading the model"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def is_done(release: Release, task: Task, *, overwrite: bool) -> bool:
         raise ReleaseError(
             f"{task.name} of this release was made with other settings",
             where=_record_file(release, task.name),
-            found="another " + join_names(changed),
+            found="different now: " + join_names([_IN_WORDS.get(key, key) for key in changed]),
             fix="give the settings it was made with, another directory, or --overwrite to make it again",
         )
     for made in record.files:
@@ -98,12 +99,18 @@ def read_record(release: Release, name: str) -> Record | None:
     found = read_json(file, "the record of a task of a release")
     try:
         files = tuple(MadeFile(**each) for each in found["files"])
-        return Record(found["settings"], files, float(found["seconds"]))
+        settings = found["settings"]
+        kinds = [(type(made.n_bytes), type(made.mtime_ns)) for made in files]
+        texts = [text for made in files for text in (made.path, made.sha256)]
+        if not isinstance(settings, dict) or set(kinds) - {(int, int)} or {*map(type, texts)} - {str}:
+            raise TypeError("a value of another kind")
+        return Record(settings, files, float(found["seconds"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ReleaseError(
             "the record of a task is damaged",
             where=file,
             found=str(error),
+            expected="settings, files and seconds, as a release writes them",
             fix="remove it; the task runs again",
         ) from None
 
@@ -187,8 +194,8 @@ def made_file(release: Release, file: Path) -> MadeFile:
 
 
 @contextmanager
-def locked(release: Release, name: str) -> Iterator[None]:
-    """While the block runs, no other process works on the task ``name``; waits for one that does."""
+def locked(release: Release, name: str, note: Callable[[str], None] = lambda note: None) -> Iterator[None]:
+    """While the block runs, no other process works on the task ``name``; waits for one that does, with a ``note``."""
     file = release.directory / STATE / f"{name}.lock"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +203,11 @@ def locked(release: Release, name: str) -> Iterator[None]:
     except OSError as error:
         raise output_error(error, file) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            note(f"{name}: another process works on it; waiting for it to end")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

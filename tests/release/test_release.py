@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_other_settings_are_an_error_until_they_are_to_replace(
     words = [*material.words(directory), "--preset", other]
     refused = run(*words, code=2)
     assert "evaluate of this release was made with other settings" in refused.stderr
-    assert "another chunks" in refused.stderr and "--overwrite" in refused.stderr
+    assert "different now: chunks" in refused.stderr and "--overwrite" in refused.stderr
     done = run(*words, "--overwrite")
     assert done.stderr.count("was done before") == 4 and "evaluate: done" in done.stderr
     file = directory / GGUF / "mini-Q8_0.gguf"
@@ -220,6 +221,31 @@ def test_what_the_release_did_not_make_stays(material: Material, tmp_path: Path,
     assert "would replace what it did not make" in refused.stderr and "--overwrite" in refused.stderr
     assert [each for each in (tmp_path / "r").rglob("*") if each.is_file()] == [file]
     assert file.read_bytes() == b"of somebody else"
+
+
+@pytest.mark.parametrize("damage", [{"settings": []}, {"files": [5]}, {"seconds": None}, {"n_bytes": "1"}])
+def test_a_damaged_record(finished: Path, material: Material, tmp_path: Path, damage: dict[str, Any]) -> None:
+    subprocess.run(["cp", "-a", finished, tmp_path / "r"], check=True)
+    file = tmp_path / "r" / ".release" / "q8_0.json"
+    record = json.loads(file.read_text())
+    (record["files"][0] if "n_bytes" in damage else record).update(damage)
+    file.write_text(json.dumps(record))
+    refused = material.make(tmp_path / "r", code=2).stderr
+    assert "the record of a task is damaged" in refused and "remove it" in refused
+
+
+def test_a_lock_that_another_process_has_is_told(tmp_path: Path) -> None:
+    release = Release(tmp_path, tmp_path, Preset("p"), "mini", tmp_path)
+    notes: list[str] = []
+
+    def told(note: str) -> None:
+        notes.append(note)
+        opened.close()
+
+    opened = ExitStack()
+    opened.enter_context(state.locked(release, "q8_0"))
+    with state.locked(release, "q8_0", told):
+        assert notes == ["q8_0: another process works on it; waiting for it to end"]
 
 
 def test_a_gate_that_fails(finished: Path, material: Material, tmp_path: Path) -> None:
