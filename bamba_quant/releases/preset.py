@@ -19,16 +19,8 @@ from bamba_quant.recipes import recipe_named
 _BUILTIN = Path(__file__).with_name("presets.toml")
 # What decides where and until when tuning runs, not what comes of it.
 _NOT_TUNABLE = {
-    "device",
-    "graph",
-    "max_memory",
-    "max_minutes",
-    "micro_batch",
-    "recompute",
-    "resume",
-    "state",
-    "train",
-}
+    "device", "graph", "max_memory", "max_minutes", "micro_batch", "recompute", "resume", "state", "train",
+}  # fmt: skip
 # What TOML gives for a field of TuneOptions, by its annotation.
 _TUNE_KINDS: Mapping[str, tuple[type, ...]] = {
     "int": (int,), "float": (int, float), "str": (str,),
