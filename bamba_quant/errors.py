@@ -11,6 +11,7 @@ __all__ = [
     "BambaQuantError",
     "CheckpointError",
     "ConfigError",
+    "FetchError",
     "FormatError",
     "OutputError",
     "PlanError",
@@ -23,6 +24,15 @@ __all__ = [
 
 class CheckpointError(BambaQuantError):
     """An input that cannot be read as what it claims to be."""
+
+
+class FetchError(CheckpointError):
+    """A file of the Hub that could not be fetched while an output is written, of which what is finished may be kept."""
+
+    def resumable(self) -> FetchError:
+        """The same where what is finished of the output is kept."""
+        fix = f"{self.fix}; continue with --resume, as what is finished is kept"
+        return FetchError(self.what, where=self.where, found=self.found, fix=fix)
 
 
 class ArchitectureError(BambaQuantError):

@@ -19,7 +19,7 @@ from bamba_quant.errors import repr_short
 from bamba_quant.files.json_file import read_json
 
 METHOD = "modelopt"
-_FILE = "hf_quant_config.json"
+FILE = "hf_quant_config.json"
 _ALGORITHMS = ("FP8", "NVFP4", "MIXED_PRECISION")
 _UNUSED = ("input_scale", "k_scale", "v_scale", "k_proj.output_scale", "v_proj.output_scale")
 _PARTS = (".weight_scale", ".weight_scale_2", ".pre_quant_scale")
@@ -27,7 +27,7 @@ _PARTS = (".weight_scale", ".weight_scale_2", ".pre_quant_scale")
 
 def separate_configuration(directory: Path) -> dict[str, Any] | None:
     """The ``quantization_config`` that earlier releases wrote into a file of its own; None without that file."""
-    file = directory / _FILE
+    file = directory / FILE
     if not file.is_file():
         return None
     found = read_json(file, "how the weights are quantized").get("quantization")

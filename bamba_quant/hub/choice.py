@@ -9,13 +9,20 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from bamba_quant.checkpoint import modelopt
 from bamba_quant.checkpoint.gguf_file import split_stem
 from bamba_quant.checkpoint.huggingface import ADAPTER_CONFIG, LAYOUTS
 from bamba_quant.errors import CheckpointError, did_you_mean, join_names
 from bamba_quant.files.names import CARD, CHAT_TEMPLATES, CONFIG, COPIED
 from bamba_quant.hub.reference import Reference
 
-_SMALL = (CONFIG, CARD, ADAPTER_CONFIG, *COPIED)
+SMALL = (
+    CONFIG,
+    CARD,
+    ADAPTER_CONFIG,
+    modelopt.FILE,
+    *COPIED,
+)  # patterns of what decides a copy beside weights
 # Parts of names of GGUF files that llama.cpp's -hf does not take for models.
 _NO_MODEL = ("mmproj", "imatrix", "mtp-", "eagle3-")
 
@@ -73,7 +80,7 @@ def _small(inside: str, names: Iterable[str]) -> tuple[str, ...]:
         if not name.startswith(inside):
             continue
         folder, _, file = name.removeprefix(inside).rpartition("/")
-        if folder in ("", CHAT_TEMPLATES) and any(fnmatch(file, pattern) for pattern in _SMALL):
+        if folder in ("", CHAT_TEMPLATES) and any(fnmatch(file, pattern) for pattern in SMALL):
             found.append(name)
     return tuple(sorted(found))
 

@@ -6,15 +6,18 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bamba_quant.errors import BambaQuantError, CheckpointError
+from bamba_quant.errors import BambaQuantError, CheckpointError, FetchError
 from bamba_quant.hub.reference import Reference
 
 _TOKEN = "set HF_TOKEN to a token of an account that may read it, or run `hf auth login`"
 
 
 @contextmanager
-def hub_errors(reference: Reference) -> Iterator[None]:
-    """Raise ``CheckpointError`` for whatever goes wrong with the Hub inside the block."""
+def hub_errors(reference: Reference, *, streaming: bool = False) -> Iterator[None]:
+    """Raise ``CheckpointError`` for whatever goes wrong with the Hub inside the block.
+
+    With ``streaming`` it is a ``FetchError``: an output is being written, so the model is there.
+    """
     try:
         from huggingface_hub import constants, errors
     except ImportError as error:
@@ -28,14 +31,15 @@ def hub_errors(reference: Reference) -> Iterator[None]:
     except BambaQuantError:
         raise
     except (errors.HTTPError, errors.RevisionResolutionError, ValueError, ConnectionError, OSError) as error:
-        raise _named(error, reference, f"{constants.ENDPOINT}/{reference.repository}") from error
+        raise _named(error, reference, f"{constants.ENDPOINT}/{reference.repository}", streaming) from error
 
 
-def _named(error: Exception, reference: Reference, url: str) -> CheckpointError:
+def _named(error: Exception, reference: Reference, url: str, streaming: bool) -> CheckpointError:
     from huggingface_hub import constants, errors, get_token
 
     def failure(what: str, fix: str, found: object = None) -> CheckpointError:
-        return CheckpointError(what, where=f"{reference} ({url})", found=found, fix=fix)
+        kind = FetchError if streaming else CheckpointError
+        return kind(what, where=f"{reference} ({url})", found=found, fix=fix)
 
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None and cause not in causes:
@@ -65,6 +69,8 @@ def _named(error: Exception, reference: Reference, url: str) -> CheckpointError:
     if is_any(errors.RemoteEntryNotFoundError):
         return failure("the repository has no such file", "give a file of it", error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if streaming:
+            return failure("the output's disk is full", "free some space", error.strerror)
         return failure(
             "the disk is full",
             "free some space, set HF_HOME to a directory on another disk, or convert with --stream-from-hub",
@@ -82,9 +88,13 @@ def _named(error: Exception, reference: Reference, url: str) -> CheckpointError:
         return failure(
             "the Hub failed", "run the command again later; whole files are kept", f"status {status}"
         )
+    found = str(causes[-1]).splitlines()[0] if str(causes[-1]) else type(causes[-1]).__name__
+    if streaming:
+        fix = "check the connection and HF_ENDPOINT, then run the command again: it keeps whole files"
+        return failure("the Hub cannot be reached or broke off", fix, found)
     return failure(
         "there is no such file or directory, and the Hub cannot be reached or broke off",
         "check the path, the connection and HF_ENDPOINT, then run the command again: it keeps whole files; without a "
         "connection, HF_HUB_OFFLINE=1 takes models from the cache",
-        str(causes[-1]).splitlines()[0] if str(causes[-1]) else type(causes[-1]).__name__,
+        found,
     )

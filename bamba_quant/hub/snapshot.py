@@ -17,7 +17,7 @@ from typing import Any
 
 from bamba_quant import __version__
 from bamba_quant.errors import CheckpointError
-from bamba_quant.files.reading import REMOTE, SMALL_BYTES, RemoteFile, read_bytes
+from bamba_quant.files.reading import REMOTE, SMALL_BYTES, RemoteFile, lexists, read_bytes
 from bamba_quant.hub.choice import Choice, choose
 from bamba_quant.hub.failures import hub_errors
 from bamba_quant.hub.reference import VIEW, Reference
@@ -90,8 +90,7 @@ def view(reference: Reference) -> Path:
         repository = _open(reference)
         place = _views() / reference.key / "snapshots" / repository.commit
         chosen = repository.choose()
-        if not (place / chosen.path).exists():
-            _fill(place, repository, chosen)
+        _fill(place, repository, chosen)
         return place / chosen.path
 
 
@@ -125,12 +124,18 @@ def _views() -> Path:
 
 
 def _fill(place: Path, repository: _Repository, chosen: Choice) -> None:
-    """Make the directory that stands for a snapshot; names on the Hub follow from its path, as from the cache's."""
+    """Make the directory that stands for a snapshot; names on the Hub follow from its path, as from the cache's.
+
+    Another model of the same repository may have filled a part of it.
+    """
     (place / chosen.path).parent.mkdir(parents=True, exist_ok=True)
     small = [*chosen.small, *(name for name in chosen.weights if name.endswith(".index.json"))]
+    small = [name for name in small if not lexists(place / name)]
     source = repository.download(small) if small else place
     for name in (*small, *chosen.weights):
         file = place / name
+        if lexists(file):
+            continue
         file.parent.mkdir(parents=True, exist_ok=True)
         if name in small:
             shutil.copyfile(source / name, file)
@@ -147,7 +152,7 @@ def _remote(repository: _Repository, name: str) -> RemoteFile:
     def fetch(directory: Path | None) -> Path:
         from huggingface_hub import constants, hf_hub_download
 
-        with hub_errors(repository.reference):
+        with hub_errors(repository.reference, streaming=directory is not None):
             constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
             with _bars(directory is None):  # else a bar of this program is on the screen
                 found = hf_hub_download(repository.name, name, revision=commit, local_dir=directory, **_WHO)

@@ -46,6 +46,14 @@ def role_choices(
                 expected=", ".join(sorted(known)),
             )
         choices = given if isinstance(given, list) else [given]
+        if not choices:
+            raise PlanError(
+                "a role has no format",
+                where=f"{where}, role {role}",
+                found="an empty list",
+                expected="a format, or a list of choices",
+                fix="give a format, or leave the role out",
+            )
         roles[role] = tuple(_choice(each, checked, f"{where}, role {role}") for each in choices)
     return roles
 

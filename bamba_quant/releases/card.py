@@ -17,8 +17,14 @@ from bamba_quant.metadata.model_card import read_front_matter
 from bamba_quant.metadata.model_name import name_of
 from bamba_quant.releases.make import plan_of, planned_imatrix
 from bamba_quant.releases.names import GGUF, gguf_name, type_of
-from bamba_quant.releases.preset import ReleaseError
-from bamba_quant.releases.state import MadeFile, read_record
+from bamba_quant.releases.state import (
+    MadeFile,
+    check_not_foreign,
+    finished_record,
+    is_own,
+    model_path,
+    refuse_foreign,
+)
 from bamba_quant.releases.tasks import CHECKSUMS, PICTURE, REPORT, Release, Task
 from bamba_quant.report import wording
 from bamba_quant.report.charts.size_divergence import size_divergence
@@ -84,6 +90,15 @@ def write_cards(release: Release, told: About) -> dict[str, list[Path]]:
     return files
 
 
+def check_files_are_own(release: Release) -> None:
+    """Raise ``OutputError`` where the release would replace an output, a report or a card that it did not make."""
+    for task in release.tasks:
+        check_not_foreign(release, task)
+    for key, folder in release.folders.items():
+        if not any(is_own(release, task) for task in _tasks_of(release, key)):
+            refuse_foreign(release.directory / folder / name for name in (CARD, PICTURE, CHECKSUMS))
+
+
 def read_evaluation(release: Release) -> Evaluation:
     """The release's evaluation, with the verdict of its gates."""
     return read_report(release.directory / REPORT / "report.json")
@@ -97,12 +112,7 @@ def _tasks_of(release: Release, key: str) -> list[Task]:
 
 
 def _files(release: Release, task: Task) -> tuple[MadeFile, ...]:
-    record = read_record(release, task.name)
-    if record is None:
-        raise ReleaseError(
-            "the release is not finished", where=release.directory, found=f"no record of {task.name}"
-        )
-    return record.files
+    return finished_record(release, task.name).files
 
 
 def _card(release: Release, told: About, key: str, made: Sequence[MadeFile], evaluation: Evaluation) -> str:
@@ -167,16 +177,18 @@ def _measured(evaluation: Evaluation) -> str:
 
 
 def _use_gguf(release: Release, told: About, repository: str) -> str:
-    files = [gguf_name(release.name, each) for each in release.preset.types]
-    kind = next((type_of(each) for each in files if type_of(each) == "Q4_K_M"), type_of(files[0]))
+    tasks = {
+        type_of(gguf_name(release.name, task.name)): task for task in release.tasks if task.kind == "gguf"
+    }
+    kind = "Q4_K_M" if "Q4_K_M" in tasks else next(iter(tasks))
     if not told.repository:
-        return f"```sh\nllama-cli -m {next(each for each in files if type_of(each) == kind)}\n```"
+        return f"```sh\nllama-cli -m {model_path(release, tasks[kind]).name}\n```"
     lines = (
         f"llama-cli -hf {repository}:{kind}",
         f"ollama run hf.co/{repository}:{kind}",
         f"lms get https://huggingface.co/{repository}@{kind.lower()}",
     )
-    others = ", ".join(code(f":{type_of(each)}") for each in files if type_of(each) != kind)
+    others = ", ".join(code(f":{each}") for each in tasks if each != kind)
     return "```sh\n" + "\n".join(lines) + "\n```" + (f"\n\nLikewise {others}." if others else "")
 
 

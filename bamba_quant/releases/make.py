@@ -16,7 +16,17 @@ from bamba_quant.inference.distributed import SINGLE_PROCESS, Ranks
 from bamba_quant.planning.convert import plan_conversion
 from bamba_quant.planning.plan import Plan
 from bamba_quant.planning.quantize import plan_quantization
-from bamba_quant.releases.state import is_done, locked, settings_now, write_record
+from bamba_quant.releases.state import (
+    begin,
+    check_not_foreign,
+    is_done,
+    locked,
+    model_path,
+    read_record,
+    remove_replaced,
+    settings_now,
+    write_record,
+)
 from bamba_quant.releases.tasks import CHECKSUMS, IMATRIX, PICTURE, Release, Task
 from bamba_quant.writers import write_plan
 from bamba_quant.writers.tasks import Progress
@@ -49,18 +59,24 @@ def run_task(
     """Make what ``task`` makes unless it is done; whether it had to be made.
 
     With ``overwrite`` an output of other settings is replaced. Of several processes, which share an evaluation, the
-    first one locks and records. Raises as ``is_done``, and what the function that makes the output raises.
+    first one locks and records. Raises as ``is_done`` and ``check_not_foreign``, and what the function
+    that makes the output raises.
     """
     if not ranks.first:
         if not is_done(release, task, overwrite=overwrite):
             _MAKE[task.kind](release, task, watch, ranks)
         return False
-    with locked(release, task.name):
+    with locked(release, task.name, watch.note):
         if is_done(release, task, overwrite=overwrite):
             return False
+        if not overwrite:
+            check_not_foreign(release, task)
+        begin(release, task)
         started, settings = time.monotonic(), settings_now(release, task)
+        old = read_record(release, task.name)
         release.output(task).parent.mkdir(parents=True, exist_ok=True)
         files = _MAKE[task.kind](release, task, watch, ranks)
+        remove_replaced(release, old, files)
         write_record(release, task, settings, files, time.monotonic() - started)
     return True
 
@@ -144,7 +160,7 @@ def _evaluate(release: Release, task: Task, watch: Watch, ranks: Ranks) -> tuple
     from bamba_quant.report.write import write_reports
 
     watch = watch.begin(task, 0, watch)
-    files = [path for each in release.tasks if each.name in task.needs for path in _models(release, each)]
+    files = [model_path(release, each) for each in release.tasks if each.name in task.needs]
     evaluation = evaluate(
         release.model,
         files,
@@ -160,14 +176,6 @@ def _evaluate(release: Release, task: Task, watch: Watch, ranks: Ranks) -> tuple
     return tuple(
         write_reports(evaluation, release.output(task), overwrite=True, inputs=[release.model, *files])
     )
-
-
-def _models(release: Release, task: Task) -> list[Path]:
-    """The path by which a made model is opened: of a split file its first part."""
-    output = release.output(task)
-    if output.exists():
-        return [output]
-    return sorted(output.parent.glob(f"{output.stem}-00001-of-*.gguf"))
 
 
 def evaluation_options(release: Release) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -17,7 +18,14 @@ from bamba_quant.recipes import recipe_named
 
 _BUILTIN = Path(__file__).with_name("presets.toml")
 # What decides where and until when tuning runs, not what comes of it.
-_NOT_TUNABLE = {"device", "graph", "max_minutes", "micro_batch", "recompute", "resume", "state", "train"}
+_NOT_TUNABLE = {
+    "device", "graph", "max_memory", "max_minutes", "micro_batch", "recompute", "resume", "state", "train",
+}  # fmt: skip
+# What TOML gives for a field of TuneOptions, by its annotation.
+_TUNE_KINDS: Mapping[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "str": (str,),
+}  # fmt: skip
+_NAMES_OF_KINDS = {int: "a whole number", float: "a finite number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,14 @@ def _preset(name: str, table: Mapping[str, Any], where: object) -> Preset:
     given = {key: _checked(key, str(kinds[key]), value, where) for key, value in table.items()}
     given["types"] = tuple(recipe_named(each, where).name for each in given.get("types", ()))
     given["schemes"] = tuple(codec_named(each, SafetensorsCodec).name for each in given.get("schemes", ()))
+    if measured := [each for each in given["schemes"] if codec_named(each, SafetensorsCodec).measured]:
+        raise PlanError(
+            "a release cannot make a scheme that stores what enters each matrix at most",
+            where=where,
+            found=join_names(measured),
+            expected="schemes that need no more than an importance matrix",
+            fix="leave it out, and make it with bamba-quant fp4 --scheme and --calibrate",
+        )
     made = (*given["types"], *given["schemes"])
     if not made or len(set(made)) < len(made):
         raise PlanError(
@@ -100,10 +116,19 @@ def _preset(name: str, table: Mapping[str, Any], where: object) -> Preset:
             found=join_names(wrong),
             expected=", ".join(allowed),
         )
-    try:
-        TuneOptions(**options)
-    except TypeError as error:
-        raise PlanError("a tuning option of another kind", where=where, found=str(error)) from None
+    for each in fields(TuneOptions):
+        kinds_of = _TUNE_KINDS.get(str(each.type).removesuffix(" | None"), ())
+        value = options.get(each.name)
+        finite = math.isfinite(value) if isinstance(value, float) else True
+        if each.name in options and not (type(value) in kinds_of and finite):
+            raise PlanError(
+                "a tuning option of another kind",
+                where=where,
+                found=f"{each.name} = {value!r}"[:80],
+                expected=" or ".join(_NAMES_OF_KINDS[kind] for kind in kinds_of),
+                fix="correct it in tune_options",
+            )
+    TuneOptions(**options)
     given["gates"] = gate_sections(given.get("gates", {}), where)
     return Preset(name, **given)
 

@@ -9,13 +9,13 @@ from bamba_quant.errors import CheckpointError, OutputError
 from bamba_quant.hub import local_path
 from bamba_quant.inference.threads import use_threads
 from bamba_quant.metadata.model_name import name_of
-from bamba_quant.releases.card import About, about, read_evaluation, write_cards
+from bamba_quant.releases.card import About, about, check_files_are_own, read_evaluation, write_cards
 from bamba_quant.releases.forecast import check_release, forecast
 from bamba_quant.releases.make import Watch, run_task
 from bamba_quant.releases.preset import Preset, read_preset
 from bamba_quant.releases.state import is_done
 from bamba_quant.releases.tasks import Release, Task
-from bamba_quant.releases.upload import check_repository
+from bamba_quant.releases.upload import check_repositories, check_repository
 from bamba_quant.releases.upload import upload as send
 from bamba_quant.releases.workers import Workers, run_on_workers
 from bamba_quant.report.html import NotebookEvaluation
@@ -63,8 +63,11 @@ def make_release(
     ``ended`` gets each task and whether it had to be made; ``started`` a task and the number of its job, of workers.
     Raises what the tasks raise; what was finished stays, and a later call goes on from there.
     """
+    check_repositories(release, told)
     for task in release.tasks:
         is_done(release, task, overwrite=overwrite)  # raises before hours of work
+    if not overwrite:
+        check_files_are_own(release)
     if workers is not None:
         done = {task.name for task in release.tasks if is_done(release, task, overwrite=overwrite)}
         for task in release.tasks:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from bamba_quant import __version__
 from bamba_quant.checkpoint import ReadOptions, open_checkpoint
+from bamba_quant.files.names import CHAT_TEMPLATES
+from bamba_quant.hub.choice import SMALL
+from bamba_quant.metadata.model_name import name_of
 from bamba_quant.releases.names import GGUF, check_names, gguf_name, imatrix_name, repositories
 from bamba_quant.releases.preset import Preset
 
@@ -98,10 +102,18 @@ class Release:
 
     @cached_property
     def _model(self) -> dict[str, Any]:
-        files = open_checkpoint(self.model, reading=self.reading).files
-        more = [self.model / "config.json"] if self.model.is_dir() else []
-        states = {file.name: file.stat() for file in (*files, *more)}
-        return {name: [state.st_size, state.st_mtime_ns] for name, state in sorted(states.items())}
+        """Weights by size and by the commit or, where none is known, by time; small files by checksum."""
+        directory = self.model if self.model.is_dir() else self.model.parent
+        commit = name_of(directory).commit
+        states = {file.name: file.stat() for file in open_checkpoint(self.model, reading=self.reading).files}
+        found: dict[str, Any] = {"commit": commit}
+        for name, state in sorted(states.items()):
+            found[name] = [state.st_size] if commit else [state.st_size, state.st_mtime_ns]
+        if self.model.is_dir():
+            for file in sorted((*directory.glob("*"), *directory.glob(f"{CHAT_TEMPLATES}/*"))):
+                if file.is_file() and any(fnmatch(file.name, pattern) for pattern in SMALL):
+                    found[file.relative_to(directory).as_posix()] = _sha256(file)
+        return found
 
 
 def _sha256(file: Path) -> str:

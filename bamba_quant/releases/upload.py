@@ -15,19 +15,30 @@ from bamba_quant.releases.tasks import Release
 
 def check_repository(repository: str) -> None:
     """Raise ``ReleaseError`` unless ``repository`` is owner/name, as the Hub has them."""
+    _check(f"{repository}-GGUF", repository)
+
+
+def check_repositories(release: Release, told: About) -> None:
+    """Raise ``ReleaseError`` unless the Hub has names such as those of all the release's repositories."""
+    for folder in release.folders.values() if told.repository else ():
+        _check(told.repository_of(release, folder), told.repository)
+
+
+def _check(name: str, given: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
-        validate_repo_id(f"{repository}-GGUF")
-        found = repository.count("/") == 1
-    except HFValidationError:
-        found = False
-    if not found:
+        validate_repo_id(name)
+        said = "" if name.count("/") == 1 else "not one /"
+    except HFValidationError as error:
+        said = str(error)
+    if said:
         raise ReleaseError(
             "not a name of a repository",
-            found=repr(repository),
-            expected="OWNER/NAME",
+            where=name,
+            found=f"{given!r}: {said}",
+            expected="OWNER/NAME, NAME with what the release adds of 96 characters at most",
             fix="--upload OWNER/NAME",
         )
 

@@ -65,7 +65,7 @@ def run_on_workers(
     try:
         executor = submitit.AutoExecutor(folder, cluster=workers.cluster)
         executor.update_parameters(**{"timeout_min": _MINUTES, **workers.parameters})
-    except (RuntimeError, NameError, TypeError, ValueError) as error:
+    except (RuntimeError, NameError, TypeError, ValueError, AssertionError) as error:
         raise ReleaseError("submitit refuses this", found=str(error), fix="correct --slurm") from error
     waiting = {task.name: task for task in release.tasks if not is_done(release, task, overwrite=overwrite)}
     running: dict[str, tuple[Task, Any]] = {}

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bamba_quant.errors import OutputError
+from bamba_quant.errors import FetchError, OutputError
 from bamba_quant.writers.directory import (
     check_apart,
     check_directory,
@@ -44,9 +44,10 @@ def resumable_directory(
 
     With ``resume`` the directory of an interrupted run with the same ``fingerprint`` is continued; with ``overwrite``
     alone it is started again. The directory is empty if the journal lists nothing. An error leaves nothing, but an
-    interrupt, and an error after everything was written, leave what ``resume`` needs. ``inputs`` are files that
-    neither directory may hold. Raises ``OutputError`` as ``check_directory``, and for an interrupted run's directory
-    if neither option is given, for a directory of that name without a journal, and for another run at work.
+    interrupt, a ``FetchError``, and an error after everything was written, leave what ``resume`` needs. ``inputs``
+    are files that neither directory may hold. Raises ``OutputError`` as ``check_directory``, and for an interrupted
+    run's directory if neither option is given, for a directory of that name without a journal, and for another run at
+    work.
     """
     output, partial = resolve_output(target), partial_of(target)
     check_apart((output, partial_of(output)), inputs)
@@ -75,10 +76,12 @@ def resumable_directory(
             publish(partial, output, overwrite=overwrite)
             _finish(output)
         except BaseException as error:
-            keep = keep or not isinstance(error, Exception)
+            keep = keep or isinstance(error, FetchError) or not isinstance(error, Exception)
             if not keep:
                 with suppress(OSError, OutputError):  # the first error is raised; the next run cleans up
                     _finish(output) if journal.is_in(output) else _discard(partial, journal)
+            if isinstance(error, FetchError):
+                raise error.resumable() from error
             if isinstance(error, OSError):
                 fix = "correct that and continue with --resume: all is written" if keep else None
                 raise output_error(error, output, fix) from error

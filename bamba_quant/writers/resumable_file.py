@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bamba_quant.errors import OutputError
+from bamba_quant.errors import FetchError, OutputError
 from bamba_quant.writers.atomic import check_space, check_target
 from bamba_quant.writers.commit import put
 from bamba_quant.writers.directory import partial_of, reserve
@@ -27,8 +27,9 @@ def resumable_file(
     """A descriptor of what becomes ``file`` when the block ends without error, and its journal.
 
     With ``resume`` the content that an interrupted run with the same fingerprint ``begun`` left is continued; with
-    ``overwrite`` alone it is started again. An error leaves nothing, an interrupt what ``resume`` needs. Raises
-    ``OutputError`` as ``atomic_files``, and for an interrupted run's content if neither option is given.
+    ``overwrite`` alone it is started again. An error leaves nothing, but an interrupt, and a ``FetchError``,
+    leave what ``resume`` needs. Raises ``OutputError`` as ``atomic_files``, and
+    for an interrupted run's content if neither option is given.
     """
     check_target(file, overwrite, inputs)
     place = partial_of(file)
@@ -55,6 +56,8 @@ def resumable_file(
                 put(content, file, overwrite)
                 flush_directory(file.parent)
                 _remove(place)
+            except FetchError as error:
+                raise error.resumable() from error
             except Exception:
                 _remove(place)
                 raise

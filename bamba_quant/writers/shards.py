@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from bamba_quant.checkpoint import RawReader
-from bamba_quant.errors import OutputError
+from bamba_quant.errors import FetchError, OutputError
 from bamba_quant.files.reading import REMOTE
 from bamba_quant.planning.model import SkippedTensor
 from bamba_quant.planning.plan import Plan
@@ -80,8 +80,9 @@ class ShardStream:
             place.mkdir(exist_ok=True)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._place is not None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Remove the files, but not where others could not be fetched: a later run takes those that are whole."""
+        if self._place is not None and not isinstance(error, FetchError):
             shutil.rmtree(self._place, ignore_errors=True)
 
     @contextmanager

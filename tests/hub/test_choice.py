@@ -30,7 +30,7 @@ def chosen(names: Sequence[str], path: str = "", tag: str = "") -> tuple[str, li
 def test_one_copy_of_the_weights_and_what_belongs_to_the_model() -> None:
     small = (
         "README.md additional_chat_templates/rag.jinja chat_template.jinja config.json generation_config.json "
-        "special_tokens_map.json tokenizer.json tokenizer_config.json"
+        "hf_quant_config.json special_tokens_map.json tokenizer.json tokenizer_config.json"
     ).split()
     other = (
         "pytorch_model.bin pytorch_model.bin.index.json consolidated.safetensors figure.png a/config.json "

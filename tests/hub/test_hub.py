@@ -122,6 +122,13 @@ def test_what_stands_for_weights_is_never_read_as_weights(hub: Hub, files: Files
     assert local_path(NAME, headers=True) == place
 
 
+def test_two_models_of_one_repository(hub: Hub, files: Files) -> None:
+    """The one in a folder comes first: its view makes the directories of the other's."""
+    hub.add(NAME, {**files, **{f"sub/{name}": content for name, content in files.items()}})
+    for name in (f"{NAME}/sub", NAME, f"{NAME}/sub"):
+        assert len(open_checkpoint(local_path(name, headers=True)).tensors) == 51
+
+
 def test_outputs_have_the_right_names_and_stay_out_of_the_cache(
     hub: Hub, files: Files, gguf: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

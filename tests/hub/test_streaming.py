@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -170,17 +171,47 @@ def test_what_does_not_go_together(hub: Hub, model: Path, tmp_path: Path) -> Non
     assert "is not that of an interrupted run" in failed and (foreign / "mine").exists()
 
 
-def test_a_shard_that_cannot_be_fetched(hub: Hub, model: Path, tmp_path: Path) -> None:
-    """The error is the Hub's, and nothing is left."""
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("convert", "the model is gated"), ("fp8", "the Hub cannot be reached"), ("split", "the Hub failed")],
+)
+def test_a_shard_that_cannot_be_fetched(
+    hub: Hub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, said: str
+) -> None:
+    """The error is the Hub's, and what is finished is kept."""
     repository = hub.add(NAME, contents(model))
-    ready = shards.ShardStream.ready
+    command, *options = COMMANDS[kind]
+    outfile = tmp_path / ("out" if kind == "fp8" else "out.gguf")
+    target = [*(["-o"] if command == "convert" else []), outfile]
+    fetch, calls = shards.ShardStream._fetch, 0
 
-    def gone(self: shards.ShardStream, group: shards.Group) -> Any:
-        repository.gated = True
-        return ready(self, group)
+    def gone(self: shards.ShardStream, file: Path, future: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            if kind == "convert":
+                repository.gated = True
+            elif kind == "fp8":
+                template = "http://127.0.0.1:9/{repo_id}/{revision}/{filename}"
+                patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+                patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+            else:
+                hub.failures = [500] * 100
+        fetch(self, file, future)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards.ShardStream, "ready", gone)
-        failed = run("convert", NAME, "-o", tmp_path / "x.gguf", "--stream-from-hub", code=2).stderr
-    assert "the model is gated" in failed
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.ShardStream, "_fetch", gone)
+        failed = run(command, NAME, *target, *options, "--stream-from-hub", code=2).stderr
+    repository.gated, hub.failures = False, []
+    assert said in failed and ("continue with --resume" in failed) == (kind != "split"), failed
+    left = {path.name for path in tmp_path.iterdir()} - {"cache"}
+    assert left == {f"{outfile.name}.hub"} | (set() if kind == "split" else {f"{outfile.name}.partial"})
+    hub.requests.clear()
+    run(command, NAME, *target, *options, "--stream-from-hub", *(["--resume"] if kind != "split" else []))
+    (tmp_path / "x").mkdir()
+    run(command, model, *target[:-1], tmp_path / "x" / outfile.name, *options)
+    assert len([each for each in hub.sent() if "/lfs/" in each.path and not each.range]) < COUNT
+    made = {path.name for path in tmp_path.iterdir()} - {"cache", "x"}
+    assert made == {path.name for path in (tmp_path / "x").iterdir()}
+    for name, content in contents(tmp_path / "x").items():
+        assert (tmp_path / name).read_bytes() == content

@@ -112,6 +112,7 @@ def test_a_refined_file_has_the_same_layout_and_less_error(tmp_path: Path) -> No
         ('like = "q4_k_m"\nrefine = 1', "neither true nor false"),
         ('like = "q4_k_m"\n[roles]\nnorm = "q4_k"', "no tensor that can be quantized"),
         ('like = "q4_k_m"\n[roles]\nssm_in = 4', "not a name"),
+        ('like = "q4_k_m"\n[roles]\nssm_in = []', "a role has no format"),
         ('like = "q4_k_m"\n[roles]\nssm_in = { format = "q4_k" }', "layers or a condition"),
         ('like = "q4_k_m"\n[roles]\nssm_in = { format = "q4_k", layers = [-1] }', "layer numbers"),
         ('like = "q4_k_m"\n[roles]\nssm_in = { format = "q4_k", when = "later" }', "no condition"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from bamba_quant.metadata.model_card import read_front_matter
 from bamba_quant.metadata.tune_record import read_record
 from bamba_quant.releases import make, state
 from bamba_quant.releases.card import FIGURES
+from bamba_quant.releases.preset import Preset
+from bamba_quant.releases.tasks import Release
 from bamba_quant.report.json_report import read_report
 from bamba_quant.report.markdown import figures_table
 from bamba_quant.report.wording import by_size
@@ -149,7 +152,7 @@ def test_other_settings_are_an_error_until_they_are_to_replace(
     words = [*material.words(directory), "--preset", other]
     refused = run(*words, code=2)
     assert "evaluate of this release was made with other settings" in refused.stderr
-    assert "another chunks" in refused.stderr and "--overwrite" in refused.stderr
+    assert "different now: chunks" in refused.stderr and "--overwrite" in refused.stderr
     done = run(*words, "--overwrite")
     assert done.stderr.count("was done before") == 4 and "evaluate: done" in done.stderr
     file = directory / GGUF / "mini-Q8_0.gguf"
@@ -158,6 +161,91 @@ def test_other_settings_are_an_error_until_they_are_to_replace(
     file.unlink()
     assert "q8_0: done" in run(*words).stderr
     assert published(directory)[f"{GGUF}/mini-Q8_0.gguf"] == published(finished)[f"{GGUF}/mini-Q8_0.gguf"]
+
+
+def test_another_revision_is_another_model(material: Material, tmp_path: Path) -> None:
+    """Weights are known by the commit, whatever their times are, or by their times; small files by content."""
+
+    def found(model: Path) -> Any:
+        preset = Preset("p", types=("q8_0",), imatrix_chunks=0)
+        release = Release(model, tmp_path / "r", preset, "mini", material.place / "text.txt")
+        return release.settings(release.tasks[0])["model"]
+
+    snapshots = tmp_path / "models--some-org--mini" / "snapshots"
+    snapshots.mkdir(parents=True)
+    first, second, plain = snapshots / "01", snapshots / "02", tmp_path / "mini"
+    for model in (first, second, plain):
+        subprocess.run(["cp", "-a", material.place / "mini", model], check=True)
+    before = {model: found(model) for model in (first, plain)}
+    assert found(second) != before[first]
+    for model in (first, plain):
+        os.utime(model / "model.safetensors", ns=(0, 0))
+        assert (found(model) == before[model]) == (model == first)
+        before[model] = found(model)
+        for name in ("README.md", "tokenizer_config.json"):
+            (model / name).write_text("{}")
+            assert found(model) != before[model]
+            before[model] = found(model)
+
+
+def test_a_file_that_is_split_now_replaces_the_whole_one(material: Material, tmp_path: Path) -> None:
+    """What was made is measured and described, not a file of an earlier run or of somebody else."""
+    preset, whole = tmp_path / "p.toml", tmp_path / "r" / GGUF / "mini-Q8_0.gguf"
+    text = "types = ['q8_0']\nimatrix_chunks = 0\nctx = 64\nchunks = 4\n"
+    preset.write_text(text)
+    material.make(tmp_path / "r", "--preset", preset)
+    preset.write_text(text + "split_bytes = 2_000_000\n")
+    material.make(tmp_path / "r", "--preset", preset, "--overwrite")
+    assert not whole.exists()
+    whole.write_bytes(b"of somebody else")
+    (tmp_path / "r" / ".release" / "evaluate.json").unlink()
+    material.make(tmp_path / "r", "--preset", preset)
+    first = next(whole.parent.glob("mini-Q8_0-00001-of-*.gguf"))
+    assert f"llama-cli -m {first.name}\n" in (whole.parent / "README.md").read_text()
+    report = read_report(tmp_path / "r" / "report" / "report.json")
+    assert [each.model.path for each in report.candidates] == [str(first)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{GGUF}/mini-h-Q4_K_M.gguf", f"{GGUF}/mini-Q8_0-00001-of-00002.gguf", f"{GGUF}/README.md",
+        f"{GGUF}/mini-imatrix.gguf", f"{FP8}/mine.txt", "report/report.json",
+    ],
+)  # fmt: skip
+def test_what_the_release_did_not_make_stays(material: Material, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "r" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"of somebody else")
+    refused = material.make(tmp_path / "r", code=2)
+    assert "would replace what it did not make" in refused.stderr and "--overwrite" in refused.stderr
+    assert [each for each in (tmp_path / "r").rglob("*") if each.is_file()] == [file]
+    assert file.read_bytes() == b"of somebody else"
+
+
+@pytest.mark.parametrize("damage", [{"settings": []}, {"files": [5]}, {"seconds": None}, {"n_bytes": "1"}])
+def test_a_damaged_record(finished: Path, material: Material, tmp_path: Path, damage: dict[str, Any]) -> None:
+    subprocess.run(["cp", "-a", finished, tmp_path / "r"], check=True)
+    file = tmp_path / "r" / ".release" / "q8_0.json"
+    record = json.loads(file.read_text())
+    (record["files"][0] if "n_bytes" in damage else record).update(damage)
+    file.write_text(json.dumps(record))
+    refused = material.make(tmp_path / "r", code=2).stderr
+    assert "the record of a task is damaged" in refused and "remove it" in refused
+
+
+def test_a_lock_that_another_process_has_is_told(tmp_path: Path) -> None:
+    release = Release(tmp_path, tmp_path, Preset("p"), "mini", tmp_path)
+    notes: list[str] = []
+
+    def told(note: str) -> None:
+        notes.append(note)
+        opened.close()
+
+    opened = ExitStack()
+    opened.enter_context(state.locked(release, "q8_0"))
+    with state.locked(release, "q8_0", told):
+        assert notes == ["q8_0: another process works on it; waiting for it to end"]
 
 
 def test_a_gate_that_fails(finished: Path, material: Material, tmp_path: Path) -> None:
@@ -176,8 +264,13 @@ def test_a_gate_that_fails(finished: Path, material: Material, tmp_path: Path) -
         ("types = ['q4_k_m']\nchunk = 3", "unknown key of a preset: chunk; did you mean chunks"),
         ("types = ['q4_k_m']\nchunks = '3'", "the value of chunks is of another kind"),
         ("types = ['q4_k_m', 'q4_k_m']", "each once"),
+        ("schemes = ['nvfp4a4']", "stores what enters each matrix at most"),
         ("chunks = 3", "a preset has types or schemes"),
         ("types = ['q4_k_m']\ntune = ['q8_0']", "tune names a file that is not made"),
+        ("types = ['q4_k_m']\ntune_options = { steps = '3' }", "steps = '3'"),
+        ("types = ['q4_k_m']\ntune_options = { seed = true }", "a tuning option of another kind"),
+        ("types = ['q4_k_m']\ntune_options = { lr = nan }", "a finite number"),
+        ("types = ['q4_k_m']\ntune_options = { max_memory = 3 }", "unknown tuning option"),
         ("types = ['q4_k_m']\ntune_options = { stepps = 3 }", "did you mean steps"),
         ("types = ['q4_k_m']\n[gates]\ndefault = { max-kd = 1 }", "unknown gate"),
         ("types = ['q4_k_m', 'q4_k_m_h']\nimatrix_chunks = 0", "several files of the release answer to :Q4_K_M"),

@@ -95,7 +95,7 @@ def _same_figures_from_the_hub(directory: Path, material: Material, hub: Hub) ->
 
 
 def test_what_the_hub_refuses(
-    directory: Path, material: Material, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    directory: Path, material: Material, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     refused = material.make(directory, "--upload", REPOSITORY, code=2)
@@ -103,6 +103,10 @@ def test_what_the_hub_refuses(
     assert "hf auth login" in refused.stderr and "Traceback" not in refused.stderr
     for name in ("mini", "a/b/c", "org/na me", "org/.."):
         assert "not a name of a repository" in material.make(directory, "--upload", name, code=2).stderr
+    long, preset = "org/" + "m" * 91, tmp_path / "p.toml"  # short enough with -GGUF, not with -W4A16
+    preset.write_text("schemes = ['w4a16-g128']\nimatrix_chunks = 0\nctx = 64\nchunks = 36\n")
+    refused = material.make(directory / "new", "--preset", preset, "--upload", long, code=2)
+    assert "not a name of a repository" in refused.stderr and not (directory / "new").exists()
     hub.shutdown()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "the upload failed" in material.make(directory, "--upload", REPOSITORY, code=2).stderr

@@ -96,3 +96,11 @@ def test_what_workers_say(material: Material, tmp_path: Path, monkeypatch: pytes
     )
     words = (*material.words(tmp_path / "r"), "--workers", "2", "--slurm", "partition=cpu")
     assert "submitit refuses this" in run(*words, code=2).stderr  # no sbatch here
+
+    def refuse(self: Any, **given: Any) -> None:
+        assert isinstance(given["timeout_min"], int)  # as submitit checks it
+
+    monkeypatch.setattr(submitit.AutoExecutor, "__init__", lambda self, *given, **more: None)
+    monkeypatch.setattr(submitit.AutoExecutor, "update_parameters", refuse)
+    words = (*material.words(tmp_path / "r"), "--workers", "2", "--slurm", "timeout_min=abc")
+    assert "submitit refuses this" in run(*words, code=2).stderr
