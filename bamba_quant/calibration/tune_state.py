@@ -6,12 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bamba_quant.calibration.tune_options import TuneError
 from bamba_quant.checkpoint.base import read_tensor
@@ -23,8 +21,11 @@ from bamba_quant.writers.atomic import atomic_files
 from bamba_quant.writers.stream import write_at
 from bamba_reference.errors import repr_short
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _KEY = "bamba_quant.tune"
-_DTYPES = {torch.float32: "F32", torch.int8: "I8", torch.uint8: "U8"}
+_DTYPES = {"float32": "F32", "int8": "I8", "uint8": "U8"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,11 @@ def write_state(
     ``belongs`` must be the same in a run that goes on from here. Tensors are copied from their device one at a time.
     """
     parts = [
-        [safetensors_layout.tensor_part(name, _DTYPES[tensor.dtype], tuple(tensor.shape))]
+        [
+            safetensors_layout.tensor_part(
+                name, _DTYPES[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape)
+            )
+        ]
         for name, tensor in tensors.items()
     ]
     header = json.dumps({"belongs": belongs, "about": about})
