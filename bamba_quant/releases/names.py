@@ -19,7 +19,7 @@ from bamba_quant.releases.preset import ReleaseError
 
 GGUF = "GGUF"
 _SCHEMES = {"fp8-dynamic": "FP8", "w4a16-g128": "W4A16"}  # as such repositories are called
-# llama.cpp does not load a file as a model if its name contains one of these (common/download.cpp, gguf_filename_is_model).
+# llama.cpp does not take a file with one of these in its name as a model (common/download.cpp, gguf_filename_is_model).
 _NO_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _MOST_CHARACTERS = 80  # with what is added, a repository's name may have 96
@@ -48,7 +48,7 @@ def imatrix_name(name: str) -> str:
 
 
 def check_names(name: str, files: Sequence[str], schemes: Sequence[str]) -> None:
-    """Raise ``ReleaseError`` if ``name`` cannot name a repository, or a type would resolve to no file or a wrong one."""
+    """Raise ``ReleaseError`` if ``name`` cannot name a repository, or a type would resolve to no file or another."""
     if not _NAME.fullmatch(name) or len(name) > _MOST_CHARACTERS or "--" in name or ".." in name:
         raise ReleaseError(
             "the name of the release cannot be a repository's",
